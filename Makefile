@@ -1,0 +1,90 @@
+# Every target sets up first; setting up again costs nothing until pyproject.toml or constraints.txt
+# change. ARGS reaches the command: make test ARGS='-k ledger', make quickstart ARGS='name=mine'.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+# A machine with a working NVIDIA driver gets the CUDA builds.
+EXTRA := $(shell if nvidia-smi -L >/dev/null 2>&1; then echo gpu; else echo cpu; fi)
+PINS := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+STAMP := $(VENV)/.consomme-$(EXTRA)-$(PINS)
+
+# `===` is the exact build without a suffix, so a CPU build that pip may know of is not taken.
+TORCH := $(if $(filter gpu,$(EXTRA)),torch===2.13.0,torch==2.13.0)
+
+# DeepSpeed would look for a compiler; its operators are built when first used, if ever.
+PIP := DS_BUILD_OPS=0 $(BIN)/python -m pip --disable-pip-version-check
+PYTHON_IS_FIT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
+
+.PHONY: help setup quickstart test test-quick lint format bench clean
+
+help:
+	@echo 'make setup        create $(VENV) and install everything, pinned ($(EXTRA))'
+	@echo 'make quickstart   the whole loop on real pictures, then one table and one page'
+	@echo 'make test         all tests; what this machine cannot run is skipped'
+	@echo 'make test-quick   the tests that start neither Ray nor vLLM'
+	@echo 'make lint         format, lint, types, and who imports whom'
+	@echo 'make format       mend what can be mended by itself'
+	@echo 'make bench        measure; writes tests/benchmarks/results/'
+	@echo 'make clean        remove $(VENV) and caches; runs stay'
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -c '$(PYTHON_IS_FIT)' 2>/dev/null; then \
+	  for name in python3.11 python3.12 python3; do \
+	    if $$name -c '$(PYTHON_IS_FIT)' 2>/dev/null; then found=$$name; break; fi; \
+	  done; \
+	  if [ -z "$${found:-}" ]; then \
+	    echo 'consomme needs Python 3.11 or 3.12: found neither python3.11, python3.12 nor a' \
+	      'fitting python3. On Debian: apt-get install python3.11 python3.11-venv' >&2; \
+	    exit 2; \
+	  fi; \
+	  echo "Creating $(VENV) with $$found"; \
+	  rm -rf $(VENV); \
+	  if ! $$found -m venv $(VENV); then \
+	    rm -rf $(VENV); \
+	    echo "$$found cannot make virtual environments." \
+	      "On Debian: apt-get install $$found-venv" >&2; \
+	    exit 2; \
+	  fi; \
+	fi
+	@echo 'Installing pinned dependencies ($(EXTRA)); this is done once and takes some minutes'
+	$(PIP) install --quiet '$(TORCH)'
+	$(PIP) install --quiet -c constraints.txt -e '.[$(EXTRA),dev]'
+ifeq ($(EXTRA),cpu)
+	@# There is no CPU build of torchvision, and its own dependencies would bring a CUDA torch.
+	$(PIP) install --quiet --no-deps torchvision==0.28.0
+endif
+	@rm -f $(VENV)/.consomme-*
+	@touch $@
+
+quickstart: setup
+	$(BIN)/consomme loop recipes/quickstart.yaml $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest tests $(ARGS)
+
+test-quick: setup
+	$(BIN)/python -m pytest tests -m 'not ray and not vllm and not slow' $(ARGS)
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy platform/consomme
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	$(BIN)/python tests/benchmarks/run.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,10 @@
+"""Run the whole round: score, filter, recaption, train, evaluate, soup.
+
+ray job submit --working-dir . -- uv run jobs/loop.py recipes/quickstart.yaml name=mine
+"""
+
+from consomme.cli import main
+from consomme.pipelines import loop
+
+if __name__ == "__main__":
+    main(loop.LoopRecipe, loop.run)

@@ -1,0 +1,10 @@
+"""Write the embedded data sets as shards to work on.
+
+ray job submit --working-dir . -- uv run jobs/prepare.py recipes/prepare/quickstart.yaml name=mine
+"""
+
+from consomme.cli import main
+from consomme.pipelines import prepare
+
+if __name__ == "__main__":
+    main(prepare.PrepareRecipe, prepare.run)

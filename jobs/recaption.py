@@ -1,0 +1,10 @@
+"""Write new captions for the samples of a view.
+
+ray job submit --working-dir . -- uv run jobs/recaption.py recipes/recaption/nano.yaml name=mine
+"""
+
+from consomme.cli import main
+from consomme.pipelines import recaption
+
+if __name__ == "__main__":
+    main(recaption.RecaptionRecipe, recaption.run)

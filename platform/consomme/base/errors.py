@@ -1,0 +1,53 @@
+"""The errors a user can do something about, and the exit code each one ends the program with.
+
+A message says what was found, where (key path, shard, tensor), what was expected and what to do.
+Anything that is not a `ConsommeError` is our own bug and ends with a traceback and exit code 1.
+A bad sample inside the data is not an error at all: see `consomme.base.sample.Reject`.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Self
+
+EXIT_OK = 0
+EXIT_BUG = 1
+EXIT_USER = 2
+EXIT_TRY_AGAIN = 75
+EXIT_INTERRUPTED = 130
+
+
+class ConsommeError(Exception):
+    """Base of everything consomme raises on purpose."""
+
+    exit_code: ClassVar[int] = EXIT_BUG
+    """What the process returns when this error reaches the command line."""
+
+
+class RecipeError(ConsommeError):
+    """The recipe, an override or the command line asks for something that cannot be done."""
+
+    exit_code = EXIT_USER
+
+    @classmethod
+    def from_problems(cls, where: str, problems: Sequence[str]) -> Self:
+        """Put all problems of one recipe into one message, so that one edit mends them all."""
+        noun = "problem" if len(problems) == 1 else "problems"
+        lines = "".join(f"\n  - {problem}" for problem in problems)
+        return cls(f"{where}: {len(problems)} {noun}{lines}")
+
+
+class DataError(ConsommeError):
+    """The data as a whole cannot be used: an unreadable shard, too many rejects, no samples."""
+
+    exit_code = EXIT_USER
+
+
+class CheckpointError(ConsommeError):
+    """A model folder is missing, incomplete, or does not fit what it is asked to do."""
+
+    exit_code = EXIT_USER
+
+
+class ClusterError(ConsommeError):
+    """The infrastructure failed; the same command may succeed later and goes on where it was."""
+
+    exit_code = EXIT_TRY_AGAIN

@@ -1,0 +1,259 @@
+"""Typed schemas: turn plain values of a YAML file into frozen dataclasses, or say what is wrong.
+
+A schema is a dataclass whose fields are bool, int, float, str, `Literal`, `| None`, list, tuple,
+dict, or another schema. Conversion is strict (the text "3" is not a number) and never stops at the
+first problem. Where values come from (files, overrides) is `consomme.base.recipe`'s business; which
+strategies exist is the registries'.
+"""
+
+import copy
+import dataclasses
+import importlib
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, Union, cast, get_args, get_origin, get_type_hints
+
+from consomme.base.errors import ConsommeError
+from consomme.base.suggest import did_you_mean
+
+_REGISTRY = "consomme.registry"
+_RUNTIME = "consomme.runtime"
+_NO_DEFAULT: Any = object()
+
+
+class StrategyParser(Protocol):
+    """What a schema needs from a registry; `consomme.base.registry.Registry` provides it."""
+
+    def parse(self, node: Any, path: str) -> tuple[Any, list[str]]:
+        """Build the strategy a node describes, and list what is wrong with the node."""
+        ...
+
+
+def strategy(registry: str, *, default: Any = _NO_DEFAULT) -> Any:
+    """Declare a `dict[str, Any]` field that names a registered strategy and its parameters.
+
+    A list field holds several strategies. The registry is imported when a recipe is checked, not
+    when the schema is defined.
+
+    Args:
+        registry: `"module:NAME"` of the registry, as in `"consomme.curate.keep:KEEP_POLICIES"`.
+        default: Node (or list of nodes, or None) to use when the recipe is silent. Without one
+            the field is required. A recipe that gives `name` replaces the default; one that
+            gives only parameters changes those and keeps the rest.
+    """
+    return _field(default, {_REGISTRY: registry})
+
+
+def runtime(default: Any) -> Any:
+    """Declare a field that changes how a run goes but not what it makes (workers, threads).
+
+    Such fields stay out of the fingerprint: the same run may go on with more workers.
+    """
+    return _field(default, {_RUNTIME: True})
+
+
+def is_runtime(field: "dataclasses.Field[Any]") -> bool:
+    """Tell whether a field was declared with `runtime`."""
+    return bool(field.metadata.get(_RUNTIME))
+
+
+def registry_of(field: "dataclasses.Field[Any]") -> StrategyParser | None:
+    """Import the registry behind a field declared with `strategy`; None for any other field."""
+    reference = field.metadata.get(_REGISTRY)
+    if reference is None:
+        return None
+    module, _, attribute = str(reference).partition(":")
+    return cast(StrategyParser, getattr(importlib.import_module(module), attribute))
+
+
+def default_of(field: "dataclasses.Field[Any]") -> Any:
+    """Return a fresh copy of a field's default, or `dataclasses.MISSING`."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def parse(schema: type[Any], values: Any, path: str = "") -> tuple[Any, list[str]]:
+    """Build `schema` from plain values.
+
+    Args:
+        schema: A dataclass.
+        values: What the YAML node holds; a mapping unless the user made a mistake.
+        path: Key path of the node, used in messages; empty at the top.
+
+    Returns:
+        The dataclass (None if there is any problem) and the problems, one sentence each.
+    """
+    if not isinstance(values, Mapping):
+        return None, [f"{path or 'recipe'}: found {_show(values)}, expected keys and values"]
+    hints = get_type_hints(schema)
+    fields = {field.name: field for field in dataclasses.fields(schema) if field.init}
+    problems = [
+        f"{_join(path, str(key))}: unknown key{did_you_mean(str(key), fields)}"
+        for key in values
+        if key not in fields
+    ]
+    arguments: dict[str, Any] = {}
+    for name, field in fields.items():
+        given = values.get(name, _NO_DEFAULT)
+        arguments[name], found = _field_value(field, hints[name], given, _join(path, name))
+        problems += found
+    if problems:
+        return None, problems
+    try:
+        return schema(**arguments), []
+    except (ConsommeError, ValueError) as error:
+        return None, [f"{path}: {error}" if path else str(error)]
+
+
+def type_name(hint: Any) -> str:
+    """Write a type the way it is written in a schema: `int | None`, `list[str]`."""
+    if hint is type(None):
+        return "None"
+    if get_origin(hint) is Literal:
+        return " | ".join(repr(choice) for choice in get_args(hint))
+    if get_origin(hint) in (Union, types.UnionType):
+        return " | ".join(type_name(part) for part in get_args(hint))
+    if get_args(hint):
+        inner = ", ".join("..." if part is Ellipsis else type_name(part) for part in get_args(hint))
+        return f"{get_origin(hint).__name__}[{inner}]"
+    return getattr(hint, "__name__", str(hint))
+
+
+def _field(default: Any, metadata: dict[str, Any]) -> Any:
+    if default is _NO_DEFAULT:
+        return dataclasses.field(metadata=metadata)
+    if isinstance(default, list | dict | set):
+        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _field_value(
+    field: "dataclasses.Field[Any]", hint: Any, given: Any, path: str
+) -> tuple[Any, list[str]]:
+    default = default_of(field)
+    if given is _NO_DEFAULT or (isinstance(given, str) and given == "???"):
+        if default is dataclasses.MISSING:
+            return None, [f"{path}: missing; expected {type_name(hint)}"]
+        given = default
+    registry = registry_of(field)
+    if registry is not None:
+        return _strategies(registry, given, default, path)
+    if given is default:
+        return given, []
+    return _value(hint, given, path)
+
+
+def _strategies(
+    registry: StrategyParser, given: Any, default: Any, path: str
+) -> tuple[Any, list[str]]:
+    """Check strategy nodes, and fill in their defaults so that the saved recipe says everything."""
+    if given is None and default is None:
+        return None, []
+    if isinstance(given, list | tuple):
+        pairs = [
+            _strategies(registry, node, dataclasses.MISSING, f"{path}[{index}]")
+            for index, node in enumerate(given)
+        ]
+        return [node for node, _ in pairs], [text for _, found in pairs for text in found]
+    if isinstance(given, Mapping) and isinstance(default, Mapping) and "name" not in given:
+        given = {**default, **given}
+    built, problems = registry.parse(given, path)
+    return (None if problems else {"name": given["name"], **to_plain(built)}), problems
+
+
+def to_plain(value: Any) -> Any:
+    """Turn schemas, tuples and mappings into the dicts, lists and scalars of YAML and JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: to_plain(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.init
+        }
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def _value(hint: Any, value: Any, path: str) -> tuple[Any, list[str]]:
+    """Convert one value to one type; containers go element by element."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any or hint is object:
+        return value, []
+    if origin in (Union, types.UnionType):
+        return _union(hint, value, path)
+    if origin is Literal:
+        return _literal(args, value, path)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return parse(hint, value, path)
+    if (origin or hint) in (list, tuple) and isinstance(value, list | tuple):
+        return _sequence(hint, value, path)
+    if (origin or hint) is dict and isinstance(value, Mapping):
+        item_hint = args[1] if args else Any
+        pairs = {
+            str(key): _value(item_hint, item, _join(path, str(key))) for key, item in value.items()
+        }
+        problems = [text for _, found in pairs.values() for text in found]
+        return {key: item for key, (item, _) in pairs.items()}, problems
+    return _scalar(hint, value, path)
+
+
+def _scalar(hint: Any, value: Any, path: str) -> tuple[Any, list[str]]:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int and is_number and float(value).is_integer():
+        return int(value), []
+    if hint is float and is_number:
+        return float(value), []
+    if hint is str and isinstance(value, int) and is_number:
+        return str(value), []
+    if hint in (bool, str) and isinstance(value, hint):
+        return value, []
+    return None, [f"{path}: found {_show(value)}, expected {type_name(hint)}"]
+
+
+def _literal(choices: tuple[Any, ...], value: Any, path: str) -> tuple[Any, list[str]]:
+    for choice in choices:
+        if value == choice and type(value) is type(choice):
+            return choice, []
+    hint = did_you_mean(str(value), [str(choice) for choice in choices])
+    expected = ", ".join(repr(choice) for choice in choices)
+    return None, [f"{path}: found {value!r}, expected one of {expected}{hint}"]
+
+
+def _union(hint: Any, value: Any, path: str) -> tuple[Any, list[str]]:
+    args = get_args(hint)
+    if value is None and type(None) in args:
+        return None, []
+    choices = [part for part in args if part is not type(None)]
+    attempts = [_value(part, value, path) for part in choices]
+    for converted, problems in attempts:
+        if not problems:
+            return converted, []
+    if len(choices) == 1:
+        return attempts[0]
+    return None, [f"{path}: found {_show(value)}, expected {type_name(hint)}"]
+
+
+def _sequence(hint: Any, value: Any, path: str) -> tuple[Any, list[str]]:
+    args, make = get_args(hint), get_origin(hint) or hint
+    if make is tuple and args and Ellipsis not in args:
+        if len(value) != len(args):
+            return None, [f"{path}: found {len(value)} values, expected {len(args)}"]
+        hints = list(args)
+    else:
+        hints = [args[0] if args else Any] * len(value)
+    pairs = [
+        _value(item_hint, item, f"{path}[{index}]")
+        for index, (item_hint, item) in enumerate(zip(hints, value, strict=True))
+    ]
+    return make(item for item, _ in pairs), [text for _, found in pairs for text in found]
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _show(value: Any) -> str:
+    return "nothing" if value is None else f"{value!r} ({type(value).__name__})"

@@ -1,0 +1,25 @@
+"""One place that turns a mistyped word into a suggestion."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Say which known word is closest, as the tail of an error message.
+
+    Args:
+        word: What the user wrote.
+        choices: What would have been understood.
+
+    Returns:
+        `"; did you mean 'x'?"`, or an empty string if nothing is close.
+    """
+    known = sorted(set(choices))
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close:
+        lowered = {choice.lower(): choice for choice in known}
+        close = [
+            lowered[hit]
+            for hit in difflib.get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.6)
+        ]
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,255 @@
+"""The command line `consomme VERB RECIPE [key=value …]`; here errors become exit codes.
+
+Verbs are a table; a verb's pipeline, and with it Ray and torch, is imported when it is used. What a
+verb does, and what its recipe may say, is the pipeline's business.
+"""
+
+import importlib
+import io
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from consomme import __version__
+from consomme.base.errors import (
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    ConsommeError,
+    RecipeError,
+)
+from consomme.base.suggest import did_you_mean
+
+_LOG = logging.getLogger(__name__)
+_HELP = ("-h", "--help", "help")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """One thing the command line can do."""
+
+    module: str
+    """Where its `run` is."""
+
+    recipe: str
+    """Name of its recipe class there; empty if it takes a run folder instead of a recipe."""
+
+    help: str
+    """What it does, in one line."""
+
+
+def _verb(name: str, text: str) -> Verb:
+    recipe = "" if name == "report" else f"{name.capitalize()}Recipe"
+    return Verb(module=f"consomme.pipelines.{name}", recipe=recipe, help=text)
+
+
+VERBS: Mapping[str, Verb] = {
+    name: _verb(name, text)
+    for name, text in {
+        "score": "give each sample a perplexity, with and without its image",
+        "filter": "decide exactly which samples stay, and write a view of them",
+        "recaption": "let a model write new captions for the samples of a view",
+        "train": "train a model on a view, all of it or chosen layers only",
+        "evaluate": "measure a model on benchmarks",
+        "soup": "average fine-tuned models, choosing what goes in",
+        "loop": "run a chain of these from one recipe, skipping what is done",
+        "prepare": "write the embedded data sets as shards to work on",
+        "report": "draw the report of a finished run; takes a run folder",
+    }.items()
+}
+
+_INTRO = """\
+consomme {version}: clarify the data, soup the models.
+
+  consomme VERB RECIPE [key=value …]
+  consomme report RUN_FOLDER
+
+A recipe is a YAML file that says all about one run. The usual round:
+
+  shards ─▶ score ─▶ filter ─▶ recaption ─▶ train ─▶ evaluate ─▶ soup ─▶ model
+
+Every run writes one folder, <root>/<verb>/<name>-<fingerprint>/, named after what it makes. The
+same recipe on the same inputs finds that folder again and does only what is missing, so after
+Ctrl-C, a crash or a lost machine the answer is the same: run the same command again.
+
+Verbs:
+{verbs}
+
+Overrides change a recipe for one run, at any depth:
+  consomme filter recipes/filter/points.yaml keep.fraction=0.5 name=half
+  consomme train recipes/train/full.yaml 'inputs=[a.tar,b.tar]' layers='{{name: sparse_uniform}}'
+
+Examples:
+  consomme loop recipes/quickstart.yaml       the whole round on a laptop, in minutes
+  consomme filter --help                      every key of a filter recipe, and every policy
+  consomme report runs/filter/points-1a2b3c4d
+
+Exit codes: 0 done · 2 you can fix it (the message says how) · 75 the infrastructure failed, try
+again · 130 interrupted · 1 a bug in consomme."""
+
+
+def entry() -> NoReturn:
+    """Run the `consomme` command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def main(
+    recipe_class: type[Any], run: Callable[[Any], Any], argv: Sequence[str] | None = None
+) -> NoReturn:
+    """Run one pipeline as a script, as `jobs/*.py` do: `script RECIPE [key=value …]`.
+
+    Args:
+        recipe_class: The pipeline's recipe.
+        run: Takes the recipe and returns a manifest.
+        argv: Arguments after the script's name; by default the process's own.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = recipe_class.__name__.removesuffix("Recipe").lower()
+    sys.exit(_guard(verb, lambda: _run_recipe(verb, recipe_class, run, arguments)))
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Do what a command line asks and return the exit code."""
+    if not arguments or arguments[0] in _HELP:
+        print(_overview())
+        return EXIT_OK
+    if arguments[0] == "--version":
+        print(__version__)
+        return EXIT_OK
+    return _guard(arguments[0], lambda: _run_verb(arguments[0], list(arguments[1:])))
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
+    return _INTRO.format(version=__version__, verbs=verbs)
+
+
+def _run_verb(name: str, arguments: list[str]) -> None:
+    if name not in VERBS:
+        raise RecipeError(
+            f"unknown verb{did_you_mean(name, VERBS)}; expected one of {', '.join(VERBS)}"
+        )
+    verb = VERBS[name]
+    if verb.recipe:
+        module = importlib.import_module(verb.module)
+        _run_recipe(name, getattr(module, verb.recipe), module.run, arguments)
+        return
+    if any(text in _HELP for text in arguments):
+        print(f"consomme {name} RUN_FOLDER\n\n{verb.help.capitalize()}.")
+        return
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        found = " ".join(arguments) or "nothing"
+        raise RecipeError(f"found {found}, expected one run folder: consomme {name} RUN_FOLDER")
+    _configure()
+    _summarise(name, importlib.import_module(verb.module).run_folder(arguments[0]))
+
+
+def _run_recipe(
+    verb: str, recipe_class: type[Any], run: Callable[[Any], Any], arguments: list[str]
+) -> None:
+    if any(text in _HELP for text in arguments):
+        print(_verb_help(verb, recipe_class))
+        return
+    options = [text for text in arguments if text.startswith("-")]
+    if options:
+        raise RecipeError(f"unknown option {options[0]}; settings are written key=value")
+    if not arguments or "=" in arguments[0]:
+        raise RecipeError(f"no recipe is named; expected {verb} RECIPE [key=value …]")
+    from consomme.base.recipe import load_recipe
+
+    recipe = load_recipe(recipe_class, arguments[0], arguments[1:])
+    _configure()
+    _summarise(verb, run(recipe))
+
+
+def _configure() -> None:
+    from consomme.base.telemetry import configure_logging
+
+    configure_logging()
+
+
+def _verb_help(verb: str, recipe_class: type[Any]) -> str:
+    import inspect
+
+    from consomme.base.describe import describe
+
+    about = VERBS[verb].help.capitalize() if verb in VERBS else verb
+    return (
+        f"consomme {verb} RECIPE [key=value …]\n\n{about}.\n\n"
+        f"{inspect.getdoc(recipe_class) or ''}\n\n"
+        f"Keys of the recipe, each of which may be overridden as key=value:\n\n"
+        f"{describe(recipe_class, '  ')}"
+    )
+
+
+def _summarise(verb: str, manifest: Any) -> None:
+    """Say where the run is and what it counted; print its table if it decided on one.
+
+    A pipeline that has a result table puts it into `decisions["table"]` as
+    `{"title": …, "columns": [...], "rows": [[...], …]}`.
+    """
+    table = manifest.decisions.get("table")
+    if table:
+        _print_table(table)
+    counts = ", ".join(f"{name} {n:,}" for name, n in manifest.counts.items() if "/" not in name)
+    print(f"{verb} {manifest.name}: done in {manifest.seconds:,.1f} s{counts and '; '}{counts}")
+    print(f"  run folder  {manifest.url}")
+    if "report" in manifest.outputs:
+        print(f"  report      {manifest.url.rstrip('/')}/{manifest.outputs['report']}")
+
+
+def _print_table(table: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=table.get("title"), title_justify="left")
+    for index, column in enumerate(table["columns"]):
+        drawn.add_column(str(column), justify="left" if index == 0 else "right")
+    for row in table["rows"]:
+        texts = [f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in row]
+        drawn.add_row(*(Text(text) for text in texts))
+    # A log file has no width; do not let rich fold the table at eighty columns there.
+    Console(width=None if sys.stdout.isatty() else 120).print(drawn)
+
+
+def _guard(verb: str, action: Callable[[], None]) -> int:
+    """Turn what happens into an exit code, and errors a user can fix into one message."""
+    try:
+        action()
+    except KeyboardInterrupt:
+        print(
+            f"\nconsomme {verb}: interrupted. What is finished is kept; "
+            "run the same command again to go on.",
+            file=sys.stderr,
+        )
+        return EXIT_INTERRUPTED
+    except Exception as error:  # noqa: BLE001 (the last resort; it logs or explains everything)
+        ours = _find_ours(error)
+        if ours is None:
+            _configure()
+            _LOG.exception("consomme %s: this is a bug in consomme", verb)
+            return EXIT_BUG
+        print(f"consomme {verb}: {ours}", file=sys.stderr)
+        return ours.exit_code
+    return EXIT_OK
+
+
+def _find_ours(error: BaseException) -> ConsommeError | None:
+    """Find the error a user should see; Ray wraps what was raised on a worker."""
+    current: BaseException | None = error
+    while current is not None:
+        wrapped = getattr(current, "cause", None)
+        if isinstance(current, ConsommeError) and not isinstance(wrapped, ConsommeError):
+            return current
+        current = wrapped if isinstance(wrapped, BaseException) else current.__cause__
+    return None
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,1 @@
+"""The embedded data: emoji (real pictures), scenes (rendered, exact ground truth), web noise (labelled)."""

@@ -1,0 +1,174 @@
+"""Turn good captions into the kinds of bad ones the web has, and label what was done.
+
+One decision is made here: the label is the ground truth for every filter. `meta.noise` says `clean` or the kind
+of damage, and `meta.clean_caption` keeps what was there before, so detection can be measured exactly.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from PIL import Image
+
+from consomme.base.errors import RecipeError
+from consomme.base.sample import Sample
+from consomme.base.suggest import did_you_mean
+
+_SPAM = (
+    "Buy {name} online! Free shipping, 50% OFF today only. Order now",
+    "{name} - best price guaranteed | shop.example.com | add to cart",
+    "NEW 2024 {name} sticker pack, 100 pcs, $3.99, fast delivery!!!",
+    "SALE!!! {name} t-shirt, size S-XXL, 5 stars, click here to order",
+)
+_BOILERPLATE = (
+    "Click to enlarge image",
+    "Stock photo. All rights reserved. Do not copy without permission.",
+    "This website uses cookies to improve your experience.",
+    "Image may be subject to copyright. Learn more",
+    "No description available.",
+    "Advertisement - continue reading below",
+)
+_TAGS = ("png", "vector", "clipart", "icon", "free download", "hd", "wallpaper", "sticker", "set")
+
+
+def _mismatched(sample: Sample, others: Sequence[Sample], rng: random.Random) -> str:
+    choices = [o.caption for o in rng.sample(list(others), min(8, len(others)))]
+    different = [text for text in choices if text != sample.caption]
+    return different[0] if different else f"not {sample.caption}"
+
+
+def _file_name(sample: Sample, others: Sequence[Sample], rng: random.Random) -> str:
+    number = rng.randrange(10_000)
+    stem = "-".join(sample.caption.lower().split()[:2]).strip(".,")
+    return rng.choice(
+        (
+            f"IMG_{number:04d}.JPG",
+            f"DSC{number:05d}.jpg",
+            f"wp-content/uploads/2019/{rng.randint(1, 12):02d}/{stem}-{number}.jpeg",
+            f"Screenshot_{number}-final-v2.png",
+        )
+    )
+
+
+def _spam(sample: Sample, others: Sequence[Sample], rng: random.Random) -> str:
+    return rng.choice(_SPAM).format(name=" ".join(sample.caption.split()[:4]).strip(".,"))
+
+
+def _truncated(sample: Sample, others: Sequence[Sample], rng: random.Random) -> str:
+    text = sample.caption
+    return text[: max(1, int(len(text) * rng.uniform(0.25, 0.6)))].rstrip() + "..."
+
+
+def _boilerplate(sample: Sample, others: Sequence[Sample], rng: random.Random) -> str:
+    return rng.choice(_BOILERPLATE)
+
+
+def _keyword_list(sample: Sample, others: Sequence[Sample], rng: random.Random) -> str:
+    words = [w.strip(".,\"") for w in sample.caption.split() if len(w) > 3]
+    words = [*sample.meta.get("keywords", [])[:4], *words[:3], *rng.sample(_TAGS, 4)]
+    rng.shuffle(words)
+    return ", ".join(words)
+
+
+_GERMAN = {
+    "a": "ein", "and": "und", "at": "am", "the": "dem", "large": "großer", "small": "kleiner",
+    "red": "roter", "green": "grüner", "blue": "blauer", "yellow": "gelber", "purple": "lila",
+    "orange": "oranger", "pink": "rosa", "black": "schwarzer", "circle": "Kreis",
+    "square": "Quadrat", "triangle": "Dreieck", "star": "Stern", "heart": "Herz", "cross": "Kreuz",
+    "top": "oberen", "bottom": "unteren", "left": "linken Rand", "right": "rechten Rand",
+    "word": "Wort",
+}  # fmt: skip
+
+
+def _other_language(sample: Sample, others: Sequence[Sample], rng: random.Random) -> str:
+    names: Mapping[str, str] = sample.meta.get("names", {})
+    foreign = {code: name for code, name in names.items() if name.lower() != sample.caption}
+    if foreign:
+        return foreign[rng.choice(sorted(foreign))]
+    words = []
+    for word in sample.caption.split():
+        bare = word.strip(".,")
+        words.append(_GERMAN.get(bare, bare) + word[len(bare) :])
+    return " ".join(words)
+
+
+_KINDS: dict[str, Callable[[Sample, Sequence[Sample], random.Random], str]] = {
+    "mismatched": _mismatched,
+    "file_name": _file_name,
+    "spam": _spam,
+    "truncated": _truncated,
+    "boilerplate": _boilerplate,
+    "keyword_list": _keyword_list,
+    "other_language": _other_language,
+}
+NEAR_DUPLICATE = "near_duplicate"
+KINDS = (*_KINDS, NEAR_DUPLICATE)
+"""Every kind of damage, by the label it leaves."""
+
+
+def near_duplicate(sample: Sample, rng: random.Random) -> Sample:
+    """Copy a sample as a re-uploader would: picture recompressed, caption barely changed."""
+    with Image.open(io.BytesIO(sample.image)) as picture:
+        flat = Image.new("RGB", picture.size, (255, 255, 255))
+        rgba = picture.convert("RGBA")
+        flat.paste(rgba, mask=rgba.getchannel("A"))
+    side = max(8, int(flat.width * rng.uniform(0.85, 0.95)))
+    out = io.BytesIO()
+    flat.resize((side, side), Image.Resampling.BICUBIC).save(out, "JPEG", quality=80)
+    stem = sample.image_name.rsplit(".", 1)[0]
+    edited = rng.choice((sample.caption.capitalize(), sample.caption.rstrip(".") + "!"))
+    copy = replace(
+        sample,
+        sample_id=f"{sample.sample_id}-copy",
+        image=out.getvalue(),
+        image_name=f"{stem}-copy.jpg",
+    )
+    return copy.with_caption(
+        edited,
+        noise=NEAR_DUPLICATE,
+        clean_caption=sample.caption,
+        duplicate_of=sample.sample_id,
+    )
+
+
+def add_noise(
+    samples: Sequence[Sample],
+    *,
+    fraction: float,
+    seed: int,
+    kinds: Sequence[str] = KINDS,
+) -> list[Sample]:
+    """Damage a share of the captions, every kind equally often, and label every sample.
+
+    A near duplicate is an additional sample after its original; every other kind replaces the caption.
+    What happens to a sample depends on its id and the seed, not on its place.
+
+    Args:
+        samples: Good pairs.
+        fraction: Share of samples to damage, in [0, 1].
+        seed: Of every choice.
+        kinds: Which kinds to use; see `KINDS`.
+
+    Raises:
+        RecipeError: A kind is unknown.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise RecipeError(f"unknown kind of noise {kind!r}{did_you_mean(kind, KINDS)}")
+    noisy: list[Sample] = []
+    for sample in samples:
+        rng = random.Random(f"noise-{seed}-{sample.sample_id}")
+        if not kinds or rng.random() >= fraction:
+            noisy.append(sample.with_caption(sample.caption, noise="clean"))
+            continue
+        kind = rng.choice(tuple(kinds))
+        if kind == NEAR_DUPLICATE:
+            noisy.append(sample.with_caption(sample.caption, noise="clean"))
+            noisy.append(near_duplicate(sample, rng))
+            continue
+        text = _KINDS[kind](sample, samples, rng)
+        noisy.append(sample.with_caption(text, noise=kind, clean_caption=sample.caption))
+    return noisy

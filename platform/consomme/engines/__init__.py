@@ -1,0 +1,1 @@
+"""How a model runs inside an actor; the only package that imports vLLM."""

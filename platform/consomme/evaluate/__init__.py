@@ -1,0 +1,1 @@
+"""Figures about models: how good, how sure, and never computed twice."""

@@ -1,0 +1,222 @@
+"""Benchmarks on the embedded data: questions, captions and names with exact judges.
+
+One decision is made here: a benchmark is a fixed list of (picture, prompt) and a function from
+answers to numbers; who answers is not its business. `blank=true` shows a grey picture instead,
+which tells guessing from seeing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Literal, Protocol
+
+from PIL import Image
+
+from consomme.base.registry import Registry
+from consomme.datasets import emoji, scenes
+from consomme.datasets.augment import plain_view
+from consomme.datasets.scene_claims import check_caption
+
+GREY = (128, 128, 128)
+CAPTION_PROMPT = "describe the image."
+NAME_PROMPT = "what emoji is this?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One request."""
+
+    image: Image.Image
+    prompt: str
+
+
+class Benchmark(Protocol):
+    """What every benchmark offers."""
+
+    max_tokens: int
+    """Longest answer."""
+
+    def items(self) -> list[Item]:
+        """All requests, always the same."""
+
+    def verdicts(self, answers: Sequence[str]) -> list[float]:
+        """One number in [0, 1] per request, for paired comparisons."""
+
+    def measure(self, answers: Sequence[str]) -> dict[str, float]:
+        """Figures; the first one is the main one, larger is better."""
+
+
+BENCHMARKS: Registry[Benchmark] = Registry("benchmark", "consomme/evaluate/benchmarks.py")
+
+
+def describe(benchmark: Benchmark) -> str:
+    """Canonical text of a benchmark's parameters, for cache keys."""
+    return json.dumps([type(benchmark).__name__, asdict(benchmark)], sort_keys=True)  # type: ignore[call-overload]
+
+
+def _same(answer: str, truth: str) -> float:
+    def plain(text: str) -> str:
+        return " ".join(text.lower().strip(" .\"'").split())
+
+    return float(plain(answer) == plain(truth))
+
+
+def _picture(image: Image.Image, blank: bool) -> Image.Image:
+    return Image.new("RGB", image.size, GREY) if blank else image
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+@cache
+def _scene_pictures(first_seed: int, num: int, style: str) -> tuple[Image.Image, ...]:
+    return tuple(
+        scenes.render(scenes.make_scene(seed, style))
+        for seed in range(first_seed, first_seed + num)
+    )
+
+
+@BENCHMARKS.register("scene_questions")
+@dataclass(frozen=True, kw_only=True)
+class SceneQuestions:
+    """Questions on rendered scenes, judged by exact match."""
+
+    num: int = 100
+    """Scenes; each has about eight questions."""
+
+    first_seed: int = 500_000
+    """Seed of the first scene."""
+
+    style: Literal["filled", "outline"] = "filled"
+    """How the scenes are drawn."""
+
+    blank: bool = False
+    """Show a grey picture."""
+
+    max_tokens: int = 6
+    """Longest answer."""
+
+    def _asked(self) -> list[tuple[int, scenes.Question]]:
+        return [
+            (number, question)
+            for number in range(self.num)
+            for question in scenes.questions(
+                scenes.make_scene(self.first_seed + number, self.style), self.first_seed + number
+            )
+        ]
+
+    def items(self) -> list[Item]:
+        """All questions."""
+        pictures = _scene_pictures(self.first_seed, self.num, self.style)
+        return [
+            Item(image=_picture(pictures[number], self.blank), prompt=question.question)
+            for number, question in self._asked()
+        ]
+
+    def verdicts(self, answers: Sequence[str]) -> list[float]:
+        """1 where the answer is the right one."""
+        return [
+            _same(answer, question.answer)
+            for answer, (_, question) in zip(answers, self._asked(), strict=True)
+        ]
+
+    def measure(self, answers: Sequence[str]) -> dict[str, float]:
+        """Accuracy, in all and by kind of question."""
+        right = self.verdicts(answers)
+        kinds: dict[str, list[float]] = {}
+        for verdict, (_, question) in zip(right, self._asked(), strict=True):
+            kinds.setdefault(question.kind, []).append(verdict)
+        return {"accuracy_fraction": _mean(right), "num_questions": float(len(right))} | {
+            f"accuracy_{kind}_fraction": _mean(values) for kind, values in sorted(kinds.items())
+        }
+
+
+@BENCHMARKS.register("scene_captions")
+@dataclass(frozen=True, kw_only=True)
+class SceneCaptions:
+    """Captions of rendered scenes, judged claim by claim."""
+
+    num: int = 100
+    """Scenes."""
+
+    first_seed: int = 600_000
+    """Seed of the first scene."""
+
+    style: Literal["filled", "outline"] = "filled"
+    """How the scenes are drawn."""
+
+    blank: bool = False
+    """Show a grey picture."""
+
+    max_tokens: int = 64
+    """Longest caption."""
+
+    def items(self) -> list[Item]:
+        """One request per scene."""
+        pictures = _scene_pictures(self.first_seed, self.num, self.style)
+        return [Item(image=_picture(p, self.blank), prompt=CAPTION_PROMPT) for p in pictures]
+
+    def _claims(self, answers: Sequence[str]) -> list[tuple[int, int, int]]:
+        found = []
+        for number, answer in enumerate(answers):
+            scene = scenes.make_scene(self.first_seed + number, self.style)
+            claims = check_caption(scene, answer)
+            found.append((len(claims.true), len(claims.false), len(claims.missing)))
+        return found
+
+    def verdicts(self, answers: Sequence[str]) -> list[float]:
+        """Share of true claims among those made, per caption; 0 for a caption that claims nothing."""
+        return [true / (true + false) if true else 0.0 for true, false, _ in self._claims(answers)]
+
+    def measure(self, answers: Sequence[str]) -> dict[str, float]:
+        """Share of true claims, and claims per caption."""
+        claims = self._claims(answers)
+        true, false, missing = (sum(row[k] for row in claims) for k in range(3))
+        return {
+            "true_claims_fraction": true / max(true + false, 1),
+            "true_claims_per_caption": true / len(claims),
+            "false_claims_per_caption": false / len(claims),
+            "missing_per_caption": missing / len(claims),
+        }
+
+
+@BENCHMARKS.register("emoji_names")
+@dataclass(frozen=True, kw_only=True)
+class EmojiNames:
+    """Naming emoji pictures among all names, judged by exact match."""
+
+    style: str = emoji.HELD_OUT_STYLE
+    """Picture style; the default is one the nano VLM has never seen."""
+
+    every: int = 1
+    """Take each n-th emoji."""
+
+    blank: bool = False
+    """Show a grey picture."""
+
+    max_tokens: int = 16
+    """Longest name."""
+
+    def _entries(self) -> tuple[emoji.Emoji, ...]:
+        return emoji.load(self.style)[:: self.every]
+
+    def items(self) -> list[Item]:
+        """One request per emoji."""
+        pictures = [Image.fromarray(plain_view(p, 60)) for p in emoji.pixels(self._entries())]
+        return [Item(image=_picture(p, self.blank), prompt=NAME_PROMPT) for p in pictures]
+
+    def verdicts(self, answers: Sequence[str]) -> list[float]:
+        """1 where the name is the right one."""
+        return [
+            _same(answer, entry.name)
+            for answer, entry in zip(answers, self._entries(), strict=True)
+        ]
+
+    def measure(self, answers: Sequence[str]) -> dict[str, float]:
+        """Share of right names."""
+        right = self.verdicts(answers)
+        return {"accuracy_fraction": _mean(right), "num_questions": float(len(right))}

@@ -1,0 +1,6 @@
+"""VLMs: assembly, loading, chat templates, weights (torch and transformers live here and in engines)."""
+
+from consomme.models.torchvision_shim import allow_torchvision
+
+# Every import of transformers below this package goes through here first.
+allow_torchvision()

@@ -1,0 +1,98 @@
+"""Save and open VLM folders: safetensors only, names that both transformers and vLLM load.
+
+One decision is made here: a folder is written beside its final name and renamed when complete, so a
+folder that exists is whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from consomme.base.errors import CheckpointError
+from consomme.models.checkpoint_keys import rewrite_for_vllm, vllm_key
+
+
+def save_vlm(folder: str | Path, model: Any, processor: Any) -> Path:
+    """Write model, processor and tokenizer as one Hugging Face folder.
+
+    Args:
+        folder: Final place; an older folder there is replaced.
+        model: A transformers model; its weights keep their dtype.
+        processor: Its processor, chat template included.
+    """
+    folder = Path(folder)
+    building = folder.with_name(f".{folder.name}.building")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    model.save_pretrained(building)
+    processor.save_pretrained(building)
+    rewrite_for_vllm(building)
+    shutil.rmtree(folder, ignore_errors=True)
+    building.rename(folder)
+    return folder
+
+
+def open_vlm(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """Open a VLM folder.
+
+    Returns:
+        (model in eval mode with weights of `dtype`, processor with a Pillow image processor).
+
+    Raises:
+        CheckpointError: The folder is missing or is no checkpoint that transformers can load.
+    """
+    path = Path(folder)
+    if not (path / "config.json").exists():
+        raise CheckpointError(
+            f"no checkpoint at {path}: expected a Hugging Face folder with config.json and"
+            " *.safetensors; give the path of a finished train or soup run's model folder"
+        )
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, local_files_only=True, use_safetensors=True
+        )
+        processor = AutoProcessor.from_pretrained(path, local_files_only=True, backend="pil")
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"cannot load the checkpoint at {path}: {error}") from error
+    model.eval()
+    return model, processor
+
+
+def load_tensors(model: Any, weights: Mapping[str, Tensor]) -> None:
+    """Copy stored tensors into an open model of the same architecture, in place.
+
+    Args:
+        model: What `open_vlm` returned.
+        weights: By the names they have in a folder's safetensors files; cast to the model's dtype.
+
+    Raises:
+        CheckpointError: A tensor is missing or has another shape.
+    """
+    stored = {stored_key(name): parameter for name, parameter in model.named_parameters()}
+    given = weights
+    with torch.no_grad():
+        for name, parameter in stored.items():
+            if name not in given:
+                raise CheckpointError(f"tensor {name} is missing from the weights to be loaded")
+            if given[name].shape != parameter.shape:
+                raise CheckpointError(
+                    f"tensor {name} has shape {tuple(given[name].shape)}, the model has"
+                    f" {tuple(parameter.shape)}: not the same architecture"
+                )
+            parameter.copy_(given[name])
+
+
+def stored_key(name: str) -> str:
+    """Name a parameter of an open LLaVA as its safetensors file does."""
+    if name.startswith("model.language_model."):
+        return "language_model.model." + name.removeprefix("model.language_model.")
+    if name.startswith("lm_head."):
+        return "language_model." + name
+    return vllm_key(name.removeprefix("model."))

@@ -1,0 +1,432 @@
+"""Gather what finished runs left behind into one page with pictures.
+
+One decision is made here: every number and picture is read from run folders; nothing is computed that a
+stage did not decide or measure, so a report can be drawn again at any time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from consomme.base.manifest import Manifest, lineage
+from consomme.base.sample import Sample
+from consomme.datasets.sources import judge_caption
+from consomme.report import model as page
+from consomme.report.html import render
+from consomme.storage.ledger import RunFolder, load_manifest
+from consomme.storage.sidecar import read_columns
+from consomme.storage.units import Unit, read_unit
+from consomme.storage.view import View
+
+CLEAN = "clean"
+
+
+def run_folder(url: str) -> Manifest:
+    """Draw the report of one finished run into its folder.
+
+    Args:
+        url: The run folder.
+    """
+    manifest = load_manifest(url)
+    folder = RunFolder.at(url)
+    if manifest.verb == "loop":
+        manifests = {m.name: m for m in lineage(manifest, load_manifest) if m.verb != "loop"}
+        table = manifest.decisions.get("summary", [])
+        text = render(_loop_page(manifest.name, "", manifests, table))
+    else:
+        text = render(
+            page.Report(
+                title=f"{manifest.verb} {manifest.name}",
+                subtitle=f"run `{manifest.fingerprint}`, {manifest.seconds:.0f} s",
+                facts=_facts(manifest),
+                sections=[*_sections({manifest.name: manifest}), _lineage(manifest)],
+                footer=_versions(manifest),
+            )
+        )
+    folder.store.write("report.html", text.encode())
+    return manifest
+
+
+def loop_report(
+    recipe: Any, manifests: Mapping[str, Manifest], table: Sequence[Mapping[str, Any]]
+) -> str:
+    """Draw the report of a whole loop as one HTML text.
+
+    Args:
+        recipe: The loop's recipe.
+        manifests: Finished stages by name.
+        table: Rows of the final table: label, values, note.
+    """
+    return render(_loop_page(recipe.name, recipe.story, manifests, table))
+
+
+def _loop_page(
+    name: str,
+    story: str,
+    manifests: Mapping[str, Manifest],
+    table: Sequence[Mapping[str, Any]],
+) -> page.Report:
+    seconds = sum(m.seconds for m in manifests.values())
+    samples = sum(m.counts.get("samples", 0) for m in manifests.values() if m.verb == "score")
+    rejected = sum(m.counts.get("rejected", 0) for m in manifests.values() if m.verb == "score")
+    facts = [
+        ("stages", str(len(manifests))),
+        ("stage time", f"{seconds:.0f} s"),
+        ("samples scored", f"{samples:,}"),
+        ("rejected", f"{rejected:,}"),
+    ]
+    first = page.Section(
+        title="What came out",
+        lead_text=story,
+        blocks=[summary_block(table)] if table else [],
+    )
+    return page.Report(
+        title=f"consomme loop: {name}",
+        subtitle="score, filter, recaption, train, soup and evaluate, as one run",
+        facts=facts,
+        sections=[first, *_sections(manifests), _chain(manifests)],
+        footer=_versions(next(iter(manifests.values()))),
+    )
+
+
+def summary_block(table: Sequence[Mapping[str, Any]]) -> page.Table:
+    """The final table as a block."""
+    rows = [
+        (row["label"], " | ".join(f"{value:.3g}" for value in row["values"]), row["note"])
+        for row in table
+    ]
+    return page.Table(columns=("figure", "value", "how to read it"), rows=rows)
+
+
+def _sections(manifests: Mapping[str, Manifest]) -> list[page.Section]:
+    makers: Mapping[str, Callable[[list[Manifest]], list[page.Section]]] = {
+        "score": lambda found: [section for m in found for section in _score(m, manifests)],
+        "filter": lambda found: [_filter(m) for m in found],
+        "recaption": lambda found: [_recaption(m) for m in found],
+        "train": lambda found: [_train(found)],
+        "soup": lambda found: [_soup(m) for m in found],
+        "evaluate": lambda found: [_evaluate(m) for m in found],
+    }
+    sections = []
+    for verb, maker in makers.items():
+        found = [m for m in manifests.values() if m.verb == verb]
+        if found:
+            sections += maker(found)
+    return sections
+
+
+def _score(manifest: Manifest, manifests: Mapping[str, Manifest]) -> list[page.Section]:
+    labels = manifest.recipe.get("labels", [])
+    has_noise = "noise" in labels
+    columns = ["perplexity", "image_gain", *(["noise"] if has_noise else [])]
+    table = read_columns(manifest.url, columns)
+    noise = table["noise"].to_pylist() if has_noise else [CLEAN] * table.num_rows
+    groups = {
+        "clean": np.array([kind in (None, CLEAN) for kind in noise]),
+        "noise": np.array([kind not in (None, CLEAN) for kind in noise]),
+    }
+    if not has_noise:
+        groups = {"all samples": groups["clean"]}
+    cuts = {
+        m.recipe["keep"].get("column", "perplexity"): (
+            m.decisions.get("cut"),
+            "left" if m.recipe["keep"]["name"] == "lowest_fraction" else "right",
+        )
+        for m in manifests.values()
+        if m.verb == "filter"
+        and m.decisions.get("cut") is not None
+        and any(parent.url == manifest.url for parent in m.parents)
+    }
+    blocks: list[page.Block] = []
+    for column, log_x, label in (
+        ("perplexity", True, "perplexity of the caption, given the picture"),
+        ("image_gain", False, "image gain, nats per token"),
+    ):
+        values = table[column].to_numpy(zero_copy_only=False)
+        cut, side = cuts.get(column, (None, None))
+        edges = _edges(values, log_x)
+        blocks.append(
+            page.Histogram(
+                series={
+                    name: np.histogram(np.clip(values[mask], edges[0], edges[-1]), edges)[0].tolist()
+                    for name, mask in groups.items()
+                },
+                edges=edges.tolist(),
+                x_label=label,
+                cut=cut,
+                kept_side=side,
+                log_x=log_x,
+                normalise=has_noise,
+                caption="Shares of clean and of damaged captions." if has_noise else "",
+            )
+        )
+    rejects = {k: v for k, v in manifest.counts.items() if k.startswith("rejected/")}
+    text = (
+        f"{manifest.counts['samples']:,} samples were scored in {manifest.seconds:.0f} s by"
+        f" `{manifest.recipe['model']}`; {manifest.counts.get('rejected', 0)} were rejected"
+        + (": " + ", ".join(f"{k.split('/')[1]} {v}" for k, v in rejects.items()) if rejects else "")
+        + "."
+    )
+    return [page.Section(title=f"Scores: {manifest.name}", lead_text=text, blocks=blocks)]
+
+
+def _edges(values: Any, log_x: bool) -> Any:
+    low, high = np.quantile(values, (0.002, 0.995))
+    if high <= low:
+        high = low + 1.0
+    return np.geomspace(max(low, 1e-3), high, 41) if log_x else np.linspace(low, high, 41)
+
+
+def _filter(manifest: Manifest) -> page.Section:
+    decisions = manifest.decisions
+    keep = manifest.recipe["keep"]
+    text = (
+        f"`{keep}` kept {manifest.counts['kept']:,} of {manifest.counts['samples']:,} samples"
+        + (f"; the cut is {decisions['cut']:.4g}." if decisions.get("cut") is not None else ".")
+    )
+    blocks: list[page.Block] = []
+    if "auc_by_kind" in decisions:
+        by = decisions["auc_by_kind"]
+        rows = [
+            (
+                kind,
+                total,
+                total - kept,
+                by["perplexity"].get(kind),
+                by["image_gain"].get(kind),
+            )
+            for kind, (kept, total) in decisions["kept_by_kind"].items()
+        ]
+        blocks.append(
+            page.Table(
+                columns=("kind", "samples", "dropped", "AUC perplexity", "AUC image gain"),
+                rows=rows,
+                caption="What was noise and what was not. An AUC of 0.5 is blind, 1 is perfect.",
+            )
+        )
+    blocks.append(_quantile_gallery(manifest))
+    return page.Section(title=f"Filter: {manifest.name}", lead_text=text, blocks=blocks)
+
+
+def _quantile_gallery(manifest: Manifest) -> page.Gallery:
+    """Samples at even quantiles of the deciding score, kept and dropped."""
+    column = manifest.recipe["keep"].get("column", "perplexity")
+    label = manifest.recipe.get("noise_label")
+    table = read_columns(
+        manifest.recipe["scores"], [column, *([label] if label else [])]
+    ).to_pylist()
+    kept = {
+        (unit.unit_id, row) for unit, rows in View.load(manifest.url).rows() for row in rows
+    }
+    order = sorted(table, key=lambda row: (row[column], row["sample_id"]))
+    picked = [order[round(q * (len(order) - 1))] for q in np.linspace(0, 1, 24)]
+    samples = _fetch(
+        {r.unit_id: r.unit for r in RunFolder.at(manifest.recipe["scores"]).iter_commits()},
+        [(row["unit_id"], row["row"]) for row in picked],
+    )
+    items = []
+    for row, sample in zip(picked, samples, strict=True):
+        stays = (row["unit_id"], row["row"]) in kept
+        lines = [f"{column} {row[column]:.4g}"]
+        if label:
+            lines.append(f"truth: {row[label] or CLEAN}")
+        items.append(
+            page.GalleryItem(
+                image_bytes=sample.image,
+                title=sample.caption,
+                lines=lines,
+                badge="kept" if stays else "dropped",
+                badge_kind="good" if stays else "bad",
+            )
+        )
+    return page.Gallery(items=items, caption=f"Samples at even steps through {column}, lowest first.")
+
+
+def _fetch(units: Mapping[str, Unit], wanted: Sequence[tuple[str, int]]) -> list[Sample]:
+    """Read single samples, opening each unit once."""
+    read = {unit_id: dict(read_unit(units[unit_id])[0]) for unit_id in {u for u, _ in wanted}}
+    return [read[unit_id][row] for unit_id, row in wanted]
+
+
+def _recaption(manifest: Manifest) -> page.Section:
+    table = read_columns(
+        manifest.url, ["caption", "parent_caption", "guard", "num_tokens"], kind="captions"
+    ).to_pylist()
+    step = max(1, len(table) // 12)
+    picked = table[::step][:12]
+    samples = _fetch(
+        {r.unit_id: r.unit for r in RunFolder.at(manifest.url).iter_commits()},
+        [(row["unit_id"], row["row"]) for row in picked],
+    )
+    items = []
+    for row, sample in zip(picked, samples, strict=True):
+        notes: list[tuple[str, page.Tone]] = []
+        if row["guard"]:
+            notes.append((row["guard"], "bad"))
+        judged = judge_caption(sample, row["caption"])
+        if judged:
+            notes += [
+                (f"{judged[0]} true", "good"),
+                (f"{judged[1]} false", "bad" if judged[1] else "neutral"),
+            ]
+        items.append(
+            page.BeforeAfterItem(
+                image_bytes=sample.image,
+                before=row["parent_caption"],
+                after=row["caption"],
+                notes=notes,
+            )
+        )
+    rows = claims_rows(manifest)
+    blocks: list[page.Block] = [page.BeforeAfter(items=items)]
+    if rows:
+        blocks.insert(
+            0,
+            page.Table(
+                columns=("captions", "true claims", "false claims", "missing"),
+                rows=rows,
+                caption="Claims per caption, judged exactly against the scenes.",
+            ),
+        )
+    flagged = {k: v for k, v in manifest.counts.items() if k.startswith("guard/")}
+    text = (
+        f"{manifest.counts['samples']:,} captions in {manifest.seconds:.0f} s by"
+        f" `{manifest.recipe['model']}`. Guards flagged "
+        + (", ".join(f"{k.split('/')[1]} {v}" for k, v in flagged.items()) or "none")
+        + "."
+    )
+    return page.Section(title=f"Recaption: {manifest.name}", lead_text=text, blocks=blocks)
+
+
+def claims_rows(manifest: Manifest) -> list[tuple[str, float, float, float]]:
+    """Claims per caption before and after recaptioning; empty where no truth is known."""
+    claims = manifest.metrics
+    if "recaption/after_true_claims" not in claims:
+        return []
+    return [
+        (when, *(claims[f"recaption/{when}_{what}_claims"] for what in ("true", "false", "missing")))  # type: ignore[misc]
+        for when in ("before", "after")
+    ]
+
+
+def _train(manifests: Sequence[Manifest]) -> page.Section:
+    curves = {}
+    for manifest in manifests:
+        text = RunFolder.at(manifest.url).store.read("curve.json")
+        points = [(p["step"], p["loss"]) for p in json.loads(text)]
+        curves[manifest.name] = _smooth(points)
+    strip = page.LayerStrip(
+        rows=[(m.name, m.decisions["num_layers"], m.decisions["layers"]) for m in manifests],
+        caption="Layers of the language model that received updates.",
+    )
+    table = page.Table(
+        columns=("run", "samples", "steps", "trained", "of", "step s", "optimizer MB", "last loss"),
+        rows=[
+            (
+                m.name,
+                m.counts["samples"],
+                m.recipe["num_steps"],
+                m.decisions["num_trainable"],
+                m.decisions["num_parameters"],
+                m.metrics["train/step_s"],
+                m.decisions["optimizer_bytes"] / 2**20,
+                m.metrics["train/last_loss_nats"],
+            )
+            for m in manifests
+        ],
+    )
+    return page.Section(
+        title="Training",
+        blocks=[
+            page.Curves(series=curves, x_label="step", y_label="loss, nats per token"),
+            table,
+            strip,
+        ],
+    )
+
+
+def _smooth(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+    width = max(1, len(points) // 20)
+    return [
+        (float(step), float(np.mean([loss for _, loss in points[max(0, k - width + 1) : k + 1]])))
+        for k, (step, _) in enumerate(points)
+    ]
+
+
+def _soup(manifest: Manifest) -> page.Section:
+    labels = manifest.decisions["labels"]
+    blocks: list[page.Block] = []
+    for name, result in manifest.decisions["searches"].items():
+        items = []
+        for step in result["trace"]:
+            members = " + ".join(labels[k] for k in step["members"])
+            items.append(
+                page.Step(
+                    candidate=members,
+                    score=step["score"],
+                    best_before=step["best_before"],
+                    accepted=step["accepted"],
+                )
+            )
+        blocks.append(page.Steps(items=items, score_label="held-out score", caption=name))
+    singles = manifest.decisions["singles"]
+    best = max(singles.values()) if singles else float("nan")
+    scores = ", ".join(
+        f"{name} {result['score']:.3f}" for name, result in manifest.decisions["searches"].items()
+    )
+    text = f"Best single ingredient {best:.3f}; {scores}, on the held-out set they were chosen by."
+    return page.Section(title=f"Soup: {manifest.name}", lead_text=text, blocks=blocks)
+
+
+def _evaluate(manifest: Manifest) -> page.Section:
+    blocks: list[page.Block] = []
+    table: Mapping[str, Mapping[str, Mapping[str, float]]] = manifest.decisions["table"]
+    names = list(dict.fromkeys(name for row in table.values() for name in row))
+    for name in names:
+        figures = list(next(row[name] for row in table.values() if name in row))
+        blocks.append(
+            page.Table(
+                columns=("model", *(f.removesuffix("_fraction").replace("_", " ") for f in figures)),
+                rows=[
+                    (label, *(row[name][figure] for figure in figures))
+                    for label, row in table.items()
+                    if name in row
+                ],
+                caption=name,
+            )
+        )
+    return page.Section(title=f"Evaluation: {manifest.name}", blocks=blocks)
+
+
+def _facts(manifest: Manifest) -> list[tuple[str, str]]:
+    return [(key, f"{value:,}") for key, value in list(manifest.counts.items())[:6]]
+
+
+def _versions(manifest: Manifest) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    return f"Made with {versions}."
+
+
+def _lineage(manifest: Manifest) -> page.Section:
+    runs = {m.url: m for m in [manifest, *lineage(manifest, load_manifest)]}
+    return _graph(runs)
+
+
+def _chain(manifests: Mapping[str, Manifest]) -> page.Section:
+    return _graph({m.url: m for m in manifests.values()})
+
+
+def _graph(runs: Mapping[str, Manifest]) -> page.Section:
+    nodes = [
+        page.LineageNode(node_id=url, verb=m.verb, title=m.name) for url, m in runs.items()
+    ]
+    edges = [
+        (parent.url, url) for url, m in runs.items() for parent in m.parents if parent.url in runs
+    ]
+    return page.Section(
+        title="Lineage", blocks=[page.Lineage(nodes=nodes, edges=edges)] if edges else []
+    )

@@ -1,0 +1,142 @@
+"""Open and close run folders the same way for every verb.
+
+One decision is made here: a run whose manifest exists is done, and running it again returns the manifest.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from consomme.base.errors import DataError
+from consomme.base.manifest import Manifest, Parent
+from consomme.base.recipe import fingerprint, to_yaml
+from consomme.base.schema import to_plain
+from consomme.storage.files import absolute_url, open_store
+from consomme.storage.ledger import MANIFEST, RunFolder, load_manifest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """One attempt at a run: its folder, and what its manifest will say of its beginnings."""
+
+    folder: RunFolder
+    verb: str
+    recipe: Any
+    fingerprint: str
+    inputs: Mapping[str, str]
+    parents: tuple[Parent, ...]
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    clock: float = field(default_factory=time.monotonic)
+
+    def finish(
+        self,
+        *,
+        counts: Mapping[str, int] | None = None,
+        decisions: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        outputs: Mapping[str, str] | None = None,
+    ) -> Manifest:
+        """Write the manifest, which makes the run done."""
+        manifest = Manifest(
+            verb=self.verb,
+            name=self.recipe.name,
+            fingerprint=self.fingerprint,
+            recipe=to_plain(self.recipe),
+            inputs=self.inputs,
+            counts=counts or {},
+            decisions=decisions or {},
+            metrics=metrics or {},
+            parents=self.parents,
+            started=self.started,
+            seconds=round(time.monotonic() - self.clock, 2),
+            outputs=outputs or {},
+        )
+        return self.folder.finish(manifest, to_yaml(self.recipe))
+
+
+def begin(
+    verb: str,
+    recipe: Any,
+    *,
+    inputs: Mapping[str, str] | None = None,
+    parents: Sequence[str] = (),
+    reads: Sequence[str] = (),
+) -> Run:
+    """Open the run folder of a recipe and its inputs.
+
+    Args:
+        verb: What is done.
+        recipe: The checked recipe; has `name` and `root`.
+        inputs: Fingerprints of what is read that is not a run.
+        parents: URLs of the finished runs that are read.
+        reads: Files and folders that are read; the finished runs they lie in are parents too.
+
+    Raises:
+        DataError: A parent is not finished.
+    """
+    found = [*parents, *(run for run in map(run_of, reads) if run)]
+    manifests = {url: load_manifest(url) for url in dict.fromkeys(map(absolute_url, found))}
+    read = dict(inputs or {})
+    read |= {f"run {m.verb}/{m.name}": m.fingerprint for m in manifests.values()}
+    mark = fingerprint(recipe, read)
+    folder = RunFolder.open(recipe.root, verb, recipe.name, mark)
+    if not folder.is_done:
+        folder.begin(to_yaml(recipe))
+    return Run(
+        folder=folder,
+        verb=verb,
+        recipe=recipe,
+        fingerprint=mark,
+        inputs=read,
+        parents=tuple(
+            Parent(verb=m.verb, url=url, fingerprint=m.fingerprint)
+            for url, m in manifests.items()
+        ),
+    )
+
+
+def run_of(url: str) -> str | None:
+    """Find the finished run that a file or folder lies in, at most three levels up."""
+    current = absolute_url(url)
+    for _ in range(4):
+        if open_store(current).exists(MANIFEST):
+            return current
+        current = current.rpartition("/")[0]
+        if not current:
+            return None
+    return None
+
+
+def check_rejects(counts: Mapping[str, int], max_reject_fraction: float, where: str) -> None:
+    """Fail a run in which too many samples were rejected.
+
+    Args:
+        counts: Totals with `samples`, `rejected` and `rejected/<reason>`.
+        max_reject_fraction: Largest share allowed, in [0, 1].
+        where: The run folder, for the message.
+
+    Raises:
+        DataError: The share is larger; names the most frequent reasons.
+    """
+    rejected = counts.get("rejected", 0)
+    total = counts.get("samples", 0) + rejected
+    if total == 0:
+        raise DataError(f"{where}: the inputs hold no samples at all")
+    if rejected / total > max_reject_fraction:
+        reasons = sorted(
+            ((n, key.split("/", 1)[1]) for key, n in counts.items() if key.startswith("rejected/")),
+            reverse=True,
+        )
+        top = ", ".join(f"{reason} {number}" for number, reason in reasons[:5])
+        raise DataError(
+            f"{where}: {rejected} of {total} samples were rejected ({top}), more than"
+            f" max_reject_fraction={max_reject_fraction}; look into rejects/, mend the data or"
+            " raise the limit"
+        )

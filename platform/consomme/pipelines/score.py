@@ -1,0 +1,177 @@
+"""Score captions by perplexity and by what the picture adds, on a pool of actors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from consomme.base.manifest import Manifest
+from consomme.base.schema import runtime
+from consomme.pipelines.flow import Decoded, Outcome, UnitStage, Work, reject_of, run_units
+from consomme.pipelines.runs import begin, check_rejects
+from consomme.pipelines.session import num_cpus, ray_session
+from consomme.storage.files import absolute_url
+from consomme.storage.shards import expand, shards_fingerprint
+from consomme.storage.units import plan_units
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRecipe:
+    """Image-conditioned and text-only perplexity of every caption."""
+
+    name: str
+    """Name of the run."""
+
+    inputs: tuple[str, ...]
+    """Shards: files, folders, globs, brace ranges."""
+
+    model: str
+    """The VLM that scores: a Hugging Face folder; `package://models/nano` is the one shipped."""
+
+    root: str = "runs"
+    """Where run folders are made: a local path or a URL."""
+
+    source: str = "data"
+    """Name of the data set in sample references."""
+
+    prompt: str = "describe the image."
+    """What the user turn asks for; context only, never scored."""
+
+    labels: tuple[str, ...] = ()
+    """Keys of `meta` to copy beside the scores, such as `noise`."""
+
+    unit_rows: int = 1024
+    """Most samples per unit: what is retried, resumed and committed."""
+
+    max_caption_tokens: int = 256
+    """Longer captions are rejected as `caption_too_long`."""
+
+    max_reject_fraction: float = 0.01
+    """More rejects than this share fail the run."""
+
+    num_actors: int | None = runtime(None)
+    """Most scoring actors; None takes one per GPU, or one per CPU."""
+
+    token_budget: int = runtime(4096)
+    """Padded tokens per micro-batch: as many as fit into memory."""
+
+
+class PerplexityStage(UnitStage):
+    """Attach nll, num_tokens, perplexity, nll_text and image_gain; loads the VLM once per actor."""
+
+    def __init__(
+        self,
+        model: str,
+        prompt: str,
+        labels: Sequence[str],
+        max_caption_tokens: int,
+        token_budget: int,
+    ) -> None:
+        """Load the scorer."""
+        from consomme.curate.perplexity import token_nll
+        from consomme.engines.transformers_scorer import TransformersScorer
+
+        self.labels = labels
+        self.scorer = TransformersScorer(
+            model,
+            token_nll,
+            prompt=prompt,
+            max_caption_tokens=max_caption_tokens,
+            token_budget=token_budget,
+        )
+
+    def work(self, samples: Sequence[Decoded]) -> Outcome:
+        """Score one unit."""
+        scores = self.scorer.score([s.image for s in samples], [s.sample.caption for s in samples])
+        rejects, rows = [], []
+        for item, score in zip(samples, scores, strict=True):
+            if isinstance(score, str):
+                rejects.append((item.row, reject_of(item.sample, "caption_too_long", score)))
+                continue
+            if not math.isfinite(score.nll + score.nll_text):
+                detail = f"nll {score.nll}, text-only {score.nll_text}"
+                rejects.append((item.row, reject_of(item.sample, "score_not_finite", detail)))
+                continue
+            rows.append((item, score))
+        columns: dict[str, Any] = {
+            "row": pa.array([item.row for item, _ in rows], pa.int32()),
+            "sample_id": pa.array([item.sample.sample_id for item, _ in rows], pa.string()),
+            "nll": pa.array([s.nll for _, s in rows], pa.float32()),
+            "num_tokens": pa.array([s.num_tokens for _, s in rows], pa.int32()),
+            "perplexity": pa.array(
+                [math.exp(min(s.nll / s.num_tokens, 80.0)) for _, s in rows], pa.float32()
+            ),
+            "nll_text": pa.array([s.nll_text for _, s in rows], pa.float32()),
+            "image_gain": pa.array(
+                [(s.nll_text - s.nll) / s.num_tokens for _, s in rows], pa.float32()
+            ),
+        }
+        for label in self.labels:
+            values = [item.sample.meta.get(label) for item, _ in rows]
+            columns[label] = pa.array(
+                [None if value is None else str(value) for value in values], pa.string()
+            )
+        return Outcome(
+            table=pa.table(columns),
+            rejects=rejects,
+            sums={
+                "nll": math.fsum(s.nll for _, s in rows),
+                "nll_text": math.fsum(s.nll_text for _, s in rows),
+                "num_tokens": sum(s.num_tokens for _, s in rows),
+            },
+        )
+
+
+def run(recipe: ScoreRecipe) -> Manifest:
+    """Score every sample of the inputs exactly once; running again does what is missing."""
+    from consomme.pipelines.checkpoints import model_fingerprint, model_folder
+
+    shards = expand(recipe.inputs)
+    model = model_folder(recipe.model)
+    inputs = {"data": shards_fingerprint(shards), "model": model_fingerprint(model)}
+    attempt = begin("score", recipe, inputs=inputs, reads=[*shards, model])
+    if attempt.folder.is_done:
+        return attempt.folder.manifest()
+    units = plan_units([absolute_url(s) for s in shards], recipe.source, recipe.unit_rows)
+    with ray_session():
+        run_units(
+            [Work(unit=unit) for unit in units],
+            attempt.folder,
+            kind="scores",
+            stage=PerplexityStage,
+            stage_options={
+                "model": model,
+                "prompt": recipe.prompt,
+                "labels": list(recipe.labels),
+                "max_caption_tokens": recipe.max_caption_tokens,
+                "token_budget": recipe.token_budget,
+            },
+            what="score",
+            **_pool(recipe.num_actors),
+        )
+    counts = attempt.folder.total_counts()
+    check_rejects(counts, recipe.max_reject_fraction, attempt.folder.url)
+    sums = attempt.folder.total_sums()
+    tokens = max(sums.get("num_tokens", 0.0), 1.0)
+    return attempt.finish(
+        counts=counts,
+        metrics={
+            "score/perplexity_per_token": math.exp(sums["nll"] / tokens),
+            "score/image_gain_nats": (sums["nll_text"] - sums["nll"]) / tokens,
+        },
+        outputs={"scores": "data", "rejects": "rejects"},
+    )
+
+
+def _pool(num_actors: int | None) -> dict[str, Any]:
+    """One actor per GPU where there are GPUs; else per CPU, leaving room for reading and committing."""
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if gpus:
+        return {"num_actors": num_actors or gpus, "cpus_per_actor": 1.0, "gpus_per_actor": 1.0}
+    return {"num_actors": num_actors or num_cpus(), "cpus_per_actor": 0.8}

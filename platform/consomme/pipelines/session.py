@@ -1,0 +1,76 @@
+"""Start Ray for one command, or join the cluster the job runs on.
+
+One decision is made here: a local Ray is private to the command (`address="local"`), so it never meets another
+Ray on the machine and ends with the command; inside a job, Ray's own address is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+logger = logging.getLogger(__name__)
+
+WORKER_ENV = {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+
+_SHARED: ContextVar[bool] = ContextVar("shared", default=False)
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """Have Ray running inside the block; nested blocks share one Ray."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    options = {"address": "local", "include_dashboard": False} if not address else {}
+    ray.init(
+        **options,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        configure_logging=False,
+        runtime_env={"env_vars": WORKER_ENV},
+    )
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        if not _SHARED.get():
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def shared_ray() -> Iterator[None]:
+    """Let the sessions inside the block share one Ray, started by the first that needs it."""
+    token = _SHARED.set(True)
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+        import sys
+
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
+
+
+def num_cpus() -> int:
+    """CPUs of the running Ray cluster, at least one."""
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -1,0 +1,308 @@
+"""Search for the best average of fine-tuned models: Ray Tune scores candidates, none is written to disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+from consomme.base.errors import ClusterError, RecipeError
+from consomme.base.manifest import Manifest
+from consomme.base.schema import runtime, strategy
+from consomme.base.telemetry import Progress
+from consomme.pipelines.checkpoints import model_fingerprint, model_folder
+from consomme.pipelines.runs import begin
+from consomme.pipelines.session import num_cpus, ray_session
+from consomme.soup.ingredients import check_compatible, open_ingredient
+from consomme.soup.mixing import write_soup
+from consomme.soup.search import SEARCHES, SoupResult, SoupSearch
+from consomme.storage.files import Store, join_url, open_store
+
+Members = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoupRecipe:
+    """Which models are offered, and how the soup is chosen."""
+
+    name: str
+    """Name of the run."""
+
+    ingredients: dict[str, str]
+    """Label -> model: fine-tunes of one and the same start."""
+
+    benchmark: dict[str, Any] = strategy("consomme.evaluate.benchmarks:BENCHMARKS")
+    """Held-out set the choice is made by; report another one."""
+
+    root: str = "runs"
+    """Where run folders are made: a local path or a URL."""
+
+    searches: tuple[dict[str, Any], ...] = strategy(
+        "consomme.soup.search:SEARCHES", default=({"name": "uniform"}, {"name": "greedy"})
+    )
+    """How to choose; the best result of them all becomes the soup."""
+
+    num_actors: int | None = runtime(None)
+    """Candidates scored at once; None takes one per GPU, or one per CPU."""
+
+
+def run(recipe: SoupRecipe) -> Manifest:
+    """Score candidates, choose, and write the best soup of every search."""
+    if len(recipe.ingredients) < 2:
+        raise RecipeError(f"ingredients: found {len(recipe.ingredients)}, a soup needs at least two")
+    labels = list(recipe.ingredients)
+    folders = [model_folder(model) for model in recipe.ingredients.values()]
+    prints = [model_fingerprint(folder) for folder in folders]
+    attempt = begin(
+        "soup", recipe, inputs=dict(zip(labels, prints, strict=True)), reads=folders
+    )
+    if attempt.folder.is_done:
+        return attempt.folder.manifest()
+    opened = [open_ingredient(f, label) for f, label in zip(folders, labels, strict=True)]
+    check_compatible(opened)
+    cache = CandidateCache(open_store(join_url(recipe.root, "cache")), prints, recipe.benchmark)
+    results: dict[str, SoupResult] = {}
+    with ray_session():
+        for node in recipe.searches:
+            search = SEARCHES.build(node, "searches")
+            results[str(node["name"])] = tune_search(
+                search, folders, recipe.benchmark, cache, recipe.num_actors
+            )
+    best = max(results, key=lambda name: results[name].score)
+    for name, result in results.items():
+        _write(attempt.folder.path, name, [opened[k] for k in result.chosen])
+    _write(attempt.folder.path, "", [opened[k] for k in results[best].chosen])
+    singles = {labels[k]: cache.known[(k,)] for k in range(len(labels)) if (k,) in cache.known}
+    metrics = {f"soup/{name}_score_fraction": result.score for name, result in results.items()}
+    if singles:
+        metrics["soup/best_single_score_fraction"] = max(singles.values())
+    return attempt.finish(
+        counts={"ingredients": len(labels), "evaluations": cache.num_scored},
+        decisions={
+            "best": best,
+            "singles": singles,
+            "labels": labels,
+            "searches": {name: asdict(result) for name, result in results.items()},
+        },
+        metrics=metrics,
+        outputs={"model": "model"} | {name: f"{name}/model" for name in results},
+    )
+
+
+def _write(run: str, name: str, chosen: list[Any]) -> None:
+    folder = Path(run) / name / "model"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    write_soup(folder, chosen)
+
+
+class CandidateCache:
+    """Scores of candidates, kept by the content of their ingredients and of the benchmark."""
+
+    def __init__(self, store: Store, prints: list[str], benchmark: Mapping[str, Any]) -> None:
+        """Remember what the keys are made of."""
+        from consomme.evaluate.benchmarks import BENCHMARKS, describe
+
+        self.store, self.prints = store, prints
+        self.benchmark = describe(BENCHMARKS.build(benchmark))
+        self.known: dict[Members, float] = {}
+        self.num_scored = 0
+
+    def _key(self, members: Members) -> str:
+        text = json.dumps([sorted(self.prints[k] for k in members), self.benchmark])
+        return f"soups/{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+    def get(self, members: Members) -> float | None:
+        """Score of a candidate, if it was scored before, by this run or another."""
+        if members not in self.known and self.store.exists(self._key(members)):
+            self.known[members] = float(json.loads(self.store.read(self._key(members))))
+        return self.known.get(members)
+
+    def put(self, members: Members, score: float) -> None:
+        """Keep a new score."""
+        self.known[members] = score
+        self.num_scored += 1
+        self.store.write(self._key(members), json.dumps(score).encode())
+
+
+def tune_search(
+    search: SoupSearch,
+    folders: list[str],
+    benchmark: Mapping[str, Any],
+    cache: CandidateCache,
+    num_actors: int | None,
+) -> SoupResult:
+    """Let Ray Tune score what a search asks for.
+
+    The search is plain code that calls `score(members)`; it runs in a thread, and what it asks for becomes
+    Tune's next trial. Singles are asked for ahead, so they are scored side by side.
+
+    Args:
+        search: The strategy.
+        folders: The ingredients' folders.
+        benchmark: Registry node of the held-out set.
+        cache: Scores that are known already.
+        num_actors: Trials at once.
+
+    Raises:
+        ClusterError: A trial failed for a reason that is not the recipe's.
+    """
+    import ray
+    from ray import tune
+
+    asked: Queue[Members | None] = Queue()
+    answers: dict[Members, Queue[float]] = {}
+    outcome: list[SoupResult | BaseException] = []
+
+    def score(members: Members) -> float:
+        found = cache.get(members)
+        if found is not None:
+            return found
+        alone = [(k,) for k in range(len(folders))] if len(members) == 1 else []
+        for wanted in [members, *alone]:
+            if wanted not in answers and cache.get(wanted) is None:
+                answers[wanted] = Queue()
+                asked.put(wanted)
+        value = answers[members].get()
+        if isinstance(value, BaseException):
+            raise value
+        return value
+
+    def think() -> None:
+        try:
+            outcome.append(search(len(folders), score))
+        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread below
+            outcome.append(error)
+        asked.put(None)
+
+    thread = threading.Thread(target=think, daemon=True)
+    thread.start()
+    first = asked.get()
+    if first is not None:
+        searcher = _make_searcher(first, asked, answers, cache)
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        trainable = tune.with_resources(
+            tune.with_parameters(
+                _candidate_trainable(), folders=folders, benchmark=dict(benchmark)
+            ),
+            {"CPU": 0.9, "GPU": 1.0 if gpus else 0.0},
+        )
+        limit = num_actors or gpus or num_cpus()
+        with Progress(None, "soup", "candidates") as progress:
+            searcher.on_score = progress.advance
+            tuner = tune.Tuner(
+                trainable,
+                tune_config=tune.TuneConfig(
+                    metric="score",
+                    mode="max",
+                    search_alg=searcher,
+                    num_samples=-1,
+                    max_concurrent_trials=limit,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(verbose=0, storage_path=_scratch()),
+            )
+            tuner.fit()
+    thread.join(timeout=5)
+    if not outcome:
+        raise ClusterError("Ray Tune ended before the search did; run the same command again")
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _scratch() -> str:
+    import tempfile
+
+    return tempfile.mkdtemp(prefix="consomme-tune-")
+
+
+def _make_searcher(
+    first: Members,
+    asked: Queue[Members | None],
+    answers: dict[Members, Queue[float]],
+    cache: CandidateCache,
+) -> Any:
+    from ray.tune.search import Searcher
+
+    class AskTell(Searcher):  # type: ignore[misc]
+        """Hands the search's questions to Tune and Tune's results to the search."""
+
+        on_score: Callable[[], None]
+
+        def __init__(self) -> None:
+            super().__init__(metric="score", mode="max")
+            self.waiting: list[Members | None] = [first]
+            self.running: dict[str, Members] = {}
+
+        def suggest(self, trial_id: str) -> Any:
+            while not asked.empty():
+                self.waiting.append(asked.get())
+            if not self.waiting:
+                if self.running:
+                    return None
+                self.waiting.append(asked.get())
+            item = self.waiting.pop(0)
+            if item is None:
+                return Searcher.FINISHED
+            self.running[trial_id] = item
+            return {"members": list(item)}
+
+        def on_trial_complete(
+            self, trial_id: str, result: Any = None, error: bool = False
+        ) -> None:
+            members = self.running.pop(trial_id)
+            if error or not result or "score" not in result:
+                answers[members].put(ClusterError(f"scoring {members} failed; see the worker's log"))  # type: ignore[arg-type]
+                return
+            cache.put(members, float(result["score"]))
+            self.on_score()
+            answers[members].put(float(result["score"]))
+
+        def save(self, checkpoint_path: str) -> None:
+            Path(checkpoint_path).write_text("{}")
+
+        def restore(self, checkpoint_path: str) -> None:
+            Path(checkpoint_path).read_text()
+
+    return AskTell()
+
+
+def _candidate_trainable() -> Any:
+    from ray import tune
+
+    class Candidate(tune.Trainable):  # type: ignore[misc]
+        """Scores one candidate soup per trial; the engine stays loaded between trials."""
+
+        def setup(self, config: dict[str, Any], folders: Any = None, benchmark: Any = None) -> None:
+            from consomme.engines.transformers_generator import TransformersGenerator
+            from consomme.evaluate.benchmarks import BENCHMARKS
+
+            self.engine = TransformersGenerator(folders[0])
+            self.ingredients = [open_ingredient(folder, folder) for folder in folders]
+            self.benchmark = BENCHMARKS.build(benchmark)
+            self.members = config["members"]
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self.members = new_config["members"]
+            return True
+
+        def step(self) -> dict[str, Any]:
+            from consomme.soup.mixing import average_ingredients
+
+            chosen = [self.ingredients[k] for k in self.members]
+            self.engine.load_weights(dict(average_ingredients(chosen)))
+            items = self.benchmark.items()
+            answers = self.engine.generate(
+                [item.image for item in items],
+                [item.prompt for item in items],
+                self.benchmark.max_tokens,
+            )
+            figures = self.benchmark.measure(answers)
+            return {"score": next(iter(figures.values())), "done": True}
+
+    return Candidate

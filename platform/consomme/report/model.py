@@ -1,0 +1,279 @@
+"""What a report says, free of how it looks.
+
+The one decision: pipelines fill these plain records and never write HTML; `consomme.report.html`
+renders them and never computes a figure. Every text may hold anything a data set holds: it is
+escaped when rendered. In `lead_text` and `Paragraph`, a blank line starts a new paragraph and
+`backticks` set code.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Cell = str | int | float | None
+"""A table cell; None is shown as a dash, numbers are set right and rounded for reading."""
+
+Tone = Literal["good", "bad", "neutral"]
+"""What a badge says besides its words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paragraph:
+    """Running text."""
+
+    text: str
+    """Plain text; a blank line starts a new paragraph."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows under named columns; the first column names the row."""
+
+    columns: Sequence[str]
+    """Column heads."""
+
+    rows: Sequence[Sequence[Cell]]
+    """One sequence per row, as long as `columns`."""
+
+    caption: str = ""
+    """One sentence that says how to read it."""
+
+    highlight: Collection[int] = ()
+    """Indices of the rows that matter most."""
+
+    def __post_init__(self) -> None:
+        """Refuse rows of another length: such a table would show figures under wrong heads."""
+        for index, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                found = f"{len(row)} cells under {len(self.columns)} columns"
+                raise ValueError(f"table row {index} has {found}: {list(row)!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Counts of one quantity in bins, for one or several groups over the same bins."""
+
+    series: Mapping[str, Sequence[float]]
+    """Group -> counts, one per bin."""
+
+    edges: Sequence[float]
+    """Bin edges in rising order, one more than bins."""
+
+    x_label: str
+    """The quantity, with its unit."""
+
+    cut: float | None = None
+    """Where the samples were divided; drawn as a line."""
+
+    kept_side: Literal["left", "right"] | None = None
+    """Side of the cut that was kept; shaded."""
+
+    log_x: bool = False
+    """Logarithmic axis; all edges must be positive."""
+
+    normalise: bool = False
+    """Show each group as shares of itself, so that groups of different size can be compared."""
+
+    caption: str = ""
+    """One sentence that says what to see."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Lines over a common x axis, such as losses over steps."""
+
+    series: Mapping[str, Sequence[tuple[float, float]]]
+    """Name -> points in rising x."""
+
+    x_label: str
+    """Meaning and unit of x."""
+
+    y_label: str
+    """Meaning and unit of y."""
+
+    caption: str = ""
+    """One sentence that says what to see."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryItem:
+    """One picture with what is known about it."""
+
+    image_bytes: bytes
+    """The encoded picture; one that browsers cannot show becomes a placeholder."""
+
+    title: str
+    """Usually the caption, or the sample id."""
+
+    lines: Sequence[str] = ()
+    """Further facts, one per line."""
+
+    badge: str = ""
+    """A word or two on the picture's fate, such as `kept` or `noise: spam`."""
+
+    badge_kind: Tone = "neutral"
+    """What the badge means."""
+
+    mime: str = ""
+    """MIME type; empty means: look at the bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """Pictures side by side."""
+
+    items: Sequence[GalleryItem]
+    """In the order shown."""
+
+    caption: str = ""
+    """One sentence that says what to see."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeforeAfterItem:
+    """One picture with its caption before and after."""
+
+    image_bytes: bytes
+    """The encoded picture."""
+
+    before: str
+    """Caption before."""
+
+    after: str
+    """Caption after."""
+
+    notes: Sequence[tuple[str, Tone]] = ()
+    """Short remarks on the new caption, such as `("3 true claims", "good")`."""
+
+    mime: str = ""
+    """MIME type; empty means: look at the bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeforeAfter:
+    """Captions before and after rewriting, with their pictures."""
+
+    items: Sequence[BeforeAfterItem]
+    """In the order shown."""
+
+    before_label: str = "before"
+    """Head of the first text column."""
+
+    after_label: str = "after"
+    """Head of the second text column."""
+
+    caption: str = ""
+    """One sentence that says what to see."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStrip:
+    """Which layers of the language model receive updates."""
+
+    rows: Sequence[tuple[str, int, Collection[int]]]
+    """(name, number of layers, selected layers counted from 0)."""
+
+    caption: str = ""
+    """One sentence that says what to see."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One decision of a search over soups."""
+
+    candidate: str
+    """What was tried."""
+
+    score: float
+    """Score with the candidate."""
+
+    best_before: float | None
+    """Score to beat; None for the first."""
+
+    accepted: bool
+    """Whether the candidate stayed."""
+
+    note: str = ""
+    """Anything else worth a few words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """The decisions of a search, in the order they were made."""
+
+    items: Sequence[Step]
+    """First decision first."""
+
+    score_label: str = "score"
+    """What the score is, such as `held-out accuracy`."""
+
+    caption: str = ""
+    """One sentence that says what to see."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineageNode:
+    """One run in a lineage."""
+
+    node_id: str
+    """Unique in the lineage."""
+
+    verb: str
+    """What the run did, such as `train`."""
+
+    title: str
+    """Name and fingerprint, or what came out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """Which run was made from which."""
+
+    nodes: Sequence[LineageNode]
+    """All runs."""
+
+    edges: Sequence[tuple[str, str]]
+    """(parent node_id, child node_id); no cycles."""
+
+    caption: str = ""
+    """One sentence that says what to see."""
+
+
+Block = (
+    Paragraph | Table | Histogram | Curves | Gallery | BeforeAfter | LayerStrip | Steps | Lineage
+)
+"""Anything a section can hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the report with its own head."""
+
+    title: str
+    """Head; also the entry in the table of contents."""
+
+    lead_text: str = ""
+    """The finding, in a few sentences, before the evidence."""
+
+    blocks: Sequence[Block] = ()
+    """The evidence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A whole page."""
+
+    title: str
+    """Head of the page."""
+
+    subtitle: str = ""
+    """One sentence below it."""
+
+    facts: Sequence[tuple[str, str]] = ()
+    """(label, value): the few figures to see first."""
+
+    sections: Sequence[Section] = ()
+    """In the order shown."""
+
+    footer: str = ""
+    """Small print: versions, run folder, command."""

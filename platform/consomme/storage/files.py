@@ -1,0 +1,244 @@
+"""Files by name, wherever they are: the one place that knows local disks from object stores.
+
+A store is rooted at a URL and takes relative paths with `/`. It promises only what both a file
+system and an object store can keep: whole-file writes that appear in one go, creation that one of
+many wins, ranged reads, and listings in byte order.
+"""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Protocol
+
+import consomme
+from consomme.base.errors import RecipeError
+
+PACKAGE_SCHEME = "package://"
+_TEMPORARY = ".tmp-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileInfo:
+    """One file in a listing."""
+
+    path: str
+    """Relative to the store."""
+
+    size: int
+    """Bytes."""
+
+
+class Store(Protocol):
+    """What the rest of consomme may do with files. Stores can be pickled and sent to workers."""
+
+    @property
+    def url(self) -> str:
+        """Where the store is rooted; `open_store(store.url)` opens it again."""
+        ...
+
+    def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return a file's bytes from `offset`, all of them or at most `length`.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+        """
+        ...
+
+    def write(self, path: str, data: bytes) -> None:
+        """Replace a file in one go: a reader sees the old bytes or the new ones."""
+        ...
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Make a new file in one go. Of many that try, one gets True; the others change nothing."""
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[FileInfo]:
+        """Yield the files, at any depth, whose path begins with `prefix`, in byte order."""
+        ...
+
+    def exists(self, path: str) -> bool:
+        """Tell whether there is such a file."""
+        ...
+
+    def size(self, path: str) -> int:
+        """Return a file's bytes; FileNotFoundError if there is none."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Remove a file; nothing happens if there is none."""
+        ...
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file to read and seek in."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalStore:
+    """A folder. Writes go to a temporary name, reach the disk, and are renamed."""
+
+    root: str
+    """The folder; it is made when something is first written."""
+
+    url_root: str = ""
+    """The URL the store was opened by, if that is not the folder itself."""
+
+    @property
+    def url(self) -> str:
+        """The folder, or the URL that led to it."""
+        return self.url_root or self.root
+
+    def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return a file's bytes; see `Store.read`."""
+        with self.open(path) as file:
+            if offset:
+                file.seek(offset)
+            return file.read() if length is None else file.read(length)
+
+    def write(self, path: str, data: bytes) -> None:
+        """Replace a file in one go; see `Store.write`."""
+        target = self._target(path)
+        temporary = self._write_temporary(target, data)
+        try:
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Make a new file in one go; see `Store.create`. The folder must allow hard links."""
+        target = self._target(path)
+        if target.exists():
+            return False
+        temporary = self._write_temporary(target, data)
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
+
+    def list(self, prefix: str = "") -> Iterator[FileInfo]:
+        """Yield files in byte order; see `Store.list`. Memory is one folder's entries."""
+        folder = prefix.rpartition("/")[0]
+        yield from self._walk(folder + "/" if folder else "", prefix)
+
+    def exists(self, path: str) -> bool:
+        """Tell whether there is such a file."""
+        return self._target(path).is_file()
+
+    def size(self, path: str) -> int:
+        """Return a file's bytes."""
+        return self._target(path).stat().st_size
+
+    def delete(self, path: str) -> None:
+        """Remove a file if it is there."""
+        self._target(path).unlink(missing_ok=True)
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file to read and seek in."""
+        return self._target(path).open("rb")
+
+    def _target(self, path: str) -> Path:
+        if not is_safe_path(path):
+            raise ValueError(f"{path!r} leads out of {self.url}; a store takes relative paths only")
+        return Path(self.root) / path
+
+    def _write_temporary(self, target: Path, data: bytes) -> Path:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return temporary
+
+    def _walk(self, folder: str, prefix: str) -> Iterator[FileInfo]:
+        entries: list[tuple[str, os.DirEntry[str]]] = []
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            with os.scandir(Path(self.root) / folder) as found:
+                # A folder sorts as its name with a slash, so that whole paths come in byte order.
+                entries = [
+                    (item.name + "/" if item.is_dir() else item.name, item) for item in found
+                ]
+        for name, entry in sorted(entries, key=lambda pair: os.fsencode(pair[0])):
+            path = folder + name
+            if not (path.startswith(prefix) or prefix.startswith(path)):
+                continue
+            if name.endswith("/"):
+                yield from self._walk(path, prefix)
+            elif not name.startswith(_TEMPORARY) and path.startswith(prefix):
+                with contextlib.suppress(FileNotFoundError):
+                    yield FileInfo(path=path, size=entry.stat().st_size)
+
+
+def open_store(url: str) -> Store:
+    """Open the store rooted at a URL.
+
+    Args:
+        url: A local folder (relative ones count from the current directory, `~` is the home), or
+            `package://x/y` for a folder shipped inside the consomme package.
+
+    Raises:
+        RecipeError: Nothing here can open such a URL.
+    """
+    if url.startswith(PACKAGE_SCHEME):
+        inside = url.removeprefix(PACKAGE_SCHEME).strip("/")
+        if inside and not is_safe_path(inside):
+            raise RecipeError(f"{url}: leads out of the consomme package")
+        return LocalStore(str(Path(consomme.__path__[0]) / inside), PACKAGE_SCHEME + inside)
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        return LocalStore(os.path.abspath(os.path.expanduser(url)))
+    if scheme == "file":
+        return open_store(url.removeprefix("file://"))
+    # Object stores join here: a class with the methods of `Store`, chosen by scheme.
+    raise RecipeError(f"{url}: found {scheme}://, expected a local path, file:// or package://")
+
+
+def split_url(url: str) -> tuple[Store, str]:
+    """Open the store that holds a file.
+
+    Returns:
+        A store rooted at the file's folder, and the file's name in it.
+
+    Raises:
+        RecipeError: The URL names no file, or nothing here can open it.
+    """
+    head, slash, name = url.rpartition("/")
+    if not name or name in (".", ".."):
+        raise RecipeError(f"{url!r}: found a folder, expected a file")
+    if not slash:
+        return open_store("."), name
+    return open_store(f"{head}/" if not head or head.endswith(":/") else head), name
+
+
+def absolute_url(url: str) -> str:
+    """Make a URL mean the same in every process: local paths become absolute."""
+    return open_store(url).url
+
+
+def read_url(url: str) -> bytes:
+    """Return the bytes of one file by its URL."""
+    store, path = split_url(url)
+    return store.read(path)
+
+
+def join_url(url: str, *parts: str) -> str:
+    """Put path parts behind a URL."""
+    base = url if url.endswith("://") else url.rstrip("/") + "/"
+    return base + "/".join(parts)
+
+
+def is_safe_path(path: str) -> bool:
+    """Tell whether a path stays below its root: not absolute, no `..`, no NUL."""
+    parts = PurePosixPath(path).parts
+    return bool(parts) and not path.startswith("/") and ".." not in parts and "\0" not in path

@@ -1,0 +1,179 @@
+"""What every format shares: making turns of captions and conversations, or saying what is wrong."""
+
+import json
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from consomme.base.sample import Sample, Turn, caption_turns
+
+MAX_TEXT_BYTES = 65_536
+"""More text than this on one image is a page that was scraped, not a caption."""
+
+TURN_KEYS = ("turns", "conversations", "messages")
+"""Where a record may hold a conversation, best first."""
+
+CAPTION_KEYS = ("caption", "text")
+"""Where a record may hold a caption, best first."""
+
+ID_KEYS = ("sample_id", "id", "key", "__key__")
+"""Where a record may hold its own name, best first."""
+
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+}
+
+
+class RowError(Exception):
+    """One row is bad; the reader turns this into a reject.
+
+    Args:
+        reason: A word out of `consomme.base.sample.REJECT_REASONS`.
+        detail: What was found.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawRow:
+    """One row before it is parsed."""
+
+    sample_id: str
+    """What to call it if it cannot be parsed."""
+
+    reference: str
+    """Where its bytes are."""
+
+    parse: Callable[[], Sample]
+    """Make the sample; raises `RowError`."""
+
+
+def load_record(data: bytes) -> dict[str, Any]:
+    """Parse one JSON object."""
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise RowError("record_malformed", f"not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise RowError("record_malformed", f"found {type(record).__name__}, expected an object")
+    return record
+
+
+def decode_caption(data: bytes) -> str:
+    """Decode a caption file's bytes."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RowError("caption_not_utf8", str(error)) from error
+
+
+def take_turns(record: dict[str, Any]) -> tuple[Turn, ...] | None:
+    """Remove a record's text and return it as turns; None if it has no text.
+
+    The first of `TURN_KEYS`, then of `CAPTION_KEYS`, that holds something is taken.
+    """
+    for key in TURN_KEYS:
+        if record.get(key) is not None:
+            return parse_turns(record.pop(key))
+    for key in CAPTION_KEYS:
+        if record.get(key) is not None:
+            text = record.pop(key)
+            if not isinstance(text, str):
+                raise RowError("record_malformed", f"{key} is {type(text).__name__}, not text")
+            return caption_turns(text)
+    return None
+
+
+def parse_turns(value: Any) -> tuple[Turn, ...]:
+    """Read a conversation in LLaVA's words (from, value) or a chat's (role, content).
+
+    The `<image>` placeholder is removed: where the image goes is the chat template's business.
+    """
+    if not isinstance(value, list | tuple) or not value:
+        raise RowError("conversation_malformed", "found no list of turns")
+    return tuple(_parse_turn(index, turn) for index, turn in enumerate(value))
+
+
+def _parse_turn(index: int, turn: Any) -> Turn:
+    if not isinstance(turn, Mapping):
+        raise RowError("conversation_malformed", f"turn {index} is not an object")
+    role = turn.get("from", turn.get("role"))
+    content = turn.get("value", turn.get("content"))
+    if not isinstance(role, str) or role not in _ROLES:
+        raise RowError("conversation_malformed", f"turn {index} is by {role!r}")
+    if not isinstance(content, str):
+        raise RowError("conversation_malformed", f"turn {index} has no text")
+    if content.count("<image>") > 1:
+        raise RowError("conversation_malformed", f"turn {index} refers to several images")
+    if "<image>" in content:
+        content = content.replace("<image>", "").strip()
+    return Turn(role=_ROLES[role], content=content)
+
+
+def check_sample(sample: Sample, seen: Container[str]) -> None:
+    """Hold a parsed sample to what every later stage relies on.
+
+    Args:
+        sample: The sample.
+        seen: Names of the good samples before it in the unit.
+    """
+    turns = sample.turns
+    if not sample.image:
+        raise RowError("image_empty", f"{sample.image_name} has 0 bytes")
+    _check_order([turn.role for turn in turns])
+    if not sample.caption.strip():
+        raise RowError("caption_empty", "the text is empty or white space")
+    try:
+        num_bytes = sum(len(turn.content.encode("utf-8")) for turn in turns)
+    except UnicodeEncodeError as error:
+        raise RowError("caption_not_utf8", str(error)) from error
+    if num_bytes > MAX_TEXT_BYTES:
+        detail = f"found {num_bytes:,} bytes of text, at most {MAX_TEXT_BYTES:,} are taken"
+        raise RowError("caption_too_long", detail)
+    if not sample.sample_id or not is_utf8(sample.sample_id + sample.image_name):
+        raise RowError("record_malformed", "the sample's name is empty or not UTF-8")
+    if sample.sample_id in seen:
+        raise RowError("duplicate_key", "the key came before in this unit")
+
+
+def _check_order(roles: list[str]) -> None:
+    """An optional system turn, then user and assistant in turn; a lone assistant is a caption."""
+    spoken = roles[1:] if roles[:1] == ["system"] else roles
+    expected = ["user", "assistant"] * (len(spoken) // 2)
+    if spoken != ["assistant"] and (not spoken or spoken != expected):
+        raise RowError(
+            "conversation_malformed",
+            f"found {', '.join(roles)}; expected user and assistant in turn, assistant last",
+        )
+
+
+def take_id(record: dict[str, Any], fallback: str) -> str:
+    """Remove a record's own name and return it; `fallback` if it has none."""
+    for key in ID_KEYS:
+        value = record.get(key)
+        if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+            return str(record.pop(key))
+    return fallback
+
+
+def is_utf8(text: str) -> bool:
+    """Tell whether a text can be written as UTF-8 (lone surrogates cannot)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(text: str) -> str:
+    """Make any text safe to write, as in a reject's detail."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,88 @@
+"""Sidecars: columns about samples, kept apart from them and keyed by unit and row.
+
+One Parquet file per unit holds `row`, `sample_id` and whatever a stage measured; never pixels. The
+unit's id is not in the file but in the commit record that names it.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from consomme.base.errors import DataError
+from consomme.storage.files import join_url
+from consomme.storage.ledger import CommitRecord, RunFolder
+
+SCORES = "scores"
+"""Kind of the output files that hold a unit's columns."""
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """Write a table as Parquet; the same table always makes the same bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(
+        table.combine_chunks(), buffer, row_group_size=max(1, table.num_rows), compression="zstd"
+    )
+    return buffer.getvalue()
+
+
+def iter_columns(
+    run_url: str, columns: Sequence[str], kind: str = SCORES
+) -> Iterator[tuple[CommitRecord, pa.Table]]:
+    """Yield each committed unit's columns, in the order of unit ids, one unit in memory at a time.
+
+    Args:
+        run_url: The run that wrote the columns.
+        columns: Which ones, beside `row` and `sample_id`, which always come first.
+        kind: Kind of output file, as given to `RunFolder.write_output`.
+
+    Raises:
+        DataError: A file is missing, unreadable, or lacks a column.
+    """
+    run = RunFolder.at(run_url)
+    names = [*dict.fromkeys(["row", "sample_id", *columns])]
+    for record in run.iter_commits():
+        path = record.path_of(kind)
+        if path is not None:
+            yield record, _read_table(run, path, names)
+
+
+def read_columns(run_url: str, columns: Sequence[str], kind: str = SCORES) -> pa.Table:
+    """Read columns of a whole run into one table.
+
+    Args:
+        run_url: The run that wrote the columns.
+        columns: Which ones.
+        kind: Kind of output file.
+
+    Returns:
+        `unit_id`, `row`, `sample_id` and the columns, in the order of unit ids and rows; only what
+        is committed.
+
+    Raises:
+        DataError: Nothing is committed, or a file is missing, unreadable, or lacks a column.
+    """
+    tables = []
+    for record, table in iter_columns(run_url, columns, kind):
+        unit_ids = pa.array([record.unit_id] * table.num_rows, pa.string())
+        tables.append(table.add_column(0, "unit_id", unit_ids))
+    if not tables:
+        raise DataError(f"{run_url}: found no committed {kind}; has the run begun?")
+    return pa.concat_tables(tables)
+
+
+def _read_table(run: RunFolder, path: str, names: Sequence[str]) -> pa.Table:
+    where = join_url(run.url, path)
+    try:
+        with run.store.open(path) as file:
+            parquet = pq.ParquetFile(file)
+            missing = [name for name in names if name not in parquet.schema_arrow.names]
+            if missing:
+                raise DataError(
+                    f"{where}: no column {', '.join(missing)}; "
+                    f"found {', '.join(parquet.schema_arrow.names)}"
+                )
+            return parquet.read(columns=list(names), use_threads=False).select(list(names))
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{where}: a committed file cannot be read: {error}") from error

@@ -1,0 +1,146 @@
+"""Views: which samples of which units, as one bitmap per unit; a subset without copied pixels.
+
+A view is one small Parquet file in the folder of the run that made it. It carries the units
+themselves, so that reading the kept samples needs nothing else.
+"""
+
+import dataclasses
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from consomme.base.errors import DataError
+from consomme.base.sample import Sample
+from consomme.storage.files import join_url
+from consomme.storage.ledger import RunFolder
+from consomme.storage.sidecar import table_bytes
+from consomme.storage.units import Unit, read_unit
+
+VIEW = "view.parquet"
+"""Name of the view in its run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A subset of the samples of some units."""
+
+    entries: tuple[tuple[Unit, bytes], ...]
+    """Units in order, each with a bitmap: row `r` is bit `r % 8` of byte `r // 8`."""
+
+    @classmethod
+    def from_rows(cls, units: Sequence[Unit], rows: Mapping[str, Sequence[int]]) -> "View":
+        """Make a view from the kept rows of each unit.
+
+        Args:
+            units: All units, in order.
+            rows: Kept rows by unit id; a unit that is not in it keeps none.
+
+        Raises:
+            DataError: Rows are given for an unknown unit, or a row is not in its unit.
+        """
+        unknown = sorted(set(rows) - {unit.unit_id for unit in units})
+        if unknown:
+            raise DataError(f"rows are kept of {unknown[0]}, which is not among the units")
+        return cls(
+            entries=tuple((unit, pack_rows(unit, rows.get(unit.unit_id, ()))) for unit in units)
+        )
+
+    @classmethod
+    def load(cls, url: str) -> "View":
+        """Read the view of a run.
+
+        Raises:
+            DataError: The run has no view, or it cannot be read.
+        """
+        run = RunFolder.at(url)
+        try:
+            rows = pq.read_table(io.BytesIO(run.store.read(VIEW))).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(
+                f"{join_url(run.url, VIEW)}: not readable as a view: {error}"
+            ) from error
+        return cls(entries=tuple((_unit(row), row["bitmap"]) for row in rows))
+
+    def save(self, run: RunFolder) -> str:
+        """Write the view into a run folder and return its path there."""
+        columns: dict[str, list[object]] = {
+            field.name: [getattr(unit, field.name) for unit, _ in self.entries]
+            for field in dataclasses.fields(Unit)
+        }
+        columns["bitmap"] = [bitmap for _, bitmap in self.entries]
+        run.store.write(VIEW, table_bytes(pa.table(columns, schema=_SCHEMA)))
+        return VIEW
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples are kept."""
+        return sum(self.counts().values())
+
+    @property
+    def units(self) -> list[Unit]:
+        """The units, in order, also those that keep nothing."""
+        return [unit for unit, _ in self.entries]
+
+    def counts(self) -> dict[str, int]:
+        """How many samples each unit keeps, by unit id."""
+        return {unit.unit_id: len(unpack_rows(unit, bitmap)) for unit, bitmap in self.entries}
+
+    def rows(self) -> Iterator[tuple[Unit, list[int]]]:
+        """Yield each unit with its kept rows, ascending."""
+        for unit, bitmap in self.entries:
+            yield unit, unpack_rows(unit, bitmap)
+
+
+def pack_rows(unit: Unit, rows: Sequence[int]) -> bytes:
+    """Make the bitmap of some rows of a unit."""
+    bits = np.zeros(unit.count, dtype=np.uint8)
+    index = np.asarray(rows, dtype=np.int64)
+    if index.size and (index.min() < 0 or index.max() >= unit.count):
+        raise DataError(f"{unit.unit_id}: kept rows reach {index.max()}, it has {unit.count}")
+    bits[index] = 1
+    return np.packbits(bits, bitorder="little").tobytes()
+
+
+def unpack_rows(unit: Unit, bitmap: bytes) -> list[int]:
+    """List the rows a bitmap keeps, ascending."""
+    bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), count=unit.count, bitorder="little")
+    kept: list[int] = np.flatnonzero(bits).tolist()
+    return kept
+
+
+def read_view_unit(unit: Unit, bitmap: bytes) -> list[tuple[int, Sample]]:
+    """Read the kept samples of one unit, each with its row in the unit.
+
+    Raises:
+        DataError: A kept row cannot be read, so the shard changed since the view was made.
+    """
+    kept = unpack_rows(unit, bitmap)
+    if not kept:
+        return []
+    samples = dict(read_unit(unit)[0])
+    missing = [row for row in kept if row not in samples]
+    if missing:
+        raise DataError(
+            f"{unit.shard}: row {unit.start + missing[0]} is in the view but is not readable; "
+            "the shard changed since it was scored"
+        )
+    return [(row, samples[row]) for row in kept]
+
+
+def _unit(row: Mapping[str, object]) -> Unit:
+    return Unit.from_dict({key: value for key, value in row.items() if key != "bitmap"})
+
+
+_SCHEMA = pa.schema(
+    [
+        *(
+            pa.field(field.name, pa.string() if field.type is str else pa.int64())
+            for field in dataclasses.fields(Unit)
+        ),
+        pa.field("bitmap", pa.binary()),
+    ]
+)

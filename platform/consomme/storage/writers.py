@@ -1,0 +1,193 @@
+"""Samples to shards: WebDataset tars and Parquet, with names and bytes as they came.
+
+The same samples always make the same bytes: no clock, no user, no host goes into a shard.
+`tar_bytes` and `parquet_bytes` make one shard in memory, as a unit's output; the writers cut a
+stream into shards by rows and size.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow.parquet as pq
+
+from consomme.base.errors import DataError
+from consomme.base.sample import Sample, samples_to_table
+from consomme.storage.files import FileInfo, Store, is_safe_path
+from consomme.storage.readers.webdataset import IMAGE_EXTENSIONS, OWN_KEY, split_name
+
+_ESCAPES = {ord(mark): f"%{ord(mark):02X}" for mark in '%./\\:*?"<>|\0'}
+
+
+def tar_bytes(samples: Sequence[Sample]) -> bytes:
+    """Write samples as one WebDataset tar.
+
+    A caption goes into `.txt`; a longer conversation, metadata, and names that a tar cannot hold
+    go into `.json`. Reading the tar gives the samples back.
+
+    Raises:
+        DataError: Two samples have the same name, or metadata uses a key that means text.
+    """
+    buffer = io.BytesIO()
+    keys: set[str] = set()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for sample in samples:
+            key, image_member = _member_names(sample)
+            if key in keys:
+                raise DataError(f"sample {sample.sample_id!r} comes twice in one shard")
+            keys.add(key)
+            _add(tar, image_member, sample.image)
+            is_caption = [turn.role for turn in sample.turns] == ["assistant"]
+            if is_caption:
+                _add(tar, f"{key}.txt", sample.caption.encode())
+            record = _record(sample, key, image_member, is_caption=is_caption)
+            if record:
+                text = json.dumps(record, sort_keys=True, ensure_ascii=True)
+                _add(tar, f"{key}.json", text.encode())
+    return buffer.getvalue()
+
+
+def parquet_bytes(samples: Sequence[Sample], row_group_rows: int = 256) -> bytes:
+    """Write samples as one Parquet file with `SAMPLE_SCHEMA`.
+
+    Args:
+        samples: What to write.
+        row_group_rows: Rows that are packed together; a unit reads whole row groups.
+    """
+    buffer = io.BytesIO()
+    # Pictures are compressed already; text is a small part.
+    pq.write_table(
+        samples_to_table(samples), buffer, row_group_size=row_group_rows, compression="none"
+    )
+    return buffer.getvalue()
+
+
+class ShardWriter:
+    """Cut a stream of samples into shards; use `WebDatasetWriter` or `ParquetWriter`.
+
+    Shards are named `<prefix>-000000.<suffix>` and appear whole. Use as a context manager, or call
+    `close` for the last shard.
+
+    Args:
+        store: Where to write.
+        prefix: Path of the shards without number and suffix.
+        max_rows: Samples a shard may have.
+        max_mb: Megabytes (2**20) of pictures and text a shard may have, unless one sample has more.
+    """
+
+    suffix: str
+    pack: Callable[[Sequence[Sample]], bytes]
+
+    def __init__(
+        self, store: Store, prefix: str, *, max_rows: int = 4096, max_mb: float = 128
+    ) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._max_rows = max_rows
+        self._max_bytes = int(max_mb * 2**20)
+        self._samples: list[Sample] = []
+        self._num_bytes = 0
+        self._files: list[FileInfo] = []
+
+    def write(self, sample: Sample) -> None:
+        """Add one sample; a full shard is written first."""
+        size = len(sample.image) + sum(len(turn.content) for turn in sample.turns)
+        is_full = len(self._samples) >= self._max_rows or self._num_bytes + size > self._max_bytes
+        if self._samples and is_full:
+            self._flush()
+        self._samples.append(sample)
+        self._num_bytes += size
+
+    def close(self) -> list[FileInfo]:
+        """Write what is left and list the shards, in order."""
+        if self._samples:
+            self._flush()
+        return list(self._files)
+
+    def __enter__(self) -> Self:
+        """Nothing to prepare."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Write the last shard, unless the stream broke off."""
+        if kind is None:
+            self.close()
+
+    def _flush(self) -> None:
+        data = type(self).pack(self._samples)
+        path = f"{self._prefix}-{len(self._files):06d}.{self.suffix}"
+        self._store.write(path, data)
+        self._files.append(FileInfo(path=path, size=len(data)))
+        self._samples, self._num_bytes = [], 0
+
+
+class WebDatasetWriter(ShardWriter):
+    """Write WebDataset tars; see `ShardWriter` and `tar_bytes`."""
+
+    suffix = "tar"
+    pack = staticmethod(tar_bytes)
+
+
+class ParquetWriter(ShardWriter):
+    """Write Parquet files; see `ShardWriter` and `parquet_bytes`."""
+
+    suffix = "parquet"
+    pack = staticmethod(parquet_bytes)
+
+
+def _member_names(sample: Sample) -> tuple[str, str]:
+    """Choose the tar key and the image member's name; the sample's own where they fit."""
+    name = sample.image_name
+    key, extension = split_name(name)
+    is_image = extension.rpartition(".")[2] in IMAGE_EXTENSIONS
+    if key == sample.sample_id and is_image and is_safe_path(name) and not name.startswith("./"):
+        return key, name
+    key = sample.sample_id
+    if split_name(f"{key}.x") != (key, "x") or not is_safe_path(key) or "%" in key:
+        key = key.translate(_ESCAPES)
+    last = name.rpartition(".")[2].lower()
+    return key, f"{key}.{last if last in IMAGE_EXTENSIONS else _sniff(sample.image)}"
+
+
+def _record(sample: Sample, key: str, image_member: str, *, is_caption: bool) -> dict[str, Any]:
+    for name in ("turns", OWN_KEY):
+        if name in sample.meta:
+            raise DataError(
+                f"sample {sample.sample_id!r}: metadata has {name!r}, which a reader would take "
+                "for something else; rename it"
+            )
+    record = dict(sample.meta)
+    if not is_caption:
+        record["turns"] = [{"role": turn.role, "content": turn.content} for turn in sample.turns]
+    own = {}
+    if key != sample.sample_id:
+        own["sample_id"] = sample.sample_id
+    if image_member != sample.image_name:
+        own["image_name"] = sample.image_name
+    return {**record, OWN_KEY: own} if own else record
+
+
+def _sniff(image: bytes) -> str:
+    """Guess a file extension from the first bytes, for pictures that came without a name."""
+    if image.startswith(b"\x89PNG"):
+        return "png"
+    if image.startswith(b"GIF8"):
+        return "gif"
+    if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
+        return "webp"
+    return "jpg"
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    header = tarfile.TarInfo(name)
+    header.size = len(data)
+    header.mode = 0o644
+    tar.addfile(header, io.BytesIO(data))

@@ -1,0 +1,228 @@
+"""Batches for the nano VLM's own training, drawn anew from a seed and a step number.
+
+One decision is made here: batch k depends on (seed, k) alone, so a run resumes at any step without replaying,
+and any number of loader processes gives the same batches.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from consomme.datasets import emoji, scenes
+from consomme.datasets.augment import augment_emoji
+
+# Shapes: B pictures, P side in pixels, T token positions.
+
+CAPTION_PROMPT = "describe the image."
+NAME_PROMPT = "what emoji is this?"
+KEYWORD_PROMPT = "list keywords."
+
+
+class EmojiViews:
+    """Draws random views of the training styles, each name equally often."""
+
+    def __init__(self, styles: Sequence[str] = emoji.TRAIN_STYLES) -> None:
+        """Decode every picture of `styles` once (about 100 MB for five)."""
+        self.by_name: dict[str, list[tuple[emoji.Emoji, np.ndarray]]] = {}
+        for style in styles:
+            entries = emoji.load(style)
+            for entry, rgba in zip(entries, emoji.pixels(entries), strict=True):
+                self.by_name.setdefault(entry.name, []).append((entry, rgba))
+        self.names = sorted(self.by_name)
+
+    def draw(self, rng: random.Random, out_px: int) -> tuple[emoji.Emoji, np.ndarray]:
+        """Pick a name, then a style that has it, then a random view of it."""
+        entry, rgba = rng.choice(self.by_name[rng.choice(self.names)])
+        return entry, augment_emoji(rgba, rng, out_px)
+
+
+def emoji_turns(entry: emoji.Emoji, rng: random.Random) -> list[tuple[str, str]]:
+    """Question and answer for one emoji: its name as a caption or as an answer, now and then keywords."""
+    kind = rng.random()
+    if kind < 0.1 and len(entry.keywords) >= 3:
+        return [(KEYWORD_PROMPT, ", ".join(rng.sample(entry.keywords, 3)))]
+    return [(CAPTION_PROMPT if kind < 0.55 else NAME_PROMPT, entry.name)]
+
+
+def scene_turns(
+    scene: scenes.Scene, seed: int, rng: random.Random, num_turns: int
+) -> list[tuple[str, str]]:
+    """A caption (two times in five) and several questions, in random order."""
+    asked = [(q.question, q.answer) for q in scenes.questions(scene, seed)]
+    rng.shuffle(asked)
+    if rng.random() < 0.4:
+        return [(CAPTION_PROMPT, scenes.caption(scene)), *asked[: num_turns - 3]]
+    return asked[:num_turns]
+
+
+def normalise(pictures: Sequence[np.ndarray]) -> Tensor:
+    """Stack uint8 pictures (P, P, 3) to float32 pixel values (B, 3, P, P) in [-1, 1]."""
+    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
+    return stacked / 127.5 - 1.0
+
+
+class Conversations(Dataset[dict[str, Any]]):
+    """Step k's two micro-batches: emoji and scenes, tokenised, with labels on the answers only."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        seed: int,
+        num_steps: int,
+        num_emoji: int,
+        num_scenes: int,
+        out_px: int,
+        num_image_tokens: int,
+        blind_fraction: float = 0.06,
+    ) -> None:
+        """Keep what a step needs; see `NanoRecipe` for the meaning of the numbers."""
+        self.ids: dict[str, list[int]] = {}
+        self.tokenizer, self.seed, self.num_steps = tokenizer, seed, num_steps
+        self.num_emoji, self.num_scenes, self.out_px = num_emoji, num_scenes, out_px
+        self.num_image_tokens, self.blind_fraction = num_image_tokens, blind_fraction
+        self.special = {
+            name: tokenizer.convert_tokens_to_ids(f"<{name}>")
+            for name in ("pad", "bos", "end", "user", "assistant", "image")
+        }
+        self.views = EmojiViews()
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return self.num_steps
+
+    def encode(self, text: str) -> list[int]:
+        """Tokenise with a memory: most texts repeat."""
+        if text not in self.ids:
+            found: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+            if len(self.ids) > 200_000:
+                self.ids.clear()
+            self.ids[text] = found
+        return self.ids[text]
+
+    def conversation(
+        self, turns: Sequence[tuple[str, str]], *, has_image: bool
+    ) -> tuple[list[int], list[int]]:
+        """Token ids and labels of one conversation, as the chat template would write it."""
+        special = self.special
+        ids, labels = [special["bos"]], [-100]
+        for number, (question, answer) in enumerate(turns):
+            prompt = [special["user"]]
+            if number == 0 and has_image:
+                prompt += [special["image"]] * self.num_image_tokens
+            prompt += [*self.encode(question), special["assistant"]]
+            reply = [*self.encode(answer), special["end"]]
+            ids += prompt + reply
+            labels += [-100] * len(prompt) + reply
+        return ids, labels
+
+    def collate(self, rows: Sequence[tuple[np.ndarray, list[tuple[str, str]], bool]]) -> dict[str, Any]:
+        """Pad one micro-batch to its longest row."""
+        encoded = [self.conversation(turns, has_image=seen) for _, turns, seen in rows]
+        width = max(len(ids) for ids, _ in encoded)
+        input_ids_BT = torch.full((len(rows), width), self.special["pad"])
+        labels_BT = torch.full((len(rows), width), -100)
+        mask_BT = torch.zeros((len(rows), width), dtype=torch.long)
+        for row, (ids, labels) in enumerate(encoded):
+            input_ids_BT[row, : len(ids)] = torch.tensor(ids)
+            labels_BT[row, : len(ids)] = torch.tensor(labels)
+            mask_BT[row, : len(ids)] = 1
+        return {
+            "input_ids": input_ids_BT,
+            "labels": labels_BT,
+            "attention_mask": mask_BT,
+            "pixel_values": normalise([picture for picture, _, seen in rows if seen]),
+        }
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        """Build the micro-batches of one step."""
+        rng = random.Random(f"nano-{self.seed}-{step}")
+        emoji_rows, scene_rows = [], []
+        for _ in range(self.num_emoji):
+            entry, view = self.views.draw(rng, self.out_px)
+            seen = rng.random() >= self.blind_fraction
+            emoji_rows.append((view, emoji_turns(entry, rng), seen))
+        for _ in range(self.num_scenes):
+            seed = rng.randrange(10**12)
+            scene = scenes.make_scene(TRAIN_SCENES_FROM + seed)
+            view = np.asarray(scenes.render(scene))
+            seen = rng.random() >= self.blind_fraction
+            scene_rows.append((view, scene_turns(scene, seed, rng, 6), seen))
+        return {"emoji": self.collate(emoji_rows), "scenes": self.collate(scene_rows)}
+
+
+TRAIN_SCENES_FROM = 1_000_000
+"""Scenes of smaller seeds are for evaluation and the quickstart; the nano VLM never trains on them."""
+
+
+class VisionBatches(Dataset[dict[str, Tensor]]):
+    """Step k's pictures with class targets, for pre-training the vision encoder alone."""
+
+    def __init__(
+        self, *, seed: int, num_steps: int, num_emoji: int, num_scenes: int, out_px: int
+    ) -> None:
+        """Keep what a step needs."""
+        self.seed, self.num_steps, self.out_px = seed, num_steps, out_px
+        self.num_emoji, self.num_scenes = num_emoji, num_scenes
+        self.views = EmojiViews()
+        self.index = {name: k for k, name in enumerate(self.views.names)}
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return self.num_steps
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        """Build one step: pictures of both kinds, emoji names as class ids, what each quadrant holds."""
+        rng = random.Random(f"vision-{self.seed}-{step}")
+        drawn = [self.views.draw(rng, self.out_px) for _ in range(self.num_emoji)]
+        made = [
+            scenes.make_scene(TRAIN_SCENES_FROM + rng.randrange(10**12))
+            for _ in range(self.num_scenes)
+        ]
+        pictures = [view for _, view in drawn] + [np.asarray(scenes.render(s)) for s in made]
+        return {
+            "pixel_values": normalise(pictures),
+            "names": torch.tensor([self.index[e.name] for e, _ in drawn]),
+            "quadrants": torch.tensor([quadrant_targets(s) for s in made]),
+        }
+
+
+def quadrant_targets(scene: scenes.Scene) -> list[list[int]]:
+    """Classes (shape, colour, size, word) of each quadrant; 0 means none.
+
+    Returns:
+        Four lists of four ints, in the order of `scenes.POSITIONS`.
+    """
+    targets = [[0, 0, 0, 0] for _ in scenes.POSITIONS]
+    for item in scene.objects:
+        targets[scenes.POSITIONS.index(item.position)][:3] = [
+            1 + scenes.SHAPES.index(item.shape),
+            1 + list(scenes.COLORS).index(item.color),
+            1 + scenes.SIZES.index(item.size),
+        ]
+    if scene.word and scene.word_position:
+        targets[scenes.POSITIONS.index(scene.word_position)][3] = 1 + scenes.WORDS.index(scene.word)
+    return targets
+
+
+def corpus() -> Iterator[str]:
+    """Texts the nano tokenizer learns its merges from."""
+    for style in emoji.TRAIN_STYLES:
+        for entry in emoji.load(style):
+            yield entry.name
+            yield ", ".join(entry.keywords)
+    for prompt in (CAPTION_PROMPT, NAME_PROMPT, KEYWORD_PROMPT):
+        yield from [prompt] * 2000
+    for number in range(4000):
+        scene = scenes.make_scene(TRAIN_SCENES_FROM + number)
+        yield scenes.caption(scene)
+        for question in scenes.questions(scene, number):
+            yield question.question
+            yield question.answer
