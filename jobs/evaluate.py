@@ -1,6 +1,6 @@
 """Measure a model on benchmarks.
 
-ray job submit --working-dir . -- uv run jobs/evaluate.py recipes/evaluate/scenes.yaml name=mine
+ray job submit --working-dir . -- uv run jobs/evaluate.py recipes/evaluate/nano.yaml name=mine
 """
 
 from consomme.cli import main

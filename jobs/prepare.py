@@ -1,6 +1,6 @@
 """Write the embedded data sets as shards to work on.
 
-ray job submit --working-dir . -- uv run jobs/prepare.py recipes/prepare/quickstart.yaml name=mine
+ray job submit --working-dir . -- uv run jobs/prepare.py recipes/prepare/noisy_emoji.yaml name=mine
 """
 
 from consomme.cli import main

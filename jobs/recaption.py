@@ -1,6 +1,6 @@
 """Write new captions for the samples of a view.
 
-ray job submit --working-dir . -- uv run jobs/recaption.py recipes/recaption/nano.yaml name=mine
+ray job submit --working-dir . -- uv run jobs/recaption.py recipes/recaption/plain.yaml name=mine
 """
 
 from consomme.cli import main

@@ -79,7 +79,7 @@ Verbs:
 
 Overrides change a recipe for one run, at any depth:
   consomme filter recipes/filter/points.yaml keep.fraction=0.5 name=half
-  consomme train recipes/train/full.yaml 'inputs=[a.tar,b.tar]' layers='{{name: sparse_uniform}}'
+  consomme train recipes/train/full.yaml 'data=[{{inputs: [a.tar]}}]' layers.name=sparse_uniform
 
 Examples:
   consomme loop recipes/quickstart.yaml       the whole round on a laptop, in minutes

@@ -2,22 +2,31 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_llava import build_tiny_llava, tiny_pictures
 
 from consomme.base.errors import CheckpointError, DataError
 from consomme.engines.vllm_captioner import Generation, VLLMCaptioner
+from consomme.models.debug import make_debug_vlm
 
 pytestmark = pytest.mark.vllm
-PROMPT = "<|user|><image>Describe:<|assistant|>"
+PROMPT = "<bos><user><image>describe the image.<assistant>"
 MAX_TOKENS = 12
+
+
+def pictures(count: int, seed: int = 0) -> list[Image.Image]:
+    """Noise over a coloured ground, each picture different."""
+    rng = np.random.default_rng(seed)
+    ground = rng.integers(0, 128, (count, 1, 1, 3))
+    noise = rng.integers(0, 128, (count, 48, 48, 3))
+    return [Image.fromarray(picture) for picture in (ground + noise).astype(np.uint8)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_llava(tmp_path_factory.mktemp("tiny-llava"))
+    return make_debug_vlm(tmp_path_factory.mktemp("debug") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +55,7 @@ def captions(captioner: VLLMCaptioner, images: list[Image.Image]) -> list[Genera
 
 
 def test_greedy_text_equals_transformers(captioner: VLLMCaptioner, folder: Path) -> None:
-    images = tiny_pictures(8)
+    images = pictures(8)
     images[0] = images[0].convert("L")
     images[1] = images[1].resize((90, 47))
 
@@ -61,7 +70,7 @@ def test_greedy_text_equals_transformers(captioner: VLLMCaptioner, folder: Path)
 
 
 def test_text_does_not_depend_on_the_batch(captioner: VLLMCaptioner) -> None:
-    images = tiny_pictures(5, seed=3)
+    images = pictures(5, seed=3)
 
     together = captions(captioner, images)
     alone = [captions(captioner, [image])[0] for image in images]
@@ -71,16 +80,16 @@ def test_text_does_not_depend_on_the_batch(captioner: VLLMCaptioner) -> None:
 
 def test_lists_of_different_length_are_an_error(captioner: VLLMCaptioner) -> None:
     with pytest.raises(DataError, match="2 images, 1 prompts"):
-        captioner.caption(tiny_pictures(2), [PROMPT], [0, 1])
+        captioner.caption(pictures(2), [PROMPT], [0, 1])
 
 
 def test_a_prompt_that_is_too_long_is_an_error_and_the_engine_survives(
     captioner: VLLMCaptioner,
 ) -> None:
     with pytest.raises(DataError, match="refused a batch"):
-        captioner.caption(tiny_pictures(2), [PROMPT, PROMPT + "a large " * 2000], [0, 1])
+        captioner.caption(pictures(2), [PROMPT, PROMPT + "a large " * 2000], [0, 1])
 
-    images = tiny_pictures(2, seed=5)
+    images = pictures(2, seed=5)
     assert len(captions(captioner, images)) == 2
 
 

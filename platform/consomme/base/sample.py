@@ -36,6 +36,7 @@ REJECT_REASONS = frozenset(
         "record_truncated",
         "score_not_finite",
         "sequence_too_long",
+        "text_not_encodable",
         "unsafe_path",
     }
 )

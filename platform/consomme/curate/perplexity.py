@@ -59,6 +59,8 @@ def token_nll(logits_NV: Tensor, labels_N: Tensor, chunk: int = 4096) -> Tensor:
     """
     parts = [
         torch.nn.functional.cross_entropy(part.float(), labels, reduction="none")
-        for part, labels in zip(logits_NV.split(chunk), labels_N.split(chunk), strict=True)
+        for part, labels in zip(
+            torch.split(logits_NV, chunk), torch.split(labels_N, chunk), strict=True
+        )
     ]
     return torch.cat(parts) if parts else torch.zeros(0)

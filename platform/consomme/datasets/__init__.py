@@ -1,1 +1,1 @@
-"""The embedded data: emoji (real pictures), scenes (rendered, exact ground truth), web noise (labelled)."""
+"""The embedded data: emoji (real pictures), scenes (rendered, exact truth), labelled web noise."""

@@ -1,6 +1,7 @@
 """Build the embedded emoji shards from the npm packages that carry the pictures and the CLDR names.
 
-Run once, by hand, when a picture set or CLDR is updated; users never run it, the shards are shipped.
+Run once, by hand, when a picture set or CLDR is updated; users never run it, the shards are
+shipped.
 
     mkdir build && cd build
     npm install --ignore-scripts @iconify-json/noto@1.2.9 @iconify-json/noto-v1@1.2.5 \
@@ -9,8 +10,9 @@ Run once, by hand, when a picture set or CLDR is updated; users never run it, th
     apt-get install librsvg2-bin          # rsvg-convert draws the SVG files
     python -m consomme.datasets.build_emoji node_modules ../platform/consomme/datasets/data
 
-One decision is made here: a picture is drawn once, at 64 px with its alpha channel, and stored as WebP (the
-bytes are the sample from then on). Skin tones are left out, because their names repeat the base name.
+One decision is made here: a picture is drawn once, at 64 px with its alpha channel, and stored as
+WebP (the bytes are the sample from then on). Skin tones are left out, because their names repeat
+the base name.
 """
 
 from __future__ import annotations
@@ -109,7 +111,7 @@ def draw(svg: str) -> bytes:
 
 
 def write_shard(path: Path, style: str, names: list[dict[str, Any]], icons: dict[str, str]) -> int:
-    """Write one style as Parquet with Hugging Face image structs; the text columns compress well."""
+    """Write one style as Parquet with Hugging Face image structs; text columns compress well."""
     wanted = [entry for entry in names if entry["code"] in icons]
     with ThreadPoolExecutor(2) as pool:
         pictures = list(pool.map(lambda entry: draw(icons[entry["code"]]), wanted))

@@ -1,7 +1,7 @@
 """The embedded emoji pictures: six open styles, one of them held out, with CLDR names.
 
-One decision is made here: `twemoji` is the held-out style. No shipped model was trained on it, so naming
-its pictures measures seeing, not memory. Licences are in `data/LICENSES.md`.
+One decision is made here: `twemoji` is the held-out style. No shipped model was trained on it, so
+naming its pictures measures seeing, not memory. Licences are in `data/LICENSES.md`.
 """
 
 from __future__ import annotations
@@ -75,6 +75,4 @@ def pixels(emojis: Sequence[Emoji]) -> NDArray[np.uint8]:
     Returns:
         uint8 array (len(emojis), 64, 64, 4).
     """
-    return np.stack(
-        [np.asarray(Image.open(io.BytesIO(e.image)).convert("RGBA")) for e in emojis]
-    )
+    return np.stack([np.asarray(Image.open(io.BytesIO(e.image)).convert("RGBA")) for e in emojis])

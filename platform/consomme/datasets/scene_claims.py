@@ -1,14 +1,14 @@
 """Judge a caption against the scene it describes: which claims are true, false, missing.
 
-One decision is made here: a claim is one attribute of one object (shape, colour, size, position), a count, a
-relation, or a drawn word. The judge reads a small English grammar and needs no model; words outside the
-grammar make no claim.
+One decision is made here: a claim is one attribute of one object (shape, colour, size, position), a
+count, a relation, or a drawn word. The judge reads a small English grammar and needs no model;
+words outside the grammar make no claim.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from consomme.datasets.scenes import (
@@ -42,13 +42,13 @@ _MENTION = re.compile(
     rf"\b(?P<shape>{_any(_SINGULAR)})\b"
     rf"(?:\s+(?:is |are )?(?:at|in|on) the (?P<position>{_any(POSITIONS)}))?"
 )
-_RELATION = re.compile(
-    rf"^\s*(?:is |are |stands )?(?:to the )?(?P<relation>{_any(RELATIONS)})\s*$"
-)
+_RELATION = re.compile(rf"^\s*(?:is |are |stands )?(?:to the )?(?P<relation>{_any(RELATIONS)})\s*$")
 _WORD = re.compile(
     r"\b(?:word|text)\s+(?:is\s+|says\s+|reads\s+)?[\"'“]?(?P<word>[a-z]+)[\"'”]?"
     rf"(?:\s+(?:is )?(?:at|in|on) the (?P<position>{_any(POSITIONS)}))?"
 )
+
+_NO_WORD = frozenset("is are written none no at in on the a an and that which of or".split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Claims:
     true: tuple[str, ...]
     false: tuple[str, ...]
     missing: tuple[str, ...]
-    """Facts of the scene that the caption does not state."""
+    """Facts of the scene about which the caption says nothing; what it says wrongly is `false`."""
 
 
 class _Judge:
@@ -72,22 +72,13 @@ class _Judge:
     def claim(self, phrase: str, holds: bool) -> None:
         self.verdicts[phrase] = holds
 
-    def single(self, found: re.Match[str]) -> SceneObject | None:
-        """Judge a mention of one object: which object is meant, and what of it is right?"""
-        said = _attributes(found)
-        definite = found["count"] == "the"
-        candidates = [
-            (_agreement(said, item), -number, number)
-            for number, item in enumerate(self.scene.objects)
-            if definite or number not in self.stated
-        ]
-        best = max(candidates, default=(0, 0, -1))
-        label = " ".join(said.values())
-        if best[0] < 3:
+    def single(self, said: dict[str, str], number: int | None) -> SceneObject | None:
+        """Judge what a mention says of the object it was matched to; of none, all is false."""
+        if number is None:
+            label = " ".join(said.values())
             for attribute, value in said.items():
                 self.claim(f"{label}: {attribute} {value}", False)
             return None
-        number = best[2]
         item = self.scene.objects[number]
         for attribute, value in said.items():
             holds = getattr(item, attribute) == value
@@ -104,7 +95,8 @@ class _Judge:
             if all(getattr(item, key) == value for key, value in said.items())
         ]
         number = _COUNT[found["count"]]
-        self.claim(f"{found['count']} {' '.join(said.values()) or 'objects'}", len(members) == number)
+        label = " ".join(said.values()) or "objects"
+        self.claim(f"{found['count']} {label}", len(members) == number)
         if said:
             for member in members:
                 self.stated.setdefault(member, set()).update(said)
@@ -112,8 +104,6 @@ class _Judge:
     def word(self, found: re.Match[str]) -> None:
         """Judge what the caption says is written, and where."""
         word, position = found["word"], found["position"]
-        if word in ("is", "written", "none", "no"):
-            return
         self.claim(f"word {word}", word == self.scene.word)
         if position:
             self.claim(f"word at {position}", position == self.scene.word_position)
@@ -131,6 +121,13 @@ class _Judge:
         return left
 
 
+def _is_count(found: re.Match[str]) -> bool:
+    """Whether a mention says how many there are; `one red circle` describes a circle."""
+    return found["count"] in _COUNT and (
+        found["count"] != "one" or found["shape"] in ("object", "objects")
+    )
+
+
 def _attributes(found: re.Match[str]) -> dict[str, str]:
     said = {
         "size": _SIZE.get(found["size"] or "", ""),
@@ -142,16 +139,49 @@ def _attributes(found: re.Match[str]) -> dict[str, str]:
 
 
 def _agreement(said: dict[str, str], item: SceneObject) -> int:
+    """How well a mention fits an object; 0 if it cannot be meant."""
     weights = {"shape": 4, "color": 3, "position": 2, "size": 1}
-    return sum(weights[key] for key, value in said.items() if getattr(item, key) == value)
+    right = sum(weights[key] for key, value in said.items() if getattr(item, key) == value)
+    if right >= weights["color"]:
+        return right
+    return right if right == sum(weights[key] for key in said) else 0
+
+
+def _match(scene: Scene, mentions: Sequence[tuple[dict[str, str], bool]]) -> list[int | None]:
+    """Match mentions to objects so that the caption as a whole agrees with the scene best.
+
+    Args:
+        scene: The truth.
+        mentions: What each says, and whether it is definite (`the …`): only such a mention may come
+            back to an object that another one has.
+
+    Returns:
+        For each mention the index of its object, or None.
+    """
+    best: dict[frozenset[int], tuple[int, list[int | None]]] = {frozenset(): (0, [])}
+    for said, is_definite in mentions:
+        following: dict[frozenset[int], tuple[int, list[int | None]]] = {}
+        for used, (score, path) in best.items():
+            options: list[tuple[int, int | None]] = [
+                (gain, number)
+                for number, item in enumerate(scene.objects)
+                if (is_definite or number not in used) and (gain := _agreement(said, item))
+            ]
+            for gain, number in [*options, (0, None)]:
+                after = used if number is None else used | {number}
+                if after not in following or score + gain > following[after][0]:
+                    following[after] = (score + gain, [*path, number])
+        best = following
+    return max(best.values(), key=lambda found: found[0])[1]
 
 
 def check_caption(scene: Scene, text: str) -> Claims:
     """Sort a caption's claims into true, false and missing.
 
-    Each mention of an object is matched to the not yet mentioned object it agrees with best (shape counts
-    most, then colour, position, size); `the …` may come back to an object. A mention that agrees with
-    no object in shape or colour is false in everything it says.
+    Mentions of objects are matched to objects so that the whole agrees best (shape counts most,
+    then colour, position, size). Each object is matched once; only `the …` may come back to it.
+    A mention that agrees with no object in shape, in colour, or in all it says is false in
+    everything it says.
 
     Args:
         scene: The truth.
@@ -159,25 +189,26 @@ def check_caption(scene: Scene, text: str) -> Claims:
     """
     text = " ".join(text.lower().split())
     judge = _Judge(scene)
-    mentions = list(_MENTION.finditer(text))
+    written = [found for found in _WORD.finditer(text) if found["word"] not in _NO_WORD]
+    for found in written:
+        judge.word(found)
+        # A written word may be the name of a shape.
+        text = text[: found.start()] + " " * len(found[0]) + text[found.end() :]
+    mentions = [m for m in _MENTION.finditer(text) if _is_count(m) or _attributes(m)]
+    singles = [(_attributes(m), m["count"] == "the") for m in mentions if not _is_count(m)]
+    matched = iter(_match(scene, singles))
     previous: tuple[int, SceneObject | None] | None = None
-    for found in mentions:
-        if found["count"] in _COUNT and (
-            found["count"] != "one" or found["shape"] in ("object", "objects")
-        ):
-            judge.several(found)
+    for mention in mentions:
+        if _is_count(mention):
+            judge.several(mention)
             previous = None
             continue
-        if not _attributes(found):
-            continue
-        item = judge.single(found)
+        item = judge.single(_attributes(mention), next(matched))
         if previous is not None:
-            between = _RELATION.match(text[previous[0] : found.start()])
+            between = _RELATION.match(text[previous[0] : mention.start()])
             if between:
                 _judge_relation(judge.claim, previous[1], between["relation"], item)
-        previous = (found.end(), item)
-    for found in _WORD.finditer(text):
-        judge.word(found)
+        previous = (mention.end(), item)
     return Claims(
         true=tuple(phrase for phrase, holds in judge.verdicts.items() if holds),
         false=tuple(phrase for phrase, holds in judge.verdicts.items() if not holds),

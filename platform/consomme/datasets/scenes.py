@@ -1,8 +1,9 @@
 """Rendered scenes whose every fact is known: captions, questions, boxes and drawn words.
 
-One decision is made here: what a scene may hold. One to three objects, each in its own quadrant, and
-sometimes a drawn word in a free quadrant. Small enough for a nano VLM to master, rich enough that colour,
-shape, size, count, position, relation and reading are separate skills. `scene_claims` judges captions.
+One decision is made here: what a scene may hold. One to three objects, each in its own quadrant,
+and sometimes a drawn word in a free quadrant. Small enough for a nano VLM to master, rich enough
+that colour, shape, size, count, position, relation and reading are separate skills. `scene_claims`
+judges captions.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
 SIZES = ("small", "large")
 POSITIONS = ("top left", "top right", "bottom left", "bottom right")
 WORDS = (
-    "cat dog sun sky tea cup hat box car bus fox owl key map pen ice jam zoo egg bee oak toy run yes"
+    "cat dog sun sky tea cup hat box car bus fox owl key map pen ice jam zoo egg bee oak toy run"
+    " yes"
 ).split()
 NUMBERS = ("no", "one", "two", "three")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -204,7 +206,7 @@ def _unique(scene: Scene, attribute: str) -> list[SceneObject]:
 
 
 def relation_holds(first: SceneObject, relation: str, second: SceneObject) -> bool:
-    """Say whether `first` stands in the relation to `second`; quadrants decide, so it is never close."""
+    """Say whether `first` stands in the relation to `second`; quadrants decide it."""
     row_a, column_a = divmod(POSITIONS.index(first.position), 2)
     row_b, column_b = divmod(POSITIONS.index(second.position), 2)
     return {

@@ -1,7 +1,7 @@
 """Strategies that make samples out of the embedded data, for the `prepare` verb.
 
-One decision is made here: what a sample made of embedded data carries in `meta`, so that later stages can
-judge it (`scene_seed` and `style` for scenes, `keywords` and `names` for emoji).
+One decision is made here: what a sample made of embedded data carries in `meta`, so that later
+stages can judge it (`scene_seed` and `style` for scenes, `keywords` and `names` for emoji).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class EmojiSource:
     """Emoji pictures with their English CLDR names as captions."""
 
     styles: tuple[str, ...] = ("noto",)
-    """Picture styles; the first ones of `consomme.datasets.emoji`, or `twemoji`, the held-out one."""
+    """Picture styles: one of `consomme.datasets.emoji`; `twemoji` is the held-out one."""
 
     every: int = 1
     """Take each n-th emoji; 1 takes all."""
@@ -75,7 +75,7 @@ class SceneSource:
     """How many."""
 
     first_seed: int = 0
-    """Seed of the first scene; the others follow. Keep below 1,000,000: above, the nano VLM trained."""
+    """Seed of the first scene; the others follow. From 1,000,000 on they trained the nano VLM."""
 
     style: Literal["filled", "outline"] = "filled"
     """`outline` is a way of drawing that the nano VLM has never seen."""

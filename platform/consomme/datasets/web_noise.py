@@ -1,7 +1,8 @@
 """Turn good captions into the kinds of bad ones the web has, and label what was done.
 
-One decision is made here: the label is the ground truth for every filter. `meta.noise` says `clean` or the kind
-of damage, and `meta.clean_caption` keeps what was there before, so detection can be measured exactly.
+One decision is made here: the label is the ground truth for every filter. `meta.noise` says `clean`
+or the kind of damage, and `meta.clean_caption` keeps what was there before, so detection can be
+measured exactly.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _TAGS = ("png", "vector", "clipart", "icon", "free download", "hd", "wallpaper",
 
 
 def _mismatched(sample: Sample, others: Sequence[Sample], rng: random.Random) -> str:
-    choices = [o.caption for o in rng.sample(list(others), min(8, len(others)))]
+    choices = [o.caption for o in rng.sample(others, min(8, len(others)))]
     different = [text for text in choices if text != sample.caption]
     return different[0] if different else f"not {sample.caption}"
 
@@ -67,7 +68,7 @@ def _boilerplate(sample: Sample, others: Sequence[Sample], rng: random.Random) -
 
 
 def _keyword_list(sample: Sample, others: Sequence[Sample], rng: random.Random) -> str:
-    words = [w.strip(".,\"") for w in sample.caption.split() if len(w) > 3]
+    words = [w.strip('.,"') for w in sample.caption.split() if len(w) > 3]
     words = [*sample.meta.get("keywords", [])[:4], *words[:3], *rng.sample(_TAGS, 4)]
     rng.shuffle(words)
     return ", ".join(words)
@@ -85,7 +86,7 @@ _GERMAN = {
 
 def _other_language(sample: Sample, others: Sequence[Sample], rng: random.Random) -> str:
     names: Mapping[str, str] = sample.meta.get("names", {})
-    foreign = {code: name for code, name in names.items() if name.lower() != sample.caption}
+    foreign = {code: name for code, name in names.items() if name.lower() != sample.caption.lower()}
     if foreign:
         return foreign[rng.choice(sorted(foreign))]
     words = []
@@ -141,10 +142,12 @@ def add_noise(
     seed: int,
     kinds: Sequence[str] = KINDS,
 ) -> list[Sample]:
-    """Damage a share of the captions, every kind equally often, and label every sample.
+    """Damage a share of the captions, every kind equally likely, and label every sample.
 
-    A near duplicate is an additional sample after its original; every other kind replaces the caption.
-    What happens to a sample depends on its id and the seed, not on its place.
+    A near duplicate is an additional sample after its original; every other kind replaces the
+    caption. What happens to a sample depends on its id and the seed, and in the case
+    of `mismatched` on which other samples there are; never on their order. Damage that leaves the
+    caption as it was (a name that is the same in every language) is none: the sample stays clean.
 
     Args:
         samples: Good pairs.
@@ -159,6 +162,7 @@ def add_noise(
         if kind not in KINDS:
             raise RecipeError(f"unknown kind of noise {kind!r}{did_you_mean(kind, KINDS)}")
     noisy: list[Sample] = []
+    others = sorted(samples, key=lambda sample: sample.sample_id)
     for sample in samples:
         rng = random.Random(f"noise-{seed}-{sample.sample_id}")
         if not kinds or rng.random() >= fraction:
@@ -169,6 +173,9 @@ def add_noise(
             noisy.append(sample.with_caption(sample.caption, noise="clean"))
             noisy.append(near_duplicate(sample, rng))
             continue
-        text = _KINDS[kind](sample, samples, rng)
+        text = _KINDS[kind](sample, others, rng)
+        if text == sample.caption:
+            noisy.append(sample.with_caption(sample.caption, noise="clean"))
+            continue
         noisy.append(sample.with_caption(text, noise=kind, clean_caption=sample.caption))
     return noisy

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from consomme.base.errors import DataError
 from consomme.base.sample import Turn
 from consomme.models.chat import IGNORE_INDEX, Chat, Encoded
 from consomme.models.weights import open_vlm
@@ -37,6 +38,16 @@ class Score:
 
     num_tokens: int
     """Labelled tokens: the caption and the token that ends the turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotScored:
+    """Why one caption has no score."""
+
+    reason: str
+    """A word from `consomme.base.sample.REJECT_REASONS`."""
+
+    detail: str
 
 
 class TransformersScorer:
@@ -76,20 +87,25 @@ class TransformersScorer:
         return self.chat.encode(turns, has_image=has_image)
 
     @torch.inference_mode()
-    def score(self, images: Sequence[Image.Image], captions: Sequence[str]) -> list[Score | str]:
+    def score(
+        self, images: Sequence[Image.Image], captions: Sequence[str]
+    ) -> list[Score | NotScored]:
         """Score each caption.
 
         Returns:
-            Aligned with `captions`: a `Score`, or a sentence saying why there is none.
+            Aligned with `captions`: a `Score`, or why there is none.
         """
-        results: list[Score | str] = ["not scored"] * len(captions)
+        results: dict[int, Score | NotScored] = {}
         encoded: dict[int, Encoded] = {}
         for number, caption in enumerate(captions):
-            row = self.encode(caption, has_image=True)
+            try:
+                row = self.encode(caption, has_image=True)
+            except DataError as error:
+                results[number] = NotScored(reason="text_not_encodable", detail=str(error))
+                continue
             if row.num_labels > self.max_caption_tokens:
-                results[number] = (
-                    f"{row.num_labels} caption tokens, at most {self.max_caption_tokens}"
-                )
+                detail = f"{row.num_labels} caption tokens, at most {self.max_caption_tokens}"
+                results[number] = NotScored(reason="caption_too_long", detail=detail)
             else:
                 encoded[number] = row
         order = sorted(encoded, key=lambda number: (len(encoded[number].input_ids), number))
@@ -101,7 +117,7 @@ class TransformersScorer:
             without = self._nll(blind, None)
             for number, row, nll, nll_text in zip(group, rows, with_image, without, strict=True):
                 results[number] = Score(nll=nll, nll_text=nll_text, num_tokens=row.num_labels)
-        return results
+        return [results[number] for number in range(len(captions))]
 
     def _blind(self, row: Encoded) -> Encoded:
         """The same conversation without its picture tokens."""

@@ -19,6 +19,7 @@ from consomme.base.registry import Registry
 from consomme.datasets import emoji, scenes
 from consomme.datasets.augment import plain_view
 from consomme.datasets.scene_claims import check_caption
+from consomme.evaluate.metrics import accuracy, exact_match
 
 GREY = (128, 128, 128)
 CAPTION_PROMPT = "describe the image."
@@ -57,15 +58,18 @@ def describe(benchmark: Benchmark) -> str:
     return json.dumps([type(benchmark).__name__, asdict(benchmark)], sort_keys=True)  # type: ignore[call-overload]
 
 
-def _same(answer: str, truth: str) -> float:
-    def plain(text: str) -> str:
-        return " ".join(text.lower().strip(" .\"'").split())
-
-    return float(plain(answer) == plain(truth))
-
-
 def _picture(image: Image.Image, blank: bool) -> Image.Image:
     return Image.new("RGB", image.size, GREY) if blank else image
+
+
+def _accuracy(right: Sequence[float]) -> dict[str, float]:
+    found = accuracy([value > 0 for value in right])
+    return {
+        "accuracy_fraction": found.value,
+        "accuracy_low_fraction": found.low,
+        "accuracy_high_fraction": found.high,
+        "num_questions": float(found.num_total),
+    }
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -120,7 +124,7 @@ class SceneQuestions:
     def verdicts(self, answers: Sequence[str]) -> list[float]:
         """1 where the answer is the right one."""
         return [
-            _same(answer, question.answer)
+            float(exact_match(answer, question.answer))
             for answer, (_, question) in zip(answers, self._asked(), strict=True)
         ]
 
@@ -130,7 +134,7 @@ class SceneQuestions:
         kinds: dict[str, list[float]] = {}
         for verdict, (_, question) in zip(right, self._asked(), strict=True):
             kinds.setdefault(question.kind, []).append(verdict)
-        return {"accuracy_fraction": _mean(right), "num_questions": float(len(right))} | {
+        return _accuracy(right) | {
             f"accuracy_{kind}_fraction": _mean(values) for kind, values in sorted(kinds.items())
         }
 
@@ -169,7 +173,7 @@ class SceneCaptions:
         return found
 
     def verdicts(self, answers: Sequence[str]) -> list[float]:
-        """Share of true claims among those made, per caption; 0 for a caption that claims nothing."""
+        """Share of true claims among those made, per caption; 0 for one that claims nothing."""
         return [true / (true + false) if true else 0.0 for true, false, _ in self._claims(answers)]
 
     def measure(self, answers: Sequence[str]) -> dict[str, float]:
@@ -212,11 +216,10 @@ class EmojiNames:
     def verdicts(self, answers: Sequence[str]) -> list[float]:
         """1 where the name is the right one."""
         return [
-            _same(answer, entry.name)
+            float(exact_match(answer, entry.name))
             for answer, entry in zip(answers, self._entries(), strict=True)
         ]
 
     def measure(self, answers: Sequence[str]) -> dict[str, float]:
         """Share of right names."""
-        right = self.verdicts(answers)
-        return {"accuracy_fraction": _mean(right), "num_questions": float(len(right))}
+        return _accuracy(self.verdicts(answers))

@@ -1,4 +1,4 @@
-"""VLMs: assembly, loading, chat templates, weights (torch and transformers live here and in engines)."""
+"""VLMs: assembly, loading, chat templates, weights; torch and transformers, as in `engines`."""
 
 from consomme.models.torchvision_shim import allow_torchvision
 

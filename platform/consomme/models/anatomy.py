@@ -1,7 +1,7 @@
 """Find the three parts of a VLM, and the layers of its language model, by structure.
 
-One decision is made here: parts are found by the type of module graph, not by a model's name, so freezing,
-layer selection, soups and pruning all speak of the same layers.
+One decision is made here: parts are found by the type of module graph, not by a model's name, so
+freezing, layer selection, soups and pruning all speak of the same layers.
 """
 
 from __future__ import annotations

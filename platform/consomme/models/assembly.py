@@ -1,7 +1,8 @@
 """Put a VLM together from a vision encoder, a projector and a language model, in standard classes.
 
-One decision is made here: what consomme builds is a `LlavaForConditionalGeneration` with a CLIP vision encoder
-and a Llama language model, so `transformers` and vLLM load the folder without any code of ours.
+One decision is made here: what consomme builds is a `LlavaForConditionalGeneration` with a CLIP
+vision encoder and a Llama language model, so `transformers` and vLLM load the folder without any
+code of ours.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def build_llava(
 
 
 def build_processor(shape: LlavaShape, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """Make the processor that belongs to `build_llava`: resize to the encoder's square, scale to [-1, 1]."""
+    """Make the processor of `build_llava`: resize to the encoder's square, scale to [-1, 1]."""
     side = {"height": shape.image_px, "width": shape.image_px}
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(

@@ -1,7 +1,8 @@
-"""Turn what is said about a picture into token ids and labels, the way the model's own template says.
+"""Turn what is said about a picture into token ids and labels, as the model's own template says.
 
-One decision is made here: which tokens the assistant spoke is read from the chat template's generation marks, then
-checked by decoding them back. A span that does not read as the text stops the run.
+One decision is made here: which tokens the assistant spoke is read from the chat template's
+generation marks, then checked by decoding them back. A span that does not read as the text stops
+the run.
 """
 
 from __future__ import annotations
@@ -50,10 +51,12 @@ class Chat:
         self.image_token_id: int = model.config.image_token_index
         self.num_image_tokens: int = model.config.image_seq_length
         self.pad_id: int = self.tokenizer.pad_token_id
+        self.special_tokens: tuple[str, ...] = tuple(self.tokenizer.all_special_tokens)
         if "{% generation %}" not in (self.tokenizer.chat_template or ""):
             raise CheckpointError(
-                "the chat template has no {% generation %} marks, so consomme cannot know which tokens"
-                " the assistant speaks; add them around the assistant's content in chat_template.jinja"
+                "the chat template has no {% generation %} marks, so consomme cannot know which"
+                " tokens the assistant speaks; add them around the assistant's content in"
+                " chat_template.jinja"
             )
 
     @staticmethod
@@ -75,8 +78,16 @@ class Chat:
             has_image: Whether the first user turn shows the picture.
 
         Raises:
-            DataError: The labelled tokens do not read as the assistant's text.
+            DataError: A text holds one of the tokenizer's special tokens, or the labelled tokens do
+                not read as the assistant's text.
         """
+        for turn in turns:
+            for token in self.special_tokens:
+                if token in turn.content:
+                    raise DataError(
+                        f"the {turn.role}'s text holds the special token {token!r}, which would"
+                        " break the conversation's form; remove it from the text"
+                    )
         output = self.tokenizer.apply_chat_template(
             self.messages(turns, has_image=has_image),
             tokenize=True,
@@ -99,7 +110,7 @@ class Chat:
         if read != said:
             raise DataError(
                 f"labelled tokens read {read[:80]!r} but the assistant says {said[:80]!r}:"
-                " the text holds special tokens, or the template marks the wrong span"
+                " the chat template marks the wrong span, or the tokenizer changes the text"
             )
 
     def prompt(self, text: str) -> str:

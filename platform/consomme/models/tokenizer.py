@@ -1,8 +1,8 @@
 """Train a small byte-level BPE tokenizer with the chat template consomme's own VLMs speak.
 
-One decision is made here: five special tokens and no system turn. `<user>` and `<assistant>` open a turn,
-`<end>` closes the assistant's; the template marks what the assistant says, so every loss mask and every
-caption span in consomme comes from the template and from nowhere else.
+One decision is made here: five special tokens and no system turn. `<user>` and `<assistant>` open a
+turn, `<end>` closes the assistant's; the template marks what the assistant says, so every loss mask
+and every caption span in consomme comes from the template and from nowhere else.
 """
 
 from __future__ import annotations

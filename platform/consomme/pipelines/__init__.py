@@ -1,1 +1,1 @@
-"""One file per verb: a recipe and `run(recipe) -> Manifest`; the only place, with ops, that knows Ray."""
+"""One file per verb: a recipe and `run(recipe) -> Manifest`; with ops, all that knows Ray."""

@@ -1,9 +1,7 @@
-"""Measure models on benchmarks, with one answering actor per worker and every result cached by content."""
+"""Measure models on benchmarks, one answering actor per worker, every result cached by content."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +9,8 @@ from typing import Any
 from consomme.base.manifest import Manifest
 from consomme.base.schema import runtime, strategy
 from consomme.base.telemetry import Progress
-from consomme.pipelines.checkpoints import model_fingerprint, model_folder
+from consomme.evaluate.cache import ResultCache, model_content_hash, result_key
+from consomme.pipelines.checkpoints import model_folder
 from consomme.pipelines.runs import begin
 from consomme.pipelines.session import num_cpus, ray_session
 from consomme.storage.files import join_url, open_store
@@ -45,10 +44,8 @@ class Answerer:
         self.model = ""
         self.engine: Any = None
 
-    def answer(
-        self, number: int, model: str, benchmark: dict[str, Any]
-    ) -> tuple[int, list[str]]:
-        """Answer every request of a benchmark with one model; `number` comes back with the answers."""
+    def answer(self, number: int, model: str, benchmark: dict[str, Any]) -> tuple[int, list[str]]:
+        """Answer every request of a benchmark with one model; `number` comes back with them."""
         from consomme.engines.transformers_generator import TransformersGenerator
         from consomme.evaluate.benchmarks import BENCHMARKS
 
@@ -67,7 +64,7 @@ def run(recipe: EvaluateRecipe) -> Manifest:
     from consomme.evaluate.benchmarks import BENCHMARKS
 
     folders = {label: model_folder(model) for label, model in recipe.models.items()}
-    prints = {label: model_fingerprint(folder) for label, folder in folders.items()}
+    prints = {label: model_content_hash(folder) for label, folder in folders.items()}
     attempt = begin("evaluate", recipe, inputs=prints, reads=list(folders.values()))
     if attempt.folder.is_done:
         return attempt.folder.manifest()
@@ -87,9 +84,22 @@ def run(recipe: EvaluateRecipe) -> Manifest:
             metrics[f"evaluate/{label}/{name}/{figure}"] = value
     return attempt.finish(
         counts={"models": len(folders), "benchmarks": len(benchmarks)},
-        decisions={"table": table},
+        decisions={"results": table, "table": _main_figures(table)},
         metrics=metrics,
     )
+
+
+def _main_figures(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """The first figure of every benchmark, one row per model, for the command line."""
+    names = list(next(iter(table.values())))
+    first = {name: next(iter(next(iter(table.values()))[name])) for name in names}
+    return {
+        "title": "main figure of each benchmark",
+        "columns": ["model", *(f"{name} {first[name]}" for name in names)],
+        "rows": [
+            [label, *(row[name][first[name]] for name in names)] for label, row in table.items()
+        ],
+    }
 
 
 def benchmark_name(node: Mapping[str, Any]) -> str:
@@ -101,19 +111,25 @@ def benchmark_name(node: Mapping[str, Any]) -> str:
 def answer_all(
     root: str, requests: Sequence[tuple[str, str, Mapping[str, Any]]], num_actors: int | None
 ) -> list[list[str]]:
-    """Answer (model folder, model fingerprint, benchmark) requests, from the cache where it has them.
+    """Answer (model folder, model fingerprint, benchmark) requests, if possible from the cache.
 
-    The cache lies in `<root>/cache/answers`, keyed by the content of the model and the benchmark: a new
-    checkpoint written to an old path is a new key.
+    The cache lies in `<root>/cache/answers`, keyed by the content of the model and the benchmark: a
+    new checkpoint written to an old path is a new key.
     """
     from consomme.evaluate.benchmarks import BENCHMARKS, describe
 
-    cache = open_store(join_url(root, "cache"))
-    keys = []
-    for _, print_, node in requests:
-        text = json.dumps([print_, describe(BENCHMARKS.build(node))])
-        keys.append(f"answers/{hashlib.sha256(text.encode()).hexdigest()[:32]}.json")
-    missing = [n for n, key in enumerate(keys) if not cache.exists(key)]
+    cache = ResultCache(open_store(join_url(root, "cache")), "answers")
+    keys = [
+        result_key(
+            model_hash=print_,
+            benchmark=str(node["name"]),
+            benchmark_hash=describe(BENCHMARKS.build(node)),
+            decoding={"engine": "transformers", "temperature": 0},
+        )
+        for _, print_, node in requests
+    ]
+    known = {key: found for key in dict.fromkeys(keys) if (found := cache.get(key)) is not None}
+    missing = [n for n, key in enumerate(keys) if key not in known]
     if missing:
         with ray_session(), Progress(len(missing), "evaluate", "benchmarks") as progress:
             import ray
@@ -129,6 +145,7 @@ def answer_all(
                 )
             while pool.has_next():
                 number, given = pool.get_next_unordered()
-                cache.write(keys[number], json.dumps(given).encode())
+                known[keys[number]] = {"answers": given}
+                cache.put(keys[number], known[keys[number]])
                 progress.advance()
-    return [json.loads(cache.read(key)) for key in keys]
+    return [known[key]["answers"] for key in keys]

@@ -1,13 +1,14 @@
 """Send units through a pool of actors: read, work, commit; one unit is one block all the way.
 
-One decision is made here: what travels between stages is one row per unit, so that Ray Data can neither
-split nor merge units, and a unit is committed by the stage after the one that made it.
+One decision is made here: what travels between stages is one row per unit, so that Ray Data can
+neither split nor merge units, and a unit is committed by the stage after the one that made it.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -148,6 +149,10 @@ def run_units(
     total = sum(_size(item) for item in work)
     if not todo:
         return
+    import ray.data
+
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = None
     context.enable_progress_bars = False

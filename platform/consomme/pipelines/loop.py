@@ -88,9 +88,7 @@ def run(recipe: LoopRecipe) -> Manifest:
             node = check_recipe(
                 schema, {**values, "name": stage.name, "root": recipe.root}, f"stage {stage.name}"
             )
-            logger.info(
-                "stage %d of %d: %s %s", number, len(recipe.stages), stage.verb, stage.name
-            )
+            logger.info("stage %d of %d: %s %s", number, len(recipe.stages), stage.verb, stage.name)
             urls[stage.name] = module.run(node).url
     attempt = begin("loop", recipe, parents=list(urls.values()))
     if attempt.folder.is_done:
@@ -102,7 +100,15 @@ def run(recipe: LoopRecipe) -> Manifest:
     attempt.folder.store.write("summary.json", json.dumps(table, indent=1).encode())
     return attempt.finish(
         counts={"stages": len(urls)},
-        decisions={"summary": table, "seconds": {n: m.seconds for n, m in manifests.items()}},
+        decisions={
+            "summary": table,
+            "seconds": {n: m.seconds for n, m in manifests.items()},
+            "table": {
+                "title": f"{recipe.name}: what came out",
+                "columns": ["figure", "value"],
+                "rows": [[r["label"], " | ".join(f"{v:.3g}" for v in r["values"])] for r in table],
+            },
+        },
         outputs={"report": "report.html", "summary": "summary.json"},
     )
 
@@ -123,6 +129,7 @@ def _check(recipe: LoopRecipe) -> None:
         if stage.verb not in STAGE_VERBS:
             hint = did_you_mean(stage.verb, STAGE_VERBS)
             problems.append(f"{where}: unknown verb {stage.verb!r}{hint}")
+            seen.append(stage.name)
             continue
         for target in _references(stage.recipe):
             if target not in seen:
@@ -131,8 +138,9 @@ def _check(recipe: LoopRecipe) -> None:
         _, schema = _verb(stage.verb)
         values = {**stage.recipe, "name": stage.name, "root": recipe.root}
         problems += [
-            problem.replace("recipe", where, 1) if problem.startswith("recipe") else
-            f"{where}: {problem}"
+            problem.replace("recipe", where, 1)
+            if problem.startswith("recipe")
+            else f"{where}: {problem}"
             for problem in recipe_problems(schema, values)
         ]
         seen.append(stage.name)
@@ -173,6 +181,8 @@ def _summary_row(row: SummaryRow, manifests: Mapping[str, Manifest]) -> dict[str
         metrics = manifests[stage].metrics
         if metric not in metrics:
             hint = did_you_mean(metric, list(metrics))
-            raise RecipeError(f"summary {row.label!r}: stage {stage} has no metric {metric!r}{hint}")
+            raise RecipeError(
+                f"summary {row.label!r}: stage {stage} has no metric {metric!r}{hint}"
+            )
         values.append(metrics[metric])
     return {"label": row.label, "values": values, "note": row.note}

@@ -1,4 +1,4 @@
-"""Write embedded data as shards, with labelled web noise if wanted: something to curate on any machine."""
+"""Write embedded data as shards, with labelled web noise if wanted: something to curate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PrepareRecipe:
     """Which data: `{name: emoji, …}` or `{name: scenes, …}`."""
 
     noise_fraction: float = 0.0
-    """Share of captions to damage as the web does, in [0, 1]; every sample is labelled in `meta.noise`."""
+    """Share of captions to damage as the web does, in [0, 1]; `meta.noise` labels every sample."""
 
     noise_kinds: tuple[str, ...] = KINDS
     """Which kinds of damage."""

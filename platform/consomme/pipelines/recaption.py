@@ -12,7 +12,8 @@ from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
 from consomme.base.schema import runtime
 from consomme.datasets.sources import judge_caption
-from consomme.pipelines.checkpoints import model_fingerprint, model_folder
+from consomme.evaluate.cache import model_content_hash
+from consomme.pipelines.checkpoints import model_folder
 from consomme.pipelines.flow import Decoded, Outcome, UnitStage, Work, run_units
 from consomme.pipelines.runs import begin, check_rejects
 from consomme.pipelines.session import ray_session
@@ -94,15 +95,15 @@ class CaptionStage(UnitStage):
         from consomme.curate.keep import hash_ids, mix_hash
 
         ids = [item.sample.sample_id for item in samples]
-        seeds = [
-            int(value) % 2**31 for value in mix_hash(hash_ids(ids), self.recipe.seed)
-        ] if ids else []
+        seeds = (
+            [int(value) % 2**31 for value in mix_hash(hash_ids(ids), self.recipe.seed)]
+            if ids
+            else []
+        )
         written = self.engine.caption(
             [item.image for item in samples], [self.rendered] * len(ids), seeds
         )
-        reasons = [
-            guard(g.text, g.finish_reason, prompt=self.prompt.text) for g in written
-        ]
+        reasons = [guard(g.text, g.finish_reason, prompt=self.prompt.text) for g in written]
         size = len(ids)
         columns: dict[str, Any] = {
             "row": pa.array([item.row for item in samples], pa.int32()),
@@ -136,7 +137,7 @@ def run(recipe: RecaptionRecipe) -> Manifest:
     if (recipe.view is None) == (not recipe.inputs):
         raise RecipeError("expected either view or inputs: found both, or neither")
     model = model_folder(recipe.model)
-    model_hash = model_fingerprint(model)
+    model_hash = model_content_hash(model)
     inputs = {"model": model_hash}
     parents = [recipe.view] if recipe.view else []
     if recipe.inputs:

@@ -1,14 +1,15 @@
 """Gather what finished runs left behind into one page with pictures.
 
-One decision is made here: every number and picture is read from run folders; nothing is computed that a
-stage did not decide or measure, so a report can be drawn again at any time.
+One decision is made here: every number and picture is read from run folders; nothing is computed
+that a stage did not decide or measure, so a report can be drawn again at any time.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -36,7 +37,8 @@ def run_folder(url: str) -> Manifest:
     if manifest.verb == "loop":
         manifests = {m.name: m for m in lineage(manifest, load_manifest) if m.verb != "loop"}
         table = manifest.decisions.get("summary", [])
-        text = render(_loop_page(manifest.name, "", manifests, table))
+        story = str(manifest.recipe.get("story", ""))
+        text = render(_loop_page(manifest.name, story, manifests, table))
     else:
         text = render(
             page.Report(
@@ -48,7 +50,8 @@ def run_folder(url: str) -> Manifest:
             )
         )
     folder.store.write("report.html", text.encode())
-    return manifest
+    # The manifest on disk is never changed; this one tells the command line where to look.
+    return replace(manifest, outputs={**manifest.outputs, "report": "report.html"})
 
 
 def loop_report(
@@ -131,7 +134,7 @@ def _score(manifest: Manifest, manifests: Mapping[str, Manifest]) -> list[page.S
     }
     if not has_noise:
         groups = {"all samples": groups["clean"]}
-    cuts = {
+    cuts: dict[str, tuple[float | None, Literal["left", "right"]]] = {
         m.recipe["keep"].get("column", "perplexity"): (
             m.decisions.get("cut"),
             "left" if m.recipe["keep"]["name"] == "lowest_fraction" else "right",
@@ -152,7 +155,7 @@ def _score(manifest: Manifest, manifests: Mapping[str, Manifest]) -> list[page.S
         blocks.append(
             page.Histogram(
                 series={
-                    name: np.histogram(np.clip(values[mask], edges[0], edges[-1]), edges)[0].tolist()
+                    name: np.histogram(values[mask].clip(edges[0], edges[-1]), edges)[0].tolist()
                     for name, mask in groups.items()
                 },
                 edges=edges.tolist(),
@@ -168,7 +171,8 @@ def _score(manifest: Manifest, manifests: Mapping[str, Manifest]) -> list[page.S
     text = (
         f"{manifest.counts['samples']:,} samples were scored in {manifest.seconds:.0f} s by"
         f" `{manifest.recipe['model']}`; {manifest.counts.get('rejected', 0)} were rejected"
-        + (": " + ", ".join(f"{k.split('/')[1]} {v}" for k, v in rejects.items()) if rejects else "")
+        + (": " if rejects else "")
+        + ", ".join(f"{k.split('/')[1]} {v}" for k, v in rejects.items())
         + "."
     )
     return [page.Section(title=f"Scores: {manifest.name}", lead_text=text, blocks=blocks)]
@@ -219,9 +223,7 @@ def _quantile_gallery(manifest: Manifest) -> page.Gallery:
     table = read_columns(
         manifest.recipe["scores"], [column, *([label] if label else [])]
     ).to_pylist()
-    kept = {
-        (unit.unit_id, row) for unit, rows in View.load(manifest.url).rows() for row in rows
-    }
+    kept = {(unit.unit_id, row) for unit, rows in View.load(manifest.url).rows() for row in rows}
     order = sorted(table, key=lambda row: (row[column], row["sample_id"]))
     picked = [order[round(q * (len(order) - 1))] for q in np.linspace(0, 1, 24)]
     samples = _fetch(
@@ -243,7 +245,8 @@ def _quantile_gallery(manifest: Manifest) -> page.Gallery:
                 badge_kind="good" if stays else "bad",
             )
         )
-    return page.Gallery(items=items, caption=f"Samples at even steps through {column}, lowest first.")
+    caption = f"Samples at even steps through {column}, lowest first."
+    return page.Gallery(items=items, caption=caption)
 
 
 def _fetch(units: Mapping[str, Unit], wanted: Sequence[tuple[str, int]]) -> list[Sample]:
@@ -308,7 +311,12 @@ def claims_rows(manifest: Manifest) -> list[tuple[str, float, float, float]]:
     if "recaption/after_true_claims" not in claims:
         return []
     return [
-        (when, *(claims[f"recaption/{when}_{what}_claims"] for what in ("true", "false", "missing")))  # type: ignore[misc]
+        (
+            when,
+            claims[f"recaption/{when}_true_claims"],
+            claims[f"recaption/{when}_false_claims"],
+            claims[f"recaption/{when}_missing_claims"],
+        )
         for when in ("before", "after")
     ]
 
@@ -384,13 +392,16 @@ def _soup(manifest: Manifest) -> page.Section:
 
 def _evaluate(manifest: Manifest) -> page.Section:
     blocks: list[page.Block] = []
-    table: Mapping[str, Mapping[str, Mapping[str, float]]] = manifest.decisions["table"]
+    table: Mapping[str, Mapping[str, Mapping[str, float]]] = manifest.decisions["results"]
     names = list(dict.fromkeys(name for row in table.values() for name in row))
     for name in names:
         figures = list(next(row[name] for row in table.values() if name in row))
         blocks.append(
             page.Table(
-                columns=("model", *(f.removesuffix("_fraction").replace("_", " ") for f in figures)),
+                columns=(
+                    "model",
+                    *(f.removesuffix("_fraction").replace("_", " ") for f in figures),
+                ),
                 rows=[
                     (label, *(row[name][figure] for figure in figures))
                     for label, row in table.items()
@@ -421,9 +432,7 @@ def _chain(manifests: Mapping[str, Manifest]) -> page.Section:
 
 
 def _graph(runs: Mapping[str, Manifest]) -> page.Section:
-    nodes = [
-        page.LineageNode(node_id=url, verb=m.verb, title=m.name) for url, m in runs.items()
-    ]
+    nodes = [page.LineageNode(node_id=url, verb=m.verb, title=m.name) for url, m in runs.items()]
     edges = [
         (parent.url, url) for url, m in runs.items() for parent in m.parents if parent.url in runs
     ]

@@ -1,6 +1,7 @@
 """Open and close run folders the same way for every verb.
 
-One decision is made here: a run whose manifest exists is done, and running it again returns the manifest.
+One decision is made here: a run whose manifest exists is done, and running it again returns the
+manifest.
 """
 
 from __future__ import annotations
@@ -96,8 +97,7 @@ def begin(
         fingerprint=mark,
         inputs=read,
         parents=tuple(
-            Parent(verb=m.verb, url=url, fingerprint=m.fingerprint)
-            for url, m in manifests.items()
+            Parent(verb=m.verb, url=url, fingerprint=m.fingerprint) for url, m in manifests.items()
         ),
     )
 

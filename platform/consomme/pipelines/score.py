@@ -86,11 +86,14 @@ class PerplexityStage(UnitStage):
 
     def work(self, samples: Sequence[Decoded]) -> Outcome:
         """Score one unit."""
+        from consomme.engines.transformers_scorer import NotScored
+
         scores = self.scorer.score([s.image for s in samples], [s.sample.caption for s in samples])
         rejects, rows = [], []
         for item, score in zip(samples, scores, strict=True):
-            if isinstance(score, str):
-                rejects.append((item.row, reject_of(item.sample, "caption_too_long", score)))
+            if isinstance(score, NotScored):
+                reject = reject_of(item.sample, score.reason, score.detail)
+                rejects.append((item.row, reject))
                 continue
             if not math.isfinite(score.nll + score.nll_text):
                 detail = f"nll {score.nll}, text-only {score.nll_text}"
@@ -128,11 +131,12 @@ class PerplexityStage(UnitStage):
 
 def run(recipe: ScoreRecipe) -> Manifest:
     """Score every sample of the inputs exactly once; running again does what is missing."""
-    from consomme.pipelines.checkpoints import model_fingerprint, model_folder
+    from consomme.evaluate.cache import model_content_hash
+    from consomme.pipelines.checkpoints import model_folder
 
     shards = expand(recipe.inputs)
     model = model_folder(recipe.model)
-    inputs = {"data": shards_fingerprint(shards), "model": model_fingerprint(model)}
+    inputs = {"data": shards_fingerprint(shards), "model": model_content_hash(model)}
     attempt = begin("score", recipe, inputs=inputs, reads=[*shards, model])
     if attempt.folder.is_done:
         return attempt.folder.manifest()
@@ -168,7 +172,7 @@ def run(recipe: ScoreRecipe) -> Manifest:
 
 
 def _pool(num_actors: int | None) -> dict[str, Any]:
-    """One actor per GPU where there are GPUs; else per CPU, leaving room for reading and committing."""
+    """One actor per GPU where there are GPUs; else per CPU, with room for reading and commits."""
     import ray
 
     gpus = int(ray.cluster_resources().get("GPU", 0))

@@ -1,7 +1,7 @@
 """Start Ray for one command, or join the cluster the job runs on.
 
-One decision is made here: a local Ray is private to the command (`address="local"`), so it never meets another
-Ray on the machine and ends with the command; inside a job, Ray's own address is used.
+One decision is made here: a local Ray is private to the command (`address="local"`), so it never
+meets another Ray on the machine and ends with the command; inside a job, Ray's own address is used.
 """
 
 from __future__ import annotations
@@ -32,12 +32,17 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Ctrl-C must reach us: Tune would take it for a wish to end early with what it has.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     import ray
 
     if ray.is_initialized():
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        # The log files of a private Ray go with it; its remarks would only break up our lines.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options = {"address": "local", "include_dashboard": False} if not address else {}
     ray.init(
         **options,

@@ -1,9 +1,7 @@
-"""Search for the best average of fine-tuned models: Ray Tune scores candidates, none is written to disk."""
+"""Search for the best average of fine-tuned models: Ray Tune scores candidates in memory."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,7 +13,13 @@ from consomme.base.errors import ClusterError, RecipeError
 from consomme.base.manifest import Manifest
 from consomme.base.schema import runtime, strategy
 from consomme.base.telemetry import Progress
-from consomme.pipelines.checkpoints import model_fingerprint, model_folder
+from consomme.evaluate.cache import (
+    ResultCache,
+    model_content_hash,
+    result_key,
+    soup_content_hash,
+)
+from consomme.pipelines.checkpoints import model_folder
 from consomme.pipelines.runs import begin
 from consomme.pipelines.session import num_cpus, ray_session
 from consomme.soup.ingredients import check_compatible, open_ingredient
@@ -54,25 +58,21 @@ class SoupRecipe:
 def run(recipe: SoupRecipe) -> Manifest:
     """Score candidates, choose, and write the best soup of every search."""
     if len(recipe.ingredients) < 2:
-        raise RecipeError(f"ingredients: found {len(recipe.ingredients)}, a soup needs at least two")
+        raise RecipeError(
+            f"ingredients: found {len(recipe.ingredients)}, a soup needs at least two"
+        )
     labels = list(recipe.ingredients)
     folders = [model_folder(model) for model in recipe.ingredients.values()]
-    prints = [model_fingerprint(folder) for folder in folders]
-    attempt = begin(
-        "soup", recipe, inputs=dict(zip(labels, prints, strict=True)), reads=folders
-    )
+    prints = [model_content_hash(folder) for folder in folders]
+    attempt = begin("soup", recipe, inputs=dict(zip(labels, prints, strict=True)), reads=folders)
     if attempt.folder.is_done:
         return attempt.folder.manifest()
     opened = [open_ingredient(f, label) for f, label in zip(folders, labels, strict=True)]
     check_compatible(opened)
     cache = CandidateCache(open_store(join_url(recipe.root, "cache")), prints, recipe.benchmark)
-    results: dict[str, SoupResult] = {}
+    searches = {str(n["name"]): SEARCHES.build(n, "searches") for n in recipe.searches}
     with ray_session():
-        for node in recipe.searches:
-            search = SEARCHES.build(node, "searches")
-            results[str(node["name"])] = tune_search(
-                search, folders, recipe.benchmark, cache, recipe.num_actors
-            )
+        results = tune_searches(searches, folders, recipe.benchmark, cache, recipe.num_actors)
     best = max(results, key=lambda name: results[name].score)
     for name, result in results.items():
         _write(attempt.folder.path, name, [opened[k] for k in result.chosen])
@@ -107,42 +107,50 @@ class CandidateCache:
         """Remember what the keys are made of."""
         from consomme.evaluate.benchmarks import BENCHMARKS, describe
 
-        self.store, self.prints = store, prints
+        self.results, self.prints = ResultCache(store, "soups"), prints
+        self.name = str(benchmark["name"])
         self.benchmark = describe(BENCHMARKS.build(benchmark))
         self.known: dict[Members, float] = {}
         self.num_scored = 0
 
     def _key(self, members: Members) -> str:
-        text = json.dumps([sorted(self.prints[k] for k in members), self.benchmark])
-        return f"soups/{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+        shares = [1 / len(members)] * len(members)
+        return result_key(
+            model_hash=soup_content_hash([self.prints[k] for k in members], shares),
+            benchmark=self.name,
+            benchmark_hash=self.benchmark,
+            decoding={"engine": "transformers", "temperature": 0},
+        )
 
     def get(self, members: Members) -> float | None:
         """Score of a candidate, if it was scored before, by this run or another."""
-        if members not in self.known and self.store.exists(self._key(members)):
-            self.known[members] = float(json.loads(self.store.read(self._key(members))))
+        if members not in self.known:
+            found = self.results.get(self._key(members))
+            if found is not None:
+                self.known[members] = float(found["score"])
         return self.known.get(members)
 
     def put(self, members: Members, score: float) -> None:
         """Keep a new score."""
         self.known[members] = score
         self.num_scored += 1
-        self.store.write(self._key(members), json.dumps(score).encode())
+        self.results.put(self._key(members), {"score": score})
 
 
-def tune_search(
-    search: SoupSearch,
+def tune_searches(
+    searches: Mapping[str, SoupSearch],
     folders: list[str],
     benchmark: Mapping[str, Any],
     cache: CandidateCache,
     num_actors: int | None,
-) -> SoupResult:
-    """Let Ray Tune score what a search asks for.
+) -> dict[str, SoupResult]:
+    """Let Ray Tune score what the searches ask for, one search after the other.
 
-    The search is plain code that calls `score(members)`; it runs in a thread, and what it asks for becomes
-    Tune's next trial. Singles are asked for ahead, so they are scored side by side.
+    A search is plain code that calls `score(members)`; it runs in a thread, and what it asks for
+    becomes Tune's next trial. Singles are asked for ahead, so they are scored side by side.
 
     Args:
-        search: The strategy.
+        searches: The strategies by name.
         folders: The ingredients' folders.
         benchmark: Registry node of the held-out set.
         cache: Scores that are known already.
@@ -155,8 +163,8 @@ def tune_search(
     from ray import tune
 
     asked: Queue[Members | None] = Queue()
-    answers: dict[Members, Queue[float]] = {}
-    outcome: list[SoupResult | BaseException] = []
+    answers: dict[Members, Queue[Any]] = {}
+    outcome: list[dict[str, SoupResult] | BaseException] = []
 
     def score(members: Members) -> float:
         found = cache.get(members)
@@ -170,11 +178,11 @@ def tune_search(
         value = answers[members].get()
         if isinstance(value, BaseException):
             raise value
-        return value
+        return float(value)
 
     def think() -> None:
         try:
-            outcome.append(search(len(folders), score))
+            outcome.append({n: search(len(folders), score) for n, search in searches.items()})
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread below
             outcome.append(error)
         asked.put(None)
@@ -183,7 +191,6 @@ def tune_search(
     thread.start()
     first = asked.get()
     if first is not None:
-        searcher = _make_searcher(first, asked, answers, cache)
         gpus = int(ray.cluster_resources().get("GPU", 0))
         trainable = tune.with_resources(
             tune.with_parameters(
@@ -193,7 +200,12 @@ def tune_search(
         )
         limit = num_actors or gpus or num_cpus()
         with Progress(None, "soup", "candidates") as progress:
-            searcher.on_score = progress.advance
+
+            def keep(members: Members, value: float) -> None:
+                cache.put(members, value)
+                progress.advance()
+
+            searcher = _make_searcher(first, asked, answers, keep)
             tuner = tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
@@ -224,44 +236,50 @@ def _scratch() -> str:
 def _make_searcher(
     first: Members,
     asked: Queue[Members | None],
-    answers: dict[Members, Queue[float]],
-    cache: CandidateCache,
+    answers: dict[Members, Queue[Any]],
+    keep: Callable[[Members, float], None],
 ) -> Any:
     from ray.tune.search import Searcher
 
     class AskTell(Searcher):  # type: ignore[misc]
         """Hands the search's questions to Tune and Tune's results to the search."""
 
-        on_score: Callable[[], None]
-
-        def __init__(self) -> None:
+        def __init__(
+            self,
+            asked: Queue[Members | None],
+            answers: dict[Members, Queue[Any]],
+            keep: Callable[[Members, float], None],
+        ) -> None:
             super().__init__(metric="score", mode="max")
+            self.asked, self.answers, self.keep = asked, answers, keep
             self.waiting: list[Members | None] = [first]
             self.running: dict[str, Members] = {}
 
+        def __getstate__(self) -> dict[str, Any]:
+            """Tune pickles searchers to restore them; ours resumes from its cache of scores."""
+            return {}
+
         def suggest(self, trial_id: str) -> Any:
-            while not asked.empty():
-                self.waiting.append(asked.get())
+            while not self.asked.empty():
+                self.waiting.append(self.asked.get())
             if not self.waiting:
                 if self.running:
                     return None
-                self.waiting.append(asked.get())
+                self.waiting.append(self.asked.get())
             item = self.waiting.pop(0)
             if item is None:
                 return Searcher.FINISHED
             self.running[trial_id] = item
             return {"members": list(item)}
 
-        def on_trial_complete(
-            self, trial_id: str, result: Any = None, error: bool = False
-        ) -> None:
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             members = self.running.pop(trial_id)
             if error or not result or "score" not in result:
-                answers[members].put(ClusterError(f"scoring {members} failed; see the worker's log"))  # type: ignore[arg-type]
+                failure = ClusterError(f"scoring {members} failed; see the worker's log")
+                self.answers[members].put(failure)
                 return
-            cache.put(members, float(result["score"]))
-            self.on_score()
-            answers[members].put(float(result["score"]))
+            self.keep(members, float(result["score"]))
+            self.answers[members].put(float(result["score"]))
 
         def save(self, checkpoint_path: str) -> None:
             Path(checkpoint_path).write_text("{}")
@@ -269,7 +287,7 @@ def _make_searcher(
         def restore(self, checkpoint_path: str) -> None:
             Path(checkpoint_path).read_text()
 
-    return AskTell()
+    return AskTell(asked, answers, keep)
 
 
 def _candidate_trainable() -> Any:
@@ -290,6 +308,13 @@ def _candidate_trainable() -> Any:
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             self.members = new_config["members"]
             return True
+
+        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+            """Nothing to keep: a candidate is its members."""
+            return {"members": list(self.members)}
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            self.members = checkpoint["members"]
 
         def step(self) -> dict[str, Any]:
             from consomme.soup.mixing import average_ingredients

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from consomme.base.errors import ClusterError, ConsommeError, DataError, RecipeError
 from consomme.base.manifest import Manifest
-from consomme.base.sample import Sample, Turn
+from consomme.base.sample import Reject, Sample, Turn
 from consomme.base.schema import runtime, strategy
 from consomme.base.telemetry import MetricsLog, Progress
-from consomme.pipelines.checkpoints import model_fingerprint, model_folder
-from consomme.pipelines.runs import begin
+from consomme.evaluate.cache import model_content_hash
+from consomme.pipelines.checkpoints import model_folder
+from consomme.pipelines.flow import reject_of
+from consomme.pipelines.runs import begin, check_rejects
 from consomme.pipelines.session import num_cpus, ray_session
 from consomme.storage.files import absolute_url
 from consomme.storage.ledger import RunFolder
@@ -25,6 +31,10 @@ from consomme.storage.shards import expand, shards_fingerprint
 from consomme.storage.sidecar import read_columns
 from consomme.storage.units import plan_units, read_unit
 from consomme.storage.view import View
+from consomme.vision.decode import DecodeProblem, decode
+
+CURVE = "curve.json"
+"""Loss, seconds and learning rate of every finished step; renewed every few seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +103,10 @@ class TrainRecipe:
     """Order of the data."""
 
     num_workers: int = 1
-    """Ray Train workers, data-parallel (DDP). More workers add in another order: bits may differ."""
+    """Ray Train workers, data-parallel (DDP). More workers add in another order: bits may vary."""
 
     max_reject_fraction: float = 0.01
-    """More unreadable pictures than this share fail the run."""
+    """More samples than this share that cannot be trained on fail the run."""
 
     checkpoint_every: int = runtime(50)
     """Steps between checkpoints; a killed run goes on from the last one."""
@@ -112,8 +122,13 @@ def run(recipe: TrainRecipe) -> Manifest:
     """Train; an interrupted run goes on from its last checkpoint when started again."""
     if not recipe.data:
         raise RecipeError("data: found no source, expected at least one {view: …} or {inputs: […]}")
+    if recipe.global_batch < recipe.num_workers:
+        raise RecipeError(
+            f"global_batch={recipe.global_batch} is less than num_workers={recipe.num_workers}:"
+            " some workers would have no sample in a step; raise it or take fewer workers"
+        )
     start = model_folder(recipe.model)
-    inputs = {"model": model_fingerprint(start)}
+    inputs = {"model": model_content_hash(start)}
     parents, reads = [], [start]
     for number, source in enumerate(recipe.data):
         if (source.view is None) == (not source.inputs):
@@ -128,22 +143,22 @@ def run(recipe: TrainRecipe) -> Manifest:
         return attempt.folder.manifest()
     with ray_session():
         result = _fit(recipe, start, attempt.folder)
-    samples, rejected = result.pop("num_samples"), result.pop("num_rejected")
-    curve = json.loads(attempt.folder.store.read("curve.json"))
+    counts = result.pop("counts")
+    curve = json.loads(attempt.folder.store.read(CURVE))
     with MetricsLog(attempt.folder.store, resume_step=0) as log:
         for point in curve:
             log.log("train/loss_nats", point["loss"], point["step"])
             log.log("train/step_s", point["seconds"], point["step"])
     times = sorted(point["seconds"] for point in curve)
     return attempt.finish(
-        counts={"samples": samples, "rejected": rejected},
+        counts=counts,
         decisions=result,
         metrics={
             "train/first_loss_nats": curve[0]["loss"],
             "train/last_loss_nats": sum(p["loss"] for p in curve[-10:]) / len(curve[-10:]),
             "train/step_s": times[len(times) // 2],
         },
-        outputs={"model": "model", "curve": "curve.json"},
+        outputs={"model": "model", "curve": CURVE, "rejects": "rejects"},
     )
 
 
@@ -162,7 +177,11 @@ def _fit(recipe: TrainRecipe, start: str, folder: RunFolder) -> dict[str, Any]:
         )
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"recipe": recipe, "start": start, "folder": absolute_url(folder.url)},
+        train_loop_config={
+            "recipe": _from_anywhere(recipe),
+            "start": start,
+            "folder": absolute_url(folder.url),
+        },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=recipe.num_workers,
@@ -176,17 +195,71 @@ def _fit(recipe: TrainRecipe, start: str, folder: RunFolder) -> dict[str, Any]:
             failure_config=FailureConfig(max_failures=2),
         ),
     )
-    with Progress(recipe.num_steps, "train", "steps") as progress:
+    with Progress(recipe.num_steps, "train", "steps") as progress, _watch(folder, progress):
         try:
-            result = trainer.fit()
+            result = _in_thread(trainer.fit)
         except ray.train.TrainingFailedError as error:
             cause = _own_error(error)
             if cause is not None:
                 raise cause from error
             raise
-        progress.advance(recipe.num_steps)
     summary: dict[str, Any] = result.return_value
     return summary
+
+
+def _in_thread(action: Callable[[], Any]) -> Any:
+    """Run `action` outside the main thread and wait for it.
+
+    In the main thread Ray Train 2.60 installs a Ctrl-C handler of its own, which ends the process
+    with exit code 0 and stays installed after training. Here Ctrl-C interrupts the waiting.
+    """
+    outcome: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(action())
+        except BaseException as error:  # noqa: BLE001 - raised again by the waiting thread
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return outcome.result()
+
+
+@contextlib.contextmanager
+def _watch(folder: RunFolder, progress: Progress) -> Iterator[None]:
+    """Advance the progress line by what rank 0 writes into the run folder, wherever it runs."""
+    done = threading.Event()
+
+    def look() -> None:
+        while True:
+            ended = done.wait(2.0)
+            if folder.store.exists(CURVE):
+                steps = len(json.loads(folder.store.read(CURVE)))
+                progress.advance(max(0, steps - progress.done))
+            if ended:
+                return
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _from_anywhere(recipe: TrainRecipe) -> TrainRecipe:
+    """Make the data's paths absolute: Ray Train's workers have another current directory."""
+    sources = [
+        dataclasses.replace(
+            source,
+            view=source.view and absolute_url(source.view),
+            inputs=tuple(expand(source.inputs)) if source.inputs else (),
+            captions=source.captions and absolute_url(source.captions),
+        )
+        for source in recipe.data
+    ]
+    return dataclasses.replace(recipe, data=tuple(sources))
 
 
 def _own_error(error: BaseException) -> ConsommeError | None:
@@ -207,6 +280,9 @@ class TrainSet:
 
     samples: list[Sample] = field(default_factory=list)
     weights: list[tuple[int, float]] = field(default_factory=list)
+    """(number of samples, relative weight) of each source, in the order of `samples`."""
+
+    rejects: list[Reject] = field(default_factory=list)
 
 
 def load_samples(sources: Sequence[TrainSource]) -> TrainSet:
@@ -227,6 +303,44 @@ def load_samples(sources: Sequence[TrainSource]) -> TrainSet:
         found.samples += samples
         found.weights.append((len(samples), weight))
     return found
+
+
+def usable_samples(data: TrainSet, chat: Any, prompt: str, max_tokens: int) -> TrainSet:
+    """Leave out what cannot be trained on, so that no step finds out half-way.
+
+    Args:
+        data: Samples as they were read.
+        chat: The model's `Chat`.
+        prompt: User turn put before samples that are captions only.
+        max_tokens: Positions the language model has.
+    """
+    found = TrainSet()
+    position = 0
+    for size, weight in data.weights:
+        good = []
+        for sample in data.samples[position : position + size]:
+            problem = _problem(sample, chat, prompt, max_tokens)
+            if problem:
+                found.rejects.append(reject_of(sample, *problem))
+            else:
+                good.append(sample)
+        found.samples += good
+        found.weights.append((len(good), weight))
+        position += size
+    return found
+
+
+def _problem(sample: Sample, chat: Any, prompt: str, max_tokens: int) -> tuple[str, str] | None:
+    image = decode(sample.image)
+    if isinstance(image, DecodeProblem):
+        return image.reason, image.detail
+    try:
+        num_tokens = len(chat.encode(turns_of(sample, prompt), has_image=True).input_ids)
+    except DataError as error:
+        return "text_not_encodable", str(error)
+    if num_tokens > max_tokens:
+        return "sequence_too_long", f"{num_tokens} tokens, the model has {max_tokens} positions"
+    return None
 
 
 def _new_captions(url: str) -> dict[str, str]:
@@ -259,7 +373,6 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     from consomme.train.loop import Pace, StepReport, fit, make_optimizer
     from consomme.train.order import BatchOrder
     from consomme.train.trainable import set_trainable
-    from consomme.vision.decode import DecodeProblem, decode
 
     recipe: TrainRecipe = config["recipe"]
     context = ray.train.get_context()
@@ -274,20 +387,15 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     table = set_trainable(
         model, layers=selected, vision_encoder=recipe.vision_encoder, projector=recipe.projector
     )
-    data = load_samples(recipe.data)
-    readable = [not isinstance(decode(s.image), DecodeProblem) for s in data.samples]
-    num_rejected = readable.count(False)
-    if num_rejected / len(readable) > recipe.max_reject_fraction:
-        raise DataError(
-            f"{num_rejected} of {len(readable)} pictures cannot be decoded, more than"
-            f" max_reject_fraction={recipe.max_reject_fraction}; score and filter the data first"
-        )
-    weights, at = [], 0
-    for size, weight in data.weights:
-        weights.append((sum(readable[at : at + size]), weight))
-        at += size
-    samples = [s for s, ok in zip(data.samples, readable, strict=True) if ok]
-    order = BatchOrder(weights, recipe.global_batch, recipe.seed)
+    limit = model.config.text_config.max_position_embeddings
+    data = usable_samples(load_samples(recipe.data), chat, recipe.prompt, limit)
+    samples = data.samples
+    counts: dict[str, int] = {"samples": len(samples), "rejected": len(data.rejects)}
+    for reject in data.rejects:
+        key = f"rejected/{reject.reason}"
+        counts[key] = counts.get(key, 0) + 1
+    check_rejects(counts, recipe.max_reject_fraction, config["folder"])
+    order = BatchOrder(data.weights, recipe.global_batch, recipe.seed)
     wrapped = prepare_model(model)
     device = get_device()
     pace = Pace(num_steps=recipe.num_steps, lr=recipe.lr, weight_decay=recipe.weight_decay)
@@ -306,13 +414,19 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         mine = order.rank(step, rank, world)
         for at in range(0, len(mine), recipe.micro_batch):
             part = [samples[index] for index in mine[at : at + recipe.micro_batch]]
-            encoded = [chat.encode(_turns(s, recipe.prompt), has_image=True) for s in part]
+            encoded = [chat.encode(turns_of(s, recipe.prompt), has_image=True) for s in part]
             batch = chat.collate(encoded)
             batch["pixel_values"] = chat.pixels([decode(s.image) for s in part])
             yield {key: value.to(device) for key, value in batch.items()}
 
+    shown = time.monotonic()
+
     def after_step(done: StepReport) -> None:
+        nonlocal shown
         curve.append(dataclasses.asdict(done))
+        if rank == 0 and (time.monotonic() - shown > 2 or done.step == recipe.num_steps):
+            shown = time.monotonic()
+            folder.store.write(CURVE, json.dumps(curve).encode())
         if done.step % recipe.checkpoint_every and done.step != recipe.num_steps:
             return
         with tempfile.TemporaryDirectory() as scratch:
@@ -328,14 +442,14 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
                 kept = ray.train.Checkpoint.from_directory(scratch)
             ray.train.report({"step": done.step, "loss": done.loss}, checkpoint=kept)
 
+    folder = RunFolder.at(config["folder"])
     fit(wrapped, optimizer, batches, pace, start=start, after_step=after_step)
     if rank == 0:
-        folder = RunFolder.at(config["folder"])
         save_vlm(Path(folder.path) / "model", model, processor)
-        folder.store.write("curve.json", json.dumps(curve).encode())
+        lines = [json.dumps(dataclasses.asdict(r), sort_keys=True) + "\n" for r in data.rejects]
+        folder.store.write("rejects/train.jsonl", "".join(lines).encode())
     return {
-        "num_samples": len(samples),
-        "num_rejected": num_rejected,
+        "counts": counts,
         "layers": list(selected),
         "num_layers": model.config.text_config.num_hidden_layers,
         "trainable": [list(row) for row in table.rows],
@@ -347,7 +461,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _turns(sample: Sample, prompt: str) -> tuple[Turn, ...]:
+def turns_of(sample: Sample, prompt: str) -> tuple[Turn, ...]:
     """Put the prompt before a sample that is nothing but a caption."""
     if sample.turns and sample.turns[0].role == "assistant":
         return (Turn(role="user", content=prompt), *sample.turns)

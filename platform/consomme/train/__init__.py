@@ -1,1 +1,1 @@
-"""Training: layer selection, trainable parts, data order, the loop, and how the nano VLM was made."""
+"""Training: layer selection, trainable parts, data order, the loop; how the nano VLM was made."""

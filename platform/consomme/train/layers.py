@@ -1,12 +1,14 @@
 """Which layers of the language model receive updates.
 
-One decision is made here: a selector maps a number of layers to 0-based indices and knows nothing else.
+One decision is made here: a selector maps a number of layers to 0-based indices and knows nothing
+else.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Protocol
 
 from consomme.base.errors import RecipeError
@@ -38,8 +40,8 @@ class All:
 class SparseUniform:
     """Spread the trained layers evenly over the depth: the visual region.
 
-    A quarter of the layers keeps about 99 % of visual scores in the paper's setting. Embeddings, final
-    norm and head stay frozen; the projector is trained.
+    A quarter of the layers keeps about 99 % of visual scores in the paper's setting. Embeddings,
+    final norm and head stay frozen; the projector is trained.
     Source: arXiv 2412.12785, section on layer selection; ids are `floor(j * L / k)`.
     """
 
@@ -50,10 +52,11 @@ class SparseUniform:
         """Check the share."""
         if not 0 < self.fraction <= 1:
             raise RecipeError(
-                f"fraction: found {self.fraction}, expected a share in (0, 1]; 0 would train nothing"
+                f"fraction: found {self.fraction}, expected a share in (0, 1]; 0 trains nothing"
             )
 
     def __call__(self, num_layers: int) -> tuple[int, ...]:
         """Return `ceil(fraction * num_layers)` indices with even gaps."""
-        count = math.ceil(self.fraction * num_layers)
+        # Decimal, because 0.07 * 100 is a little more than 7 in floats.
+        count = math.ceil(Decimal(str(self.fraction)) * num_layers)
         return tuple(j * num_layers // count for j in range(count))

@@ -1,7 +1,8 @@
 """The training loop: one rank's view of it, without Ray and without files.
 
-One decision is made here: the loss of a step is the sum over all labelled tokens of all ranks divided by their
-number, so the result does not depend on how the batch is cut into ranks and micro-batches.
+One decision is made here: the loss of a step is the sum over all labelled tokens of all ranks
+divided by their number, so the result does not depend on how the batch is cut into ranks and
+micro-batches.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ def fit(
     """Train from step `start` to the end.
 
     Args:
-        model: Takes a batch's tensors as keywords and returns an object with `logits`; may be wrapped
-            in DistributedDataParallel.
+        model: Takes a batch's tensors as keywords and returns an object with `logits`; may be
+            wrapped in DistributedDataParallel.
         optimizer: Over the trainable parameters.
         batches: Step number -> this rank's micro-batches of that step.
         pace: Number of steps and learning rate.
@@ -111,8 +112,8 @@ def fit(
         for number, part in enumerate(parts):
             with _no_sync(model, last=number == len(parts) - 1):
                 loss = sum_nll(model, part)
-                # DistributedDataParallel averages gradients; multiplying by the ranks makes it a sum.
-                (loss * world / total).backward()
+                # DistributedDataParallel averages gradients; times the ranks makes it a sum.
+                (loss * world / total).backward()  # type: ignore[no-untyped-call]
             summed += loss.detach()
         mean = float(_sum_over_ranks(summed)) / total
         if not math.isfinite(mean):

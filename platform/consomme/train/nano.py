@@ -2,9 +2,9 @@
 
     python -m consomme.train.nano recipes/train/nano.yaml
 
-Two stages: the vision encoder learns classes (`vision_pretraining`), then the whole VLM learns captions,
-names and questions (`nano_data`). Both stages resume from their last checkpoint. About two hours on two
-CPU cores. Matrices are updated by Muon, everything else by AdamW.
+Two stages: the vision encoder learns classes (`vision_pretraining`), then the whole VLM learns
+captions, names and questions (`nano_data`). Both stages resume from their last checkpoint. About
+two hours on two CPU cores. Matrices are updated by Muon, everything else by AdamW.
 """
 
 from __future__ import annotations
@@ -61,8 +61,12 @@ class NanoRecipe:
     seed: int = 0
     threads: int = 2
     shape: LlavaShape = field(default_factory=LlavaShape)
-    vision: Stage = field(default_factory=lambda: Stage(num_steps=3500, num_emoji=96, num_scenes=32))
-    speech: Stage = field(default_factory=lambda: Stage(num_steps=2500, num_emoji=64, num_scenes=40))
+    vision: Stage = field(
+        default_factory=lambda: Stage(num_steps=3500, num_emoji=96, num_scenes=32)
+    )
+    speech: Stage = field(
+        default_factory=lambda: Stage(num_steps=2500, num_emoji=64, num_scenes=40)
+    )
     checkpoint_every: int = 200
     """Steps between checkpoints."""
 
@@ -72,7 +76,8 @@ class MatrixOptimizer:
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], stage: Stage) -> None:
         """Split the parameters; embeddings and heads count as 'rest' although they are matrices."""
-        matrices, rest = [], []
+        matrices: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
         for name, parameter in named:
             inner = parameter.ndim == 2 and "embed" not in name and "head" not in name
             (matrices if inner and "names" not in name and "parts" not in name else rest).append(
@@ -149,7 +154,8 @@ def run_stage(
             pace = (time.monotonic() - window) / 25
             window = time.monotonic()
             shown = {key: round(float(value.detach()), 4) for key, value in metrics.items()}
-            logger.info("%s step %d/%d %.2f s/step %s", name, step + 1, stage.num_steps, pace, shown)
+            at = f"{step + 1}/{stage.num_steps}"
+            logger.info("%s step %s %.2f s/step %s", name, at, pace, shown)
         if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == stage.num_steps:
             state = {
                 "module": module.state_dict(),
@@ -185,7 +191,7 @@ def train_nano(recipe: NanoRecipe) -> Path:
         with torch.autocast("cpu", torch.bfloat16):
             patches = tower(batch["pixel_values"]).last_hidden_state[:, 1:]
             losses = read_out.loss(patches, batch["names"], batch["quadrants"])
-        (losses["names"] + losses["quadrants"]).backward()
+        (losses["names"] + losses["quadrants"]).backward()  # type: ignore[no-untyped-call]
         return losses
 
     stage = recipe.vision

@@ -1,7 +1,7 @@
 """Batches for the nano VLM's own training, drawn anew from a seed and a step number.
 
-One decision is made here: batch k depends on (seed, k) alone, so a run resumes at any step without replaying,
-and any number of loader processes gives the same batches.
+One decision is made here: batch k depends on (seed, k) alone, so a run resumes at any step without
+replaying, and any number of loader processes gives the same batches.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class EmojiViews:
 
 
 def emoji_turns(entry: emoji.Emoji, rng: random.Random) -> list[tuple[str, str]]:
-    """Question and answer for one emoji: its name as a caption or as an answer, now and then keywords."""
+    """Question and answer for one emoji: its name as caption or answer, now and then keywords."""
     kind = rng.random()
     if kind < 0.1 and len(entry.keywords) >= 3:
         return [(KEYWORD_PROMPT, ", ".join(rng.sample(entry.keywords, 3)))]
@@ -123,7 +123,9 @@ class Conversations(Dataset[dict[str, Any]]):
             labels += [-100] * len(prompt) + reply
         return ids, labels
 
-    def collate(self, rows: Sequence[tuple[np.ndarray, list[tuple[str, str]], bool]]) -> dict[str, Any]:
+    def collate(
+        self, rows: Sequence[tuple[np.ndarray, list[tuple[str, str]], bool]]
+    ) -> dict[str, Any]:
         """Pad one micro-batch to its longest row."""
         encoded = [self.conversation(turns, has_image=seen) for _, turns, seen in rows]
         width = max(len(ids) for ids, _ in encoded)
@@ -159,7 +161,7 @@ class Conversations(Dataset[dict[str, Any]]):
 
 
 TRAIN_SCENES_FROM = 1_000_000
-"""Scenes of smaller seeds are for evaluation and the quickstart; the nano VLM never trains on them."""
+"""Scenes of smaller seeds are for evaluation and the quickstart; the nano VLM never sees them."""
 
 
 class VisionBatches(Dataset[dict[str, Tensor]]):
@@ -179,7 +181,7 @@ class VisionBatches(Dataset[dict[str, Tensor]]):
         return self.num_steps
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        """Build one step: pictures of both kinds, emoji names as class ids, what each quadrant holds."""
+        """Build one step: pictures of both kinds, names as class ids, what each quadrant holds."""
         rng = random.Random(f"vision-{self.seed}-{step}")
         drawn = [self.views.draw(rng, self.out_px) for _ in range(self.num_emoji)]
         made = [

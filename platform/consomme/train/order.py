@@ -1,13 +1,17 @@
 """The order in which samples are trained on: a function of seed and step, for any number of ranks.
 
-One decision is made here: step k's global batch is cut out of a stream of seeded permutations, so a resumed run
-sees what an undisturbed one would, and the ranks share the batch without overlap.
+One decision is made here: step k's global batch is cut out of a stream of seeded permutations, so a
+resumed run sees what an undisturbed one would, and the ranks share the batch without overlap.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
+from fractions import Fraction
+
+from consomme.base.errors import DataError
 
 
 class BatchOrder:
@@ -21,10 +25,22 @@ class BatchOrder:
                 sources one after the other.
             global_batch: Samples per step over all ranks.
             seed: Of every permutation.
+
+        Raises:
+            DataError: A source has a weight but no samples, or none has a weight.
         """
+        empty = [source for source, (size, weight) in enumerate(weights) if weight and not size]
+        if empty:
+            raise DataError(f"data sources {empty} have no usable samples; look into their rejects")
+        left = sum(Fraction(weight) for _, weight in weights)
+        if left <= 0:
+            raise DataError("no data source has a weight above 0, so there is nothing to train on")
         self.sizes = [size for size, _ in weights]
-        total = sum(weight for _, weight in weights)
-        self.shares = [weight / total for _, weight in weights]
+        self.shares: list[Fraction] = []
+        """Share of each source in what the sources before it leave over; exact."""
+        for _, weight in weights:
+            self.shares.append(Fraction(weight) / left if left else Fraction(0))
+            left -= Fraction(weight)
         self.starts = [sum(self.sizes[:k]) for k in range(len(self.sizes))]
         self.global_batch, self.seed = global_batch, seed
         self._permutations: dict[tuple[int, int], list[int]] = {}
@@ -32,8 +48,8 @@ class BatchOrder:
     def step(self, step: int) -> list[int]:
         """Indices of the global batch of one step, in order."""
         found = []
-        for source, size in enumerate(self.sizes):
-            before, after = self._quota(source, step), self._quota(source, step + 1)
+        quotas = zip(self.sizes, self._quotas(step), self._quotas(step + 1), strict=True)
+        for source, (size, before, after) in enumerate(quotas):
             for position in range(before, after):
                 epoch, place = divmod(position, size)
                 found.append(self.starts[source] + self._permutation(source, epoch)[place])
@@ -44,13 +60,17 @@ class BatchOrder:
         """The part of a step's batch that one rank works on."""
         return self.step(step)[rank::world_size]
 
-    def _quota(self, source: int, step: int) -> int:
-        """Samples drawn from the first `source + 1` sources before `step`, less those of earlier ones."""
+    def _quotas(self, step: int) -> list[int]:
+        """Samples drawn from each source before `step`; never falls, and adds up to the batches.
 
-        def upto(count: int) -> int:
-            return round(sum(self.shares[:count]) * self.global_batch * step)
-
-        return upto(source + 1) - upto(source)
+        Each source takes its share of what those before it left, rounded to the nearest.
+        """
+        left = self.global_batch * step
+        taken = []
+        for share in self.shares:
+            taken.append(math.floor(share * left + Fraction(1, 2)))
+            left -= taken[-1]
+        return taken
 
     def _permutation(self, source: int, epoch: int) -> list[int]:
         key = (source, epoch)

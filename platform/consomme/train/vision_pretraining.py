@@ -1,14 +1,14 @@
 """Teach a vision encoder to see before it joins a language model.
 
-One decision is made here: supervision by classes (emoji name; what each quadrant holds), read out by attention
-queries over patches, so that the patch features, which are what the projector gets, carry the answer.
-It costs a fifth of a step of the whole VLM, for the part of it that needs the most pictures.
+One decision is made here: supervision by classes (emoji name; what each quadrant holds), read out
+by attention queries over patches, so that the patch features, which are what the projector gets,
+carry the answer. It costs a fifth of a step of the whole VLM, for the part of it that needs the
+most pictures.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from consomme.datasets import scenes
@@ -49,7 +49,7 @@ class ReadOut(nn.Module):
         logits = self.names(read_B5W[:count, 0])
         parts = read_B5W[count:, 1:]
         quadrant_loss = sum(
-            F.cross_entropy(head(parts).flatten(0, 1), quadrants[..., k].flatten())
+            nn.functional.cross_entropy(head(parts).flatten(0, 1), quadrants[..., k].flatten())
             for k, head in enumerate(self.parts)
         )
         right = (logits.argmax(-1) == names).float().mean()
@@ -57,7 +57,7 @@ class ReadOut(nn.Module):
             [(h(parts).argmax(-1) == quadrants[..., k]) for k, h in enumerate(self.parts)]
         )
         return {
-            "names": F.cross_entropy(logits, names, label_smoothing=0.05),
+            "names": nn.functional.cross_entropy(logits, names, label_smoothing=0.05),
             "quadrants": torch.as_tensor(quadrant_loss),
             "names_right": right,
             "quadrants_right": seen.all(0).float().mean(),

@@ -1,0 +1,151 @@
+"""Measure what consomme promises and write it as JSON; the README's table is made from these files.
+
+    make bench                    # everything
+    python tests/benchmarks/run.py score quickstart
+
+Ratios are measured in one run on one machine, both sides in turn; nothing here asserts a time.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+Row = dict[str, Any]
+
+
+def machine() -> str:
+    """Name the processor, its cores and the memory."""
+    model = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return f"{model}, {os.cpu_count()} cores, {pages / 2**30:.0f} GiB, no GPU"
+
+
+def row(key: str, value: float, unit: str, baseline: str, how: str) -> Row:
+    """One measured figure."""
+    return {"key": key, "value": round(value, 4), "unit": unit, "baseline": baseline, "how": how}
+
+
+def bench_quickstart() -> list[Row]:
+    """Time the whole loop in a fresh folder, then once more."""
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [
+            sys.executable,
+            "-m",
+            "consomme.cli",
+            "loop",
+            str(ROOT / "recipes/quickstart.yaml"),
+            f"root={scratch}",
+        ]
+        times = []
+        for _ in range(2):
+            began = time.monotonic()
+            subprocess.run(command, check=True, cwd=ROOT)
+            times.append(time.monotonic() - began)
+    how = "consomme loop recipes/quickstart.yaml in an empty folder, after installation"
+    return [
+        row("quickstart.seconds", times[0], "s", "", how),
+        row("quickstart.again_seconds", times[1], "s", "", "the same command again"),
+    ]
+
+
+def bench_score() -> list[Row]:
+    """Scoring through Ray against the bare engine, one actor, same units, engine start left out."""
+    from consomme.base.manifest import Manifest
+    from consomme.curate.perplexity import token_nll
+    from consomme.engines.transformers_scorer import TransformersScorer
+    from consomme.pipelines import prepare, score
+    from consomme.pipelines.checkpoints import model_folder
+    from consomme.pipelines.session import shared_ray
+    from consomme.storage.ledger import RunFolder
+    from consomme.storage.units import plan_units, read_unit
+    from consomme.vision.decode import decode
+
+    nano = model_folder("package://models/nano")
+    scorer = TransformersScorer(nano, token_nll, prompt="describe the image.")
+    with tempfile.TemporaryDirectory() as scratch, shared_ray():
+
+        def data(num: int) -> Manifest:
+            return prepare.run(
+                prepare.PrepareRecipe(
+                    name=f"n{num}", root=scratch, source={"name": "scenes", "num": num}
+                )
+            )
+
+        def through_ray(num: int) -> float:
+            began = time.monotonic()
+            done = score.run(
+                score.ScoreRecipe(
+                    name=f"n{num}",
+                    root=scratch,
+                    inputs=(f"{data(num).url}/data",),
+                    model=nano,
+                    unit_rows=256,
+                    num_actors=1,
+                )
+            )
+            assert done.counts["samples"] == num
+            assert RunFolder.at(done.url).is_done
+            return time.monotonic() - began
+
+        def bare(num: int) -> float:
+            units = plan_units([f"{data(num).url}/data"], "data", 256)
+            began = time.monotonic()
+            for unit in units:
+                samples = [sample for _, sample in read_unit(unit)[0]]
+                scorer.score([decode(s.image) for s in samples], [s.caption for s in samples])
+            return time.monotonic() - began
+
+        small, large = 256, 256 * 9
+        ratios = []
+        for _ in range(2):
+            ray_seconds = through_ray(large) - through_ray(small)
+            bare_seconds = bare(large) - bare(small)
+            ratios.append(bare_seconds / ray_seconds)
+            for folder in Path(scratch, "score").iterdir():
+                (folder / "manifest.json").unlink()
+                for commit in (folder / "commits").iterdir():
+                    commit.unlink()
+    how = (
+        "samples/s, 2,048 more scenes with 1 actor; time of a run with 256 taken off on both sides"
+    )
+    return [row("score.ray_over_bare", statistics.median(ratios), "ratio", "bare engine", how)]
+
+
+AREAS: dict[str, Callable[[], list[Row]]] = {"score": bench_score, "quickstart": bench_quickstart}
+
+
+def main() -> None:
+    """Measure the areas named on the command line, or all."""
+    for area in sys.argv[1:] or AREAS:
+        rows = AREAS[area]()
+        text = {
+            "machine": machine(),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "rows": rows,
+        }
+        path = HERE / "results" / f"{area}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(text, indent=1) + "\n")
+        lines = [f"  {r['key']}: {r['value']} {r['unit']}\n" for r in rows]
+        sys.stdout.write(f"{path}\n" + "".join(lines))
+
+
+if __name__ == "__main__":
+    main()

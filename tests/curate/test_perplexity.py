@@ -1,0 +1,201 @@
+"""Perplexity: exact against an independent reference, whatever the batch."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from consomme.base.errors import DataError
+from consomme.base.sample import REJECT_REASONS
+from consomme.curate.perplexity import IGNORE_INDEX, caption_nll, token_nll
+from consomme.engines.transformers_scorer import NotScored, Score, TransformersScorer
+from consomme.models.weights import open_vlm
+
+PROMPT = "describe the image."
+CAPTIONS = (
+    "a large red circle at the top left.",
+    "star",
+    "BUY now!!! 50% off, free shipping — größer",
+    "what color is the square? blue, left of a small black triangle, and more of it",
+    "日本語",
+    "a red circle",
+)
+
+
+def pictures(count: int, seed: int = 0) -> list[Image.Image]:
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(0, 128, (count, 1, 1, 3)) + rng.integers(0, 128, (count, 40, 40, 3))
+    return [Image.fromarray(picture) for picture in noise.astype(np.uint8)]
+
+
+def score(
+    scorer: TransformersScorer, images: list[Image.Image], captions: list[str]
+) -> list[Score]:
+    found = scorer.score(images, captions)
+    assert all(isinstance(item, Score) for item in found), found
+    return [item for item in found if isinstance(item, Score)]
+
+
+def reference(
+    folder: Path, image: Image.Image | None, prompt: str, caption: str
+) -> tuple[float, int]:
+    """One sample in float64, its tokens put together by hand, all logits at once."""
+    model, processor = open_vlm(folder, torch.float64)
+    placeholder = "<image>" * 16 if image else ""
+    encode = processor.tokenizer.encode
+    context = encode(f"<bos><user>{placeholder}{prompt}<assistant>", add_special_tokens=False)
+    spoken = encode(f"{caption}<end>", add_special_tokens=False)
+    inputs = {"input_ids": torch.tensor([context + spoken])}
+    if image:
+        pixels = processor.image_processor([image], return_tensors="pt")["pixel_values"]
+        inputs["pixel_values"] = pixels.double()
+    with torch.no_grad():
+        logp_TV = model(**inputs).logits[0].log_softmax(dim=-1)
+    start = len(context)
+    total = sum(float(logp_TV[start + k - 1, token]) for k, token in enumerate(spoken))
+    return -total, len(spoken)
+
+
+def test_uniform_logits_give_the_size_of_the_vocabulary() -> None:
+    labels_BT = torch.tensor([[IGNORE_INDEX, 3, 5], [1, IGNORE_INDEX, IGNORE_INDEX]])
+    nll_B, count_B = caption_nll(torch.full((2, 3, 50), 7.0), labels_BT)
+    assert count_B.tolist() == [2, 1]
+    assert torch.exp(nll_B / count_B).tolist() == pytest.approx([50, 50], rel=1e-6)
+
+
+def test_only_labelled_positions_count() -> None:
+    torch.manual_seed(0)
+    logits_BTV = torch.randn(2, 6, 30)
+    labels_BT = torch.full((2, 6), IGNORE_INDEX)
+    labels_BT[0, 3:5] = torch.tensor([4, 9])
+    labels_BT[1, 2] = 0
+    before = caption_nll(logits_BTV, labels_BT)
+    changed = logits_BTV.clone()
+    changed[labels_BT == IGNORE_INDEX] = 1e4 * torch.randn(9, 30)
+    after = caption_nll(changed, labels_BT)
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[1], after[1])
+
+
+def test_bfloat16_logits_are_taken_as_they_are_and_summed_in_float32() -> None:
+    torch.manual_seed(1)
+    logits_NV = (5 * torch.randn(300, 40)).bfloat16()
+    labels_N = torch.randint(0, 40, (300,))
+    exact = -logits_NV.double().log_softmax(-1)[torch.arange(300), labels_N]
+    assert torch.allclose(token_nll(logits_NV, labels_N).double(), exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 300, 1000])
+def test_chunks_do_not_matter(chunk: int) -> None:
+    torch.manual_seed(2)
+    logits_NV, labels_N = torch.randn(300, 40), torch.randint(0, 40, (300,))
+    whole = token_nll(logits_NV, labels_N)
+    assert torch.equal(token_nll(logits_NV, labels_N, chunk=chunk), whole)
+    assert token_nll(logits_NV[:0], labels_N[:0]).shape == (0,)
+
+
+def test_no_labelled_token_is_an_error_that_names_the_rows() -> None:
+    labels_BT = torch.tensor([[1, 2], [IGNORE_INDEX, IGNORE_INDEX]])
+    with pytest.raises(DataError, match=r"no labelled token in rows \[1\]"):
+        caption_nll(torch.zeros(2, 2, 5), labels_BT)
+
+
+@pytest.mark.parametrize("token_budget", [1, 100, 4096])
+def test_scores_equal_the_reference_for_any_token_budget(
+    debug_vlm: Path, token_budget: int
+) -> None:
+    images = pictures(len(CAPTIONS))
+    scorer = TransformersScorer(debug_vlm, token_nll, prompt=PROMPT, token_budget=token_budget)
+    for image, caption, found in zip(
+        images, CAPTIONS, score(scorer, images, list(CAPTIONS)), strict=True
+    ):
+        nll, count = reference(debug_vlm, image, PROMPT, caption)
+        nll_text, _ = reference(debug_vlm, None, PROMPT, caption)
+        assert found.num_tokens == count
+        assert found.nll == pytest.approx(nll, rel=1e-4)
+        assert found.nll_text == pytest.approx(nll_text, rel=1e-4)
+
+
+def test_neighbours_and_order_do_not_matter(debug_vlm: Path) -> None:
+    images = pictures(len(CAPTIONS))
+    scorer = TransformersScorer(debug_vlm, token_nll, prompt=PROMPT)
+    together = score(scorer, images, list(CAPTIONS))
+    backwards = score(scorer, images[::-1], list(CAPTIONS[::-1]))[::-1]
+    assert backwards == together
+    for image, caption, found in zip(images, CAPTIONS, together, strict=True):
+        alone = score(scorer, [image], [caption])[0]
+        assert alone.nll == pytest.approx(found.nll, rel=1e-5)
+        assert alone.nll_text == pytest.approx(found.nll_text, rel=1e-5)
+
+
+def test_the_picture_changes_the_score_and_not_the_text_only_score(debug_vlm: Path) -> None:
+    scorer = TransformersScorer(debug_vlm, token_nll, prompt=PROMPT)
+    first, second = score(scorer, pictures(2), [CAPTIONS[0]] * 2)
+    assert abs(first.nll - second.nll) > 1e-2
+    assert first.nll_text == second.nll_text
+
+
+def test_the_prompt_is_context_and_is_not_counted(debug_vlm: Path) -> None:
+    image = pictures(1)
+    short = score(TransformersScorer(debug_vlm, token_nll, prompt="a"), image, [CAPTIONS[0]])[0]
+    long_prompt = "describe the image. " * 8
+    long = score(
+        TransformersScorer(debug_vlm, token_nll, prompt=long_prompt), image, [CAPTIONS[0]]
+    )[0]
+    assert short.num_tokens == long.num_tokens
+    assert short.nll != long.nll, "the prompt is context"
+    # Its own tokens would add several nats each.
+    assert long.nll == pytest.approx(
+        reference(debug_vlm, image[0], long_prompt, CAPTIONS[0])[0], rel=1e-4
+    )
+
+
+def test_a_caption_that_cannot_be_scored_costs_one_sample(debug_vlm: Path) -> None:
+    scorer = TransformersScorer(debug_vlm, token_nll, prompt=PROMPT, max_caption_tokens=40)
+    images = pictures(4)
+    found = scorer.score(images, [CAPTIONS[0], "red <end> circle", "words " * 200, CAPTIONS[1]])
+    bad = [item for item in found if isinstance(item, NotScored)]
+    assert [item.reason for item in bad] == ["text_not_encodable", "caption_too_long"]
+    assert {item.reason for item in bad} <= REJECT_REASONS
+    assert "'<end>'" in bad[0].detail
+    assert "at most 40" in bad[1].detail
+    undisturbed = score(scorer, [images[0], images[3]], [CAPTIONS[0], CAPTIONS[1]])
+    assert [found[0], found[3]] == undisturbed
+
+
+def test_image_gain_is_what_the_picture_saves_per_token(debug_vlm: Path) -> None:
+    from consomme.base.sample import Sample, caption_turns
+    from consomme.pipelines.flow import Decoded
+    from consomme.pipelines.score import PerplexityStage
+
+    stage = PerplexityStage(str(debug_vlm), PROMPT, ["noise"], 256, 4096)
+    images = pictures(2)
+    samples = [
+        Decoded(
+            row=number,
+            image=image,
+            sample=Sample(
+                sample_id=f"s{number}",
+                image=b"-",
+                image_name="s.png",
+                turns=caption_turns(caption),
+                source="t",
+                meta={"noise": "spam"} if number else {},
+            ),
+        )
+        for number, (image, caption) in enumerate(zip(images, CAPTIONS[:2], strict=True))
+    ]
+    outcome = stage.work(samples)
+    for row, image in zip(outcome.table.to_pylist(), images, strict=True):
+        caption = CAPTIONS[row["row"]]
+        nll, count = reference(debug_vlm, image, PROMPT, caption)
+        nll_text, _ = reference(debug_vlm, None, PROMPT, caption)
+        assert row["num_tokens"] == count
+        assert row["perplexity"] == pytest.approx(math.exp(nll / count), rel=1e-3)
+        assert row["image_gain"] == pytest.approx((nll_text - nll) / count, rel=1e-3, abs=1e-4)
+    assert outcome.table["noise"].to_pylist() == [None, "spam"]
+    assert outcome.sums["nll"] == pytest.approx(sum(outcome.table["nll"].to_pylist()), rel=1e-6)
+    assert not outcome.rejects

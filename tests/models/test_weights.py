@@ -1,0 +1,125 @@
+"""Model folders: what is saved is what is opened, and every tensor has its stored name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from consomme.base.errors import CheckpointError
+from consomme.models.anatomy import anatomy
+from consomme.models.debug import make_debug_vlm
+from consomme.models.weights import load_tensors, open_vlm, save_vlm, stored_key
+
+
+def stored(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def parameters(model: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the same shape with other weights."""
+    return make_debug_vlm(tmp_path_factory.mktemp("other") / "vlm", seed=1)
+
+
+def test_every_parameter_is_stored_under_its_stored_key(debug_vlm: Path) -> None:
+    model, _ = open_vlm(debug_vlm)
+    files = stored(debug_vlm)
+    named = {stored_key(name): p for name, p in model.named_parameters()}
+    assert set(named) == set(files)
+    assert all(torch.equal(named[key], files[key]) for key in files)
+    assert any(key.startswith("vision_tower.vision_model.") for key in files)
+
+
+def test_saving_what_was_opened_changes_nothing(debug_vlm: Path, tmp_path: Path) -> None:
+    model, processor = open_vlm(debug_vlm)
+    again = save_vlm(tmp_path / "again", model, processor)
+    before, after = stored(debug_vlm), stored(again)
+    assert set(before) == set(after)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    for name in ("tokenizer.json", "chat_template.jinja", "processor_config.json"):
+        assert (again / name).read_bytes() == (debug_vlm / name).read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["again"], "nothing half-built stays"
+    assert not list(again.glob("*.bin"))
+
+
+def test_saving_replaces_an_older_folder_whole(debug_vlm: Path, tmp_path: Path) -> None:
+    model, processor = open_vlm(debug_vlm)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old.safetensors").write_bytes(b"")
+    save_vlm(tmp_path / "model", model.to(torch.bfloat16), processor)
+    assert {p.name for p in (tmp_path / "model").glob("*.safetensors")} == {"model.safetensors"}
+    assert {t.dtype for t in stored(tmp_path / "model").values()} == {torch.bfloat16}
+    reopened, _ = open_vlm(tmp_path / "model")
+    assert reopened.dtype == torch.float32
+    assert not reopened.training
+
+
+def test_loading_tensors_makes_it_the_other_model(debug_vlm: Path, other: Path) -> None:
+    model, _ = open_vlm(debug_vlm)
+    wanted = parameters(open_vlm(other)[0])
+    assert any(not torch.equal(p, wanted[n]) for n, p in model.named_parameters())
+    load_tensors(model, stored(other))
+    assert all(torch.equal(p, wanted[n]) for n, p in model.named_parameters())
+
+
+def test_loading_refuses_what_does_not_fit(debug_vlm: Path) -> None:
+    model, _ = open_vlm(debug_vlm)
+    weights = stored(debug_vlm)
+    name = "language_model.lm_head.weight"
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight has shape .* the model has"):
+        load_tensors(model, {**weights, name: weights[name][:-1]})
+    del weights[name]
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is missing"):
+        load_tensors(model, weights)
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(debug_vlm: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*nothing: expected"):
+        open_vlm(tmp_path / "nothing")
+    (tmp_path / "config.json").write_text((debug_vlm / "config.json").read_text())
+    with pytest.raises(CheckpointError, match="cannot load the checkpoint"):
+        open_vlm(tmp_path)
+
+
+def test_the_debug_model_is_made_of_its_seed(debug_vlm: Path, other: Path, tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    again = make_debug_vlm(tmp_path / "again")
+    assert torch.equal(state, torch.get_rng_state())
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (again / name).read_bytes() == (debug_vlm / name).read_bytes()
+    assert (other / "model.safetensors").read_bytes() != (again / "model.safetensors").read_bytes()
+    config = json.loads((again / "config.json").read_text())
+    assert config["architectures"] == ["LlavaForConditionalGeneration"]
+    assert "auto_map" not in config, "no code of ours is needed to load it"
+
+
+def test_anatomy_takes_every_parameter_exactly_once(debug_vlm: Path) -> None:
+    model, _ = open_vlm(debug_vlm)
+    parts = anatomy(model)
+    assert len(parts.layers) == 12
+    lists = [
+        list(parts.vision_encoder.parameters()),
+        list(parts.projector.parameters()),
+        *[list(layer.parameters()) for layer in parts.layers],
+        [p for _, p in parts.rest],
+    ]
+    ids = [id(p) for part in lists for p in part]
+    assert sorted(ids) == sorted(id(p) for p in model.parameters())
+    assert {name.rsplit(".", 2)[-2] for name, _ in parts.rest} == {
+        "embed_tokens",
+        "norm",
+        "lm_head",
+    }
+
+
+def test_anatomy_of_something_else_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="Linear is not a VLM"):
+        anatomy(nn.Linear(1, 1))

@@ -1,0 +1,142 @@
+"""What one bad sample costs: itself. The stages step by step, without Ray."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consomme.base.errors import DataError, RecipeError
+from consomme.base.sample import Sample, Turn, caption_turns
+from consomme.datasets.sources import SceneSource
+from consomme.models.chat import Chat
+from consomme.models.weights import open_vlm
+from consomme.pipelines import train
+from consomme.pipelines.flow import commit_block, read_block
+from consomme.pipelines.runs import check_rejects
+from consomme.pipelines.score import PerplexityStage
+from consomme.storage.files import open_store
+from consomme.storage.ledger import RunFolder
+from consomme.storage.sidecar import read_columns
+from consomme.storage.units import plan_units
+from consomme.storage.writers import WebDatasetWriter
+
+PROMPT = "describe the image."
+GOOD = list(SceneSource(num=6)())
+
+
+def bad_samples() -> list[Sample]:
+    """Six scenes: one truncated, one with a special token in it, one longer than the model."""
+    changed = list(GOOD)
+    changed[1] = Sample(**{**vars(GOOD[1]), "image": GOOD[1].image[:90]})
+    changed[3] = GOOD[3].with_caption("a red <image> circle <end>")
+    changed[4] = GOOD[4].with_caption("a large word " * 300)
+    return changed
+
+
+EXPECTED = {
+    GOOD[1].sample_id: "image_truncated",
+    GOOD[3].sample_id: "text_not_encodable",
+}
+
+
+def score(folder: Path, samples: list[Sample], model: Path) -> RunFolder:
+    """Read, score and commit as a score run does."""
+    writer = WebDatasetWriter(open_store(str(folder / "shards")), "s", max_rows=100)
+    for sample in samples:
+        writer.write(sample)
+    writer.close()
+    run = RunFolder.at(str(folder / "run"))
+    stage = PerplexityStage(str(model), PROMPT, [], 256, 4096)
+    for unit in plan_units([str(folder / "shards")], "data", 100):
+        row = {"unit": json.dumps(unit.to_dict()), "rows": "null"}
+        commit_block(stage(read_block(row)), run_url=run.url, kind="scores")
+    return run
+
+
+def test_scoring_leaves_out_what_cannot_be_scored_and_nothing_else(
+    tmp_path: Path, debug_vlm: Path
+) -> None:
+    run = score(tmp_path / "bad", bad_samples(), debug_vlm)
+    reasons = {reject.sample_id: reject.reason for reject in run.rejects()}
+    assert reasons == EXPECTED | {GOOD[4].sample_id: "caption_too_long"}
+    counts = run.total_counts()
+    assert (counts["samples"], counts["rejected"]) == (3, 3)
+    assert counts["rejected/text_not_encodable"] == 1
+
+    columns = ["nll", "num_tokens", "perplexity", "image_gain"]
+    undisturbed = read_columns(score(tmp_path / "good", GOOD, debug_vlm).url, columns).to_pylist()
+    wanted = {row["sample_id"]: row for row in undisturbed}
+    kept = read_columns(run.url, columns).to_pylist()
+    assert [row["row"] for row in kept] == [0, 2, 5]
+    for row in kept:
+        for column in columns:
+            assert row[column] == pytest.approx(wanted[row["sample_id"]][column], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def chat(debug_vlm: Path) -> Chat:
+    return Chat(*open_vlm(debug_vlm))
+
+
+def train_set(*sources: tuple[list[Sample], float]) -> train.TrainSet:
+    return train.TrainSet(
+        samples=[sample for samples, _ in sources for sample in samples],
+        weights=[(len(samples), weight) for samples, weight in sources],
+    )
+
+
+def test_training_finds_bad_samples_before_the_first_step(chat: Chat) -> None:
+    data = train_set((bad_samples(), 1.0), (GOOD[:2], 3.0))
+    usable = train.usable_samples(data, chat, PROMPT, 512)
+    reasons = {reject.sample_id: reject.reason for reject in usable.rejects}
+    assert reasons == EXPECTED | {GOOD[4].sample_id: "sequence_too_long"}
+    assert usable.weights == [(3, 1.0), (2, 3.0)]
+    assert usable.samples == [GOOD[0], GOOD[2], GOOD[5], GOOD[0], GOOD[1]]
+    for sample in usable.samples:
+        chat.encode(train.turns_of(sample, PROMPT), has_image=True)
+
+
+def test_conversations_keep_their_own_questions(chat: Chat) -> None:
+    turns = (Turn(role="user", content="what?"), Turn(role="assistant", content="a circle"))
+    talk = Sample(**{**vars(GOOD[0]), "turns": turns})
+    assert train.turns_of(talk, PROMPT) == turns
+    assert train.turns_of(GOOD[0], PROMPT) == (
+        Turn(role="user", content=PROMPT),
+        *caption_turns(GOOD[0].caption),
+    )
+    broken = Sample(**{**vars(talk), "turns": (Turn(role="user", content="<end>"), turns[1])})
+    usable = train.usable_samples(train_set(([talk, broken], 1.0)), chat, PROMPT, 512)
+    assert usable.samples == [talk]
+    assert [reject.reason for reject in usable.rejects] == ["text_not_encodable"]
+
+
+def test_too_many_rejects_fail_with_the_top_reasons() -> None:
+    counts = {"samples": 90, "rejected": 10, "rejected/image_empty": 3, "rejected/image_missing": 7}
+    check_rejects(counts, 0.1, "runs/x")
+    with pytest.raises(DataError, match=r"10 of 100 .*image_missing 7, image_empty 3.*=0\.05"):
+        check_rejects(counts, 0.05, "runs/x")
+    with pytest.raises(DataError, match="no samples at all"):
+        check_rejects({}, 1.0, "runs/x")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": ()}, "data: found no source"),
+        ({"data": (train.TrainSource(),)}, r"data\[0\]: expected either view or inputs"),
+        ({"global_batch": 2, "num_workers": 3}, "global_batch=2 is less than num_workers=3"),
+    ],
+)
+def test_a_train_recipe_is_checked_before_ray_starts(
+    debug_vlm: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    options: dict[str, Any] = {
+        "name": "t",
+        "root": str(tmp_path),
+        "model": str(debug_vlm),
+        "data": (train.TrainSource(view="nowhere"),),
+        **changes,
+    }
+    with pytest.raises(RecipeError, match=message):
+        train.run(train.TrainRecipe(**options))

@@ -1,0 +1,197 @@
+"""Jobs run through `ray job submit` as they run on a laptop, on a Ray with token authentication."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from consomme.models.debug import make_debug_vlm
+from consomme.storage.ledger import RunFolder
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+RAY = Path(sys.executable).with_name("ray")
+TOKEN = "0123456789abcdef" * 4
+
+
+def free_ports(number: int) -> list[int]:
+    """Find ports nobody listens on; all are held open until the last one is found."""
+    with contextlib.ExitStack() as stack:
+        found = []
+        for _ in range(number):
+            held = stack.enter_context(socket.socket())
+            held.bind(("127.0.0.1", 0))
+            found.append(held.getsockname()[1])
+        return found
+
+
+def processes_naming(text: str) -> list[int]:
+    """List our processes whose command line has a text in it: a folder that only they know."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            line = (entry / "cmdline").read_bytes().decode(errors="replace")
+            if text in line and int(entry.name) != os.getpid():
+                found.append(int(entry.name))
+    return found
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running Ray head."""
+
+    port: int
+    """Where drivers join."""
+
+    env: dict[str, str]
+    """What a client needs in its environment."""
+
+    def submit(self, *entrypoint: str, fails: bool = False) -> str:
+        """Submit a job as a user would, wait for it, and return what it wrote."""
+        done = subprocess.run(
+            [
+                *(str(RAY), "job", "submit", "--runtime-env", "cluster/runtime-env.yaml", "--"),
+                *(sys.executable, *entrypoint),
+            ],
+            env=self.env,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        shown = done.stdout + done.stderr
+        assert (done.returncode != 0) == fails, shown[-4000:]
+        assert ("failed" if fails else "succeeded") in shown.rpartition("Job 'raysubmit_")[2]
+        return shown
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """Start a Ray head of our own, with ports of its own, and end only that."""
+    # Unix sockets have short names: not the test's own folder.
+    folder = tempfile.mkdtemp(prefix="cj")
+    gcs, dashboard, client, agent = free_ports(4)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env = plain | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "RAY_ADDRESS": "",
+        "RAY_DEDUP_LOGS": "0",
+        "PYTHONPATH": "",
+    }
+    command = [str(RAY), "start", "--head", "--disable-usage-stats", f"--temp-dir={folder}"]
+    command += [
+        "--node-ip-address=127.0.0.1",
+        f"--port={gcs}",
+        f"--ray-client-server-port={client}",
+    ]
+    command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1"]
+    command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    command += ["--min-worker-port=0", "--max-worker-port=0", "--num-cpus=2", "--num-gpus=0"]
+    command += [f"--object-store-memory={128 * 2**20}"]
+    try:
+        subprocess.run(command, env=env, check=True, capture_output=True, timeout=120)
+        yield Head(port=gcs, env=env)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+            for process in processes_naming(folder):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, number)
+            time.sleep(1)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Any VLM will do: the tiny one that has learned nothing."""
+    return str(make_debug_vlm(tmp_path_factory.mktemp("model") / "vlm", num_layers=2))
+
+
+def run_folder(shown: str) -> str:
+    """Return the run folder that a job printed."""
+    return re.findall(r"run folder +(\S+)", shown)[-1]
+
+
+def test_prepare_then_score(head: Head, model: str, tmp_path: Path) -> None:
+    shown = head.submit(
+        *("jobs/prepare.py", "recipes/prepare/noisy_emoji.yaml", f"root={tmp_path}"),
+        *("source.every=28", "rows_per_shard=25"),
+    )
+    prepared = RunFolder.at(run_folder(shown)).manifest()
+    num = prepared.counts["samples"]
+    assert num >= 60
+    assert "Traceback" not in shown
+
+    # Brackets, stars and blanks reach the recipe as they were typed.
+    command = ("jobs/score.py", "recipes/score/points.yaml", f"root={tmp_path}", f"model={model}")
+    command += (f"inputs=[{tmp_path}/prepare/noisy-emoji-*/data/*.tar]", "prompt=what is this?")
+    command += ("max_reject_fraction=0.1", "unit_rows=16", "num_actors=1")
+    shown = head.submit(*command)
+    scored = RunFolder.at(run_folder(shown))
+    manifest = scored.manifest()
+    assert manifest.counts["samples"] == num - 2
+    assert manifest.counts["rejected"] == 2
+    assert manifest.recipe["prompt"] == "what is this?"
+    assert [parent.url for parent in manifest.parents] == [prepared.url]
+    assert len(scored.commits()) > 3
+    assert "Traceback" not in shown
+
+    again = head.submit(*command)
+    assert run_folder(again) == scored.url
+    assert json.dumps(RunFolder.at(scored.url).manifest().started) == json.dumps(manifest.started)
+
+
+def test_a_recipe_with_typos_fails_with_one_message(head: Head, tmp_path: Path) -> None:
+    recipe = tmp_path / "typos.yaml"
+    recipe.write_text("name: x\ninputs: [a]\nmodle: b\nunit_row: 3\n")
+    shown = head.submit("jobs/score.py", str(recipe), fails=True)
+    assert "modle: unknown key; did you mean 'model'?" in shown
+    assert "unit_row: unknown key; did you mean 'unit_rows'?" in shown
+    assert "exit code 2" in shown
+    assert "Traceback" not in shown
+
+
+def test_the_code_that_was_sent_runs_on_the_cluster_it_was_sent_to(
+    head: Head, tmp_path: Path
+) -> None:
+    """Driver and workers import the uploaded copy, and no job starts a Ray of its own."""
+    script = """
+        import consomme, ray
+        from consomme.pipelines.session import ray_session
+        with ray_session():
+            there = ray.remote(lambda: __import__("consomme").__file__).remote()
+            print("joined", ray.get_runtime_context().gcs_address)
+            print("driver", consomme.__file__)
+            print("worker", ray.get(there))
+    """
+    path = tmp_path / "where.py"
+    path.write_text(textwrap.dedent(script))
+    shown = head.submit(str(path))
+    assert re.search(rf"joined \S+:{head.port}\n", shown)
+    for who in ("driver", "worker"):
+        assert re.search(rf"{who} \S+/working_dir_files/\S+/platform/consomme/__init__.py", shown)
+
+
+def test_without_the_token_nothing_is_taken(head: Head) -> None:
+    env = head.env | {"RAY_AUTH_TOKEN": "wrong"}
+    done = subprocess.run(
+        [str(RAY), "job", "list"], env=env, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode != 0
+    assert "nvalid authentication token" in done.stdout + done.stderr

@@ -1,0 +1,289 @@
+"""Every stage on its real component (Ray Data, vLLM, Ray Train, Ray Tune), on the shipped VLM."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file
+
+from consomme.base.errors import CheckpointError, DataError
+from consomme.base.manifest import Manifest
+from consomme.pipelines import evaluate, loop, prepare, recaption, score, soup, train
+from consomme.pipelines import filter as filter_
+from consomme.pipelines.checkpoints import model_folder
+from consomme.pipelines.session import shared_ray
+from consomme.storage.ledger import RunFolder
+from consomme.storage.sidecar import read_columns
+from consomme.storage.view import View
+
+pytestmark = pytest.mark.ray
+NANO = "package://models/nano"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray():
+    """All tests of this file share one local Ray."""
+    with shared_ray():
+        yield
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def pairs(root) -> Manifest:
+    return prepare.run(
+        prepare.PrepareRecipe(
+            name="pairs",
+            root=root,
+            source={"name": "scenes", "num": 120, "style": "outline"},
+            noise_fraction=0.5,
+            bad_images=2,
+            rows_per_shard=50,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def scores(root, pairs) -> Manifest:
+    return score.run(_score_recipe(root, pairs))
+
+
+def _score_recipe(root: str, pairs: Manifest, **changes) -> score.ScoreRecipe:
+    options = {
+        "name": "s",
+        "root": root,
+        "inputs": (f"{pairs.url}/data",),
+        "model": NANO,
+        "labels": ("noise",),
+        "unit_rows": 25,
+        "max_reject_fraction": 0.05,
+    }
+    return score.ScoreRecipe(**{**options, **changes})
+
+
+@pytest.fixture(scope="module")
+def view(root, scores) -> Manifest:
+    return filter_.run(
+        filter_.FilterRecipe(
+            name="half",
+            root=root,
+            scores=scores.url,
+            keep={"name": "highest_fraction", "column": "image_gain", "fraction": 0.5},
+            noise_label="noise",
+        )
+    )
+
+
+def _train_recipe(root: str, view: Manifest, name: str, **changes) -> train.TrainRecipe:
+    options = {
+        "name": name,
+        "root": root,
+        "model": NANO,
+        "data": (train.TrainSource(view=view.url),),
+        "num_steps": 6,
+        "global_batch": 8,
+        "checkpoint_every": 3,
+    }
+    return train.TrainRecipe(**{**options, **changes})
+
+
+@pytest.fixture(scope="module")
+def full(root, view) -> Manifest:
+    return train.run(_train_recipe(root, view, "full", num_workers=2))
+
+
+@pytest.fixture(scope="module")
+def sparse(root, view) -> Manifest:
+    return train.run(
+        _train_recipe(root, view, "sparse", layers={"name": "sparse_uniform", "fraction": 0.25})
+    )
+
+
+def test_every_sample_is_scored_once_and_bad_pictures_cost_one_reject_each(pairs, scores):
+    assert scores.counts["samples"] + scores.counts["rejected"] == pairs.counts["samples"]
+    rejects = list(RunFolder.at(scores.url).rejects())
+    assert len(rejects) == 2
+    assert {reject.reason for reject in rejects} <= {"image_truncated", "image_undecodable"}
+    ids = read_columns(scores.url, ["nll"])["sample_id"].to_pylist()
+    assert len(ids) == len(set(ids))
+    assert {reject.sample_id for reject in rejects}.isdisjoint(ids)
+
+
+def test_scores_through_ray_are_those_of_the_bare_engine(pairs, scores):
+    from consomme.curate.perplexity import token_nll
+    from consomme.engines.transformers_scorer import TransformersScorer
+    from consomme.storage.units import read_unit
+    from consomme.vision.decode import DecodeProblem, decode
+
+    record = next(RunFolder.at(scores.url).iter_commits())
+    stored = pq.read_table(Path(scores.url) / record.path_of("scores")).to_pylist()
+    samples = [s for _, s in read_unit(record.unit)[0]]
+    good = [s for s in samples if not isinstance(decode(s.image), DecodeProblem)]
+    scorer = TransformersScorer(model_folder(NANO), token_nll, prompt="describe the image.")
+    bare = scorer.score([decode(s.image) for s in good], [s.caption for s in good])
+    for row, sample, direct in zip(stored, good, bare, strict=True):
+        assert row["sample_id"] == sample.sample_id
+        assert row["nll"] == pytest.approx(direct.nll, rel=1e-5)
+        assert row["nll_text"] == pytest.approx(direct.nll_text, rel=1e-5)
+
+
+def test_one_actor_or_two_give_the_same_bytes(pairs, scores, tmp_path):
+    other = score.run(_score_recipe(str(tmp_path), pairs, num_actors=1))
+    assert _tree(Path(other.url)) == _tree(Path(scores.url))
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for part in ("commits", "data", "rejects")
+        for path in sorted((folder / part).rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_too_many_rejects_fail_the_run_with_the_reasons(pairs, tmp_path):
+    with pytest.raises(DataError, match=r"2 of \d+ samples were rejected \(image_"):
+        score.run(_score_recipe(str(tmp_path), pairs, max_reject_fraction=0.001))
+
+
+def test_image_gain_sees_mismatched_captions(scores, view):
+    table = read_columns(scores.url, ["image_gain", "noise"])
+    gain = np.array(table["image_gain"].to_pylist())
+    noise = np.array(table["noise"].to_pylist())
+    assert np.median(gain[noise == "clean"]) > np.median(gain[noise == "mismatched"])
+    kept, dropped = (view.metrics[f"filter/noise_{what}_fraction"] for what in ("kept", "dropped"))
+    assert kept < dropped
+
+
+@pytest.mark.vllm
+def test_recaptions_carry_their_provenance(root, view):
+    done = recaption.run(
+        recaption.RecaptionRecipe(name="r", root=root, view=view.url, model=NANO, max_tokens=64)
+    )
+    table = read_columns(
+        done.url,
+        ["caption", "parent_caption", "prompt_id", "model_hash", "engine", "round"],
+        kind="captions",
+    ).to_pylist()
+    assert len(table) == View.load(view.url).num_samples
+    assert {row["prompt_id"] for row in table} == {"plain"}
+    assert {row["round"] for row in table} == {1}
+    assert all(row["engine"].startswith("vllm ") for row in table)
+    assert sum(bool(row["caption"]) for row in table) > 0.9 * len(table)
+    assert done.metrics["recaption/after_true_claims"] > 0
+
+
+def test_two_workers_train_and_the_loss_falls(full):
+    assert full.decisions["world_size"] == 2
+    assert full.metrics["train/last_loss_nats"] < full.metrics["train/first_loss_nats"]
+    assert (Path(full.url) / "model" / "config.json").exists()
+
+
+def test_layers_outside_the_selection_stay_bit_identical(sparse):
+    before = load_file(Path(model_folder(NANO)) / "model.safetensors")
+    after = load_file(Path(sparse.url) / "model" / "model.safetensors")
+    assert sparse.decisions["layers"] == [0, 4, 8]
+    changed = {name for name in before if not (before[name].float() == after[name].float()).all()}
+    prefix = "language_model.model.layers."
+    layers = {name.split(".")[3] for name in changed if name.startswith(prefix)}
+    assert layers == {"0", "4", "8"}
+    assert not any(name.startswith("vision_tower") for name in changed)
+    assert not any("embed_tokens" in name or "lm_head" in name for name in changed)
+    assert any(name.startswith("multi_modal_projector") for name in changed)
+
+
+def test_soup_through_tune_is_never_below_its_best_ingredient(root, full, sparse):
+    recipe = soup.SoupRecipe(
+        name="soup",
+        root=root,
+        ingredients={"full": full.url, "sparse": sparse.url, "start": NANO_FLOAT(root)},
+        benchmark={"name": "scene_questions", "style": "outline", "num": 6, "first_seed": 700000},
+    )
+    done = soup.run(recipe)
+    greedy, single = (done.metrics[f"soup/{n}_score_fraction"] for n in ("greedy", "best_single"))
+    assert greedy >= single
+    assert done.counts["evaluations"] <= 3 + 2 + 1
+    again = soup.run(
+        soup.SoupRecipe(**{**vars(recipe), "name": "again", "searches": ({"name": "uniform"},)})
+    )
+    assert again.counts["evaluations"] == 0  # every candidate was scored before
+    model_folder(f"{done.url}/greedy")
+
+
+def NANO_FLOAT(root: str) -> str:  # noqa: N802
+    """The nano VLM with float32 weights, as fine-tunes have them."""
+    from consomme.models.weights import open_vlm, save_vlm
+
+    return str(save_vlm(Path(root) / "nano-float32", *open_vlm(model_folder(NANO))))
+
+
+def test_soup_of_strangers_is_refused(root, full):
+    with pytest.raises(CheckpointError, match="stranger"):
+        soup.run(
+            soup.SoupRecipe(
+                name="strangers",
+                root=root,
+                ingredients={"full": full.url, "start": NANO},
+                benchmark={"name": "scene_questions", "num": 2},
+            )
+        )
+
+
+def test_evaluation_falls_to_guessing_when_the_picture_is_blank(root):
+    done = evaluate.run(
+        evaluate.EvaluateRecipe(
+            name="seeing",
+            root=root,
+            models={"nano": NANO},
+            benchmarks=(
+                {"name": "scene_questions", "num": 25},
+                {"name": "scene_questions", "num": 25, "blank": True},
+            ),
+        )
+    )
+    seen = done.metrics["evaluate/nano/scene_questions/accuracy_fraction"]
+    blank = done.metrics["evaluate/nano/scene_questions_blank/accuracy_fraction"]
+    assert seen > 0.8
+    assert blank < 0.55
+
+
+def test_a_loop_runs_once_and_is_then_found_done(tmp_path):
+    values = {
+        "name": "tiny",
+        "root": str(tmp_path),
+        "stages": (
+            loop.LoopStage(
+                name="pairs",
+                verb="prepare",
+                recipe={"source": {"name": "scenes", "num": 30}, "noise_fraction": 0.5},
+            ),
+            loop.LoopStage(
+                name="scores",
+                verb="score",
+                recipe={"inputs": ["@pairs/data"], "model": NANO, "labels": ["noise"]},
+            ),
+            loop.LoopStage(
+                name="low",
+                verb="filter",
+                recipe={
+                    "scores": "@scores",
+                    "keep": {"name": "lowest_fraction", "fraction": 0.5},
+                    "noise_label": "noise",
+                },
+            ),
+        ),
+        "summary": (
+            loop.SummaryRow(label="auc", value="low:filter/noise_auc_perplexity_fraction"),
+        ),
+    }
+    done = loop.run(loop.LoopRecipe(**values))
+    page = (Path(done.url) / "report.html").read_text()
+    assert "Scores: scores" in page
+    assert "data:image/png;base64" in page
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    assert loop.run(loop.LoopRecipe(**values)).fingerprint == done.fingerprint
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
