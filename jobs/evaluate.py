@@ -1,6 +1,7 @@
-"""Measure a model on benchmarks.
+r"""Measure a model on benchmarks.
 
-ray job submit --working-dir . -- uv run jobs/evaluate.py recipes/evaluate/nano.yaml name=mine
+ray job submit --runtime-env cluster/runtime-env.yaml -- \
+    python jobs/evaluate.py recipes/evaluate/nano.yaml name=mine
 """
 
 from consomme.cli import main

@@ -1,6 +1,7 @@
-"""Decide which samples stay, and write a view of them.
+r"""Decide which samples stay, and write a view of them.
 
-ray job submit --working-dir . -- uv run jobs/filter.py recipes/filter/points.yaml name=mine
+ray job submit --runtime-env cluster/runtime-env.yaml -- \
+    python jobs/filter.py recipes/filter/points.yaml name=mine
 """
 
 from consomme.cli import main

@@ -1,6 +1,7 @@
-"""Run the whole round: score, filter, recaption, train, evaluate, soup.
+r"""Run the whole round: score, filter, recaption, train, evaluate, soup.
 
-ray job submit --working-dir . -- uv run jobs/loop.py recipes/quickstart.yaml name=mine
+ray job submit --runtime-env cluster/runtime-env.yaml -- \
+    python jobs/loop.py recipes/quickstart.yaml name=mine
 """
 
 from consomme.cli import main

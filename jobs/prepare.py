@@ -1,6 +1,7 @@
-"""Write the embedded data sets as shards to work on.
+r"""Write the embedded data sets as shards to work on.
 
-ray job submit --working-dir . -- uv run jobs/prepare.py recipes/prepare/noisy_emoji.yaml name=mine
+ray job submit --runtime-env cluster/runtime-env.yaml -- \
+    python jobs/prepare.py recipes/prepare/noisy_emoji.yaml name=mine
 """
 
 from consomme.cli import main

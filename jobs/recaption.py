@@ -1,6 +1,7 @@
-"""Write new captions for the samples of a view.
+r"""Write new captions for the samples of a view.
 
-ray job submit --working-dir . -- uv run jobs/recaption.py recipes/recaption/plain.yaml name=mine
+ray job submit --runtime-env cluster/runtime-env.yaml -- \
+    python jobs/recaption.py recipes/recaption/plain.yaml name=mine
 """
 
 from consomme.cli import main

@@ -1,6 +1,7 @@
-"""Score samples by caption perplexity and image gain.
+r"""Score samples by caption perplexity and image gain.
 
-ray job submit --working-dir . -- uv run jobs/score.py recipes/score/points.yaml name=mine
+ray job submit --runtime-env cluster/runtime-env.yaml -- \
+    python jobs/score.py recipes/score/points.yaml name=mine
 """
 
 from consomme.cli import main

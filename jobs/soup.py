@@ -1,6 +1,7 @@
-"""Average fine-tuned models, choosing what goes in.
+r"""Average fine-tuned models, choosing what goes in.
 
-ray job submit --working-dir . -- uv run jobs/soup.py recipes/soup/greedy.yaml name=mine
+ray job submit --runtime-env cluster/runtime-env.yaml -- \
+    python jobs/soup.py recipes/soup/greedy.yaml name=mine
 """
 
 from consomme.cli import main

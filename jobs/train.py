@@ -1,6 +1,7 @@
-"""Train a model on a view, all of it or chosen layers only.
+r"""Train a model on a view, all of it or chosen layers only.
 
-ray job submit --working-dir . -- uv run jobs/train.py recipes/train/full.yaml name=mine
+ray job submit --runtime-env cluster/runtime-env.yaml -- \
+    python jobs/train.py recipes/train/full.yaml name=mine
 """
 
 from consomme.cli import main

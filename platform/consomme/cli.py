@@ -7,6 +7,7 @@ verb does, and what its recipe may say, is the pipeline's business.
 import importlib
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -229,6 +230,10 @@ def _guard(verb: str, action: Callable[[], None]) -> int:
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever reads us (`| head`) has seen enough; nothing may be written any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
     except Exception as error:  # noqa: BLE001 (the last resort; it logs or explains everything)
         ours = _find_ours(error)
         if ours is None:

@@ -11,7 +11,7 @@ from consomme.base.sample import Sample, Turn, caption_turns
 from consomme.datasets.sources import SceneSource
 from consomme.models.chat import Chat
 from consomme.models.weights import open_vlm
-from consomme.pipelines import train
+from consomme.pipelines import train, train_worker
 from consomme.pipelines.flow import commit_block, read_block
 from consomme.pipelines.runs import check_rejects
 from consomme.pipelines.score import PerplexityStage
@@ -79,8 +79,8 @@ def chat(debug_vlm: Path) -> Chat:
     return Chat(*open_vlm(debug_vlm))
 
 
-def train_set(*sources: tuple[list[Sample], float]) -> train.TrainSet:
-    return train.TrainSet(
+def train_set(*sources: tuple[list[Sample], float]) -> train_worker.TrainSet:
+    return train_worker.TrainSet(
         samples=[sample for samples, _ in sources for sample in samples],
         weights=[(len(samples), weight) for samples, weight in sources],
     )
@@ -88,25 +88,25 @@ def train_set(*sources: tuple[list[Sample], float]) -> train.TrainSet:
 
 def test_training_finds_bad_samples_before_the_first_step(chat: Chat) -> None:
     data = train_set((bad_samples(), 1.0), (GOOD[:2], 3.0))
-    usable = train.usable_samples(data, chat, PROMPT, 512)
+    usable = train_worker.usable_samples(data, chat, PROMPT, 512)
     reasons = {reject.sample_id: reject.reason for reject in usable.rejects}
     assert reasons == EXPECTED | {GOOD[4].sample_id: "sequence_too_long"}
     assert usable.weights == [(3, 1.0), (2, 3.0)]
     assert usable.samples == [GOOD[0], GOOD[2], GOOD[5], GOOD[0], GOOD[1]]
     for sample in usable.samples:
-        chat.encode(train.turns_of(sample, PROMPT), has_image=True)
+        chat.encode(train_worker.turns_of(sample, PROMPT), has_image=True)
 
 
 def test_conversations_keep_their_own_questions(chat: Chat) -> None:
     turns = (Turn(role="user", content="what?"), Turn(role="assistant", content="a circle"))
     talk = Sample(**{**vars(GOOD[0]), "turns": turns})
-    assert train.turns_of(talk, PROMPT) == turns
-    assert train.turns_of(GOOD[0], PROMPT) == (
+    assert train_worker.turns_of(talk, PROMPT) == turns
+    assert train_worker.turns_of(GOOD[0], PROMPT) == (
         Turn(role="user", content=PROMPT),
         *caption_turns(GOOD[0].caption),
     )
     broken = Sample(**{**vars(talk), "turns": (Turn(role="user", content="<end>"), turns[1])})
-    usable = train.usable_samples(train_set(([talk, broken], 1.0)), chat, PROMPT, 512)
+    usable = train_worker.usable_samples(train_set(([talk, broken], 1.0)), chat, PROMPT, 512)
     assert usable.samples == [talk]
     assert [reject.reason for reject in usable.rejects] == ["text_not_encodable"]
 

@@ -91,15 +91,14 @@ def run(recipe: EvaluateRecipe) -> Manifest:
 
 def _main_figures(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
     """The first figure of every benchmark, one row per model, for the command line."""
-    names = list(next(iter(table.values())))
-    first = {name: next(iter(next(iter(table.values()))[name])) for name in names}
-    return {
-        "title": "main figure of each benchmark",
-        "columns": ["model", *(f"{name} {first[name]}" for name in names)],
-        "rows": [
-            [label, *(row[name][first[name]] for name in names)] for label, row in table.items()
-        ],
-    }
+    labels = list(table)
+    names = list(table[labels[0]])
+    rows = []
+    for name in names:
+        figure = next(iter(table[labels[0]][name]))
+        shown = f"{name}: {figure.removesuffix('_fraction').replace('_', ' ')}"
+        rows.append([shown, *(table[label][name][figure] for label in labels)])
+    return {"title": "main figure of each benchmark", "columns": ["", *labels], "rows": rows}
 
 
 def benchmark_name(node: Mapping[str, Any]) -> str:
