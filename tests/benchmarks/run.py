@@ -23,6 +23,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+BAR = "\\|"  # a bar inside a Markdown table
 Row = dict[str, Any]
 
 
@@ -58,10 +59,17 @@ def bench_quickstart() -> list[Row]:
             began = time.monotonic()
             subprocess.run(command, check=True, cwd=ROOT)
             times.append(time.monotonic() - began)
+        (summary,) = Path(scratch).glob("loop/*/summary.json")
+        table = json.loads(summary.read_text())
     how = "consomme loop recipes/quickstart.yaml in an empty folder, after installation"
     return [
         row("quickstart.seconds", times[0], "s", "", how),
         row("quickstart.again_seconds", times[1], "s", "", "the same command again"),
+        *(
+            row(f"quickstart.table.{number}.{place}", value, line["note"], "", line["label"])
+            for number, line in enumerate(table)
+            for place, value in enumerate(line["values"])
+        ),
     ]
 
 
@@ -128,6 +136,36 @@ def bench_score() -> list[Row]:
     return [row("score.ray_over_bare", statistics.median(ratios), "ratio", "bare engine", how)]
 
 
+def fill_readme() -> None:
+    """Write the quickstart's figures between their marks in the README."""
+    path = HERE / "results" / "quickstart.json"
+    if not path.exists():
+        return
+    result = json.loads(path.read_text())
+    seconds = {r["key"]: r["value"] for r in result["rows"]}
+    lines: dict[str, tuple[str, str, list[float]]] = {}
+    for figure in result["rows"]:
+        if figure["key"].startswith("quickstart.table."):
+            number = figure["key"].split(".")[2]
+            label, note, values = lines.setdefault(number, (figure["how"], figure["unit"], []))
+            values.append(figure["value"])
+    text = ["| figure | value | how to read it |", "| --- | --- | --- |"]
+    for label, note, values in lines.values():
+        shown = f" {BAR} ".join(f"{value:.3g}" for value in values)
+        text.append(f"| {label.replace('|', BAR)} | {shown} | {note} |")
+    text.append("")
+    text.append(
+        f"Measured on {result['date']} on {result['machine']}:"
+        f" {seconds['quickstart.seconds']:.0f} s after installation,"
+        f" {seconds['quickstart.again_seconds']:.0f} s when run again."
+    )
+    readme = ROOT / "README.md"
+    start, end = "<!-- quickstart-table -->", "<!-- /quickstart-table -->"
+    before, _, rest = readme.read_text().partition(start)
+    _, _, after = rest.partition(end)
+    readme.write_text(before + start + "\n" + "\n".join(text) + "\n" + end + after)
+
+
 AREAS: dict[str, Callable[[], list[Row]]] = {"score": bench_score, "quickstart": bench_quickstart}
 
 
@@ -145,6 +183,7 @@ def main() -> None:
         path.write_text(json.dumps(text, indent=1) + "\n")
         lines = [f"  {r['key']}: {r['value']} {r['unit']}\n" for r in rows]
         sys.stdout.write(f"{path}\n" + "".join(lines))
+    fill_readme()
 
 
 if __name__ == "__main__":

@@ -35,6 +35,15 @@ def test_children_can_import_media_packages_and_keep_their_sitecustomize(
     assert done.stdout.strip() == "imported", done.stderr
 
 
+def test_children_without_a_sitecustomize_of_their_own_start_in_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    prepare_environment()
+    done = subprocess.run([sys.executable, "-c", ""], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 @pytest.mark.parametrize(
     ("written", "stored"),
     [

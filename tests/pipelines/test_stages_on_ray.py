@@ -247,8 +247,8 @@ def test_evaluation_falls_to_guessing_when_the_picture_is_blank(root):
     )
     seen = done.metrics["evaluate/nano/scene_questions/accuracy_fraction"]
     blank = done.metrics["evaluate/nano/scene_questions_blank/accuracy_fraction"]
-    assert seen > 0.8
-    assert blank < 0.55
+    assert seen > blank + 0.2
+    assert blank < 0.5
 
 
 def test_a_loop_runs_once_and_is_then_found_done(tmp_path):

@@ -52,12 +52,15 @@ for hidden in HIDDEN:
 
 # Another sitecustomize further down the path must still run.
 sys.path[:] = [entry for entry in sys.path if entry != HERE]
-sys.modules.pop("sitecustomize", None)
+ours = sys.modules.pop("sitecustomize", None)
 try:
     importlib.import_module("sitecustomize")
 except ModuleNotFoundError as error:
     if error.name != "sitecustomize":
         raise
+if ours is not None:
+    # The import that runs this file expects to find the module when it is done.
+    sys.modules.setdefault("sitecustomize", ours)
 '''
 
 

@@ -189,7 +189,8 @@ def _filter(manifest: Manifest) -> page.Section:
     decisions = manifest.decisions
     keep = manifest.recipe["keep"]
     text = (
-        f"`{keep}` kept {manifest.counts['kept']:,} of {manifest.counts['samples']:,} samples"
+        f"`{_phrase(keep)}` kept {manifest.counts['kept']:,}"
+        f" of {manifest.counts['samples']:,} samples"
         + (f"; the cut is {decisions['cut']:.4g}." if decisions.get("cut") is not None else ".")
     )
     blocks: list[page.Block] = []
@@ -214,6 +215,12 @@ def _filter(manifest: Manifest) -> page.Section:
         )
     blocks.append(_quantile_gallery(manifest))
     return page.Section(title=f"Filter: {manifest.name}", lead_text=text, blocks=blocks)
+
+
+def _phrase(node: Mapping[str, Any]) -> str:
+    """A strategy as recipes write it."""
+    options = ", ".join(f"{key}: {value}" for key, value in node.items() if key != "name")
+    return f"{node['name']} ({options})" if options else str(node["name"])
 
 
 def _quantile_gallery(manifest: Manifest) -> page.Gallery:

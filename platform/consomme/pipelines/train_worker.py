@@ -137,9 +137,9 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     from consomme.models.chat import Chat
     from consomme.models.weights import open_vlm, save_vlm
     from consomme.train.layers import LAYER_SELECTORS
-    from consomme.train.loop import Pace, StepReport, fit, make_optimizer
+    from consomme.train.loop import Pace, StepReport, fit, make_optimizer, sum_nll
     from consomme.train.order import BatchOrder
-    from consomme.train.trainable import set_trainable
+    from consomme.train.trainable import freeze_unused, set_trainable
 
     recipe: TrainRecipe = config["recipe"]
     context = ray.train.get_context()
@@ -163,6 +163,15 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
         counts[key] = counts.get(key, 0) + 1
     check_rejects(counts, recipe.max_reject_fraction, config["folder"])
     order = BatchOrder(data.weights, recipe.global_batch, recipe.seed)
+
+    def collate(part: Sequence[Sample]) -> dict[str, Any]:
+        batch = chat.collate(
+            [chat.encode(turns_of(s, recipe.prompt), has_image=True) for s in part]
+        )
+        batch["pixel_values"] = chat.pixels([decode(s.image) for s in part])
+        return batch
+
+    unused = freeze_unused(model, lambda bare: sum_nll(bare, collate(samples[:1])))
     wrapped = prepare_model(model)
     device = get_device()
     pace = Pace(num_steps=recipe.num_steps, lr=recipe.lr, weight_decay=recipe.weight_decay)
@@ -181,10 +190,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
         mine = order.rank(step, rank, world)
         for at in range(0, len(mine), recipe.micro_batch):
             part = [samples[index] for index in mine[at : at + recipe.micro_batch]]
-            encoded = [chat.encode(turns_of(s, recipe.prompt), has_image=True) for s in part]
-            batch = chat.collate(encoded)
-            batch["pixel_values"] = chat.pixels([decode(s.image) for s in part])
-            yield {key: value.to(device) for key, value in batch.items()}
+            yield {key: value.to(device) for key, value in collate(part).items()}
 
     shown = time.monotonic()
 
@@ -220,6 +226,7 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
         "layers": list(selected),
         "num_layers": model.config.text_config.num_hidden_layers,
         "trainable": [list(row) for row in table.rows],
+        "unused": list(unused),
         "num_trainable": table.num_trainable,
         "num_parameters": table.num_parameters,
         "world_size": world,

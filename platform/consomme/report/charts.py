@@ -163,7 +163,8 @@ def _cut_line(block: Histogram, x: Scale, width: int, height: int) -> str:
     if block.kept_side is not None:
         words = f"← kept · {words}" if block.kept_side == "left" else f"{words} · kept →"
     half = len(words) * 3.2
-    place = min(max(at, half + 70), width - half - 2)
+    # The name of the y axis stands at the left end of this line.
+    place = min(max(at, half + 130), width - half - 2)
     return (
         f'<line class="cut" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 4}" y2="{height - _BOTTOM}"/>'
         + _text(place, _TOP - 9, words, "middle", "cut-label")

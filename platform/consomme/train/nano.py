@@ -2,14 +2,13 @@
 
     python -m consomme.train.nano recipes/train/nano.yaml
 
-Two stages: the vision encoder learns classes (`vision_pretraining`), then the whole VLM learns
-captions, names and questions (`nano_data`). Both stages resume from their last checkpoint. About
+Three stages: the vision encoder learns classes (`vision_pretraining`), then the whole VLM learns
+captions, names and questions (`nano_data`). Every stage resumes from its last checkpoint. About
 two hours on two CPU cores. Matrices are updated by Muon, everything else by AdamW.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import sys
@@ -50,6 +49,12 @@ class Stage:
 
     warmup_steps: int = 50
 
+    schedule_steps: int | None = None
+    """Steps over which the learning rate would fall to its end; None means `num_steps`."""
+
+    questions_per_scene: int = 6
+    """Most questions asked about one scene."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NanoRecipe:
@@ -62,11 +67,24 @@ class NanoRecipe:
     threads: int = 2
     shape: LlavaShape = field(default_factory=LlavaShape)
     vision: Stage = field(
-        default_factory=lambda: Stage(num_steps=3500, num_emoji=96, num_scenes=32)
+        default_factory=lambda: Stage(num_steps=2200, num_emoji=96, num_scenes=28)
     )
+    """The vision encoder alone, by classes."""
+
     speech: Stage = field(
-        default_factory=lambda: Stage(num_steps=2500, num_emoji=64, num_scenes=40)
+        default_factory=lambda: Stage(
+            num_steps=800, schedule_steps=1200, num_emoji=96, num_scenes=28
+        )
     )
+    """The whole VLM, mostly on names."""
+
+    polish: Stage = field(
+        default_factory=lambda: Stage(
+            num_steps=550, num_emoji=64, num_scenes=56, questions_per_scene=8, muon_lr=1.5e-3
+        )
+    )
+    """The whole VLM, mostly on questions."""
+
     checkpoint_every: int = 200
     """Steps between checkpoints."""
 
@@ -104,7 +122,7 @@ class MatrixOptimizer:
         """Clip, update, and clear the gradients."""
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         warm = min(1.0, (step + 1) / self.stage.warmup_steps)
-        done = step / self.stage.num_steps
+        done = step / (self.stage.schedule_steps or self.stage.num_steps)
         factor = warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         for optimizer, peak in self.parts:
             for group in optimizer.param_groups:
@@ -168,7 +186,7 @@ def run_stage(
 
 
 def train_nano(recipe: NanoRecipe) -> Path:
-    """Run both stages and write the Hugging Face folder.
+    """Run all stages and write the Hugging Face folder.
 
     Returns:
         Folder of the finished model, bfloat16 weights.
@@ -213,20 +231,20 @@ def train_nano(recipe: NanoRecipe) -> Path:
             losses[kind] = loss.detach()
         return losses
 
-    stage = recipe.speech
-    talks = Conversations(
-        tokenizer,
-        seed=recipe.seed,
-        num_steps=stage.num_steps,
-        num_emoji=stage.num_emoji,
-        num_scenes=stage.num_scenes,
-        out_px=shape.image_px,
-        num_image_tokens=shape.num_image_tokens,
-    )
-    run_stage("speech", recipe, stage, model, model.named_parameters(), talks, speak)
+    for number, (name, stage) in enumerate((("speech", recipe.speech), ("polish", recipe.polish))):
+        talks = Conversations(
+            tokenizer,
+            seed=recipe.seed + number,
+            num_steps=stage.num_steps,
+            num_emoji=stage.num_emoji,
+            num_scenes=stage.num_scenes,
+            out_px=shape.image_px,
+            num_image_tokens=shape.num_image_tokens,
+            num_questions=stage.questions_per_scene,
+        )
+        run_stage(name, recipe, stage, model, model.named_parameters(), talks, speak)
     folder = out / "nano"
     save_vlm(folder, model.to(torch.bfloat16), build_processor(shape, tokenizer))
-    (folder / "recipe.json").write_text(json.dumps({"seed": recipe.seed}))
     return folder
 
 

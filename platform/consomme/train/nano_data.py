@@ -81,6 +81,7 @@ class Conversations(Dataset[dict[str, Any]]):
         num_scenes: int,
         out_px: int,
         num_image_tokens: int,
+        num_questions: int = 6,
         blind_fraction: float = 0.06,
     ) -> None:
         """Keep what a step needs; see `NanoRecipe` for the meaning of the numbers."""
@@ -88,6 +89,7 @@ class Conversations(Dataset[dict[str, Any]]):
         self.tokenizer, self.seed, self.num_steps = tokenizer, seed, num_steps
         self.num_emoji, self.num_scenes, self.out_px = num_emoji, num_scenes, out_px
         self.num_image_tokens, self.blind_fraction = num_image_tokens, blind_fraction
+        self.num_questions = num_questions
         self.special = {
             name: tokenizer.convert_tokens_to_ids(f"<{name}>")
             for name in ("pad", "bos", "end", "user", "assistant", "image")
@@ -156,7 +158,7 @@ class Conversations(Dataset[dict[str, Any]]):
             scene = scenes.make_scene(TRAIN_SCENES_FROM + seed)
             view = np.asarray(scenes.render(scene))
             seen = rng.random() >= self.blind_fraction
-            scene_rows.append((view, scene_turns(scene, seed, rng, 6), seen))
+            scene_rows.append((view, scene_turns(scene, seed, rng, self.num_questions), seen))
         return {"emoji": self.collate(emoji_rows), "scenes": self.collate(scene_rows)}
 
 

@@ -5,11 +5,11 @@ One decision is made here: a part is `full` or `frozen`, and a run that would tr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from consomme.base.errors import RecipeError
 from consomme.models.anatomy import anatomy
@@ -82,3 +82,29 @@ def _mark(part: nn.Module, trained: bool) -> tuple[int, int]:
     for parameter in part.parameters():
         parameter.requires_grad_(trained)
     return (every if trained else 0), every
+
+
+def freeze_unused(model: nn.Module, loss_of: Callable[[nn.Module], Tensor]) -> tuple[str, ...]:
+    """Freeze trained parameters that the loss does not reach, such as a norm behind the last use.
+
+    Data-parallel training waits for every gradient it was promised, so a parameter without one
+    would stop it.
+
+    Args:
+        model: With its parameters marked as trained or frozen.
+        loss_of: Computes the loss of any sample that uses the picture.
+
+    Returns:
+        Names of the parameters that were frozen here.
+    """
+    loss_of(model).backward()  # type: ignore[no-untyped-call]
+    unused = tuple(
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.grad is None
+    )
+    for name, parameter in model.named_parameters():
+        parameter.grad = None
+        if name in unused:
+            parameter.requires_grad_(False)
+    return unused

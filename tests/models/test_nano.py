@@ -1,0 +1,57 @@
+"""The shipped nano VLM is what its card says: small, standard, and it sees."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from consomme.engines.transformers_generator import TransformersGenerator
+from consomme.evaluate.benchmarks import BENCHMARKS
+from consomme.pipelines.checkpoints import model_folder
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return Path(model_folder("package://models/nano"))
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> TransformersGenerator:
+    return TransformersGenerator(folder)
+
+
+def measure(engine: TransformersGenerator, **node: object) -> float:
+    benchmark = BENCHMARKS.build(node)
+    items = benchmark.items()
+    answers = engine.generate(
+        [item.image for item in items], [item.prompt for item in items], benchmark.max_tokens
+    )
+    return next(iter(benchmark.measure(answers).values()))
+
+
+def test_it_is_a_small_llava_of_twelve_layers_in_standard_files(folder: Path):
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["LlavaForConditionalGeneration"]
+    assert config["text_config"]["num_hidden_layers"] >= 12
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 10_000_000
+    assert {p.suffix for p in folder.iterdir()} <= {".json", ".jinja", ".safetensors", ".md"}
+    with safe_open(folder / "model.safetensors", "pt") as stored:
+        assert all(
+            key.startswith(("language_model.", "multi_modal", "vision_tower."))
+            for key in stored.keys()
+        )
+
+
+@pytest.mark.parametrize(
+    ("node", "at_least", "blank_at_most"),
+    [
+        ({"name": "scene_questions", "num": 40}, 0.65, 0.50),
+        ({"name": "scene_captions", "num": 40}, 0.88, 0.60),
+        ({"name": "emoji_names", "every": 10}, 0.20, 0.02),
+    ],
+    ids=["questions", "captions", "names"],
+)
+def test_it_sees_and_guesses_when_the_picture_is_blank(engine, node, at_least, blank_at_most):
+    assert measure(engine, **node) >= at_least
+    assert measure(engine, **node, blank=True) <= blank_at_most
