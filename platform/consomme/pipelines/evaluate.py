@@ -29,7 +29,7 @@ class EvaluateRecipe:
     benchmarks: tuple[dict[str, Any], ...] = strategy("consomme.evaluate.benchmarks:BENCHMARKS")
     """What they are measured on; see consomme/evaluate/benchmarks.py."""
 
-    root: str = "runs"
+    root: str = runtime("runs")
     """Where run folders are made: a local path or a URL."""
 
     num_actors: int | None = runtime(None)

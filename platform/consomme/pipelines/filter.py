@@ -10,7 +10,7 @@ import numpy as np
 
 from consomme.base.errors import DataError
 from consomme.base.manifest import Manifest
-from consomme.base.schema import strategy
+from consomme.base.schema import runtime, strategy
 from consomme.curate.keep import KEEP_POLICIES, hash_ids
 from consomme.curate.noise_metrics import auc, auc_by_kind, noise_share
 from consomme.pipelines.runs import begin
@@ -31,7 +31,7 @@ class FilterRecipe:
     scores: str
     """Folder of a finished score run."""
 
-    root: str = "runs"
+    root: str = runtime("runs")
     """Where run folders are made: a local path or a URL."""
 
     keep: dict[str, Any] = strategy("consomme.curate.keep:KEEP_POLICIES")

@@ -16,6 +16,7 @@ from typing import Any
 from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
 from consomme.base.recipe import check_recipe, recipe_problems
+from consomme.base.schema import runtime
 from consomme.base.suggest import did_you_mean
 from consomme.pipelines.runs import begin
 from consomme.pipelines.session import shared_ray
@@ -65,7 +66,7 @@ class LoopRecipe:
     stages: tuple[LoopStage, ...]
     """In the order they run."""
 
-    root: str = "runs"
+    root: str = runtime("runs")
     """Where all run folders are made: a local path or a URL."""
 
     summary: tuple[SummaryRow, ...] = ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from consomme.base.manifest import Manifest
-from consomme.base.schema import strategy
+from consomme.base.schema import runtime, strategy
 from consomme.datasets.sources import SAMPLE_SOURCES
 from consomme.datasets.web_noise import KINDS, add_noise
 from consomme.pipelines.runs import begin
@@ -21,7 +21,7 @@ class PrepareRecipe:
     name: str
     """Name of the run."""
 
-    root: str = "runs"
+    root: str = runtime("runs")
     """Where run folders are made: a local path or a URL."""
 
     source: dict[str, Any] = strategy("consomme.datasets.sources:SAMPLE_SOURCES")

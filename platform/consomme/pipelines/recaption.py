@@ -39,7 +39,7 @@ class RecaptionRecipe:
     inputs: tuple[str, ...] = ()
     """Shards to recaption whole; instead of `view`."""
 
-    root: str = "runs"
+    root: str = runtime("runs")
     """Where run folders are made: a local path or a URL."""
 
     source: str = "data"

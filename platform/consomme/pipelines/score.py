@@ -32,7 +32,7 @@ class ScoreRecipe:
     model: str
     """The VLM that scores: a Hugging Face folder; `package://models/nano` is the one shipped."""
 
-    root: str = "runs"
+    root: str = runtime("runs")
     """Where run folders are made: a local path or a URL."""
 
     source: str = "data"

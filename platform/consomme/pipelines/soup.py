@@ -43,7 +43,7 @@ class SoupRecipe:
     benchmark: dict[str, Any] = strategy("consomme.evaluate.benchmarks:BENCHMARKS")
     """Held-out set the choice is made by; report another one."""
 
-    root: str = "runs"
+    root: str = runtime("runs")
     """Where run folders are made: a local path or a URL."""
 
     searches: tuple[dict[str, Any], ...] = strategy(

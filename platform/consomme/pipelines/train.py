@@ -60,7 +60,7 @@ class TrainRecipe:
     data: tuple[TrainSource, ...]
     """What to train on."""
 
-    root: str = "runs"
+    root: str = runtime("runs")
     """Where run folders are made: a local path or a URL."""
 
     prompt: str = "describe the image."
