@@ -48,6 +48,11 @@ class Chat:
             CheckpointError: The chat template does not mark what the assistant says.
         """
         self.processor, self.tokenizer = processor, processor.tokenizer
+        if not hasattr(model.config, "image_seq_length"):
+            raise CheckpointError(
+                f"{type(model).__name__} does not say how many tokens a picture takes"
+                " (image_seq_length in config.json); consomme reads LLaVA checkpoints so far"
+            )
         self.image_token_id: int = model.config.image_token_index
         self.num_image_tokens: int = model.config.image_seq_length
         self.pad_id: int = self.tokenizer.pad_token_id
