@@ -120,3 +120,21 @@ def test_a_moved_data_set_keeps_its_fingerprint(tmp_path: Path) -> None:
     assert shards_fingerprint(one) == shards_fingerprint(two)
     (tmp_path / "two/deeper/b/0.tar").write_bytes(b"longer than before")
     assert shards_fingerprint(one) != shards_fingerprint(two)
+
+
+def test_a_listing_goes_on_behind_a_path(tmp_path):
+    store = open_store(str(tmp_path))
+    for path in ("a/1", "a/2", "a!", "b/1"):
+        store.write(path, b"x")
+    assert [file.path for file in store.list(after="a/1")] == ["a/2", "b/1"]
+    assert [file.path for file in store.list("a/", after="a/1")] == ["a/2"]
+
+
+def test_half_written_files_are_not_listed_and_can_be_swept_up(tmp_path):
+    store = open_store(str(tmp_path))
+    store.write("a/whole", b"x")
+    for name in (".tmp-1", "a/.tmp-2"):
+        (tmp_path / name).write_bytes(b"ha")
+    assert [file.path for file in store.list()] == ["a/whole"]
+    assert store.sweep() == 2
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "whole"]

@@ -8,7 +8,7 @@ many wins, ranged reads, and listings in byte order.
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
@@ -29,6 +29,9 @@ class FileInfo:
 
     size: int
     """Bytes."""
+
+    modified: float = 0.0
+    """When it was last written, in seconds since 1970 by the storage's own clock."""
 
 
 class Store(Protocol):
@@ -55,8 +58,11 @@ class Store(Protocol):
         """Make a new file in one go. Of many that try, one gets True; the others change nothing."""
         ...
 
-    def list(self, prefix: str = "") -> Iterator[FileInfo]:
-        """Yield the files, at any depth, whose path begins with `prefix`, in byte order."""
+    def list(self, prefix: str = "", after: str = "") -> Iterator[FileInfo]:
+        """Yield the files, at any depth, whose path begins with `prefix`, in byte order.
+
+        Only paths behind `after` come; a listing that broke off goes on from its last path.
+        """
         ...
 
     def exists(self, path: str) -> bool:
@@ -69,6 +75,17 @@ class Store(Protocol):
 
     def delete(self, path: str) -> None:
         """Remove a file; nothing happens if there is none."""
+        ...
+
+    def delete_many(self, paths: Iterable[str]) -> None:
+        """Remove files, many in one request where the storage can."""
+        ...
+
+    def sweep(self, prefix: str = "") -> int:
+        """Remove what writers that died left half written below `prefix`, and count it.
+
+        Call it only when nobody writes there: a write under way would fail, and be repeated.
+        """
         ...
 
     def open(self, path: str) -> BinaryIO:
@@ -122,10 +139,13 @@ class LocalStore:
             temporary.unlink(missing_ok=True)
         return True
 
-    def list(self, prefix: str = "") -> Iterator[FileInfo]:
+    def list(self, prefix: str = "", after: str = "") -> Iterator[FileInfo]:
         """Yield files in byte order; see `Store.list`. Memory is one folder's entries."""
         folder = prefix.rpartition("/")[0]
-        yield from self._walk(folder + "/" if folder else "", prefix)
+        behind = os.fsencode(after)
+        for file in self._walk(folder + "/" if folder else "", prefix, temporary=False):
+            if os.fsencode(file.path) > behind:
+                yield file
 
     def exists(self, path: str) -> bool:
         """Tell whether there is such a file."""
@@ -138,6 +158,20 @@ class LocalStore:
     def delete(self, path: str) -> None:
         """Remove a file if it is there."""
         self._target(path).unlink(missing_ok=True)
+
+    def delete_many(self, paths: Iterable[str]) -> None:
+        """Remove files one by one."""
+        for path in paths:
+            self.delete(path)
+
+    def sweep(self, prefix: str = "") -> int:
+        """Remove temporary files that were never renamed; see `Store.sweep`."""
+        folder = prefix.rpartition("/")[0]
+        number = 0
+        for file in self._walk(folder + "/" if folder else "", prefix, temporary=True):
+            self.delete(file.path)
+            number += 1
+        return number
 
     def open(self, path: str) -> BinaryIO:
         """Open a file to read and seek in."""
@@ -161,7 +195,8 @@ class LocalStore:
             raise
         return temporary
 
-    def _walk(self, folder: str, prefix: str) -> Iterator[FileInfo]:
+    def _walk(self, folder: str, prefix: str, *, temporary: bool) -> Iterator[FileInfo]:
+        """Walk the tree in byte order: temporary files only, or all but them."""
         entries: list[tuple[str, os.DirEntry[str]]] = []
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             with os.scandir(Path(self.root) / folder) as found:
@@ -174,10 +209,11 @@ class LocalStore:
             if not (path.startswith(prefix) or prefix.startswith(path)):
                 continue
             if name.endswith("/"):
-                yield from self._walk(path, prefix)
-            elif not name.startswith(_TEMPORARY) and path.startswith(prefix):
+                yield from self._walk(path, prefix, temporary=temporary)
+            elif name.startswith(_TEMPORARY) == temporary and path.startswith(prefix):
                 with contextlib.suppress(FileNotFoundError):
-                    yield FileInfo(path=path, size=entry.stat().st_size)
+                    status = entry.stat()
+                    yield FileInfo(path=path, size=status.st_size, modified=status.st_mtime)
 
 
 def open_store(url: str) -> Store:

@@ -217,7 +217,12 @@ class RunFolder:
         return {key: math.fsum(values) for key, values in sorted(parts.items())}
 
     def finish(self, manifest: Manifest, recipe_yaml: str) -> Manifest:
-        """Write the recipe and, last, the manifest; return the manifest with its URL."""
+        """Sweep up after attempts that died, write the recipe and, last, the manifest.
+
+        Returns:
+            The manifest with its URL.
+        """
+        self.store.sweep()
         self.store.write(RECIPE, recipe_yaml.encode())
         self.store.write(MANIFEST, to_json(manifest).encode())
         return dataclasses.replace(manifest, url=self.url)

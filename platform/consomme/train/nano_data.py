@@ -6,6 +6,7 @@ replaying, and any number of loader processes gives the same batches.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,6 +20,9 @@ from consomme.datasets import emoji, scenes
 from consomme.datasets.augment import augment_emoji
 
 # Shapes: B pictures, P side in pixels, T token positions.
+
+MASKED = -1e9
+"""Added to an attention score that must not count."""
 
 CAPTION_PROMPT = "describe the image."
 NAME_PROMPT = "what emoji is this?"
@@ -54,8 +58,13 @@ def emoji_turns(entry: emoji.Emoji, rng: random.Random) -> list[tuple[str, str]]
 def scene_turns(
     scene: scenes.Scene, seed: int, rng: random.Random, num_turns: int
 ) -> list[tuple[str, str]]:
-    """A caption (two times in five) and several questions, in random order."""
-    asked = [(q.question, q.answer) for q in scenes.questions(scene, seed)]
+    """At most `num_turns` different questions in random order; two times in five a caption first.
+
+    Each kind of question is drawn twice: finding the colour of *this* shape, not of that one, is
+    learned from both.
+    """
+    drawn = [*scenes.questions(scene, seed), *scenes.questions(scene, seed + 1)]
+    asked = list({q.question: q.answer for q in drawn}.items())
     rng.shuffle(asked)
     if rng.random() < 0.4:
         return [(CAPTION_PROMPT, scenes.caption(scene)), *asked[: num_turns - 3]]
@@ -83,13 +92,14 @@ class Conversations(Dataset[dict[str, Any]]):
         num_image_tokens: int,
         num_questions: int = 6,
         blind_fraction: float = 0.06,
+        width: int = 256,
     ) -> None:
         """Keep what a step needs; see `NanoRecipe` for the meaning of the numbers."""
         self.ids: dict[str, list[int]] = {}
         self.tokenizer, self.seed, self.num_steps = tokenizer, seed, num_steps
         self.num_emoji, self.num_scenes, self.out_px = num_emoji, num_scenes, out_px
         self.num_image_tokens, self.blind_fraction = num_image_tokens, blind_fraction
-        self.num_questions = num_questions
+        self.num_questions, self.width = num_questions, width
         self.special = {
             name: tokenizer.convert_tokens_to_ids(f"<{name}>")
             for name in ("pad", "bos", "end", "user", "assistant", "image")
@@ -111,37 +121,61 @@ class Conversations(Dataset[dict[str, Any]]):
 
     def conversation(
         self, turns: Sequence[tuple[str, str]], *, has_image: bool
-    ) -> tuple[list[int], list[int]]:
-        """Token ids and labels of one conversation, as the chat template would write it."""
+    ) -> tuple[list[int], list[int], list[int], int]:
+        """One picture and several independent first turns about it, as the chat template has them.
+
+        Returns:
+            Token ids, labels, the branch of every token (0: the shared beginning with the picture;
+            k: turn k) and the length of the shared beginning. Turns that do not fit are left out.
+        """
         special = self.special
-        ids, labels = [special["bos"]], [-100]
-        for number, (question, answer) in enumerate(turns):
-            prompt = [special["user"]]
-            if number == 0 and has_image:
-                prompt += [special["image"]] * self.num_image_tokens
-            prompt += [*self.encode(question), special["assistant"]]
+        ids = [special["bos"], special["user"]]
+        ids += [special["image"]] * (self.num_image_tokens if has_image else 0)
+        start = len(ids)
+        labels, branches = [-100] * start, [0] * start
+        for number, (question, answer) in enumerate(turns, 1):
+            prompt = [*self.encode(question), special["assistant"]]
             reply = [*self.encode(answer), special["end"]]
+            if len(ids) + len(prompt) + len(reply) > self.width:
+                continue
             ids += prompt + reply
             labels += [-100] * len(prompt) + reply
-        return ids, labels
+            branches += [number] * (len(prompt) + len(reply))
+        return ids, labels, branches, start
 
     def collate(
         self, rows: Sequence[tuple[np.ndarray, list[tuple[str, str]], bool]]
     ) -> dict[str, Any]:
-        """Pad one micro-batch to its longest row."""
+        """Pad one micro-batch; a turn sees the picture and itself, never another turn.
+
+        Several answers in one sequence would let the model copy a colour or a shape from an earlier
+        question instead of looking it up in the picture; asked alone, it would then be lost.
+        """
         encoded = [self.conversation(turns, has_image=seen) for _, turns, seen in rows]
-        width = max(len(ids) for ids, _ in encoded)
-        input_ids_BT = torch.full((len(rows), width), self.special["pad"])
-        labels_BT = torch.full((len(rows), width), -100)
-        mask_BT = torch.zeros((len(rows), width), dtype=torch.long)
-        for row, (ids, labels) in enumerate(encoded):
+        longest = max(len(ids) for ids, *_ in encoded)
+        width = math.ceil(longest / 16) * 16
+        shape = (len(rows), width)
+        input_ids_BT = torch.full(shape, self.special["pad"])
+        labels_BT = torch.full(shape, -100)
+        branch_BT = torch.full(shape, -1)
+        position_BT = torch.zeros(shape, dtype=torch.long)
+        for row, (ids, labels, branches, start) in enumerate(encoded):
             input_ids_BT[row, : len(ids)] = torch.tensor(ids)
             labels_BT[row, : len(ids)] = torch.tensor(labels)
-            mask_BT[row, : len(ids)] = 1
+            branch_BT[row, : len(ids)] = torch.tensor(branches)
+            seen_of: dict[int, int] = {}
+            for at, branch in enumerate(branches):
+                offset = seen_of[branch] = seen_of.get(branch, -1) + 1
+                position_BT[row, at] = offset + (start if branch else 0)
+        earlier_TT = torch.ones(width, width, dtype=torch.bool).tril()
+        same_BTT = branch_BT[:, :, None] == branch_BT[:, None, :]
+        shared_BTT = (branch_BT == 0)[:, None, :]
+        allowed_BTT = (same_BTT | shared_BTT) & earlier_TT
         return {
             "input_ids": input_ids_BT,
             "labels": labels_BT,
-            "attention_mask": mask_BT,
+            "attention_mask": torch.where(allowed_BTT, 0.0, MASKED)[:, None],
+            "position_ids": position_BT,
             "pixel_values": normalise([picture for picture, _, seen in rows if seen]),
         }
 
