@@ -20,7 +20,7 @@ TORCH := $(if $(filter gpu,$(EXTRA)),torch===2.13.0,torch==2.13.0)
 PIP := DS_BUILD_OPS=0 $(BIN)/python -m pip --disable-pip-version-check
 PYTHON_IS_FIT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 
-.PHONY: help setup quickstart test test-quick lint format bench clean
+.PHONY: help setup quickstart test test-quick lint format bench chaos clean
 
 help:
 	@echo 'make setup        create $(VENV) and install everything, pinned ($(EXTRA))'
@@ -30,6 +30,7 @@ help:
 	@echo 'make lint         format, lint, types, and who imports whom'
 	@echo 'make format       mend what can be mended by itself'
 	@echo 'make bench        measure; writes tests/benchmarks/results/'
+	@echo 'make chaos        kill everything at random moments for most of an hour; ARGS=seed=2'
 	@echo 'make clean        remove $(VENV) and caches; runs stay'
 
 setup: $(STAMP)
@@ -84,6 +85,9 @@ format: setup
 
 bench: setup
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
+
+chaos: setup
+	$(BIN)/python tests/chaos/matrix.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

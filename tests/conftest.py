@@ -1,9 +1,19 @@
 """Settings and models shared by all tests."""
 
+import sys
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+# Servers and proxies that tests anywhere may import: `s3_server`, `faulty_proxy`.
+sys.path.append(str(Path(__file__).parent / "storage"))
+
+if TYPE_CHECKING:
+    from s3_server import S3Server
 
 # The same cases every time and no timing failures: a slow machine is not a bug.
 settings.register_profile("consomme", deadline=None, derandomize=True, database=None)
@@ -16,3 +26,22 @@ def debug_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from consomme.models.debug import make_debug_vlm
 
     return make_debug_vlm(tmp_path_factory.mktemp("debug") / "vlm")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> "Iterator[S3Server]":
+    """A real S3 server; started when a test first asks for it, one for all of them."""
+    from s3_server import seaweedfs
+
+    with seaweedfs() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_root(s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of an empty folder on the S3 server; the environment is set so that it can be opened."""
+    from s3_server import BUCKET
+
+    for name, value in s3_server.env().items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{uuid.uuid4().hex[:8]}"

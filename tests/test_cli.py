@@ -190,7 +190,8 @@ def test_ctrl_c_says_how_to_go_on(recipe: str, capsys: pytest.CaptureFixture[str
     [
         (["scor"], "unknown verb; did you mean 'score'?"),
         (["report"], "expected one run folder"),
-        (["report", "a", "b"], "found a b, expected one run folder"),
+        (["verify", "a", "repare=true"], "expected checksums=true|false, repair=true|false"),
+        (["report", "a", "b"], "found 'b' after the run folder, expected nothing more"),
     ],
 )
 def test_wrong_commands(

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from consomme import __version__
@@ -40,9 +40,12 @@ class Verb:
     help: str
     """What it does, in one line."""
 
+    switches: Mapping[str, str] = field(default_factory=dict)
+    """What may follow a run folder as `name=true` or `name=false`, and what it does."""
+
 
 def _verb(name: str, text: str) -> Verb:
-    recipe = "" if name == "report" else f"{name.capitalize()}Recipe"
+    recipe = f"{name.capitalize()}Recipe"
     return Verb(module=f"consomme.pipelines.{name}", recipe=recipe, help=text)
 
 
@@ -57,15 +60,32 @@ VERBS: Mapping[str, Verb] = {
         "soup": "average fine-tuned models, choosing what goes in",
         "loop": "run a chain of these from one recipe, skipping what is done",
         "prepare": "write the embedded data sets as shards to work on",
-        "report": "draw the report of a finished run; takes a run folder",
     }.items()
+} | {
+    "report": Verb(
+        module="consomme.pipelines.report", recipe="", help="draw the report of a finished run"
+    ),
+    "status": Verb(
+        module="consomme.ops.status",
+        recipe="",
+        help="tell how far a run is, from its folder alone, while it runs or after",
+    ),
+    "verify": Verb(
+        module="consomme.ops.verify",
+        recipe="",
+        help="prove that a finished run is complete and uncorrupted",
+        switches={
+            "checksums": "read every output and compare its checksum (true unless you say false)",
+            "repair": "forget damaged units, so that running the recipe again redoes them",
+        },
+    ),
 }
 
 _INTRO = """\
 consomme {version}: clarify the data, soup the models.
 
   consomme VERB RECIPE [key=value …]
-  consomme report RUN_FOLDER
+  consomme report|status|verify RUN_FOLDER
 
 A recipe is a YAML file that says all about one run. The usual round:
 
@@ -86,6 +106,7 @@ Examples:
   consomme loop recipes/quickstart.yaml       the whole round on a laptop, in minutes
   consomme filter --help                      every key of a filter recipe, and every policy
   consomme report runs/filter/points-1a2b3c4d
+  consomme status s3://bucket/runs/score/points-1a2b3c4d
 
 Exit codes: 0 done · 2 you can fix it (the message says how) · 75 the infrastructure failed, try
 again · 130 interrupted · 1 a bug in consomme."""
@@ -140,14 +161,31 @@ def _run_verb(name: str, arguments: list[str]) -> None:
         module = importlib.import_module(verb.module)
         _run_recipe(name, getattr(module, verb.recipe), module.run, arguments)
         return
+    _run_on_folder(name, verb, arguments)
+
+
+def _run_on_folder(name: str, verb: Verb, arguments: list[str]) -> None:
+    usage = f"consomme {name} RUN_FOLDER" + (" [switch=true …]" if verb.switches else "")
     if any(text in _HELP for text in arguments):
-        print(f"consomme {name} RUN_FOLDER\n\n{verb.help.capitalize()}.")
+        switches = "".join(f"\n  {key}: {text}" for key, text in verb.switches.items())
+        print(f"{usage}\n\n{verb.help.capitalize()}.{switches and chr(10)}{switches}")
         return
-    if len(arguments) != 1 or arguments[0].startswith("-"):
+    options = {}
+    for text in arguments[1:]:
+        key, _, value = text.partition("=")
+        if key not in verb.switches or value not in ("true", "false"):
+            known = ", ".join(f"{key}=true|false" for key in verb.switches) or "nothing more"
+            raise RecipeError(f"found {text!r} after the run folder, expected {known}")
+        options[key] = value == "true"
+    if not arguments or arguments[0].startswith("-"):
         found = " ".join(arguments) or "nothing"
-        raise RecipeError(f"found {found}, expected one run folder: consomme {name} RUN_FOLDER")
+        raise RecipeError(f"found {found}, expected one run folder: {usage}")
     _configure()
-    _summarise(name, importlib.import_module(verb.module).run_folder(arguments[0]))
+    result = importlib.import_module(verb.module).run_folder(arguments[0], **options)
+    if isinstance(result, str):
+        print(result)
+    else:
+        _summarise(name, result)
 
 
 def _run_recipe(

@@ -1,6 +1,5 @@
 """What one bad sample costs: itself. The stages step by step, without Ray."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,13 @@ from consomme.datasets.sources import SceneSource
 from consomme.models.chat import Chat
 from consomme.models.weights import open_vlm
 from consomme.pipelines import train, train_worker
-from consomme.pipelines.flow import commit_block, read_block
+from consomme.pipelines.feed import read_row
+from consomme.pipelines.flow import UnitWorker, commit_row
 from consomme.pipelines.runs import check_rejects
 from consomme.pipelines.score import PerplexityStage
 from consomme.storage.files import open_store
 from consomme.storage.ledger import RunFolder
+from consomme.storage.plan import Work
 from consomme.storage.sidecar import read_columns
 from consomme.storage.units import plan_units
 from consomme.storage.writers import WebDatasetWriter
@@ -47,10 +48,19 @@ def score(folder: Path, samples: list[Sample], model: Path) -> RunFolder:
         writer.write(sample)
     writer.close()
     run = RunFolder.at(str(folder / "run"))
-    stage = PerplexityStage(str(model), PROMPT, [], 256, 4096)
+    options = {
+        "model": str(model),
+        "prompt": PROMPT,
+        "labels": [],
+        "max_caption_tokens": 256,
+        "token_budget": 4096,
+    }
+    attempt = run.start_attempt()
+    worker = UnitWorker(PerplexityStage, options, run.url)
     for unit in plan_units([str(folder / "shards")], "data", 100):
-        row = {"unit": json.dumps(unit.to_dict()), "rows": "null"}
-        commit_block(stage(read_block(row)), run_url=run.url, kind="scores")
+        row = worker(read_row(run.url, Work(unit=unit)))
+        commit_row(row, run_url=run.url, attempt=attempt, kind="scores")
+    run.close(attempt)
     return run
 
 

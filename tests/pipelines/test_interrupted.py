@@ -85,7 +85,7 @@ def test_score(shards, tmp_path):
     run_interrupted(
         "score",
         write(tmp_path / "b.yaml", text.format(root=torn, shards=shards)),
-        lambda: len(list(torn.glob("score/*/commits/*.json"))) >= 2,
+        lambda: len(list(torn.glob("score/*/commits/*/*.json"))) >= 2,
     )
     assert files(torn, "commits", "data", "rejects") == files(calm, "commits", "data", "rejects")
 
@@ -116,6 +116,6 @@ def test_recaption(shards, tmp_path):
     run_interrupted(
         "recaption",
         write(tmp_path / "b.yaml", text.format(root=torn, shards=shards)),
-        lambda: len(list(torn.glob("recaption/*/commits/*.json"))) >= 1,
+        lambda: len(list(torn.glob("recaption/*/commits/*/*.json"))) >= 1,
     )
     assert files(torn, "commits", "data", "rejects") == files(calm, "commits", "data", "rejects")

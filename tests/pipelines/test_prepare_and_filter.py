@@ -13,6 +13,7 @@ from consomme.base.errors import DataError, RecipeError
 from consomme.base.manifest import Manifest
 from consomme.base.sample import Sample
 from consomme.curate.keep import hash_ids
+from consomme.ops.verify import verify
 from consomme.pipelines import filter as filter_
 from consomme.pipelines import prepare
 from consomme.pipelines.runs import begin
@@ -51,7 +52,8 @@ def scored(
     recipe = ScoreRecipe(
         name=f"by-hand-{unit_rows}", root=str(root), inputs=tuple(inputs), model="none"
     )
-    attempt = begin("score", recipe, reads=expand(inputs))
+    attempt = begin("score", recipe, reads=inputs)
+    number = attempt.folder.start_attempt()
     for unit in plan_units(expand(inputs), "data", unit_rows):
         rows = read_unit(unit)[0]
         values = [perplexity(sample) for _, sample in rows]
@@ -65,7 +67,8 @@ def scored(
             }
         )
         file = attempt.folder.write_output(unit, "scores", table_bytes(table), "parquet")
-        assert attempt.folder.commit(unit, [file], {"samples": len(rows)})
+        attempt.folder.commit(number, unit, [file], {"samples": len(rows)})
+    attempt.folder.close(number)
     return attempt.finish().url
 
 
@@ -208,3 +211,25 @@ def test_the_view_is_the_same_bytes_every_time(tmp_path: Path) -> None:
     first, second = (filtered(tmp_path / name, scores) for name in ("a", "b"))
     views = [(Path(done.url) / "view.parquet").read_bytes() for done in (first, second)]
     assert views[0] == views[1]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("file_format", ["webdataset", "parquet"])
+def test_kept_samples_are_copied_names_and_bytes_as_they_came(
+    tmp_path: Path, file_format: str
+) -> None:
+    scores = scored(tmp_path, prepared(tmp_path, source={"name": "scenes", "num": 40}), 16)
+    done = filtered(tmp_path, scores, materialize=True, file_format=file_format)
+    kept = [
+        sample
+        for unit, bitmap in View.load(done.url).entries
+        for _, sample in read_view_unit(unit, bitmap)
+    ]
+    copied = [
+        sample
+        for unit in plan_units([f"{done.url}/shards"], "data")
+        for _, sample in read_unit(unit)[0]
+    ]
+    assert kept
+    assert copied == kept
+    assert verify(done.url).problems == ()

@@ -1,8 +1,10 @@
 """The ledger's promise: nothing lost, nothing doubled, the same bytes, whoever dies and when."""
 
+import contextlib
+import dataclasses
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,14 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consomme.base.errors import DataError, RecipeError
+from consomme.base.errors import DataError, RecipeError, SupersededError
 from consomme.base.manifest import Manifest
 from consomme.base.sample import Reject
+from consomme.storage.attempts import commit_path, latest
 from consomme.storage.files import FileInfo, LocalStore, Store
 from consomme.storage.ledger import RunFolder, load_manifest
+from consomme.storage.plan import unpack_rows
+from consomme.storage.records import CommitRecord
 from consomme.storage.sidecar import read_columns, table_bytes
 from consomme.storage.units import Unit
-from consomme.storage.view import View, unpack_rows
+from consomme.storage.view import View
 
 
 def unit(number: int, count: int = 4) -> Unit:
@@ -51,20 +56,41 @@ def scores(number: int) -> bytes:
     )
 
 
-def work(run: RunFolder, number: int) -> bool:
+def work(run: RunFolder, number: int, attempt: int = 1) -> CommitRecord:
     """Do one unit the way a pipeline does."""
     item = unit(number)
     file = run.write_output(item, "scores", scores(number), "parquet")
     return run.commit(
-        item, [file], {"samples": 4, "kept": 3}, [reject(number)], {"nll": 1.5}, {"nll": {"7": 3}}
+        attempt,
+        item,
+        [file],
+        {"samples": 4, "kept": 3},
+        [reject(number)],
+        {"nll": 1.5},
+        {"nll": {"7": 3}},
     )
+
+
+def drive(run: RunFolder, num_units: int = 5, pack_every: int = 2) -> None:
+    """Do a whole run the way a driver does, packing records now and then."""
+    attempt = run.start_attempt()
+    done = run.done_units()
+    fresh: list[CommitRecord] = []
+    sequence = 0
+    for number in range(num_units):
+        if unit(number).unit_id not in done:
+            fresh.append(work(run, number, attempt))
+        if len(fresh) == pack_every:
+            run.pack_commits(attempt, sequence, fresh)
+            fresh, sequence = [], sequence + 1
+    run.close(attempt)
 
 
 def tree(root: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in sorted(root.rglob("*"))
-        if path.is_file()
+        if path.is_file() and "attempts" not in path.parts
     }
 
 
@@ -98,8 +124,8 @@ class DyingStore:
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
         return self.inner.read(path, offset, length)
 
-    def list(self, prefix: str = "") -> Iterator[FileInfo]:
-        return self.inner.list(prefix)
+    def list(self, prefix: str = "", after: str = "") -> Iterator[FileInfo]:
+        return self.inner.list(prefix, after)
 
     def exists(self, path: str) -> bool:
         return self.inner.exists(path)
@@ -108,7 +134,14 @@ class DyingStore:
         return self.inner.size(path)
 
     def delete(self, path: str) -> None:
-        self.inner.delete(path)
+        self._change(self.inner.delete, path)
+
+    def delete_many(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            self.delete(path)
+
+    def sweep(self, prefix: str = "") -> int:
+        return self.inner.sweep(prefix)
 
     def open(self, path: str) -> BinaryIO:
         return self.inner.open(path)
@@ -117,13 +150,11 @@ class DyingStore:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     root = tmp_path_factory.mktemp("undisturbed")
-    run = RunFolder.at(str(root))
-    for number in range(3):
-        assert work(run, number)
+    drive(RunFolder.at(str(root)))
     return tree(root)
 
 
-@given(st.lists(st.tuples(st.integers(0, 8), st.booleans()), max_size=6))
+@given(st.lists(st.tuples(st.integers(0, 40), st.booleans()), max_size=6))
 def test_killed_anywhere_and_run_again_gives_the_same_bytes(
     undisturbed: dict[str, bytes],
     tmp_path_factory: pytest.TempPathFactory,
@@ -132,25 +163,100 @@ def test_killed_anywhere_and_run_again_gives_the_same_bytes(
     root = tmp_path_factory.mktemp("run")
     store = LocalStore(str(root))
     for lives, is_after in deaths:
-        run = RunFolder(str(root), DyingStore(store, lives, is_after=is_after))
-        try:
-            for number in range(3):
-                if unit(number).unit_id not in run.done_units():
-                    work(run, number)
-        except Killed:
-            pass
-        for record in RunFolder(str(root), store).iter_commits():
+        with contextlib.suppress(Killed):
+            drive(RunFolder(str(root), DyingStore(store, lives, is_after=is_after)))
+        seen = list(RunFolder(str(root), store).iter_commits())
+        assert len({record.unit_id for record in seen}) == len(seen)
+        for record in seen:
             for file in record.files:
                 assert store.read(file.path) == undisturbed[file.path]
-    run = RunFolder(str(root), store)
-    for number in range(3):
-        if unit(number).unit_id not in run.done_units():
-            assert work(run, number)
+    drive(RunFolder(str(root), store))
     assert tree(root) == undisturbed
+
+
+def test_a_closed_run_holds_only_its_ledger_and_what_the_ledger_names(tmp_path: Path) -> None:
+    run = RunFolder.at(str(tmp_path))
+    attempt = run.start_attempt()
+    run.write_output(unit(9), "scores", scores(9), "parquet")
+    for number in range(3):
+        work(run, number, attempt)
+    (tmp_path / "data" / ".tmp-0").write_bytes(b"half")
+    run.close(attempt)
+    named = {file.path for record in run.iter_commits() for file in record.files}
+    found = {file.path for file in run.store.list()} - set(latest(run.store).segments)
+    assert found == named | {"attempts/000001.json", "attempts/000002.json"}
+    assert [path for path in tmp_path.rglob(".tmp-*")] == []
+    assert run.is_closed
+    assert run.start_attempt() == 2, "nobody can begin again what is closed"
+
+
+def test_a_zombie_publishes_nothing_after_the_next_attempt_began(tmp_path: Path) -> None:
+    zombie, heir = RunFolder.at(str(tmp_path)), RunFolder.at(str(tmp_path))
+    old = zombie.start_attempt()
+    work(zombie, 0, old)
+    new = heir.start_attempt()
+    assert (old, new) == (1, 2)
+    with pytest.raises(SupersededError, match=r"overtaken by attempt 2, started 2.* on .*pid"):
+        work(zombie, 1, old)
+    # One that had looked just before the heir began: its record and its segment are not named.
+    record = zombie.commits()["web-000"]
+    stale = dataclasses.replace(record, counts={"samples": 99})
+    zombie.store.create(commit_path(old, "web-001"), stale.to_json())
+    zombie.pack_commits(old, 7, [stale])
+    assert heir.done_units() == {"web-000"}
+    assert heir.commits()["web-000"] == record
+    with pytest.raises(SupersededError):
+        zombie.close(old)
+    work(heir, 1, new)
+    heir.close(new)
+    assert heir.total_counts()["samples"] == 8
+
+
+def test_of_many_drivers_that_start_at_once_each_gets_its_own_attempt(tmp_path: Path) -> None:
+    run = RunFolder.at(str(tmp_path))
+    work(run, 0, run.start_attempt())
+    barrier = threading.Barrier(8)
+    numbers: list[int] = []
+
+    def begin() -> None:
+        barrier.wait()
+        numbers.append(RunFolder.at(str(tmp_path)).start_attempt())
+
+    threads = [threading.Thread(target=begin) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(numbers) == 9
+    assert run.done_units() == {"web-000"}
+
+
+def test_records_are_seen_while_they_are_being_packed(tmp_path: Path) -> None:
+    run = RunFolder.at(str(tmp_path))
+    attempt = run.start_attempt()
+    records = [work(run, number, attempt) for number in range(40)]
+    expected = {record.unit_id for record in records}
+    stop = threading.Event()
+    seen: list[set[str]] = []
+
+    def look() -> None:
+        while not stop.is_set():
+            seen.extend(({record.unit_id for record in run.iter_commits()}, run.done_units()))
+            assert run.total_counts()["samples"] == 160
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for number in range(10):
+        run.pack_commits(attempt, number, records[4 * number : 4 * number + 4])
+    stop.set()
+    reader.join()
+    assert seen
+    assert all(ids == expected for ids in seen)
 
 
 def test_output_without_commit_is_invisible(tmp_path: Path) -> None:
     run = RunFolder.at(str(tmp_path))
+    run.start_attempt()
     run.write_output(unit(0), "scores", scores(0), "parquet")
     assert run.done_units() == set()
     assert run.commits() == {}
@@ -163,38 +269,39 @@ def test_output_without_commit_is_invisible(tmp_path: Path) -> None:
 
 def test_of_two_committers_one_wins_and_only_its_output_counts(tmp_path: Path) -> None:
     first, second = RunFolder.at(str(tmp_path)), RunFolder.at(str(tmp_path))
-    item = unit(0)
+    item, attempt = unit(0), first.start_attempt()
     file_1 = first.write_output(item, "scores", scores(1), "parquet")
     file_2 = second.write_output(item, "scores", scores(2), "parquet")
     assert file_1.path != file_2.path
-    assert second.commit(item, [file_2], {"samples": 2})
-    assert not first.commit(item, [file_1], {"samples": 1})
+    won = second.commit(attempt, item, [file_2], {"samples": 2})
+    assert first.commit(attempt, item, [file_1], {"samples": 1}) == won
     assert first.commits()["web-000"].counts == {"samples": 2}
     assert read_columns(first.url, [])["sample_id"].to_pylist() == ["2-0", "2-1", "2-3"]
 
 
 def test_a_crowd_of_committers_has_one_winner(tmp_path: Path) -> None:
     run = RunFolder.at(str(tmp_path))
-    wins: list[int] = []
+    attempt = run.start_attempt()
+    records: list[CommitRecord] = []
     barrier = threading.Barrier(12)
 
-    def attempt(number: int) -> None:
+    def commit(number: int) -> None:
         barrier.wait()
-        if run.commit(unit(0), [], {"winner": number}):
-            wins.append(number)
+        records.append(run.commit(attempt, unit(0), [], {"winner": number}))
 
-    threads = [threading.Thread(target=attempt, args=(number,)) for number in range(12)]
+    threads = [threading.Thread(target=commit, args=(number,)) for number in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(wins) == 1
-    assert run.commits()["web-000"].counts == {"winner": wins[0]}
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["web-000.json"]
+    assert len(records) == 12
+    assert all(record == run.commits()["web-000"] for record in records)
+    assert [path.name for path in tmp_path.rglob("web*")] == ["web-000.json"]
 
 
 def test_records_rejects_and_totals(tmp_path: Path) -> None:
     run = pickle.loads(pickle.dumps(RunFolder.at(str(tmp_path))))
+    run.start_attempt()
     for number in (2, 0, 1):
         work(run, number)
     assert list(run.commits()) == ["web-000", "web-001", "web-002"]
@@ -218,12 +325,19 @@ def test_records_rejects_and_totals(tmp_path: Path) -> None:
 
 def test_damaged_records_and_outputs_say_what_to_do(tmp_path: Path) -> None:
     run = RunFolder.at(str(tmp_path))
+    attempt = run.start_attempt()
     work(run, 0)
     (tmp_path / run.commits()["web-000"].files[0].path).unlink()
     with pytest.raises(DataError, match="a committed file cannot be read"):
         read_columns(run.url, [])
-    run.store.write("commits/web-001.json", b"{")
+    run.store.write(commit_path(attempt, "web-001"), b"{")
     with pytest.raises(DataError, match="delete it to have its unit done again"):
+        run.commits()
+    run.store.delete(commit_path(attempt, "web-001"))
+    run.pack_commits(attempt, 0, list(run.commits().values()))
+    (segment,) = run.store.list("segments/")
+    run.store.write(segment.path, run.store.read(segment.path)[:-9])
+    with pytest.raises(DataError, match=r"000000.parquet: a segment of .* cannot be read"):
         run.commits()
 
 

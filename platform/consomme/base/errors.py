@@ -51,3 +51,10 @@ class ClusterError(ConsommeError):
     """The infrastructure failed; the same command may succeed later and goes on where it was."""
 
     exit_code = EXIT_TRY_AGAIN
+
+
+class SupersededError(ConsommeError):
+    """The same run was started again elsewhere, and that attempt took over."""
+
+    # Not "try again": two schedulers that both do would overtake each other for ever.
+    exit_code = EXIT_USER

@@ -72,6 +72,9 @@ class Progress:
         self.unit = unit
         self.done = done
         self.rejects: Counter[str] = Counter()
+        self.note: Callable[[], str] | None = None
+        """Adds a remark to the line, such as which stage is the bottleneck."""
+
         self._done_before = done
         self._interval_s = interval_s
         self._is_terminal = sys.stderr.isatty() if is_terminal is None else is_terminal
@@ -136,7 +139,8 @@ class Progress:
             text += f", {rate:,.1f} {self.unit}/s"
             if self.total and self.done < self.total:
                 text += f", {(self.total - self.done) / rate:,.0f} s left"
-        return text + self._rejects_text()
+        text += self._rejects_text()
+        return f"{text}; {self.note()}" if self.note and self.done != self.total else text
 
     def _rejects_text(self) -> str:
         if not self.rejects:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,7 +13,11 @@ from consomme.base.manifest import Manifest
 from consomme.base.schema import runtime, strategy
 from consomme.curate.keep import KEEP_POLICIES, hash_ids
 from consomme.curate.noise_metrics import auc, auc_by_kind, noise_share
+from consomme.pipelines.copying import CopyStage
+from consomme.pipelines.flow import Pool, run_units
+from consomme.pipelines.planning import plan_view
 from consomme.pipelines.runs import begin
+from consomme.pipelines.session import num_cpus, ray_session
 from consomme.storage.ledger import RunFolder
 from consomme.storage.sidecar import read_columns
 from consomme.storage.view import View
@@ -36,6 +40,16 @@ class FilterRecipe:
 
     keep: dict[str, Any] = strategy("consomme.curate.keep:KEEP_POLICIES")
     """Which samples stay; see consomme/curate/keep.py."""
+
+    materialize: bool = False
+    """Also copy the kept samples into new shards, below `shards/` of the run, names and bytes as
+    they came. Later stages do not need it; other tools do."""
+
+    file_format: Literal["webdataset", "parquet"] = "webdataset"
+    """Format of these shards."""
+
+    num_actors: int | None = runtime(None)
+    """Most copying actors; None takes one per CPU."""
 
     noise_label: str | None = None
     """Column with the true kind of noise (`clean` means none), to measure the filter by."""
@@ -91,9 +105,27 @@ def run(recipe: FilterRecipe) -> Manifest:
             ]
             for kind in sorted(set(kinds))
         }
+    outputs = {"view": path}
+    if recipe.materialize:
+        _copy(recipe, attempt.folder, view)
+        outputs["shards"] = "shards"
     return attempt.finish(
         counts={"samples": table.num_rows, "kept": view.num_samples},
         decisions=decisions,
         metrics=metrics,
-        outputs={"view": path},
+        outputs=outputs,
     )
+
+
+def _copy(recipe: FilterRecipe, folder: RunFolder, view: View) -> None:
+    """Copy what the view keeps, each unit into a shard of its own."""
+    with ray_session():
+        run_units(
+            plan_view(folder, view),
+            folder,
+            kind="rows",
+            stage=CopyStage,
+            stage_options={"file_format": recipe.file_format},
+            what="copy",
+            pool=Pool(max_actors=recipe.num_actors or num_cpus(), cpus=0.5),
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -14,12 +14,11 @@ from consomme.base.schema import runtime
 from consomme.datasets.sources import judge_caption
 from consomme.evaluate.cache import model_content_hash
 from consomme.pipelines.checkpoints import model_folder
-from consomme.pipelines.flow import Decoded, Outcome, UnitStage, Work, run_units
-from consomme.pipelines.runs import begin, check_rejects
+from consomme.pipelines.flow import Decoded, Outcome, Pool, UnitStage, run_units
+from consomme.pipelines.planning import plan_shards, plan_view
+from consomme.pipelines.runs import begin, check_rejects, folders_of
 from consomme.pipelines.session import ray_session
-from consomme.storage.files import absolute_url
-from consomme.storage.shards import expand, shards_fingerprint
-from consomme.storage.units import plan_units
+from consomme.storage.shards import find_shards, shards_fingerprint
 from consomme.storage.view import View
 
 
@@ -39,11 +38,14 @@ class RecaptionRecipe:
     inputs: tuple[str, ...] = ()
     """Shards to recaption whole; instead of `view`."""
 
+    source: str = "data"
+    """Name of the data set behind `inputs`, in references and unit ids."""
+
+    sources: dict[str, list[str]] = field(default_factory=dict)
+    """More data sets, by name: inputs of each."""
+
     root: str = runtime("runs")
     """Where run folders are made: a local path or a URL."""
-
-    source: str = "data"
-    """Name of the data set in sample references, for `inputs`."""
 
     prompt: str = "plain"
     """Id of the prompt; see consomme/curate/prompts.py."""
@@ -63,11 +65,17 @@ class RecaptionRecipe:
     unit_rows: int = 512
     """Most samples per unit, for `inputs`."""
 
-    max_reject_fraction: float = 0.01
-    """More rejects than this share fail the run."""
+    max_reject_fraction: float = runtime(0.01)
+    """More rejects than this share fail the run; nothing of it is lost."""
 
     num_actors: int | None = runtime(None)
     """Most engines; None takes one per GPU, or one where there is none."""
+
+    min_actors: int = runtime(1)
+    """Fewest; between the two the pool follows the work and the nodes there are."""
+
+    num_readers: int = runtime(2)
+    """Units read ahead at once; more hide slow storage, each costs a unit of memory."""
 
 
 class CaptionStage(UnitStage):
@@ -134,32 +142,41 @@ class CaptionStage(UnitStage):
 
 def run(recipe: RecaptionRecipe) -> Manifest:
     """Write a caption for every sample exactly once; running again does what is missing."""
-    if (recipe.view is None) == (not recipe.inputs):
-        raise RecipeError("expected either view or inputs: found both, or neither")
+    has_shards = bool(recipe.inputs or recipe.sources)
+    if (recipe.view is None) != has_shards:
+        raise RecipeError("expected either view or inputs (or sources): found both, or neither")
     model = model_folder(recipe.model)
     model_hash = model_content_hash(model)
     inputs = {"model": model_hash}
     parents = [recipe.view] if recipe.view else []
-    if recipe.inputs:
-        inputs["data"] = shards_fingerprint(expand(recipe.inputs))
-    reads = [model, *expand(recipe.inputs)] if recipe.inputs else [model]
+    shards = find_shards(recipe.inputs, recipe.source, recipe.sources) if has_shards else []
+    if shards:
+        inputs["data"] = shards_fingerprint(shards)
+    reads = [model, *folders_of(shards)]
     attempt = begin("recaption", recipe, inputs=inputs, parents=parents, reads=reads)
-    if attempt.folder.is_done:
-        return attempt.folder.manifest()
+    folder = attempt.folder
+    if folder.is_done:
+        return folder.manifest()
     with ray_session():
         import ray
 
         gpus = int(ray.cluster_resources().get("GPU", 0))
         run_units(
-            _work(recipe),
-            attempt.folder,
+            plan_view(folder, View.load(recipe.view))
+            if recipe.view
+            else plan_shards(folder, shards, recipe.unit_rows),
+            folder,
             kind="captions",
             stage=CaptionStage,
             stage_options={"recipe": recipe, "model": model, "model_hash": model_hash},
             what="recaption",
-            num_actors=recipe.num_actors or max(1, gpus),
-            cpus_per_actor=1.0,
-            gpus_per_actor=1.0 if gpus else 0.0,
+            pool=Pool(
+                max_actors=recipe.num_actors or max(1, gpus),
+                min_actors=recipe.min_actors,
+                num_readers=recipe.num_readers,
+                gpus=1.0 if gpus else 0.0,
+            ),
+            max_reject_fraction=recipe.max_reject_fraction,
         )
     counts = attempt.folder.total_counts()
     check_rejects(counts, recipe.max_reject_fraction, attempt.folder.url)
@@ -188,14 +205,3 @@ def _claims(samples: Sequence[Decoded], texts: Sequence[str]) -> dict[str, float
             for what, number in zip(("true", "false", "missing"), verdict, strict=True):
                 sums[f"{when}_{what}"] = sums.get(f"{when}_{what}", 0.0) + number
     return sums
-
-
-def _work(recipe: RecaptionRecipe) -> list[Work]:
-    if recipe.view:
-        return [
-            Work(unit=unit, rows=tuple(rows))
-            for unit, rows in View.load(recipe.view).rows()
-            if rows
-        ]
-    shards = [absolute_url(shard) for shard in expand(recipe.inputs)]
-    return [Work(unit=unit) for unit in plan_units(shards, recipe.source, recipe.unit_rows)]

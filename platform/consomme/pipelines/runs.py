@@ -19,6 +19,7 @@ from consomme.base.recipe import fingerprint, to_yaml
 from consomme.base.schema import to_plain
 from consomme.storage.files import absolute_url, open_store
 from consomme.storage.ledger import MANIFEST, RunFolder, load_manifest
+from consomme.storage.shards import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,11 @@ def run_of(url: str) -> str | None:
         if not current:
             return None
     return None
+
+
+def folders_of(shards: Sequence[Shard]) -> list[str]:
+    """List the folders that shards lie in, each once, in the order of the shards."""
+    return list(dict.fromkeys(shard.url.rpartition("/")[0] for shard in shards))
 
 
 def check_rejects(counts: Mapping[str, int], max_reject_fraction: float, where: str) -> None:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from consomme.base.manifest import Manifest
 from consomme.base.schema import runtime
-from consomme.pipelines.flow import Decoded, Outcome, UnitStage, Work, reject_of, run_units
-from consomme.pipelines.runs import begin, check_rejects
+from consomme.pipelines.flow import Decoded, Outcome, Pool, UnitStage, reject_of, run_units
+from consomme.pipelines.planning import plan_shards
+from consomme.pipelines.runs import begin, check_rejects, folders_of
 from consomme.pipelines.session import num_cpus, ray_session
-from consomme.storage.files import absolute_url
-from consomme.storage.shards import expand, shards_fingerprint
-from consomme.storage.units import plan_units
+from consomme.storage.shards import find_shards, shards_fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +25,20 @@ class ScoreRecipe:
     name: str
     """Name of the run."""
 
-    inputs: tuple[str, ...]
-    """Shards: files, folders, globs, brace ranges."""
-
     model: str
     """The VLM that scores: a Hugging Face folder; `package://models/nano` is the one shipped."""
 
-    root: str = runtime("runs")
-    """Where run folders are made: a local path or a URL."""
+    inputs: tuple[str, ...] = ()
+    """Shards: files, folders, globs, brace ranges; local, `s3://` or `gs://`."""
 
     source: str = "data"
-    """Name of the data set in sample references."""
+    """Name of the data set behind `inputs`, in references and unit ids."""
+
+    sources: dict[str, list[str]] = field(default_factory=dict)
+    """More data sets, by name: inputs of each."""
+
+    root: str = runtime("runs")
+    """Where run folders are made: a local path or a URL."""
 
     prompt: str = "describe the image."
     """What the user turn asks for; context only, never scored."""
@@ -50,11 +52,17 @@ class ScoreRecipe:
     max_caption_tokens: int = 256
     """Longer captions are rejected as `caption_too_long`."""
 
-    max_reject_fraction: float = 0.01
-    """More rejects than this share fail the run."""
+    max_reject_fraction: float = runtime(0.01)
+    """More rejects than this share fail the run; nothing of it is lost."""
 
     num_actors: int | None = runtime(None)
     """Most scoring actors; None takes one per GPU, or one per CPU."""
+
+    min_actors: int = runtime(1)
+    """Fewest; between the two the pool follows the work and the nodes there are."""
+
+    num_readers: int = runtime(2)
+    """Units read ahead at once; more hide slow storage, each costs a unit of memory."""
 
     token_budget: int = runtime(4096)
     """Padded tokens per micro-batch: as many as fit into memory."""
@@ -134,16 +142,15 @@ def run(recipe: ScoreRecipe) -> Manifest:
     from consomme.evaluate.cache import model_content_hash
     from consomme.pipelines.checkpoints import model_folder
 
-    shards = expand(recipe.inputs)
+    shards = find_shards(recipe.inputs, recipe.source, recipe.sources)
     model = model_folder(recipe.model)
     inputs = {"data": shards_fingerprint(shards), "model": model_content_hash(model)}
-    attempt = begin("score", recipe, inputs=inputs, reads=[*shards, model])
+    attempt = begin("score", recipe, inputs=inputs, reads=[*folders_of(shards), model])
     if attempt.folder.is_done:
         return attempt.folder.manifest()
-    units = plan_units([absolute_url(s) for s in shards], recipe.source, recipe.unit_rows)
     with ray_session():
         run_units(
-            [Work(unit=unit) for unit in units],
+            plan_shards(attempt.folder, shards, recipe.unit_rows),
             attempt.folder,
             kind="scores",
             stage=PerplexityStage,
@@ -155,7 +162,8 @@ def run(recipe: ScoreRecipe) -> Manifest:
                 "token_budget": recipe.token_budget,
             },
             what="score",
-            **_pool(recipe.num_actors),
+            pool=_pool(recipe),
+            max_reject_fraction=recipe.max_reject_fraction,
         )
     counts = attempt.folder.total_counts()
     check_rejects(counts, recipe.max_reject_fraction, attempt.folder.url)
@@ -171,11 +179,15 @@ def run(recipe: ScoreRecipe) -> Manifest:
     )
 
 
-def _pool(num_actors: int | None) -> dict[str, Any]:
+def _pool(recipe: ScoreRecipe) -> Pool:
     """One actor per GPU where there are GPUs; else per CPU, with room for reading and commits."""
     import ray
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    if gpus:
-        return {"num_actors": num_actors or gpus, "cpus_per_actor": 1.0, "gpus_per_actor": 1.0}
-    return {"num_actors": num_actors or num_cpus(), "cpus_per_actor": 0.8}
+    return Pool(
+        max_actors=recipe.num_actors or gpus or num_cpus(),
+        min_actors=recipe.min_actors,
+        num_readers=recipe.num_readers,
+        cpus=0.8,
+        gpus=1.0 if gpus else 0.0,
+    )

@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 
+from consomme.base.errors import ClusterError
+
 logger = logging.getLogger(__name__)
 
 WORKER_ENV = {
@@ -44,13 +46,20 @@ def ray_session() -> Iterator[None]:
         # The log files of a private Ray go with it; its remarks would only break up our lines.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options = {"address": "local", "include_dashboard": False} if not address else {}
-    ray.init(
-        **options,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        configure_logging=False,
-        runtime_env={"env_vars": WORKER_ENV},
-    )
+    try:
+        ray.init(
+            **options,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            configure_logging=False,
+            runtime_env={"env_vars": WORKER_ENV},
+        )
+    # Ray raises plain Exception, ConnectionError, RuntimeError and more when it cannot start.
+    except Exception as error:
+        where = (
+            f"the Ray cluster at {address} cannot be reached" if address else "Ray did not start"
+        )
+        raise ClusterError(f"{where} ({error}); run the same command again to go on") from error
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:

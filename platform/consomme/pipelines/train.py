@@ -17,11 +17,11 @@ from consomme.base.schema import runtime, strategy
 from consomme.base.telemetry import MetricsLog, Progress
 from consomme.evaluate.cache import model_content_hash
 from consomme.pipelines.checkpoints import model_folder
-from consomme.pipelines.runs import begin
+from consomme.pipelines.runs import begin, folders_of
 from consomme.pipelines.session import num_cpus, ray_session
 from consomme.storage.files import absolute_url
 from consomme.storage.ledger import RunFolder
-from consomme.storage.shards import expand, shards_fingerprint
+from consomme.storage.shards import expand, find_shards, shards_fingerprint
 
 CURVE = "curve.json"
 """Loss, seconds and learning rate of every finished step; renewed every few seconds."""
@@ -95,7 +95,7 @@ class TrainRecipe:
     num_workers: int = 1
     """Ray Train workers, data-parallel (DDP). More workers add in another order: bits may vary."""
 
-    max_reject_fraction: float = 0.01
+    max_reject_fraction: float = runtime(0.01)
     """More samples than this share that cannot be trained on fail the run."""
 
     checkpoint_every: int = runtime(50)
@@ -124,9 +124,9 @@ def run(recipe: TrainRecipe) -> Manifest:
         if (source.view is None) == (not source.inputs):
             raise RecipeError(f"data[{number}]: expected either view or inputs, not both, not none")
         if source.inputs:
-            shards = expand(source.inputs)
+            shards = find_shards(source.inputs)
             inputs[f"data {number}"] = shards_fingerprint(shards)
-            reads += shards
+            reads += folders_of(shards)
         parents += [url for url in (source.view, source.captions) if url]
     attempt = begin("train", recipe, inputs=inputs, parents=parents, reads=reads)
     if attempt.folder.is_done:

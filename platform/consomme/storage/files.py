@@ -8,7 +8,7 @@ many wins, ranged reads, and listings in byte order.
 import contextlib
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
@@ -17,15 +17,16 @@ import consomme
 from consomme.base.errors import RecipeError
 
 PACKAGE_SCHEME = "package://"
+_BUCKET_SCHEMES = ("s3", "gs")
 _TEMPORARY = ".tmp-"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FileInfo:
     """One file in a listing."""
 
     path: str
-    """Relative to the store."""
+    """Relative to the store; a folder ends with a slash, and only `list_level` yields any."""
 
     size: int
     """Bytes."""
@@ -62,6 +63,13 @@ class Store(Protocol):
         """Yield the files, at any depth, whose path begins with `prefix`, in byte order.
 
         Only paths behind `after` come; a listing that broke off goes on from its last path.
+        """
+        ...
+
+    def list_level(self, prefix: str = "") -> Iterator[FileInfo]:
+        """Yield files and folders whose path begins with `prefix` and has no `/` behind it.
+
+        Folders end with a slash; all come in byte order. What is in the folders is not looked at.
         """
         ...
 
@@ -141,11 +149,20 @@ class LocalStore:
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[FileInfo]:
         """Yield files in byte order; see `Store.list`. Memory is one folder's entries."""
-        folder = prefix.rpartition("/")[0]
         behind = os.fsencode(after)
-        for file in self._walk(folder + "/" if folder else "", prefix, temporary=False):
+        for file in self._walk(_folder_of(prefix), prefix, temporary=False):
             if os.fsencode(file.path) > behind:
                 yield file
+
+    def list_level(self, prefix: str = "") -> Iterator[FileInfo]:
+        """Yield files and folders of one level; see `Store.list_level`."""
+        folder = _folder_of(prefix)
+        for path, entry in self._scan(folder):
+            if path.endswith("/"):
+                if path.startswith(prefix):
+                    yield FileInfo(path=path, size=0)
+            elif path.startswith(prefix) and not entry.name.startswith(_TEMPORARY):
+                yield from _info(path, entry)
 
     def exists(self, path: str) -> bool:
         """Tell whether there is such a file."""
@@ -166,9 +183,8 @@ class LocalStore:
 
     def sweep(self, prefix: str = "") -> int:
         """Remove temporary files that were never renamed; see `Store.sweep`."""
-        folder = prefix.rpartition("/")[0]
         number = 0
-        for file in self._walk(folder + "/" if folder else "", prefix, temporary=True):
+        for file in self._walk(_folder_of(prefix), prefix, temporary=True):
             self.delete(file.path)
             number += 1
         return number
@@ -197,47 +213,50 @@ class LocalStore:
 
     def _walk(self, folder: str, prefix: str, *, temporary: bool) -> Iterator[FileInfo]:
         """Walk the tree in byte order: temporary files only, or all but them."""
+        for path, entry in self._scan(folder):
+            if not (path.startswith(prefix) or prefix.startswith(path)):
+                continue
+            if path.endswith("/"):
+                yield from self._walk(path, prefix, temporary=temporary)
+            elif entry.name.startswith(_TEMPORARY) == temporary and path.startswith(prefix):
+                yield from _info(path, entry)
+
+    def _scan(self, folder: str) -> Sequence[tuple[str, os.DirEntry[str]]]:
+        """List one folder with paths from the root, in byte order; folders end with a slash."""
         entries: list[tuple[str, os.DirEntry[str]]] = []
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             with os.scandir(Path(self.root) / folder) as found:
                 # A folder sorts as its name with a slash, so that whole paths come in byte order.
-                entries = [
-                    (item.name + "/" if item.is_dir() else item.name, item) for item in found
-                ]
-        for name, entry in sorted(entries, key=lambda pair: os.fsencode(pair[0])):
-            path = folder + name
-            if not (path.startswith(prefix) or prefix.startswith(path)):
-                continue
-            if name.endswith("/"):
-                yield from self._walk(path, prefix, temporary=temporary)
-            elif name.startswith(_TEMPORARY) == temporary and path.startswith(prefix):
-                with contextlib.suppress(FileNotFoundError):
-                    status = entry.stat()
-                    yield FileInfo(path=path, size=status.st_size, modified=status.st_mtime)
+                entries = [(folder + item.name + "/" * item.is_dir(), item) for item in found]
+        return sorted(entries, key=lambda pair: os.fsencode(pair[0]))
 
 
 def open_store(url: str) -> Store:
-    """Open the store rooted at a URL.
+    """Open the store rooted at a URL. Nothing is read or connected to yet.
 
     Args:
-        url: A local folder (relative ones count from the current directory, `~` is the home), or
-            `package://x/y` for a folder shipped inside the consomme package.
+        url: A local folder (relative ones count from the current directory, `~` is the home),
+            `s3://bucket/folder`, `gs://bucket/folder`, or `package://x/y` for a folder shipped
+            inside the consomme package.
 
     Raises:
         RecipeError: Nothing here can open such a URL.
     """
-    if url.startswith(PACKAGE_SCHEME):
-        inside = url.removeprefix(PACKAGE_SCHEME).strip("/")
-        if inside and not is_safe_path(inside):
-            raise RecipeError(f"{url}: leads out of the consomme package")
-        return LocalStore(str(Path(consomme.__path__[0]) / inside), PACKAGE_SCHEME + inside)
-    scheme, separator, _ = url.partition("://")
+    scheme, separator, rest = url.partition("://")
     if not separator:
         return LocalStore(os.path.abspath(os.path.expanduser(url)))
     if scheme == "file":
-        return open_store(url.removeprefix("file://"))
-    # Object stores join here: a class with the methods of `Store`, chosen by scheme.
-    raise RecipeError(f"{url}: found {scheme}://, expected a local path, file:// or package://")
+        return open_store(rest)
+    if scheme == "package":
+        inside = rest.strip("/")
+        if inside and not is_safe_path(inside):
+            raise RecipeError(f"{url}: leads out of the consomme package")
+        return LocalStore(str(Path(consomme.__path__[0]) / inside), PACKAGE_SCHEME + inside)
+    if scheme in _BUCKET_SCHEMES:
+        return _open_bucket(url, scheme, rest)
+    raise RecipeError(
+        f"{url}: found {scheme}://, expected a local path, file://, s3://, gs:// or package://"
+    )
 
 
 def split_url(url: str) -> tuple[Store, str]:
@@ -249,12 +268,15 @@ def split_url(url: str) -> tuple[Store, str]:
     Raises:
         RecipeError: The URL names no file, or nothing here can open it.
     """
-    head, slash, name = url.rpartition("/")
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    folder, slash, name = rest.rpartition("/")
     if not name or name in (".", ".."):
         raise RecipeError(f"{url!r}: found a folder, expected a file")
-    if not slash:
-        return open_store("."), name
-    return open_store(f"{head}/" if not head or head.endswith(":/") else head), name
+    if scheme in _BUCKET_SCHEMES and not slash:
+        raise RecipeError(f"{url!r}: found a bucket, expected a file in one")
+    if slash and not folder:
+        folder = "/"
+    return open_store(f"{scheme}{separator}{folder}" if separator else folder or "."), name
 
 
 def absolute_url(url: str) -> str:
@@ -278,3 +300,29 @@ def is_safe_path(path: str) -> bool:
     """Tell whether a path stays below its root: not absolute, no `..`, no NUL."""
     parts = PurePosixPath(path).parts
     return bool(parts) and not path.startswith("/") and ".." not in parts and "\0" not in path
+
+
+def _open_bucket(url: str, scheme: str, rest: str) -> Store:
+    bucket, _, folder = rest.partition("/")
+    folder = folder.rstrip("/")
+    if not bucket or (folder and not is_safe_path(folder)):
+        raise RecipeError(f"{url}: expected {scheme}://bucket/folder, without '..' or '//'")
+    # These take a second to import, and most commands run on local files.
+    if scheme == "s3":
+        from consomme.storage.object_store import S3Store
+
+        return S3Store(bucket, folder)
+    from consomme.storage.gcs import GcsStore
+
+    return GcsStore(bucket, folder)
+
+
+def _folder_of(prefix: str) -> str:
+    return prefix[: prefix.rfind("/") + 1]
+
+
+def _info(path: str, entry: os.DirEntry[str]) -> Iterator[FileInfo]:
+    """Describe a file, unless it was removed since it was found."""
+    with contextlib.suppress(FileNotFoundError):
+        status = entry.stat()
+        yield FileInfo(path=path, size=status.st_size, modified=status.st_mtime)

@@ -3,8 +3,8 @@
 A unit's files are written first, under names that contain their own checksum; then one small
 commit record is created, which only one of many committers can do. Readers see what commit records
 name and nothing else. So a crash leaves stray files at worst, a second attempt writes the same
-names, and a restart lists the commit records and does the rest. Records hold no clock and no host:
-the same work makes the same bytes.
+names, and a restart lists the commit records and does the rest. Who may write, and how many records
+become few objects, is decided in `attempts`.
 """
 
 import dataclasses
@@ -13,67 +13,24 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from consomme.base.errors import DataError, RecipeError
 from consomme.base.manifest import Manifest, from_json, to_json
 from consomme.base.sample import Reject
+from consomme.storage import attempts
 from consomme.storage.files import Store, join_url, open_store
+from consomme.storage.records import CommitRecord, OutputFile
 from consomme.storage.units import Unit
 
 MANIFEST = "manifest.json"
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
-_COMMITS = "commits/"
+SAMPLES = "samples"
+"""Kind of the output files that are shards of samples."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputFile:
-    """One file a unit made."""
-
-    kind: str
-    """What it holds: `scores`, `samples`, `rejects`, …"""
-
-    path: str
-    """Inside the run folder."""
-
-    num_bytes: int
-    """Its size."""
-
-    sha256: str
-    """Its checksum, in hexadecimal."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CommitRecord:
-    """What one finished unit left behind."""
-
-    unit: Unit
-    """The unit."""
-
-    files: tuple[OutputFile, ...] = ()
-    """Its files, rejects included."""
-
-    counts: Mapping[str, int] = field(default_factory=dict)
-    """Rows by outcome; `rejected/<reason>` for each reason."""
-
-    sums: Mapping[str, float] = field(default_factory=dict)
-    """Sums that later stages add up over units, such as `nll` and `num_tokens`."""
-
-    histogram: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Exact counts by column and bucket."""
-
-    @property
-    def unit_id(self) -> str:
-        """The unit's id."""
-        return self.unit.unit_id
-
-    def path_of(self, kind: str) -> str | None:
-        """Return the path of the file of one kind; None if the unit has none."""
-        return next((file.path for file in self.files if file.kind == kind), None)
 
 
 @dataclass(frozen=True)
@@ -120,28 +77,44 @@ class RunFolder:
         """Save the recipe, so that an unfinished run can be told from its folder alone."""
         self.store.write(RECIPE, recipe_yaml.encode())
 
+    def start_attempt(self) -> int:
+        """Begin writing units: fence off earlier attempts and return this one's number.
+
+        If the ledger is closed already, its closing number comes back; nothing is left to do.
+        """
+        return attempts.start(self.store).number
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether all units are committed and the ledger has its final form."""
+        return attempts.latest(self.store).is_closed
+
     def write_output(self, unit: Unit, kind: str, data: bytes, suffix: str) -> OutputFile:
         """Write one of a unit's files, as `data/<unit_id>-<checksum>.<suffix>`.
 
-        Nobody sees it before `commit` names it; writing it again changes nothing.
+        Samples go to `shards/` instead, so that the folder can be read as a data set. Nobody sees
+        the file before `commit` names it; writing it again changes nothing.
         """
-        return self._write_hashed("data", unit, kind, data, suffix)
+        folder = "shards" if kind == SAMPLES else "data"
+        return self._write_hashed(folder, unit, kind, data, suffix)
 
     def commit(
         self,
+        attempt: int,
         unit: Unit,
         files: Sequence[OutputFile],
         counts: Mapping[str, int],
         rejects: Sequence[Reject] = (),
         sums: Mapping[str, float] | None = None,
         histogram: Mapping[str, Mapping[str, int]] | None = None,
-    ) -> bool:
+    ) -> CommitRecord:
         """Make a unit's output visible, at most once.
 
         Rejects are written first and counted as `rejected` and `rejected/<reason>`, unless
         `counts` says so already.
 
         Args:
+            attempt: What `start_attempt` returned.
             unit: The unit.
             files: What `write_output` returned.
             counts: Rows by outcome.
@@ -150,8 +123,11 @@ class RunFolder:
             histogram: Exact counts by column and bucket, to be added up over units.
 
         Returns:
-            True if this call committed the unit, False if another one had before; then the other
-            one's output counts and this one's is never seen.
+            The record that counts: this one, or the one another worker of the attempt committed
+            before; then this one's output is never seen.
+
+        Raises:
+            SupersededError: A later attempt has begun; nothing was committed.
         """
         made = list(files)
         counted = dict(counts)
@@ -170,24 +146,42 @@ class RunFolder:
             sums=dict(sums or {}),
             histogram=dict(histogram or {}),
         )
-        text = json.dumps(dataclasses.asdict(record), sort_keys=True, separators=(",", ":"))
-        return self.store.create(f"{_COMMITS}{unit.unit_id}.json", text.encode())
+        attempts.check_current(self.store, attempt)
+        path = attempts.commit_path(attempt, unit.unit_id)
+        if self.store.create(path, record.to_json()):
+            return record
+        try:
+            return CommitRecord.from_json(self.store.read(path), join_url(self.url, path))
+        except FileNotFoundError:
+            # It has been packed since, or the attempt was overtaken.
+            attempts.check_current(self.store, attempt)
+            return record
+
+    def pack_commits(self, attempt: int, sequence: int, records: Sequence[CommitRecord]) -> None:
+        """Put the records of finished units into one object; see `attempts.write_segment`."""
+        attempts.write_segment(self.store, attempt, sequence, records)
+
+    def close(self, attempt: int) -> None:
+        """End the ledger when every unit is committed; it then holds nothing else.
+
+        Raises:
+            SupersededError: A later attempt has begun.
+        """
+        if not self.is_closed:
+            attempts.close(self.store, attempt)
+        attempts.sweep(self.store)
 
     def done_units(self) -> set[str]:
         """List the ids of committed units, without opening their records."""
-        return {
-            file.path.removeprefix(_COMMITS).removesuffix(".json")
-            for file in self.store.list(_COMMITS)
-        }
+        return attempts.done_units(self.store)
 
     def iter_commits(self) -> Iterator[CommitRecord]:
-        """Yield commit records in the order of unit ids, one in memory at a time.
+        """Yield commit records in the order of unit ids, few in memory at a time.
 
         Raises:
             DataError: A record cannot be read.
         """
-        for file in self.store.list(_COMMITS):
-            yield self._read_commit(file.path)
+        return attempts.iter_records(self.store)
 
     def commits(self) -> dict[str, CommitRecord]:
         """Read all commit records, by unit id, in the order of unit ids."""
@@ -203,16 +197,16 @@ class RunFolder:
     def total_counts(self) -> dict[str, int]:
         """Add up the counts of all committed units; keys come sorted."""
         totals: dict[str, int] = {}
-        for record in self.iter_commits():
-            for key, number in record.counts.items():
+        for counts in attempts.columns(self.store, "counts"):
+            for key, number in counts.items():
                 totals[key] = totals.get(key, 0) + number
         return dict(sorted(totals.items()))
 
     def total_sums(self) -> dict[str, float]:
-        """Add up the sums of all committed units, in unit order; keys come sorted."""
+        """Add up the sums of all committed units, exactly rounded; keys come sorted."""
         parts: dict[str, list[float]] = {}
-        for record in self.iter_commits():
-            for key, value in record.sums.items():
+        for sums in attempts.columns(self.store, "sums"):
+            for key, value in sums.items():
                 parts.setdefault(key, []).append(value)
         return {key: math.fsum(values) for key, values in sorted(parts.items())}
 
@@ -252,20 +246,6 @@ class RunFolder:
         path = f"{folder}/{unit.unit_id}-{digest[:8]}.{suffix}"
         self.store.write(path, data)
         return OutputFile(kind=kind, path=path, num_bytes=len(data), sha256=digest)
-
-    def _read_commit(self, path: str) -> CommitRecord:
-        try:
-            content: dict[str, Any] = json.loads(self.store.read(path))
-            return CommitRecord(
-                unit=Unit.from_dict(content.pop("unit")),
-                files=tuple(OutputFile(**file) for file in content.pop("files")),
-                **content,
-            )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DataError(
-                f"{join_url(self.url, path)}: not a commit record ({error}); "
-                "delete it to have its unit done again"
-            ) from error
 
 
 def load_manifest(url: str) -> Manifest:

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from consomme.base.errors import DataError
 from consomme.storage.files import join_url
-from consomme.storage.ledger import CommitRecord, RunFolder
+from consomme.storage.ledger import RunFolder
+from consomme.storage.records import CommitRecord
 
 SCORES = "scores"
 """Kind of the output files that hold a unit's columns."""

@@ -16,7 +16,7 @@ from consomme.base.sample import Reject, Sample
 from consomme.storage.files import Store, split_url
 from consomme.storage.readers import parquet, records, webdataset
 from consomme.storage.readers.text import RawRow, RowError, check_sample, printable
-from consomme.storage.shards import expand, relative_names
+from consomme.storage.shards import Shard, find_shards
 
 MAX_UNIT_ROWS = 1024
 MAX_UNIT_BYTES = 128 * 2**20
@@ -63,10 +63,10 @@ def plan_units(
     max_rows: int = MAX_UNIT_ROWS,
     max_bytes: int = MAX_UNIT_BYTES,
 ) -> list[Unit]:
-    """Cut the shards behind some inputs into units.
+    """Cut the shards behind some inputs into units, in memory; for data sets of a modest size.
 
     Args:
-        inputs: Files, folders, globs and brace ranges; see `consomme.storage.shards.expand`.
+        inputs: Files, folders, globs and brace ranges; see `consomme.storage.shards`.
         source: Name of the data set.
         max_rows: Rows a unit may have.
         max_bytes: Bytes a unit may have, unless a single row has more. Pictures beside a JSON file
@@ -79,40 +79,26 @@ def plan_units(
         RecipeError: An input matches nothing.
         DataError: A shard cannot be read at all.
     """
-    shards = expand(inputs)
-    units: list[Unit] = []
-    for shard, name in zip(shards, relative_names(shards), strict=True):
-        units += plan_shard(shard, source, name, max_rows, max_bytes)
-    return units
+    shards = find_shards(inputs, source)
+    return [unit for shard in shards for unit in plan_shard(shard, max_rows, max_bytes)]
 
 
 def plan_shard(
-    shard: str,
-    source: str,
-    name: str,
-    max_rows: int = MAX_UNIT_ROWS,
-    max_bytes: int = MAX_UNIT_BYTES,
+    shard: Shard, max_rows: int = MAX_UNIT_ROWS, max_bytes: int = MAX_UNIT_BYTES
 ) -> list[Unit]:
-    """Cut one shard into units; see `plan_units`.
-
-    Args:
-        shard: URL of the shard.
-        source: Name of the data set.
-        name: What to call the shard in unit ids, unique in the data set.
-        max_rows: Rows a unit may have.
-        max_bytes: Bytes a unit may have.
-    """
-    store, path = split_url(shard)
-    digest = hashlib.sha256(f"{source}\t{name}".encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    """Cut one shard into units; see `plan_units`."""
+    store, path = split_url(shard.url)
+    named = f"{shard.source}\t{shard.name}".encode("utf-8", "surrogateescape")
+    digest = hashlib.sha256(named).hexdigest()[:8]
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", path.rpartition(".")[0] or path)[:60]
-    label = re.sub(r"[^A-Za-z0-9_-]+", "_", source)[:30]
+    label = re.sub(r"[^A-Za-z0-9_-]+", "_", shard.source)[:30]
     units, start = [], 0
-    for count, offset, num_bytes in _ranges(store, path, shard, max_rows, max_bytes):
+    for count, offset, num_bytes in _ranges(store, path, shard.url, max_rows, max_bytes):
         units.append(
             Unit(
                 unit_id=f"{label}-{stem}-{digest}-{start:09d}",
-                source=source,
-                shard=shard,
+                source=shard.source,
+                shard=shard.url,
                 start=start,
                 count=count,
                 num_bytes=num_bytes,

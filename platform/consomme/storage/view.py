@@ -9,7 +9,6 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,6 +16,7 @@ from consomme.base.errors import DataError
 from consomme.base.sample import Sample
 from consomme.storage.files import join_url
 from consomme.storage.ledger import RunFolder
+from consomme.storage.plan import PLAN_SCHEMA, pack_rows, unpack_rows
 from consomme.storage.sidecar import table_bytes
 from consomme.storage.units import Unit, read_unit
 
@@ -72,7 +72,7 @@ class View:
             for field in dataclasses.fields(Unit)
         }
         columns["bitmap"] = [bitmap for _, bitmap in self.entries]
-        run.store.write(VIEW, table_bytes(pa.table(columns, schema=_SCHEMA)))
+        run.store.write(VIEW, table_bytes(pa.table(columns, schema=PLAN_SCHEMA)))
         return VIEW
 
     @property
@@ -93,23 +93,6 @@ class View:
         """Yield each unit with its kept rows, ascending."""
         for unit, bitmap in self.entries:
             yield unit, unpack_rows(unit, bitmap)
-
-
-def pack_rows(unit: Unit, rows: Sequence[int]) -> bytes:
-    """Make the bitmap of some rows of a unit."""
-    bits = np.zeros(unit.count, dtype=np.uint8)
-    index = np.asarray(rows, dtype=np.int64)
-    if index.size and (index.min() < 0 or index.max() >= unit.count):
-        raise DataError(f"{unit.unit_id}: kept rows reach {index.max()}, it has {unit.count}")
-    bits[index] = 1
-    return np.packbits(bits, bitorder="little").tobytes()
-
-
-def unpack_rows(unit: Unit, bitmap: bytes) -> list[int]:
-    """List the rows a bitmap keeps, ascending."""
-    bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), count=unit.count, bitorder="little")
-    kept: list[int] = np.flatnonzero(bits).tolist()
-    return kept
 
 
 def read_view_unit(unit: Unit, bitmap: bytes) -> list[tuple[int, Sample]]:
@@ -133,14 +116,3 @@ def read_view_unit(unit: Unit, bitmap: bytes) -> list[tuple[int, Sample]]:
 
 def _unit(row: Mapping[str, object]) -> Unit:
     return Unit.from_dict({key: value for key, value in row.items() if key != "bitmap"})
-
-
-_SCHEMA = pa.schema(
-    [
-        *(
-            pa.field(field.name, pa.string() if field.type is str else pa.int64())
-            for field in dataclasses.fields(Unit)
-        ),
-        pa.field("bitmap", pa.binary()),
-    ]
-)

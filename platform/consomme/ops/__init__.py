@@ -1,0 +1,1 @@
+"""Looking after runs from outside: status and verification, from storage alone."""

@@ -1,0 +1,171 @@
+"""How a run is doing, told from its folder alone: no cluster, no Ray, from any machine.
+
+What is done comes from the ledger. How fast it goes comes from the driver's heartbeat; if that is
+old, from when the storage last got a record.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from consomme.base.errors import DataError
+from consomme.storage import attempts
+from consomme.storage.ledger import MANIFEST, RECIPE, RunFolder
+from consomme.storage.plan import Plan
+
+PROGRESS = "progress.json"
+STALE_S = 90.0
+"""A heartbeat older than this means that the driver is gone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What is known of a run."""
+
+    url: str
+    state: str
+    """`done`, `running`, `stopped`, `silent` (no heartbeat), `planned` or `begun`."""
+
+    num_units: int | None = None
+    num_units_done: int = 0
+    num_rows: int | None = None
+    num_rows_done: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Rows by outcome, over committed units."""
+
+    attempt: int = 0
+    rows_per_s: float = 0.0
+    remark: str = ""
+    """What the driver said of its stages, or why it stopped."""
+
+    heartbeat: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time to the end at the present rate; None if unknown."""
+        if self.num_rows is None or self.rows_per_s <= 0 or self.state != "running":
+            return None
+        return (self.num_rows - self.num_rows_done) / self.rows_per_s
+
+
+def look(url: str, now: float | None = None) -> Status:
+    """Find out how a run is doing.
+
+    Args:
+        url: Its run folder.
+        now: Seconds since 1970; the present if None.
+
+    Raises:
+        DataError: There is no run.
+    """
+    now = time.time() if now is None else now
+    folder = RunFolder.at(url)
+    store = folder.store
+    if not store.exists(RECIPE) and not store.exists(MANIFEST):
+        raise DataError(f"{folder.url}: expected a run folder, found no {RECIPE} in it")
+    entry = attempts.latest(store)
+    plan = Plan.load(store)
+    counts: Counter[str] = Counter()
+    num_units = 0
+    for record in attempts.columns(store, "counts"):
+        num_units += 1
+        counts.update(record)
+    try:
+        beat: dict[str, Any] = json.loads(store.read(PROGRESS))
+    except FileNotFoundError:
+        beat = {}
+    return Status(
+        url=folder.url,
+        state=_state(folder.is_done, bool(entry.number), plan is not None, beat, now),
+        num_units=plan.num_units if plan else None,
+        num_units_done=num_units,
+        num_rows=plan.num_rows if plan else None,
+        num_rows_done=counts["samples"] + counts["rejected"],
+        counts=dict(sorted(counts.items())),
+        attempt=entry.number - entry.is_closed,
+        rows_per_s=float(beat.get("rows_per_s", 0.0)),
+        remark=str(beat.get("stages", "")),
+        heartbeat=beat,
+    )
+
+
+def _state(is_done: bool, is_begun: bool, is_planned: bool, beat: Any, now: float) -> str:
+    if is_done:
+        return "done"
+    if not is_begun:
+        return "planned" if is_planned else "begun"
+    if not beat:
+        return "starting"
+    if str(beat["state"]).startswith("stopped"):
+        return "stopped"
+    return "running" if now - float(beat["time"]) < STALE_S else "silent"
+
+
+def run_folder(url: str) -> str:
+    """Describe a run in a few lines."""
+    return describe(look(url), time.time())
+
+
+def describe(status: Status, now: float) -> str:
+    """Write a status for people."""
+    lines = [f"{status.url}: {_sentence(status, now)}"]
+    if status.num_units is not None:
+        share = status.num_rows_done / max(1, status.num_rows or 0)
+        lines.append(
+            f"  done      {status.num_units_done:,} of {status.num_units:,} units,"
+            f" {status.num_rows_done:,} of {status.num_rows:,} samples ({100 * share:.1f} %)"
+        )
+    if status.state == "running" and status.rows_per_s:
+        left = status.seconds_left
+        lines.append(
+            f"  rate      {status.rows_per_s:,.1f} samples/s"
+            + (f", {_duration(left)} left" if left is not None else "")
+        )
+    if status.state == "running" and status.remark:
+        lines.append(f"  stages    {status.remark}")
+    rejected = status.counts.get("rejected", 0)
+    if rejected:
+        share = rejected / max(1, status.num_rows_done)
+        lines.append(f"  rejects   {rejected:,} ({100 * share:.2f} % of what is done)")
+        reasons = sorted(
+            ((n, key) for key, n in status.counts.items() if key.startswith("rejected/")),
+            reverse=True,
+        )
+        lines += [f"    {n:>9,}  {key.partition('/')[2]}" for n, key in reasons]
+    return "\n".join(lines)
+
+
+def _sentence(status: Status, now: float) -> str:
+    beat = status.heartbeat
+    who = f"attempt {status.attempt}"
+    if beat:
+        who += f" on {beat['host']} (pid {beat['pid']})"
+    if status.state == "running":
+        return f"running, {who}"
+    if status.state == "silent":
+        ago = _duration(now - float(beat["time"]))
+        return (
+            f"no sign of life for {ago} from {who}; if its job is gone, start the same command"
+            " again to go on"
+        )
+    if status.state == "stopped":
+        return f"{beat['state']}, {who}; start the same command again to go on"
+    return {
+        "done": "done",
+        "planned": "planned, not started",
+        "begun": "begun, not planned yet",
+        "starting": f"starting, {who}",
+    }[status.state]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:,.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:,.0f} min"
+    return f"{seconds / 3600:,.1f} h"

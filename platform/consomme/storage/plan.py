@@ -1,0 +1,170 @@
+"""Plans: the units of a run, kept beside it, so that a restart need not look at shards again.
+
+A plan is a number of Parquet parts, each with some hundred units and, where only part of a unit is
+wanted, a bitmap of its rows; `plan/plan.json`, written last, says that the plan is whole. Nobody
+needs to hold more than one part in memory.
+"""
+
+import dataclasses
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from consomme.base.errors import DataError
+from consomme.storage.files import Store, join_url
+from consomme.storage.sidecar import table_bytes
+from consomme.storage.units import Unit
+
+_HEAD = "plan/plan.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One unit to be done, or some of its rows."""
+
+    unit: Unit
+    bitmap: bytes | None = None
+    """Rows wanted: row `r` is bit `r % 8` of byte `r // 8`; None means all."""
+
+    @property
+    def rows(self) -> list[int] | None:
+        """Rows wanted, ascending; None means all."""
+        return None if self.bitmap is None else unpack_rows(self.unit, self.bitmap)
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows are wanted."""
+        if self.bitmap is None:
+            return self.unit.count
+        return sum(byte.bit_count() for byte in self.bitmap)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One file of a plan."""
+
+    path: str
+    num_units: int
+    num_rows: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All units of a run, by parts."""
+
+    parts: tuple[Part, ...]
+    num_shards: int
+
+    @property
+    def num_units(self) -> int:
+        """Units in all."""
+        return sum(part.num_units for part in self.parts)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in all, good and bad."""
+        return sum(part.num_rows for part in self.parts)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes to read, as far as shards tell."""
+        return sum(part.num_bytes for part in self.parts)
+
+    def save(self, store: Store) -> None:
+        """Declare the plan whole."""
+        store.write(_HEAD, json.dumps(dataclasses.asdict(self), indent=1).encode())
+
+    @classmethod
+    def load(cls, store: Store) -> "Plan | None":
+        """Read a run's plan; None if there is none, or it is not whole."""
+        try:
+            content: dict[str, Any] = json.loads(store.read(_HEAD))
+        except FileNotFoundError:
+            return None
+        parts = tuple(Part(**part) for part in content["parts"])
+        return cls(parts=parts, num_shards=content["num_shards"])
+
+
+def write_part(store: Store, number: int, work: Iterable[Work]) -> Part:
+    """Write the part with this number; the same work makes the same bytes."""
+    items = list(work)
+    columns: dict[str, list[object]] = {
+        name: [getattr(item.unit, name) for item in items] for name in _UNIT_FIELDS
+    }
+    columns["bitmap"] = [item.bitmap for item in items]
+    path = f"plan/part-{number:06d}.parquet"
+    store.write(path, table_bytes(pa.table(columns, schema=PLAN_SCHEMA)))
+    return Part(
+        path=path,
+        num_units=len(items),
+        num_rows=sum(item.num_rows for item in items),
+        num_bytes=sum(item.unit.num_bytes for item in items),
+    )
+
+
+def read_part(store: Store, path: str, rows: Sequence[int] | None = None) -> Iterator[Work]:
+    """Yield the work in one part, or the chosen entries of it, in order.
+
+    Raises:
+        DataError: The part is gone or damaged.
+    """
+    table = _read(store, path, None)
+    if rows is not None:
+        table = table.take(pa.array(rows, pa.int32()))
+    for row in table.to_pylist():
+        unit = Unit(**{name: row[name] for name in _UNIT_FIELDS})
+        yield Work(unit=unit, bitmap=row["bitmap"])
+
+
+def part_unit_ids(store: Store, path: str) -> list[str]:
+    """List the unit ids of one part, in order."""
+    ids: list[str] = _read(store, path, ["unit_id"])["unit_id"].to_pylist()
+    return ids
+
+
+def pack_rows(unit: Unit, rows: Sequence[int]) -> bytes:
+    """Make the bitmap of some rows of a unit."""
+    bits = np.zeros(unit.count, dtype=np.uint8)
+    index = np.asarray(rows, dtype=np.int64)
+    if index.size and (index.min() < 0 or index.max() >= unit.count):
+        raise DataError(f"{unit.unit_id}: kept rows reach {index.max()}, it has {unit.count}")
+    bits[index] = 1
+    return np.packbits(bits, bitorder="little").tobytes()
+
+
+def unpack_rows(unit: Unit, bitmap: bytes) -> list[int]:
+    """List the rows a bitmap keeps, ascending."""
+    bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), count=unit.count, bitorder="little")
+    kept: list[int] = np.flatnonzero(bits).tolist()
+    return kept
+
+
+def _read(store: Store, path: str, columns: list[str] | None) -> pa.Table:
+    try:
+        return pq.read_table(io.BytesIO(store.read(path)), columns=columns, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{join_url(store.url, path)}: a part of the plan cannot be read ({error}); delete the"
+            " folder plan/ of this run to have it planned again"
+        ) from error
+
+
+_UNIT_FIELDS = tuple(field.name for field in dataclasses.fields(Unit))
+
+PLAN_SCHEMA = pa.schema(
+    [
+        *(
+            pa.field(field.name, pa.string() if field.type is str else pa.int64())
+            for field in dataclasses.fields(Unit)
+        ),
+        pa.field("bitmap", pa.binary()),
+    ]
+)
+"""Columns of a plan and of a view: the unit and the rows wanted of it."""

@@ -1,0 +1,164 @@
+"""What a restart costs when a million units are in the ledger, on local disk and on S3.
+
+    python tests/benchmarks/ledger.py KIND URL NUM_UNITS     # used by run.py, in a process of its own
+
+The ledger is written through the code a run uses; 2,000 single records are left lying about, as
+after a crash. Then a fresh process begins a new attempt and works out what is left to do.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+LOOSE = 2000
+ROWS = 1000
+
+
+class CountingStore:
+    """A store that counts requests by kind."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.requests = inner, Counter[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.inner, name)
+        if name not in ("read", "write", "create", "delete", "exists", "size", "open"):
+            return method
+
+        def counted(*arguments: Any) -> Any:
+            self.requests[name] += 1
+            return method(*arguments)
+
+        return counted
+
+    def list(self, prefix: str = "", after: str = "") -> Iterator[Any]:
+        """One request per thousand keys."""
+        for number, file in enumerate(self.inner.list(prefix, after)):
+            if number % 1000 == 0:
+                self.requests["list"] += 1
+            yield file
+
+    def delete_many(self, paths: Any) -> None:
+        """One request per thousand keys."""
+        items = list(paths)
+        self.requests["delete"] += -(-len(items) // 1000)
+        self.inner.delete_many(items)
+
+
+def make(url: str, num_units: int) -> None:
+    """Write plan and ledger of a run that died just before its end."""
+    from consomme.pipelines.planning import UNITS_PER_PART
+    from consomme.storage import attempts
+    from consomme.storage.ledger import RunFolder
+    from consomme.storage.plan import Plan, Work, write_part
+    from consomme.storage.records import CommitRecord, OutputFile
+    from consomme.storage.units import Unit
+
+    run = RunFolder.at(url)
+    run.begin("name: simulated\n")
+
+    def unit(number: int) -> Unit:
+        return Unit(
+            unit_id=f"web-shard-{number // 10:06d}-{number * 2654435761 % 2**32:08x}-{number:09d}",
+            source="web",
+            shard=f"s3://bucket/web/shard-{number // 10:06d}.tar",
+            start=number % 10 * ROWS,
+            count=ROWS,
+            num_bytes=60 * 2**20,
+            offset=number % 10 * 60 * 2**20,
+        )
+
+    parts = []
+    for begin in range(0, num_units, UNITS_PER_PART):
+        end = min(num_units, begin + UNITS_PER_PART)
+        work = (Work(unit=unit(number)) for number in range(begin, end))
+        parts.append(write_part(run.store, len(parts), work))
+    Plan(parts=tuple(parts), num_shards=num_units // 10).save(run.store)
+    attempt = run.start_attempt()
+
+    def record(number: int) -> CommitRecord:
+        one = unit(number)
+        sha = f"{number * 0x9E3779B97F4A7C15 % 2**256:064x}"
+        return CommitRecord(
+            unit=one,
+            files=(
+                OutputFile(
+                    kind="scores",
+                    path=f"data/{one.unit_id}-{sha[:8]}.parquet",
+                    num_bytes=30_000,
+                    sha256=sha,
+                ),
+            ),
+            counts={"samples": ROWS - 3, "rejected": 3, "rejected/image_truncated": 3},
+            sums={"nll": number * 1.37, "num_tokens": 9000},
+        )
+
+    packed = num_units - LOOSE - num_units // 100
+    for sequence, begin in enumerate(range(0, packed, 2000)):
+        records = [record(number) for number in range(begin, min(packed, begin + 2000))]
+        path = f"segments/{attempt:06d}/{sequence:06d}.parquet"
+        run.store.write(path, attempts.pack(sorted(records, key=lambda r: r.unit_id)))
+    for number in range(packed, packed + LOOSE):
+        one = record(number)
+        run.store.create(attempts.commit_path(attempt, one.unit_id), one.to_json())
+
+
+def restart(url: str) -> dict[str, Any]:
+    """Begin a new attempt and find what is left, as `run_units` does."""
+    import consomme.pipelines.feed  # noqa: F401 (imports are not part of a restart)
+    from consomme.pipelines.feed import pending
+    from consomme.storage.files import open_store
+    from consomme.storage.ledger import RunFolder
+    from consomme.storage.plan import Plan
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    began = time.monotonic()
+    store = CountingStore(open_store(url))
+    run = RunFolder(url, store)  # type: ignore[arg-type]
+    plan = Plan.load(run.store)
+    assert plan
+    run.start_attempt()
+    todo = pending(run, plan, 8)
+    counts = run.total_counts()
+    seconds = time.monotonic() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "seconds": seconds,
+        "peak_mb": peak,
+        "base_mb": before,
+        "requests": sum(store.requests.values()),
+        "by_kind": dict(store.requests),
+        "left": todo.num_units,
+        "rows_done": counts["samples"] + counts["rejected"],
+    }
+
+
+def measure(url: str, num_units: int) -> dict[str, Any]:
+    """Make a ledger and restart it, in two processes."""
+    for step in ("make", "restart"):
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__)), step, url, str(num_units)],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    expected = num_units // 100
+    assert found["left"] == expected, (found, expected)
+    return found
+
+
+if __name__ == "__main__":
+    _, step, where, number = sys.argv
+    if step == "make":
+        make(where, int(number))
+    else:
+        sys.stdout.write(json.dumps(restart(where)) + "\n")

@@ -1,0 +1,96 @@
+"""A run to be killed: read, decode and hash pictures on a real Ray, commit unit by unit.
+
+    python driver.py ROOT INPUTS [key=value …]
+
+It is a pipeline like any other verb's, with a stage that needs no model, so that hundreds of starts
+fit into an hour. Exit codes are the command line's.
+"""
+
+import hashlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from consomme.base.manifest import Manifest
+from consomme.base.schema import runtime
+from consomme.cli import main
+from consomme.pipelines.flow import Decoded, Outcome, Pool, UnitStage, run_units
+from consomme.pipelines.planning import plan_shards
+from consomme.pipelines.runs import begin
+from consomme.pipelines.session import ray_session
+from consomme.storage.shards import find_shards, shards_fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelsRecipe:
+    """Hashes of the pixels of every sample."""
+
+    name: str = "pixels"
+    root: str = runtime("runs")
+    inputs: tuple[str, ...] = ()
+    unit_rows: int = 8
+    unit_seconds: float = runtime(0.0)
+    """Extra time per unit, so that there are moments to be killed at."""
+
+    killers: tuple[str, ...] = ()
+    """Samples whose pictures end the process, as a bug in a decoder would."""
+
+    num_actors: int = runtime(2)
+
+
+class PixelStage(UnitStage):
+    """Hash the pixels."""
+
+    def __init__(self, unit_seconds: float, killers: Sequence[str]) -> None:
+        self.unit_seconds, self.killers = unit_seconds, set(killers)
+
+    def work(self, samples: Sequence[Decoded]) -> Outcome:
+        time.sleep(self.unit_seconds)
+        if any(item.sample.sample_id in self.killers for item in samples):
+            os.kill(os.getpid(), signal.SIGSEGV)
+            time.sleep(60)
+        return Outcome(
+            table=pa.table(
+                {
+                    "row": pa.array([item.row for item in samples], pa.int32()),
+                    "sample_id": pa.array([item.sample.sample_id for item in samples], pa.string()),
+                    "caption": pa.array([item.sample.caption for item in samples], pa.string()),
+                    "pixels": pa.array(
+                        [hashlib.sha256(item.image.tobytes()).hexdigest() for item in samples],
+                        pa.string(),
+                    ),
+                }
+            ),
+            sums={"pixels": sum(item.image.width * item.image.height for item in samples)},
+        )
+
+
+def run(recipe: PixelsRecipe) -> Manifest:
+    shards = find_shards(recipe.inputs)
+    inputs = {"data": shards_fingerprint(shards)}
+    attempt = begin("pixels", recipe, inputs=inputs)
+    if attempt.folder.is_done:
+        return attempt.folder.manifest()
+    with ray_session():
+        run_units(
+            plan_shards(attempt.folder, shards, recipe.unit_rows),
+            attempt.folder,
+            kind="pixels",
+            stage=PixelStage,
+            stage_options={
+                "unit_seconds": recipe.unit_seconds,
+                "killers": list(recipe.killers),
+            },
+            what="pixels",
+            pool=Pool(max_actors=recipe.num_actors, cpus=0.3),
+        )
+    return attempt.finish(counts=attempt.folder.total_counts(), outputs={"pixels": "data"})
+
+
+if __name__ == "__main__":
+    main(PixelsRecipe, run, sys.argv[1:])

@@ -1,0 +1,28 @@
+"""S3 through a proxy that can be told what to break."""
+
+from collections.abc import Iterator
+
+import pytest
+from faulty_proxy import FaultyProxy
+from s3_server import BUCKET, S3Server
+
+from consomme.storage.object_store import S3Store
+from consomme.storage.retries import RetryPolicy
+
+HASTY = RetryPolicy(base_s=0.001, cap_s=0.01)
+
+
+@pytest.fixture
+def proxy(
+    s3_server: S3Server, s3_root: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FaultyProxy]:
+    """A proxy before the S3 server, and an environment that leads through it."""
+    with FaultyProxy(s3_server.url, stall_s=0.05) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield proxy
+
+
+@pytest.fixture
+def store(s3_root: str, proxy: FaultyProxy) -> S3Store:
+    """An S3 store behind the proxy that does not wait long."""
+    return S3Store(BUCKET, s3_root.rpartition("/")[2], HASTY)
