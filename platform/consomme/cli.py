@@ -59,6 +59,7 @@ VERBS: Mapping[str, Verb] = {
         "evaluate": "measure a model on benchmarks",
         "soup": "average fine-tuned models, choosing what goes in",
         "loop": "run a chain of these from one recipe, skipping what is done",
+        "download": "fetch the pictures of URL lists and write shards",
         "prepare": "write the embedded data sets as shards to work on",
     }.items()
 } | {

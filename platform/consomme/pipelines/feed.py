@@ -25,7 +25,7 @@ from consomme.storage.files import open_store
 from consomme.storage.ledger import RunFolder
 from consomme.storage.plan import Part, Plan, Work, part_unit_ids, read_part
 from consomme.storage.suspects import work_safely
-from consomme.storage.units import Unit, read_unit
+from consomme.storage.units import ReadUnit, Unit, read_unit
 
 _READERS = 16
 
@@ -74,11 +74,12 @@ def pending(folder: RunFolder, plan: Plan, num_readers: int) -> Pending:
 class UnitSource(Datasource):  # type: ignore[misc]
     """A Ray Data source whose blocks are units; see the module."""
 
-    def __init__(self, run_url: str, slices: Sequence[Slice]) -> None:
+    def __init__(self, run_url: str, slices: Sequence[Slice], read: ReadUnit = read_unit) -> None:
         """Keep where the plan is; nothing is read yet."""
         super().__init__()
         self.run_url = run_url
         self.slices = slices
+        self.read = read
 
     def get_name(self) -> str:
         """Name of the stage in Ray's own reports."""
@@ -94,7 +95,7 @@ class UnitSource(Datasource):  # type: ignore[misc]
         """Make one task per slice, however many Ray would like."""
         return [
             ReadTask(
-                _Read(self.run_url, chosen),
+                _Read(self.run_url, chosen, self.read),
                 BlockMetadata(
                     num_rows=len(chosen.rows), size_bytes=None, input_files=None, exec_stats=None
                 ),
@@ -107,18 +108,21 @@ class UnitSource(Datasource):  # type: ignore[misc]
 class _Read:
     run_url: str
     chosen: Slice
+    read: ReadUnit
 
     def __call__(self) -> Iterator[pa.Table]:
         store = open_store(self.run_url)
         for work in read_part(store, self.chosen.path, self.chosen.rows):
-            yield pa.Table.from_pylist([read_row(self.run_url, work)], schema=READ_SCHEMA)
+            yield pa.Table.from_pylist(
+                [read_row(self.run_url, work, self.read)], schema=READ_SCHEMA
+            )
 
 
-def read_row(run_url: str, work: Work) -> dict[str, Any]:
+def read_row(run_url: str, work: Work, read: ReadUnit = read_unit) -> dict[str, Any]:
     """Read one unit's samples into one row: their bytes, their rows, and the rejects."""
     began = now()
     unit = work.unit
-    samples, rejects = _read_safely(run_url, unit)
+    samples, rejects = _read_safely(run_url, unit, read)
     if work.rows is not None:
         chosen = set(work.rows)
         samples = [(number, sample) for number, sample in samples if number in chosen]
@@ -138,7 +142,9 @@ def read_row(run_url: str, work: Work) -> dict[str, Any]:
     }
 
 
-def _read_safely(run_url: str, unit: Unit) -> tuple[list[Any], list[tuple[int, Reject]]]:
+def _read_safely(
+    run_url: str, unit: Unit, read_unit: ReadUnit
+) -> tuple[list[Any], list[tuple[int, Reject]]]:
     """Read a unit; if native code (Parquet) dies on it, its rows become rejects."""
     if not unit.shard.endswith(".parquet"):
         return read_unit(unit)

@@ -37,7 +37,7 @@ from consomme.storage.plan import Plan
 from consomme.storage.records import CommitRecord
 from consomme.storage.sidecar import table_bytes
 from consomme.storage.suspects import Gate, clear, work_safely
-from consomme.storage.units import Unit
+from consomme.storage.units import ReadUnit, Unit, read_unit
 from consomme.vision.decode import DecodeProblem, decode
 
 Row = dict[str, Any]
@@ -204,6 +204,7 @@ def run_units(
     what: str,
     pool: Pool,
     max_reject_fraction: float = 1.0,
+    read: ReadUnit = read_unit,
 ) -> None:
     """Do every unit that is not committed yet, and close the ledger.
 
@@ -216,6 +217,7 @@ def run_units(
         what: Name of the stage on the progress line.
         pool: How many actors, and what each claims.
         max_reject_fraction: Stop as soon as it is certain that more will be rejected.
+        read: Reads one unit.
 
     Raises:
         DataError: Too many samples were rejected.
@@ -230,7 +232,7 @@ def run_units(
     todo = pending(folder, plan, pool.num_readers)
     if todo.num_units:
         driver = _Driver(folder, attempt, plan, what, pool, max_reject_fraction)
-        blocks = _dataset(todo, folder, attempt, kind, stage, stage_options, pool)
+        blocks = _dataset(todo, folder, attempt, kind, stage, stage_options, pool, read)
         with own_errors():
             driver.follow(blocks)
     folder.close(attempt)
@@ -244,6 +246,7 @@ def _dataset(
     stage: type[Stage],
     stage_options: Mapping[str, Any],
     pool: Pool,
+    read: ReadUnit,
 ) -> Any:
     """Wire reading, work and commits into one Ray Data pipeline; nothing runs yet."""
     import ray.data
@@ -260,7 +263,7 @@ def _dataset(
     context.actor_init_retry_on_errors = True
     context.max_consecutive_actor_init_deaths = 3
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
-    source = UnitSource(folder.url, todo.slices)
+    source = UnitSource(folder.url, todo.slices, read)
     return (
         ray.data.read_datasource(
             source,
@@ -276,11 +279,14 @@ def _dataset(
                 "run_url": folder.url,
             },
             compute=ray.data.ActorPoolStrategy(
-                min_size=min(pool.min_actors, pool.max_actors), max_size=max(1, pool.max_actors)
+                min_size=min(pool.min_actors, pool.max_actors),
+                max_size=max(1, pool.max_actors),
+                max_concurrent_calls_per_actor=2,
+                # `UnitWorker` sees to it that only one of them uses the model.
+                enable_true_multi_threading=True,
             ),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
-            max_concurrency=2,
         )
         .map(
             commit_row,

@@ -6,7 +6,7 @@ depends on nothing but the list, so a plan that was interrupted goes on with the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -16,7 +16,7 @@ from consomme.storage.files import open_store
 from consomme.storage.ledger import RunFolder
 from consomme.storage.plan import Part, Plan, Work, read_part, write_part
 from consomme.storage.shards import Shard
-from consomme.storage.units import plan_shard
+from consomme.storage.units import Unit, plan_shard
 from consomme.storage.view import View
 
 SHARDS_PER_PART = 64
@@ -26,7 +26,10 @@ _AT_ONCE = 4
 
 
 def plan_shards(
-    folder: RunFolder, shards: Sequence[Shard], unit_rows: int, *, unit_mb: float = 128
+    folder: RunFolder,
+    shards: Sequence[Shard],
+    unit_rows: int,
+    plan_one: Callable[[Shard, int], list[Unit]] = plan_shard,
 ) -> Plan:
     """Return the run's plan; make it if there is none.
 
@@ -34,7 +37,7 @@ def plan_shards(
         folder: The run; Ray must be running.
         shards: What `find_shards` found.
         unit_rows: Most rows per unit.
-        unit_mb: Most megabytes (2**20) per unit, unless one row has more.
+        plan_one: Cuts one shard into units.
 
     Raises:
         DataError: A shard cannot be read at all.
@@ -55,7 +58,7 @@ def plan_shards(
         while True:
             todo = ((k, chunk) for k, chunk in chunks if k not in planned)
             for number, chunk in islice(todo, limit - len(running)):
-                made = remote.remote(folder.url, number, chunk, unit_rows, int(unit_mb * 2**20))
+                made = remote.remote(folder.url, number, chunk, unit_rows, plan_one)
                 running[made] = number
             if not running:
                 break
@@ -84,9 +87,13 @@ def plan_view(folder: RunFolder, view: View) -> Plan:
 
 
 def _plan_part(
-    run_url: str, number: int, shards: Sequence[Shard], max_rows: int, max_bytes: int
+    run_url: str,
+    number: int,
+    shards: Sequence[Shard],
+    max_rows: int,
+    plan_one: Callable[[Shard, int], list[Unit]],
 ) -> Part:
-    units = (Work(unit=u) for shard in shards for u in plan_shard(shard, max_rows, max_bytes))
+    units = (Work(unit=unit) for shard in shards for unit in plan_one(shard, max_rows))
     return write_part(open_store(run_url), number, units)
 
 

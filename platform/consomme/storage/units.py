@@ -7,7 +7,7 @@ shard exactly once. The same shards always give the same units, wherever they ar
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,10 @@ class Unit:
         return cls(**values)
 
 
+ReadUnit = Callable[[Unit], tuple[list[tuple[int, Sample]], list[tuple[int, Reject]]]]
+"""Reads one unit: samples and rejects, each with its row."""
+
+
 def plan_units(
     inputs: Sequence[str],
     source: str,
@@ -88,15 +92,11 @@ def plan_shard(
 ) -> list[Unit]:
     """Cut one shard into units; see `plan_units`."""
     store, path = split_url(shard.url)
-    named = f"{shard.source}\t{shard.name}".encode("utf-8", "surrogateescape")
-    digest = hashlib.sha256(named).hexdigest()[:8]
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", path.rpartition(".")[0] or path)[:60]
-    label = re.sub(r"[^A-Za-z0-9_-]+", "_", shard.source)[:30]
     units, start = [], 0
     for count, offset, num_bytes in _ranges(store, path, shard.url, max_rows, max_bytes):
         units.append(
             Unit(
-                unit_id=f"{label}-{stem}-{digest}-{start:09d}",
+                unit_id=unit_name(shard, start),
                 source=shard.source,
                 shard=shard.url,
                 start=start,
@@ -107,6 +107,16 @@ def plan_shard(
         )
         start += count
     return units
+
+
+def unit_name(shard: Shard, start: int) -> str:
+    """Name the unit of a shard that begins at a row."""
+    path = shard.url.rpartition("/")[2]
+    named = f"{shard.source}\t{shard.name}".encode("utf-8", "surrogateescape")
+    digest = hashlib.sha256(named).hexdigest()[:8]
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", path.rpartition(".")[0] or path)[:60]
+    label = re.sub(r"[^A-Za-z0-9_-]+", "_", shard.source)[:30]
+    return f"{label}-{stem}-{digest}-{start:09d}"
 
 
 def read_unit(unit: Unit) -> tuple[list[tuple[int, Sample]], list[tuple[int, Reject]]]:

@@ -1,0 +1,139 @@
+"""URL lists: Parquet with a `url` column and a caption, whose pictures are still on the web.
+
+A row becomes a sample without bytes whose `image_name` is the URL; all other columns are metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from consomme.base.errors import DataError
+from consomme.base.sample import Reject, Sample, caption_turns
+from consomme.storage.files import split_url
+from consomme.storage.shards import Shard
+from consomme.storage.units import Unit, unit_name
+
+URL_COLUMNS = ("url", "URL", "image_url")
+CAPTION_COLUMNS = ("caption", "TEXT", "text", "alt_text")
+
+
+def plan_urls(shard: Shard, max_rows: int) -> list[Unit]:
+    """Cut one list into units, from its footer alone.
+
+    Raises:
+        DataError: It is no Parquet file, or lacks a column for URLs or captions.
+    """
+    store, path = split_url(shard.url)
+    with store.open(path) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+        except pa.ArrowException as error:
+            raise DataError(f"{shard.url}: not readable as Parquet: {error}") from error
+        columns(parquet.schema_arrow.names, shard.url)
+        num_rows = parquet.metadata.num_rows
+    return [
+        Unit(
+            unit_id=unit_name(shard, start),
+            source=shard.source,
+            shard=shard.url,
+            start=start,
+            count=min(max_rows, num_rows - start),
+            num_bytes=0,
+        )
+        for start in range(0, num_rows, max_rows)
+    ]
+
+
+def columns(names: Sequence[str], where: str) -> tuple[str, str]:
+    """Find the columns of URLs and captions.
+
+    Raises:
+        DataError: One is missing.
+    """
+    found = []
+    for what, known in (("URLs", URL_COLUMNS), ("captions", CAPTION_COLUMNS)):
+        name = next((name for name in known if name in names), None)
+        if name is None:
+            raise DataError(
+                f"{where}: found columns {', '.join(names)}; expected one for {what}:"
+                f" {', '.join(known)}"
+            )
+        found.append(name)
+    return found[0], found[1]
+
+
+def read_urls(unit: Unit) -> tuple[list[tuple[int, Sample]], list[tuple[int, Reject]]]:
+    """Read one unit of a list; see `consomme.storage.units.read_unit`."""
+    store, path = split_url(unit.shard)
+    with store.open(path) as file:
+        table = _slice(pq.ParquetFile(file), unit.start, unit.count)
+    url_column, caption_column = columns(table.column_names, unit.shard)
+    samples: list[tuple[int, Sample]] = []
+    rejects: list[tuple[int, Reject]] = []
+    for row, values in enumerate(table.to_pylist()):
+        url, caption = values.pop(url_column), values.pop(caption_column)
+        sample_id = f"{path.rpartition('.')[0]}/{unit.start + row:09d}"
+        problem = _problem(url, caption)
+        if problem:
+            reason, detail = problem
+            reference = f"{unit.shard}@row{unit.start + row}"
+            rejects.append(
+                (
+                    row,
+                    Reject(
+                        sample_id=sample_id,
+                        source=unit.source,
+                        reason=reason,
+                        detail=detail,
+                        reference=reference,
+                    ),
+                )
+            )
+            continue
+        samples.append(
+            (
+                row,
+                Sample(
+                    sample_id=sample_id,
+                    image=b"",
+                    image_name=url,
+                    turns=caption_turns(caption),
+                    source=unit.source,
+                    meta={"url": url, **_plain(values)},
+                ),
+            )
+        )
+    return samples, rejects
+
+
+def _problem(url: Any, caption: Any) -> tuple[str, str] | None:
+    if not isinstance(url, str) or not url.strip():
+        return "image_missing", f"the URL is {url!r}"
+    if not isinstance(caption, str):
+        return "caption_missing", f"the caption is {caption!r}"
+    if not caption.strip():
+        return "caption_empty", "the caption is empty"
+    return None
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Keep what JSON can hold; the rest as text."""
+    return {k: v for k, v in json.loads(json.dumps(values, default=str)).items() if v is not None}
+
+
+def _slice(parquet: pq.ParquetFile, start: int, count: int) -> pa.Table:
+    """Read some rows; only the row groups they lie in."""
+    groups, first, at = [], None, 0
+    for group in range(parquet.num_row_groups):
+        rows = parquet.metadata.row_group(group).num_rows
+        if at + rows > start and at < start + count:
+            groups.append(group)
+            first = at if first is None else first
+        at += rows
+    table = parquet.read_row_groups(groups, use_threads=False)
+    return table.slice(start - (first or 0), count)
