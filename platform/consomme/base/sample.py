@@ -15,32 +15,44 @@ import pyarrow as pa
 ROLES = ("system", "user", "assistant")
 """Who can speak in a turn."""
 
-REJECT_REASONS = frozenset(
-    {
-        "caption_empty",
-        "caption_missing",
-        "caption_not_utf8",
-        "caption_too_long",
-        "conversation_malformed",
-        "duplicate_key",
-        "image_animated",
-        "image_empty",
-        "image_missing",
-        "image_too_large",
-        "image_too_small",
-        "image_truncated",
-        "image_undecodable",
-        "model_output_empty",
-        "model_output_truncated",
-        "record_malformed",
-        "record_truncated",
-        "score_not_finite",
-        "sequence_too_long",
-        "text_not_encodable",
-        "unsafe_path",
-    }
-)
-"""Every reason a sample can be rejected for; add a word here before using it."""
+REASON_MEANINGS: Mapping[str, str] = {
+    "caption_empty": "the text is empty, white space or invisible characters only",
+    "caption_missing": "there is no text beside the picture",
+    "caption_not_text": "the text holds NUL characters: binary data, or UTF-16 without a mark",
+    "caption_not_utf8": "the text is not valid UTF-8",
+    "caption_too_long": "more text than a caption has, or than the model takes",
+    "conversation_malformed": "turns are missing, out of order, or by nobody known",
+    "duplicate_key": "a sample of this name came before",
+    "image_animated": "several frames where one is wanted",
+    "image_empty": "the picture has no bytes",
+    "image_missing": "the record names no picture, or there is none where it says",
+    "image_too_large": "more bytes or pixels than the budget, by the header: a bomb, or just huge",
+    "image_too_small": "fewer pixels than wanted",
+    "image_truncated": "the picture breaks off",
+    "image_undecodable": "not a picture, or a damaged one",
+    "killed_worker": "the process that worked on the sample died of it",
+    "meta_not_finite": "the metadata holds NaN or an infinity, which JSON has no word for",
+    "model_output_empty": "the model wrote nothing",
+    "model_output_truncated": "the model was still writing when it had to stop",
+    "record_malformed": "the record cannot be parsed, or a part of it is not what it should be",
+    "record_too_large": "more bytes in one record than a reader takes into memory",
+    "record_truncated": "the shard, or the next record, begins before this one has ended",
+    "score_not_finite": "the model's score is NaN or infinite",
+    "sequence_too_long": "more tokens than the model takes",
+    "text_not_encodable": "the text holds a special token of the model",
+    "unsafe_path": "a path that is absolute or leads out of its folder",
+    "url_not_image": "what came from the URL is not a picture",
+    "url_opted_out": "the server does not want the picture to be used",
+    "url_refused": "the URL leads to a private address, or is of a kind that is never fetched",
+    "url_status": "the server answered with an error",
+    "url_timeout": "the server did not answer in time",
+    "url_too_large": "the answer is larger than is taken",
+    "url_unreachable": "there is no such host, or no connection to it",
+}
+"""What each reason means, in half a sentence; add a word here before using it."""
+
+REJECT_REASONS = frozenset(REASON_MEANINGS)
+"""Every reason a sample can be rejected for."""
 
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -132,6 +144,19 @@ class Reject:
         """Hold the vocabulary fixed."""
         if self.reason not in REJECT_REASONS:
             raise ValueError(f"reject reason {self.reason!r} is not in REJECT_REASONS")
+
+
+def printable(text: str, limit: int = 300) -> str:
+    """Make any text safe to store, log and show: one line, escaped, cut after `limit` characters.
+
+    Names and messages quote what the data holds: lone surrogates cannot be written, and a terminal
+    would act on escape characters.
+    """
+    shown = "".join(
+        mark if mark.isprintable() else mark.encode("unicode_escape").decode("ascii")
+        for mark in text[:limit]
+    )
+    return shown[:limit]
 
 
 def caption_turns(text: str) -> tuple[Turn, ...]:
