@@ -1,6 +1,6 @@
 """What a restart costs when a million units are in the ledger, on local disk and on S3.
 
-    python tests/benchmarks/ledger.py KIND URL NUM_UNITS     # used by run.py, in a process of its own
+    python tests/benchmarks/ledger.py STEP URL NUM_UNITS     # used by run.py, one process per step
 
 The ledger is written through the code a run uses; 2,000 single records are left lying about, as
 after a crash. Then a fresh process begins a new attempt and works out what is left to do.
@@ -154,6 +154,53 @@ def measure(url: str, num_units: int) -> dict[str, Any]:
     expected = num_units // 100
     assert found["left"] == expected, (found, expected)
     return found
+
+
+def rows() -> list[dict[str, Any]]:
+    """Measure 100,000 and 1,000,000 units on disk, 100,000 on S3; ten times more is worked out."""
+    import os
+    import shutil
+    import tempfile
+
+    here = Path(__file__).parent
+    sys.path.append(str(here.parent / "storage"))
+    from s3_server import BUCKET, seaweedfs
+
+    found: dict[str, dict[str, Any]] = {}
+    for number in (100_000, 1_000_000):
+        scratch = tempfile.mkdtemp()
+        found[f"disk {number:,}"] = measure(f"{scratch}/run", number)
+        shutil.rmtree(scratch)
+    with seaweedfs() as server:
+        before = dict(os.environ)
+        os.environ.update(server.env())
+        found["S3 100,000"] = measure(f"s3://{BUCKET}/ledger", 100_000)
+        os.environ.clear()
+        os.environ.update(before)
+    small, large = found["disk 100,000"], found["disk 1,000,000"]
+    how = "; ".join(
+        f"{name} units: {one['seconds']:.1f} s, {one['requests']:,} requests,"
+        f" {one['peak_mb']:.0f} MB ({one['base_mb']:.0f} before)"
+        for name, one in found.items()
+    )
+    per_unit = {
+        key: (large[key] - small[key]) / 900_000 for key in ("seconds", "requests", "peak_mb")
+    }
+    ten = {key: large[key] + per_unit[key] * 9_000_000 for key in per_unit}
+    how_ten = "worked out from the two runs on disk, growth per unit held constant"
+
+    def row(key: str, value: float, unit: str, text: str) -> dict[str, Any]:
+        return {"key": key, "value": round(value, 2), "unit": unit, "baseline": "", "how": text}
+
+    return [
+        row("ledger.restart_s_1m", large["seconds"], "s", how),
+        row("ledger.driver_mb_1m", large["peak_mb"], "MB", "peak of the whole driver process"),
+        row("ledger.requests_1m", large["requests"], "requests", str(large["by_kind"])),
+        row("ledger.restart_s_100k_s3", found["S3 100,000"]["seconds"], "s", "SeaweedFS beside it"),
+        row("ledger.restart_s_10m", ten["seconds"], "s", how_ten),
+        row("ledger.driver_mb_10m", ten["peak_mb"], "MB", how_ten),
+        row("ledger.requests_10m", ten["requests"], "requests", how_ten),
+    ]
 
 
 if __name__ == "__main__":

@@ -159,18 +159,82 @@ def fill_readme() -> None:
         f" {seconds['quickstart.seconds']:.0f} s after installation,"
         f" {seconds['quickstart.again_seconds']:.0f} s when run again."
     )
+    between("quickstart-table", text)
+
+
+def fill_figures() -> None:
+    """Put the figures of all other areas into the README, one line each."""
+    text = ["| figure | value | against | how |", "| --- | --- | --- | --- |"]
+    machines = set()
+    for area in FIGURES:
+        path = HERE / "results" / f"{area}.json"
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text())
+        machines.add(f"{result['machine']} ({area}: {result['date']})")
+        for figure in result["rows"]:
+            value = (
+                f"{figure['value']:,.3g}" if figure["value"] < 1000 else f"{figure['value']:,.0f}"
+            )
+            cells = (f"`{figure['key']}`", f"{value} {figure['unit']}", figure["baseline"])
+            text.append(f"| {' | '.join(cells)} | {figure['how'].replace('|', BAR)} |")
+    text += ["", "Machines: " + "; ".join(sorted(machines)) + "."]
+    between("figures-table", text)
+
+
+def between(name: str, text: list[str]) -> None:
+    """Replace what stands between two marks of the README."""
     readme = ROOT / "README.md"
-    start, end = "<!-- quickstart-table -->", "<!-- /quickstart-table -->"
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, _, rest = readme.read_text().partition(start)
     _, _, after = rest.partition(end)
     readme.write_text(before + start + "\n" + "\n".join(text) + "\n" + end + after)
 
 
-AREAS: dict[str, Callable[[], list[Row]]] = {"score": bench_score, "quickstart": bench_quickstart}
+def bench_io() -> list[Row]:
+    """Read, decode, no-op, write against a loop and against Ray Data."""
+    import throughput
+
+    return throughput.measure()
+
+
+def bench_ledger() -> list[Row]:
+    """Restart of a run with a hundred thousand and a million units, on disk and on S3."""
+    import ledger
+
+    return ledger.rows()
+
+
+def bench_decode() -> list[Row]:
+    """Decoding at reduced size against decoding in full."""
+    import decode
+
+    return decode.measure()
+
+
+def bench_dedup() -> list[Row]:
+    """What is found among edited copies, what is wrongly found, and what ten million cost."""
+    import dedup
+
+    return dedup.measure()
+
+
+FIGURES = ("score", "io", "ledger", "chaos", "decode", "dedup")
+"""Areas whose figures the README shows line by line."""
+
+AREAS: dict[str, Callable[[], list[Row]]] = {
+    "score": bench_score,
+    "io": bench_io,
+    "ledger": bench_ledger,
+    "decode": bench_decode,
+    "dedup": bench_dedup,
+    "quickstart": bench_quickstart,
+}
 
 
 def main() -> None:
     """Measure the areas named on the command line, or all."""
+    sys.path.append(str(HERE))
     for area in sys.argv[1:] or AREAS:
         rows = AREAS[area]()
         text = {
@@ -184,6 +248,7 @@ def main() -> None:
         lines = [f"  {r['key']}: {r['value']} {r['unit']}\n" for r in rows]
         sys.stdout.write(f"{path}\n" + "".join(lines))
     fill_readme()
+    fill_figures()
 
 
 if __name__ == "__main__":

@@ -26,10 +26,11 @@ from pathlib import Path
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "storage")]
 
 import harness
-from cluster import SmallCluster
 from faulty_proxy import FaultyProxy
 from harness import Job, Tally
 from s3_server import BUCKET, S3Server, seaweedfs
+
+from cluster import SmallCluster
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "chaos.json"
 NUM_SHARDS = 16
@@ -298,8 +299,8 @@ def main(arguments: list[str]) -> int:
                     continue
                 print(f"{name}: {kind}, seed {seed}", flush=True)
                 KINDS[kind](place, number, random.Random(f"{seed}-{name}-{kind}"))
+                write_results(tallies, seed, time.monotonic() - began)
             print(f"{name}: {harness.report(place.tally, seed)}", flush=True)
-    write_results(tallies, seed, time.monotonic() - began)
     shutil.rmtree(folder, ignore_errors=True)
     return any(t.lost or t.doubled or t.differing for t in tallies.values())
 

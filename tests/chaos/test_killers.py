@@ -8,6 +8,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 
 import harness
+
 from consomme.storage.ledger import RunFolder
 from consomme.storage.sidecar import read_columns
 

@@ -76,7 +76,9 @@ def json_lines(*records: Any) -> bytes:
 # --- round trips -----------------------------------------------------------------------------
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
-contents = st.text(st.characters(codec="utf-8"), max_size=12).map(lambda text: "x" + text)
+contents = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12).map(
+    lambda text: "x" + text
+)
 conversations = st.one_of(
     contents.map(caption_turns),
     st.tuples(contents, contents).map(

@@ -177,7 +177,7 @@ def _ranges(
             rows = webdataset.plan(file, store.size(path), shard)
             yield from _pack(rows, max_rows, max_bytes)
         elif path.endswith(".jsonl"):
-            yield from _pack(records.plan_lines(file), max_rows, max_bytes)
+            yield from _pack(records.plan_lines(file, shard), max_rows, max_bytes)
         else:
             yield from _pack(records.plan_array(file, shard), max_rows, max_bytes)
 

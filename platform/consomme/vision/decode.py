@@ -2,34 +2,56 @@
 
 One decision is made here: every picture consomme looks at passes this door, so a bomb, a truncated
 file or a web page named .jpg costs one sample and never the process.
+
+| found | becomes |
+|---|---|
+| no bytes | `image_empty` |
+| more than `max_image_bytes` encoded | `image_too_large` |
+| more than `max_image_pixels` by any header, also of what is inside an icon, a JPEG 2000 box or a \
+TIFF tile | `image_too_large`; no pixel is decoded |
+| PNG text or colour profile that unpacks to more than 1 MB; a JPEG of more than 200 scans; a TIFF \
+of more than 300,000 strips | `image_too_large` |
+| file that ends early, also a JPEG that lacks only its end marker | `image_truncated` |
+| JPEG whose codec reports damaged data; any other failure; formats not in `FORMATS` (SVG, EPS, \
+HEIC, PDF, web pages) | `image_undecodable` |
+| wrong extension | decoded: the content decides |
+| bytes behind the end, filler between JPEG markers, unreadable EXIF | decoded |
+| EXIF or XMP orientation | turned upright |
+| grey, palette, one bit, CMYK, YCCK (Adobe's inverted one too) | RGB |
+| alpha, palette or colour-key transparency | laid on white |
+| 16 bits, 32 bits, floats | scaled to 8: 0-65535, 0-1, or else from lowest to highest |
+| float pixels that are NaN or infinite | `image_undecodable` |
+| animation, several pages | the first frame |
+| colour profile | not applied |
+
+JPEGs are decoded by simplejpeg (`consomme.vision.jpeg`), the rest by Pillow. With `min_side_px` a
+picture comes back at 1/2, 1/4 or 1/8 of its size: JPEGs inside the codec, which saves most of the
+time, others by averaging afterwards, which saves memory. The size depends on nothing but the
+picture's own size.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass
 from functools import cache
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from consomme.base.sample import printable
+from consomme.vision.colour import orientation, to_rgb, upright
+from consomme.vision.headers import check_headers, check_pixels
+from consomme.vision.jpeg import decode_jpeg
+from consomme.vision.problem import BadImageError, DecodeProblem
+
+__all__ = ["DecodeProblem", "decode", "shrink_factor", "shrunk"]
 
 MAX_IMAGE_PIXELS = 64_000_000
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
-GROUND = (255, 255, 255)
 FORMATS = (
     "JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "ICO", "PPM",
 )  # fmt: skip
 """What is decoded. Pillow knows more: EPS, for one, would start a program on bytes from the web."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodeProblem:
-    """Why a picture could not be had."""
-
-    reason: str
-    """A word from `consomme.base.sample.REJECT_REASONS`."""
-
-    detail: str
 
 
 def decode(
@@ -37,13 +59,22 @@ def decode(
     *,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     max_image_bytes: int = MAX_IMAGE_BYTES,
+    min_side_px: int | None = None,
 ) -> Image.Image | DecodeProblem:
     """Decode to upright RGB: transparent parts become white, an animation its first frame.
 
     Args:
         data: The encoded image.
         max_image_pixels: Width times height above this is refused before any pixel is decoded.
+            Pillow itself refuses more than 178 million.
         max_image_bytes: Encoded size above this is refused.
+        min_side_px: The caller will make the picture smaller, and needs no more than this on the
+            shorter side. It then comes back at 1/1, 1/2, 1/4 or 1/8, the smallest of which the
+            shorter side still has that many pixels. None: at full size.
+
+    Raises:
+        MemoryError: There was no memory for a picture within the budget; the picture is not to
+            blame.
     """
     if not data:
         return DecodeProblem(reason="image_empty", detail="0 bytes")
@@ -52,40 +83,79 @@ def decode(
             reason="image_too_large", detail=f"{len(data)} bytes, at most {max_image_bytes}"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=_formats())
-            if image.width * image.height > max_image_pixels:
-                return DecodeProblem(
-                    reason="image_too_large",
-                    detail=f"{image.width}x{image.height} pixels, at most {max_image_pixels}",
-                )
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+        return _decode(data, max_image_pixels, min_side_px)
+    except BadImageError as error:
+        return error.problem
     except Image.DecompressionBombError as error:
-        return DecodeProblem(reason="image_too_large", detail=str(error))
+        return DecodeProblem(reason="image_too_large", detail=printable(str(error)))
+    except MemoryError:
+        raise
     # Decoders raise whatever the bytes made them stumble over; each is one bad picture.
     except Exception as error:  # noqa: BLE001
         return _problem(data, error)
 
 
+def _decode(data: bytes, max_image_pixels: int, min_side_px: int | None) -> Image.Image:
+    check_headers(data, max_image_pixels)
+    image = Image.open(io.BytesIO(data), formats=_formats())
+    check_pixels(*image.size, max_image_pixels)
+    size = image.size
+    factor = shrink_factor(size, min_side_px)
+    picture = None
+    if image.format in ("JPEG", "MPO"):
+        picture = decode_jpeg(data, size, factor)
+        if picture is None and factor > 1:
+            image.draft(None, (max(1, size[0] // factor), max(1, size[1] // factor)))
+    if picture is None:
+        image.load()
+        picture = image
+    rgb = to_rgb(picture)
+    parts = [part for part in (2, 4, 8) if part <= factor and shrunk(size, part) == rgb.size]
+    done = max(parts, default=1)
+    if done < factor:
+        rgb = rgb.reduce(factor // done)
+    return upright(rgb, orientation(image))
+
+
+def shrink_factor(size: tuple[int, int], min_side_px: int | None) -> int:
+    """By how much a picture may be made smaller: 1, 2, 4 or 8."""
+    if min_side_px is None:
+        return 1
+    needed = max(1, min_side_px)
+    return max(
+        factor for factor in (1, 2, 4, 8) if factor == 1 or min(shrunk(size, factor)) >= needed
+    )
+
+
+def shrunk(size: tuple[int, int], factor: int) -> tuple[int, int]:
+    """Width and height at `1 / factor`, rounded up as codecs do."""
+    return -(-size[0] // factor), -(-size[1] // factor)
+
+
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this build of Pillow has."""
+    """Those of `FORMATS` that this build of Pillow has; the first call makes Pillow ready."""
+    # Pillow warns of sizes and metadata that are judged here; a filter for each call would not be
+    # safe in threads.
+    warnings.filterwarnings("ignore", module=r"PIL\b")
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _problem(data: bytes, error: Exception) -> DecodeProblem:
-    detail = f"{type(error).__name__}: {error}"[:200]
+    detail = f"{type(error).__name__}: {error}"
     if isinstance(error, UnidentifiedImageError):
-        detail = f"no known image format, begins {data[:12]!r}"
+        detail = f"no image format that is read here, begins {data[:12]!r}"
+    if "MAX_TEXT_" in detail:
+        return DecodeProblem(reason="image_too_large", detail=printable(detail))
     told = any(word in str(error).lower() for word in ("truncat", "incomplete"))
     missing = _missing_bytes(data)
-    if told or missing or isinstance(error, EOFError):
+    scan = data.find(b"\xff\xda") if data.startswith(b"\xff\xd8") else -1
+    is_open = scan >= 0 and data.find(b"\xff\xd9", scan) < 0
+    if told or missing or is_open or isinstance(error, EOFError):
         detail += f"; {missing} bytes are missing" if missing else ""
-        return DecodeProblem(reason="image_truncated", detail=detail)
-    return DecodeProblem(reason="image_undecodable", detail=detail)
+        return DecodeProblem(reason="image_truncated", detail=printable(detail))
+    return DecodeProblem(reason="image_undecodable", detail=printable(detail))
 
 
 def _missing_bytes(data: bytes) -> int:
@@ -106,15 +176,3 @@ def _missing_bytes(data: bytes) -> int:
             return 0
         at += size
     return max(0, at - len(data))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-        wide = image.convert("I")
-        return wide.point(lambda value: value / 256).convert("L").convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        flat = Image.new("RGB", rgba.size, GROUND)
-        flat.paste(rgba, mask=rgba.getchannel("A"))
-        return flat
-    return image.convert("RGB")

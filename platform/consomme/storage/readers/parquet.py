@@ -2,29 +2,49 @@
 
 The `image` column holds bytes, a Hugging Face struct `{bytes, path}`, or a path below the file's
 folder. Columns are known by name (`TURN_KEYS`, `CAPTION_KEYS`, `ID_KEYS`); the rest is metadata.
+
+A row group is read a few rows at a time. One that cannot be decoded costs its own rows, a value
+that cannot be converted costs its row. What holds for the whole file is an error of the file: a
+column of the wrong type, or of an extension type. Ray registers one that unpickles what it reads,
+and would run what a stranger wrote; so none but Arrow's own are read.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from consomme.base.errors import DataError
+from consomme.base.errors import ConsommeError, DataError
 from consomme.base.sample import Sample
 from consomme.storage.files import Store
 from consomme.storage.readers.records import read_image
 from consomme.storage.readers.text import (
     CAPTION_KEYS,
+    MAX_SAMPLE_BYTES,
     TURN_KEYS,
     RawRow,
     RowError,
+    check_values,
+    load_json,
     take_id,
     take_turns,
 )
 
-_UNREADABLE = (OSError, pa.ArrowException)
+_BATCH = 256
+"""Rows that are decoded at once at most; fewer where they are large."""
+
+_BATCH_BYTES = 32 * 2**20
+"""What they may have together, going by their average."""
+
+_WHOLE_BYTES = 128 * 2**20
+"""Row groups up to this size are fetched in one go, which costs an object store few requests."""
+
+_BUFFER = 8 * 2**20
+"""Of a larger row group so much is fetched at once: memory is a page and a batch then."""
+
+Record = dict[str, Any] | RowError
+"""One row's values, or why they could not be had."""
 
 
 def plan(file: BinaryIO, shard: str, max_rows: int, max_bytes: int) -> Iterator[tuple[int, int]]:
@@ -34,29 +54,20 @@ def plan(file: BinaryIO, shard: str, max_rows: int, max_bytes: int) -> Iterator[
     group, so that at most one row group is read for nothing but its part.
 
     Raises:
-        DataError: The footer is not readable, or a column that is needed is not there.
+        DataError: The footer is not readable, a column that is needed is not there, or a column is
+            of a type that cannot be used.
     """
-    try:
-        parquet = pq.ParquetFile(file)
-    except _UNREADABLE as error:
-        raise DataError(f"{shard}: not readable as Parquet: {error}") from error
-    names = parquet.schema_arrow.names
-    if "image" not in names or not set(names) & {*TURN_KEYS, *CAPTION_KEYS}:
-        wanted = " or ".join((*TURN_KEYS, *CAPTION_KEYS))
-        raise DataError(
-            f"{shard}: found the columns {', '.join(names)}; expected image and {wanted}"
-        )
+    parquet = _open(file, shard)
+    _check_schema(parquet.schema_arrow, shard)
     pending_rows = pending_bytes = 0
-    for index in range(parquet.metadata.num_row_groups):
-        group = parquet.metadata.row_group(index)
-        num_rows, num_bytes = group.num_rows, group.total_byte_size
+    for num_rows, num_bytes in _groups(parquet, file, shard):
         if pending_rows and (
             pending_rows + num_rows > max_rows or pending_bytes + num_bytes > max_bytes
         ):
             yield pending_rows, pending_bytes
             pending_rows = pending_bytes = 0
         if num_rows and (num_rows > max_rows or num_bytes > max_bytes):
-            fitting = max(1, min(max_rows, max_bytes * num_rows // num_bytes))
+            fitting = max(1, min(max_rows, max_bytes * num_rows // max(1, num_bytes)))
             parts = -(-num_rows // fitting)
             for part in range(parts):
                 rows = num_rows * (part + 1) // parts - num_rows * part // parts
@@ -72,8 +83,6 @@ def rows(
 ) -> list[RawRow]:
     """Parse a range of rows.
 
-    A row group that cannot be decoded costs the rows of this range, not the run.
-
     Args:
         file: The whole shard.
         store: Where paths in the image column lead.
@@ -81,39 +90,177 @@ def rows(
         start: First row in the shard.
         count: How many rows.
         source: Name of the data set.
+
+    Raises:
+        DataError: The shard is no longer what was planned.
     """
     stem = shard.rpartition("/")[2].rpartition(".")[0]
-    records: list[dict[str, Any] | str]
-    try:
-        records = list(_read_range(file, start, count).to_pylist())
-    except (*_UNREADABLE, ValueError) as error:
-        records = [f"the row group cannot be read: {error}"] * count
-    return [
-        _raw_row(f"{stem}-{start + index:08d}", f"{shard}#{start + index}", record, store, source)
-        for index, record in enumerate(records)
-    ]
-
-
-def _read_range(file: BinaryIO, start: int, count: int) -> pa.Table:
-    parquet = pq.ParquetFile(file)
-    groups: list[int] = []
-    first = position = 0
-    for index in range(parquet.metadata.num_row_groups):
-        num_rows = parquet.metadata.row_group(index).num_rows
-        if position < start + count and position + num_rows > start:
-            if not groups:
-                first = position
-            groups.append(index)
+    parquet = _open(file, shard)
+    _check_schema(parquet.schema_arrow, shard)
+    found: list[RawRow] = []
+    position = 0
+    for group, (num_rows, num_bytes) in enumerate(_groups(parquet, file, shard)):
+        first, last = max(start, position), min(start + count, position + num_rows)
+        if first < last:
+            begin, end = first - position, last - position
+            if num_bytes > num_rows * MAX_SAMPLE_BYTES:
+                detail = f"{num_bytes:,} bytes in a row group of {num_rows:,} rows"
+                records: list[Record] = [RowError("record_too_large", detail)] * (end - begin)
+            else:
+                if num_bytes > _WHOLE_BYTES:
+                    parquet = _open(file, shard, is_streamed=True)
+                records = _read_rows(parquet, group, begin, end)
+            for number, record in enumerate(records, start=first):
+                name, reference = f"{stem}-{number:08d}", f"{shard}#{number}"
+                found.append(_raw_row(name, reference, record, store, source))
         position += num_rows
-    return parquet.read_row_groups(groups, use_threads=False).slice(start - first, count)
+    return found
 
 
-def _raw_row(
-    sample_id: str, reference: str, record: dict[str, Any] | str, store: Store, source: str
-) -> RawRow:
+def _open(file: BinaryIO, shard: str, *, is_streamed: bool = False) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(
+            file,
+            pre_buffer=not is_streamed,
+            buffer_size=_BUFFER if is_streamed else 0,
+            page_checksum_verification=True,
+        )
+    except Exception as error:
+        raise _judge(error, shard, "the footer") from error
+
+
+def _judge(error: Exception, shard: str, what: str) -> Exception:
+    """Tell damage in a file, which Arrow reports as any kind of error, from a failing storage."""
+    is_storage = isinstance(error, OSError) and error.errno is not None
+    if is_storage or isinstance(error, ConsommeError | MemoryError):
+        return error
+    return DataError(f"{shard}: not readable as Parquet: {what}: {error}")
+
+
+def _groups(parquet: pq.ParquetFile, file: BinaryIO, shard: str) -> list[tuple[int, int]]:
+    """List rows and unpacked bytes of the row groups, as far as the footer can be believed."""
+    meta = parquet.metadata
+    groups = []
+    for index in range(meta.num_row_groups):
+        group = meta.row_group(index)
+        groups.append((group.num_rows, group.total_byte_size))
+    size = file.seek(0, 2)
+    # Each row has a picture, so there cannot be more rows than bytes.
+    if any(min(group) < 0 for group in groups) or sum(rows for rows, _ in groups) > size:
+        raise DataError(f"{shard}: not readable as Parquet: the footer states impossible sizes")
+    return groups
+
+
+def _check_schema(schema: pa.Schema, shard: str) -> None:
+    names = schema.names
+    if "image" not in names or not set(names) & {*TURN_KEYS, *CAPTION_KEYS}:
+        wanted = " or ".join((*TURN_KEYS, *CAPTION_KEYS))
+        raise DataError(
+            f"{shard}: found the columns {', '.join(names)}; expected image and {wanted}"
+        )
+    if len(set(names)) < len(names):
+        raise DataError(f"{shard}: found columns of the same name among {', '.join(names)}")
+    for field in schema:
+        extension = _extension_name(field)
+        if extension:
+            raise DataError(
+                f"{shard}: the column {field.name} is of the extension type {extension}, expected "
+                "plain Arrow types; reading it could run code. Write the shard without this column"
+            )
+    image = schema.field("image").type
+    kinds = [image]
+    if pa.types.is_struct(image):
+        kinds = [inner.type for inner in image if inner.name in ("bytes", "path")]
+    if not kinds or not all(_is_bytes_or_text(kind) for kind in kinds):
+        raise DataError(
+            f"{shard}: the column image is {image}, expected binary, string or a struct of bytes "
+            "and path"
+        )
+
+
+def _extension_name(field: pa.Field) -> str:
+    """Name the extension type of a column or of anything inside it; empty if it has none.
+
+    Looks at names only: a registered type and one that this process does not know read the same.
+    """
+    kind = field.type
+    name = str((field.metadata or {}).get(b"ARROW:extension:name", b""), "utf-8", "replace")
+    if isinstance(kind, pa.BaseExtensionType):
+        name = kind.extension_name
+        kind = kind.storage_type
+    if name and not name.startswith("arrow."):
+        return name
+    if pa.types.is_dictionary(kind):
+        return _extension_name(pa.field("", kind.value_type))
+    inner = (_extension_name(kind.field(index)) for index in range(kind.num_fields))
+    return next(filter(None, inner), "")
+
+
+def _is_bytes_or_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    tests = ("binary", "large_binary", "binary_view", "fixed_size_binary")
+    texts = ("string", "large_string", "string_view", "null")
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in (*tests, *texts))
+
+
+def _read_rows(parquet: pq.ParquetFile, group: int, begin: int, end: int) -> list[Record]:
+    """Read rows `begin` to `end` of one row group; always so many."""
+    found: list[Record] = []
+    position = 0
+    meta = parquet.metadata.row_group(group)
+    fitting = _BATCH_BYTES * meta.num_rows // max(1, meta.total_byte_size)
+    size = max(1, min(_BATCH, fitting))
+    try:
+        for batch in parquet.iter_batches(size, row_groups=[group], use_threads=False):
+            first, last = max(begin - position, 0), min(end - position, batch.num_rows)
+            if first < last:
+                found += _to_records(batch.slice(first, last - first))
+            position += batch.num_rows
+            if position >= end:
+                break
+        problem = f"the row group ends after {position} rows"
+    except Exception as error:
+        told = _judge(error, "", "the row group")
+        if not isinstance(told, DataError):
+            raise
+        problem = f"the row group cannot be read: {error}"
+    missing = end - begin - len(found)
+    return found + [RowError("record_malformed", problem)] * missing
+
+
+def _to_records(batch: pa.RecordBatch) -> list[Record]:
+    """Convert rows to Python values, one by one if one of them cannot be converted."""
+    try:
+        return list(batch.to_pylist())
+    # Arrow raises many things here: text that is not UTF-8, dates beyond Python's, and more.
+    except Exception as error:
+        if isinstance(error, MemoryError):
+            raise
+        if batch.num_rows > 1:
+            rows = [batch.slice(row, 1) for row in range(batch.num_rows)]
+            return [record for row in rows for record in _to_records(row)]
+        return [_conversion_problem(batch, error)]
+
+
+def _conversion_problem(row: pa.RecordBatch, error: Exception) -> RowError:
+    """Say which column of a single row cannot be converted."""
+    for name in row.schema.names:
+        try:
+            row.column(name).to_pylist()
+        except UnicodeDecodeError as problem:
+            is_text = name in (*TURN_KEYS, *CAPTION_KEYS)
+            reason = "caption_not_utf8" if is_text else "record_malformed"
+            return RowError(reason, f"the column {name}: {problem}")
+        except Exception as problem:  # noqa: BLE001  # as above
+            return RowError("record_malformed", f"the column {name}: {problem}")
+    return RowError("record_malformed", str(error))
+
+
+def _raw_row(sample_id: str, reference: str, record: Record, store: Store, source: str) -> RawRow:
     def parse() -> Sample:
-        if isinstance(record, str):
-            raise RowError("record_malformed", record)
+        if isinstance(record, RowError):
+            raise record
         return _parse(dict(record), sample_id, store, source)
 
     return RawRow(sample_id=sample_id, reference=reference, parse=parse)
@@ -145,6 +292,8 @@ def _take_image(record: dict[str, Any], sample_id: str, store: Store) -> tuple[b
         image, path = image.get("bytes"), image.get("path")
     if isinstance(image, str):
         image, path = None, image
+    if isinstance(path, bytes):
+        path = path.decode("utf-8", "surrogateescape")
     if isinstance(image, bytes):
         return image, str(name or path or sample_id)
     if path:
@@ -154,20 +303,22 @@ def _take_image(record: dict[str, Any], sample_id: str, store: Store) -> tuple[b
 
 def _meta(record: dict[str, Any]) -> dict[str, Any]:
     """Keep what JSON can hold; null columns and raw bytes are left out."""
-    text = record.pop("meta", None)
-    meta: Any = {}
-    if isinstance(text, str):
-        try:
-            meta = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise RowError("record_malformed", f"meta is not JSON: {error}") from error
-    elif text is not None:
-        meta = {"meta": text}
-    if not isinstance(meta, dict):
-        meta = {"meta": meta}
-    rest = {
-        key: value
-        for key, value in record.items()
-        if value is not None and not isinstance(value, bytes)
-    }
-    return {**meta, **json.loads(json.dumps(rest, default=str))}
+    own = record.pop("meta", None)
+    own = load_json(own) if isinstance(own, str) else _plain(own)
+    meta: dict[str, Any] = own if isinstance(own, dict) else {} if own is None else {"meta": own}
+    for key, value in record.items():
+        if value is not None and not isinstance(value, bytes):
+            meta[key] = _plain(value)
+    check_values(meta)
+    return meta
+
+
+def _plain(value: Any) -> Any:
+    """Make JSON values of Arrow's: structs and lists stay, dates and decimals become text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return None if isinstance(value, bytes) else str(value)

@@ -1,14 +1,30 @@
 """What every format shares: making turns of captions and conversations, or saying what is wrong."""
 
 import json
-from collections.abc import Callable, Container, Mapping
+import math
+import unicodedata
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from consomme.base.errors import DataError
 from consomme.base.sample import Sample, Turn, caption_turns
+from consomme.base.sample import printable as printable
 
 MAX_TEXT_BYTES = 65_536
 """More text than this on one image is a page that was scraped, not a caption."""
+
+MAX_RECORD_BYTES = 16 * 2**20
+"""Longest JSON text of one record; parsed it takes about ten times as much memory."""
+
+MAX_SAMPLE_BYTES = 128 * 2**20
+"""Most bytes of one sample, picture included, that are read into memory."""
+
+MAX_NAME_BYTES = 4096
+"""Longest name of a sample or a picture; file systems know no longer paths either."""
+
+MAX_DEPTH = 100
+"""Deepest nesting of JSON. Python's own limit would depend on who calls the parser."""
 
 TURN_KEYS = ("turns", "conversations", "messages")
 """Where a record may hold a conversation, best first."""
@@ -40,7 +56,7 @@ class RowError(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
-        self.detail = detail
+        self.detail = printable(detail)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +75,55 @@ class RawRow:
 
 def load_record(data: bytes) -> dict[str, Any]:
     """Parse one JSON object."""
-    try:
-        record = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise RowError("record_malformed", f"not JSON: {error}") from error
+    record = load_json(data)
     if not isinstance(record, dict):
         raise RowError("record_malformed", f"found {type(record).__name__}, expected an object")
     return record
+
+
+def load_json(data: bytes | str) -> Any:
+    """Parse JSON that says one thing only: no key twice, no NaN, no bottomless nesting."""
+    if len(data) > MAX_RECORD_BYTES:
+        detail = f"found {len(data):,} bytes of JSON, at most {MAX_RECORD_BYTES:,} are parsed"
+        raise RowError("record_too_large", detail)
+    try:
+        value = json.loads(data, object_pairs_hook=_unique, parse_constant=_not_finite)
+    except RecursionError as error:
+        raise RowError("record_malformed", _TOO_DEEP) from error
+    except ValueError as error:
+        raise RowError("record_malformed", f"not JSON: {error}") from error
+    check_values(value)
+    return value
+
+
+def check_values(value: Any) -> None:
+    """Hold parsed values to what can be written as JSON again, wherever that is done."""
+    waiting: list[tuple[Any, int]] = [([value], 0)]
+    while waiting:
+        found, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise RowError("record_malformed", _TOO_DEEP)
+        for item in found.values() if isinstance(found, dict) else found:
+            if isinstance(item, dict | list):
+                waiting.append((item, depth + 1))
+            elif isinstance(item, float) and not math.isfinite(item):
+                _not_finite(str(item))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RowError("record_malformed", f"the key {twice!r} comes twice in one object")
+    return found
+
+
+def _not_finite(text: str) -> Any:
+    raise RowError("meta_not_finite", f"found {text}, which JSON has no word for")
+
+
+_TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 
 
 def decode_caption(data: bytes) -> str:
@@ -87,6 +145,8 @@ def take_turns(record: dict[str, Any]) -> tuple[Turn, ...] | None:
     for key in CAPTION_KEYS:
         if record.get(key) is not None:
             text = record.pop(key)
+            if isinstance(text, bytes):
+                text = decode_caption(text)
             if not isinstance(text, str):
                 raise RowError("record_malformed", f"{key} is {type(text).__name__}, not text")
             return caption_turns(text)
@@ -130,7 +190,7 @@ def check_sample(sample: Sample, seen: Container[str]) -> None:
     if not sample.image:
         raise RowError("image_empty", f"{sample.image_name} has 0 bytes")
     _check_order([turn.role for turn in turns])
-    if not sample.caption.strip():
+    if all(unicodedata.category(mark) in _INVISIBLE for mark in sample.caption):
         raise RowError("caption_empty", "the text is empty or white space")
     try:
         num_bytes = sum(len(turn.content.encode("utf-8")) for turn in turns)
@@ -139,10 +199,20 @@ def check_sample(sample: Sample, seen: Container[str]) -> None:
     if num_bytes > MAX_TEXT_BYTES:
         detail = f"found {num_bytes:,} bytes of text, at most {MAX_TEXT_BYTES:,} are taken"
         raise RowError("caption_too_long", detail)
-    if not sample.sample_id or not is_utf8(sample.sample_id + sample.image_name):
-        raise RowError("record_malformed", "the sample's name is empty or not UTF-8")
+    if any("\0" in turn.content for turn in turns):
+        raise RowError("caption_not_text", "the text holds NUL characters")
+    _check_name(sample.sample_id)
+    _check_name(sample.image_name)
     if sample.sample_id in seen:
         raise RowError("duplicate_key", "the key came before in this unit")
+
+
+def _check_name(name: str) -> None:
+    if not name or not is_utf8(name):
+        raise RowError("record_malformed", f"the name {name!r} is empty or not UTF-8")
+    if len(name.encode("utf-8")) > MAX_NAME_BYTES:
+        detail = f"a name of more than {MAX_NAME_BYTES:,} bytes, begins {name[:40]!r}"
+        raise RowError("record_malformed", detail)
 
 
 def _check_order(roles: list[str]) -> None:
@@ -174,6 +244,30 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def printable(text: str) -> str:
-    """Make any text safe to write, as in a reject's detail."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+def refuse_encoded(start: bytes, shard: str, expected: str) -> None:
+    """Refuse a file whose first bytes say that its content is wrapped.
+
+    Args:
+        start: At least the first six bytes.
+        shard: The file's URL.
+        expected: What the content should be.
+
+    Raises:
+        DataError: It is compressed or UTF-16, so that no row in it can be reached directly.
+    """
+    for magic, name, remedy in _WRAPPED:
+        if start.startswith(magic):
+            raise DataError(f"{shard}: found a {name} file, expected {expected}; {remedy}")
+
+
+_WRAPPED: Sequence[tuple[bytes, str, str]] = (
+    (b"\x1f\x8b", "gzip", "decompress it"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "decompress it"),
+    (b"BZh", "bzip2", "decompress it"),
+    (b"\xfd7zXZ", "xz", "decompress it"),
+    (b"\xff\xfe", "UTF-16", "write it as UTF-8"),
+    (b"\xfe\xff", "UTF-16", "write it as UTF-8"),
+)
+
+_INVISIBLE = frozenset(("Cc", "Cf", "Zl", "Zp", "Zs"))
+"""Unicode categories of control, format and space characters."""

@@ -10,16 +10,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from consomme.base.errors import DataError
 from consomme.base.sample import Sample, caption_turns
 from consomme.storage.files import is_safe_path
 from consomme.storage.readers.tar import Member, walk
 from consomme.storage.readers.text import (
+    MAX_NAME_BYTES,
+    MAX_SAMPLE_BYTES,
     RawRow,
     RowError,
     decode_caption,
     load_record,
     printable,
+    refuse_encoded,
     take_turns,
 )
 
@@ -34,18 +36,35 @@ TEXT_EXTENSIONS = ("txt", "caption")
 OWN_KEY = "consomme"
 """Where the writer keeps a sample's own names in its JSON member, if they do not fit the tar's."""
 
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
-
 
 @dataclass
 class Group:
     """The members of one sample."""
 
     key: str
+    """What the members are called up to the first dot; empty for a damaged stretch."""
+
     offset: int
+    """Where the first header begins."""
+
     end: int
+    """Where the next sample begins."""
+
     members: dict[str, Member] = field(default_factory=dict)
-    damage: str = ""
+    """By extension, in lower case."""
+
+    problem: tuple[str, str] | None = None
+    """Reason and detail of the first thing that is wrong with it, in the order of the bytes."""
+
+    is_damaged: bool = False
+    """Whether a damaged stretch is part of it."""
+
+    is_large: bool = False
+    """Whether its headers state more than is read, so that some of its members may not be seen."""
+
+    read_end: int | None = None
+    """Up to where it is read, if that is not its end: less of what is too large to be read whole,
+    one byte more where what follows is not a header; see `tar.walk`."""
 
     @property
     def images(self) -> list[str]:
@@ -53,23 +72,23 @@ class Group:
         return [name for name in self.members if name.rpartition(".")[2] in IMAGE_EXTENSIONS]
 
     @property
-    def has_text(self) -> bool:
-        """Whether there is any member that may hold the text."""
-        return any(name in self.members for name in (*TEXT_EXTENSIONS, "json"))
+    def is_complete(self) -> bool:
+        """Whether there is a picture, and a member that may hold the text."""
+        has_text = any(name in self.members for name in (*TEXT_EXTENSIONS, "json"))
+        return bool(self.images) and has_text
 
 
 def plan(file: BinaryIO, size: int, shard: str) -> Iterator[tuple[int, int]]:
     """Yield offset and end of each sample, from the headers alone.
 
+    Of a sample that is too large, the range ends where that can be seen.
+
     Raises:
         DataError: The tar is compressed, so that nothing in it can be reached directly.
     """
-    start = file.read(8)
-    for magic, name in _COMPRESSED.items():
-        if start.startswith(magic):
-            raise DataError(f"{shard}: found a {name} file, expected a plain tar; decompress it")
+    refuse_encoded(file.read(8), shard, "a plain tar")
     for group in _group(walk(file, size, is_whole=True)):
-        yield group.offset, group.end
+        yield group.offset, group.end if group.read_end is None else group.read_end
 
 
 def rows(data: bytes, *, shard: str, offset: int, source: str, count: int) -> list[RawRow]:
@@ -85,7 +104,9 @@ def rows(data: bytes, *, shard: str, offset: int, source: str, count: int) -> li
     groups = _group(walk(io.BytesIO(data), len(data), is_whole=False))
     if len(groups) == count - 1:
         missing = "the shard ends without an end-of-archive marker; samples may be missing"
-        groups.append(Group(key="", offset=len(data), end=len(data), damage=missing))
+        end = Group(key="", offset=len(data), end=len(data))
+        end.problem = ("record_malformed", missing)
+        groups.append(end)
     stem = shard.rpartition("/")[2].removesuffix(".tar")
     return [_raw_row(group, data, shard, stem, offset, source) for group in groups]
 
@@ -100,35 +121,73 @@ def split_name(name: str) -> tuple[str, str]:
 def _group(members: Iterable[Member]) -> list[Group]:
     """Put members together; a damaged stretch joins the neighbours it has left incomplete."""
     groups: list[Group] = []
+    end: Group | None = None
     for member in members:
+        last = groups[-1] if groups else None
+        if member.damage and member.offset == member.end:
+            end = Group(key="", offset=member.offset, end=member.end)
+            _add(end, member)
+            continue
         if member.damage:
-            last = groups[-1] if groups else None
-            if last and last.key and not (last.images and last.has_text):
-                last.damage, last.end = member.damage, member.end
-            else:
-                groups.append(
-                    Group(key="", offset=member.offset, end=member.end, damage=member.damage)
-                )
+            if not last or not last.key or last.is_complete:
+                if last and member.is_lost and last.end == member.offset and not last.read_end:
+                    last.read_end = last.end + 1
+                last = Group(key="", offset=member.offset, end=member.end)
+                groups.append(last)
+            last.is_damaged = True
+            _add(last, member)
             continue
         key, extension = split_name(member.name.removeprefix("./"))
-        if not key:
+        if not key and not member.is_cut:
             # Hidden files, such as the ones macOS leaves in every tar, belong to no sample.
             continue
-        if not groups or groups[-1].key != key or extension in groups[-1].members:
-            groups.append(Group(key=key, offset=member.offset, end=member.end))
-        groups[-1].members[extension] = member
-        groups[-1].end = member.end
+        if not last or not key or last.key != key or extension in last.members:
+            last = Group(key=key, offset=member.offset, end=member.end)
+            groups.append(last)
+        last.members[extension] = member
+        _add(last, member)
     merged: list[Group] = []
     for group in groups:
-        if merged and merged[-1].damage and group.key and not group.images and not group.damage:
+        is_rest = not (group.images or group.is_damaged or group.is_large or not group.key)
+        if merged and merged[-1].is_damaged and is_rest:
             merged[-1].end = group.end
+            merged[-1].read_end = merged[-1].read_end or group.read_end
         else:
             merged.append(group)
+    # Where the last sample is incomplete, its own reject tells that the end is missing.
+    if end and not (merged and (merged[-1].problem or not merged[-1].is_complete)):
+        merged.append(end)
     return merged
 
 
+def _add(group: Group, member: Member) -> None:
+    """Lengthen a group by a member, and note the first thing that is wrong."""
+    group.end = member.end
+    size = (member.end if member.damage else member.data_offset + member.size) - group.offset
+    is_large = size > MAX_SAMPLE_BYTES and bool(member.size or member.damage)
+    name = printable(member.name)
+    problem = None
+    if member.damage:
+        problem = "record_malformed", member.damage
+    elif not is_safe_path(member.name):
+        problem = "unsafe_path", f"the member {name!r} leads out of the tar"
+    elif not member.is_file:
+        problem = "record_malformed", f"{name} is not a plain file"
+    elif is_large:
+        detail = f"{size:,} bytes up to the end of {name}, at most {MAX_SAMPLE_BYTES:,} are read"
+        problem = "record_too_large", detail
+    elif member.is_cut:
+        detail = f"{name} has fewer bytes than the {member.size:,} that its header states"
+        problem = "record_truncated", detail
+    group.is_large |= is_large
+    # Behind a header that lies about its size comes the next one: there is nothing to leave out.
+    if is_large and member.end - group.offset > MAX_SAMPLE_BYTES and group.read_end is None:
+        group.read_end = member.data_offset + 1
+    group.problem = group.problem or problem
+
+
 def _raw_row(group: Group, data: bytes, shard: str, stem: str, offset: int, source: str) -> RawRow:
-    key = printable(group.key) or f"{stem}@{offset + group.offset}"
+    key = printable(group.key, MAX_NAME_BYTES) or f"{stem}@{offset + group.offset}"
     return RawRow(
         sample_id=key,
         reference=f"{shard}@{offset + group.offset}+{group.end - group.offset}",
@@ -137,7 +196,8 @@ def _raw_row(group: Group, data: bytes, shard: str, stem: str, offset: int, sour
 
 
 def _parse(group: Group, data: bytes, source: str) -> Sample:
-    _check(group)
+    if group.problem:
+        raise RowError(*group.problem)
     images = group.images
     simple = [extension for extension in images if "." not in extension]
     if not images:
@@ -165,20 +225,6 @@ def _parse(group: Group, data: bytes, source: str) -> Sample:
         source=source,
         meta=meta,
     )
-
-
-def _check(group: Group) -> None:
-    names = [member.name for member in group.members.values()]
-    for name in names:
-        if not is_safe_path(name):
-            raise RowError("unsafe_path", f"member {printable(name)!r} leads out of the tar")
-    if group.damage:
-        raise RowError("record_malformed", group.damage)
-    for member in group.members.values():
-        if member.is_cut:
-            raise RowError("record_truncated", f"the shard ends inside {printable(member.name)}")
-        if not member.is_file:
-            raise RowError("record_malformed", f"{printable(member.name)} is not a plain file")
 
 
 def _bytes(member: Member, data: bytes) -> bytes:
