@@ -1,9 +1,11 @@
 """The whole matrix of deaths: every kind, at random moments, on local storage and on S3.
 
     python tests/chaos/matrix.py [seed=1] [number=20] [kinds=driver,worker,…] [storages=local,s3]
+                                 [keep=true]
 
 Prints the count of kills and what was lost, doubled or different, and writes the figures for the
-README to `tests/benchmarks/results/chaos.json`. Takes the better part of an hour on two cores.
+README to `tests/benchmarks/results/chaos.json`; `keep=true` adds to the cells that are there. Takes more than
+an hour on two cores, most of it Ray starting up.
 """
 
 import contextlib
@@ -22,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "storage")]
 
@@ -284,59 +287,56 @@ def storages(names: list[str], folder: Path) -> Iterator[dict[str, tuple[str, di
 
 def main(arguments: list[str]) -> int:
     options = {"seed": "1", "number": "20", "kinds": ",".join(KINDS), "storages": "local,s3"}
-    options |= dict(argument.split("=", 1) for argument in arguments)
+    options |= {"keep": "false"} | dict(argument.split("=", 1) for argument in arguments)
     seed, number = int(options["seed"]), int(options["number"])
     os.environ["RAY_AUTH_MODE"] = "disabled"
     folder = harness.new_folder("consomme-chaos-")
-    tallies: dict[str, Tally] = {}
-    began = time.monotonic()
+    cells: dict[str, dict[str, Any]] = {}
+    if options["keep"] == "true":
+        cells = json.loads(RESULTS.read_text())["cells"]
     with storages(options["storages"].split(","), folder) as bases:
-        for name, (base, environment) in bases.items():
-            place = arena(name, folder, base, environment)
-            tallies[name] = place.tally
-            for kind in options["kinds"].split(","):
-                if ONLY.get(kind, name) != name:
+        places = [arena(name, folder, *bases[name]) for name in bases]
+        for kind in options["kinds"].split(","):
+            for place in places:
+                if ONLY.get(kind, place.name) != place.name:
                     continue
-                print(f"{name}: {kind}, seed {seed}", flush=True)
-                KINDS[kind](place, number, random.Random(f"{seed}-{name}-{kind}"))
-                write_results(tallies, seed, time.monotonic() - began)
-            print(f"{name}: {harness.report(place.tally, seed)}", flush=True)
+                print(f"{place.name}: {kind}, seed {seed}", flush=True)
+                place.tally = Tally()
+                began = time.monotonic()
+                KINDS[kind](place, number, random.Random(f"{seed}-{place.name}-{kind}"))
+                cells[f"{kind} on {place.name}"] = {
+                    **json.loads(harness.report(place.tally, seed)),
+                    "seconds": round(time.monotonic() - began),
+                }
+                write_results(cells)
     shutil.rmtree(folder, ignore_errors=True)
-    return any(t.lost or t.doubled or t.differing for t in tallies.values())
+    return any(cell[bad] for cell in cells.values() for bad in ("lost", "doubled", "differing"))
 
 
-def write_results(tallies: Mapping[str, Tally], seed: int, seconds: float) -> None:
-    kinds: Counter[str] = Counter()
-    for name, tally in tallies.items():
-        for kind, number in tally.kills.items():
-            kinds[f"{kind} on {name}"] += number
-    how = f"seed {seed}, {sum(t.runs for t in tallies.values())} runs in {seconds:.0f} s: " + (
-        ", ".join(f"{kind} {number}" for kind, number in sorted(kinds.items()))
-    )
-    rows = [("chaos.kills", kinds.total(), "kills")] + [
-        (f"chaos.{key}", sum(getattr(tally, attribute) for tally in tallies.values()), unit)
-        for key, attribute, unit in (
-            ("lost", "lost", "samples"),
-            ("doubled", "doubled", "samples"),
-            ("differing_bytes", "differing", "files"),
+def write_results(cells: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the figures, and every cell of the matrix beside them."""
+    counts = {name: sum(cell["kills"].values()) for name, cell in cells.items()}
+    how = ", ".join(f"{name} {number}" for name, number in sorted(counts.items()))
+    runs = sum(cell["runs"] for cell in cells.values())
+    rows = [("chaos.kills", sum(counts.values()), "kills", f"{runs} runs: {how}")] + [
+        (key, sum(cell[name] for cell in cells.values()), unit, "over all of them")
+        for key, name, unit in (
+            ("chaos.lost", "lost", "samples"),
+            ("chaos.doubled", "doubled", "samples"),
+            ("chaos.differing_bytes", "differing", "files"),
         )
     ]
-    RESULTS.write_text(
-        json.dumps(
-            {
-                "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, no GPU",
-                "date": date.today().isoformat(),
-                "rows": [
-                    {"key": key, "value": value, "unit": unit, "baseline": "", "how": how}
-                    for key, value, unit in rows
-                ],
-            },
-            indent=1,
-            ensure_ascii=False,
-        )
-        + "\n"
-    )
-    print(f"{kinds.total()} kills; figures in {RESULTS.name}")
+    content = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
+        "date": date.today().isoformat(),
+        "rows": [
+            {"key": key, "value": value, "unit": unit, "baseline": "undisturbed runs", "how": text}
+            for key, value, unit, text in rows
+        ],
+        "cells": cells,
+    }
+    RESULTS.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    print(f"{sum(counts.values())} kills so far; figures in {RESULTS.name}", flush=True)
 
 
 if __name__ == "__main__":

@@ -313,6 +313,7 @@ class _Driver:
         max_reject_fraction: float,
     ) -> None:
         self.folder, self.attempt, self.plan, self.what = folder, attempt, plan, what
+        self.max_reject_fraction = max_reject_fraction
         self.most_rejects = max_reject_fraction * plan.num_rows
         self.watch = StageWatch(
             {"read": pool.num_readers, "decode": pool.max_actors, "work": pool.max_actors}
@@ -358,8 +359,8 @@ class _Driver:
         top = ", ".join(f"{reason} {number:,}" for number, reason in reasons[:5])
         return (
             f"{self.folder.url}: {rejected:,} of {self.plan.num_rows:,} samples are rejected"
-            f" already ({top}), more than max_reject_fraction allows; stopped. Look into rejects/,"
-            " mend the data, or raise the limit and run again to go on"
+            f" already ({top}), more than max_reject_fraction={self.max_reject_fraction}; stopped."
+            " Look into rejects/, mend the data, or raise the limit and run again to go on"
         )
 
 

@@ -1,0 +1,336 @@
+"""How well copies are found, what is mistaken for one, and what deciding about millions costs.
+
+    python tests/benchmarks/dedup.py            # prints the figures; run.py writes them down
+
+Pictures are the embedded emoji (hard: many differ by design in a colour or a hand), scenes, and
+clouds: noise with the spectrum of photographs, which stand for them. Two pictures count as a copy
+when the defaults of the recipe say so.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dedup_pictures import EDITS, WHOLE, Picture, bases, cloud, decoded, resized, saved
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+
+from consomme.curate.dedup import Nearness, find_copies, rank_order, stars
+from consomme.curate.keep import hash_ids
+from consomme.curate.phash import Looks, colour_gap, look_at, mirrored_colour
+from consomme.datasets import emoji, scenes
+from consomme.pipelines.dedup import DedupRecipe
+
+Row = dict[str, Any]
+RECIPE = DedupRecipe(name="defaults", view="none")
+DISTANCE = RECIPE.max_distance or 0
+COLOUR = RECIPE.max_colour
+STYLES = (*emoji.TRAIN_STYLES, emoji.HELD_OUT_STYLE)
+BILLION = 10**9
+
+
+def apart(one: Looks, other: Looks, *, flips: bool = False) -> NDArray[np.int64]:
+    """Bits between pictures, pair by pair; 99 where the colours differ too much."""
+    gaps = [_gap(one.phash_N, one.colour_N, other.phash_N, other.colour_N)]
+    if flips:
+        mirrored = mirrored_colour(other.colour_N)
+        gaps.append(_gap(one.phash_N, one.colour_N, other.flipped_N, mirrored))
+    return np.minimum.reduce(gaps)
+
+
+def _gap(*sides: NDArray[np.uint64]) -> NDArray[np.int64]:
+    hashes, colours, other_hashes, other_colours = sides
+    bits = np.bitwise_count(hashes ^ other_hashes).astype(np.int64)
+    return np.where(colour_gap(colours, other_colours) <= COLOUR, bits, 99)
+
+
+def recall() -> tuple[list[Row], NDArray[np.float64]]:
+    """Share of edited copies that are found, and for each distance the mean over usual edits."""
+    rows, usual = [], []
+    before = {kind: look_at(bases(kind)) for kind in ("emoji", "scenes", "clouds")}
+    for name, edits in EDITS.items():
+        gaps = {
+            kind: np.concatenate(
+                [
+                    apart(looks, look_at([edit(p) for p in bases(kind)]), flips=name == "flip")
+                    for edit in edits
+                ]
+            )
+            for kind, looks in before.items()
+        }
+        found = {kind: (gap <= DISTANCE).mean() for kind, gap in gaps.items()}
+        how = ", ".join(f"{kind} {share:.3f}" for kind, share in found.items())
+        how += "; flips: true" if name == "flip" else ""
+        rows.append(_row(f"recall_{name}", np.mean(list(found.values())), "fraction", how))
+        if name in WHOLE:
+            curves = [[(gap <= d).mean() for d in range(9)] for gap in gaps.values()]
+            usual.append(np.mean(curves, axis=0))
+    return rows, np.mean(usual, axis=0)
+
+
+def _pair_gaps(looks: Looks) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """All pairs of pictures at most 8 bits apart: first, second, bits; 99 for other colours."""
+    firsts, seconds, gaps = [], [], []
+    for number in range(len(looks.phash_N)):
+        bits = np.bitwise_count(looks.phash_N[number] ^ looks.phash_N[number + 1 :])
+        (near,) = np.nonzero(bits <= 8)
+        other = near + number + 1
+        colours = np.full(len(near), looks.colour_N[number])
+        is_alike = colour_gap(colours, looks.colour_N[other]) <= COLOUR
+        firsts.append(np.full(len(near), number))
+        seconds.append(other)
+        gaps.append(np.where(is_alike, bits[near], bits[near].astype(np.int64) + 100))
+    return np.concatenate(firsts), np.concatenate(seconds), np.concatenate(gaps)
+
+
+def precision() -> tuple[list[Row], NDArray[np.float64]]:
+    """Share of the pairs found that are copies, where every picture has exactly one."""
+    rows, curve = [], np.zeros(9)
+    pools = {
+        "emoji": [decoded(entry.image) for entry in emoji.load("noto")],
+        "scenes": [scenes.render(scenes.make_scene(k)).convert("RGB") for k in range(1500)],
+        "clouds": [cloud(seed, 64) for seed in range(1500)],
+    }
+    for kind, pictures in pools.items():
+        copies = [saved(resized(p, 0.75), "JPEG", quality=75) for p in pictures]
+        size = len(pictures)
+        one, other, gap = _pair_gaps(look_at([*pictures, *copies]))
+        is_copy = other - one == size
+        shares = [_share(is_copy[gap <= d]) for d in range(9)]
+        how = f"pairs of {size} {kind} and a copy of each (0.75 ×, JPEG 75); defaults"
+        rows.append(_row(f"precision_{kind}", shares[DISTANCE], "fraction", how))
+        by_shape = _share(is_copy[gap % 100 <= DISTANCE])
+        how = "the same with max_colour: 255"
+        rows.append(_row(f"precision_{kind}_any_colour", by_shape, "fraction", how))
+        # Without the copies: whatever goes was no copy.
+        looks = look_at(pictures)
+        middle, _ = stars(
+            looks.phash_N[:, None],
+            looks.colour_N[:, None],
+            Nearness(max_distance=DISTANCE, max_colour=COLOUR),
+        )
+        lost = 1 - len(set(middle.tolist())) / size
+        how = f"{size} different {kind} without copies: share that is dropped all the same"
+        rows.append(_row(f"wrongly_dropped_{kind}", lost, "fraction", how))
+        if kind == "emoji":
+            curve = np.array(shares)
+    return rows, curve
+
+
+def _share(is_copy: NDArray[np.bool_]) -> float:
+    return float(is_copy.mean()) if is_copy.size else 1.0
+
+
+def styles() -> list[Row]:
+    """How often the same emoji by two vendors is called a copy; it is another picture."""
+    looks, found, total = {}, 0, 0
+    for style in STYLES:
+        entries = emoji.load(style)
+        seen = look_at([decoded(entry.image) for entry in entries])
+        looks[style] = ({entry.code: k for k, entry in enumerate(entries)}, seen)
+    for index, style in enumerate(STYLES):
+        for other in STYLES[index + 1 :]:
+            codes, there = looks[style][0], looks[other][0]
+            shared = sorted(set(codes) & set(there))
+            gap = apart(
+                _take(looks[style][1], [codes[code] for code in shared]),
+                _take(looks[other][1], [there[code] for code in shared]),
+            )
+            found, total = found + int((gap <= DISTANCE).sum()), total + len(shared)
+    how = f"{total:,} pairs of one emoji in two of {len(STYLES)} styles"
+    return [_row("styles_called_copies", found / total, "fraction", how)]
+
+
+def _take(looks: Looks, places: list[int]) -> Looks:
+    return Looks(**{name: getattr(looks, name)[places] for name in Looks.__dataclass_fields__})
+
+
+def chains() -> list[Row]:
+    """What transitive closure would have merged, against stars; by hashes alone."""
+    entries = emoji.load("twemoji")
+    hashes = look_at([decoded(entry.image) for entry in entries]).phash_N
+    hashes = hashes[np.argsort(hash_ids([entry.sample_id for entry in entries]))]
+    is_near = np.bitwise_count(hashes[:, None] ^ hashes[None]) <= DISTANCE
+    chain = np.arange(len(hashes))
+    while True:
+        least = np.where(is_near, chain[None], len(hashes)).min(axis=1)
+        if (least == chain).all():
+            break
+        chain = least
+    nearness = Nearness(max_distance=DISTANCE)
+    star, _ = stars(hashes[:, None], np.zeros((len(hashes), 1), np.uint64), nearness)
+    rows = []
+    for name, group in (("chains", chain), ("stars", star)):
+        members = [np.flatnonzero(group == number) for number in np.unique(group)]
+        widest = max(np.bitwise_count(hashes[m][:, None] ^ hashes[m][None]).max() for m in members)
+        how = f"{len(hashes)} Twemoji, distance {DISTANCE}, max_colour 255"
+        rows += [
+            _row(f"{name}_largest", max(map(len, members)), "samples", how),
+            _row(f"{name}_widest", int(widest), "bits", how),
+            _row(f"{name}_dropped", len(hashes) - len(members), "samples", how),
+        ]
+    return rows
+
+
+def median() -> list[Row]:
+    """The usual bits (above the median) against ours, on all Noto emoji."""
+    pictures = [decoded(entry.image) for entry in emoji.load("noto")]
+    copies = [saved(p, "JPEG", quality=30) for p in pictures]
+    ours = [look_at(side).phash_N for side in (pictures, copies)]
+    usual = [np.array([_median_hash(p) for p in side], np.uint64) for side in (pictures, copies)]
+    rows = []
+    for name, (before, after) in (("median", usual), ("ours", ours)):
+        found = (np.bitwise_count(before ^ after) <= DISTANCE).mean()
+        equal = sum(int((before[k] == before[k + 1 :]).sum()) for k in range(len(before)))
+        near = sum(
+            int((np.bitwise_count(before[k] ^ before[k + 1 :]) <= DISTANCE).sum())
+            for k in range(len(before))
+        )
+        how = f"{len(pictures)} Noto emoji, by hashes alone"
+        rows += [
+            _row(f"bits_{name}_recall_jpeg30", found, "fraction", how),
+            _row(f"bits_{name}_equal", equal, "pairs", how),
+            _row(f"bits_{name}_near", near, "pairs", how),
+        ]
+    return rows
+
+
+def _median_hash(picture: Picture) -> int:
+    levels = np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.BILINEAR), float)
+    wave = np.cos(np.pi / 32 * (np.arange(32) + 0.5) * np.arange(8)[:, None])
+    wave[0] /= math.sqrt(2)
+    values = (wave @ levels @ wave.T).reshape(-1)[1:]
+    return int(sum(1 << bit for bit, is_set in enumerate(values > np.median(values), 1) if is_set))
+
+
+def flatness() -> list[Row]:
+    """How many paled pictures are still found as JPEG of quality 60, by how pale they are."""
+    pale = [
+        ImageEnhance.Contrast(picture).enhance(contrast)
+        for kind in ("emoji", "scenes", "clouds")
+        for picture in bases(kind)[::3]
+        for contrast in (0.3, 0.15, 0.08, 0.04, 0.02, 0.01)
+    ]
+    small = [p.resize((32, 32), Image.Resampling.BILINEAR).convert("L") for p in pale]
+    levels = np.array([np.asarray(p).std() for p in small])
+    before, after = look_at(pale), look_at([saved(p, "JPEG", quality=60) for p in pale])
+    is_found = np.bitwise_count(before.phash_N ^ after.phash_N) <= DISTANCE
+    rows = []
+    for low, high in ((0.25, 1), (1, 1.5), (1.5, 2), (2, 3), (3, 5), (5, 10), (10, 20)):
+        inside = (levels >= low) & (levels < high)
+        how = f"deviation of {low} to {high} grey levels, {inside.sum()} pictures; flat below 2"
+        rows.append(_row(f"found_at_{low}_levels", is_found[inside].mean(), "fraction", how))
+    return rows
+
+
+def decide(num: int) -> dict[str, float]:
+    """Decide about planted hashes: 10 % near copies, 5 % of equal looks, 1 % one placeholder."""
+    rng = np.random.default_rng(0)
+
+    def some(share: float) -> NDArray[np.int64]:
+        return rng.integers(0, num, int(num * share))
+
+    hashes = rng.integers(0, 2**64, num, dtype=np.uint64)
+    near = hashes[some(0.1)]
+    for _ in range(3):
+        near ^= np.uint64(1) << rng.integers(0, 64, len(near), dtype=np.uint64)
+    hashes[some(0.1)] = near
+    hashes[some(0.05)] = hashes[some(0.05)]
+    hashes[some(0.01)] = 12345
+    content = rng.integers(0, 2**64, (num, 2), dtype=np.uint64)
+    content[some(0.02)] = content[some(0.02)]
+    score = rng.random(num, dtype=np.float32)
+    pixels, weight = rng.integers(1, 10**6, num), rng.integers(1, 10**6, num)
+    colours = np.zeros((num, 1), np.uint64)
+    # Forget the peak so far; then the columns themselves are what is resident.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _peak_mb()
+    began = time.monotonic()
+    order = rank_order(score, pixels, weight, content[:, 0])
+    copies = find_copies(
+        content[order],
+        hashes[order][:, None],
+        colours,
+        np.zeros(num, bool),
+        Nearness(max_distance=DISTANCE, max_colour=COLOUR),
+    )
+    return {
+        "seconds": time.monotonic() - began,
+        "mb": _peak_mb() - before,
+        "kept": float(copies.stays_N.mean()),
+    }
+
+
+def _peak_mb() -> float:
+    status = Path("/proc/self/status").read_text()
+    return float(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def scale() -> list[Row]:
+    """Time and memory of the decision, each in a process of its own."""
+    rows = []
+    for name, num in (("1m", 10**6), ("10m", 10**7)):
+        command = [sys.executable, str(Path(__file__)), "decide", str(num)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        how = f"{num:,} planted hashes, distance {DISTANCE}; {found['kept']:.3f} stay"
+        rows.append(_row(f"seconds_{name}", found["seconds"], "s", how))
+        how = "memory on top of the columns, at its peak, per million samples"
+        rows.append(_row(f"mb_per_million_{name}", found["mb"] / (num / 10**6), "MB", how))
+    return rows
+
+
+def hashing() -> list[Row]:
+    """What hashing adds to decoding a JPEG of a megapixel."""
+    buffer = io.BytesIO()
+    cloud(0, 1024).resize((1024, 1024)).save(buffer, "JPEG", quality=85)
+    data = buffer.getvalue()
+    picture = decoded(data)
+    costs = []
+    for action in (lambda: decoded(data), lambda: look_at([picture])):
+        action()
+        began = time.process_time()
+        for _ in range(20):
+            action()
+        costs.append((time.process_time() - began) / 20 * 1000)
+    how = f"CPU time; decoding the same JPEG takes {costs[0]:.1f} ms"
+    return [_row("hash_ms_per_megapixel", costs[1], "ms", how)]
+
+
+def measure() -> list[Row]:
+    """All figures."""
+    recalls, usual = recall()
+    precisions, curve = precision()
+    table = []
+    for d in range(9):
+        chance = sum(math.comb(63, k) for k in range(d + 1)) / 2**63 * BILLION
+        how = f"max_distance: {d}; mean over {', '.join(WHOLE)}"
+        table += [
+            _row(f"d{d}_recall", usual[d], "fraction", how),
+            _row(f"d{d}_precision_emoji", curve[d], "fraction", f"max_distance: {d}"),
+            _row(f"d{d}_chance", chance, "per picture", "random hashes among a billion"),
+        ]
+    return [
+        *recalls, *precisions, *styles(), *table, *chains(), *median(), *flatness(), *hashing(), *scale(),
+    ]  # fmt: skip
+
+
+def _row(key: str, value: float, unit: str, how: str) -> Row:
+    rounded = float(f"{float(value):.4g}")
+    return {"key": f"dedup.{key}", "value": rounded, "unit": unit, "baseline": "", "how": how}
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["decide"]:
+        sys.stdout.write(json.dumps(decide(int(sys.argv[2]))) + "\n")
+    else:
+        for line in measure():
+            sys.stdout.write(f"{line['key']}: {line['value']} {line['unit']} ({line['how']})\n")
