@@ -54,6 +54,7 @@ VERBS: Mapping[str, Verb] = {
     for name, text in {
         "score": "give each sample a perplexity, with and without its image",
         "filter": "decide exactly which samples stay, and write a view of them",
+        "dedup": "find copies of pictures, exact and near, and keep the best of each",
         "recaption": "let a model write new captions for the samples of a view",
         "train": "train a model on a view, all of it or chosen layers only",
         "evaluate": "measure a model on benchmarks",

@@ -318,9 +318,8 @@ def measure() -> list[Row]:
             _row(f"d{d}_precision_emoji", curve[d], "fraction", f"max_distance: {d}"),
             _row(f"d{d}_chance", chance, "per picture", "random hashes among a billion"),
         ]
-    return [
-        *recalls, *precisions, *styles(), *table, *chains(), *median(), *flatness(), *hashing(), *scale(),
-    ]  # fmt: skip
+    rows = [*recalls, *precisions, *styles(), *table, *chains(), *median()]
+    return [*rows, *flatness(), *hashing(), *scale()]
 
 
 def _row(key: str, value: float, unit: str, how: str) -> Row:

@@ -4,8 +4,8 @@
                                  [keep=true]
 
 Prints the count of kills and what was lost, doubled or different, and writes the figures for the
-README to `tests/benchmarks/results/chaos.json`; `keep=true` adds to the cells that are there. Takes more than
-an hour on two cores, most of it Ray starting up.
+README to `tests/benchmarks/results/chaos.json`; `keep=true` adds to the cells that are there. Takes
+more than an hour on two cores, most of it Ray starting up.
 """
 
 import contextlib

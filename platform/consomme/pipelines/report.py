@@ -16,6 +16,7 @@ import numpy as np
 from consomme.base.manifest import Manifest, lineage
 from consomme.base.sample import Sample
 from consomme.datasets.sources import judge_caption
+from consomme.pipelines.report_dedup import dedup_section
 from consomme.report import model as page
 from consomme.report.html import render
 from consomme.storage.ledger import RunFolder, load_manifest
@@ -109,6 +110,7 @@ def _sections(manifests: Mapping[str, Manifest]) -> list[page.Section]:
     makers: Mapping[str, Callable[[list[Manifest]], list[page.Section]]] = {
         "score": lambda found: [section for m in found for section in _score(m, manifests)],
         "filter": lambda found: [_filter(m) for m in found],
+        "dedup": lambda found: [dedup_section(m) for m in found],
         "recaption": lambda found: [_recaption(m) for m in found],
         "train": lambda found: [_train(found)],
         "soup": lambda found: [_soup(m) for m in found],
