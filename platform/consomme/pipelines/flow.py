@@ -87,8 +87,13 @@ class Pool:
     """CPUs an actor claims. Together they must leave some for reading and committing."""
 
     gpus: float = 0.0
-    num_readers: int = 2
-    """Units that are read ahead at once."""
+    num_readers: int | None = None
+    """Units that are read ahead at once; None takes one per actor, and two at least."""
+
+    @property
+    def readers(self) -> int:
+        """Units that are read ahead at once."""
+        return self.num_readers or max(2, self.max_actors)
 
 
 class UnitStage:
@@ -229,7 +234,7 @@ def run_units(
     if folder.is_closed:
         folder.close(attempt)
         return
-    todo = pending(folder, plan, pool.num_readers)
+    todo = pending(folder, plan, pool.readers)
     if todo.num_units:
         driver = _Driver(folder, attempt, plan, what, pool, max_reject_fraction)
         blocks = _dataset(todo, folder, attempt, kind, stage, stage_options, pool, read)
@@ -268,7 +273,7 @@ def _dataset(
         ray.data.read_datasource(
             source,
             num_cpus=0.1,
-            compute=ray.data.TaskPoolStrategy(size=pool.num_readers),
+            compute=ray.data.TaskPoolStrategy(size=pool.readers),
             override_num_blocks=len(todo.slices),
         )
         .map(
@@ -316,7 +321,7 @@ class _Driver:
         self.max_reject_fraction = max_reject_fraction
         self.most_rejects = max_reject_fraction * plan.num_rows
         self.watch = StageWatch(
-            {"read": pool.num_readers, "decode": pool.max_actors, "work": pool.max_actors}
+            {"read": pool.readers, "decode": pool.max_actors, "work": pool.max_actors}
         )
         self.fresh: list[CommitRecord] = []
         self.packed: set[str] = set()

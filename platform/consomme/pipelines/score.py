@@ -61,8 +61,9 @@ class ScoreRecipe:
     min_actors: int = runtime(1)
     """Fewest; between the two the pool follows the work and the nodes there are."""
 
-    num_readers: int = runtime(2)
-    """Units read ahead at once; more hide slow storage, each costs a unit of memory."""
+    num_readers: int | None = runtime(None)
+    """Units read ahead at once; more hide slow storage, each costs a unit of memory. None takes one
+    per actor, and two at least."""
 
     token_budget: int = runtime(4096)
     """Padded tokens per micro-batch: as many as fit into memory."""
