@@ -72,7 +72,7 @@ class Arena:
         place = f"run-{next(self.numbers)}"
         variables = {**self.environment, **(environment or {})}
         work = harness.job(
-            self.folder / place, f"{self.base}/{place}", self.shards, variables, **options
+            self.folder / place, f"{self.base}/{place}/root", self.shards, variables, **options
         )
         return work
 
@@ -211,7 +211,7 @@ def disk(place: Arena, number: int, rng: random.Random) -> None:
     while done < number:
         work = place.job()
         mount = Path(work.root)
-        mount.mkdir(parents=True)
+        mount.mkdir(parents=True, exist_ok=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(mount)], check=True)
         try:
             for _ in range(5):

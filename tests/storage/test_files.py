@@ -1,8 +1,10 @@
 """Stores, one contract for all kinds of them, and the shards behind a recipe's inputs."""
 
+import errno
 import hashlib
 import io
 import json
+import os
 import pickle
 import random
 import threading
@@ -16,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from s3_server import BUCKET, S3Server, fake_gcs, moto
 
-from consomme.base.errors import RecipeError
+from consomme.base.errors import ClusterError, RecipeError
 from consomme.base.sample import Sample, caption_turns
 from consomme.storage.files import (
     FileInfo,
@@ -374,3 +376,19 @@ def test_half_written_files_are_not_listed_and_can_be_swept_up(tmp_path: Path) -
     assert paths(store.list_level()) == ["a/"]
     assert store.sweep() == 2
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "whole"]
+
+
+def test_a_full_disk_is_said_to_be_full_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    store = open_store(str(tmp_path))
+    store.write("a", b"old")
+
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as changed:
+        changed.setattr(os, "fsync", full)
+        for write in (store.write, store.create):
+            with pytest.raises(ClusterError, match=r"the disk is full; make room.*same command"):
+                write("b" if write == store.create else "a", b"new")
+    assert store.read("a") == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -6,6 +6,7 @@ many wins, ranged reads, and listings in byte order.
 """
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
 import consomme
-from consomme.base.errors import RecipeError
+from consomme.base.errors import ClusterError, RecipeError
 
 PACKAGE_SCHEME = "package://"
 _BUCKET_SCHEMES = ("s3", "gs")
@@ -126,25 +127,27 @@ class LocalStore:
     def write(self, path: str, data: bytes) -> None:
         """Replace a file in one go; see `Store.write`."""
         target = self._target(path)
-        temporary = self._write_temporary(target, data)
-        try:
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with _explained(target):
+            temporary = self._write_temporary(target, data)
+            try:
+                os.replace(temporary, target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
 
     def create(self, path: str, data: bytes) -> bool:
         """Make a new file in one go; see `Store.create`. The folder must allow hard links."""
         target = self._target(path)
         if target.exists():
             return False
-        temporary = self._write_temporary(target, data)
-        try:
-            os.link(temporary, target)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _explained(target):
+            temporary = self._write_temporary(target, data)
+            try:
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink(missing_ok=True)
         return True
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[FileInfo]:
@@ -229,6 +232,29 @@ class LocalStore:
                 # A folder sorts as its name with a slash, so that whole paths come in byte order.
                 entries = [(folder + item.name + "/" * item.is_dir(), item) for item in found]
         return sorted(entries, key=lambda pair: os.fsencode(pair[0]))
+
+
+_PASSING = {
+    errno.ENOSPC: "the disk is full; make room",
+    errno.EDQUOT: "the quota is used up; make room",
+    errno.EIO: "the disk failed; see to it",
+    errno.ESTALE: "the network file system lost the folder; see to it",
+    errno.ETIMEDOUT: "the network file system does not answer; see to it",
+}
+"""What is no fault of ours or the recipe's, and passes."""
+
+
+@contextlib.contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    """Say what to do about a disk that is full or gone."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _PASSING:
+            raise
+        raise ClusterError(
+            f"{target}: {_PASSING[error.errno]}, then run the same command again to go on ({error})"
+        ) from error
 
 
 def open_store(url: str) -> Store:
