@@ -99,6 +99,7 @@ class Job:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=hear_interrupts,
             )
 
     def finish(self, timeout_s: float = 240) -> None:
@@ -127,6 +128,11 @@ def job(
     recipe.write_text(recipe_text(root, shards, **options))
     variables = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     return Job(recipe, {**variables, **(environment or {})}, folder / "log.txt", root)
+
+
+def hear_interrupts() -> None:
+    """Undo what a shell does to jobs in the background: they do not hear SIGINT, nor do children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
@@ -255,9 +261,11 @@ def disturb_driver(
     signals: int,
 ) -> None:
     """Send a signal to the driver at `number` random moments, over as many runs as it takes."""
-    done = 0
+    done = calm = 0
     while done < number:
         work, root = jobs()
+        calm += 1
+        assert calm < 10 * number, f"{kind}: {calm} runs and only {done} were hit"
         for moment in moments(rng, span_s):
             process = work.start()
             end = time.monotonic() + moment

@@ -50,6 +50,8 @@ def run_interrupted(verb: str, recipe: Path, is_time: Callable[[], bool]) -> Non
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Whoever starts the tests in the background starts them deaf to SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 200
     while process.poll() is None and not is_time():
