@@ -131,7 +131,7 @@ def job(
 
 
 def hear_interrupts() -> None:
-    """Undo what a shell does to jobs in the background: they do not hear SIGINT, nor do children."""
+    """Undo what a shell does to background jobs: they and their children do not hear SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
