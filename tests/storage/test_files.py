@@ -132,7 +132,6 @@ def moto_server() -> Iterator[S3Server]:
 
 @pytest.fixture(scope="module")
 def gcs_env() -> Iterator[dict[str, str]]:
-    pytest.importorskip("google.cloud.storage", reason="needs the extra gcs")
     with fake_gcs() as env:
         yield env
 

@@ -18,7 +18,6 @@ HASTY = RetryPolicy(base_s=0.001, cap_s=0.01)
 
 @pytest.fixture(scope="module")
 def gcs_env() -> Iterator[dict[str, str]]:
-    pytest.importorskip("google.cloud.storage", reason="needs the extra gcs")
     with fake_gcs() as env:
         yield env
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from zoo_images import encoded, noise
 
-from consomme.vision.decode import DecodeProblem, decode, shrink_factor, shrunk
+from consomme.vision.decode import DecodeProblem, decode, num_pixels, shrink_factor, shrunk
 
 SMOOTH = noise(8, 6).resize((333, 211), Image.Resampling.BICUBIC)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -90,3 +90,10 @@ def test_a_truncated_jpeg_is_found_at_reduced_size_too(cut: int) -> None:
     found = decode(encoded(SMOOTH, "JPEG")[:-cut], min_side_px=20)
     assert isinstance(found, DecodeProblem)
     assert found.reason == "image_truncated"
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_full_size_is_known_of_a_reduced_picture(kind: str) -> None:
+    data = encoded(SMOOTH, kind)
+    assert reduced(data, 20).size == (42, 27)
+    assert num_pixels(data) == 333 * 211

@@ -15,10 +15,10 @@ from typing import Any
 
 from consomme.base.errors import DataError
 from consomme.storage import attempts
-from consomme.storage.ledger import MANIFEST, RECIPE, RunFolder
+from consomme.storage.ledger import MANIFEST, PROGRESS, RECIPE, RunFolder
 from consomme.storage.plan import Plan
+from consomme.storage.records import reject_reasons
 
-PROGRESS = "progress.json"
 STALE_S = 90.0
 """A heartbeat older than this means that the driver is gone."""
 
@@ -132,11 +132,7 @@ def describe(status: Status, now: float) -> str:
     if rejected:
         share = rejected / max(1, status.num_rows_done)
         lines.append(f"  rejects   {rejected:,} ({100 * share:.2f} % of what is done)")
-        reasons = sorted(
-            ((n, key) for key, n in status.counts.items() if key.startswith("rejected/")),
-            reverse=True,
-        )
-        lines += [f"    {n:>9,}  {key.partition('/')[2]}" for n, key in reasons]
+        lines += [f"    {n:>9,}  {reason}" for reason, n in reject_reasons(status.counts)]
     return "\n".join(lines)
 
 

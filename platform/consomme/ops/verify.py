@@ -22,6 +22,7 @@ from consomme.base.manifest import lineage
 from consomme.storage import attempts
 from consomme.storage.files import Store
 from consomme.storage.ledger import RunFolder, load_manifest
+from consomme.storage.listing import list_parallel
 from consomme.storage.plan import Plan, read_part
 from consomme.storage.records import CommitRecord, OutputFile
 
@@ -83,7 +84,11 @@ def verify(url: str, *, checksums: bool = True) -> Verdict:
     if not entry.is_closed:
         problems.append(Problem(unit_id="", text="the ledger is not closed"))
     planned = _planned(folder.store)
-    sizes = {file.path: file.size for top in attempts.OUTPUTS for file in folder.store.list(top)}
+    sizes = {
+        file.path: file.size
+        for top in attempts.OUTPUTS
+        for file in list_parallel(folder.store, top)
+    }
     totals: dict[str, int] = {}
     num_units = num_files = num_bytes = 0
     last = ""

@@ -38,8 +38,7 @@ _COLUMNS = (
     "phash_flipped",
     "colour",
     "is_flat",
-    "width",
-    "height",
+    "num_pixels",
     "num_bytes",
 )
 _GROUPS_SCHEMA = pa.schema(
@@ -103,7 +102,7 @@ def load_hashed(url: str) -> Hashed:
             "flipped": table["phash_flipped"].to_numpy(),
             "colour": table["colour"].to_numpy(),
             "is_flat": table["is_flat"].to_numpy(),
-            "pixels": table["width"].to_numpy().astype(np.int64) * table["height"].to_numpy(),
+            "pixels": table["num_pixels"].to_numpy(),
             "num_bytes": table["num_bytes"].to_numpy(),
             "id_hash": _id_hashes(record.unit, table),
         }

@@ -36,6 +36,7 @@ from consomme.pipelines.runs import Run, begin, check_rejects, folders_of
 from consomme.pipelines.session import num_cpus, ray_session
 from consomme.storage.shards import Shard, find_shards, shards_fingerprint
 from consomme.storage.view import View
+from consomme.vision.decode import num_pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +99,9 @@ class DedupRecipe:
     min_actors: int = runtime(1)
     """Fewest; between the two the pool follows the work and the nodes there are."""
 
-    num_readers: int = runtime(2)
-    """Units read ahead at once; more hide slow storage, each costs a unit of memory."""
+    num_readers: int | None = runtime(None)
+    """Units read ahead at once; more hide slow storage, each costs a unit of memory. None takes one
+    per actor, and two at least."""
 
     def __post_init__(self) -> None:
         """Check what belongs together."""
@@ -127,6 +129,9 @@ class DedupRecipe:
 class HashStage(UnitStage):
     """Hash the bytes and the looks of each picture."""
 
+    # A hash sees 32 × 32 pixels; from twice as many on, where they come from makes no difference.
+    min_side_px = 64
+
     def work(self, samples: Sequence[Decoded]) -> Outcome:
         """Hash one unit."""
         from consomme.curate.phash import look_at
@@ -141,8 +146,7 @@ class HashStage(UnitStage):
             "phash_flipped": pa.array(looks.flipped_N, pa.uint64()),
             "colour": pa.array(looks.colour_N, pa.uint64()),
             "is_flat": pa.array(looks.is_flat_N, pa.bool_()),
-            "width": pa.array([item.image.width for item in samples], pa.int32()),
-            "height": pa.array([item.image.height for item in samples], pa.int32()),
+            "num_pixels": pa.array([num_pixels(item.sample.image) for item in samples], pa.int64()),
             "num_bytes": pa.array([len(item.sample.image) for item in samples], pa.int32()),
         }
         return Outcome(table=pa.table(columns))

@@ -17,6 +17,7 @@ def own_errors() -> Iterator[None]:
     """Raise what a worker meant: its `ConsommeError`, or a `ClusterError` if Ray itself failed."""
     try:
         yield
+    # Whatever a worker raised comes back as some class of Ray's; all of it is raised again.
     except Exception as error:
         own = find_own(error)
         if own is error:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -30,11 +31,12 @@ from consomme.pipelines.packing import (
     to_bytes,
 )
 from consomme.pipelines.progress import Heartbeat
+from consomme.pipelines.runs import top_reasons
 from consomme.pipelines.spans import StageWatch, now, timed
 from consomme.storage.files import open_store
 from consomme.storage.ledger import RunFolder
 from consomme.storage.plan import Plan
-from consomme.storage.records import CommitRecord
+from consomme.storage.records import CommitRecord, reject_reasons
 from consomme.storage.sidecar import table_bytes
 from consomme.storage.suspects import Gate, clear, work_safely
 from consomme.storage.units import ReadUnit, Unit, read_unit
@@ -102,6 +104,10 @@ class UnitStage:
     Two units are in an actor at a time: one is decoded while the other is worked on.
     """
 
+    min_side_px: int | None = None
+    """Pictures may come smaller than they are, with both sides at least this long: that is decoded
+    in less time. None decodes them in full."""
+
     def work(self, samples: Sequence[Decoded]) -> Outcome:
         """Do the stage's work on the samples whose pictures could be decoded."""
         raise TypeError(f"{type(self).__name__} defines no work()")
@@ -143,7 +149,7 @@ class UnitWorker:
                     items = [Item(row=number, sample=sample) for number, sample in chosen.items()]
                     return self.stage.work(items), []
             with timed(spans, "decode"):
-                good, bad = self._decode(chosen)
+                good, bad = self._decode(chosen, self.stage.min_side_px)
             with self.model, timed(spans, "work"):
                 return self.stage.work(good), bad
 
@@ -163,10 +169,12 @@ class UnitWorker:
         }
 
     def _decode(
-        self, samples: Mapping[int, Sample]
+        self, samples: Mapping[int, Sample], min_side_px: int | None
     ) -> tuple[list[Decoded], list[tuple[int, Reject]]]:
         """Decode pictures in threads; those that cannot be had become rejects."""
-        images = self.threads.map(decode, [sample.image for sample in samples.values()])
+        images = self.threads.map(
+            partial(decode, min_side_px=min_side_px), [s.image for s in samples.values()]
+        )
         good: list[Decoded] = []
         bad: list[tuple[int, Reject]] = []
         for (number, sample), image in zip(samples.items(), images, strict=True):
@@ -340,7 +348,7 @@ class _Driver:
                     self.watch.add(json.loads(receipt["spans"]))
                     progress.note = self.watch.line
                     self._keep(record)
-                    progress.advance(rows_of(record), reasons_of(record))
+                    progress.advance(rows_of(record), dict(reject_reasons(record.counts)))
                     rejected += record.counts.get("rejected", 0)
                     if rejected > self.most_rejects:
                         raise DataError(self._too_many(rejected))
@@ -356,12 +364,7 @@ class _Driver:
             self.fresh, self.sequence = [], self.sequence + 1
 
     def _too_many(self, rejected: int) -> str:
-        counts = self.folder.total_counts()
-        reasons = sorted(
-            ((n, key.split("/", 1)[1]) for key, n in counts.items() if key.startswith("rejected/")),
-            reverse=True,
-        )
-        top = ", ".join(f"{reason} {number:,}" for number, reason in reasons[:5])
+        top = top_reasons(self.folder.total_counts())
         return (
             f"{self.folder.url}: {rejected:,} of {self.plan.num_rows:,} samples are rejected"
             f" already ({top}), more than max_reject_fraction={self.max_reject_fraction}; stopped."
@@ -376,12 +379,6 @@ def _receipts(blocks: Any) -> Iterator[Row]:
 def rows_of(record: CommitRecord) -> int:
     """Rows a commit record accounts for, rejects included."""
     return record.counts.get("samples", 0) + record.counts.get("rejected", 0)
-
-
-def reasons_of(record: CommitRecord) -> dict[str, int]:
-    """Rejects of a commit record, by reason."""
-    mark = "rejected/"
-    return {k.removeprefix(mark): n for k, n in record.counts.items() if k.startswith(mark)}
 
 
 def reject_of(sample: Sample, reason: str, detail: str) -> Reject:

@@ -18,8 +18,8 @@ from consomme.base.errors import ConsommeError
 from consomme.base.telemetry import Progress
 from consomme.pipelines.spans import StageWatch, now
 from consomme.storage.files import Store
+from consomme.storage.ledger import PROGRESS
 
-PROGRESS = "progress.json"
 INTERVAL_S = 10.0
 
 logger = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ from consomme.pipelines.report_dedup import dedup_section
 from consomme.report import model as page
 from consomme.report.html import render
 from consomme.storage.ledger import RunFolder, load_manifest
+from consomme.storage.records import reject_reasons
 from consomme.storage.sidecar import read_columns
 from consomme.storage.units import Unit, read_unit
 from consomme.storage.view import View
@@ -169,12 +170,12 @@ def _score(manifest: Manifest, manifests: Mapping[str, Manifest]) -> list[page.S
                 caption="Shares of clean and of damaged captions." if has_noise else "",
             )
         )
-    rejects = {k: v for k, v in manifest.counts.items() if k.startswith("rejected/")}
+    rejects = reject_reasons(manifest.counts)
     text = (
         f"{manifest.counts['samples']:,} samples were scored in {manifest.seconds:.0f} s by"
         f" `{manifest.recipe['model']}`; {manifest.counts.get('rejected', 0)} were rejected"
         + (": " if rejects else "")
-        + ", ".join(f"{k.split('/')[1]} {v}" for k, v in rejects.items())
+        + ", ".join(f"{reason} {number}" for reason, number in rejects)
         + "."
     )
     return [page.Section(title=f"Scores: {manifest.name}", lead_text=text, blocks=blocks)]

@@ -19,6 +19,7 @@ from consomme.base.recipe import fingerprint, to_yaml
 from consomme.base.schema import to_plain
 from consomme.storage.files import absolute_url, open_store
 from consomme.storage.ledger import MANIFEST, RunFolder, load_manifest
+from consomme.storage.records import reject_reasons
 from consomme.storage.shards import Shard
 
 logger = logging.getLogger(__name__)
@@ -120,6 +121,11 @@ def folders_of(shards: Sequence[Shard]) -> list[str]:
     return list(dict.fromkeys(shard.url.rpartition("/")[0] for shard in shards))
 
 
+def top_reasons(counts: Mapping[str, int]) -> str:
+    """Name the most frequent reasons of rejects, for a message."""
+    return ", ".join(f"{reason} {number:,}" for reason, number in reject_reasons(counts)[:5])
+
+
 def check_rejects(counts: Mapping[str, int], max_reject_fraction: float, where: str) -> None:
     """Fail a run in which too many samples were rejected.
 
@@ -136,13 +142,9 @@ def check_rejects(counts: Mapping[str, int], max_reject_fraction: float, where: 
     if total == 0:
         raise DataError(f"{where}: the inputs hold no samples at all")
     if rejected / total > max_reject_fraction:
-        reasons = sorted(
-            ((n, key.split("/", 1)[1]) for key, n in counts.items() if key.startswith("rejected/")),
-            reverse=True,
-        )
-        top = ", ".join(f"{reason} {number}" for number, reason in reasons[:5])
         raise DataError(
-            f"{where}: {rejected} of {total} samples were rejected ({top}), more than"
+            f"{where}: {rejected:,} of {total:,} samples were rejected ({top_reasons(counts)}),"
+            " more than"
             f" max_reject_fraction={max_reject_fraction}; look into rejects/, mend the data or"
             " raise the limit"
         )

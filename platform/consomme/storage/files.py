@@ -131,6 +131,7 @@ class LocalStore:
             temporary = self._write_temporary(target, data)
             try:
                 os.replace(temporary, target)
+            # Whatever it was, Ctrl-C included, nothing half written stays; it is raised again.
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
@@ -209,6 +210,7 @@ class LocalStore:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+        # As above: tidied up after any error, then raised.
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

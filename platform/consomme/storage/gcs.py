@@ -86,6 +86,7 @@ class GcsStore(BucketStore):
             except _exceptions().PreconditionFailed:
                 # An earlier try may have worked although its answer was lost.
                 return is_in_doubt and self._is_by(writer, path)
+            # After any other error nobody knows whether the object was made; it is raised again.
             except Exception:
                 is_in_doubt = True
                 raise

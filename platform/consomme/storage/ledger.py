@@ -26,6 +26,7 @@ from consomme.storage.units import Unit
 MANIFEST = "manifest.json"
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
+PROGRESS = "progress.json"
 REPORT = "report.html"
 SAMPLES = "samples"
 """Kind of the output files that are shards of samples."""

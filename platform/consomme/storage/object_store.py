@@ -279,6 +279,7 @@ class S3Store(BucketStore):
                     return is_ours
                 is_in_doubt = True
                 raise
+            # After any other error nobody knows whether the object was made; it is raised again.
             except Exception:
                 is_in_doubt = True
                 raise

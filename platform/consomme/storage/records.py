@@ -92,6 +92,13 @@ class CommitRecord:
             ) from error
 
 
+def reject_reasons(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """List the reasons in counts like a record's, with their numbers; the most frequent first."""
+    mark = "rejected/"
+    found = [(key.removeprefix(mark), n) for key, n in counts.items() if key.startswith(mark)]
+    return sorted(found, key=lambda item: (-item[1], item[0]))
+
+
 def pack(records: Iterable[CommitRecord]) -> bytes:
     """Pack records, given in the order of unit ids, into one segment."""
     items = list(records)

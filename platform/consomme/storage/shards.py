@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from consomme.base.errors import RecipeError
 from consomme.base.suggest import did_you_mean
 from consomme.storage.files import absolute_url, join_url, open_store, split_url
+from consomme.storage.listing import list_parallel
 
 SHARD_SUFFIXES = (".tar", ".parquet", ".jsonl", ".json")
 """What can be read; a folder must hold one kind only."""
@@ -158,7 +159,7 @@ class _Sizes:
             return store.size(name) if store.exists(name) else None
         if store.url not in self.folders:
             head = self.head if name.startswith(self.head) else ""
-            files = (file for file in store.list(head) if "/" not in file.path)
+            files = (file for file in list_parallel(store, head) if "/" not in file.path)
             self.folders[store.url] = {file.path: file.size for file in files}
         return self.folders[store.url].get(name)
 
@@ -174,7 +175,7 @@ def _match(pattern: str, text: str, sizes: _Sizes) -> list[tuple[str, int]]:
         store = open_store(base)
         # What stands before the first special character narrows the listing down.
         head = rest[: _first_magic(rest)]
-        files = [file for file in store.list(head) if wanted.fullmatch(file.path)]
+        files = [file for file in list_parallel(store, head) if wanted.fullmatch(file.path)]
         if not files:
             raise RecipeError(f"inputs: {text!r} matches no file")
         unknown = [file.path for file in files if not file.path.endswith(SHARD_SUFFIXES)]
@@ -203,7 +204,7 @@ def _first_magic(text: str) -> int:
 
 def _match_folder(pattern: str, text: str) -> list[tuple[str, int]]:
     store = open_store(pattern)
-    files = [file for file in store.list() if file.path.endswith(SHARD_SUFFIXES)]
+    files = [file for file in list_parallel(store) if file.path.endswith(SHARD_SUFFIXES)]
     kinds = sorted({file.path.rpartition(".")[2] for file in files})
     if len(kinds) > 1:
         raise RecipeError(

@@ -44,7 +44,7 @@ from consomme.vision.headers import check_headers, check_pixels
 from consomme.vision.jpeg import decode_jpeg
 from consomme.vision.problem import BadImageError, DecodeProblem
 
-__all__ = ["DecodeProblem", "decode", "shrink_factor", "shrunk"]
+__all__ = ["DecodeProblem", "decode", "num_pixels", "shrink_factor", "shrunk"]
 
 MAX_IMAGE_PIXELS = 64_000_000
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
@@ -93,6 +93,12 @@ def decode(
     # Decoders raise whatever the bytes made them stumble over; each is one bad picture.
     except Exception as error:  # noqa: BLE001
         return _problem(data, error)
+
+
+def num_pixels(data: bytes) -> int:
+    """Read from its header how many pixels a picture has that `decode` took, at full size."""
+    with Image.open(io.BytesIO(data), formats=_formats()) as image:
+        return image.width * image.height
 
 
 def _decode(data: bytes, max_image_pixels: int, min_side_px: int | None) -> Image.Image:

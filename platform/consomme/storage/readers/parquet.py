@@ -125,6 +125,7 @@ def _open(file: BinaryIO, shard: str, *, is_streamed: bool = False) -> pq.Parque
             buffer_size=_BUFFER if is_streamed else 0,
             page_checksum_verification=True,
         )
+    # Arrow reports damage as any kind of error; `_judge` tells it from a failing storage.
     except Exception as error:
         raise _judge(error, shard, "the footer") from error
 
@@ -220,6 +221,7 @@ def _read_rows(parquet: pq.ParquetFile, group: int, begin: int, end: int) -> lis
             if position >= end:
                 break
         problem = f"the row group ends after {position} rows"
+    # As above; what is not damage is raised again.
     except Exception as error:
         told = _judge(error, "", "the row group")
         if not isinstance(told, DataError):
