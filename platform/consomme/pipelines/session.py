@@ -69,6 +69,11 @@ def ray_session() -> Iterator[None]:
             ray.shutdown()
 
 
+def is_private() -> bool:
+    """Whether Ray is this command's own and ends with it, and not a cluster."""
+    return not os.environ.get("RAY_ADDRESS")
+
+
 @contextlib.contextmanager
 def shared_ray() -> Iterator[None]:
     """Let the sessions inside the block share one Ray, started by the first that needs it."""

@@ -156,9 +156,10 @@ def _fit(recipe: TrainRecipe, start: str, folder: RunFolder) -> dict[str, Any]:
     """Run the workers and return what rank 0 says of the run."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
     from consomme.pipelines.train_worker import train_worker
+    from consomme.pipelines.trainer import Trainer
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
     use_gpu = gpus >= recipe.num_workers
@@ -167,7 +168,7 @@ def _fit(recipe: TrainRecipe, start: str, folder: RunFolder) -> dict[str, Any]:
             f"num_workers={recipe.num_workers} needs {recipe.num_workers * recipe.cpus_per_worker}"
             f" CPUs, the cluster has {num_cpus()}; lower num_workers or cpus_per_worker"
         )
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_worker,
         train_loop_config={
             "recipe": _from_anywhere(recipe),
