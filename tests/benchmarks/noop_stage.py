@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from consomme.pipelines.flow import Decoded, Outcome, UnitStage
+from consomme.pipelines.stage import Decoded, Outcome, UnitStage
 from consomme.storage.ledger import SAMPLES
 from consomme.storage.writers import tar_bytes
 

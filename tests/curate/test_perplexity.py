@@ -168,8 +168,8 @@ def test_a_caption_that_cannot_be_scored_costs_one_sample(debug_vlm: Path) -> No
 
 def test_image_gain_is_what_the_picture_saves_per_token(debug_vlm: Path) -> None:
     from consomme.base.sample import Sample, caption_turns
-    from consomme.pipelines.flow import Decoded
     from consomme.pipelines.score import PerplexityStage
+    from consomme.pipelines.stage import Decoded
 
     stage = PerplexityStage(str(debug_vlm), PROMPT, ["noise"], 256, 4096)
     images = pictures(2)

@@ -11,15 +11,15 @@ from consomme.datasets.sources import SceneSource
 from consomme.models.chat import Chat
 from consomme.models.weights import open_vlm
 from consomme.pipelines import train, train_worker
-from consomme.pipelines.feed import read_row
-from consomme.pipelines.flow import UnitWorker, commit_row
+from consomme.pipelines.loading import name_row, sample_row
 from consomme.pipelines.runs import check_rejects
 from consomme.pipelines.score import PerplexityStage
+from consomme.pipelines.worker import UnitWorker
 from consomme.storage.files import open_store
 from consomme.storage.ledger import RunFolder
 from consomme.storage.plan import Work
 from consomme.storage.sidecar import read_columns
-from consomme.storage.units import plan_units
+from consomme.storage.units import plan_units, read_unit
 from consomme.storage.writers import WebDatasetWriter
 
 PROMPT = "describe the image."
@@ -41,7 +41,9 @@ EXPECTED = {
 }
 
 
-def score(folder: Path, samples: list[Sample], model: Path) -> RunFolder:
+def score(
+    folder: Path, samples: list[Sample], model: Path, *, is_read_ahead: bool = False
+) -> RunFolder:
     """Read, score and commit as a score run does."""
     writer = WebDatasetWriter(open_store(str(folder / "shards")), "s", max_rows=100)
     for sample in samples:
@@ -56,18 +58,19 @@ def score(folder: Path, samples: list[Sample], model: Path) -> RunFolder:
         "token_budget": 4096,
     }
     attempt = run.start_attempt()
-    worker = UnitWorker(PerplexityStage, options, run.url)
+    worker = UnitWorker(PerplexityStage, options, run.url, attempt, "scores")
     for unit in plan_units([str(folder / "shards")], "data", 100):
-        row = worker(read_row(run.url, Work(unit=unit)))
-        commit_row(row, run_url=run.url, attempt=attempt, kind="scores")
+        work = Work(unit=unit)
+        worker(sample_row(run.store, work, read_unit) if is_read_ahead else name_row(work))
     run.close(attempt)
     return run
 
 
+@pytest.mark.parametrize("is_read_ahead", [True, False])
 def test_scoring_leaves_out_what_cannot_be_scored_and_nothing_else(
-    tmp_path: Path, debug_vlm: Path
+    tmp_path: Path, debug_vlm: Path, is_read_ahead: bool
 ) -> None:
-    run = score(tmp_path / "bad", bad_samples(), debug_vlm)
+    run = score(tmp_path / "bad", bad_samples(), debug_vlm, is_read_ahead=is_read_ahead)
     reasons = {reject.sample_id: reject.reason for reject in run.rejects()}
     assert reasons == EXPECTED | {GOOD[4].sample_id: "caption_too_long"}
     counts = run.total_counts()

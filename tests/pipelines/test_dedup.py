@@ -19,10 +19,10 @@ from consomme.datasets import scenes
 from consomme.ops.verify import verify
 from consomme.pipelines import dedup, report_dedup
 from consomme.pipelines.dedup import DedupRecipe, HashStage
-from consomme.pipelines.flow import Decoded
 from consomme.pipelines.runs import begin
 from consomme.pipelines.score import ScoreRecipe
 from consomme.pipelines.session import shared_ray
+from consomme.pipelines.stage import Decoded
 from consomme.storage.files import open_store
 from consomme.storage.shards import expand
 from consomme.storage.sidecar import table_bytes

@@ -11,7 +11,8 @@ import pytest
 import ray
 
 from consomme.base.sample import Reject, Sample, caption_turns
-from consomme.pipelines.flow import BytesStage, Item, Outcome, Pool, run_units
+from consomme.pipelines.flow import Pool, run_units
+from consomme.pipelines.stage import BytesStage, Item, Outcome
 from consomme.storage.ledger import RunFolder
 from consomme.storage.plan import Plan, Work, write_part
 from consomme.storage.units import Unit
@@ -102,7 +103,7 @@ def test_reading_waits_for_a_stage_that_stalls(tmp_path: Path) -> None:
                     stage=Stalled,
                     stage_options={"notes": str(notes)},
                     what="stalled",
-                    pool=Pool(max_actors=ACTORS, min_actors=ACTORS, cpus=0.5),
+                    pool=Pool(max_actors=ACTORS, min_actors=ACTORS, cpus=0.5, num_readers=2),
                     read=Reader(notes),
                 )
             except BaseException as error:  # noqa: BLE001 - told to the test below.

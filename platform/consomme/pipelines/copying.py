@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Reject
-from consomme.pipelines.flow import BytesStage, Item, Outcome, reject_of
+from consomme.pipelines.stage import BytesStage, Item, Outcome, reject_of
 from consomme.storage.ledger import SAMPLES
 from consomme.storage.writers import parquet_bytes, tar_bytes
 

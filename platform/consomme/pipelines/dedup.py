@@ -30,10 +30,11 @@ from consomme.pipelines.copies import (
     save_groups,
     save_view,
 )
-from consomme.pipelines.flow import Decoded, Outcome, Pool, UnitStage, run_units
+from consomme.pipelines.flow import Pool, run_units
 from consomme.pipelines.planning import plan_shards, plan_view
 from consomme.pipelines.runs import Run, begin, check_rejects, folders_of
 from consomme.pipelines.session import num_cpus, ray_session
+from consomme.pipelines.stage import Decoded, Outcome, UnitStage
 from consomme.storage.shards import Shard, find_shards, shards_fingerprint
 from consomme.storage.view import View
 from consomme.vision.decode import num_pixels
@@ -100,8 +101,8 @@ class DedupRecipe:
     """Fewest; between the two the pool follows the work and the nodes there are."""
 
     num_readers: int | None = runtime(None)
-    """Units read ahead at once; more hide slow storage, each costs a unit of memory. None takes one
-    per actor, and two at least."""
+    """Tasks that read units ahead of the actors; more hide slow storage, each costs a unit of
+    memory. 0 lets actors read for themselves. None: 0 without GPUs, else one per actor."""
 
     def __post_init__(self) -> None:
         """Check what belongs together."""

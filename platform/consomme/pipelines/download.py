@@ -17,10 +17,11 @@ from consomme.base.manifest import Manifest
 from consomme.base.sample import Reject
 from consomme.base.schema import runtime
 from consomme.pipelines.copying import FORMATS
-from consomme.pipelines.flow import BytesStage, Item, Outcome, Pool, reject_of, run_units
+from consomme.pipelines.flow import Pool, run_units
 from consomme.pipelines.planning import plan_shards
 from consomme.pipelines.runs import begin, check_rejects, folders_of
 from consomme.pipelines.session import num_cpus, ray_session
+from consomme.pipelines.stage import BytesStage, Item, Outcome, reject_of
 from consomme.storage.fetch import Fetcher, FetchPolicy, FetchProblem
 from consomme.storage.ledger import SAMPLES
 from consomme.storage.readers.url_list import plan_urls, read_urls

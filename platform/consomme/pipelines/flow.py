@@ -1,82 +1,38 @@
 """Send units through a pool of actors: read, work, commit; one unit is one block all the way.
 
-One decision is made here: what travels between stages is one row per unit, so that Ray Data can
-neither split nor merge units, and a unit is committed by the stage after the one that made it.
+Two decisions are made here. What travels is one row per unit, so that Ray Data can neither split
+nor merge units. And an actor on a CPU reads for itself, since sending samples from one process to
+another costs as much as decoding them; an actor that holds a GPU gets units that tasks have read
+ahead, on whatever CPUs there are.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-from PIL import Image
-
 from consomme.base.errors import DataError
-from consomme.base.sample import Reject, Sample, table_to_samples
 from consomme.base.telemetry import Progress
 from consomme.pipelines.failures import own_errors
-from consomme.pipelines.packing import (
-    files_from_bytes,
-    files_to_bytes,
-    from_bytes,
-    rejects_from_json,
-    rejects_to_json,
-    to_bytes,
-)
+from consomme.pipelines.loading import Row
 from consomme.pipelines.progress import Heartbeat
 from consomme.pipelines.runs import top_reasons
-from consomme.pipelines.spans import StageWatch, now, timed
-from consomme.storage.files import open_store
+from consomme.pipelines.spans import StageWatch
+from consomme.pipelines.stage import Stage
+from consomme.pipelines.worker import UnitWorker
 from consomme.storage.ledger import RunFolder
 from consomme.storage.plan import Plan
 from consomme.storage.records import CommitRecord, reject_reasons
-from consomme.storage.sidecar import table_bytes
-from consomme.storage.suspects import Gate, clear, work_safely
-from consomme.storage.units import ReadUnit, Unit, read_unit
-from consomme.vision.decode import DecodeProblem, decode
-
-Row = dict[str, Any]
+from consomme.storage.units import ReadUnit, read_unit
 
 RECORDS_PER_SEGMENT = 2000
 """Commit records the driver packs into one object; a restart opens at most so many single ones."""
 
-DECODE_THREADS = 2
-
-
-@dataclass(kw_only=True)
-class Outcome:
-    """What a stage made of one unit."""
-
-    table: pa.Table
-    """Columns with `row` and `sample_id` first."""
-
-    rejects: list[tuple[int, Reject]] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-    sums: dict[str, float] = field(default_factory=dict)
-    files: list[tuple[str, str, bytes]] = field(default_factory=list)
-    """Further output: kind, suffix and content of each file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """A sample and where it is in its unit."""
-
-    row: int
-    sample: Sample
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoded(Item):
-    """A sample with its picture decoded."""
-
-    image: Image.Image
+UNITS_PER_ACTOR = 3
+"""Units in an actor at a time: one is read and decoded, one is worked on, one is committed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,121 +46,15 @@ class Pool:
 
     gpus: float = 0.0
     num_readers: int | None = None
-    """Units that are read ahead at once; None takes one per actor, and two at least."""
+    """Tasks that read units ahead, beside the actors; 0 lets actors read for themselves. None means
+    0 for actors without a GPU, else one per actor, and two at least."""
 
     @property
     def readers(self) -> int:
-        """Units that are read ahead at once."""
-        return self.num_readers or max(2, self.max_actors)
-
-
-class UnitStage:
-    """Base of a stage that works on one unit: unpack, decode, `work`, pack.
-
-    Two units are in an actor at a time: one is decoded while the other is worked on.
-    """
-
-    min_side_px: int | None = None
-    """Pictures may come smaller than they are, with both sides at least this long: that is decoded
-    in less time. None decodes them in full."""
-
-    def work(self, samples: Sequence[Decoded]) -> Outcome:
-        """Do the stage's work on the samples whose pictures could be decoded."""
-        raise TypeError(f"{type(self).__name__} defines no work()")
-
-
-class BytesStage:
-    """Base of a stage that wants samples as they are, without a look at their pictures."""
-
-    def work(self, samples: Sequence[Item]) -> Outcome:
-        """Do the stage's work on all samples that could be read."""
-        raise TypeError(f"{type(self).__name__} defines no work()")
-
-
-Stage = UnitStage | BytesStage
-
-
-class UnitWorker:
-    """Runs a stage inside Ray Data."""
-
-    def __init__(self, stage: type[Stage], options: Mapping[str, Any], run_url: str) -> None:
-        self.store = open_store(run_url)
-        self.stage = stage(**options)
-        self.model = threading.Lock()
-        self.gate = Gate()
-        self.threads = ThreadPoolExecutor(DECODE_THREADS)
-
-    def __call__(self, row: Row) -> Row:
-        """Map one packed unit to its packed outcome."""
-        unit = Unit.from_dict(json.loads(row["unit"]))
-        numbers = json.loads(row["numbers"])
-        samples = dict(zip(numbers, table_to_samples(from_bytes(row["samples"])), strict=True))
-        rejects = rejects_from_json(row["rejects"])
-        spans = json.loads(row["spans"])
-
-        def run(rows: Sequence[int]) -> tuple[Outcome, list[tuple[int, Reject]]]:
-            chosen = {number: samples[number] for number in rows}
-            if isinstance(self.stage, BytesStage):
-                with self.model, timed(spans, "work"):
-                    items = [Item(row=number, sample=sample) for number, sample in chosen.items()]
-                    return self.stage.work(items), []
-            with timed(spans, "decode"):
-                good, bad = self._decode(chosen, self.stage.min_side_px)
-            with self.model, timed(spans, "work"):
-                return self.stage.work(good), bad
-
-        (outcome, bad), condemned = work_safely(self.store, unit.unit_id, numbers, run, self.gate)
-        killers = [
-            (number, reject_of(samples[number], "killed_worker", KILLED)) for number in condemned
-        ]
-        every = sorted([*rejects, *bad, *outcome.rejects, *killers], key=lambda entry: entry[0])
-        return {
-            "unit": row["unit"],
-            "table": to_bytes(outcome.table),
-            "rejects": rejects_to_json(every),
-            "counts": json.dumps({"samples": outcome.table.num_rows, **outcome.counts}),
-            "sums": json.dumps(outcome.sums),
-            "files": files_to_bytes(outcome.files),
-            "spans": json.dumps(spans),
-        }
-
-    def _decode(
-        self, samples: Mapping[int, Sample], min_side_px: int | None
-    ) -> tuple[list[Decoded], list[tuple[int, Reject]]]:
-        """Decode pictures in threads; those that cannot be had become rejects."""
-        images = self.threads.map(
-            partial(decode, min_side_px=min_side_px), [s.image for s in samples.values()]
-        )
-        good: list[Decoded] = []
-        bad: list[tuple[int, Reject]] = []
-        for (number, sample), image in zip(samples.items(), images, strict=True):
-            if isinstance(image, DecodeProblem):
-                bad.append((number, reject_of(sample, image.reason, image.detail)))
-            else:
-                good.append(Decoded(row=number, sample=sample, image=image))
-        return good, bad
-
-
-KILLED = "the process ended each time it worked on this sample alone"
-
-
-def commit_row(row: Row, *, run_url: str, attempt: int, kind: str) -> Row:
-    """Write one unit's columns and commit it; the last stage."""
-    began = now()
-    folder = RunFolder.at(run_url)
-    unit = Unit.from_dict(json.loads(row["unit"]))
-    table = table_bytes(from_bytes(row["table"]))
-    files = [
-        folder.write_output(unit, name, data, suffix)
-        for name, suffix, data in [(kind, "parquet", table), *files_from_bytes(row["files"])]
-    ]
-    rejects = [reject for _, reject in rejects_from_json(row["rejects"])]
-    record = folder.commit(
-        attempt, unit, files, json.loads(row["counts"]), rejects, json.loads(row["sums"])
-    )
-    clear(folder.store, unit.unit_id)
-    spans = json.loads(row["spans"]) | {"commit": [began, now()]}
-    return {"record": record.to_json(), "spans": json.dumps(spans)}
+        """Tasks that read ahead."""
+        if self.num_readers is not None:
+            return self.num_readers
+        return max(2, self.max_actors) if self.gpus else 0
 
 
 def run_units(
@@ -242,7 +92,7 @@ def run_units(
     if folder.is_closed:
         folder.close(attempt)
         return
-    todo = pending(folder, plan, pool.readers)
+    todo = pending(folder, plan, pool.readers or 1)
     if todo.num_units:
         driver = _Driver(folder, attempt, plan, what, pool, max_reject_fraction)
         blocks = _dataset(todo, folder, attempt, kind, stage, stage_options, pool, read)
@@ -261,7 +111,7 @@ def _dataset(
     pool: Pool,
     read: ReadUnit,
 ) -> Any:
-    """Wire reading, work and commits into one Ray Data pipeline; nothing runs yet."""
+    """Wire reading and work into one Ray Data pipeline; nothing runs yet."""
     import ray.data
 
     from consomme.pipelines.feed import UnitSource
@@ -276,36 +126,31 @@ def _dataset(
     context.actor_init_retry_on_errors = True
     context.max_consecutive_actor_init_deaths = 3
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
-    source = UnitSource(folder.url, todo.slices, read)
-    return (
-        ray.data.read_datasource(
-            source,
-            num_cpus=0.1,
-            compute=ray.data.TaskPoolStrategy(size=pool.readers),
-            override_num_blocks=len(todo.slices),
-        )
-        .map(
-            UnitWorker,
-            fn_constructor_kwargs={
-                "stage": stage,
-                "options": dict(stage_options),
-                "run_url": folder.url,
-            },
-            compute=ray.data.ActorPoolStrategy(
-                min_size=min(pool.min_actors, pool.max_actors),
-                max_size=max(1, pool.max_actors),
-                max_concurrent_calls_per_actor=2,
-                # `UnitWorker` sees to it that only one of them uses the model.
-                enable_true_multi_threading=True,
-            ),
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus,
-        )
-        .map(
-            commit_row,
-            fn_kwargs={"run_url": folder.url, "attempt": attempt, "kind": kind},
-            num_cpus=0.1,
-        )
+    source = UnitSource(folder.url, todo.slices, read if pool.readers else None)
+    return ray.data.read_datasource(
+        source,
+        num_cpus=0.1,
+        compute=ray.data.TaskPoolStrategy(size=pool.readers or 1),
+        override_num_blocks=len(todo.slices),
+    ).map(
+        UnitWorker,
+        fn_constructor_kwargs={
+            "stage": stage,
+            "options": dict(stage_options),
+            "run_url": folder.url,
+            "attempt": attempt,
+            "kind": kind,
+            "read": read,
+        },
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(pool.min_actors, pool.max_actors),
+            max_size=max(1, pool.max_actors),
+            max_concurrent_calls_per_actor=UNITS_PER_ACTOR,
+            # `UnitWorker` sees to it that only one of them uses the model.
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
     )
 
 
@@ -329,7 +174,8 @@ class _Driver:
         self.max_reject_fraction = max_reject_fraction
         self.most_rejects = max_reject_fraction * plan.num_rows
         self.watch = StageWatch(
-            {"read": pool.readers, "decode": pool.max_actors, "work": pool.max_actors}
+            {"read": pool.readers or pool.max_actors}
+            | dict.fromkeys(("decode", "work", "commit"), pool.max_actors)
         )
         self.fresh: list[CommitRecord] = []
         self.packed: set[str] = set()
@@ -379,14 +225,3 @@ def _receipts(blocks: Any) -> Iterator[Row]:
 def rows_of(record: CommitRecord) -> int:
     """Rows a commit record accounts for, rejects included."""
     return record.counts.get("samples", 0) + record.counts.get("rejected", 0)
-
-
-def reject_of(sample: Sample, reason: str, detail: str) -> Reject:
-    """Make the reject of a sample that was read but cannot be used."""
-    return Reject(
-        sample_id=sample.sample_id,
-        source=sample.source,
-        reason=reason,
-        detail=detail,
-        reference=sample.image_name,
-    )

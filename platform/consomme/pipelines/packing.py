@@ -33,21 +33,3 @@ def rejects_to_json(rejects: Sequence[tuple[int, Reject]]) -> str:
 def rejects_from_json(text: str) -> list[tuple[int, Reject]]:
     """Unpack what `rejects_to_json` packed."""
     return [(number, Reject(**fields)) for number, fields in json.loads(text)]
-
-
-def files_to_bytes(files: Sequence[tuple[str, str, bytes]]) -> bytes:
-    """Pack further output files: kind, suffix and content of each."""
-    table = pa.table(
-        {
-            "kind": pa.array([kind for kind, _, _ in files], pa.string()),
-            "suffix": pa.array([suffix for _, suffix, _ in files], pa.string()),
-            "data": pa.array([data for _, _, data in files], pa.large_binary()),
-        }
-    )
-    return to_bytes(table)
-
-
-def files_from_bytes(data: bytes) -> list[tuple[str, str, bytes]]:
-    """Unpack what `files_to_bytes` packed."""
-    rows = from_bytes(data).to_pylist()
-    return [(row["kind"], row["suffix"], row["data"]) for row in rows]

@@ -14,10 +14,11 @@ from consomme.base.schema import runtime
 from consomme.datasets.sources import judge_caption
 from consomme.evaluate.cache import model_content_hash
 from consomme.pipelines.checkpoints import model_folder
-from consomme.pipelines.flow import Decoded, Outcome, Pool, UnitStage, run_units
+from consomme.pipelines.flow import Pool, run_units
 from consomme.pipelines.planning import plan_shards, plan_view
 from consomme.pipelines.runs import begin, check_rejects, folders_of
 from consomme.pipelines.session import ray_session
+from consomme.pipelines.stage import Decoded, Outcome, UnitStage
 from consomme.storage.shards import find_shards, shards_fingerprint
 from consomme.storage.view import View
 
@@ -75,8 +76,8 @@ class RecaptionRecipe:
     """Fewest; between the two the pool follows the work and the nodes there are."""
 
     num_readers: int | None = runtime(None)
-    """Units read ahead at once; more hide slow storage, each costs a unit of memory. None takes one
-    per actor, and two at least."""
+    """Tasks that read units ahead of the actors; more hide slow storage, each costs a unit of
+    memory. 0 lets actors read for themselves. None: 0 without GPUs, else one per actor."""
 
 
 class CaptionStage(UnitStage):

@@ -11,10 +11,11 @@ import pyarrow as pa
 
 from consomme.base.manifest import Manifest
 from consomme.base.schema import runtime
-from consomme.pipelines.flow import Decoded, Outcome, Pool, UnitStage, reject_of, run_units
+from consomme.pipelines.flow import Pool, run_units
 from consomme.pipelines.planning import plan_shards
 from consomme.pipelines.runs import begin, check_rejects, folders_of
 from consomme.pipelines.session import num_cpus, ray_session
+from consomme.pipelines.stage import Decoded, Outcome, UnitStage, reject_of
 from consomme.storage.shards import find_shards, shards_fingerprint
 
 
@@ -62,8 +63,8 @@ class ScoreRecipe:
     """Fewest; between the two the pool follows the work and the nodes there are."""
 
     num_readers: int | None = runtime(None)
-    """Units read ahead at once; more hide slow storage, each costs a unit of memory. None takes one
-    per actor, and two at least."""
+    """Tasks that read units ahead of the actors; more hide slow storage, each costs a unit of
+    memory. 0 lets actors read for themselves. None: 0 without GPUs, else one per actor."""
 
     token_budget: int = runtime(4096)
     """Padded tokens per micro-batch: as many as fit into memory."""

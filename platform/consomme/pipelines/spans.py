@@ -11,7 +11,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 BUSY_FRACTION = 0.6
 """A stage less busy than this is nobody's bottleneck."""
@@ -22,12 +22,16 @@ def now() -> float:
     return time.time()
 
 
+Spans = list[tuple[str, float, float]]
+"""Stage, begin and end of each stretch of work on one unit."""
+
+
 @contextlib.contextmanager
-def timed(spans: MutableMapping[str, Sequence[float]], stage: str) -> Iterator[None]:
+def timed(spans: Spans, stage: str) -> Iterator[None]:
     """Note begin and end of what happens inside."""
     began = now()
     yield
-    spans[stage] = [began, now()]
+    spans.append((stage, began, now()))
 
 
 class StageWatch:
@@ -50,12 +54,12 @@ class StageWatch:
         self._window_s = window_s
         self._clock = clock
         self._began = clock()
-        self._spans: deque[tuple[float, Mapping[str, Sequence[float]]]] = deque()
+        self._spans: deque[tuple[float, Spans]] = deque()
         # The progress line and the heartbeat look from different threads.
         self._lock = threading.Lock()
 
-    def add(self, spans: Mapping[str, Sequence[float]]) -> None:
-        """Add a finished unit: begin and end by stage."""
+    def add(self, spans: Spans) -> None:
+        """Add a finished unit."""
         with self._lock:
             self._spans.append((self._clock(), spans))
 
@@ -69,7 +73,7 @@ class StageWatch:
             recent = [spans for _, spans in self._spans]
         spent = dict.fromkeys(self.stages, 0.0)
         for spans in recent:
-            for stage, (start, stop) in spans.items():
+            for stage, start, stop in spans:
                 if stage in spent:
                     spent[stage] += max(0.0, min(stop, end) - max(start, begin))
         length = max(end - begin, 1e-9)

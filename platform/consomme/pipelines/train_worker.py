@@ -17,8 +17,8 @@ from typing import Any
 
 from consomme.base.errors import ConsommeError, DataError
 from consomme.base.sample import Reject, Sample, Turn
-from consomme.pipelines.flow import reject_of
 from consomme.pipelines.runs import check_rejects
+from consomme.pipelines.stage import reject_of
 from consomme.pipelines.train import CURVE, TrainRecipe, TrainSource
 from consomme.storage.ledger import RunFolder
 from consomme.storage.sidecar import read_columns

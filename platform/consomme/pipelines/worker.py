@@ -1,0 +1,153 @@
+"""What an actor does with a unit: read it if nobody did, decode, work, commit.
+
+One decision is made here: pictures are decoded in pieces of at most `PIECE_BYTES`, cut by the
+pictures' own sizes. So memory does not depend on what is in a unit, and neither do results on who
+does it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from PIL import Image
+
+from consomme.base.sample import Reject, Sample
+from consomme.pipelines.loading import Loaded, Row, load, unpack
+from consomme.pipelines.spans import Spans, timed
+from consomme.pipelines.stage import BytesStage, Decoded, Item, Outcome, Stage, merge, reject_of
+from consomme.storage.ledger import RunFolder
+from consomme.storage.records import CommitRecord
+from consomme.storage.sidecar import table_bytes
+from consomme.storage.suspects import Gate, clear, work_safely
+from consomme.storage.units import ReadUnit, Unit, read_unit
+from consomme.vision.decode import DecodeProblem, decode
+
+DECODE_THREADS = 2
+
+PIECE_BYTES = 256 * 2**20
+"""Decoded pictures that are worked on at a time; each unit in an actor has as many in memory."""
+
+KILLED = "the process ended each time it worked on this sample alone"
+
+Rejected = list[tuple[int, Reject]]
+
+
+class UnitWorker:
+    """Runs a stage inside Ray Data: one unit from read, or from its samples, to its commit."""
+
+    def __init__(
+        self,
+        stage: type[Stage],
+        options: Mapping[str, Any],
+        run_url: str,
+        attempt: int,
+        kind: str,
+        read: ReadUnit = read_unit,
+    ) -> None:
+        """Load the stage.
+
+        Args:
+            stage: Its class.
+            options: Its constructor's arguments.
+            run_url: The run folder.
+            attempt: Which attempt commits.
+            kind: Kind of the output file.
+            read: Reads one unit.
+        """
+        self.folder = RunFolder.at(run_url)
+        self.attempt, self.kind, self.read = attempt, kind, read
+        self.stage = stage(**options)
+        self.model = threading.Lock()
+        self.gate = Gate()
+        self.threads = ThreadPoolExecutor(DECODE_THREADS)
+
+    def __call__(self, row: Row) -> Row:
+        """Do one unit and return its receipt."""
+        work, loaded, spans = unpack(row)
+        if loaded is None:
+            with timed(spans, "read"):
+                loaded = load(self.folder.store, work, self.read, self.gate)
+        outcome, rejects = self._outcome(work.unit, loaded, spans)
+        with timed(spans, "commit"):
+            record = self._commit(work.unit, outcome, rejects)
+        return {"record": record.to_json(), "spans": json.dumps(spans)}
+
+    def _outcome(self, unit: Unit, loaded: Loaded, spans: Spans) -> tuple[Outcome, list[Reject]]:
+        """Work on a unit's samples; leave out those that kill the process."""
+        samples = loaded.samples
+
+        def run(rows: Sequence[int]) -> tuple[Outcome, Rejected]:
+            chosen = {number: samples[number] for number in rows}
+            if isinstance(self.stage, BytesStage):
+                items = [Item(row=number, sample=sample) for number, sample in chosen.items()]
+                with self.model, timed(spans, "work"):
+                    return self.stage.work(items), []
+            bad: Rejected = []
+            outcomes: list[Outcome] = []
+            pieces = self._pieces(chosen, self.stage.min_side_px, bad)
+            while True:
+                with timed(spans, "decode"):
+                    piece = next(pieces, None)
+                if piece is None and outcomes:
+                    return merge(outcomes), bad
+                with self.model, timed(spans, "work"):
+                    outcomes.append(self.stage.work(piece or []))
+
+        store, numbers = self.folder.store, list(samples)
+        (outcome, bad), condemned = work_safely(store, unit.unit_id, numbers, run, self.gate)
+        killers = [
+            (number, reject_of(samples[number], "killed_worker", KILLED)) for number in condemned
+        ]
+        every = sorted(
+            [*loaded.rejects, *bad, *outcome.rejects, *killers], key=lambda entry: entry[0]
+        )
+        return outcome, [reject for _, reject in every]
+
+    def _pieces(
+        self, samples: Mapping[int, Sample], min_side_px: int | None, bad: Rejected
+    ) -> Iterator[list[Decoded]]:
+        """Decode pictures in threads, a piece at a time; those that cannot be had go to `bad`."""
+        waiting: deque[tuple[int, Sample, Future[Image.Image | DecodeProblem]]] = deque()
+        read = partial(decode, min_side_px=min_side_px)
+        coming = iter(samples.items())
+        piece: list[Decoded] = []
+        size = 0
+        while True:
+            for number, sample in coming:
+                waiting.append((number, sample, self.threads.submit(read, sample.image)))
+                if len(waiting) > 2 * DECODE_THREADS:
+                    break
+            if not waiting:
+                break
+            number, sample, decoding = waiting.popleft()
+            image = decoding.result()
+            if isinstance(image, DecodeProblem):
+                bad.append((number, reject_of(sample, image.reason, image.detail)))
+                continue
+            piece.append(Decoded(row=number, sample=sample, image=image))
+            size += image.width * image.height * 3
+            if size >= PIECE_BYTES:
+                yield piece
+                piece, size = [], 0
+        if piece:
+            yield piece
+
+    def _commit(self, unit: Unit, outcome: Outcome, rejects: Sequence[Reject]) -> CommitRecord:
+        """Write a unit's files and make them visible."""
+        files = [
+            self.folder.write_output(unit, name, data, suffix)
+            for name, suffix, data in [
+                (self.kind, "parquet", table_bytes(outcome.table)),
+                *outcome.files,
+            ]
+        ]
+        counts = {"samples": outcome.table.num_rows, **outcome.counts}
+        record = self.folder.commit(self.attempt, unit, files, counts, rejects, outcome.sums)
+        clear(self.folder.store, unit.unit_id)
+        return record
