@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -45,7 +45,9 @@ def plan(shards_url: str, run_url: str) -> dict[str, Any]:
     from consomme.storage.shards import find_shards
 
     def peak_mb() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        # Not getrusage: its maximum remembers the process that this one was forked from.
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
     with ray_session():
         base = peak_mb()

@@ -171,6 +171,8 @@ def fill_figures() -> None:
         result = json.loads(path.read_text())
         machines.add(f"{result['machine']} ({area}: {result['date']})")
         for figure in result["rows"]:
+            if figure["key"].startswith(DETAILS):
+                continue
             value = (
                 f"{figure['value']:,.3g}" if figure["value"] < 1000 else f"{figure['value']:,.0f}"
             )
@@ -226,6 +228,9 @@ def bench_dedup() -> list[Row]:
 
 FIGURES = ("score", "io", "planning", "ledger", "chaos", "decode", "dedup")
 """Areas whose figures the README shows line by line."""
+
+DETAILS = ("dedup.d", "dedup.chains", "dedup.stars", "dedup.bits", "dedup.found_at")
+"""How keys begin that only the JSON has: figures behind a decision in the code."""
 
 AREAS: dict[str, Callable[[], list[Row]]] = {
     "score": bench_score,

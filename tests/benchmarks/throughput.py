@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-NUM_SHARDS, SHARD_ROWS, SIDE = 16, 500, 320
+NUM_SHARDS, SHARD_ROWS, SIDE = 40, 500, 320
 ROUNDS = 3
 
 

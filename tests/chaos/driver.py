@@ -42,6 +42,7 @@ class PixelsRecipe:
     """Samples whose pictures end the process, as a bug in a decoder would."""
 
     num_actors: int = runtime(2)
+    num_readers: int = runtime(0)
 
 
 class PixelStage(UnitStage):
@@ -88,7 +89,7 @@ def run(recipe: PixelsRecipe) -> Manifest:
                 "killers": list(recipe.killers),
             },
             what="pixels",
-            pool=Pool(max_actors=recipe.num_actors, cpus=0.3),
+            pool=Pool(max_actors=recipe.num_actors, cpus=0.3, num_readers=recipe.num_readers),
         )
     return attempt.finish(counts=attempt.folder.total_counts(), outputs={"pixels": "data"})
 

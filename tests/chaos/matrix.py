@@ -69,7 +69,10 @@ class Arena:
         return f"{self.base}/shards"
 
     def job(self, environment: Mapping[str, str] | None = None, **options: object) -> Job:
-        place = f"run-{next(self.numbers)}"
+        number = next(self.numbers)
+        place = f"run-{number}"
+        # In turn: actors that read for themselves, and tasks that read ahead.
+        options = {"num_readers": 2 * (number % 2)} | options
         variables = {**self.environment, **(environment or {})}
         work = harness.job(
             self.folder / place, f"{self.base}/{place}/root", self.shards, variables, **options
