@@ -177,12 +177,29 @@ def test_a_bug_shows_its_traceback(recipe: str, capsys: pytest.CaptureFixture[st
     assert "ZeroDivisionError" in shown
 
 
-def test_ctrl_c_says_how_to_go_on(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    def run(_: DemoRecipe) -> None:
-        raise KeyboardInterrupt
-
-    assert call(run, recipe) == 130
-    assert "run the same command again to go on" in capsys.readouterr().err
+def test_ctrl_c_says_how_to_go_on_and_waits_for_nobody(tmp_path: Path) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import atexit, threading, time\n"
+        "from dataclasses import dataclass\n"
+        "from consomme.cli import main\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class DemoRecipe:\n"
+        "    name: str\n"
+        "def run(recipe):\n"
+        "    atexit.register(print, 'tidied up')\n"
+        "    threading.Thread(target=time.sleep, args=[600]).start()\n"
+        "    raise KeyboardInterrupt\n"
+        "main(DemoRecipe, run)\n"
+    )
+    recipe = tmp_path / "demo.yaml"
+    recipe.write_text("name: x\n")
+    done = subprocess.run(
+        [sys.executable, str(script), str(recipe)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 130
+    assert "run the same command again to go on" in done.stderr
+    assert done.stdout == "tidied up\n"
 
 
 @pytest.mark.parametrize(

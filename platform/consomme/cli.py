@@ -4,11 +4,13 @@ Verbs are a table; a verb's pipeline, and with it Ray and torch, is imported whe
 verb does, and what its recipe may say, is the pipeline's business.
 """
 
+import atexit
 import importlib
 import io
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -118,7 +120,7 @@ def entry() -> NoReturn:
     """Run the `consomme` command."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    sys.exit(run_command(sys.argv[1:]))
+    _leave(run_command(sys.argv[1:]))
 
 
 def main(
@@ -133,7 +135,25 @@ def main(
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = recipe_class.__name__.removesuffix("Recipe").lower()
-    sys.exit(_guard(verb, lambda: _run_recipe(verb, recipe_class, run, arguments)))
+    _leave(_guard(verb, lambda: _run_recipe(verb, recipe_class, run, arguments)))
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process.
+
+    After Ctrl-C some thread of Ray's may wait for a Ray that is gone, and the interpreter would
+    wait for the thread: seen once in fifty times. So then nobody is waited for; what is to be
+    tidied up at the end is, within ten seconds.
+    """
+    if code != EXIT_INTERRUPTED:
+        sys.exit(code)
+    late = threading.Timer(10.0, os._exit, [code])
+    late.daemon = True
+    late.start()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run_command(arguments: Sequence[str]) -> int:

@@ -78,7 +78,7 @@ def bench_score() -> list[Row]:
     """Scoring through Ray against the bare engine, one actor, same units, engine start left out."""
     from consomme.base.manifest import Manifest
     from consomme.curate.perplexity import token_nll
-    from consomme.engines.transformers_scorer import TransformersScorer
+    from consomme.engines.transformers_scorer import Question, TransformersScorer
     from consomme.pipelines import prepare, score
     from consomme.pipelines.checkpoints import model_folder
     from consomme.pipelines.session import shared_ray
@@ -86,8 +86,8 @@ def bench_score() -> list[Row]:
     from consomme.storage.units import plan_units, read_unit
     from consomme.vision.decode import decode
 
-    nano = model_folder("package://models/nano")
-    scorer = TransformersScorer(nano, token_nll, prompt="describe the image.")
+    nano, prompt = model_folder("package://models/nano"), "describe the image."
+    scorer = TransformersScorer(nano, token_nll)
     with tempfile.TemporaryDirectory() as scratch, shared_ray():
 
         def data(num: int) -> Manifest:
@@ -118,7 +118,7 @@ def bench_score() -> list[Row]:
             began = time.monotonic()
             for unit in units:
                 samples = [sample for _, sample in read_unit(unit)[0]]
-                scorer.score([decode(s.image) for s in samples], [s.caption for s in samples])
+                scorer.score([Question.about(prompt, s.caption, decode(s.image)) for s in samples])
             return time.monotonic() - began
 
         small, large = 256, 256 * 9

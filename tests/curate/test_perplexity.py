@@ -11,7 +11,7 @@ from PIL import Image
 from consomme.base.errors import DataError
 from consomme.base.sample import REJECT_REASONS
 from consomme.curate.perplexity import IGNORE_INDEX, caption_nll, token_nll
-from consomme.engines.transformers_scorer import NotScored, Score, TransformersScorer
+from consomme.engines.transformers_scorer import NotScored, Question, Score, TransformersScorer
 from consomme.models.weights import open_vlm
 
 PROMPT = "describe the image."
@@ -31,10 +31,20 @@ def pictures(count: int, seed: int = 0) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in noise.astype(np.uint8)]
 
 
+def ask(images: list[Image.Image], captions: list[str], prompt: str = PROMPT) -> list[Question]:
+    return [
+        Question.about(prompt, caption, image)
+        for image, caption in zip(images, captions, strict=True)
+    ]
+
+
 def score(
-    scorer: TransformersScorer, images: list[Image.Image], captions: list[str]
+    scorer: TransformersScorer,
+    images: list[Image.Image],
+    captions: list[str],
+    prompt: str = PROMPT,
 ) -> list[Score]:
-    found = scorer.score(images, captions)
+    found = scorer.score(ask(images, captions, prompt))
     assert all(isinstance(item, Score) for item in found), found
     return [item for item in found if isinstance(item, Score)]
 
@@ -108,7 +118,7 @@ def test_scores_equal_the_reference_for_any_token_budget(
     debug_vlm: Path, token_budget: int
 ) -> None:
     images = pictures(len(CAPTIONS))
-    scorer = TransformersScorer(debug_vlm, token_nll, prompt=PROMPT, token_budget=token_budget)
+    scorer = TransformersScorer(debug_vlm, token_nll, token_budget=token_budget)
     for image, caption, found in zip(
         images, CAPTIONS, score(scorer, images, list(CAPTIONS)), strict=True
     ):
@@ -121,7 +131,7 @@ def test_scores_equal_the_reference_for_any_token_budget(
 
 def test_neighbours_and_order_do_not_matter(debug_vlm: Path) -> None:
     images = pictures(len(CAPTIONS))
-    scorer = TransformersScorer(debug_vlm, token_nll, prompt=PROMPT)
+    scorer = TransformersScorer(debug_vlm, token_nll)
     together = score(scorer, images, list(CAPTIONS))
     backwards = score(scorer, images[::-1], list(CAPTIONS[::-1]))[::-1]
     assert backwards == together
@@ -132,7 +142,7 @@ def test_neighbours_and_order_do_not_matter(debug_vlm: Path) -> None:
 
 
 def test_the_picture_changes_the_score_and_not_the_text_only_score(debug_vlm: Path) -> None:
-    scorer = TransformersScorer(debug_vlm, token_nll, prompt=PROMPT)
+    scorer = TransformersScorer(debug_vlm, token_nll)
     first, second = score(scorer, pictures(2), [CAPTIONS[0]] * 2)
     assert abs(first.nll - second.nll) > 1e-2
     assert first.nll_text == second.nll_text
@@ -140,11 +150,10 @@ def test_the_picture_changes_the_score_and_not_the_text_only_score(debug_vlm: Pa
 
 def test_the_prompt_is_context_and_is_not_counted(debug_vlm: Path) -> None:
     image = pictures(1)
-    short = score(TransformersScorer(debug_vlm, token_nll, prompt="a"), image, [CAPTIONS[0]])[0]
+    scorer = TransformersScorer(debug_vlm, token_nll)
+    short = score(scorer, image, [CAPTIONS[0]], "a")[0]
     long_prompt = "describe the image. " * 8
-    long = score(
-        TransformersScorer(debug_vlm, token_nll, prompt=long_prompt), image, [CAPTIONS[0]]
-    )[0]
+    long = score(scorer, image, [CAPTIONS[0]], long_prompt)[0]
     assert short.num_tokens == long.num_tokens
     assert short.nll != long.nll, "the prompt is context"
     # Its own tokens would add several nats each.
@@ -154,9 +163,10 @@ def test_the_prompt_is_context_and_is_not_counted(debug_vlm: Path) -> None:
 
 
 def test_a_caption_that_cannot_be_scored_costs_one_sample(debug_vlm: Path) -> None:
-    scorer = TransformersScorer(debug_vlm, token_nll, prompt=PROMPT, max_caption_tokens=40)
+    scorer = TransformersScorer(debug_vlm, token_nll, max_caption_tokens=40)
     images = pictures(4)
-    found = scorer.score(images, [CAPTIONS[0], "red <end> circle", "words " * 200, CAPTIONS[1]])
+    texts = [CAPTIONS[0], "red <end> circle", "words " * 200, CAPTIONS[1]]
+    found = scorer.score(ask(images, texts))
     bad = [item for item in found if isinstance(item, NotScored)]
     assert [item.reason for item in bad] == ["text_not_encodable", "caption_too_long"]
     assert {item.reason for item in bad} <= REJECT_REASONS
@@ -179,7 +189,7 @@ def test_image_gain_is_what_the_picture_saves_per_token(debug_vlm: Path) -> None
             image=image,
             sample=Sample(
                 sample_id=f"s{number}",
-                image=b"-",
+                image=f"{number}".encode(),
                 image_name="s.png",
                 turns=caption_turns(caption),
                 source="t",

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from consomme.base.errors import DataError, RecipeError
-from consomme.base.sample import Sample, Turn, caption_turns
+from consomme.base.sample import Sample, Turn, caption_turns, turns_of
 from consomme.datasets.sources import SceneSource
 from consomme.models.chat import Chat
 from consomme.models.weights import open_vlm
@@ -107,14 +107,14 @@ def test_training_finds_bad_samples_before_the_first_step(chat: Chat) -> None:
     assert usable.weights == [(3, 1.0), (2, 3.0)]
     assert usable.samples == [GOOD[0], GOOD[2], GOOD[5], GOOD[0], GOOD[1]]
     for sample in usable.samples:
-        chat.encode(train_worker.turns_of(sample, PROMPT), has_image=True)
+        chat.encode(turns_of(sample, PROMPT), has_image=True)
 
 
 def test_conversations_keep_their_own_questions(chat: Chat) -> None:
     turns = (Turn(role="user", content="what?"), Turn(role="assistant", content="a circle"))
     talk = Sample(**{**vars(GOOD[0]), "turns": turns})
-    assert train_worker.turns_of(talk, PROMPT) == turns
-    assert train_worker.turns_of(GOOD[0], PROMPT) == (
+    assert turns_of(talk, PROMPT) == turns
+    assert turns_of(GOOD[0], PROMPT) == (
         Turn(role="user", content=PROMPT),
         *caption_turns(GOOD[0].caption),
     )

@@ -115,7 +115,7 @@ def test_every_sample_is_scored_once_and_bad_pictures_cost_one_reject_each(pairs
 
 def test_scores_through_ray_are_those_of_the_bare_engine(pairs, scores):
     from consomme.curate.perplexity import token_nll
-    from consomme.engines.transformers_scorer import TransformersScorer
+    from consomme.engines.transformers_scorer import Question, TransformersScorer
     from consomme.storage.units import read_unit
     from consomme.vision.decode import DecodeProblem, decode
 
@@ -123,8 +123,10 @@ def test_scores_through_ray_are_those_of_the_bare_engine(pairs, scores):
     stored = pq.read_table(Path(scores.url) / record.path_of("scores")).to_pylist()
     samples = [s for _, s in read_unit(record.unit)[0]]
     good = [s for s in samples if not isinstance(decode(s.image), DecodeProblem)]
-    scorer = TransformersScorer(model_folder(NANO), token_nll, prompt="describe the image.")
-    bare = scorer.score([decode(s.image) for s in good], [s.caption for s in good])
+    scorer = TransformersScorer(model_folder(NANO), token_nll)
+    bare = scorer.score(
+        [Question.about("describe the image.", s.caption, decode(s.image)) for s in good]
+    )
     for row, sample, direct in zip(stored, good, bare, strict=True):
         assert row["sample_id"] == sample.sample_id
         assert row["nll"] == pytest.approx(direct.nll, rel=1e-5)

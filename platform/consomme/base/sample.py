@@ -200,3 +200,10 @@ def table_to_samples(table: pa.Table) -> list[Sample]:
 def meta_to_json(meta: Mapping[str, Any]) -> str:
     """Write metadata the same way every time: sorted keys, ASCII, no spaces."""
     return json.dumps(meta, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def turns_of(sample: Sample, prompt: str) -> tuple[Turn, ...]:
+    """Put the prompt before a sample that is nothing but a caption."""
+    if sample.turns and sample.turns[0].role == "assistant":
+        return (Turn(role="user", content=prompt), *sample.turns)
+    return sample.turns

@@ -6,14 +6,23 @@ folder that exists is whole.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
 
 from consomme.base.errors import CheckpointError
 from consomme.models.checkpoint_keys import rewrite_for_vllm, vllm_key
@@ -48,6 +57,48 @@ def open_vlm(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[An
     Raises:
         CheckpointError: The folder is missing or is no checkpoint that transformers can load.
     """
+    with _explained(folder) as path:
+        return _open_vlm(path, dtype)
+
+
+def open_scorer(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """Open a VLM folder, or one of a language model, which has no eyes.
+
+    Returns:
+        (model in eval mode, processor); of a language model its tokenizer instead.
+
+    Raises:
+        CheckpointError: The folder is missing or is no checkpoint that transformers can load.
+    """
+    with _explained(folder) as path:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            return _open_vlm(path, dtype)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, local_files_only=True, use_safetensors=True
+        )
+        model.eval()
+        return model, AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def _open_vlm(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    model = AutoModelForImageTextToText.from_pretrained(
+        path, dtype=dtype, local_files_only=True, use_safetensors=True
+    )
+    model.eval()
+    try:
+        return model, AutoProcessor.from_pretrained(path, local_files_only=True, backend="pil")
+    except ImportError:
+        # Families that also watch videos: for those there is no Pillow, and we show none.
+        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
+        processor.image_processor = AutoImageProcessor.from_pretrained(
+            path, local_files_only=True, backend="pil"
+        )
+        return model, processor
+
+
+@contextlib.contextmanager
+def _explained(folder: str | Path) -> Iterator[Path]:
     path = Path(folder)
     if not (path / "config.json").exists():
         raise CheckpointError(
@@ -55,14 +106,9 @@ def open_vlm(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[An
             " *.safetensors; give the path of a finished train or soup run's model folder"
         )
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, local_files_only=True, use_safetensors=True
-        )
-        processor = AutoProcessor.from_pretrained(path, local_files_only=True, backend="pil")
+        yield path
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"cannot load the checkpoint at {path}: {error}") from error
-    model.eval()
-    return model, processor
 
 
 def load_tensors(model: Any, weights: Mapping[str, Tensor]) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
 from consomme.base.manifest import Manifest
+from consomme.base.sample import turns_of
 from consomme.base.schema import runtime
 from consomme.pipelines.flow import Pool, run_units
 from consomme.pipelines.planning import plan_shards
 from consomme.pipelines.runs import begin, check_rejects, folders_of
 from consomme.pipelines.session import num_cpus, ray_session
-from consomme.pipelines.stage import Decoded, Outcome, UnitStage, reject_of
+from consomme.pipelines.stage import Decoded, Item, Outcome, UnitStage, reject_of
 from consomme.storage.shards import find_shards, shards_fingerprint
+
+if TYPE_CHECKING:
+    from consomme.engines.transformers_scorer import Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +56,14 @@ class ScoreRecipe:
     """Most samples per unit: what is retried, resumed and committed."""
 
     max_caption_tokens: int = 256
-    """Longer captions are rejected as `caption_too_long`."""
+    """How many tokens of the assistant's are scored at most."""
+
+    too_long: Literal["reject", "truncate"] = "reject"
+    """What happens to longer ones: a reject, `caption_too_long`, or a score of the first tokens,
+    marked `is_truncated`."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the weights; `auto` is bfloat16 on a GPU. Logits are float32 always."""
 
     max_reject_fraction: float = runtime(0.01)
     """More rejects than this share fail the run; nothing of it is lost."""
@@ -71,7 +83,7 @@ class ScoreRecipe:
 
 
 class PerplexityStage(UnitStage):
-    """Attach nll, num_tokens, perplexity, nll_text and image_gain; loads the VLM once per actor."""
+    """Attach the columns of `score_columns`; loads the model once per actor."""
 
     def __init__(
         self,
@@ -80,25 +92,36 @@ class PerplexityStage(UnitStage):
         labels: Sequence[str],
         max_caption_tokens: int,
         token_budget: int,
+        too_long: str = "reject",
+        dtype: str = "auto",
     ) -> None:
         """Load the scorer."""
         from consomme.curate.perplexity import token_nll
         from consomme.engines.transformers_scorer import TransformersScorer
 
-        self.labels = labels
+        self.labels, self.prompt = labels, prompt
         self.scorer = TransformersScorer(
             model,
             token_nll,
-            prompt=prompt,
             max_caption_tokens=max_caption_tokens,
+            truncates=too_long == "truncate",
             token_budget=token_budget,
+            dtype=dtype,
         )
 
     def work(self, samples: Sequence[Decoded]) -> Outcome:
         """Score one unit."""
-        from consomme.engines.transformers_scorer import NotScored
+        from consomme.engines.transformers_scorer import NotScored, Question
 
-        scores = self.scorer.score([s.image for s in samples], [s.sample.caption for s in samples])
+        questions = [
+            Question(
+                turns=turns_of(item.sample, self.prompt),
+                image=item.image,
+                key=hashlib.blake2b(item.sample.image, digest_size=16).digest(),
+            )
+            for item in samples
+        ]
+        scores = self.scorer.score(questions)
         rejects, rows = [], []
         for item, score in zip(samples, scores, strict=True):
             if isinstance(score, NotScored):
@@ -113,15 +136,7 @@ class PerplexityStage(UnitStage):
         columns: dict[str, Any] = {
             "row": pa.array([item.row for item, _ in rows], pa.int32()),
             "sample_id": pa.array([item.sample.sample_id for item, _ in rows], pa.string()),
-            "nll": pa.array([s.nll for _, s in rows], pa.float32()),
-            "num_tokens": pa.array([s.num_tokens for _, s in rows], pa.int32()),
-            "perplexity": pa.array(
-                [math.exp(min(s.nll / s.num_tokens, 80.0)) for _, s in rows], pa.float32()
-            ),
-            "nll_text": pa.array([s.nll_text for _, s in rows], pa.float32()),
-            "image_gain": pa.array(
-                [(s.nll_text - s.nll) / s.num_tokens for _, s in rows], pa.float32()
-            ),
+            **score_columns([score for _, score in rows], [_num_bytes(item) for item, _ in rows]),
         }
         for label in self.labels:
             values = [item.sample.meta.get(label) for item, _ in rows]
@@ -137,6 +152,45 @@ class PerplexityStage(UnitStage):
                 "num_tokens": sum(s.num_tokens for _, s in rows),
             },
         )
+
+
+def score_columns(scores: Sequence[Score], num_bytes: Sequence[int]) -> dict[str, pa.Array]:
+    """Put scores into columns.
+
+    Args:
+        scores: What the engine found.
+        num_bytes: UTF-8 bytes of what the assistant says in each.
+
+    Returns:
+        `nll`, `num_tokens`, `perplexity`, `nll_text`, `image_gain` (nats per token),
+        `bits_per_byte` (comparable between tokenizers), `max_token_nll`, `is_truncated`, and by
+        assistant turn `turn_nll`, `turn_nll_text`, `turn_tokens`.
+    """
+    floats = pa.list_(pa.float32())
+    return {
+        "nll": pa.array([s.nll for s in scores], pa.float32()),
+        "num_tokens": pa.array([s.num_tokens for s in scores], pa.int32()),
+        "perplexity": pa.array(
+            [math.exp(min(s.nll / s.num_tokens, 80.0)) for s in scores], pa.float32()
+        ),
+        "nll_text": pa.array([s.nll_text for s in scores], pa.float32()),
+        "image_gain": pa.array([(s.nll_text - s.nll) / s.num_tokens for s in scores], pa.float32()),
+        "bits_per_byte": pa.array(
+            [s.nll / math.log(2) / max(1, size) for s, size in zip(scores, num_bytes, strict=True)],
+            pa.float32(),
+        ),
+        "max_token_nll": pa.array([s.max_token_nll for s in scores], pa.float32()),
+        "is_truncated": pa.array([s.is_truncated for s in scores], pa.bool_()),
+        "turn_nll": pa.array([[t.nll for t in s.turns] for s in scores], floats),
+        "turn_nll_text": pa.array([[t.nll_text for t in s.turns] for s in scores], floats),
+        "turn_tokens": pa.array(
+            [[t.num_tokens for t in s.turns] for s in scores], pa.list_(pa.int32())
+        ),
+    }
+
+
+def _num_bytes(item: Item) -> int:
+    return sum(len(t.content.encode()) for t in item.sample.turns if t.role == "assistant")
 
 
 def run(recipe: ScoreRecipe) -> Manifest:
@@ -162,6 +216,8 @@ def run(recipe: ScoreRecipe) -> Manifest:
                 "labels": list(recipe.labels),
                 "max_caption_tokens": recipe.max_caption_tokens,
                 "token_budget": recipe.token_budget,
+                "too_long": recipe.too_long,
+                "dtype": recipe.dtype,
             },
             what="score",
             pool=_pool(recipe),

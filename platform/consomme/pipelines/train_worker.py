@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from consomme.base.errors import ConsommeError, DataError
-from consomme.base.sample import Reject, Sample, Turn
+from consomme.base.sample import Reject, Sample, turns_of
 from consomme.pipelines.runs import check_rejects
 from consomme.pipelines.stage import reject_of
 from consomme.pipelines.train import CURVE, TrainRecipe, TrainSource
@@ -233,13 +233,6 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
         "resumed_from_step": start,
         "optimizer_bytes": _optimizer_bytes(optimizer),
     }
-
-
-def turns_of(sample: Sample, prompt: str) -> tuple[Turn, ...]:
-    """Put the prompt before a sample that is nothing but a caption."""
-    if sample.turns and sample.turns[0].role == "assistant":
-        return (Turn(role="user", content=prompt), *sample.turns)
-    return sample.turns
 
 
 def _optimizer_bytes(optimizer: Any) -> int:

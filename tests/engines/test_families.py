@@ -1,0 +1,202 @@
+"""Perplexity of every family of models: equal to a naive reference, however it is batched."""
+
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+sys.path.append(str(Path(__file__).parents[1] / "models"))
+
+from families import FAMILIES, make
+
+from consomme.base.sample import Turn
+from consomme.curate.perplexity import token_nll
+from consomme.engines.transformers_scorer import NotScored, Question, Score, TransformersScorer
+from consomme.models.dialogue import messages
+from consomme.models.weights import open_scorer
+
+PROMPT = "describe the image."
+SIZES = [(40, 40), (90, 30), (25, 70), (40, 40), (64, 48)]
+CAPTIONS = [
+    "a large red circle at the top left",
+    "star",
+    "BUY now!!! 50% off, free shipping — größer",
+    "日本語",
+    "a small blue square beside it, and more of it: what color is the triangle? green",
+]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    root = tmp_path_factory.mktemp("families")
+    return cache(lambda name: make(name, root / name))
+
+
+def picture(number: int) -> Image.Image:
+    width, height = SIZES[number]
+    noise = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def conversation(caption: str) -> tuple[Turn, ...]:
+    return (Turn(role="user", content=PROMPT), Turn(role="assistant", content=caption))
+
+
+class Reference:
+    """One sample at a time in float64, all logits, no padding; the span found by trying."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model, self.processor = open_scorer(folder, torch.float64)
+
+    def nll(self, turns: tuple[Turn, ...], image: Image.Image | None) -> tuple[float, int]:
+        text = self.processor.apply_chat_template(
+            messages(turns, has_image=image is not None), tokenize=False
+        )
+        bos = self.processor.tokenizer.bos_token
+        special = not (bos and text.startswith(bos))
+        images = {} if image is None else {"images": [[image]]}
+        inputs = self.processor(
+            text=[text], **images, return_tensors="pt", add_special_tokens=special
+        )
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].double()
+        with torch.no_grad():
+            logp_TV = self.model(**inputs).logits[0].log_softmax(dim=-1)
+        ids = inputs["input_ids"][0].tolist()
+        total, count = 0.0, 0
+        for turn in turns:
+            if turn.role == "assistant":
+                begin, end = self.span(ids, turn.content)
+                total -= sum(float(logp_TV[t - 1, ids[t]]) for t in range(begin, end))
+                count += end - begin
+        return total, count
+
+    def span(self, ids: list[int], said: str) -> tuple[int, int]:
+        words = self.processor.tokenizer
+        fits = [
+            (begin, end)
+            for begin in range(1, len(ids))
+            for end in range(begin + 1, min(len(ids), begin + 90) + 1)
+            if words.decode(ids[begin:end]).strip() == said
+        ]
+        begin, end = min(fits, key=lambda span: (span[1] - span[0], -span[0]))
+        is_closed = end < len(ids) and ids[end] in words.all_special_ids
+        return begin, end + is_closed
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_scores_equal_a_naive_reference_for_any_batch(folders: Any, name: str) -> None:
+    folder = folders(name)
+    reference = Reference(folder)
+    questions = [
+        Question(turns=conversation(caption), image=picture(number))
+        for number, caption in enumerate(CAPTIONS)
+    ]
+    for budget in (1, 200, 100_000):
+        scores = TransformersScorer(folder, token_nll, token_budget=budget).score(questions)
+        for question, score in zip(questions, scores, strict=True):
+            assert isinstance(score, Score), score
+            nll, count = reference.nll(question.turns, question.image)
+            nll_text, _ = reference.nll(question.turns, None)
+            assert score.num_tokens == count
+            assert score.nll == pytest.approx(nll, rel=1e-4)
+            assert score.nll_text == pytest.approx(nll_text, rel=1e-4)
+        gains = [abs(score.nll_text - score.nll) / score.nll for score in scores]
+        assert max(gains) > 1e-2, "the picture is not seen"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_captions_of_one_picture_share_its_encoding(
+    folders: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = TransformersScorer(folders(name), token_nll)
+    apart = scorer.score(
+        [Question(turns=conversation(c), image=picture(k % 2)) for k, c in enumerate(CAPTIONS)]
+    )
+    seen: list[int] = []
+    inner = scorer._look
+    monkeypatch.setattr(scorer, "_look", lambda some: seen.append(len(some)) or inner(some))
+    shared = scorer.score(
+        [
+            Question(turns=conversation(c), image=picture(k % 2), key=f"picture {k % 2}")
+            for k, c in enumerate(CAPTIONS)
+        ]
+    )
+    assert sum(seen) == 2
+    for one, other in zip(shared, apart, strict=True):
+        assert one.nll == pytest.approx(other.nll, rel=1e-5)
+        assert one.nll_text == pytest.approx(other.nll_text, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_conversations_are_scored_turn_by_turn(folders: Any, name: str) -> None:
+    turns = (
+        Turn(role="user", content="what color is the triangle?"),
+        Turn(role="assistant", content="it is green"),
+        Turn(role="user", content="what is below the star?"),
+        Turn(role="assistant", content="a small blue square"),
+    )
+    folder = folders(name)
+    (score,) = TransformersScorer(folder, token_nll).score(
+        [Question(turns=turns, image=picture(1))]
+    )
+    assert isinstance(score, Score), score
+    nll, count = Reference(folder).nll(turns, picture(1))
+    assert len(score.turns) == 2
+    assert sum(turn.num_tokens for turn in score.turns) == score.num_tokens == count
+    assert score.nll == pytest.approx(nll, rel=1e-4)
+    assert sum(turn.nll for turn in score.turns) == pytest.approx(score.nll)
+    assert score.max_token_nll <= max(turn.nll for turn in score.turns)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_cannot_be_scored_costs_one_sample(folders: Any, name: str) -> None:
+    scorer = TransformersScorer(folders(name), token_nll, max_caption_tokens=60)
+    token = scorer.dialogue.special[0]
+    texts = [CAPTIONS[0], f"a {token} b", "words and words " * 40, CAPTIONS[1]]
+    found = scorer.score(
+        [Question(turns=conversation(c), image=picture(k)) for k, c in enumerate(texts)]
+    )
+    reasons = [one.reason if isinstance(one, NotScored) else None for one in found]
+    assert reasons == [None, "text_not_encodable", "caption_too_long", None]
+
+
+def test_long_answers_can_be_cut(folders: Any) -> None:
+    folder = folders("qwen2_vl")
+    long = "a large red circle at the top left " * 10
+    question = Question(turns=conversation(long), image=picture(0))
+    (whole,) = TransformersScorer(folder, token_nll, max_caption_tokens=10_000).score([question])
+    scorer = TransformersScorer(folder, token_nll, max_caption_tokens=12, truncates=True)
+    (cut,) = scorer.score([question])
+    assert isinstance(cut, Score)
+    assert isinstance(whole, Score)
+    assert (cut.num_tokens, cut.is_truncated, whole.is_truncated) == (12, True, False)
+    assert cut.nll < whole.nll
+
+
+def test_a_batch_that_does_not_fit_is_halved(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = TransformersScorer(folders("llava"), token_nll)
+    questions = [
+        Question(turns=conversation(caption), image=picture(k))
+        for k, caption in enumerate(CAPTIONS)
+    ]
+    calm = scorer.score(questions)
+    sizes: list[int] = []
+    inner = scorer._forward
+
+    def small(rows: Any, features: Any) -> Any:
+        sizes.append(len(rows))
+        if len(rows) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return inner(rows, features)
+
+    monkeypatch.setattr(scorer, "_forward", small)
+    halved = scorer.score(questions)
+    assert max(sizes) == 10
+    for one, other in zip(halved, calm, strict=True):
+        assert one.nll == pytest.approx(other.nll, rel=1e-5)
