@@ -212,6 +212,13 @@ def bench_planning() -> list[Row]:
     return planning.rows()
 
 
+def bench_filter() -> list[Row]:
+    """A cut through a hundred million scores."""
+    import filtering
+
+    return filtering.rows()
+
+
 def bench_decode() -> list[Row]:
     """Decoding at reduced size against decoding in full."""
     import decode
@@ -226,7 +233,7 @@ def bench_dedup() -> list[Row]:
     return dedup.measure()
 
 
-FIGURES = ("score", "io", "planning", "ledger", "chaos", "decode", "dedup")
+FIGURES = ("score", "filter", "io", "planning", "ledger", "chaos", "decode", "dedup")
 """Areas whose figures the README shows line by line."""
 
 DETAILS = ("dedup.d", "dedup.chains", "dedup.stars", "dedup.bits", "dedup.found_at")
@@ -234,6 +241,7 @@ DETAILS = ("dedup.d", "dedup.chains", "dedup.stars", "dedup.bits", "dedup.found_
 
 AREAS: dict[str, Callable[[], list[Row]]] = {
     "score": bench_score,
+    "filter": bench_filter,
     "io": bench_io,
     "planning": bench_planning,
     "ledger": bench_ledger,
