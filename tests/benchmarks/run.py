@@ -131,7 +131,10 @@ def bench_score() -> list[Row]:
     how = (
         "samples/s, 2,048 more scenes with 1 actor; time of a run with 256 taken off on both sides"
     )
-    return [row("score.ray_over_bare", statistics.median(ratios), "ratio", "bare engine", how)]
+    import scoring
+
+    through = row("score.ray_over_bare", statistics.median(ratios), "ratio", "bare engine", how)
+    return [*scoring.rows(), through]
 
 
 def fill_readme() -> None:
