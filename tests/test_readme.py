@@ -62,23 +62,23 @@ def test_the_message_of_two_typos_is_as_shown(
 
 
 def test_the_keep_policy_works(tmp_path: Path) -> None:
-    body = README.partition("<!-- example: band.py -->\n```python\n")[2].partition("```")[0]
-    script = tmp_path / "band.py"
+    body = README.partition("<!-- example: middle.py -->\n```python\n")[2].partition("```")[0]
+    script = tmp_path / "middle.py"
     script.write_text(body)
     shown = subprocess.run(
         [sys.executable, str(script), "--help"], capture_output=True, text=True, check=True
     ).stdout
-    assert "- name: band" in shown
-    assert "Quantile where the band begins" in shown
+    assert "- name: middle" in shown
+    assert "whose rank is closest to the middle" in shown
 
-    names = {"__name__": "band", "__builtins__": __builtins__}
-    sys.modules["band"] = type(sys)("band")
+    names = {"__name__": "middle", "__builtins__": __builtins__}
+    sys.modules["middle"] = type(sys)("band")
     try:
         exec(compile(body, str(script), "exec"), names)
-        policy = KEEP_POLICIES.build({"name": "band", "low": 0.25, "high": 0.75})
+        policy = KEEP_POLICIES.build({"name": "middle", "fraction": 0.5})
     finally:
-        del sys.modules["band"]
-        KEEP_POLICIES._classes.pop("band", None)
+        del sys.modules["middle"]
+        KEEP_POLICIES._classes.pop("middle", None)
     values = np.array([4.0, 1.0, np.nan, 3.0, 2.0], np.float32)
     kept = policy({"perplexity": values}, hash_ids("abcde"))
     assert kept.mask_N.tolist() == [False, False, False, True, True]

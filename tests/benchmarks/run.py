@@ -131,7 +131,10 @@ def bench_score() -> list[Row]:
     how = (
         "samples/s, 2,048 more scenes with 1 actor; time of a run with 256 taken off on both sides"
     )
-    return [row("score.ray_over_bare", statistics.median(ratios), "ratio", "bare engine", how)]
+    import scoring
+
+    through = row("score.ray_over_bare", statistics.median(ratios), "ratio", "bare engine", how)
+    return [*scoring.rows(), through]
 
 
 def fill_readme() -> None:
@@ -212,6 +215,13 @@ def bench_planning() -> list[Row]:
     return planning.rows()
 
 
+def bench_filter() -> list[Row]:
+    """A cut through a hundred million scores."""
+    import filtering
+
+    return filtering.rows()
+
+
 def bench_decode() -> list[Row]:
     """Decoding at reduced size against decoding in full."""
     import decode
@@ -226,7 +236,7 @@ def bench_dedup() -> list[Row]:
     return dedup.measure()
 
 
-FIGURES = ("score", "io", "planning", "ledger", "chaos", "decode", "dedup")
+FIGURES = ("score", "filter", "io", "planning", "ledger", "chaos", "decode", "dedup")
 """Areas whose figures the README shows line by line."""
 
 DETAILS = ("dedup.d", "dedup.chains", "dedup.stars", "dedup.bits", "dedup.found_at")
@@ -234,6 +244,7 @@ DETAILS = ("dedup.d", "dedup.chains", "dedup.stars", "dedup.bits", "dedup.found_
 
 AREAS: dict[str, Callable[[], list[Row]]] = {
     "score": bench_score,
+    "filter": bench_filter,
     "io": bench_io,
     "planning": bench_planning,
     "ledger": bench_ledger,

@@ -23,6 +23,7 @@ from consomme.pipelines.runs import begin
 from consomme.pipelines.score import ScoreRecipe
 from consomme.pipelines.session import shared_ray
 from consomme.pipelines.stage import Decoded
+from consomme.pipelines.worker import with_id_hash
 from consomme.storage.files import open_store
 from consomme.storage.shards import expand
 from consomme.storage.sidecar import table_bytes
@@ -88,7 +89,9 @@ def hashed(root: Path, inputs: str, unit_rows: int) -> str:
     for unit in plan_units(expand([inputs]), "data", unit_rows):
         decoded = [Decoded(row=r, sample=s, image=decode(s.image)) for r, s in read_unit(unit)[0]]
         outcome = HashStage().work(decoded)
-        file = folder.write_output(unit, "hashes", table_bytes(outcome.table), "parquet")
+        file = folder.write_output(
+            unit, "hashes", table_bytes(with_id_hash(outcome.table, unit.source)), "parquet"
+        )
         folder.commit(number, unit, [file], {"samples": len(decoded)})
     folder.close(number)
     return attempt.finish().url
@@ -109,7 +112,9 @@ def scored(root: Path, inputs: str, unit_rows: int, score: dict[str, float]) -> 
                 "noise": pa.array(["clean"] * len(rows), pa.string()),
             }
         )
-        file = attempt.folder.write_output(unit, "scores", table_bytes(table), "parquet")
+        file = attempt.folder.write_output(
+            unit, "scores", table_bytes(with_id_hash(table, unit.source)), "parquet"
+        )
         attempt.folder.commit(number, unit, [file], {"samples": len(rows)})
     attempt.folder.close(number)
     return attempt.finish().url

@@ -18,6 +18,7 @@ from consomme.pipelines import filter as filter_
 from consomme.pipelines import prepare
 from consomme.pipelines.runs import begin
 from consomme.pipelines.score import ScoreRecipe
+from consomme.pipelines.worker import with_id_hash
 from consomme.storage.shards import expand
 from consomme.storage.sidecar import table_bytes
 from consomme.storage.units import plan_units, read_unit
@@ -66,7 +67,9 @@ def scored(
                 "noise": [sample.meta["noise"] for _, sample in rows],
             }
         )
-        file = attempt.folder.write_output(unit, "scores", table_bytes(table), "parquet")
+        file = attempt.folder.write_output(
+            unit, "scores", table_bytes(with_id_hash(table, unit.source)), "parquet"
+        )
         attempt.folder.commit(number, unit, [file], {"samples": len(rows)})
     attempt.folder.close(number)
     return attempt.finish().url
@@ -143,7 +146,7 @@ def test_the_cut_is_the_same_however_the_data_is_cut(tmp_path: Path, keep: dict[
     samples = samples_of(data)
     assert len(kept[0]) == int(0.3 * len(samples))
     if keep["name"] != "random_fraction":
-        hashes = hash_ids(sample.sample_id for sample in samples)
+        hashes = hash_ids(f"data\t{sample.sample_id}" for sample in samples)
         order = sorted(
             zip(map(perplexity_of, samples), hashes.tolist(), samples, strict=True),
             key=lambda entry: entry[:2],

@@ -47,17 +47,18 @@ def describe(schema: type[Any], indent: str = "") -> str:
         schema: A recipe's dataclass.
         indent: What to put before each line.
     """
-    return "\n".join(_describe(schema, indent))
+    return "\n".join(_describe(schema, indent, ()))
 
 
-def _describe(schema: type[Any], indent: str) -> Iterator[str]:
+def _describe(schema: type[Any], indent: str, inside: tuple[Registry[Any], ...]) -> Iterator[str]:
+    """Explain a schema; `inside` are the registries whose strategies this is one of."""
     hints, docs = get_type_hints(schema), field_docs(schema)
     for field in dataclasses.fields(schema):
         if not field.init:
             continue
         registry = registry_of(field)
         kind = "strategy" if registry is not None else type_name(hints[field.name])
-        if get_origin(hints[field.name]) is list and registry is not None:
+        if get_origin(hints[field.name]) in (list, tuple) and registry is not None:
             kind = "list[strategy]"
         default = default_of(field)
         nested = _nested(hints[field.name])
@@ -70,17 +71,22 @@ def _describe(schema: type[Any], indent: str) -> Iterator[str]:
         yield f"{indent}{field.name}: {kind}{ending}"
         yield from _paragraph(docs.get(field.name, ""), indent + "    ")
         if isinstance(registry, Registry):
-            yield from _choices(registry, indent + "    ")
+            if registry in inside:
+                yield f"{indent}    any {registry.kind} of this list"
+            else:
+                yield from _choices(registry, indent + "    ", inside)
         elif nested is not None:
-            yield from _describe(nested, indent + "    ")
+            yield from _describe(nested, indent + "    ", inside)
 
 
-def _choices(registry: Registry[Any], indent: str) -> Iterator[str]:
+def _choices(
+    registry: Registry[Any], indent: str, inside: tuple[Registry[Any], ...]
+) -> Iterator[str]:
     for name in registry.names():
         cls = registry.get(name)
         yield f"{indent}- name: {name}"
         yield from _paragraph((inspect.getdoc(cls) or "").partition("\n")[0], indent + "      ")
-        yield from _describe(cls, indent + "  ")
+        yield from _describe(cls, indent + "  ", (*inside, registry))
 
 
 def _nested(hint: Any) -> type[Any] | None:

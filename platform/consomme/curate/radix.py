@@ -26,6 +26,9 @@ _CHUNK = 1 << 20
 Chunk = tuple[NDArray[np.floating], NDArray[np.uint64]]
 """Scores and sample-id hashes of some samples, aligned."""
 
+Weighted = tuple[NDArray[np.floating], NDArray[np.uint64], NDArray[np.floating]]
+"""The same, and weights."""
+
 
 def float_keys(values_N: NDArray[np.floating]) -> NDArray[np.uint32]:
     """Map float32 values to unsigned integers of the same order; -0.0 equals 0.0.
@@ -169,6 +172,74 @@ def find_cut(
 
     limit = (1 << 64) - 1 if wanted == tie_count else _hash_limit(tied, wanted)
     return replace(nothing, num_kept=num_keep, key=key, hash_limit=limit, tie_count=tie_count)
+
+
+def find_budget_cut(
+    chunks: Callable[[], Iterable[Weighted]], budget: int, *, descending: bool = False
+) -> Cut:
+    """Find the cut that keeps the first samples by (score, hash) whose weights fit a budget.
+
+    The first sample that does not fit ends it; smaller ones behind it are not taken.
+
+    Args:
+        chunks: Starts a fresh walk: scores, hashes and whole, positive weights.
+        budget: Most that the weights of the kept may add up to.
+        descending: Begin with the largest scores.
+    """
+
+    def keyed() -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.float64]]]:
+        for scores_N, hash_N, weight_N in chunks():
+            is_scored = ~np.isnan(scores_N)
+            keys = _directed(float_keys(scores_N[is_scored]), descending)
+            yield keys.astype(np.uint64), hash_N[is_scored], weight_N[is_scored].astype(np.float64)
+
+    num_scored = num_missing = 0
+    for scores_N, _, _ in chunks():
+        missing = int(np.isnan(scores_N).sum())
+        num_missing += missing
+        num_scored += len(scores_N) - missing
+    nothing = Cut(num_scored=num_scored, num_missing=num_missing, num_kept=0, descending=descending)
+    left = float(budget)
+    # Six digits of sixteen bits: the key, then the hash. The first sample that does not fit has
+    # these digits.
+    found: list[int] = []
+    for level in range(6):
+        weights = np.zeros(_BINS)
+        for key_N, hash_N, weight_N in keyed():
+            matches = np.ones(len(key_N), dtype=bool)
+            for place, digit in enumerate(found):
+                matches &= _digit(key_N, hash_N, place) == digit
+            digits = _digit(key_N[matches], hash_N[matches], level).astype(np.int64)
+            weights += np.bincount(digits, weights=weight_N[matches], minlength=_BINS)
+        cumulative = np.cumsum(weights)
+        over = np.flatnonzero(cumulative > left)
+        if not len(over):
+            # Only at the first level: everything fits.
+            return replace(
+                nothing, num_kept=num_scored, key=(1 << 32) - 1, hash_limit=(1 << 64) - 1
+            )
+        digit = int(over[0])
+        left -= float(cumulative[digit] - weights[digit])
+        found.append(digit)
+    key = found[0] << 16 | found[1]
+    first_out = found[2] << 48 | found[3] << 32 | found[4] << 16 | found[5]
+    if first_out:
+        limited = replace(nothing, key=key, hash_limit=first_out - 1)
+    else:
+        limited = replace(nothing, key=key - 1, hash_limit=(1 << 64) - 1)
+    kept = ties = 0
+    for scores_N, hash_N, _ in chunks():
+        kept += int(limited.mask(scores_N, hash_N).sum())
+        keys = _directed(float_keys(scores_N), descending)
+        ties += int(((keys == key) & ~np.isnan(scores_N)).sum())
+    return replace(limited, num_kept=kept, tie_count=ties)
+
+
+def _digit(key_N: NDArray[np.uint64], hash_N: NDArray[np.uint64], place: int) -> NDArray[np.uint64]:
+    """Sixteen bits of key and hash in a row: places 0 and 1 are the key's, 2 to 5 the hash's."""
+    whole, shift = (key_N, 16 - 16 * place) if place < 2 else (hash_N, 48 - 16 * (place - 2))
+    digits: NDArray[np.uint64] = (whole >> np.uint64(shift)) & np.uint64(0xFFFF)
+    return digits
 
 
 def _hash_limit(tied: Callable[[], Iterable[NDArray[np.uint64]]], wanted: int) -> int:

@@ -119,7 +119,7 @@ class TransformersScorer:
         model_path: str | Path,
         token_nll: TokenNll,
         *,
-        token_budget: int = 4096,
+        token_budget: int | None = None,
         max_caption_tokens: int = 256,
         truncates: bool = False,
         threads: int = 1,
@@ -130,7 +130,8 @@ class TransformersScorer:
         Args:
             model_path: Hugging Face folder.
             token_nll: (logits_SV, labels_S) -> nats (S,); `consomme.curate.perplexity.token_nll`.
-            token_budget: Padded tokens per micro-batch; bounds memory.
+            token_budget: Padded tokens per micro-batch; bounds memory. None takes what is quick:
+                1,024 on a CPU, whose caches hold no more, and 16,384 on a GPU.
             max_caption_tokens: Answers that are longer are not scored.
             truncates: Score the first `max_caption_tokens` of longer ones instead.
             threads: torch threads of this process.
@@ -143,7 +144,8 @@ class TransformersScorer:
         self.model, processor = open_scorer(model_path, getattr(torch, dtype))
         self.model.to(self.device)
         self.dialogue = Dialogue(self.model, processor)
-        self.token_nll, self.token_budget = token_nll, token_budget
+        self.token_nll = token_nll
+        self.token_budget = token_budget or (16_384 if self.device.type == "cuda" else 1_024)
         self.max_caption_tokens, self.truncates = max_caption_tokens, truncates
         self.body = self.model.model
         self.head = self.model.get_output_embeddings()

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from consomme.base.errors import DataError
 from consomme.curate.dedup import Copies, Nearness, find_copies, rank_order
-from consomme.curate.keep import hash_ids
 from consomme.curate.phash import mirrored_colour
 from consomme.curate.tables import Index, Words
 from consomme.storage.ledger import RunFolder
 from consomme.storage.plan import pack_rows
-from consomme.storage.sidecar import iter_columns, table_bytes
+from consomme.storage.sidecar import ID_HASH, iter_columns, table_bytes
 from consomme.storage.units import Unit
 from consomme.storage.view import View
 
@@ -40,6 +39,7 @@ _COLUMNS = (
     "is_flat",
     "num_pixels",
     "num_bytes",
+    ID_HASH,
 )
 _GROUPS_SCHEMA = pa.schema(
     [
@@ -94,7 +94,7 @@ def load_hashed(url: str) -> Hashed:
     """
     units: list[Unit] = []
     parts: dict[str, list[NDArray[np.generic]]] = {}
-    for record, table in iter_columns(url, _COLUMNS, HASHES):
+    for record, table in iter_columns(url, _COLUMNS, HASHES, with_ids=False):
         found: dict[str, NDArray[np.generic]] = {
             "row": table["row"].to_numpy(),
             "content": _words(table["content_hash"]),
@@ -104,7 +104,7 @@ def load_hashed(url: str) -> Hashed:
             "is_flat": table["is_flat"].to_numpy(),
             "pixels": table["num_pixels"].to_numpy(),
             "num_bytes": table["num_bytes"].to_numpy(),
-            "id_hash": _id_hashes(record.unit, table),
+            "id_hash": table[ID_HASH].to_numpy(),
         }
         units.append(record.unit)
         for name, values in found.items():
@@ -129,7 +129,7 @@ def read_scores(url: str, column: str, hashed: Hashed) -> NDArray[np.float32]:
     names = dict.fromkeys(map(_shard, hashed.units))
     shards = {name: number for number, name in enumerate(names)}
     keys, ids, values = [], [], []
-    for record, table in iter_columns(url, [column]):
+    for record, table in iter_columns(url, [column, ID_HASH], with_ids=False):
         number = shards.get(_shard(record.unit))
         if number is None:
             continue
@@ -137,7 +137,7 @@ def read_scores(url: str, column: str, hashed: Hashed) -> NDArray[np.float32]:
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
             raise DataError(f"{url}: column {column} holds {kind}, expected numbers")
         keys.append((number << 32) + record.unit.start + table["row"].to_numpy().astype(np.int64))
-        ids.append(_id_hashes(record.unit, table))
+        ids.append(table[ID_HASH].to_numpy())
         values.append(table[column].to_numpy(zero_copy_only=False).astype(np.float32))
     score_N = np.full(hashed.num_samples, np.nan, dtype=np.float32)
     if sum(map(len, keys)):
@@ -251,10 +251,6 @@ def _words(column: pa.ChunkedArray) -> Words:
     """View hashes of 16 bytes as pairs of words."""
     words = np.frombuffer(b"".join(column.to_pylist()), dtype="<u8")
     return words.reshape(-1, 2).astype(np.uint64)
-
-
-def _id_hashes(unit: Unit, table: pa.Table) -> Words:
-    return hash_ids(f"{unit.source}\t{name}" for name in table["sample_id"].to_pylist())
 
 
 def _shard(unit: Unit) -> str:

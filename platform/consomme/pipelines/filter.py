@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from consomme.base.errors import DataError
 from consomme.base.manifest import Manifest
 from consomme.base.schema import runtime, strategy
-from consomme.curate.keep import KEEP_POLICIES, hash_ids
+from consomme.curate.keep import KeepPolicy
 from consomme.curate.noise_metrics import auc, auc_by_kind, noise_share
+from consomme.curate.policies import KEEP_POLICIES
 from consomme.pipelines.copying import CopyStage
 from consomme.pipelines.flow import Pool, run_units
 from consomme.pipelines.planning import plan_view
 from consomme.pipelines.runs import begin
+from consomme.pipelines.score_walk import ScoreWalk
 from consomme.pipelines.session import num_cpus, ray_session
 from consomme.storage.ledger import RunFolder
-from consomme.storage.sidecar import read_columns
+from consomme.storage.plan import pack_rows
+from consomme.storage.sidecar import ID_HASH
 from consomme.storage.view import View
 
 CLEAN = "clean"
@@ -38,7 +42,7 @@ class FilterRecipe:
     root: str = runtime("runs")
     """Where run folders are made: a local path or a URL."""
 
-    keep: dict[str, Any] = strategy("consomme.curate.keep:KEEP_POLICIES")
+    keep: dict[str, Any] = strategy("consomme.curate.policies:KEEP_POLICIES")
     """Which samples stay; see consomme/curate/keep.py."""
 
     materialize: bool = False
@@ -61,60 +65,110 @@ def run(recipe: FilterRecipe) -> Manifest:
     if attempt.folder.is_done:
         return attempt.folder.manifest()
     policy = KEEP_POLICIES.build(recipe.keep, "keep")
-    names = [*dict.fromkeys([*policy.columns, "perplexity", "image_gain"])]
-    labels = [recipe.noise_label] if recipe.noise_label else []
-    table = read_columns(recipe.scores, [*names, *labels])
-    scores = {name: table[name].to_numpy(zero_copy_only=False) for name in names}
-    kept = policy(scores, hash_ids(table["sample_id"].to_pylist()))
-    if not kept.mask_N.any():
-        raise DataError(
-            f"keep: {recipe.keep} keeps none of {table.num_rows} samples; raise the fraction"
-        )
-    rows: dict[str, list[int]] = defaultdict(list)
-    unit_ids, numbers = table["unit_id"].to_pylist(), table["row"].to_pylist()
-    for index in np.flatnonzero(kept.mask_N):
-        rows[unit_ids[index]].append(numbers[index])
-    units = [record.unit for record in RunFolder.at(recipe.scores).iter_commits()]
-    view = View.from_rows(units, rows)
+    measured = [*MEASURED, recipe.noise_label] if recipe.noise_label else []
+    with ScoreWalk(recipe.scores, [*dict.fromkeys([*policy.columns, *measured])]) as walk:
+        num_rows = walk.num_rows
+        masks, decisions = _decide(policy, walk)
+        view, mask_N = _view(walk, masks)
+        if not view.num_samples:
+            raise DataError(
+                f"keep: {recipe.keep} keeps none of {walk.num_rows} samples; raise the fraction"
+            )
+        metrics: dict[str, float] = {}
+        if recipe.noise_label:
+            metrics, told = _measure(walk, recipe.noise_label, mask_N)
+            decisions |= told
     path = view.save(attempt.folder)
-    metrics: dict[str, float] = {}
-    decisions: dict[str, Any] = {
-        "cut": kept.cut,
-        "tie_count": kept.tie_count,
-        "num_missing": kept.num_missing,
-    }
-    if recipe.noise_label:
-        kinds = [kind or CLEAN for kind in table[recipe.noise_label].to_pylist()]
-        is_noise = np.array([kind != CLEAN for kind in kinds])
-        damage = ["" if kind == CLEAN else kind for kind in kinds]
-        share = noise_share(kept.mask_N, is_noise)
-        metrics = {
-            "filter/noise_auc_perplexity_fraction": auc(scores["perplexity"], is_noise),
-            "filter/noise_auc_image_gain_fraction": auc(-scores["image_gain"], is_noise),
-            "filter/noise_kept_fraction": share.kept_fraction,
-            "filter/noise_dropped_fraction": share.dropped_fraction,
-        }
-        decisions["auc_by_kind"] = {
-            "perplexity": auc_by_kind(scores["perplexity"], damage),
-            "image_gain": auc_by_kind(-scores["image_gain"], damage),
-        }
-        decisions["kept_by_kind"] = {
-            kind: [
-                int(sum(k == kind and m for k, m in zip(kinds, kept.mask_N, strict=True))),
-                kinds.count(kind),
-            ]
-            for kind in sorted(set(kinds))
-        }
     outputs = {"view": path}
     if recipe.materialize:
         _copy(recipe, attempt.folder, view)
         outputs["shards"] = "shards"
     return attempt.finish(
-        counts={"samples": table.num_rows, "kept": view.num_samples},
+        counts={"samples": num_rows, "kept": view.num_samples},
         decisions=decisions,
         metrics=metrics,
         outputs=outputs,
     )
+
+
+MEASURED = ("perplexity", "image_gain")
+"""What is compared with the truth, where it is known."""
+
+
+def _decide(
+    policy: KeepPolicy, walk: ScoreWalk
+) -> tuple[Callable[..., NDArray[np.bool_]], dict[str, Any]]:
+    """Let a policy decide, in walks if it can.
+
+    Returns:
+        What says for columns and hashes of some samples which stay, and what the manifest gets.
+    """
+    if hasattr(policy, "decide"):
+        decision = policy.decide(walk.chunks)
+        return decision.mask, decision.describe()
+    # A policy that only knows arrays gets them all.
+    scores = {name: walk.whole(name) for name in policy.columns}
+    kept = policy(scores, walk.whole(ID_HASH))
+    told = {
+        "cut": kept.cut,
+        "tie_count": kept.tie_count,
+        "num_scored": kept.num_scored,
+        "num_missing": kept.num_missing,
+    }
+    rest = kept.mask_N
+
+    def mask(_: object, hash_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        nonlocal rest
+        part, rest = rest[: len(hash_N)], rest[len(hash_N) :]
+        return part
+
+    return mask, told
+
+
+def _view(
+    walk: ScoreWalk, mask: Callable[..., NDArray[np.bool_]]
+) -> tuple[View, NDArray[np.bool_]]:
+    """Walk once more and write down what stays, unit by unit."""
+    entries = []
+    mask_N = np.zeros(walk.num_rows, dtype=bool)
+    at = 0
+    for some, columns, hash_N in walk.parts():
+        part_N = mask(columns, hash_N)
+        mask_N[at : at + len(part_N)] = part_N
+        for unit, rows in walk.kept_rows(some, part_N, at):
+            entries.append((unit, pack_rows(unit, rows)))
+        at += len(part_N)
+    return View(entries=tuple(entries)), mask_N
+
+
+def _measure(
+    walk: ScoreWalk, label: str, mask_N: NDArray[np.bool_]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Compare scores and choice with the truth."""
+    scores = {name: walk.whole(name) for name in MEASURED}
+    kinds = [kind or CLEAN for kind in walk.whole(label)]
+    is_noise = np.array([kind != CLEAN for kind in kinds])
+    damage = ["" if kind == CLEAN else kind for kind in kinds]
+    share = noise_share(mask_N, is_noise)
+    metrics = {
+        "filter/noise_auc_perplexity_fraction": auc(scores["perplexity"], is_noise),
+        "filter/noise_auc_image_gain_fraction": auc(-scores["image_gain"], is_noise),
+        "filter/noise_kept_fraction": share.kept_fraction,
+        "filter/noise_dropped_fraction": share.dropped_fraction,
+    }
+    return metrics, {
+        "auc_by_kind": {
+            "perplexity": auc_by_kind(scores["perplexity"], damage),
+            "image_gain": auc_by_kind(-scores["image_gain"], damage),
+        },
+        "kept_by_kind": {
+            kind: [
+                int(sum(k == kind and m for k, m in zip(kinds, mask_N, strict=True))),
+                kinds.count(kind),
+            ]
+            for kind in sorted(set(kinds))
+        },
+    }
 
 
 def _copy(recipe: FilterRecipe, folder: RunFolder, view: View) -> None:

@@ -140,7 +140,7 @@ def _score(manifest: Manifest, manifests: Mapping[str, Manifest]) -> list[page.S
     cuts: dict[str, tuple[float | None, Literal["left", "right"]]] = {
         m.recipe["keep"].get("column", "perplexity"): (
             m.decisions.get("cut"),
-            "left" if m.recipe["keep"]["name"] == "lowest_fraction" else "right",
+            "right" if m.recipe["keep"]["name"].startswith("highest") else "left",
         )
         for m in manifests.values()
         if m.verb == "filter"

@@ -34,6 +34,9 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Else a driver waits for the first workers before it is let in, and for ever if one of them
+    # dies on the way.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # Ctrl-C must reach us: Tune would take it for a wish to end early with what it has.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     import ray

@@ -15,15 +15,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
 from PIL import Image
 
 from consomme.base.sample import Reject, Sample
+from consomme.curate.keep import hash_ids
 from consomme.pipelines.loading import Loaded, Row, load, unpack
 from consomme.pipelines.spans import Spans, timed
 from consomme.pipelines.stage import BytesStage, Decoded, Item, Outcome, Stage, merge, reject_of
 from consomme.storage.ledger import RunFolder
 from consomme.storage.records import CommitRecord
-from consomme.storage.sidecar import table_bytes
+from consomme.storage.sidecar import ID_HASH, table_bytes
 from consomme.storage.suspects import Gate, clear, work_safely
 from consomme.storage.units import ReadUnit, Unit, read_unit
 from consomme.vision.decode import DecodeProblem, decode
@@ -143,7 +145,7 @@ class UnitWorker:
         files = [
             self.folder.write_output(unit, name, data, suffix)
             for name, suffix, data in [
-                (self.kind, "parquet", table_bytes(outcome.table)),
+                (self.kind, "parquet", table_bytes(with_id_hash(outcome.table, unit.source))),
                 *outcome.files,
             ]
         ]
@@ -151,3 +153,13 @@ class UnitWorker:
         record = self.folder.commit(self.attempt, unit, files, counts, rejects, outcome.sums)
         clear(self.folder.store, unit.unit_id)
         return record
+
+
+def with_id_hash(table: pa.Table, source: str) -> pa.Table:
+    """Add `id_hash` behind `sample_id`: what ties are broken by, so that nobody reads names for it.
+
+    Two sources may use the same names, so the source's own name goes in.
+    """
+    hashes = hash_ids(f"{source}\t{name}" for name in table["sample_id"].to_pylist())
+    at = table.schema.get_field_index("sample_id") + 1
+    return table.add_column(at, ID_HASH, pa.array(hashes, pa.uint64()))

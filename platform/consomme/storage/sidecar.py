@@ -5,7 +5,10 @@ unit's id is not in the file but in the commit record that names it.
 """
 
 import io
+import itertools
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +17,12 @@ from consomme.base.errors import DataError
 from consomme.storage.files import join_url
 from consomme.storage.ledger import RunFolder
 from consomme.storage.records import CommitRecord
+
+_READERS = 8
+_AHEAD = 32
+
+ID_HASH = "id_hash"
+"""Column with a hash of source and sample id, in the sidecars of every stage: it breaks ties."""
 
 SCORES = "scores"
 """Kind of the output files that hold a unit's columns."""
@@ -29,24 +38,35 @@ def table_bytes(table: pa.Table) -> bytes:
 
 
 def iter_columns(
-    run_url: str, columns: Sequence[str], kind: str = SCORES
+    run_url: str, columns: Sequence[str], kind: str = SCORES, *, with_ids: bool = True
 ) -> Iterator[tuple[CommitRecord, pa.Table]]:
-    """Yield each committed unit's columns, in the order of unit ids, one unit in memory at a time.
+    """Yield each committed unit's columns, in the order of unit ids, a few units in memory.
 
     Args:
         run_url: The run that wrote the columns.
         columns: Which ones, beside `row` and `sample_id`, which always come first.
         kind: Kind of output file, as given to `RunFolder.write_output`.
+        with_ids: Whether `sample_id` is read, which is most of what there is to read.
 
     Raises:
         DataError: A file is missing, unreadable, or lacks a column.
     """
     run = RunFolder.at(run_url)
-    names = [*dict.fromkeys(["row", "sample_id", *columns])]
-    for record in run.iter_commits():
-        path = record.path_of(kind)
-        if path is not None:
-            yield record, _read_table(run, path, names)
+    names = [*dict.fromkeys(["row", *(["sample_id"] if with_ids else []), *columns])]
+    found = ((record, record.path_of(kind)) for record in run.iter_commits())
+    files = ((record, path) for record, path in found if path is not None)
+    with ThreadPoolExecutor(_READERS) as pool:
+        waiting: deque[tuple[CommitRecord, Future[pa.Table]]] = deque()
+        try:
+            while True:
+                for record, path in itertools.islice(files, _AHEAD - len(waiting)):
+                    waiting.append((record, pool.submit(_read_table, run, path, names)))
+                if not waiting:
+                    return
+                record, reading = waiting.popleft()
+                yield record, reading.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def read_columns(run_url: str, columns: Sequence[str], kind: str = SCORES) -> pa.Table:

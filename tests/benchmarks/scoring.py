@@ -1,0 +1,227 @@
+"""Scoring captions: consomme's engine against the script POINTS released and a plain batched loop.
+
+    python tests/benchmarks/scoring.py CONTESTANT MODEL     # used by run.py, one process each
+
+All three score the same captions with the same model, with the picture and without, in float32 with
+one thread; each runs in a process of its own, three times in turn, so that time and peak of memory
+are its own. The models: the nano VLM, whose vocabulary is small, and a model of random weights with
+a vocabulary of 50,000 and 196 tokens per picture, where logits weigh what they do in real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NUM = {"nano": 256, "wide": 48}
+ROUNDS = 3
+PROMPT = "describe the image."
+BATCH = 16
+
+
+def wide(folder: Path) -> Path:
+    """Write a model with a real vocabulary's size."""
+    sys.path.append(str(Path(__file__).parents[1] / "models"))
+    import families
+    import transformers as hf
+
+    torch.manual_seed(0)
+    _, processor = families.llava()
+    for key, value in (
+        ("size", {"shortest_edge": 224}),
+        ("crop_size", {"height": 224, "width": 224}),
+    ):
+        setattr(processor.image_processor, key, value)
+    processor.patch_size = 16
+    config = hf.LlavaConfig(
+        vision_config=hf.CLIPVisionConfig(
+            hidden_size=192, intermediate_size=768, num_hidden_layers=6, num_attention_heads=3,
+            image_size=224, patch_size=16,
+        ),
+        text_config=hf.LlamaConfig(
+            vocab_size=50_000, hidden_size=384, intermediate_size=1024, num_hidden_layers=8,
+            num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=2048,
+        ),
+        image_token_index=processor.tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=196,
+    )  # fmt: skip
+    hf.LlavaForConditionalGeneration(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def data(num: int) -> tuple[list[Any], list[str]]:
+    """Real emoji and their names, and scenes and their captions, half of each."""
+    from consomme.datasets.sources import EmojiSource, SceneSource
+    from consomme.vision.decode import decode
+
+    samples = [*SceneSource(num=num // 2)(), *list(EmojiSource(styles=("noto",))())[: num // 2]]
+    samples = [sample for pair in zip(samples[::2], samples[1::2], strict=True) for sample in pair]
+    return [decode(sample.image) for sample in samples], [sample.caption for sample in samples]
+
+
+def conversations(folder: str, captions: Sequence[str]) -> tuple[Any, Any, list[dict[str, str]]]:
+    """Model, processor, and for each caption its text with picture and without, and where it is."""
+    from consomme.base.sample import Turn
+    from consomme.models.dialogue import messages
+    from consomme.models.weights import open_scorer
+
+    model, processor = open_scorer(folder)
+    found = []
+    for caption in captions:
+        turns = (Turn(role="user", content=PROMPT), Turn(role="assistant", content=caption))
+        texts = {}
+        for kind, has_image in (("seen", True), ("blind", False)):
+            render = processor.apply_chat_template
+            texts[kind] = render(messages(turns, has_image=has_image), tokenize=False)
+            texts[f"{kind} prompt"] = render(
+                messages(turns[:1], has_image=has_image), tokenize=False, add_generation_prompt=True
+            )
+        found.append(texts)
+    return model, processor, found
+
+
+@torch.inference_mode()
+def points(folder: str, images: Sequence[Any], captions: Sequence[str]) -> list[float]:
+    """One sample at a time; softmax over all logits, in bfloat16 before the logarithm."""
+    model, processor, texts = conversations(folder, captions)
+    sums = []
+    for image, text in zip(images, texts, strict=True):
+        for kind in ("seen", "blind"):
+            some = {"images": [[image]]} if kind == "seen" else {}
+            prompt = processor(text=[text[f"{kind} prompt"]], **some, return_tensors="pt")
+            inputs = processor(text=[text[kind]], **some, return_tensors="pt")
+            begin = prompt["input_ids"].shape[1]
+            logits = model(**inputs).logits
+            chances = torch.softmax(logits[0, begin - 1 : -1].float(), dim=-1)
+            ids = inputs["input_ids"][0, begin:]
+            taken = chances.gather(1, ids[:, None]).to(torch.bfloat16)
+            sums.append(float(-taken.float().log().sum()))
+    return sums
+
+
+@torch.inference_mode()
+def batched(folder: str, images: Sequence[Any], captions: Sequence[str]) -> list[float]:
+    """Batches of 16 in the order they come, padded; log-softmax over all logits."""
+    model, processor, texts = conversations(folder, captions)
+    processor.tokenizer.padding_side = "right"
+    sums: dict[str, list[float]] = {"seen": [], "blind": []}
+    for at in range(0, len(texts), BATCH):
+        part = texts[at : at + BATCH]
+        for kind in ("seen", "blind"):
+            some = {"images": [[i] for i in images[at : at + BATCH]]} if kind == "seen" else {}
+            inputs = processor(
+                text=[text[kind] for text in part], **some, padding=True, return_tensors="pt"
+            )
+            # Placeholders are the same in all prompts, so their lengths need no picture.
+            extra = int((inputs["input_ids"][0] == model.config.image_token_index).sum()) - 1
+            logits = model(**inputs).logits.float().log_softmax(dim=-1)
+            for k, text in enumerate(part):
+                prompt = processor.tokenizer(text[f"{kind} prompt"])["input_ids"]
+                begin = len(prompt) + (extra if kind == "seen" else 0)
+                end = int(inputs["attention_mask"][k].sum())
+                ids = inputs["input_ids"][k, begin:end]
+                sums[kind].append(
+                    float(-logits[k, begin - 1 : end - 1].gather(1, ids[:, None]).sum())
+                )
+    return [value for pair in zip(sums["seen"], sums["blind"], strict=True) for value in pair]
+
+
+def ours(folder: str, images: Sequence[Any], captions: Sequence[str]) -> list[float]:
+    """Score as an actor does."""
+    from consomme.curate.perplexity import token_nll
+    from consomme.engines.transformers_scorer import Question, TransformersScorer
+
+    scorer = TransformersScorer(folder, token_nll)
+    questions = [Question.about(PROMPT, c, i) for i, c in zip(images, captions, strict=True)]
+    return [value for s in scorer.score(questions) for value in (s.nll, s.nll_text)]
+
+
+CONTESTANTS = {"points": points, "batched": batched, "ours": ours}
+
+
+def run(name: str, model: str, folder: str) -> dict[str, Any]:
+    """Time one contestant in this process; loading the model is left out by doing little first."""
+    torch.set_num_threads(1)
+    images, captions = data(NUM[model])
+    CONTESTANTS[name](folder, images[:4], captions[:4])
+    sums, times = [], []
+    for part in (4, len(images)):
+        began = time.monotonic()
+        sums = CONTESTANTS[name](folder, images[:part], captions[:part])
+        times.append(time.monotonic() - began)
+    status = Path("/proc/self/status").read_text()
+    return {
+        "nats": sum(sums),
+        "rate": (len(images) - 4) / (times[1] - times[0]),
+        "peak_mb": int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024,
+    }
+
+
+def rows() -> list[dict[str, Any]]:
+    """Measure all with both models."""
+    from consomme.pipelines.checkpoints import model_folder
+
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {
+            "nano": model_folder("package://models/nano"),
+            "wide": str(wide(Path(scratch) / "wide")),
+        }
+        for _ in range(ROUNDS):
+            for model, folder in folders.items():
+                for name in CONTESTANTS:
+                    done = subprocess.run(
+                        [sys.executable, str(Path(__file__)), name, model, folder],
+                        check=True,
+                        stdout=subprocess.PIPE,
+                        text=True,
+                    )
+                    result = json.loads(done.stdout.splitlines()[-1])
+                    found.setdefault((model, name), []).append(result)
+
+    # The script of POINTS rounds; the other two have to agree.
+    ends = [found["nano", name][0]["nats"] for name in ("batched", "ours")]
+    assert abs(ends[0] - ends[1]) < 1e-4 * ends[1], ends
+
+    def middle(model: str, name: str, what: str) -> float:
+        return statistics.median(one[what] for one in found[model, name])
+
+    made = []
+    for model in folders:
+        how = f"{model}: " + ", ".join(
+            f"{name} {middle(model, name, 'rate'):.1f} samples/s,"
+            f" {middle(model, name, 'peak_mb'):,.0f} MB"
+            for name in CONTESTANTS
+        )
+        suffix = "" if model == "wide" else "_nano"
+        for key, name, baseline in (
+            ("score.vs_points_script", "points", "one sample at a time, full logits"),
+            ("score.vs_batched_loop", "batched", f"transformers in batches of {BATCH}"),
+        ):
+            ratio = middle(model, "ours", "rate") / middle(model, name, "rate")
+            made.append(
+                {
+                    "key": key + suffix,
+                    "value": round(ratio, 3),
+                    "unit": "ratio",
+                    "baseline": baseline,
+                    "how": how,
+                }
+            )
+    return made
+
+
+if __name__ == "__main__":
+    _, which, model, where = sys.argv
+    sys.stdout.write(json.dumps(run(which, model, where)) + "\n")
