@@ -37,7 +37,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- faults on the way -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["slow_down", "error", "reset", "stall", "cut"])
+@pytest.mark.parametrize("fault", ["slow_down", "error", "conflict", "reset", "stall", "cut"])
 def test_a_fault_that_passes_is_survived_by_every_call(
     store: S3Store, proxy: FaultyProxy, fault: str
 ) -> None:

@@ -113,7 +113,8 @@ def retry(call: Callable[[], T], url: str, judge: Judge, policy: RetryPolicy) ->
 
 def is_transient_status(status: int) -> bool:
     """Tell whether a request that got this HTTP status may succeed when it is sent again."""
-    return status in (408, 429) or (status >= 500 and status != 501)
+    # 409: two writes met. An answer to HEAD says no more than that.
+    return status in (408, 409, 429) or (status >= 500 and status != 501)
 
 
 def describe(error: BaseException) -> str:
