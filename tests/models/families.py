@@ -307,86 +307,65 @@ QWEN_TEMPLATE = chatml("<|vision_start|><|image_pad|><|vision_end|>", CHATML_SYS
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 
 
-def qwen2_vl() -> tuple[Any, Any]:
+def _qwen(
+    config: Any, text: type, vision: dict[str, Any], model: type, processor: type, video: type
+) -> tuple[Any, Any]:
     words = _qwen_words()
-    config = hf.Qwen2VLConfig(
-        text_config=text_config(hf.Qwen2Config, rope_parameters=MROPE).to_dict(),
-        vision_config={
-            "depth": 2,
-            "embed_dim": 32,
-            "hidden_size": 32,
-            "num_heads": 2,
-            "mlp_ratio": 2,
-            "patch_size": 8,
-        },
+    shared = {"hidden_size": 32, "num_heads": 2, "patch_size": 8}
+    made = config(
+        text_config=text_config(text, rope_parameters=MROPE).to_dict(),
+        vision_config=shared | vision,
         **_qwen_ids(words),
     )
     images = hf.Qwen2VLImageProcessorPil(
         patch_size=8, size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
     )
-    processor = hf.Qwen2VLProcessor(
-        images,
-        words,
-        hf.Qwen2VLVideoProcessor(),
-        chat_template=QWEN_TEMPLATE,
+    return model(made), processor(images, words, video(), chat_template=QWEN_TEMPLATE)
+
+
+def qwen2_vl() -> tuple[Any, Any]:
+    return _qwen(
+        hf.Qwen2VLConfig,
+        hf.Qwen2Config,
+        {"depth": 2, "embed_dim": 32, "mlp_ratio": 2},
+        hf.Qwen2VLForConditionalGeneration,
+        hf.Qwen2VLProcessor,
+        hf.Qwen2VLVideoProcessor,
     )
-    return hf.Qwen2VLForConditionalGeneration(config), processor
 
 
 def qwen2_5_vl() -> tuple[Any, Any]:
-    words = _qwen_words()
-    config = hf.Qwen2_5_VLConfig(
-        text_config=text_config(hf.Qwen2Config, rope_parameters=MROPE).to_dict(),
-        vision_config={
+    return _qwen(
+        hf.Qwen2_5_VLConfig,
+        hf.Qwen2Config,
+        {
             "depth": 2,
-            "hidden_size": 32,
             "intermediate_size": 48,
-            "num_heads": 2,
-            "patch_size": 8,
             "out_hidden_size": 32,
             "window_size": 32,
             "fullatt_block_indexes": [1],
         },
-        **_qwen_ids(words),
+        hf.Qwen2_5_VLForConditionalGeneration,
+        hf.Qwen2_5_VLProcessor,
+        hf.Qwen2VLVideoProcessor,
     )
-    images = hf.Qwen2VLImageProcessorPil(
-        patch_size=8, size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
-    )
-    processor = hf.Qwen2_5_VLProcessor(
-        images,
-        words,
-        hf.Qwen2VLVideoProcessor(),
-        chat_template=QWEN_TEMPLATE,
-    )
-    return hf.Qwen2_5_VLForConditionalGeneration(config), processor
 
 
 def qwen3_vl() -> tuple[Any, Any]:
-    words = _qwen_words()
-    config = hf.Qwen3VLConfig(
-        text_config=text_config(hf.Qwen3VLTextConfig, rope_parameters=MROPE).to_dict(),
-        vision_config={
+    return _qwen(
+        hf.Qwen3VLConfig,
+        hf.Qwen3VLTextConfig,
+        {
             "depth": 3,
-            "hidden_size": 32,
             "intermediate_size": 48,
-            "num_heads": 2,
-            "patch_size": 8,
             "out_hidden_size": 32,
             "num_position_embeddings": 16,
             "deepstack_visual_indexes": [0, 1],
         },
-        **_qwen_ids(words),
+        hf.Qwen3VLForConditionalGeneration,
+        hf.Qwen3VLProcessor,
+        hf.Qwen3VLVideoProcessor,
     )
-    images = hf.Qwen2VLImageProcessorPil(
-        patch_size=8, size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
-    )
-    processor = hf.Qwen3VLProcessor(
-        images,
-        words,
-        hf.Qwen3VLVideoProcessor(),
-        chat_template=QWEN_TEMPLATE,
-    )
-    return hf.Qwen3VLForConditionalGeneration(config), processor
 
 
 def internvl() -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -338,13 +338,11 @@ def _columns(nodes: tuple[dict[str, Any], ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for policy in _build(nodes) for name in policy.columns))
 
 
-@KEEP_POLICIES.register("all_of")
-@dataclass(frozen=True, kw_only=True)
-class AllOf:
-    """Keep what every one of some policies keeps, each deciding about all samples."""
+class _JointPolicy:
+    """What all_of and any_of have in common."""
 
-    policies: tuple[dict[str, Any], ...] = strategy(_REGISTRY)
-    """The policies."""
+    policies: tuple[dict[str, Any], ...]
+    all_must: ClassVar[bool]
 
     def __post_init__(self) -> None:
         """Check the policies."""
@@ -357,40 +355,31 @@ class AllOf:
 
     def decide(self, chunks: Chunks) -> Decision:
         """Let each decide."""
-        return _Joint(
-            decisions=tuple(policy.decide(chunks) for policy in _build(self.policies)),
-            all_must=True,
-        )
+        decisions = tuple(policy.decide(chunks) for policy in _build(self.policies))
+        return _Joint(decisions=decisions, all_must=self.all_must)
 
     def __call__(self, scores: Scores, hash_N: NDArray[np.uint64]) -> Kept:
         """Decide about samples held in arrays."""
         return call(self, scores, hash_N)
+
+
+@KEEP_POLICIES.register("all_of")
+@dataclass(frozen=True, kw_only=True)
+class AllOf(_JointPolicy):
+    """Keep what every one of some policies keeps, each deciding about all samples."""
+
+    all_must: ClassVar[bool] = True
+
+    policies: tuple[dict[str, Any], ...] = strategy(_REGISTRY)
+    """The policies."""
 
 
 @KEEP_POLICIES.register("any_of")
 @dataclass(frozen=True, kw_only=True)
-class AnyOf:
+class AnyOf(_JointPolicy):
     """Keep what at least one of some policies keeps, each deciding about all samples."""
+
+    all_must: ClassVar[bool] = False
 
     policies: tuple[dict[str, Any], ...] = strategy(_REGISTRY)
     """The policies."""
-
-    def __post_init__(self) -> None:
-        """Check the policies."""
-        _build(self.policies)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Return the columns of all of them."""
-        return _columns(self.policies)
-
-    def decide(self, chunks: Chunks) -> Decision:
-        """Let each decide."""
-        return _Joint(
-            decisions=tuple(policy.decide(chunks) for policy in _build(self.policies)),
-            all_must=False,
-        )
-
-    def __call__(self, scores: Scores, hash_N: NDArray[np.uint64]) -> Kept:
-        """Decide about samples held in arrays."""
-        return call(self, scores, hash_N)
