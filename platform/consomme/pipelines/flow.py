@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -190,6 +191,9 @@ class _Driver:
             beat = Heartbeat(self.folder.store, self.attempt, progress, self.watch)
             with beat:
                 for receipt in _receipts(blocks):
+                    if receipt["error"]:
+                        # Written by our own worker, on this cluster.
+                        raise pickle.loads(receipt["error"])
                     record = CommitRecord.from_json(receipt["record"], "a receipt")
                     self.watch.add(json.loads(receipt["spans"]))
                     progress.note = self.watch.line

@@ -8,6 +8,7 @@ does it.
 from __future__ import annotations
 
 import json
+import pickle
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
+from consomme.base.errors import ConsommeError
 from consomme.base.sample import Reject, Sample
 from consomme.curate.keep import hash_ids
 from consomme.pipelines.loading import Loaded, Row, load, unpack
@@ -64,13 +66,30 @@ class UnitWorker:
         """
         self.folder = RunFolder.at(run_url)
         self.attempt, self.kind, self.read = attempt, kind, read
-        self.stage = stage(**options)
+        self.broken: ConsommeError | None = None
+        try:
+            self.stage = stage(**options)
+        except ConsommeError as error:
+            # An actor that cannot be made tells Ray, and not the user, why; so it tells with its
+            # first unit.
+            self.broken = error
         self.model = threading.Lock()
         self.gate = Gate()
         self.threads = ThreadPoolExecutor(DECODE_THREADS)
 
     def __call__(self, row: Row) -> Row:
-        """Do one unit and return its receipt."""
+        """Do one unit and return its receipt: a commit record, or the error that a user has to see.
+
+        Raised, the error would come back as one of Ray Data's own, and ours would be gone.
+        """
+        try:
+            return self._do(row)
+        except ConsommeError as error:
+            return {"record": b"", "spans": "[]", "error": pickle.dumps(error)}
+
+    def _do(self, row: Row) -> Row:
+        if self.broken is not None:
+            raise self.broken
         work, loaded, spans = unpack(row)
         if loaded is None:
             with timed(spans, "read"):
@@ -78,7 +97,7 @@ class UnitWorker:
         outcome, rejects = self._outcome(work.unit, loaded, spans)
         with timed(spans, "commit"):
             record = self._commit(work.unit, outcome, rejects)
-        return {"record": record.to_json(), "spans": json.dumps(spans)}
+        return {"record": record.to_json(), "spans": json.dumps(spans), "error": b""}
 
     def _outcome(self, unit: Unit, loaded: Loaded, spans: Spans) -> tuple[Outcome, list[Reject]]:
         """Work on a unit's samples; leave out those that kill the process."""
