@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,14 @@ def run_whole(verb: str, recipe: Path) -> None:
         command(verb, recipe), env=ENVIRONMENT, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def run_both(verb: str, calm: Path, torn: Path, is_time: Callable[[], bool]) -> None:
+    """Run one recipe undisturbed and, at the same time, another with Ctrl-C."""
+    with ThreadPoolExecutor(1) as pool:
+        whole = pool.submit(run_whole, verb, calm)
+        run_interrupted(verb, torn, is_time)
+        whole.result()
 
 
 def run_interrupted(verb: str, recipe: Path, is_time: Callable[[], bool]) -> None:
@@ -83,9 +92,9 @@ def files(root: Path, *parts: str) -> dict[str, bytes]:
 def test_score(shards, tmp_path):
     text = "name: s\nroot: {root}\ninputs: [{shards}]\nmodel: package://models/nano\nunit_rows: 8\n"
     calm, torn = tmp_path / "calm", tmp_path / "torn"
-    run_whole("score", write(tmp_path / "a.yaml", text.format(root=calm, shards=shards)))
-    run_interrupted(
+    run_both(
         "score",
+        write(tmp_path / "a.yaml", text.format(root=calm, shards=shards)),
         write(tmp_path / "b.yaml", text.format(root=torn, shards=shards)),
         lambda: len(list(torn.glob("score/*/commits/*/*.json"))) >= 2,
     )
@@ -98,9 +107,9 @@ def test_train(shards, tmp_path):
         "num_steps: 12\nglobal_batch: 8\ncheckpoint_every: 4\nmax_reject_fraction: 0.1\n"
     )
     calm, torn = tmp_path / "calm", tmp_path / "torn"
-    run_whole("train", write(tmp_path / "a.yaml", text.format(root=calm, shards=shards)))
-    run_interrupted(
+    run_both(
         "train",
+        write(tmp_path / "a.yaml", text.format(root=calm, shards=shards)),
         write(tmp_path / "b.yaml", text.format(root=torn, shards=shards)),
         lambda: any(torn.glob("train/*/checkpoints/checkpoint_*/state.pt")),
     )
@@ -114,9 +123,9 @@ def test_recaption(shards, tmp_path):
         "unit_rows: 8\nmax_tokens: 48\nmax_reject_fraction: 0.1\n"
     )
     calm, torn = tmp_path / "calm", tmp_path / "torn"
-    run_whole("recaption", write(tmp_path / "a.yaml", text.format(root=calm, shards=shards)))
-    run_interrupted(
+    run_both(
         "recaption",
+        write(tmp_path / "a.yaml", text.format(root=calm, shards=shards)),
         write(tmp_path / "b.yaml", text.format(root=torn, shards=shards)),
         lambda: len(list(torn.glob("recaption/*/commits/*/*.json"))) >= 1,
     )
