@@ -12,6 +12,7 @@ from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 
+import families
 from families import FAMILIES, make
 
 from consomme.base.sample import Turn
@@ -200,3 +201,31 @@ def test_a_batch_that_does_not_fit_is_halved(folders: Any, monkeypatch: pytest.M
     assert max(sizes) == 10
     for one, other in zip(halved, calm, strict=True):
         assert one.nll == pytest.approx(other.nll, rel=1e-5)
+
+
+def test_a_language_model_without_eyes_scores_the_text_alone(tmp_path: Path) -> None:
+    words = families.tokenizer(
+        "bytes", families.IM, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    words.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    torch.manual_seed(0)
+    model = families.hf.LlamaForCausalLM(families.text_config(families.hf.LlamaConfig))
+    model.save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    questions = [Question(turns=conversation(c), image=picture(k)) for k, c in enumerate(CAPTIONS)]
+    scores = TransformersScorer(tmp_path, token_nll).score(questions)
+    double = model.double().eval()
+    for caption, score in zip(CAPTIONS, scores, strict=True):
+        assert isinstance(score, Score), score
+        head = f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
+        begin = len(words(head)["input_ids"])
+        ids = words(f"{head}{caption}<|im_end|>")["input_ids"]
+        with torch.no_grad():
+            logp_TV = double(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
+        nll = -sum(float(logp_TV[t - 1, ids[t]]) for t in range(begin, len(ids)))
+        assert score.num_tokens == len(ids) - begin
+        assert score.nll == pytest.approx(nll, rel=1e-4)
+        assert score.nll_text == score.nll
