@@ -435,6 +435,28 @@ def gemma3() -> tuple[Any, Any]:
     return hf.Gemma3ForConditionalGeneration(config), processor
 
 
+def paligemma() -> tuple[Any, Any]:
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<image>"]
+    words = tokenizer(
+        "spaces",
+        special,
+        {"image_token": "<image>"},
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+    )
+    config = hf.PaliGemmaConfig(
+        text_config=text_config(hf.GemmaConfig).to_dict(),
+        vision_config=siglip(vision_use_head=False).to_dict(),
+        image_token_index=words.image_token_id,
+        projection_dim=32,
+    )
+    images = hf.SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    images.image_seq_length = 16
+    return hf.PaliGemmaForConditionalGeneration(config), hf.PaliGemmaProcessor(images, words)
+
+
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llava": llava,
     "llava_onevision": llava_onevision,
@@ -446,6 +468,7 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen3_vl": qwen3_vl,
     "internvl": internvl,
     "gemma3": gemma3,
+    "paligemma": paligemma,
 }
 
 

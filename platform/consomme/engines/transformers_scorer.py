@@ -2,9 +2,10 @@
 
 Decisions made here. A unit's samples are taken in windows, cut by what they hold and nothing else,
 so a score does not depend on how many workers there are. In a window each picture is encoded once,
-however many captions it has. Rows with a picture and rows without go through the language model
-together, sorted by length and cut by a token budget; its head runs on spoken positions only, a few
-megabytes of logits at a time, in float32. A micro-batch that does not fit into memory is halved.
+and goes through the language model once, however many captions it has (see `trees`). Rows with a
+picture and rows without go together, sorted by length and cut by a token budget; the head runs on
+spoken positions only, a few megabytes of logits at a time, in float32. A micro-batch that does not
+fit into memory is halved.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from torch import Tensor
 
 from consomme.base.errors import CheckpointError, DataError
 from consomme.base.sample import Turn
-from consomme.models.dialogue import Dialogue, Pixels, Spoken, pad_and_join
+from consomme.engines.trees import Growth, Passage, Tree, lay_out, plant
+from consomme.models.dialogue import Pixels, Spoken, pad_and_join
+from consomme.models.prefix_dialogue import dialogue_for
 from consomme.models.weights import open_scorer
 
 # Shapes: B rows, T token positions, S spoken tokens of all rows, V vocabulary, W width, P pictures.
@@ -32,8 +35,6 @@ TokenNll = Callable[[Tensor, Tensor], Tensor]
 WINDOW_ROWS = 256
 WINDOW_VALUES = 1 << 27
 """Numbers in the prepared pictures of a window: half a gigabyte."""
-
-_PAD = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,20 +95,14 @@ class NotScored:
     detail: str
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One pass of one conversation through the language model."""
-
-    number: int
-    spoken: Spoken
-    picture: object = None
-
-
 @dataclass
 class _Window:
     """Conversations that are worked on together."""
 
-    rows: list[_Row] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    """Which question each passage belongs to."""
+
+    passages: list[Passage] = field(default_factory=list)
     pictures: dict[object, Pixels] = field(default_factory=dict)
 
 
@@ -143,7 +138,7 @@ class TransformersScorer:
             dtype = "bfloat16" if self.device.type == "cuda" else "float32"
         self.model, processor = open_scorer(model_path, getattr(torch, dtype))
         self.model.to(self.device)
-        self.dialogue = Dialogue(self.model, processor)
+        self.dialogue = dialogue_for(self.model, processor)
         self.token_nll = token_nll
         self.token_budget = token_budget or (16_384 if self.device.type == "cuda" else 1_024)
         self.max_caption_tokens, self.truncates = max_caption_tokens, truncates
@@ -161,8 +156,22 @@ class TransformersScorer:
             self._eyes_take = frozenset(inspect.signature(inspect.unwrap(look)).parameters)
         text = self.model.config.get_text_config()
         self.max_positions: int = text.max_position_embeddings
+        self._has_three_positions = hasattr(self.body, "get_rope_index")
+        if self._has_three_positions:
+            self._rope_takes = frozenset(inspect.signature(self.body.get_rope_index).parameters)
+        self.growth = self._growth(text)
         chunk = (1 << 24) // max(1, self.head.weight.shape[0])
         self._head_rows = max(16, chunk)
+
+    def _growth(self, text: Any) -> Growth | None:
+        """How trees may grow; None for families whose attention has rules of its own."""
+        if "token_type_ids" in self._body_takes or "position_ids" not in self._body_takes:
+            # Gemma's pictures and PaliGemma's prompts look ahead.
+            return None
+        if text._attn_implementation not in ("sdpa", "eager"):
+            return None
+        # A token costs about 24 W² in dense layers and 4 T W in attention, so this is a sixth more.
+        return Growth(cheap=max(256, text.hidden_size), most=getattr(text, "sliding_window", None))
 
     @torch.inference_mode()
     def score(self, questions: Sequence[Question]) -> list[Score | NotScored]:
@@ -176,17 +185,9 @@ class TransformersScorer:
         truncated: set[int] = set()
         for window in self._windows(questions, found, truncated):
             features = self._encode_pictures(window.pictures)
-            order = sorted(
-                range(len(window.rows)), key=lambda k: (len(window.rows[k].spoken.input_ids), k)
-            )
-            nats: dict[int, Tensor] = {}
-            for group in _groups(
-                [(k, len(window.rows[k].spoken.input_ids)) for k in order], self.token_budget
-            ):
-                rows = [window.rows[k] for k in group]
-                nats |= dict(zip(group, self._nats(rows, features), strict=True))
-            for k, row in enumerate(window.rows):
-                seen.setdefault(row.number, []).append((nats[k], row.spoken.spans))
+            nats = self._nats(window.passages, features)
+            for number, passage, nats_S in zip(window.numbers, window.passages, nats, strict=True):
+                seen.setdefault(number, []).append((nats_S, passage.spoken.spans))
         scores: list[Score | NotScored] = []
         for number in range(len(questions)):
             if number in found:
@@ -206,18 +207,18 @@ class TransformersScorer:
         window, values = _Window(), 0
         for number, question in enumerate(questions):
             try:
-                rows = self._rows(number, question)
+                passages = self._passages(number, question)
             except DataError as error:
                 bad[number] = NotScored(reason="text_not_encodable", detail=str(error))
                 continue
-            longest = max(rows, key=lambda row: len(row.spoken.input_ids)).spoken
+            longest = max(passages, key=lambda one: len(one.spoken.input_ids)).spoken
             if longest.num_tokens > self.max_caption_tokens:
                 if not self.truncates:
                     detail = f"{longest.num_tokens} tokens, at most {self.max_caption_tokens}"
                     bad[number] = NotScored(reason="caption_too_long", detail=detail)
                     continue
-                rows = [_cut(row, self.max_caption_tokens) for row in rows]
-                longest = max(rows, key=lambda row: len(row.spoken.input_ids)).spoken
+                passages = [_cut(one, self.max_caption_tokens) for one in passages]
+                longest = max(passages, key=lambda one: len(one.spoken.input_ids)).spoken
                 truncated.add(number)
             if len(longest.input_ids) > self.max_positions:
                 detail = (
@@ -225,24 +226,26 @@ class TransformersScorer:
                 )
                 bad[number] = NotScored(reason="sequence_too_long", detail=detail)
                 continue
-            for row in rows:
-                window.rows.append(row)
-                if row.spoken.pixels is not None and row.picture not in window.pictures:
-                    window.pictures[row.picture] = row.spoken.pixels
-                    values += row.spoken.pixels.num_values
-            if len(window.rows) >= 2 * WINDOW_ROWS or values >= WINDOW_VALUES:
+            for passage in passages:
+                window.numbers.append(number)
+                window.passages.append(passage)
+                pixels = passage.spoken.pixels
+                if pixels is not None and passage.picture not in window.pictures:
+                    window.pictures[passage.picture] = pixels
+                    values += pixels.num_values
+            if len(window.passages) >= 2 * WINDOW_ROWS or values >= WINDOW_VALUES:
                 yield window
                 window, values = _Window(), 0
-        if window.rows:
+        if window.passages:
             yield window
 
-    def _rows(self, number: int, question: Question) -> list[_Row]:
-        blind = _Row(number, self.dialogue.encode(question.turns, None))
+    def _passages(self, number: int, question: Question) -> list[Passage]:
+        blind = Passage(spoken=self.dialogue.encode(question.turns, None))
         if question.image is None or not self.dialogue.has_eyes:
             return [blind]
         spoken = self.dialogue.encode(question.turns, question.image, question.key)
         picture = ("unnamed", number) if question.key is None else question.key
-        return [_Row(number, spoken, picture), blind]
+        return [Passage(spoken=spoken, picture=picture), blind]
 
     def _encode_pictures(self, pictures: dict[object, Pixels]) -> dict[object, list[Tensor]]:
         """Encode each picture once.
@@ -276,42 +279,46 @@ class TransformersScorer:
         self._example = output
         return [list(parts) for parts in zip(*split, strict=True)]
 
-    def _nats(self, rows: Sequence[_Row], features: dict[object, list[Tensor]]) -> list[Tensor]:
-        """Run rows through the language model; nats of their spoken tokens, float32 on the CPU."""
-        parts: list[Tensor] = self._halving(lambda some: self._forward(some, features), rows)
-        return parts
+    def _nats(
+        self, passages: Sequence[Passage], features: dict[object, list[Tensor]]
+    ) -> list[Tensor]:
+        """Run passages through the language model; nats of their spoken tokens (S,), on the CPU."""
+        trees = plant(passages, self.growth)
+        trees.sort(key=lambda tree: (len(tree), tree.branches[0].ids, tree.branches[0].numbers))
+        nats: dict[int, Tensor] = {}
+        sizes = [(k, len(tree)) for k, tree in enumerate(trees)]
+        for group in _groups(sizes, self.token_budget):
+            some = [trees[k] for k in group]
+            parts = self._halving(lambda few: self._forward(few, features), some)
+            branches = [branch for tree in some for branch in tree.branches]
+            for branch, part in zip(branches, parts, strict=True):
+                nats |= dict.fromkeys(branch.numbers, part)
+        return [nats[number] for number in range(len(passages))]
 
-    def _forward(self, rows: Sequence[_Row], features: dict[object, list[Tensor]]) -> list[Tensor]:
-        width = max(len(row.spoken.input_ids) for row in rows)
-        ids_BT = torch.full((len(rows), width), _PAD)
-        types_BT = torch.zeros((len(rows), width), dtype=torch.long)
-        mask_BT = torch.zeros((len(rows), width), dtype=torch.long)
-        for k, row in enumerate(rows):
-            length = len(row.spoken.input_ids)
-            ids_BT[k, :length] = torch.tensor(row.spoken.input_ids)
-            types_BT[k, :length] = torch.tensor(row.spoken.token_types)
-            mask_BT[k, :length] = 1
-        inputs: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": mask_BT}
+    def _forward(self, trees: Sequence[Tree], features: dict[object, list[Tensor]]) -> list[Tensor]:
+        """Return nats of the spoken tokens, (S,) float32 on the CPU, branch by branch."""
+        layout = lay_out(trees, self._three_positions if self._has_three_positions else None)
+        inputs: dict[str, Any] = {"input_ids": layout.ids_BT, "attention_mask": layout.mask}
+        if layout.positions is not None:
+            inputs["position_ids"] = layout.positions
+            inputs["attention_mask"] = layout.mask.to(self.model.dtype)
         for name in ("mm_token_type_ids", "token_type_ids"):
             if name in self._body_takes:
-                inputs[name] = types_BT
-        seeing = [row for row in rows if row.spoken.pixels is not None]
+                inputs[name] = layout.types_BT
+        seeing = [tree for tree in trees if tree.pixels is not None]
         if seeing:
-            inputs |= self._beside([row.spoken.pixels for row in seeing if row.spoken.pixels])
+            inputs |= self._beside([tree.pixels for tree in seeing if tree.pixels])
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
         if seeing:
             inputs["mm_encoder_outputs"] = {
-                "image": self._seen([features[row.picture] for row in seeing])
+                "image": self._seen([features[tree.picture] for tree in seeing])
             }
         hidden_BTW = self.body(**inputs, use_cache=False).last_hidden_state
-        # The token at t is predicted from what is known at t - 1.
-        places = [
-            [t - 1 for begin, end in row.spoken.spans for t in range(begin, end)] for row in rows
+        hidden_SW = hidden_BTW[
+            torch.tensor(layout.rows, device=self.device),
+            torch.tensor(layout.predictors, device=self.device),
         ]
-        rows_S = torch.tensor([k for k, some in enumerate(places) for _ in some])
-        places_S = torch.tensor([t for some in places for t in some])
-        labels_S = ids_BT[rows_S, places_S + 1].to(self.device)
-        hidden_SW = hidden_BTW[rows_S.to(self.device), places_S.to(self.device)]
+        labels_S = torch.tensor(layout.labels, device=self.device)
         nats = [
             self.token_nll(self.head(hidden), labels)
             for hidden, labels in zip(
@@ -320,8 +327,21 @@ class TransformersScorer:
                 strict=True,
             )
         ]
-        whole_S = torch.cat(nats).float().cpu()
-        return list(torch.split(whole_S, [len(some) for some in places]))
+        return list(torch.split(torch.cat(nats).float().cpu(), layout.counts))
+
+    def _three_positions(self, tree: Tree) -> Tensor:
+        """Where a stem with a picture is, for families that count time, height and width."""
+        assert tree.pixels is not None
+        beside = self._beside([tree.pixels])
+        inputs = {name: value for name, value in beside.items() if name in self._rope_takes}
+        positions, _ = self.body.get_rope_index(
+            input_ids=torch.tensor([tree.ids]),
+            mm_token_type_ids=torch.tensor([tree.types]),
+            attention_mask=torch.ones((1, len(tree.ids)), dtype=torch.long),
+            **inputs,
+        )
+        found: Tensor = positions[:, 0].cpu()
+        return found
 
     def _beside(self, pixels: Sequence[Pixels]) -> dict[str, Tensor]:
         """What the language model wants to know of pictures, such as their grids."""
@@ -350,12 +370,21 @@ class TransformersScorer:
         try:
             return run(items)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if len(items) == 1 or not _is_memory(error):
+            halves = _halves(items)
+            if not halves or not _is_memory(error):
                 raise
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        return [part for half in halves for part in self._halving(run, half)]
+
+
+def _halves(items: Sequence[Any]) -> list[Sequence[Any]]:
+    if len(items) > 1:
         half = len(items) // 2
-        return self._halving(run, items[:half]) + self._halving(run, items[half:])
+        return [items[:half], items[half:]]
+    if isinstance(items[0], Tree) and not items[0].is_plain:
+        return [[tree] for tree in items[0].halves()]
+    return []
 
 
 def _is_memory(error: Exception) -> bool:
@@ -368,21 +397,22 @@ def _flat(value: Any) -> Tensor:
     return whole.reshape(-1, whole.shape[-1])
 
 
-def _cut(row: _Row, num_tokens: int) -> _Row:
-    """Keep the first spoken tokens of a row, and nothing behind them."""
+def _cut(passage: Passage, num_tokens: int) -> Passage:
+    """Keep the first spoken tokens of a passage, and nothing behind them."""
+    spoken = passage.spoken
     left, spans = num_tokens, []
-    for begin, end in row.spoken.spans:
+    for begin, end in spoken.spans:
         if left > 0:
             spans.append((begin, min(end, begin + left)))
             left -= end - begin
     stop = spans[-1][1]
-    spoken = Spoken(
-        input_ids=row.spoken.input_ids[:stop],
+    short = Spoken(
+        input_ids=spoken.input_ids[:stop],
         spans=spans,
-        token_types=row.spoken.token_types[:stop],
-        pixels=row.spoken.pixels,
+        token_types=spoken.token_types[:stop],
+        pixels=spoken.pixels,
     )
-    return _Row(row.number, spoken, row.picture)
+    return Passage(spoken=short, picture=passage.picture)
 
 
 def _groups(items: Sequence[tuple[int, int]], budget: int) -> list[list[int]]:

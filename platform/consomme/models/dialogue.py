@@ -92,7 +92,7 @@ class Dialogue:
         self._special_ids = frozenset(self.tokenizer.all_special_ids)
         self._text = _Watched(self.tokenizer)
         if self.has_eyes:
-            self._images = _Remembering(processor.image_processor)
+            self._images = Remembering(processor.image_processor)
             self._processor = copy.copy(processor)
             self._processor.tokenizer = self._text
             self._processor.image_processor = self._images
@@ -116,7 +116,7 @@ class Dialogue:
             DataError: The text holds a special token, or does not come through template and
                 tokenizer as it was.
         """
-        self._check_text(turns)
+        check_text(turns, self.special)
         rendered = self._render(turns, has_image=image is not None)
         marks = self._marks(turns, rendered, has_image=image is not None)
         special = not self._begins_itself(rendered)
@@ -142,15 +142,6 @@ class Dialogue:
             for (begin, end), turn in zip(marks, _assistant(turns), strict=True)
         ]
         return Spoken(input_ids=list(self._text.ids), spans=spans, token_types=types, pixels=pixels)
-
-    def _check_text(self, turns: Sequence[Turn]) -> None:
-        for turn in turns:
-            for token in self.special:
-                if token and token in turn.content:
-                    raise DataError(
-                        f"the {turn.role}'s text holds the special token {token!r}, which would"
-                        " break the conversation's form; remove it from the text"
-                    )
 
     def _render(self, turns: Sequence[Turn], *, has_image: bool, asks: bool = False) -> str:
         text: str = self.template_owner.apply_chat_template(
@@ -229,6 +220,21 @@ class Dialogue:
         return [int(token == self.image_token_id) for token in self._text.ids]
 
 
+def check_text(turns: Sequence[Turn], special: Sequence[str]) -> None:
+    """Refuse text that holds a special token.
+
+    Raises:
+        DataError: It does.
+    """
+    for turn in turns:
+        for token in special:
+            if token and token in turn.content:
+                raise DataError(
+                    f"the {turn.role}'s text holds the special token {token!r}, which would"
+                    " break the conversation's form; remove it from the text"
+                )
+
+
 def _assistant(turns: Sequence[Turn]) -> list[Turn]:
     return [turn for turn in turns if turn.role == "assistant"]
 
@@ -272,15 +278,17 @@ class _Watched:
         return getattr(self._inner, name)
 
 
-class _Remembering:
+class Remembering:
     """An image processor that remembers the picture it prepared last."""
 
     def __init__(self, inner: Any) -> None:
+        """Stand before another image processor."""
         self._inner = inner
         self.key: object = None
         self._last: tuple[object, Any] | None = None
 
     def __call__(self, images: Any, **options: Any) -> Any:
+        """Prepare a picture, or return what was made of it the last time."""
         if self.key is not None and self._last is not None and self._last[0] == self.key:
             return copy.copy(self._last[1])
         output = self._inner(images, **options)
@@ -288,6 +296,7 @@ class _Remembering:
         return output
 
     def __getattr__(self, name: str) -> Any:
+        """Pass everything else on."""
         return getattr(self._inner, name)
 
 

@@ -1,0 +1,109 @@
+"""Encode one question and one answer for PaliGemma, which was never taught to hold a conversation.
+
+One decision is made here: such a model has no chat template; its processor takes the question as a
+prefix, which may look ahead, and the answer as a suffix, and says itself which tokens are which.
+Those of the answer are decoded again and compared with what was said, as `dialogue` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+from transformers import PaliGemmaProcessor
+
+from consomme.base.errors import DataError
+from consomme.base.sample import Turn
+from consomme.models.dialogue import Dialogue, Pixels, Remembering, Spoken, check_text
+
+
+def dialogue_for(model: Any, processor: Any) -> Dialogue | PrefixDialogue:
+    """Choose how conversations are encoded for a model.
+
+    Raises:
+        CheckpointError: It has no chat template and is none of PaliGemma's.
+    """
+    if isinstance(processor, PaliGemmaProcessor):
+        return PrefixDialogue(model, processor)
+    return Dialogue(model, processor)
+
+
+class PrefixDialogue:
+    """Encodes questions and answers for one model; offers what `Dialogue` does."""
+
+    has_eyes = True
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        """Look at model and processor.
+
+        Args:
+            model: For which token stands for a piece of a picture.
+            processor: A `PaliGemmaProcessor`.
+        """
+        self.tokenizer = processor.tokenizer
+        self.image_token: str = processor.image_token
+        self.image_token_id: int = model.config.image_token_id
+        self.special: tuple[str, ...] = tuple(
+            dict.fromkeys([*self.tokenizer.all_special_tokens, self.image_token])
+        )
+        self._images = Remembering(processor.image_processor)
+        self._processor = processor
+        self._processor.image_processor = self._images
+
+    def encode(
+        self, turns: Sequence[Turn], image: Image.Image | None, key: object = None
+    ) -> Spoken:
+        """Encode one question and its answer.
+
+        Args:
+            turns: A user's and an assistant's.
+            image: The picture; None for the text alone.
+            key: Names the picture; the same key the next time saves preparing it again.
+
+        Raises:
+            DataError: There are other turns than these, the text holds a special token, or the
+                tokenizer changes the answer.
+        """
+        roles = [turn.role for turn in turns]
+        if roles != ["user", "assistant"]:
+            raise DataError(
+                f"found the turns {', '.join(roles)}; this model takes one question and one answer,"
+                " so a conversation has to be cut into its questions before"
+            )
+        check_text(turns, self.special)
+        question, answer = turns[0].content.strip(), turns[1].content.strip()
+        if image is None:
+            output = self.tokenizer(
+                [f"{self.tokenizer.bos_token}{question}\n"],
+                text_pair=[answer + self.tokenizer.eos_token],
+                add_special_tokens=False,
+                return_token_type_ids=True,
+            )
+        else:
+            self._images.key = key
+            output = self._processor(
+                text=[self.image_token + question],
+                images=[[image]],
+                suffix=[answer],
+                add_special_tokens=False,
+                return_tensors="pt",
+            )
+        ids = [int(token) for token in output["input_ids"][0]]
+        types = [int(kind) for kind in output["token_type_ids"][0]]
+        begin = types.index(1) if 1 in types else len(types)
+        read = self.tokenizer.decode(
+            [token for token in ids[begin:] if token != self.tokenizer.eos_token_id],
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+        )
+        if read.strip() != answer:
+            raise DataError(
+                f"labelled tokens read {read[:80]!r} but the assistant says {answer[:80]!r}:"
+                " the tokenizer changes the text"
+            )
+        pixels = None
+        if image is not None:
+            num = sum(token == self.image_token_id for token in ids)
+            pixels = Pixels(inputs={"pixel_values": output["pixel_values"]}, num_tokens=num)
+        return Spoken(input_ids=ids, spans=[(begin, len(ids))], token_types=types, pixels=pixels)
