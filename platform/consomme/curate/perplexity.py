@@ -46,6 +46,26 @@ def caption_nll(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
     return nll_B, count_B
 
 
+def points_script_nll(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+    """Negative log-likelihood of each labelled token as the released POINTS script has it.
+
+    Probabilities are rounded to bfloat16, with its 8 bits, before the logarithm; one that rounds to
+    zero becomes infinite. Only for comparing with scores made by that script.
+
+    Args:
+        logits_NV: Raw scores of any float dtype.
+        labels_N: Token ids.
+
+    Returns:
+        Nats, float32 (N,).
+
+    Source: scripts/pretrain_filtering_with_ppl.py of WePOINTS (arXiv 2409.04828).
+    """
+    chance_NV = torch.softmax(logits_NV.float(), dim=-1)
+    chance_N = chance_NV.gather(-1, labels_N[:, None])[:, 0]
+    return -chance_N.to(torch.bfloat16).float().log()
+
+
 def token_nll(logits_NV: Tensor, labels_N: Tensor, chunk: int = 4096) -> Tensor:
     """Negative log-likelihood of each labelled token, in float32, a chunk of rows at a time.
 
@@ -64,3 +84,7 @@ def token_nll(logits_NV: Tensor, labels_N: Tensor, chunk: int = 4096) -> Tensor:
         )
     ]
     return torch.cat(parts) if parts else torch.zeros(0)
+
+
+FORMULAS = {"exact": token_nll, "points_script": points_script_nll}
+"""What recipes may say of how nats are computed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 from consomme.base.manifest import Manifest
 from consomme.base.sample import turns_of
 from consomme.base.schema import runtime
+from consomme.curate.prompt_pools import PromptPools
 from consomme.pipelines.flow import Pool, run_units
 from consomme.pipelines.planning import plan_shards
 from consomme.pipelines.runs import begin, check_rejects, folders_of
@@ -49,6 +50,13 @@ class ScoreRecipe:
     prompt: str = "describe the image."
     """What the user turn asks for; context only, never scored."""
 
+    prompts: dict[str, list[str]] = field(default_factory=dict)
+    """Other prompts by type of text, `{ocr: [Transcribe the text.]}`; `pool:describe_en` stands for
+    a pool that ships, see curate/prompt_pools.py. Of several, a sample's id draws one."""
+
+    prompt_key: str = "text_type"
+    """Key of `meta` that says a sample's type of text."""
+
     labels: tuple[str, ...] = ()
     """Keys of `meta` to copy beside the scores, such as `noise`."""
 
@@ -62,8 +70,12 @@ class ScoreRecipe:
     """What happens to longer ones: a reject, `caption_too_long`, or a score of the first tokens,
     marked `is_truncated`."""
 
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the weights; `auto` is bfloat16 on a GPU. Logits are float32 always."""
+
+    formula: Literal["exact", "points_script"] = "exact"
+    """`points_script` rounds probabilities to bfloat16 before the logarithm, as the script that
+    POINTS released does; see recipes/score/points_script.yaml."""
 
     max_reject_fraction: float = runtime(0.01)
     """More rejects than this share fail the run; nothing of it is lost."""
@@ -94,15 +106,20 @@ class PerplexityStage(UnitStage):
         token_budget: int | None,
         too_long: str = "reject",
         dtype: str = "auto",
+        formula: str = "exact",
+        prompts: Mapping[str, Sequence[str]] | None = None,
+        prompt_key: str = "text_type",
     ) -> None:
         """Load the scorer."""
-        from consomme.curate.perplexity import token_nll
+        from consomme.curate.perplexity import FORMULAS
         from consomme.engines.transformers_scorer import TransformersScorer
 
-        self.labels, self.prompt = labels, prompt
+        self.labels = labels
+        self.prompts = PromptPools.read(prompts or {}, prompt_key, prompt)
+        self.keeps_prompts = bool(prompts)
         self.scorer = TransformersScorer(
             model,
-            token_nll,
+            FORMULAS[formula],
             max_caption_tokens=max_caption_tokens,
             truncates=too_long == "truncate",
             token_budget=token_budget,
@@ -113,17 +130,18 @@ class PerplexityStage(UnitStage):
         """Score one unit."""
         from consomme.engines.transformers_scorer import NotScored, Question
 
+        asked = [self.prompts.draw(item.sample.sample_id, item.sample.meta) for item in samples]
         questions = [
             Question(
-                turns=turns_of(item.sample, self.prompt),
+                turns=turns_of(item.sample, prompt),
                 image=item.image,
                 key=hashlib.blake2b(item.sample.image, digest_size=16).digest(),
             )
-            for item in samples
+            for item, prompt in zip(samples, asked, strict=True)
         ]
         scores = self.scorer.score(questions)
-        rejects, rows = [], []
-        for item, score in zip(samples, scores, strict=True):
+        rejects, rows, prompts = [], [], []
+        for item, score, prompt in zip(samples, scores, asked, strict=True):
             if isinstance(score, NotScored):
                 reject = reject_of(item.sample, score.reason, score.detail)
                 rejects.append((item.row, reject))
@@ -133,11 +151,14 @@ class PerplexityStage(UnitStage):
                 rejects.append((item.row, reject_of(item.sample, "score_not_finite", detail)))
                 continue
             rows.append((item, score))
+            prompts.append(prompt)
         columns: dict[str, Any] = {
             "row": pa.array([item.row for item, _ in rows], pa.int32()),
             "sample_id": pa.array([item.sample.sample_id for item, _ in rows], pa.string()),
             **score_columns([score for _, score in rows], [_num_bytes(item) for item, _ in rows]),
         }
+        if self.keeps_prompts:
+            columns["prompt"] = pa.array(prompts, pa.string())
         for label in self.labels:
             values = [item.sample.meta.get(label) for item, _ in rows]
             columns[label] = pa.array(
@@ -198,6 +219,7 @@ def run(recipe: ScoreRecipe) -> Manifest:
     from consomme.evaluate.cache import model_content_hash
     from consomme.pipelines.checkpoints import model_folder
 
+    PromptPools.read(recipe.prompts, recipe.prompt_key, recipe.prompt)
     shards = find_shards(recipe.inputs, recipe.source, recipe.sources)
     model = model_folder(recipe.model)
     inputs = {"data": shards_fingerprint(shards), "model": model_content_hash(model)}
@@ -218,6 +240,9 @@ def run(recipe: ScoreRecipe) -> Manifest:
                 "token_budget": recipe.token_budget,
                 "too_long": recipe.too_long,
                 "dtype": recipe.dtype,
+                "formula": recipe.formula,
+                "prompts": recipe.prompts,
+                "prompt_key": recipe.prompt_key,
             },
             what="score",
             pool=_pool(recipe),
