@@ -169,8 +169,8 @@ def node(place: Arena, number: int, rng: random.Random) -> None:
 
 def head(place: Arena, number: int, rng: random.Random) -> None:
     """SIGKILL the head with everything on it; the command is run again on a new cluster."""
-    work = None
-    for done in range(number):
+    work, done = None, 0
+    while done < number:
         work = work or place.job(unit_seconds=0.2)
         with alive(SmallCluster()) as cluster:
             process = started(work, on(cluster))
@@ -179,6 +179,7 @@ def head(place: Arena, number: int, rng: random.Random) -> None:
             cluster.lose_head()
             if was_running:
                 place.tally.kills["head restart"] += 1
+                done += 1
                 try:
                     code = process.wait(20)
                 except subprocess.TimeoutExpired:
@@ -187,7 +188,7 @@ def head(place: Arena, number: int, rng: random.Random) -> None:
                     code = -9
                 assert code != 0, work.tail()
                 place.tally.saw_exit("head restart", code)
-        if not was_running or done + 1 == number:
+        if not was_running or done == number:
             with alive(SmallCluster()) as cluster:
                 assert started(work, on(cluster)).wait(240) == 0, work.tail()
             place.judge(work.root)

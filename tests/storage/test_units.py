@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,11 @@ names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
 contents = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12).map(
     lambda text: "x" + text
 )
+# In what a user says, `<image>` is where the picture goes, and is no text.
+asked = contents.filter(lambda text: "<image>" not in text)
 conversations = st.one_of(
     contents.map(caption_turns),
-    st.tuples(contents, contents).map(
+    st.tuples(asked, contents).map(
         lambda said: (
             Turn(role="user", content=said[0]),
             Turn(role="assistant", content=said[1]),
@@ -122,6 +125,26 @@ def test_what_is_written_is_read(
     found, rejects = read_file(folder, f"s.{suffix}", data, max_rows=4)
     assert rejects == []
     assert found == samples
+
+
+@pytest.mark.parametrize("pack", [(tar_bytes, "tar"), (parquet_bytes, "parquet")])
+def test_answers_may_say_image_and_questions_show_one(
+    tmp_path: Path, pack: tuple[Callable[[list[Sample]], bytes], str]
+) -> None:
+    write, suffix = pack
+    turns = (
+        Turn(role="user", content="<image>\nwhat does the tag mean?"),
+        Turn(role="assistant", content="<image> and <image> again"),
+    )
+    sample = Sample(sample_id="a", image=PNG, image_name="a.png", turns=turns, source="web")
+    caption = replace(sample, sample_id="b", image_name="b.png", turns=caption_turns("x<image>"))
+    found, rejects = read_file(tmp_path, f"s.{suffix}", write([sample, caption]))
+    assert rejects == []
+    assert [turn.content for turn in found[0].turns] == [
+        "what does the tag mean?",
+        "<image> and <image> again",
+    ]
+    assert found[1].caption == "x<image>"
 
 
 def test_webdataset_names_are_kept(tmp_path: Path) -> None:

@@ -156,7 +156,8 @@ def take_turns(record: dict[str, Any]) -> tuple[Turn, ...] | None:
 def parse_turns(value: Any) -> tuple[Turn, ...]:
     """Read a conversation in LLaVA's words (from, value) or a chat's (role, content).
 
-    The `<image>` placeholder is removed: where the image goes is the chat template's business.
+    The `<image>` placeholder of the user's turns is removed: where the image goes is the chat
+    template's business.
     """
     if not isinstance(value, list | tuple) or not value:
         raise RowError("conversation_malformed", "found no list of turns")
@@ -172,9 +173,10 @@ def _parse_turn(index: int, turn: Any) -> Turn:
         raise RowError("conversation_malformed", f"turn {index} is by {role!r}")
     if not isinstance(content, str):
         raise RowError("conversation_malformed", f"turn {index} has no text")
-    if content.count("<image>") > 1:
-        raise RowError("conversation_malformed", f"turn {index} refers to several images")
-    if "<image>" in content:
+    # Only who asks shows a picture; an answer or a caption that says `<image>` says just that.
+    if _ROLES[role] == "user" and "<image>" in content:
+        if content.count("<image>") > 1:
+            raise RowError("conversation_malformed", f"turn {index} refers to several images")
         content = content.replace("<image>", "").strip()
     return Turn(role=_ROLES[role], content=content)
 
