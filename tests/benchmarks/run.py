@@ -12,8 +12,6 @@ import datetime
 import json
 import os
 import platform
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -75,66 +73,19 @@ def bench_quickstart() -> list[Row]:
 
 
 def bench_score() -> list[Row]:
-    """Scoring through Ray against the bare engine, one actor, same units, engine start left out."""
-    from consomme.base.manifest import Manifest
-    from consomme.curate.perplexity import token_nll
-    from consomme.engines.transformers_scorer import Question, TransformersScorer
-    from consomme.pipelines import prepare, score
-    from consomme.pipelines.checkpoints import model_folder
-    from consomme.pipelines.session import shared_ray
-    from consomme.storage.ledger import RunFolder
-    from consomme.storage.units import plan_units, read_unit
-    from consomme.vision.decode import decode
-
-    nano, prompt = model_folder("package://models/nano"), "describe the image."
-    scorer = TransformersScorer(nano, token_nll)
-    with tempfile.TemporaryDirectory() as scratch, shared_ray():
-
-        def data(num: int) -> Manifest:
-            return prepare.run(
-                prepare.PrepareRecipe(
-                    name=f"n{num}", root=scratch, source={"name": "scenes", "num": num}
-                )
-            )
-
-        def through_ray(num: int) -> float:
-            began = time.monotonic()
-            done = score.run(
-                score.ScoreRecipe(
-                    name=f"n{num}",
-                    root=scratch,
-                    inputs=(f"{data(num).url}/data",),
-                    model=nano,
-                    unit_rows=256,
-                    num_actors=1,
-                )
-            )
-            assert done.counts["samples"] == num
-            assert RunFolder.at(done.url).is_done
-            return time.monotonic() - began
-
-        def bare(num: int) -> float:
-            units = plan_units([f"{data(num).url}/data"], "data", 256)
-            began = time.monotonic()
-            for unit in units:
-                samples = [sample for _, sample in read_unit(unit)[0]]
-                scorer.score([Question.about(prompt, s.caption, decode(s.image)) for s in samples])
-            return time.monotonic() - began
-
-        small, large = 256, 256 * 9
-        ratios = []
-        for _ in range(2):
-            ray_seconds = through_ray(large) - through_ray(small)
-            bare_seconds = bare(large) - bare(small)
-            ratios.append(bare_seconds / ray_seconds)
-            shutil.rmtree(Path(scratch, "score"))
-    how = (
-        "samples/s, 2,048 more scenes with 1 actor; time of a run with 256 taken off on both sides"
-    )
+    """Score with the engine, two other ways, and through Ray."""
+    import ray_score
     import scoring
 
-    through = row("score.ray_over_bare", statistics.median(ratios), "ratio", "bare engine", how)
-    return [*scoring.rows(), through]
+    through = ray_score.rows()
+    return [*scoring.rows(), *through]
+
+
+def bench_telling() -> list[Row]:
+    """What scores tell apart: areas under the curve by kind of noise."""
+    import telling
+
+    return telling.rows()
 
 
 def fill_readme() -> None:
@@ -236,7 +187,7 @@ def bench_dedup() -> list[Row]:
     return dedup.measure()
 
 
-FIGURES = ("score", "filter", "io", "planning", "ledger", "chaos", "decode", "dedup")
+FIGURES = ("score", "telling", "filter", "io", "planning", "ledger", "chaos", "decode", "dedup")
 """Areas whose figures the README shows line by line."""
 
 DETAILS = ("dedup.d", "dedup.chains", "dedup.stars", "dedup.bits", "dedup.found_at")
@@ -244,6 +195,7 @@ DETAILS = ("dedup.d", "dedup.chains", "dedup.stars", "dedup.bits", "dedup.found_
 
 AREAS: dict[str, Callable[[], list[Row]]] = {
     "score": bench_score,
+    "telling": bench_telling,
     "filter": bench_filter,
     "io": bench_io,
     "planning": bench_planning,

@@ -1,11 +1,12 @@
 """Scoring captions: consomme's engine against the script POINTS released and a plain batched loop.
 
-    python tests/benchmarks/scoring.py CONTESTANT MODEL     # used by run.py, one process each
+    python tests/benchmarks/scoring.py CONTESTANT MODEL DATA FOLDER     # one process each
 
 All three score the same captions with the same model, with the picture and without, in float32 with
 one thread; each runs in a process of its own, three times in turn, so that time and peak of memory
 are its own. The models: the nano VLM, whose vocabulary is small, and a model of random weights with
-a vocabulary of 50,000 and 196 tokens per picture, where logits weigh what they do in real ones.
+a vocabulary of 50,000 and 196 tokens per picture, where logits weigh what they do in real ones. The
+data: pictures with one caption each, and pictures with five, as emoji have names in five languages.
 """
 
 from __future__ import annotations
@@ -18,25 +19,29 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-NUM = {"nano": 256, "wide": 48}
+NUM = {"nano": 320, "wide": 60}
+"""Captions; multiples of five."""
+
+WARM = 20
 ROUNDS = 3
 PROMPT = "describe the image."
 BATCH = 16
 
 
 def wide(folder: Path) -> Path:
-    """Write a model with a real vocabulary's size."""
-    sys.path.append(str(Path(__file__).parents[1] / "models"))
-    import families
+    """Write a model with a real vocabulary's size, which speaks as the nano VLM does."""
+    from consomme.models.weights import open_scorer
+    from consomme.pipelines.checkpoints import model_folder
+
+    _, processor = open_scorer(model_folder("package://models/nano"))
     import transformers as hf
 
-    torch.manual_seed(0)
-    _, processor = families.llava()
     for key, value in (
         ("size", {"shortest_edge": 224}),
         ("crop_size", {"height": 224, "width": 224}),
@@ -55,19 +60,30 @@ def wide(folder: Path) -> Path:
         image_token_index=processor.tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=196,
     )  # fmt: skip
+    torch.manual_seed(0)
     hf.LlavaForConditionalGeneration(config).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
-def data(num: int) -> tuple[list[Any], list[str]]:
-    """Real emoji and their names, and scenes and their captions, half of each."""
+def data(kind: str, num: int) -> tuple[list[Any], list[str]]:
+    """Pictures and captions: `one` caption for each picture, or `five`, neighbours, for each."""
     from consomme.datasets.sources import EmojiSource, SceneSource
     from consomme.vision.decode import decode
 
-    samples = [*SceneSource(num=num // 2)(), *list(EmojiSource(styles=("noto",))())[: num // 2]]
-    samples = [sample for pair in zip(samples[::2], samples[1::2], strict=True) for sample in pair]
-    return [decode(sample.image) for sample in samples], [sample.caption for sample in samples]
+    if kind == "one":
+        scenes, emoji = SceneSource(num=num // 2)(), EmojiSource(styles=("noto",))()
+        samples = [sample for pair in zip(scenes, emoji, strict=False) for sample in pair]
+        return [decode(sample.image) for sample in samples], [sample.caption for sample in samples]
+    images, captions = [], []
+    for sample in EmojiSource(styles=("noto",))():
+        image = decode(sample.image)
+        names = [sample.caption, *sample.meta["names"].values()]
+        images += [image] * len(names)
+        captions += names
+        if len(captions) >= num:
+            break
+    return images[:num], captions[:num]
 
 
 def conversations(folder: str, captions: Sequence[str]) -> tuple[Any, Any, list[dict[str, str]]]:
@@ -140,76 +156,88 @@ def batched(folder: str, images: Sequence[Any], captions: Sequence[str]) -> list
 def ours(folder: str, images: Sequence[Any], captions: Sequence[str]) -> list[float]:
     """Score as an actor does."""
     from consomme.curate.perplexity import token_nll
-    from consomme.engines.transformers_scorer import Question, TransformersScorer
+    from consomme.engines.questions import Question
+    from consomme.engines.transformers_scorer import TransformersScorer
 
     scorer = TransformersScorer(folder, token_nll)
-    questions = [Question.about(PROMPT, c, i) for i, c in zip(images, captions, strict=True)]
+    questions = [
+        replace(Question.about(PROMPT, caption, image), key=id(image))
+        for image, caption in zip(images, captions, strict=True)
+    ]
     return [value for s in scorer.score(questions) for value in (s.nll, s.nll_text)]
 
 
+DATA = {"five": "5 captions per picture", "one": "1 caption per picture"}
+SUFFIXES = {
+    ("wide", "five"): "",
+    ("wide", "one"): "_one_caption",
+    ("nano", "five"): "_nano",
+    ("nano", "one"): "_nano_one_caption",
+}
 CONTESTANTS = {"points": points, "batched": batched, "ours": ours}
 
 
-def run(name: str, model: str, folder: str) -> dict[str, Any]:
+def run(name: str, model: str, kind: str, folder: str) -> dict[str, Any]:
     """Time one contestant in this process; loading the model is left out by doing little first."""
     torch.set_num_threads(1)
-    images, captions = data(NUM[model])
-    CONTESTANTS[name](folder, images[:4], captions[:4])
+    images, captions = data(kind, NUM[model])
+    score = CONTESTANTS[name]
+    score(folder, images[:WARM], captions[:WARM])
     sums, times = [], []
-    for part in (4, len(images)):
+    for part in (WARM, len(images)):
         began = time.monotonic()
-        sums = CONTESTANTS[name](folder, images[:part], captions[:part])
+        sums = score(folder, images[:part], captions[:part])
         times.append(time.monotonic() - began)
     status = Path("/proc/self/status").read_text()
     return {
         "nats": sum(sums),
-        "rate": (len(images) - 4) / (times[1] - times[0]),
+        "rate": (len(images) - WARM) / (times[1] - times[0]),
         "peak_mb": int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024,
     }
 
 
 def rows() -> list[dict[str, Any]]:
-    """Measure all with both models."""
+    """Measure all with both models, on both kinds of data."""
     from consomme.pipelines.checkpoints import model_folder
 
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folders = {
-            "nano": model_folder("package://models/nano"),
             "wide": str(wide(Path(scratch) / "wide")),
+            "nano": model_folder("package://models/nano"),
         }
+        cells = [(model, kind) for model in folders for kind in DATA]
         for _ in range(ROUNDS):
-            for model, folder in folders.items():
+            for model, kind in cells:
                 for name in CONTESTANTS:
                     done = subprocess.run(
-                        [sys.executable, str(Path(__file__)), name, model, folder],
+                        [sys.executable, str(Path(__file__)), name, model, kind, folders[model]],
                         check=True,
                         stdout=subprocess.PIPE,
                         text=True,
                     )
                     result = json.loads(done.stdout.splitlines()[-1])
-                    found.setdefault((model, name), []).append(result)
+                    found.setdefault((model, kind, name), []).append(result)
 
-    # The script of POINTS rounds; the other two have to agree.
-    ends = [found["nano", name][0]["nats"] for name in ("batched", "ours")]
-    assert abs(ends[0] - ends[1]) < 1e-4 * ends[1], ends
-
-    def middle(model: str, name: str, what: str) -> float:
-        return statistics.median(one[what] for one in found[model, name])
+    def middle(model: str, kind: str, name: str, what: str) -> float:
+        return statistics.median(one[what] for one in found[model, kind, name])
 
     made = []
-    for model in folders:
-        how = f"{model}: " + ", ".join(
-            f"{name} {middle(model, name, 'rate'):.1f} samples/s,"
-            f" {middle(model, name, 'peak_mb'):,.0f} MB"
+    for model, kind in cells:
+        # The script of POINTS rounds; the other two have to agree.
+        ends = [found[model, kind, name][0]["nats"] for name in ("batched", "ours")]
+        assert abs(ends[0] - ends[1]) < 1e-4 * ends[1], ends
+        how = f"{model} model, {DATA[kind]}: " + ", ".join(
+            f"{name} {middle(model, kind, name, 'rate'):.1f} samples/s,"
+            f" {middle(model, kind, name, 'peak_mb'):,.0f} MB"
             for name in CONTESTANTS
         )
-        suffix = "" if model == "wide" else "_nano"
+        suffix = SUFFIXES[model, kind]
         for key, name, baseline in (
             ("score.vs_points_script", "points", "one sample at a time, full logits"),
             ("score.vs_batched_loop", "batched", f"transformers in batches of {BATCH}"),
         ):
-            ratio = middle(model, "ours", "rate") / middle(model, name, "rate")
+            ratio = middle(model, kind, "ours", "rate") / middle(model, kind, name, "rate")
             made.append(
                 {
                     "key": key + suffix,
@@ -223,5 +251,4 @@ def rows() -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    _, which, model, where = sys.argv
-    sys.stdout.write(json.dumps(run(which, model, where)) + "\n")
+    sys.stdout.write(json.dumps(run(*sys.argv[1:])) + "\n")

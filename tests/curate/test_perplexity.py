@@ -11,7 +11,8 @@ from PIL import Image
 from consomme.base.errors import DataError
 from consomme.base.sample import REJECT_REASONS
 from consomme.curate.perplexity import IGNORE_INDEX, caption_nll, token_nll
-from consomme.engines.transformers_scorer import NotScored, Question, Score, TransformersScorer
+from consomme.engines.questions import NotScored, Question, Score
+from consomme.engines.transformers_scorer import TransformersScorer
 from consomme.models.weights import open_vlm
 
 PROMPT = "describe the image."

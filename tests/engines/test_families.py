@@ -17,7 +17,8 @@ from families import FAMILIES, make
 
 from consomme.base.sample import Turn
 from consomme.curate.perplexity import points_script_nll, token_nll
-from consomme.engines.transformers_scorer import NotScored, Question, Score, TransformersScorer
+from consomme.engines.questions import NotScored, Question, Score
+from consomme.engines.transformers_scorer import TransformersScorer
 from consomme.models.dialogue import messages
 from consomme.models.weights import open_scorer
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from consomme.engines.trees import Growth, Passage, Tree, lay_out, plant
+from consomme.engines.questions import Passage
+from consomme.engines.trees import Growth, Tree, lay_out, plant
 from consomme.models.dialogue import Pixels, Spoken
 
 

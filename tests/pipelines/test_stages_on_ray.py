@@ -115,7 +115,8 @@ def test_every_sample_is_scored_once_and_bad_pictures_cost_one_reject_each(pairs
 
 def test_scores_through_ray_are_those_of_the_bare_engine(pairs, scores):
     from consomme.curate.perplexity import token_nll
-    from consomme.engines.transformers_scorer import Question, TransformersScorer
+    from consomme.engines.questions import Question
+    from consomme.engines.transformers_scorer import TransformersScorer
     from consomme.storage.units import read_unit
     from consomme.vision.decode import DecodeProblem, decode
 

@@ -18,13 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from consomme.base.errors import CheckpointError, DataError
-from consomme.base.sample import Turn
-from consomme.engines.trees import Growth, Passage, Tree, lay_out, plant
-from consomme.models.dialogue import Pixels, Spoken, pad_and_join
+from consomme.base.errors import CheckpointError
+from consomme.engines.questions import (
+    Encoded,
+    Limits,
+    NotScored,
+    Passage,
+    Question,
+    Score,
+    encode,
+    put_together,
+)
+from consomme.engines.trees import Growth, Tree, lay_out, plant
+from consomme.models.dialogue import Pixels, pad_and_join
 from consomme.models.prefix_dialogue import dialogue_for
 from consomme.models.weights import open_scorer
 
@@ -37,70 +45,12 @@ WINDOW_VALUES = 1 << 27
 """Numbers in the prepared pictures of a window: half a gigabyte."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is to be scored: a conversation, and the picture it is about."""
-
-    turns: tuple[Turn, ...]
-    image: Image.Image | None = None
-    key: object = None
-    """Names the picture; neighbours with the same key share its encoding."""
-
-    @classmethod
-    def about(cls, prompt: str, caption: str, image: Image.Image | None = None) -> Question:
-        """Ask for a caption."""
-        turns = (Turn(role="user", content=prompt), Turn(role="assistant", content=caption))
-        return cls(turns=turns, image=image)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TurnScore:
-    """What one assistant turn scored, in nats."""
-
-    nll: float
-    nll_text: float
-    num_tokens: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """What the assistant's words scored, in nats."""
-
-    nll: float
-    """Picture, prompt and earlier tokens as context."""
-
-    nll_text: float
-    """Prompt and earlier tokens only."""
-
-    num_tokens: int
-    """Spoken tokens: each answer, and the token that ends its turn."""
-
-    max_token_nll: float
-    """Nats of the most surprising token, with the picture."""
-
-    turns: tuple[TurnScore, ...] = ()
-    """The same by turn."""
-
-    is_truncated: bool = False
-    """Only the first tokens were scored."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NotScored:
-    """Why one conversation has no score."""
-
-    reason: str
-    """A word from `consomme.base.sample.REJECT_REASONS`."""
-
-    detail: str
-
-
 @dataclass
 class _Window:
     """Conversations that are worked on together."""
 
-    numbers: list[int] = field(default_factory=list)
-    """Which question each passage belongs to."""
+    conversations: list[tuple[int, Encoded]] = field(default_factory=list)
+    """Which question, and how it is in tokens."""
 
     passages: list[Passage] = field(default_factory=list)
     pictures: dict[object, Pixels] = field(default_factory=dict)
@@ -130,7 +80,8 @@ class TransformersScorer:
             max_caption_tokens: Answers that are longer are not scored.
             truncates: Score the first `max_caption_tokens` of longer ones instead.
             threads: torch threads of this process.
-            dtype: Of the weights: `float32`, `bfloat16`, or `auto`, which is bfloat16 on a GPU.
+            dtype: Of the weights: `float32`, `bfloat16`, `float16`, or `auto`, which is bfloat16 on
+                a GPU and float32 on a CPU.
         """
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -138,10 +89,9 @@ class TransformersScorer:
             dtype = "bfloat16" if self.device.type == "cuda" else "float32"
         self.model, processor = open_scorer(model_path, getattr(torch, dtype))
         self.model.to(self.device)
-        self.dialogue = dialogue_for(self.model, processor)
+        self.dialogue = dialogue_for(self.model.config, processor)
         self.token_nll = token_nll
         self.token_budget = token_budget or (16_384 if self.device.type == "cuda" else 1_024)
-        self.max_caption_tokens, self.truncates = max_caption_tokens, truncates
         self.body = self.model.model
         self.head = self.model.get_output_embeddings()
         self._body_takes = frozenset(inspect.signature(self.body.forward).parameters)
@@ -155,7 +105,11 @@ class TransformersScorer:
             look = self.body.get_image_features
             self._eyes_take = frozenset(inspect.signature(inspect.unwrap(look)).parameters)
         text = self.model.config.get_text_config()
-        self.max_positions: int = text.max_position_embeddings
+        self.limits = Limits(
+            max_caption_tokens=max_caption_tokens,
+            truncates=truncates,
+            max_positions=text.max_position_embeddings,
+        )
         self._has_three_positions = hasattr(self.body, "get_rope_index")
         if self._has_three_positions:
             self._rope_takes = frozenset(inspect.signature(self.body.get_rope_index).parameters)
@@ -180,72 +134,38 @@ class TransformersScorer:
         Returns:
             Aligned with `questions`: a `Score`, or why there is none.
         """
-        found: dict[int, NotScored] = {}
-        seen: dict[int, list[tuple[Tensor, list[tuple[int, int]]]]] = {}
-        truncated: set[int] = set()
-        for window in self._windows(questions, found, truncated):
+        found: dict[int, Score | NotScored] = {}
+        for window in self._windows(questions, found):
             features = self._encode_pictures(window.pictures)
-            nats = self._nats(window.passages, features)
-            for number, passage, nats_S in zip(window.numbers, window.passages, nats, strict=True):
-                seen.setdefault(number, []).append((nats_S, passage.spoken.spans))
-        scores: list[Score | NotScored] = []
-        for number in range(len(questions)):
-            if number in found:
-                scores.append(found[number])
-            else:
-                (with_image, spans), (without, _) = seen[number][0], seen[number][-1]
-                scores.append(_put_together(with_image, without, spans, number in truncated))
-        return scores
+            nats = iter(self._nats(window.passages, features))
+            for number, encoded in window.conversations:
+                parts = [next(nats) for _ in encoded.passages]
+                spans = encoded.passages[0].spoken.spans
+                found[number] = put_together(parts[0], parts[-1], spans, encoded.is_truncated)
+        return [found[number] for number in range(len(questions))]
 
     def _windows(
-        self,
-        questions: Sequence[Question],
-        bad: dict[int, NotScored],
-        truncated: set[int],
+        self, questions: Sequence[Question], found: dict[int, Score | NotScored]
     ) -> Iterator[_Window]:
-        """Encode conversations, and hand them out a window at a time."""
+        """Encode conversations, and hand them out a window at a time; note what is not scored."""
         window, values = _Window(), 0
         for number, question in enumerate(questions):
-            try:
-                passages = self._passages(number, question)
-            except DataError as error:
-                bad[number] = NotScored(reason="text_not_encodable", detail=str(error))
+            encoded = encode(self.dialogue, question, number, self.limits)
+            if isinstance(encoded, NotScored):
+                found[number] = encoded
                 continue
-            longest = max(passages, key=lambda one: len(one.spoken.input_ids)).spoken
-            if longest.num_tokens > self.max_caption_tokens:
-                if not self.truncates:
-                    detail = f"{longest.num_tokens} tokens, at most {self.max_caption_tokens}"
-                    bad[number] = NotScored(reason="caption_too_long", detail=detail)
-                    continue
-                passages = [_cut(one, self.max_caption_tokens) for one in passages]
-                longest = max(passages, key=lambda one: len(one.spoken.input_ids)).spoken
-                truncated.add(number)
-            if len(longest.input_ids) > self.max_positions:
-                detail = (
-                    f"{len(longest.input_ids)} tokens, the model has {self.max_positions} positions"
-                )
-                bad[number] = NotScored(reason="sequence_too_long", detail=detail)
-                continue
-            for passage in passages:
-                window.numbers.append(number)
-                window.passages.append(passage)
+            window.conversations.append((number, encoded))
+            window.passages += encoded.passages
+            for passage in encoded.passages:
                 pixels = passage.spoken.pixels
                 if pixels is not None and passage.picture not in window.pictures:
                     window.pictures[passage.picture] = pixels
                     values += pixels.num_values
-            if len(window.passages) >= 2 * WINDOW_ROWS or values >= WINDOW_VALUES:
+            if len(window.conversations) >= WINDOW_ROWS or values >= WINDOW_VALUES:
                 yield window
                 window, values = _Window(), 0
         if window.passages:
             yield window
-
-    def _passages(self, number: int, question: Question) -> list[Passage]:
-        blind = Passage(spoken=self.dialogue.encode(question.turns, None))
-        if question.image is None or not self.dialogue.has_eyes:
-            return [blind]
-        spoken = self.dialogue.encode(question.turns, question.image, question.key)
-        picture = ("unnamed", number) if question.key is None else question.key
-        return [Passage(spoken=spoken, picture=picture), blind]
 
     def _encode_pictures(self, pictures: dict[object, Pixels]) -> dict[object, list[Tensor]]:
         """Encode each picture once.
@@ -397,24 +317,6 @@ def _flat(value: Any) -> Tensor:
     return whole.reshape(-1, whole.shape[-1])
 
 
-def _cut(passage: Passage, num_tokens: int) -> Passage:
-    """Keep the first spoken tokens of a passage, and nothing behind them."""
-    spoken = passage.spoken
-    left, spans = num_tokens, []
-    for begin, end in spoken.spans:
-        if left > 0:
-            spans.append((begin, min(end, begin + left)))
-            left -= end - begin
-    stop = spans[-1][1]
-    short = Spoken(
-        input_ids=spoken.input_ids[:stop],
-        spans=spans,
-        token_types=spoken.token_types[:stop],
-        pixels=spoken.pixels,
-    )
-    return Passage(spoken=short, picture=passage.picture)
-
-
 def _groups(items: Sequence[tuple[int, int]], budget: int) -> list[list[int]]:
     """Cut (number, size) into groups whose largest size times their count is within a budget."""
     groups: list[list[int]] = []
@@ -427,25 +329,3 @@ def _groups(items: Sequence[tuple[int, int]], budget: int) -> list[list[int]]:
             groups.append([number])
             largest = size
     return groups
-
-
-def _put_together(
-    with_image_S: Tensor, without_S: Tensor, spans: Sequence[tuple[int, int]], is_truncated: bool
-) -> Score:
-    sizes = [end - begin for begin, end in spans]
-    turns = tuple(
-        TurnScore(
-            nll=float(seen.double().sum()), nll_text=float(blind.double().sum()), num_tokens=size
-        )
-        for seen, blind, size in zip(
-            torch.split(with_image_S, sizes), torch.split(without_S, sizes), sizes, strict=True
-        )
-    )
-    return Score(
-        nll=float(with_image_S.double().sum()),
-        nll_text=float(without_S.double().sum()),
-        num_tokens=sum(sizes),
-        max_token_nll=float(with_image_S.max()),
-        turns=turns,
-        is_truncated=is_truncated,
-    )

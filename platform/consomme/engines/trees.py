@@ -15,21 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consomme.models.dialogue import Pixels, Spoken
+from consomme.engines.questions import Passage
+from consomme.models.dialogue import Pixels
 
 # Shapes: B rows, T token positions.
 
 _PAD = 0
 _STEM, _NOTHING = 0, -1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Passage:
-    """One conversation on its way through the language model, with its picture or without."""
-
-    spoken: Spoken
-    picture: object = None
-    """Names the picture; None without one."""
 
 
 @dataclass(kw_only=True)

@@ -1,27 +1,17 @@
 """Captions pictures with vLLM inside an actor.
 
-The one decision: on a CPU the engine lives in the actor's own process. vLLM would otherwise start
-two more processes per engine, which more than doubles the start (27 s against 10 s for a nano model
-on two cores) and leaves more behind when an actor is killed. On a GPU vLLM's defaults stand.
-
 Prompts arrive rendered by the model's chat template, with its image placeholder in them (`<image>`
 for a LLaVA); which prompt, which sample and what becomes of the text is the caller's business.
 """
 
-import json
-import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from consomme.base.errors import CheckpointError, DataError
-from consomme.engines.torchvision_shim import prepare_environment
-
-_GIB = 1024**3
+from consomme.base.errors import DataError
+from consomme.engines.vllm_engine import close_engine, open_engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,57 +72,19 @@ class VLLMCaptioner:
         Raises:
             CheckpointError: The folder is not there, or vLLM cannot load what is in it.
         """
-        if not (Path(model_path) / "config.json").is_file():
-            raise CheckpointError(
-                f"no config.json in {model_path!r}: the captioner expects a Hugging Face model "
-                "folder on local disk; check the recipe's model path"
-            )
-        max_model_len = min(max_model_len, _position_limit(Path(model_path), max_model_len))
-        prepare_environment()
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        import torch
+        opened = open_engine(
+            model_path,
+            seed=seed,
+            max_model_len=max_model_len,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_seqs=max_num_seqs,
+            kv_cache_gb=kv_cache_gb,
+            num_threads=num_threads,
+            gpu_memory_utilization=gpu_memory_utilization,
+        )
+        self.version, self._refusals, self._llm = opened.version, opened.refusals, opened.llm
+        import vllm
 
-        is_cpu = not torch.cuda.is_available()
-        options: dict[str, Any] = {
-            "dtype": "auto",
-            "gpu_memory_utilization": gpu_memory_utilization,
-        }
-        if is_cpu:
-            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-            torch.set_num_threads(num_threads)
-            options = {
-                "dtype": "float32",
-                "enforce_eager": True,
-                "kv_cache_memory_bytes": int(kv_cache_gb * _GIB),
-            }
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            import vllm
-            from vllm.exceptions import VLLMValidationError
-
-            self.version = f"vllm {vllm.__version__}"
-            self._refusals = (ValueError, VLLMValidationError)
-            try:
-                self._llm: Any = vllm.LLM(
-                    model_path,
-                    seed=seed,
-                    max_model_len=max_model_len,
-                    max_num_batched_tokens=max(max_num_batched_tokens, max_model_len),
-                    max_num_seqs=max_num_seqs,
-                    limit_mm_per_prompt={"image": 1},
-                    # Every picture is new: caches keyed by picture would only cost hashing.
-                    enable_prefix_caching=False,
-                    mm_processor_cache_gb=0,
-                    use_tqdm_on_load=False,
-                    **options,
-                )
-            except (ValueError, RuntimeError, KeyError, OSError) as error:
-                raise CheckpointError(
-                    f"vLLM {vllm.__version__} cannot load {model_path!r}: {error}. A LLaVA folder "
-                    "must store its vision encoder as vision_tower.vision_model.*; "
-                    "see consomme.models.checkpoint_keys"
-                ) from error
         self._new_params: Callable[[int], Any] = lambda request_seed: vllm.SamplingParams(
             max_tokens=max_tokens,
             temperature=temperature,
@@ -182,16 +134,5 @@ class VLLMCaptioner:
 
     def close(self) -> None:
         """Shut the engine down and give its memory back; the captioner is of no use afterwards."""
-        from vllm.distributed import cleanup_dist_env_and_memory
-
-        self._llm.llm_engine.engine_core.shutdown()
+        close_engine(self._llm)
         del self._llm
-        cleanup: Callable[[], None] = cleanup_dist_env_and_memory
-        cleanup()
-
-
-def _position_limit(folder: Path, default: int) -> int:
-    """Return how many positions the language model knows; `default` if its config does not say."""
-    config = json.loads((folder / "config.json").read_text())
-    text = config.get("text_config", config)
-    return int(text.get("max_position_embeddings", default))

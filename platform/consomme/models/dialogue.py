@@ -65,11 +65,11 @@ class Spoken:
 class Dialogue:
     """Encodes conversations for one model, as its own processor and chat template have it."""
 
-    def __init__(self, model: Any, processor: Any) -> None:
-        """Look at model and processor.
+    def __init__(self, config: Any, processor: Any) -> None:
+        """Look at a model's config and processor.
 
         Args:
-            model: For which token stands for a piece of a picture.
+            config: For which token stands for a piece of a picture.
             processor: A processor with a chat template; or a tokenizer, for a model without eyes.
 
         Raises:
@@ -96,7 +96,6 @@ class Dialogue:
             self._processor = copy.copy(processor)
             self._processor.tokenizer = self._text
             self._processor.image_processor = self._images
-            config = model.config
             # In Gemma 3 the processor's token is the mark before a picture.
             self.image_token_id: int = getattr(config, "image_token_id", None) or (
                 config.image_token_index
@@ -142,6 +141,16 @@ class Dialogue:
             for (begin, end), turn in zip(marks, _assistant(turns), strict=True)
         ]
         return Spoken(input_ids=list(self._text.ids), spans=spans, token_types=types, pixels=pixels)
+
+    def short_ids(self, turns: Sequence[Turn]) -> list[int]:
+        """Return the tokens of a conversation with one placeholder for its picture, however large.
+
+        Engines that prepare pictures themselves want it so.
+        """
+        rendered = self._render(turns, has_image=True)
+        special = not self._begins_itself(rendered)
+        ids: list[int] = self.tokenizer(rendered, add_special_tokens=special)["input_ids"]
+        return ids
 
     def _render(self, turns: Sequence[Turn], *, has_image: bool, asks: bool = False) -> str:
         text: str = self.template_owner.apply_chat_template(

@@ -18,15 +18,15 @@ from consomme.base.sample import Turn
 from consomme.models.dialogue import Dialogue, Pixels, Remembering, Spoken, check_text
 
 
-def dialogue_for(model: Any, processor: Any) -> Dialogue | PrefixDialogue:
+def dialogue_for(config: Any, processor: Any) -> Dialogue | PrefixDialogue:
     """Choose how conversations are encoded for a model.
 
     Raises:
         CheckpointError: It has no chat template and is none of PaliGemma's.
     """
     if isinstance(processor, PaliGemmaProcessor):
-        return PrefixDialogue(model, processor)
-    return Dialogue(model, processor)
+        return PrefixDialogue(config, processor)
+    return Dialogue(config, processor)
 
 
 class PrefixDialogue:
@@ -34,16 +34,16 @@ class PrefixDialogue:
 
     has_eyes = True
 
-    def __init__(self, model: Any, processor: Any) -> None:
-        """Look at model and processor.
+    def __init__(self, config: Any, processor: Any) -> None:
+        """Look at a model's config and processor.
 
         Args:
-            model: For which token stands for a piece of a picture.
+            config: For which token stands for a piece of a picture.
             processor: A `PaliGemmaProcessor`.
         """
         self.tokenizer = processor.tokenizer
         self.image_token: str = processor.image_token
-        self.image_token_id: int = model.config.image_token_id
+        self.image_token_id: int = config.image_token_id
         self.special: tuple[str, ...] = tuple(
             dict.fromkeys([*self.tokenizer.all_special_tokens, self.image_token])
         )

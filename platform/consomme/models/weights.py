@@ -81,20 +81,40 @@ def open_scorer(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple
         return model, AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 
+def open_talk(folder: str | Path) -> tuple[Any, Any]:
+    """Open what a model folder says of how to talk to it, without its weights.
+
+    Returns:
+        (config, processor); of a language model its tokenizer instead.
+
+    Raises:
+        CheckpointError: The folder is missing or is none that transformers can load.
+    """
+    with _explained(folder) as path:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            return config, _open_processor(path)
+        return config, AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
 def _open_vlm(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     model = AutoModelForImageTextToText.from_pretrained(
         path, dtype=dtype, local_files_only=True, use_safetensors=True
     )
     model.eval()
+    return model, _open_processor(path)
+
+
+def _open_processor(path: Path) -> Any:
     try:
-        return model, AutoProcessor.from_pretrained(path, local_files_only=True, backend="pil")
+        return AutoProcessor.from_pretrained(path, local_files_only=True, backend="pil")
     except ImportError:
         # Families that also watch videos: for those there is no Pillow, and we show none.
         processor = AutoProcessor.from_pretrained(path, local_files_only=True)
         processor.image_processor = AutoImageProcessor.from_pretrained(
             path, local_files_only=True, backend="pil"
         )
-        return model, processor
+        return processor
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
+from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
 from consomme.base.sample import turns_of
 from consomme.base.schema import runtime
@@ -22,7 +23,7 @@ from consomme.pipelines.stage import Decoded, Item, Outcome, UnitStage, reject_o
 from consomme.storage.shards import find_shards, shards_fingerprint
 
 if TYPE_CHECKING:
-    from consomme.engines.transformers_scorer import Score
+    from consomme.engines.questions import Score, ScoringEngine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,12 @@ class ScoreRecipe:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the weights; `auto` is bfloat16 on a GPU. Logits are float32 always."""
 
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """`vllm` is for models that are too large for one GPU: the same scores for more work."""
+
+    tensor_parallel: int = runtime(1)
+    """GPUs per actor that the weights are spread over; engine vllm only."""
+
     formula: Literal["exact", "points_script"] = "exact"
     """`points_script` rounds probabilities to bfloat16 before the logarithm, as the script that
     POINTS released does; see recipes/score/points_script.yaml."""
@@ -109,14 +116,27 @@ class PerplexityStage(UnitStage):
         formula: str = "exact",
         prompts: Mapping[str, Sequence[str]] | None = None,
         prompt_key: str = "text_type",
+        engine: str = "transformers",
+        tensor_parallel: int = 1,
     ) -> None:
         """Load the scorer."""
-        from consomme.curate.perplexity import FORMULAS
-        from consomme.engines.transformers_scorer import TransformersScorer
-
         self.labels = labels
         self.prompts = PromptPools.read(prompts or {}, prompt_key, prompt)
         self.keeps_prompts = bool(prompts)
+        self.scorer: ScoringEngine
+        if engine == "vllm":
+            from consomme.engines.vllm_scorer import VLLMScorer
+
+            self.scorer = VLLMScorer(
+                model,
+                max_caption_tokens=max_caption_tokens,
+                truncates=too_long == "truncate",
+                tensor_parallel=tensor_parallel,
+            )
+            return
+        from consomme.curate.perplexity import FORMULAS
+        from consomme.engines.transformers_scorer import TransformersScorer
+
         self.scorer = TransformersScorer(
             model,
             FORMULAS[formula],
@@ -128,7 +148,7 @@ class PerplexityStage(UnitStage):
 
     def work(self, samples: Sequence[Decoded]) -> Outcome:
         """Score one unit."""
-        from consomme.engines.transformers_scorer import NotScored, Question
+        from consomme.engines.questions import NotScored, Question
 
         asked = [self.prompts.draw(item.sample.sample_id, item.sample.meta) for item in samples]
         questions = [
@@ -219,7 +239,7 @@ def run(recipe: ScoreRecipe) -> Manifest:
     from consomme.evaluate.cache import model_content_hash
     from consomme.pipelines.checkpoints import model_folder
 
-    PromptPools.read(recipe.prompts, recipe.prompt_key, recipe.prompt)
+    _check(recipe)
     shards = find_shards(recipe.inputs, recipe.source, recipe.sources)
     model = model_folder(recipe.model)
     inputs = {"data": shards_fingerprint(shards), "model": model_content_hash(model)}
@@ -243,6 +263,8 @@ def run(recipe: ScoreRecipe) -> Manifest:
                 "formula": recipe.formula,
                 "prompts": recipe.prompts,
                 "prompt_key": recipe.prompt_key,
+                "engine": recipe.engine,
+                "tensor_parallel": recipe.tensor_parallel,
             },
             what="score",
             pool=_pool(recipe),
@@ -262,15 +284,37 @@ def run(recipe: ScoreRecipe) -> Manifest:
     )
 
 
+def _check(recipe: ScoreRecipe) -> None:
+    """Refuse what no engine can do, before Ray starts."""
+    PromptPools.read(recipe.prompts, recipe.prompt_key, recipe.prompt)
+    if recipe.engine == "vllm":
+        for name, only in (("formula", "exact"), ("dtype", "auto"), ("token_budget", None)):
+            found = getattr(recipe, name)
+            if found != only:
+                raise RecipeError(
+                    f"{name}: found {found}, but engine vllm decides this itself; leave it out, or"
+                    " score with engine: transformers"
+                )
+    elif recipe.tensor_parallel != 1:
+        raise RecipeError(
+            f"tensor_parallel: found {recipe.tensor_parallel}, but engine transformers keeps a"
+            " model on one GPU; say engine: vllm"
+        )
+
+
 def _pool(recipe: ScoreRecipe) -> Pool:
     """One actor per GPU where there are GPUs; else per CPU, with room for reading and commits."""
     import ray
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
+    if gpus and gpus < recipe.tensor_parallel:
+        raise RecipeError(
+            f"tensor_parallel: found {recipe.tensor_parallel}, but the cluster has {gpus} GPUs"
+        )
     return Pool(
-        max_actors=recipe.num_actors or gpus or num_cpus(),
+        max_actors=recipe.num_actors or gpus // recipe.tensor_parallel or num_cpus(),
         min_actors=recipe.min_actors,
         num_readers=recipe.num_readers,
         cpus=0.8,
-        gpus=1.0 if gpus else 0.0,
+        gpus=float(recipe.tensor_parallel) if gpus else 0.0,
     )

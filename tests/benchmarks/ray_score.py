@@ -1,0 +1,83 @@
+"""Scoring through Ray against the bare engine: one actor, the same units, starts left out.
+
+    python tests/benchmarks/run.py score
+
+Both sides read, decode and score the same units with one thread, in turn. A run through Ray is
+timed from the first unit that was written to the last, so that neither Ray's start nor the model's
+counts; so is the loop from the end of its first unit.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROUNDS = 5
+UNITS, ROWS = 9, 256
+PROMPT = "describe the image."
+
+
+def rows() -> list[dict[str, Any]]:
+    """Measure."""
+    from consomme.curate.perplexity import token_nll
+    from consomme.engines.questions import Question
+    from consomme.engines.transformers_scorer import TransformersScorer
+    from consomme.pipelines import prepare, score
+    from consomme.pipelines.checkpoints import model_folder
+    from consomme.pipelines.session import shared_ray
+    from consomme.storage.units import plan_units, read_unit
+    from consomme.vision.decode import decode
+
+    nano = model_folder("package://models/nano")
+    scorer = TransformersScorer(nano, token_nll)
+    with tempfile.TemporaryDirectory() as scratch, shared_ray():
+        data = prepare.run(
+            prepare.PrepareRecipe(
+                name="data", root=scratch, source={"name": "scenes", "num": UNITS * ROWS}
+            )
+        )
+
+        def through_ray() -> float:
+            done = score.run(
+                score.ScoreRecipe(
+                    name="scores",
+                    root=scratch,
+                    inputs=(f"{data.url}/data",),
+                    model=nano,
+                    unit_rows=ROWS,
+                    num_actors=1,
+                )
+            )
+            assert done.counts["samples"] == UNITS * ROWS
+            files = Path(done.url, "data").rglob("*.parquet")
+            ends = sorted(path.stat().st_mtime for path in files)
+            assert len(ends) == UNITS, ends
+            shutil.rmtree(done.url)
+            return ends[-1] - ends[0]
+
+        def bare() -> float:
+            ends = []
+            for unit in plan_units([f"{data.url}/data"], "data", ROWS):
+                samples = [sample for _, sample in read_unit(unit)[0]]
+                scorer.score([Question.about(PROMPT, s.caption, decode(s.image)) for s in samples])
+                ends.append(time.monotonic())
+            return ends[-1] - ends[0]
+
+        ratios = [bare() / through_ray() for _ in range(ROUNDS)]
+    how = (
+        f"samples/s, 1 actor, {(UNITS - 1) * ROWS:,} scenes after the first unit; median of"
+        f" {ROUNDS} rounds, from {min(ratios):.2f} to {max(ratios):.2f}"
+    )
+    return [
+        {
+            "key": "score.ray_over_bare",
+            "value": round(statistics.median(ratios), 3),
+            "unit": "ratio",
+            "baseline": "bare engine",
+            "how": how,
+        }
+    ]
