@@ -202,6 +202,32 @@ def test_ctrl_c_says_how_to_go_on_and_waits_for_nobody(tmp_path: Path) -> None:
     assert done.stdout == "tidied up\n"
 
 
+def test_ctrl_c_that_a_library_makes_another_error_of_is_still_ctrl_c(tmp_path: Path) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import signal\n"
+        "from dataclasses import dataclass\n"
+        "from consomme.cli import main\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class DemoRecipe:\n"
+        "    name: str\n"
+        "def run(recipe):\n"
+        "    try:\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "    except KeyboardInterrupt:\n"
+        "        raise ConnectionError('the cluster is gone') from None\n"
+        "main(DemoRecipe, run)\n"
+    )
+    recipe = tmp_path / "demo.yaml"
+    recipe.write_text("name: x\n")
+    done = subprocess.run(
+        [sys.executable, str(script), str(recipe)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 130
+    assert "run the same command again to go on" in done.stderr
+    assert "a bug in consomme" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -31,7 +31,10 @@ def test_commands_load(words: list[str]) -> None:
     verb = VERBS[words[1]]
     if verb.recipe:
         schema = getattr(importlib.import_module(verb.module), verb.recipe)
-        assert load_recipe(schema, ROOT / words[2], words[3:])
+        options = [word for word in words[3:] if word.startswith("-")]
+        assert options in ([], ["--preview"] if verb.preview else [])
+        settings = [word for word in words[3:] if word not in options]
+        assert load_recipe(schema, ROOT / words[2], settings)
 
 
 def test_every_verb_is_shown() -> None:

@@ -45,7 +45,7 @@ def command(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", RECIPES, ids=str)
 def test_it_loads_as_its_header_says(path: Path) -> None:
     words = command(path)
-    overrides = [word for word in words if re.match(r"[a-z_]+=", word)]
+    overrides = [word for word in words if re.match(r"[a-z_.]+=", word)]
     if words[0] == "consomme":
         assert words[1] == ("loop" if path.parent.name == "recipes" else path.parent.name)
     if words[0] != "make":

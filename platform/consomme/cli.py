@@ -9,10 +9,12 @@ import importlib
 import io
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, NoReturn
 
 from consomme import __version__
@@ -45,16 +47,30 @@ class Verb:
     switches: Mapping[str, str] = field(default_factory=dict)
     """What may follow a run folder as `name=true` or `name=false`, and what it does."""
 
+    preview: str = ""
+    """Module whose `preview` shows what a run of a recipe would do; empty: there is none."""
+
+
+_PREVIEWS = {"filter": "consomme.pipelines.preview"}
+_PREVIEW = "--preview"
+_PREVIEW_HELP = "show what the run would do, on the terminal and on a page, and write no run folder"
+
 
 def _verb(name: str, text: str) -> Verb:
     recipe = f"{name.capitalize()}Recipe"
-    return Verb(module=f"consomme.pipelines.{name}", recipe=recipe, help=text)
+    return Verb(
+        module=f"consomme.pipelines.{name}",
+        recipe=recipe,
+        help=text,
+        preview=_PREVIEWS.get(name, ""),
+    )
 
 
 VERBS: Mapping[str, Verb] = {
     name: _verb(name, text)
     for name, text in {
         "score": "give each sample a perplexity, with and without its image",
+        "tag": "say what each sample is: language, main object, class, embedding, verdicts",
         "filter": "decide exactly which samples stay, and write a view of them",
         "dedup": "find copies of pictures, exact and near, and keep the best of each",
         "recaption": "let a model write new captions for the samples of a view",
@@ -108,6 +124,7 @@ Overrides change a recipe for one run, at any depth:
 
 Examples:
   consomme loop recipes/quickstart.yaml       the whole round on a laptop, in minutes
+  consomme filter RECIPE --preview            what would stay, with pictures at the cut
   consomme filter --help                      every key of a filter recipe, and every policy
   consomme report runs/filter/points-1a2b3c4d
   consomme status s3://bucket/runs/score/points-1a2b3c4d
@@ -216,15 +233,23 @@ def _run_recipe(
     if any(text in _HELP for text in arguments):
         print(_verb_help(verb, recipe_class))
         return
+    preview = VERBS[verb].preview if verb in VERBS else ""
+    is_preview = bool(preview) and _PREVIEW in arguments
+    if is_preview:
+        arguments = [text for text in arguments if text != _PREVIEW]
     options = [text for text in arguments if text.startswith("-")]
     if options:
-        raise RecipeError(f"unknown option {options[0]}; settings are written key=value")
+        known = f"; the one option is {_PREVIEW}" if preview else ""
+        raise RecipeError(f"unknown option {options[0]}; settings are written key=value{known}")
     if not arguments or "=" in arguments[0]:
         raise RecipeError(f"no recipe is named; expected {verb} RECIPE [key=value …]")
     from consomme.base.recipe import load_recipe
 
     recipe = load_recipe(recipe_class, arguments[0], arguments[1:])
     _configure()
+    if is_preview:
+        _show_preview(verb, importlib.import_module(preview).preview(recipe))
+        return
     _summarise(verb, run(recipe))
 
 
@@ -240,8 +265,11 @@ def _verb_help(verb: str, recipe_class: type[Any]) -> str:
     from consomme.base.describe import describe
 
     about = VERBS[verb].help.capitalize() if verb in VERBS else verb
+    has_preview = verb in VERBS and VERBS[verb].preview
+    option = f" [{_PREVIEW}]" if has_preview else ""
+    meaning = f"  {_PREVIEW}  {_PREVIEW_HELP}\n\n" if has_preview else ""
     return (
-        f"consomme {verb} RECIPE [key=value …]\n\n{about}.\n\n"
+        f"consomme {verb} RECIPE [key=value …]{option}\n\n{about}.\n\n{meaning}"
         f"{inspect.getdoc(recipe_class) or ''}\n\n"
         f"Keys of the recipe, each of which may be overridden as key=value:\n\n"
         f"{describe(recipe_class, '  ')}"
@@ -264,6 +292,12 @@ def _summarise(verb: str, manifest: Any) -> None:
         print(f"  report      {manifest.url.rstrip('/')}/{manifest.outputs['report']}")
 
 
+def _show_preview(verb: str, preview: Any) -> None:
+    _print_table(preview.table)
+    print(f"{verb} {preview.name}: only a preview, no run was made")
+    print(f"  page        {preview.page}")
+
+
 def _print_table(table: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -281,20 +315,20 @@ def _print_table(table: Mapping[str, Any]) -> None:
 
 def _guard(verb: str, action: Callable[[], None]) -> int:
     """Turn what happens into an exit code, and errors a user can fix into one message."""
+    ctrl_c = _CtrlC()
     try:
-        action()
+        with ctrl_c:
+            action()
     except KeyboardInterrupt:
-        print(
-            f"\nconsomme {verb}: interrupted. What is finished is kept; "
-            "run the same command again to go on.",
-            file=sys.stderr,
-        )
-        return EXIT_INTERRUPTED
+        return _interrupted(verb)
     except BrokenPipeError:
         # Whoever reads us (`| head`) has seen enough; nothing may be written any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except Exception as error:  # noqa: BLE001 (the last resort; it logs or explains everything)
+        if ctrl_c.was_pressed:
+            _LOG.debug("after Ctrl-C", exc_info=error)
+            return _interrupted(verb)
         ours = _find_ours(error)
         if ours is None:
             _configure()
@@ -303,6 +337,36 @@ def _guard(verb: str, action: Callable[[], None]) -> int:
         print(f"consomme {verb}: {ours}", file=sys.stderr)
         return ours.exit_code
     return EXIT_OK
+
+
+def _interrupted(verb: str) -> int:
+    print(
+        f"\nconsomme {verb}: interrupted. What is finished is kept; "
+        "run the same command again to go on.",
+        file=sys.stderr,
+    )
+    return EXIT_INTERRUPTED
+
+
+class _CtrlC:
+    """Remembers that Ctrl-C was pressed, for libraries that make another error of it."""
+
+    def __init__(self) -> None:
+        self.was_pressed = False
+        self._before: Any = None
+
+    def __enter__(self) -> None:
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._before = signal.signal(signal.SIGINT, self._press)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _press(self, number: int, frame: FrameType | None) -> None:
+        self.was_pressed = True
+        signal.default_int_handler(number, frame)
 
 
 def _find_ours(error: BaseException) -> ConsommeError | None:

@@ -174,6 +174,8 @@ def test_environment_and_missing_values(tmp_path: Path, monkeypatch: pytest.Monk
     message = problems_of(tmp_path, "name: x\nmodel: {path: '${oc.env:RUN_ROOT}/m'}\n")
     assert "RUN_ROOT" in message
     assert "name: missing" in problems_of(tmp_path, "name: ???\nmodel: {path: m}\n")
+    assert "weights.a: missing" in problems_of(tmp_path, GOOD + "weights: {a: '???'}\n")
+    assert "inputs[0]: missing" in problems_of(tmp_path, GOOD + "inputs: ['???']\n")
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1\n", "a: 1\na: 2\n", "\tx: 1"])

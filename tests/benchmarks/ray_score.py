@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROUNDS = 5
+ROUNDS = 4
 UNITS, ROWS = 9, 256
 PROMPT = "describe the image."
 

@@ -25,10 +25,10 @@ from typing import Any
 
 import torch
 
-NUM = {"nano": 320, "wide": 60}
+NUM = {"nano": 220, "wide": 45}
 """Captions; multiples of five."""
 
-WARM = 20
+WARM = 10
 ROUNDS = 3
 PROMPT = "describe the image."
 BATCH = 16

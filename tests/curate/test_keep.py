@@ -8,15 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consomme.base.errors import DataError, RecipeError
-from consomme.curate.keep import (
-    KEEP_POLICIES,
-    HighestFraction,
-    LowestFraction,
-    RandomFraction,
-    floor_count,
-    hash_ids,
-)
+from consomme.curate.keep import KEEP_POLICIES, floor_count, hash_ids
 from consomme.curate.radix import FloatHistogram, find_cut, float_keys, key_value
+from consomme.curate.ranks import HighestFraction, LowestFraction, RandomFraction
 
 # Few distinct values, so that ties on the cut are common; the specials of float32 among them.
 SCORES = st.lists(

@@ -150,8 +150,8 @@ def test_captions_of_one_picture_share_its_encoding(
         [Question(turns=conversation(c), image=picture(k % 2)) for k, c in enumerate(CAPTIONS)]
     )
     seen: list[int] = []
-    inner = scorer._look
-    monkeypatch.setattr(scorer, "_look", lambda some: seen.append(len(some)) or inner(some))
+    inner = scorer.eyes._look
+    monkeypatch.setattr(scorer.eyes, "_look", lambda some: seen.append(len(some)) or inner(some))
     shared = scorer.score(
         [
             Question(turns=conversation(c), image=picture(k % 2), key=f"picture {k % 2}")
@@ -236,6 +236,18 @@ def test_the_points_script_is_followed_where_the_recipe_asks_for_it(folders: Any
         # A probability may round the other way: one part in 256 of one token.
         found = np.exp(score.nll / score.num_tokens)
         assert found == pytest.approx(float(expected), rel=2e-3)
+
+
+def test_a_picture_that_the_processor_refuses_costs_one_sample(folders: Any) -> None:
+    scorer = TransformersScorer(folders("qwen2_vl"), token_nll)
+    strip = Image.new("RGB", (4000, 4))
+    found = scorer.score(
+        [Question(turns=conversation("star"), image=image) for image in (picture(0), strip)]
+    )
+    assert isinstance(found[0], Score)
+    assert isinstance(found[1], NotScored)
+    assert found[1].reason == "image_not_encodable"
+    assert "4000 x 4" in found[1].detail
 
 
 def test_long_answers_can_be_cut(folders: Any) -> None:

@@ -113,4 +113,5 @@ def _show(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {_show(item)}" for key, item in plain.items()) + "}"
     if isinstance(plain, list):
         return "[" + ", ".join(_show(item) for item in plain) + "]"
-    return repr(plain) if plain == "" else str(plain)
+    # Empty texts and those of several lines need quotes.
+    return repr(plain) if plain == "" or "\n" in str(plain) else str(plain)

@@ -26,6 +26,7 @@ REASON_MEANINGS: Mapping[str, str] = {
     "image_animated": "several frames where one is wanted",
     "image_empty": "the picture has no bytes",
     "image_missing": "the record names no picture, or there is none where it says",
+    "image_not_encodable": "the model's own processor does not take the picture",
     "image_too_large": "more bytes or pixels than the budget, by the header: a bomb, or just huge",
     "image_too_small": "fewer pixels than wanted",
     "image_truncated": "the picture breaks off",

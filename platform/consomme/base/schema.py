@@ -201,6 +201,8 @@ def _value(hint: Any, value: Any, path: str) -> tuple[Any, list[str]]:
 
 
 def _scalar(hint: Any, value: Any, path: str) -> tuple[Any, list[str]]:
+    if isinstance(value, str) and value == "???":
+        return None, [f"{path}: missing; expected {type_name(hint)}"]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int and is_number and float(value).is_integer():
         return int(value), []

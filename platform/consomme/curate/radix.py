@@ -132,6 +132,32 @@ class Cut:
         return kept
 
 
+def limit_cut(value: float, descending: bool) -> Cut:
+    """Return the cut that keeps every score up to a value; if descending, down to it."""
+    key = int(_directed(float_keys(np.array([value])), descending)[0])
+    return Cut(
+        num_scored=0,
+        num_missing=0,
+        num_kept=0,
+        descending=descending,
+        key=key,
+        hash_limit=(1 << 64) - 1,
+    )
+
+
+def coarse_order(
+    scores_N: NDArray[np.floating], hash_N: NDArray[np.uint64], *, descending: bool = False
+) -> NDArray[np.uint64]:
+    """Return integers in the order in which `find_cut` ranks: the score, then half of the hash.
+
+    Only for looking at neighbours: samples of one score may differ in the other half. NaN comes
+    last, whichever end is first.
+    """
+    keys = _directed(float_keys(scores_N), descending).astype(np.uint64)
+    keys[np.isnan(scores_N)] = (1 << 32) - 1
+    return keys << np.uint64(32) | hash_N >> np.uint64(32)
+
+
 def find_cut(
     chunks: Callable[[], Iterable[Chunk]], count: Callable[[int], int], *, descending: bool = False
 ) -> Cut:

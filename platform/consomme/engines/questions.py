@@ -15,7 +15,7 @@ from torch import Tensor, split
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Turn
-from consomme.models.dialogue import Dialogue, Spoken
+from consomme.models.dialogue import Dialogue, PictureRefusedError, Spoken
 from consomme.models.prefix_dialogue import PrefixDialogue
 
 # Shapes: S spoken tokens.
@@ -139,6 +139,8 @@ def encode(
             spoken = dialogue.encode(question.turns, question.image, question.key)
             picture = ("unnamed", number) if question.key is None else question.key
             passages.insert(0, Passage(spoken=spoken, picture=picture))
+    except PictureRefusedError as error:
+        return NotScored(reason="image_not_encodable", detail=str(error))
     except DataError as error:
         return NotScored(reason="text_not_encodable", detail=str(error))
     num_tokens = passages[0].spoken.num_tokens

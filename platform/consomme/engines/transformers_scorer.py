@@ -10,7 +10,6 @@ fit into memory is halved.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consomme.base.errors import CheckpointError
+from consomme.engines.eyes import Eyes
+from consomme.engines.memory import groups, halving
 from consomme.engines.questions import (
     Encoded,
     Limits,
@@ -32,7 +32,7 @@ from consomme.engines.questions import (
     put_together,
 )
 from consomme.engines.trees import Growth, Tree, lay_out, plant
-from consomme.models.dialogue import Pixels, pad_and_join
+from consomme.models.dialogue import Pixels
 from consomme.models.prefix_dialogue import dialogue_for
 from consomme.models.weights import open_scorer
 
@@ -95,15 +95,9 @@ class TransformersScorer:
         self.body = self.model.model
         self.head = self.model.get_output_embeddings()
         self._body_takes = frozenset(inspect.signature(self.body.forward).parameters)
-        self._eyes_take: frozenset[str] = frozenset()
-        if self.dialogue.has_eyes:
-            if "mm_encoder_outputs" not in self._body_takes:
-                raise CheckpointError(
-                    f"{type(self.model).__name__} cannot be given pictures that were encoded"
-                    " before; it is no family that consomme scores with"
-                )
-            look = self.body.get_image_features
-            self._eyes_take = frozenset(inspect.signature(inspect.unwrap(look)).parameters)
+        # A picture may have as many numbers as a thousand tokens, roughly, for the same work.
+        values = self.token_budget * 1024
+        self.eyes = Eyes(self.model, values) if self.dialogue.has_eyes else None
         text = self.model.config.get_text_config()
         self.limits = Limits(
             max_caption_tokens=max_caption_tokens,
@@ -136,7 +130,7 @@ class TransformersScorer:
         """
         found: dict[int, Score | NotScored] = {}
         for window in self._windows(questions, found):
-            features = self._encode_pictures(window.pictures)
+            features = self.eyes.encode(window.pictures) if self.eyes else {}
             nats = iter(self._nats(window.passages, features))
             for number, encoded in window.conversations:
                 parts = [next(nats) for _ in encoded.passages]
@@ -167,38 +161,6 @@ class TransformersScorer:
         if window.passages:
             yield window
 
-    def _encode_pictures(self, pictures: dict[object, Pixels]) -> dict[object, list[Tensor]]:
-        """Encode each picture once.
-
-        Returns:
-            By picture: its tokens (tokens, W), and what deeper layers get, for families that have
-            it.
-        """
-        found: dict[object, list[Tensor]] = {}
-        keys = list(pictures)
-        weights = [(k, pictures[key].num_values) for k, key in enumerate(keys)]
-        # As many numbers as tokens of the language model would take, roughly.
-        for group in _groups(weights, self.token_budget * 1024):
-            chosen = [keys[k] for k in group]
-            parts = self._halving(self._look, [pictures[key] for key in chosen])
-            found |= dict(zip(chosen, parts, strict=True))
-        return found
-
-    def _look(self, pixels: Sequence[Pixels]) -> list[list[Tensor]]:
-        names = [name for name in pixels[0].inputs if name in self._eyes_take]
-        inputs = {name: pad_and_join([one.inputs[name] for one in pixels]) for name in names}
-        inputs = {
-            name: value.to(self.device, self.model.dtype if value.is_floating_point() else None)
-            for name, value in inputs.items()
-        }
-        output = self.body.get_image_features(**inputs, return_dict=True)
-        streams = [_flat(output.pooler_output)]
-        streams += [_flat(deep) for deep in getattr(output, "deepstack_features", None) or []]
-        counts = [one.num_tokens for one in pixels]
-        split = [torch.split(stream, counts) for stream in streams]
-        self._example = output
-        return [list(parts) for parts in zip(*split, strict=True)]
-
     def _nats(
         self, passages: Sequence[Passage], features: dict[object, list[Tensor]]
     ) -> list[Tensor]:
@@ -207,9 +169,9 @@ class TransformersScorer:
         trees.sort(key=lambda tree: (len(tree), tree.branches[0].ids, tree.branches[0].numbers))
         nats: dict[int, Tensor] = {}
         sizes = [(k, len(tree)) for k, tree in enumerate(trees)]
-        for group in _groups(sizes, self.token_budget):
+        for group in groups(sizes, self.token_budget):
             some = [trees[k] for k in group]
-            parts = self._halving(lambda few: self._forward(few, features), some)
+            parts = halving(lambda few: self._forward(few, features), some, _halves)
             branches = [branch for tree in some for branch in tree.branches]
             for branch, part in zip(branches, parts, strict=True):
                 nats |= dict.fromkeys(branch.numbers, part)
@@ -226,12 +188,12 @@ class TransformersScorer:
             if name in self._body_takes:
                 inputs[name] = layout.types_BT
         seeing = [tree for tree in trees if tree.pixels is not None]
-        if seeing:
-            inputs |= self._beside([tree.pixels for tree in seeing if tree.pixels])
+        if self.eyes and seeing:
+            inputs |= self.eyes.beside([tree.pixels for tree in seeing if tree.pixels])
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
-        if seeing:
+        if self.eyes and seeing:
             inputs["mm_encoder_outputs"] = {
-                "image": self._seen([features[tree.picture] for tree in seeing])
+                "image": self.eyes.joined([features[tree.picture] for tree in seeing])
             }
         hidden_BTW = self.body(**inputs, use_cache=False).last_hidden_state
         hidden_SW = hidden_BTW[
@@ -252,7 +214,8 @@ class TransformersScorer:
     def _three_positions(self, tree: Tree) -> Tensor:
         """Where a stem with a picture is, for families that count time, height and width."""
         assert tree.pixels is not None
-        beside = self._beside([tree.pixels])
+        assert self.eyes is not None
+        beside = self.eyes.beside([tree.pixels])
         inputs = {name: value for name, value in beside.items() if name in self._rope_takes}
         positions, _ = self.body.get_rope_index(
             input_ids=torch.tensor([tree.ids]),
@@ -263,69 +226,6 @@ class TransformersScorer:
         found: Tensor = positions[:, 0].cpu()
         return found
 
-    def _beside(self, pixels: Sequence[Pixels]) -> dict[str, Tensor]:
-        """What the language model wants to know of pictures, such as their grids."""
-        wanted = self._body_takes - {"pixel_values", "pixel_attention_mask"}
-        names = [name for name in pixels[0].inputs if name in wanted]
-        return {name: pad_and_join([one.inputs[name] for one in pixels]) for name in names}
 
-    def _seen(self, parts: Sequence[list[Tensor]]) -> Any:
-        """Put the tokens of some pictures together as the family's own encoder would."""
-        streams = [torch.cat(stream) for stream in zip(*parts, strict=True)]
-        output = copy.copy(self._example)
-        like = self._example.pooler_output
-        first = streams[0]
-        if isinstance(like, Tensor):
-            output.pooler_output = first.reshape(-1, *like.shape[1:])
-        else:
-            output.pooler_output = [first]
-        if len(streams) > 1:
-            output.deepstack_features = [[stream] for stream in streams[1:]]
-        return output
-
-    def _halving(
-        self, run: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any]
-    ) -> list[Any]:
-        """Run on some items; if memory does not suffice, on half of them at a time."""
-        try:
-            return run(items)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            halves = _halves(items)
-            if not halves or not _is_memory(error):
-                raise
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return [part for half in halves for part in self._halving(run, half)]
-
-
-def _halves(items: Sequence[Any]) -> list[Sequence[Any]]:
-    if len(items) > 1:
-        half = len(items) // 2
-        return [items[:half], items[half:]]
-    if isinstance(items[0], Tree) and not items[0].is_plain:
-        return [[tree] for tree in items[0].halves()]
-    return []
-
-
-def _is_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _flat(value: Any) -> Tensor:
-    """Lay out picture tokens one below the other: (tokens, W)."""
-    whole = value if isinstance(value, Tensor) else torch.cat(list(value))
-    return whole.reshape(-1, whole.shape[-1])
-
-
-def _groups(items: Sequence[tuple[int, int]], budget: int) -> list[list[int]]:
-    """Cut (number, size) into groups whose largest size times their count is within a budget."""
-    groups: list[list[int]] = []
-    largest = 0
-    for number, size in items:
-        if groups and (len(groups[-1]) + 1) * max(largest, size) <= budget:
-            groups[-1].append(number)
-            largest = max(largest, size)
-        else:
-            groups.append([number])
-            largest = size
-    return groups
+def _halves(tree: Tree) -> list[Tree]:
+    return [] if tree.is_plain else tree.halves()

@@ -9,8 +9,9 @@ span is an error and never a score.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +61,26 @@ class Spoken:
     def num_tokens(self) -> int:
         """Tokens the assistant spoke."""
         return sum(end - begin for begin, end in self.spans)
+
+
+class PictureRefusedError(DataError):
+    """A model's own processor does not take a picture."""
+
+
+@contextlib.contextmanager
+def taking(image: Image.Image) -> Iterator[None]:
+    """Say of which picture a processor speaks.
+
+    Raises:
+        PictureRefusedError: It raised about it; Qwen's do at extreme shapes.
+    """
+    try:
+        yield
+    except (ValueError, ZeroDivisionError) as error:
+        raise PictureRefusedError(
+            f"the model's processor does not take a picture of {image.width} x {image.height}:"
+            f" {error}"
+        ) from error
 
 
 class Dialogue:
@@ -114,6 +135,7 @@ class Dialogue:
         Raises:
             DataError: The text holds a special token, or does not come through template and
                 tokenizer as it was.
+            PictureRefusedError: The processor does not take the picture.
         """
         check_text(turns, self.special)
         rendered = self._render(turns, has_image=image is not None)
@@ -125,12 +147,13 @@ class Dialogue:
             pixels = None
         else:
             self._images.key = key
-            output = self._processor(
-                text=[rendered],
-                images=[[image]],
-                add_special_tokens=special,
-                return_tensors="pt",
-            )
+            with taking(image):
+                output = self._processor(
+                    text=[rendered],
+                    images=[[image]],
+                    add_special_tokens=special,
+                    return_tensors="pt",
+                )
             types = self._types(output)
             inputs = {name: value for name, value in output.items() if name not in _TEXT_INPUTS}
             num = sum(token == self.image_token_id for token in self._text.ids)

@@ -15,7 +15,7 @@ from transformers import PaliGemmaProcessor
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Turn
-from consomme.models.dialogue import Dialogue, Pixels, Remembering, Spoken, check_text
+from consomme.models.dialogue import Dialogue, Pixels, Remembering, Spoken, check_text, taking
 
 
 def dialogue_for(config: Any, processor: Any) -> Dialogue | PrefixDialogue:
@@ -82,13 +82,14 @@ class PrefixDialogue:
             )
         else:
             self._images.key = key
-            output = self._processor(
-                text=[self.image_token + question],
-                images=[[image]],
-                suffix=[answer],
-                add_special_tokens=False,
-                return_tensors="pt",
-            )
+            with taking(image):
+                output = self._processor(
+                    text=[self.image_token + question],
+                    images=[[image]],
+                    suffix=[answer],
+                    add_special_tokens=False,
+                    return_tensors="pt",
+                )
         ids = [int(token) for token in output["input_ids"][0]]
         types = [int(kind) for kind in output["token_type_ids"][0]]
         begin = types.index(1) if 1 in types else len(types)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from consomme.base.errors import DataError
 from consomme.base.manifest import Manifest
 from consomme.base.schema import runtime, strategy
-from consomme.curate.keep import KeepPolicy
+from consomme.curate.keep import Edge, HasEdges, KeepPolicy
 from consomme.curate.noise_metrics import auc, auc_by_kind, noise_share
 from consomme.curate.policies import KEEP_POLICIES
+from consomme.pipelines.beside import Runs
 from consomme.pipelines.copying import CopyStage
 from consomme.pipelines.flow import Pool, run_units
 from consomme.pipelines.planning import plan_view
@@ -37,13 +38,22 @@ class FilterRecipe:
     """Name of the run."""
 
     scores: str
-    """Folder of a finished score run."""
+    """Folder of a finished score run, or tag run: its samples are chosen from."""
+
+    beside: dict[str, str] = field(default_factory=dict)
+    """Folders of more score and tag runs of the same data with the same `unit_rows`, by a name for
+    each: `tags.object` is the column `object` of the run `tags`. A sample that was rejected there
+    has no such number, and the empty text."""
+
+    views: dict[str, str] = field(default_factory=dict)
+    """Folders of finished filter and dedup runs, by a name for each: the column of that name is 1
+    where the sample is in the view, else 0."""
 
     root: str = runtime("runs")
     """Where run folders are made: a local path or a URL."""
 
     keep: dict[str, Any] = strategy("consomme.curate.policies:KEEP_POLICIES")
-    """Which samples stay; see consomme/curate/keep.py."""
+    """Which samples stay; see consomme/curate/policies.py."""
 
     materialize: bool = False
     """Also copy the kept samples into new shards, below `shards/` of the run, names and bytes as
@@ -58,18 +68,29 @@ class FilterRecipe:
     noise_label: str | None = None
     """Column with the true kind of noise (`clean` means none), to measure the filter by."""
 
+    def __post_init__(self) -> None:
+        """Check the names of runs."""
+        runs_of(self).check()
+
+
+def runs_of(recipe: FilterRecipe) -> Runs:
+    """Return the runs that a recipe reads."""
+    return Runs(scores=recipe.scores, beside=recipe.beside, views=recipe.views)
+
 
 def run(recipe: FilterRecipe) -> Manifest:
     """Make the view, and measure it where the truth is known."""
-    attempt = begin("filter", recipe, parents=[recipe.scores])
+    runs = runs_of(recipe)
+    attempt = begin("filter", recipe, parents=runs.urls)
     if attempt.folder.is_done:
         return attempt.folder.manifest()
     policy = KEEP_POLICIES.build(recipe.keep, "keep")
     measured = [*MEASURED, recipe.noise_label] if recipe.noise_label else []
-    with ScoreWalk(recipe.scores, [*dict.fromkeys([*policy.columns, *measured])]) as walk:
+    with ScoreWalk(runs, [*policy.columns, *measured]) as walk:
         num_rows = walk.num_rows
-        masks, decisions = _decide(policy, walk)
-        view, mask_N = _view(walk, masks)
+        decided = decide(policy, walk)
+        decisions = dict(decided.told)
+        view, mask_N = _view(walk, decided.mask)
         if not view.num_samples:
             raise DataError(
                 f"keep: {recipe.keep} keeps none of {walk.num_rows} samples; raise the fraction"
@@ -95,17 +116,26 @@ MEASURED = ("perplexity", "image_gain")
 """What is compared with the truth, where it is known."""
 
 
-def _decide(
-    policy: KeepPolicy, walk: ScoreWalk
-) -> tuple[Callable[..., NDArray[np.bool_]], dict[str, Any]]:
-    """Let a policy decide, in walks if it can.
+@dataclass(frozen=True, kw_only=True)
+class Decided:
+    """What a policy has decided about all samples."""
 
-    Returns:
-        What says for columns and hashes of some samples which stay, and what the manifest gets.
-    """
+    mask: Callable[..., NDArray[np.bool_]]
+    """Says for columns and hashes of a part which of its samples stay; asked once, in order."""
+
+    told: dict[str, Any]
+    """What the manifest says."""
+
+    edges: tuple[Edge, ...] = ()
+    """Where orders of samples were cut."""
+
+
+def decide(policy: KeepPolicy, walk: ScoreWalk) -> Decided:
+    """Let a policy decide, in walks if it can."""
     if hasattr(policy, "decide"):
         decision = policy.decide(walk.chunks)
-        return decision.mask, decision.describe()
+        edges = decision.edges() if isinstance(decision, HasEdges) else ()
+        return Decided(mask=decision.mask, told=decision.describe(), edges=edges)
     # A policy that only knows arrays gets them all.
     scores = {name: walk.whole(name) for name in policy.columns}
     kept = policy(scores, walk.whole(ID_HASH))
@@ -122,7 +152,7 @@ def _decide(
         part, rest = rest[: len(hash_N)], rest[len(hash_N) :]
         return part
 
-    return mask, told
+    return Decided(mask=mask, told=told)
 
 
 def _view(

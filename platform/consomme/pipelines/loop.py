@@ -25,7 +25,17 @@ from consomme.storage.ledger import load_manifest
 
 logger = logging.getLogger(__name__)
 
-STAGE_VERBS = ("prepare", "score", "filter", "dedup", "recaption", "train", "soup", "evaluate")
+STAGE_VERBS = (
+    "prepare",
+    "score",
+    "tag",
+    "filter",
+    "dedup",
+    "recaption",
+    "train",
+    "soup",
+    "evaluate",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,16 +14,16 @@ from typing import Any, Literal
 import numpy as np
 
 from consomme.base.manifest import Manifest, lineage
-from consomme.base.sample import Sample
 from consomme.datasets.sources import judge_caption
+from consomme.pipelines.pictures import fetch
 from consomme.pipelines.report_dedup import dedup_section
+from consomme.pipelines.report_filter import filter_section
+from consomme.pipelines.report_tags import tag_section
 from consomme.report import model as page
 from consomme.report.html import render
 from consomme.storage.ledger import RunFolder, load_manifest
 from consomme.storage.records import reject_reasons
 from consomme.storage.sidecar import read_columns
-from consomme.storage.units import Unit, read_unit
-from consomme.storage.view import View
 
 CLEAN = "clean"
 
@@ -110,7 +110,8 @@ def summary_block(table: Sequence[Mapping[str, Any]]) -> page.Table:
 def _sections(manifests: Mapping[str, Manifest]) -> list[page.Section]:
     makers: Mapping[str, Callable[[list[Manifest]], list[page.Section]]] = {
         "score": lambda found: [section for m in found for section in _score(m, manifests)],
-        "filter": lambda found: [_filter(m) for m in found],
+        "tag": lambda found: [tag_section(m) for m in found],
+        "filter": lambda found: [filter_section(m) for m in found],
         "dedup": lambda found: [dedup_section(m) for m in found],
         "recaption": lambda found: [_recaption(m) for m in found],
         "train": lambda found: [_train(found)],
@@ -137,15 +138,17 @@ def _score(manifest: Manifest, manifests: Mapping[str, Manifest]) -> list[page.S
     }
     if not has_noise:
         groups = {"all samples": groups["clean"]}
+    # Only of filters that choose from these scores: one that reads them beside others names them
+    # otherwise.
     cuts: dict[str, tuple[float | None, Literal["left", "right"]]] = {
-        m.recipe["keep"].get("column", "perplexity"): (
+        m.recipe["keep"].get("column"): (
             m.decisions.get("cut"),
             "right" if m.recipe["keep"]["name"].startswith("highest") else "left",
         )
         for m in manifests.values()
         if m.verb == "filter"
         and m.decisions.get("cut") is not None
-        and any(parent.url == manifest.url for parent in m.parents)
+        and m.parents[0].url == manifest.url
     }
     blocks: list[page.Block] = []
     for column, log_x, label in (
@@ -188,90 +191,13 @@ def _edges(values: Any, log_x: bool) -> Any:
     return np.geomspace(max(low, 1e-3), high, 41) if log_x else np.linspace(low, high, 41)
 
 
-def _filter(manifest: Manifest) -> page.Section:
-    decisions = manifest.decisions
-    keep = manifest.recipe["keep"]
-    text = (
-        f"`{_phrase(keep)}` kept {manifest.counts['kept']:,}"
-        f" of {manifest.counts['samples']:,} samples"
-        + (f"; the cut is {decisions['cut']:.4g}." if decisions.get("cut") is not None else ".")
-    )
-    blocks: list[page.Block] = []
-    if "auc_by_kind" in decisions:
-        by = decisions["auc_by_kind"]
-        rows = [
-            (
-                kind,
-                total,
-                total - kept,
-                by["perplexity"].get(kind),
-                by["image_gain"].get(kind),
-            )
-            for kind, (kept, total) in decisions["kept_by_kind"].items()
-        ]
-        blocks.append(
-            page.Table(
-                columns=("kind", "samples", "dropped", "AUC perplexity", "AUC image gain"),
-                rows=rows,
-                caption="What was noise and what was not. An AUC of 0.5 is blind, 1 is perfect.",
-            )
-        )
-    blocks.append(_quantile_gallery(manifest))
-    return page.Section(title=f"Filter: {manifest.name}", lead_text=text, blocks=blocks)
-
-
-def _phrase(node: Mapping[str, Any]) -> str:
-    """A strategy as recipes write it."""
-    options = ", ".join(f"{key}: {value}" for key, value in node.items() if key != "name")
-    return f"{node['name']} ({options})" if options else str(node["name"])
-
-
-def _quantile_gallery(manifest: Manifest) -> page.Gallery:
-    """Samples at even quantiles of the deciding score, kept and dropped."""
-    column = manifest.recipe["keep"].get("column", "perplexity")
-    label = manifest.recipe.get("noise_label")
-    table = read_columns(
-        manifest.recipe["scores"], [column, *([label] if label else [])]
-    ).to_pylist()
-    kept = {(unit.unit_id, row) for unit, rows in View.load(manifest.url).rows() for row in rows}
-    order = sorted(table, key=lambda row: (row[column], row["sample_id"]))
-    picked = [order[round(q * (len(order) - 1))] for q in np.linspace(0, 1, 24)]
-    samples = _fetch(
-        {r.unit_id: r.unit for r in RunFolder.at(manifest.recipe["scores"]).iter_commits()},
-        [(row["unit_id"], row["row"]) for row in picked],
-    )
-    items = []
-    for row, sample in zip(picked, samples, strict=True):
-        stays = (row["unit_id"], row["row"]) in kept
-        lines = [f"{column} {row[column]:.4g}"]
-        if label:
-            lines.append(f"truth: {row[label] or CLEAN}")
-        items.append(
-            page.GalleryItem(
-                image_bytes=sample.image,
-                title=sample.caption,
-                lines=lines,
-                badge="kept" if stays else "dropped",
-                badge_kind="good" if stays else "bad",
-            )
-        )
-    caption = f"Samples at even steps through {column}, lowest first."
-    return page.Gallery(items=items, caption=caption)
-
-
-def _fetch(units: Mapping[str, Unit], wanted: Sequence[tuple[str, int]]) -> list[Sample]:
-    """Read single samples, opening each unit once."""
-    read = {unit_id: dict(read_unit(units[unit_id])[0]) for unit_id in {u for u, _ in wanted}}
-    return [read[unit_id][row] for unit_id, row in wanted]
-
-
 def _recaption(manifest: Manifest) -> page.Section:
     table = read_columns(
         manifest.url, ["caption", "parent_caption", "guard", "num_tokens"], kind="captions"
     ).to_pylist()
     step = max(1, len(table) // 12)
     picked = table[::step][:12]
-    samples = _fetch(
+    samples = fetch(
         {r.unit_id: r.unit for r in RunFolder.at(manifest.url).iter_commits()},
         [(row["unit_id"], row["row"]) for row in picked],
     )

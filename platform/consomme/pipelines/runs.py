@@ -87,7 +87,7 @@ def begin(
     found = [*parents, *(run for run in map(run_of, reads) if run)]
     manifests = {url: load_manifest(url) for url in dict.fromkeys(map(absolute_url, found))}
     read = dict(inputs or {})
-    read |= {f"run {m.verb}/{m.name}": m.fingerprint for m in manifests.values()}
+    read |= _fingerprints(list(manifests.values()))
     mark = fingerprint(recipe, read)
     folder = RunFolder.open(recipe.root, verb, recipe.name, mark)
     if not folder.is_done:
@@ -102,6 +102,18 @@ def begin(
             Parent(verb=m.verb, url=url, fingerprint=m.fingerprint) for url, m in manifests.items()
         ),
     )
+
+
+def _fingerprints(manifests: Sequence[Manifest]) -> dict[str, str]:
+    """Name the fingerprint of each run; runs of one name are told apart by the fingerprint too."""
+    found: dict[str, set[str]] = {}
+    for manifest in manifests:
+        found.setdefault(f"run {manifest.verb}/{manifest.name}", set()).add(manifest.fingerprint)
+    return {
+        name if len(marks) == 1 else f"{name} {mark}": mark
+        for name, marks in found.items()
+        for mark in sorted(marks)
+    }
 
 
 def run_of(url: str) -> str | None:

@@ -1,8 +1,8 @@
-"""Walk over the scores of a whole run a few megabytes at a time, as often as a decision needs.
+"""Walk over the columns of whole runs a few megabytes at a time, as often as a decision needs.
 
-One decision is made here: the sidecars are read once and their numbers laid into plain files,
-twelve bytes per sample and a few more per column. Otherwise the hundred thousand files of a hundred
-million samples would be opened anew for each walk.
+One decision is made here: the files are read once and their columns laid into plain files, twelve
+bytes per sample and four more per column of numbers. Otherwise the hundred thousand files of a
+hundred million samples would be opened anew for each walk.
 """
 
 from __future__ import annotations
@@ -13,46 +13,45 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from consomme.base.errors import DataError
-from consomme.storage.sidecar import ID_HASH, iter_columns
+from consomme.pipelines.beside import SOURCE, Runs, side_by_side
+from consomme.pipelines.spool import Spool
+from consomme.storage.sidecar import ID_HASH
 from consomme.storage.units import Unit
 
 CHUNK_ROWS = 1 << 20
-SOURCE = "source"
-"""Every unit has one, so every sample has; it is no column of any file."""
+_OWN = ("row", ID_HASH)
 
 
 class ScoreWalk:
-    """Scores of a run, in numbers on the local disk. Close it, or use it in a `with` block."""
+    """Columns of runs, on the local disk. Close it, or use it in a `with` block."""
 
-    def __init__(self, url: str, columns: Sequence[str]) -> None:
-        """Read the sidecars once.
+    def __init__(self, runs: Runs, columns: Sequence[str]) -> None:
+        """Read the files once.
 
         Args:
-            url: A finished score run.
-            columns: Which columns; of text at most some thousand different values.
+            runs: Finished runs.
+            columns: Which columns; names as policies say them.
 
         Raises:
-            DataError: There are no scores, a column is missing, or is neither numbers nor text.
+            DataError: There are no scores, the runs do not fit together, or a column is missing or
+                holds what no policy can use.
         """
-        self.url = url
+        self.runs = runs
         self.units: list[Unit] = []
         self.sizes: list[int] = []
         self.num_rows = 0
+        self.has_source = SOURCE in columns
         self._scratch = tempfile.TemporaryDirectory(prefix="consomme-scores-")
-        self._folder = Path(self._scratch.name)
-        self._names: dict[str, dict[str, int]] = {}
-        self._types: dict[str, np.dtype[Any]] = {}
+        self._spools: dict[str, Spool] = {}
         try:
-            self._spool([name for name in columns if name != SOURCE])
+            self._spool([name for name in dict.fromkeys(columns) if name != SOURCE])
         except BaseException:
             # Whatever it was, nothing stays on the disk; it is raised again.
             self._scratch.cleanup()
             raise
-        self.has_source = SOURCE in columns
 
     def __enter__(self) -> ScoreWalk:
         """Nothing to prepare."""
@@ -74,11 +73,14 @@ class ScoreWalk:
         at = 0
         for some in self._groups():
             rows = sum(self.sizes[k] for k in some)
-            columns = {name: self._read(name, at, rows) for name in self._types if name not in _OWN}
+            columns = {
+                name: spool.read(at, rows)
+                for name, spool in self._spools.items()
+                if name not in _OWN
+            }
             if self.has_source:
-                names = np.array([self.units[k].source for k in some], dtype=object)
-                columns[SOURCE] = np.repeat(names, [self.sizes[k] for k in some])
-            yield some, columns, self._read(ID_HASH, at, rows)
+                columns[SOURCE] = self._sources(some)
+            yield some, columns, self._spools[ID_HASH].read(at, rows)
             at += rows
 
     def kept_rows(self, some: range, mask_N: NDArray[np.bool_], at: int) -> Iterator[Any]:
@@ -89,7 +91,7 @@ class ScoreWalk:
             mask_N: One truth value per sample of the part.
             at: Samples before the part.
         """
-        row_N = self._read("row", at, len(mask_N))
+        row_N = self._spools["row"].read(at, len(mask_N))
         begin = 0
         for k in some:
             end = begin + self.sizes[k]
@@ -98,44 +100,41 @@ class ScoreWalk:
 
     def whole(self, name: str) -> NDArray[Any]:
         """Return one column of all samples."""
-        return self._read(name, 0, self.num_rows)
+        if name == SOURCE:
+            return self._sources(range(len(self.units)))
+        return self._spools[name].read(0, self.num_rows)
+
+    def place(self, number: int) -> tuple[Unit, int]:
+        """Return the unit of a sample, counted from 0 in the order of walks, and its row there."""
+        ends = np.cumsum(self.sizes)
+        k = int(np.searchsorted(ends, number, side="right"))
+        return self.units[k], int(self._spools["row"].read(number, 1)[0])
 
     def _spool(self, columns: Sequence[str]) -> None:
-        files: dict[str, Any] = {}
+        folder = Path(self._scratch.name)
         try:
-            for record, table in iter_columns(self.url, [*columns, ID_HASH], with_ids=False):
-                self.units.append(record.unit)
+            for unit, table in side_by_side(self.runs, columns):
+                self.units.append(unit)
                 self.sizes.append(table.num_rows)
                 self.num_rows += table.num_rows
-                for name in ("row", ID_HASH, *columns):
-                    values = self._numbers(name, table[name])
-                    if name not in files:
-                        files[name] = (self._folder / name).open("wb")
-                        self._types[name] = values.dtype
-                    files[name].write(values.tobytes())
+                for name in (*_OWN, *columns):
+                    if name not in self._spools:
+                        # A column's name may be no name for a file.
+                        path = folder / str(len(self._spools))
+                        self._spools[name] = Spool(
+                            path, name, self.runs.scores, as_it_is=name in _OWN
+                        )
+                    self._spools[name].add(table[name])
         finally:
-            for file in files.values():
-                file.close()
+            for spool in self._spools.values():
+                spool.close()
         if not self.num_rows:
-            raise DataError(f"{self.url}: found no committed scores; has the run begun?")
+            raise DataError(f"{self.runs.scores}: found no committed scores; has the run begun?")
 
-    def _numbers(self, name: str, column: pa.ChunkedArray) -> NDArray[Any]:
-        if pa.types.is_string(column.type):
-            codes = self._names.setdefault(name, {})
-            texts = ["" if text is None else text for text in column.to_pylist()]
-            return np.array([codes.setdefault(text, len(codes)) for text in texts], np.int32)
-        if pa.types.is_boolean(column.type):
-            column = column.cast(pa.uint8())
-        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-            raise DataError(
-                f"{self.url}: the column {name!r} holds {column.type}; a filter can use numbers and"
-                " names"
-            )
-        values: NDArray[Any] = column.to_numpy()
-        if name in _OWN:
-            return values
-        # A missing number is a score that is not there.
-        return values.astype(np.float32)
+    def _sources(self, some: range) -> NDArray[Any]:
+        names = np.array([self.units[k].source for k in some], dtype=object)
+        repeated: NDArray[Any] = np.repeat(names, [self.sizes[k] for k in some])
+        return repeated
 
     def _groups(self) -> Iterator[range]:
         begin = rows = 0
@@ -145,14 +144,3 @@ class ScoreWalk:
                 begin, rows = k, 0
             rows += size
         yield range(begin, len(self.sizes))
-
-    def _read(self, name: str, at: int, rows: int) -> NDArray[Any]:
-        kind = self._types[name]
-        values = np.fromfile(self._folder / name, kind, count=rows, offset=at * kind.itemsize)
-        if name in self._names:
-            texts: NDArray[Any] = np.array(list(self._names[name]), dtype=object)[values]
-            return texts
-        return values
-
-
-_OWN = ("row", ID_HASH)

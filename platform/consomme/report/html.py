@@ -23,7 +23,7 @@ _SIGNATURES = (
     (b"GIF8", "image/gif"),
     (b"RIFF", "image/webp"),
 )
-_NUMBER = re.compile(r"[+−-]?\d[\d,.]*( ?[^\d\s]{1,6})?|–")
+_NUMBER = re.compile(r"[+−-]?\d[\d,.]*( ?[^\d\s]{1,6}| \([\d.,]+ %\))?|–")
 _SHORT = 18
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 

@@ -69,6 +69,26 @@ def iter_columns(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def column_names(run_url: str, kind: str = SCORES) -> list[str]:
+    """List the columns that a run has written, as far as its first file tells.
+
+    Raises:
+        DataError: Nothing is committed, or the file is missing or unreadable.
+    """
+    run = RunFolder.at(run_url)
+    paths = (record.path_of(kind) for record in run.iter_commits())
+    path = next((path for path in paths if path is not None), None)
+    if path is None:
+        raise DataError(f"{run_url}: found no committed {kind}; has the run begun?")
+    try:
+        with run.store.open(path) as file:
+            names: list[str] = pq.ParquetFile(file).schema_arrow.names
+            return names
+    except (OSError, pa.ArrowException) as error:
+        where = join_url(run.url, path)
+        raise DataError(f"{where}: a committed file cannot be read: {error}") from error
+
+
 def read_columns(run_url: str, columns: Sequence[str], kind: str = SCORES) -> pa.Table:
     """Read columns of a whole run into one table.
 

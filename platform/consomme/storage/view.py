@@ -5,7 +5,6 @@ themselves, so that reading the kept samples needs nothing else.
 """
 
 import dataclasses
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,14 +55,24 @@ class View:
         Raises:
             DataError: The run has no view, or it cannot be read.
         """
+        return cls(entries=tuple(cls.iter_entries(url)))
+
+    @classmethod
+    def iter_entries(cls, url: str) -> Iterator[tuple[Unit, bytes]]:
+        """Yield the units of a run's view with their bitmaps, a thousand in memory at a time.
+
+        Raises:
+            DataError: The run has no view, or it cannot be read.
+        """
         run = RunFolder.at(url)
         try:
-            rows = pq.read_table(io.BytesIO(run.store.read(VIEW))).to_pylist()
+            with run.store.open(VIEW) as file:
+                for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
+                    yield from ((_unit(row), row["bitmap"]) for row in batch.to_pylist())
         except (OSError, pa.ArrowException) as error:
             raise DataError(
                 f"{join_url(run.url, VIEW)}: not readable as a view: {error}"
             ) from error
-        return cls(entries=tuple((_unit(row), row["bitmap"]) for row in rows))
 
     def save(self, run: RunFolder) -> str:
         """Write the view into a run folder and return its path there."""

@@ -1,0 +1,11 @@
+r"""Put columns about samples beside them: language, main object, class, embedding, verdicts.
+
+ray job submit --runtime-env cluster/runtime-env.yaml -- \
+    python jobs/tag.py recipes/tag/text.yaml name=mine
+"""
+
+from consomme.cli import main
+from consomme.pipelines import tag
+
+if __name__ == "__main__":
+    main(tag.TagRecipe, tag.run)

@@ -1,0 +1,164 @@
+"""One column of all samples in a plain file on the local disk, to be read in any piece.
+
+One decision is made here: what a column may hold. Numbers become float32 (NaN where there is none),
+texts become codes of a few names, vectors become rows of a float32 matrix that is mapped and not
+read (NaN where there is none).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from consomme.base.errors import DataError
+
+MAX_TEXTS = 1_000_000
+"""More different texts than this are no names, and would fill the memory."""
+
+
+class Spool:
+    """A column that grows unit by unit and is then read."""
+
+    def __init__(self, path: Path, name: str, where: str, *, as_it_is: bool = False) -> None:
+        """Open the file.
+
+        Args:
+            path: The file, new.
+            name: Of the column, for messages.
+            where: Which run it is of, for messages.
+            as_it_is: Keep the numbers' own type: for rows and hashes.
+        """
+        self.path, self.name, self.where, self.as_it_is = path, name, where, as_it_is
+        self.file = path.open("wb")
+        self.texts: dict[str, int] | None = None
+        self.dtype: np.dtype[Any] = np.dtype(np.float32)
+        self.width: int | None = None
+        """Numbers per vector; None if it is no column of vectors."""
+
+        self._waiting = 0
+        """Rows without anything, before the first that says what the column holds."""
+
+        self._is_known = False
+
+    def add(self, column: pa.ChunkedArray) -> None:
+        """Write some rows.
+
+        Raises:
+            DataError: They are neither numbers, names nor vectors of one length.
+        """
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if not len(column):
+            return
+        if column.null_count == len(column) and _says_nothing(column.type):
+            if not self._is_known:
+                self._waiting += len(column)
+                return
+            column = self._nothing(len(column))
+        values = self._values(column)
+        if not self._is_known:
+            self._is_known = True
+            self.dtype = values.dtype
+            if self._waiting:
+                self.file.write(self._values(self._nothing(self._waiting)).tobytes())
+        self.file.write(values.tobytes())
+
+    def close(self) -> None:
+        """End writing; a column that never held anything is one of missing numbers."""
+        if self._waiting and not self._is_known:
+            self.file.write(np.full(self._waiting, np.nan, np.float32).tobytes())
+        self.file.close()
+
+    def read(self, at: int, rows: int) -> NDArray[Any]:
+        """Return some rows; vectors are mapped from the disk."""
+        size = self.dtype.itemsize
+        if self.width is not None:
+            if not rows:
+                return np.empty((0, self.width), np.float32)
+            shape, offset = (rows, self.width), at * self.width * size
+            return np.memmap(self.path, self.dtype, "r", offset=offset, shape=shape)
+        values = np.fromfile(self.path, self.dtype, count=rows, offset=at * size)
+        if self.texts is not None:
+            names: NDArray[Any] = np.array(list(self.texts), dtype=object)[values]
+            return names
+        return values
+
+    def _nothing(self, rows: int) -> pa.ChunkedArray:
+        """Rows without anything, of the kind that the column holds."""
+        kind = pa.float32()
+        if self.texts is not None:
+            kind = pa.string()
+        elif self.width is not None:
+            kind = pa.list_(pa.float32())
+        return pa.chunked_array([pa.nulls(rows, kind)])
+
+    def _values(self, column: pa.ChunkedArray) -> NDArray[Any]:
+        kind = column.type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            return self._codes(column)
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            return self._vectors(column, pc.list_value_length(column).drop_null().unique())
+        if pa.types.is_fixed_size_list(kind):
+            return self._vectors(column, pa.array([kind.list_size]))
+        if pa.types.is_boolean(kind):
+            column = column.cast(pa.uint8())
+            kind = column.type
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)) or (
+            self.texts is not None or self.width is not None
+        ):
+            raise self._refuse(kind)
+        values: NDArray[Any] = column.to_numpy()
+        return values if self.as_it_is else values.astype(np.float32)
+
+    def _codes(self, column: pa.ChunkedArray) -> NDArray[np.int32]:
+        if self.texts is None and self._is_known:
+            raise self._refuse(column.type)
+        self.texts = {} if self.texts is None else self.texts
+        coded = pa.concat_arrays(pc.fill_null(column, "").chunks)
+        coded = coded.dictionary_encode()
+        numbers = [
+            self.texts.setdefault(text, len(self.texts)) for text in coded.dictionary.to_pylist()
+        ]
+        if len(self.texts) > MAX_TEXTS:
+            raise DataError(
+                f"{self.where}: the column {self.name!r} has more than {MAX_TEXTS:,} different"
+                " texts; a filter can use names, such as languages or classes"
+            )
+        codes: NDArray[np.int32] = np.array(numbers, np.int32)[coded.indices.to_numpy()]
+        return codes
+
+    def _vectors(self, column: pa.ChunkedArray, widths: pa.Array) -> NDArray[np.float32]:
+        inner = column.type.value_type
+        if not pa.types.is_floating(inner) or (self._is_known and self.width is None):
+            raise self._refuse(column.type)
+        found = {*widths.to_pylist(), *([] if self.width is None else [self.width])}
+        if len(found) > 1:
+            raise DataError(
+                f"{self.where}: the column {self.name!r} holds lists of different lengths, such as"
+                f" {' and '.join(map(str, sorted(found)[:2]))}; a filter can use vectors of one"
+                " length"
+            )
+        self.width = found.pop() if found else 0
+        values = np.full((len(column), self.width), np.nan, np.float32)
+        is_there = np.asarray(column.is_valid())
+        flat = [chunk.flatten() for chunk in column.drop_null().chunks]
+        if flat:
+            numbers = pa.concat_arrays(flat).to_numpy(zero_copy_only=False)
+            values[is_there] = numbers.reshape(-1, self.width)
+        return values
+
+    def _refuse(self, kind: pa.DataType) -> DataError:
+        return DataError(
+            f"{self.where}: the column {self.name!r} holds {kind}; a filter can use numbers, names"
+            " and vectors, one kind in a column"
+        )
+
+
+def _says_nothing(kind: pa.DataType) -> bool:
+    """Tell whether rows without anything leave open what a column holds."""
+    return bool(pa.types.is_null(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind))
