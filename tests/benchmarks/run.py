@@ -136,6 +136,30 @@ def fill_figures() -> None:
     between("figures-table", text)
 
 
+def fill_telling() -> None:
+    """Put the areas under the curve into the README, scores side by side."""
+    path = HERE / "results" / "telling.json"
+    if not path.exists():
+        return
+    result = json.loads(path.read_text())
+    cells: dict[tuple[str, str], dict[str, float]] = {}
+    for figure in result["rows"]:
+        _, model, data, kind, score = figure["key"].split(".")
+        cells.setdefault((model, kind), {})[f"{data} {score}"] = figure["value"]
+    for model, scores in (
+        ("nano", ("perplexity", "image_gain")),
+        ("smollm2", ("perplexity", "bits_per_byte")),
+    ):
+        columns = [f"{data} {score}" for data in ("scenes", "emoji") for score in scores]
+        heads = [f"{data}: {score.replace('_', ' ')}" for data, score in map(str.split, columns)]
+        text = [f"| captions that are | {' | '.join(heads)} |", "| --- |" + " --- |" * len(heads)]
+        for (one, kind), values in cells.items():
+            if one == model:
+                shown = " | ".join(f"{values[column]:.3f}" for column in columns)
+                text.append(f"| {kind.replace('_', ' ')} | {shown} |")
+        between(f"telling-{model}", text)
+
+
 def between(name: str, text: list[str]) -> None:
     """Replace what stands between two marks of the README."""
     readme = ROOT / "README.md"
@@ -187,7 +211,7 @@ def bench_dedup() -> list[Row]:
     return dedup.measure()
 
 
-FIGURES = ("score", "telling", "filter", "io", "planning", "ledger", "chaos", "decode", "dedup")
+FIGURES = ("score", "filter", "io", "planning", "ledger", "chaos", "decode", "dedup")
 """Areas whose figures the README shows line by line."""
 
 DETAILS = ("dedup.d", "dedup.chains", "dedup.stars", "dedup.bits", "dedup.found_at")
@@ -223,6 +247,7 @@ def main() -> None:
         sys.stdout.write(f"{path}\n" + "".join(lines))
     fill_readme()
     fill_figures()
+    fill_telling()
 
 
 if __name__ == "__main__":

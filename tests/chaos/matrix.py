@@ -181,13 +181,14 @@ def head(place: Arena, number: int, rng: random.Random) -> None:
                 place.tally.kills["head restart"] += 1
                 done += 1
                 try:
-                    code = process.wait(20)
+                    code = process.wait(6)
                 except subprocess.TimeoutExpired:
                     # On Kubernetes the driver lives in the head's pod and goes with it.
                     harness.end_group(process)
                     code = -9
-                assert code != 0, work.tail()
                 place.tally.saw_exit("head restart", code)
+                # It may have been just about to end.
+                was_running = code != 0
         if not was_running or done == number:
             with alive(SmallCluster()) as cluster:
                 assert started(work, on(cluster)).wait(240) == 0, work.tail()

@@ -29,12 +29,12 @@ def kept_of(node: dict[str, Any], scores: dict[str, Any], hashes: Any) -> Counte
 
 def test_what_is_above_the_mean_of_the_six_goes_to_three_fifths() -> None:
     # The mean of the six is 20: what has just as many stays, and so does what is rarer. A seventh
-    # class counts as they do, but not for the mean; unknown ones are left alone.
-    values, hashes = column({**COUNTS, "vehicle": 24, "": 99, "sky": 5})
+    # class counts as they do, but not for the mean; unknown and other ones are left alone.
+    values, hashes = column({**COUNTS, "vehicle": 24, "": 99, "sky": 5, "other": 80})
     found = kept_of({"name": "balance"}, {"tags.object": values}, hashes)
     assert found == {
         "person": 30, "text": 18, "building": 20, "food": 7, "plant": 12, "vehicle": 14, "": 99,
-        "sky": 5,
+        "sky": 5, "other": 80,
     }  # fmt: skip
 
 

@@ -33,6 +33,9 @@ from consomme.curate.ranks import HighestCount, LowestCount, RandomCount, draw
 OBJECTS = ("person", "text", "building", "food", "animal", "plant")
 """What more than nine of ten pictures of LAION-5B show, by POINTS."""
 
+OTHER = "other"
+"""What `tag` says of a sample that shows none of its objects: the rest, and no class to even out."""
+
 
 def classes_of(scores: Scores, by: str) -> NDArray[np.object_]:
     """Name the class of each sample; an empty text where it has none.
@@ -94,8 +97,8 @@ class Balance(FromChunks):
     """Thin out what is shown too often, and keep all the rest.
 
     A class of more samples than the mean of the listed ones is cut down to `fraction` of its
-    samples, rounded down and drawn by the hashes of their ids. Samples of unknown class stay; add
-    `one_of` in an `all_of` to drop them.
+    samples, rounded down and drawn by the hashes of their ids. Samples of unknown class and of
+    `other` stay; add `one_of` in an `all_of` to drop them.
 
     Source: arXiv 2409.04828 (POINTS), appendix E: any object more frequent than the mean of the six
     main ones is down-sampled to 60 %.
@@ -140,7 +143,11 @@ class Balance(FromChunks):
                 f" {found}; list what is meant in `objects`"
             )
         # Compared as whole numbers: no class is above the mean by rounding.
-        above = [n for n, count in counts.items() if n and count * len(self.objects) > total]
+        above = [
+            name
+            for name, count in counts.items()
+            if name not in ("", OTHER) and count * len(self.objects) > total
+        ]
         return _Thinned(
             by=self.by,
             counts=counts,

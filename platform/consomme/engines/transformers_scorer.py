@@ -5,13 +5,14 @@ so a score does not depend on how many workers there are. In a window each pictu
 and goes through the language model once, however many captions it has (see `trees`). Rows with a
 picture and rows without go together, sorted by length and cut by a token budget; the head runs on
 spoken positions only, a few megabytes of logits at a time, in float32. A micro-batch that does not
-fit into memory is halved.
+fit into memory is halved. The next window is prepared while the model works on this one.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ class TransformersScorer:
             Aligned with `questions`: a `Score`, or why there is none.
         """
         found: dict[int, Score | NotScored] = {}
-        for window in self._windows(questions, found):
+        for window in _ahead(self._windows(questions, found)):
             features = self.eyes.encode(window.pictures) if self.eyes else {}
             nats = iter(self._nats(window.passages, features))
             for number, encoded in window.conversations:
@@ -225,6 +226,15 @@ class TransformersScorer:
         )
         found: Tensor = positions[:, 0].cpu()
         return found
+
+
+def _ahead(windows: Iterator[_Window]) -> Iterator[_Window]:
+    """Prepare the next window in a thread while the model works on this one."""
+    with ThreadPoolExecutor(1, "windows") as pool:
+        coming = pool.submit(next, windows, None)
+        while (window := coming.result()) is not None:
+            coming = pool.submit(next, windows, None)
+            yield window
 
 
 def _halves(tree: Tree) -> list[Tree]:
