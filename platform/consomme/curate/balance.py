@@ -34,7 +34,7 @@ OBJECTS = ("person", "text", "building", "food", "animal", "plant")
 """What more than nine of ten pictures of LAION-5B show, by POINTS."""
 
 OTHER = "other"
-"""What `tag` says of a sample that shows none of its objects: the rest, and no class to even out."""
+"""What `tag` says of a sample that shows none of its objects: no class to even out."""
 
 
 def classes_of(scores: Scores, by: str) -> NDArray[np.object_]:
