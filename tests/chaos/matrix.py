@@ -187,6 +187,8 @@ def head(place: Arena, number: int, rng: random.Random) -> None:
                     harness.end_group(process)
                     code = -9
                 place.tally.saw_exit("head restart", code)
+                if code == 1:
+                    print(work.tail(), flush=True)
                 # It may have been just about to end.
                 was_running = code != 0
         if not was_running or done == number:

@@ -8,6 +8,7 @@ import pytest
 
 from consomme.base.errors import CheckpointError, ClusterError, DataError
 from consomme.base.sample import Sample, caption_turns
+from consomme.pipelines.failures import own_errors
 from consomme.pipelines.flow import Pool, run_units
 from consomme.pipelines.planning import plan_shards
 from consomme.pipelines.session import ray_session, shared_ray
@@ -73,3 +74,19 @@ def test_errors_survive_pickling() -> None:
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is type(error)
         assert str(again) == str(error)
+
+
+def test_calls_to_a_head_that_is_gone_are_no_bug_of_ours() -> None:
+    from ray import exceptions
+
+    for gone in (
+        exceptions.RpcError("failed to connect to all addresses"),
+        exceptions.GetTimeoutError("Get timed out"),
+        exceptions.LocalRayletDiedError("the raylet died"),
+        ConnectionError("ray.init has to be called"),
+    ):
+        with pytest.raises(ClusterError, match="run the same command again"), own_errors():
+            raise gone
+    for bug in (exceptions.UserCodeException("in a function"), ValueError("a bug")):
+        with pytest.raises(type(bug)), own_errors():
+            raise bug

@@ -52,15 +52,14 @@ def find_own(error: BaseException) -> ConsommeError | None:
 
 
 def _is_cluster_failure(error: Exception) -> bool:
+    """Whether Ray failed, and not what it ran; calls to a head that is gone fail in many ways."""
     from ray import exceptions
 
-    kinds = (
-        exceptions.RayActorError,
-        exceptions.ObjectLostError,
-        exceptions.NodeDiedError,
-        exceptions.WorkerCrashedError,
-        exceptions.OutOfMemoryError,
-        exceptions.RaySystemError,
-        exceptions.OwnerDiedError,
+    of_what_it_ran = (
+        exceptions.RayTaskError,
+        exceptions.UserCodeException,
+        exceptions.UnserializableException,
     )
-    return isinstance(error, kinds)
+    if isinstance(error, of_what_it_ran):
+        return False
+    return isinstance(error, exceptions.RayError | ConnectionError)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 
 from consomme.base.errors import ClusterError
+from consomme.pipelines.failures import own_errors
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ def ray_session() -> Iterator[None]:
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        yield
+        with own_errors():
+            yield
     finally:
         if not _SHARED.get():
             ray.shutdown()
