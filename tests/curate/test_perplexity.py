@@ -15,6 +15,7 @@ from consomme.engines.questions import NotScored, Question, Score
 from consomme.engines.transformers_scorer import TransformersScorer
 from consomme.models.weights import open_vlm
 
+pytestmark = pytest.mark.slow
 PROMPT = "describe the image."
 CAPTIONS = (
     "a large red circle at the top left.",

@@ -22,6 +22,7 @@ from consomme.engines.transformers_scorer import TransformersScorer
 from consomme.models.dialogue import messages
 from consomme.models.weights import open_scorer
 
+pytestmark = pytest.mark.slow
 PROMPT = "describe the image."
 SIZES = [(40, 40), (90, 30), (25, 70), (40, 40), (64, 48)]
 CAPTIONS = [

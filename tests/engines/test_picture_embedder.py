@@ -22,6 +22,7 @@ from consomme.models.dialogue import messages
 from consomme.models.prefix_dialogue import dialogue_for
 from consomme.models.weights import open_scorer
 
+pytestmark = pytest.mark.slow
 SIZES = [(40, 40), (90, 30), (25, 70), (40, 40), (64, 48)]
 
 

@@ -11,6 +11,7 @@ from consomme.engines.torchvision_shim import prepare_environment
 from consomme.models.checkpoint_keys import vllm_key
 
 
+@pytest.mark.slow
 def test_children_can_import_media_packages_and_keep_their_sitecustomize(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

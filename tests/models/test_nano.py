@@ -52,6 +52,7 @@ def test_it_is_a_small_llava_of_twelve_layers_in_standard_files(folder: Path):
     ],
     ids=["questions", "captions", "names"],
 )
+@pytest.mark.slow
 def test_it_sees_and_guesses_when_the_picture_is_blank(engine, node, at_least, blank_at_most):
     assert measure(engine, **node) >= at_least
     assert measure(engine, **node, blank=True) <= blank_at_most

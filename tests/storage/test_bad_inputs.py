@@ -144,6 +144,7 @@ def test_bytes_for_text_are_read_as_utf8(pictured: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["s.jsonl", "s.json"])
+@pytest.mark.slow
 def test_a_record_of_100_megabytes_is_never_in_memory(pictured: Path, name: str) -> None:
     glue = b",\n" if name == "s.json" else b"\n"
     with (pictured / name).open("wb") as file:
@@ -205,6 +206,7 @@ def test_a_picture_beside_the_file_is_not_read_beyond_the_budget(pictured: Path)
         assert reasons(url) == [None, "image_too_large", None]
 
 
+@pytest.mark.slow
 def test_a_row_group_is_read_piece_by_piece(tmp_path: Path) -> None:
     rows = [row(f"{number}", bytes([number]) * 2_000_000) for number in range(150)]
     options = {"compression": "none", "use_dictionary": False, "write_batch_size": 1}

@@ -155,6 +155,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.booleans()), max_size=6))
+@pytest.mark.slow
 def test_killed_anywhere_and_run_again_gives_the_same_bytes(
     undisturbed: dict[str, bytes],
     tmp_path_factory: pytest.TempPathFactory,

@@ -73,6 +73,7 @@ def rank_main(rank: int, world: int, rendezvous: str, out: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one(tmp_path: Path) -> None:
     ranks = []
     for rank in range(2):
