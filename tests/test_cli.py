@@ -211,6 +211,8 @@ def test_ctrl_c_that_a_library_makes_another_error_of_is_still_ctrl_c(tmp_path: 
         "@dataclass(frozen=True, kw_only=True)\n"
         "class DemoRecipe:\n"
         "    name: str\n"
+        # Who is started in the background is deaf to SIGINT.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def run(recipe):\n"
         "    try:\n"
         "        signal.raise_signal(signal.SIGINT)\n"

@@ -147,7 +147,7 @@ def fill_telling() -> None:
         _, model, data, kind, score = figure["key"].split(".")
         cells.setdefault((model, kind), {})[f"{data} {score}"] = figure["value"]
     for model, scores in (
-        ("nano", ("perplexity", "image_gain")),
+        ("nano", ("text_only_perplexity", "perplexity", "image_gain")),
         ("smollm2", ("perplexity", "bits_per_byte")),
     ):
         columns = [f"{data} {score}" for data in ("scenes", "emoji") for score in scores]

@@ -129,10 +129,14 @@ def nano_rows() -> list[Row]:
         for kind in seen:
             how = (
                 f"nano VLM, {data}: {kinds.count(kind)} captions {kind.replace('_', ' ')} against"
-                f" {kinds.count('')} good ones; text-only perplexity {blind[kind]:.3f}"
+                f" {kinds.count('')} good ones"
             )
-            made.append(row(f"telling.nano.{data}.{kind}.perplexity", seen[kind], "0.5", how))
-            made.append(row(f"telling.nano.{data}.{kind}.image_gain", gain[kind], "0.5", how))
+            for score, by_kind in (
+                ("text_only_perplexity", blind),
+                ("perplexity", seen),
+                ("image_gain", gain),
+            ):
+                made.append(row(f"telling.nano.{data}.{kind}.{score}", by_kind[kind], "0.5", how))
     return made
 
 
