@@ -10,6 +10,8 @@ from consomme.curate import choosing
 from consomme.curate.keep import hash_ids, mix_hash
 from consomme.curate.policies import KEEP_POLICIES
 
+pytestmark = pytest.mark.slow
+
 NUM = 150
 
 

@@ -16,6 +16,8 @@ from consomme.pipelines import filter as filter_
 from consomme.storage.units import Unit
 from consomme.storage.view import View
 
+pytestmark = pytest.mark.slow
+
 NUM = 260
 OBJECTS = ("person", "person", "person", "text", "text", "building", "food", "spoon", None)
 ENTROPY = {"name": "highest_fraction", "column": "tags.class_entropy", "fraction": 0.3}

@@ -34,6 +34,8 @@ from consomme.storage.ledger import RunFolder
 from consomme.storage.sidecar import read_columns
 from consomme.storage.writers import WebDatasetWriter
 
+pytestmark = pytest.mark.slow
+
 NANO = "package://models/nano"
 NUM = 36
 COLORS = tuple(scenes.COLORS)
