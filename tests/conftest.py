@@ -29,6 +29,26 @@ def debug_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def lent_ray() -> Iterator[None]:
+    """Let all tests of this process share one local Ray, and end it with them."""
+    from consomme.pipelines.session import shared_ray
+
+    with shared_ray():
+        yield
+
+
+@pytest.fixture
+def one_ray(lent_ray: None) -> Iterator[dict[str, str]]:
+    """Have the shared Ray running; the environment lets a command that is started join it."""
+    from consomme.pipelines.session import ray_session
+
+    with ray_session():
+        import ray
+
+        yield {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+
+
+@pytest.fixture(scope="session")
 def s3_server() -> "Iterator[S3Server]":
     """A real S3 server; started when a test first asks for it, one for all of them."""
     from s3_server import seaweedfs

@@ -18,10 +18,12 @@ from consomme.storage.sidecar import read_columns
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def test_each_bad_input_is_one_reject_and_each_good_one_a_row(tmp_path: Path) -> None:
+def test_each_bad_input_is_one_reject_and_each_good_one_a_row(
+    tmp_path: Path, one_ray: dict[str, str]
+) -> None:
     shards = write_data_set(tmp_path / "zoo")
     root = str(tmp_path / "root")
-    work = harness.job(tmp_path, root, "unused", unit_rows=1024)
+    work = harness.job(tmp_path, root, "unused", one_ray, unit_rows=1024)
     folders = ", ".join(str(tmp_path / "zoo" / container) for container in CONTAINERS)
     work.recipe.write_text(f"root: {root}\ninputs: [{folders}]\nunit_rows: 1024\n")
     work.finish()

@@ -21,7 +21,6 @@ from consomme.pipelines import dedup, report_dedup
 from consomme.pipelines.dedup import DedupRecipe, HashStage
 from consomme.pipelines.runs import begin
 from consomme.pipelines.score import ScoreRecipe
-from consomme.pipelines.session import shared_ray
 from consomme.pipelines.stage import Decoded
 from consomme.pipelines.worker import with_id_hash
 from consomme.storage.files import open_store
@@ -256,17 +255,16 @@ def test_the_report_shows_the_loosest_groups(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_a_run_on_ray_makes_a_view_that_others_can_read(tmp_path: Path) -> None:
+def test_a_run_on_ray_makes_a_view_that_others_can_read(tmp_path: Path, lent_ray: None) -> None:
     samples = planted()
     bad = replace(samples[0], sample_id="broken", image=samples[0].image[:60])
     data = written(tmp_path / "data", [*samples, bad])
     recipe = DedupRecipe(
         name="ray", root=str(tmp_path), inputs=(data,), unit_rows=6, max_reject_fraction=0.1
     )
-    with shared_ray():
-        done = dedup.run(recipe)
-        # A second look at what stays finds nothing more.
-        second = dedup.run(DedupRecipe(name="twice", root=str(tmp_path), view=done.url))
+    done = dedup.run(recipe)
+    # A second look at what stays finds nothing more.
+    second = dedup.run(DedupRecipe(name="twice", root=str(tmp_path), view=done.url))
     assert done.counts["rejected/image_truncated"] == 1
     assert (done.counts["samples"], done.counts["exact"], done.counts["near"]) == (42, 3, 5)
     by_hand = hashed(tmp_path, written(tmp_path / "good", samples), 10)

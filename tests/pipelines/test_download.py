@@ -43,7 +43,7 @@ def site(tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
-def test_a_url_list_becomes_shards(tmp_path: Path, site: str) -> None:
+def test_a_url_list_becomes_shards(tmp_path: Path, site: str, lent_ray: None) -> None:
     urls = [f"{site}/{number}.png" for number in range(12)]
     urls += [f"{site}/page.jpg", f"{site}/missing.png", "http://127.0.0.1/x.png", None, urls[0]]
     captions = [f"scene {number}" for number in range(12)] + ["a page", "gone", "in", "?", " "]

@@ -11,7 +11,6 @@ from consomme.base.sample import Sample, caption_turns
 from consomme.pipelines.failures import own_errors
 from consomme.pipelines.flow import Pool, run_units
 from consomme.pipelines.planning import plan_shards
-from consomme.pipelines.session import ray_session, shared_ray
 from consomme.pipelines.stage import BytesStage, Item, Outcome
 from consomme.storage.ledger import RunFolder
 from consomme.storage.shards import find_shards
@@ -40,7 +39,7 @@ ERRORS = {
 
 
 @pytest.mark.ray
-def test_errors_arrive_as_they_were_raised(tmp_path: Path) -> None:
+def test_errors_arrive_as_they_were_raised(tmp_path: Path, one_ray: object) -> None:
     shards = tmp_path / "shards"
     shards.mkdir()
     sample = Sample(
@@ -52,21 +51,20 @@ def test_errors_arrive_as_they_were_raised(tmp_path: Path) -> None:
         meta={},
     )
     (shards / "a.tar").write_bytes(tar_bytes([sample]))
-    with shared_ray(), ray_session():
-        for kind, number in (("data", 0), ("cluster", 0), ("data", 1), ("checkpoint", 0)):
-            folder = RunFolder.at(str(tmp_path / f"{kind}-{number}"))
-            folder.begin("name: failing\n")
-            error, text = ERRORS[kind]
-            with pytest.raises(error, match=text):
-                run_units(
-                    plan_shards(folder, find_shards([str(shards)]), 8),
-                    folder,
-                    kind="rows",
-                    stage=Failing,
-                    stage_options={"kind": kind},
-                    what="failing",
-                    pool=Pool(max_actors=1, cpus=0.5, num_readers=number),
-                )
+    for kind, number in (("data", 0), ("cluster", 0), ("data", 1), ("checkpoint", 0)):
+        folder = RunFolder.at(str(tmp_path / f"{kind}-{number}"))
+        folder.begin("name: failing\n")
+        error, text = ERRORS[kind]
+        with pytest.raises(error, match=text):
+            run_units(
+                plan_shards(folder, find_shards([str(shards)]), 8),
+                folder,
+                kind="rows",
+                stage=Failing,
+                stage_options={"kind": kind},
+                what="failing",
+                pool=Pool(max_actors=1, cpus=0.5, num_readers=number),
+            )
 
 
 def test_errors_survive_pickling() -> None:

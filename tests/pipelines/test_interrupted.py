@@ -5,65 +5,31 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from consomme.pipelines import prepare
+from consomme.base.recipe import to_yaml
 
 pytestmark = pytest.mark.ray
-ENVIRONMENT = {**os.environ, "PYTHONUNBUFFERED": "1"}
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory) -> str:
-    done = prepare.run(
-        prepare.PrepareRecipe(
-            name="pairs",
-            root=str(tmp_path_factory.mktemp("pairs")),
-            source={"name": "scenes", "num": 160},
-            noise_fraction=0.3,
-            bad_images=1,
-        )
-    )
-    return f"{done.url}/data"
-
-
-def command(verb: str, recipe: Path) -> list[str]:
-    return [sys.executable, "-m", "consomme.cli", verb, str(recipe)]
-
-
-def run_whole(verb: str, recipe: Path) -> None:
-    done = subprocess.run(
-        command(verb, recipe), env=ENVIRONMENT, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def run_both(verb: str, calm: Path, torn: Path, is_time: Callable[[], bool]) -> None:
-    """Run one recipe undisturbed and, at the same time, another with Ctrl-C."""
-    with ThreadPoolExecutor(1) as pool:
-        whole = pool.submit(run_whole, verb, calm)
-        run_interrupted(verb, torn, is_time)
-        whole.result()
-
-
-def run_interrupted(verb: str, recipe: Path, is_time: Callable[[], bool]) -> None:
-    """Start the command, press Ctrl-C when `is_time`, and run it again to the end."""
-    process = subprocess.Popen(
-        command(verb, recipe),
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # Whoever starts the tests in the background starts them deaf to SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+def run_interrupted(
+    verb: str,
+    recipe: Any,
+    place: Path,
+    is_time: Callable[[Path], bool],
+    cluster: Mapping[str, str] | None = None,
+) -> None:
+    """Run a recipe at another place, press Ctrl-C when `is_time`, and run it again to the end."""
+    path = place.with_suffix(".yaml")
+    path.write_text(to_yaml(replace(recipe, root=str(place))))
+    process = start(verb, path, cluster)
     deadline = time.monotonic() + 200
-    while process.poll() is None and not is_time():
+    while process.poll() is None and not is_time(place):
         assert time.monotonic() < deadline, "the moment to interrupt never came"
         time.sleep(0.02)
     assert process.poll() is None, "the run ended before it was interrupted"
@@ -71,16 +37,25 @@ def run_interrupted(verb: str, recipe: Path, is_time: Callable[[], bool]) -> Non
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors[-3000:]
     assert "run the same command again" in errors
-    run_whole(verb, recipe)
+    again = start(verb, path, cluster)
+    _, errors = again.communicate(timeout=240)
+    assert again.returncode == 0, errors[-3000:]
 
 
-def write(path: Path, text: str) -> Path:
-    path.write_text(text)
-    return path
+def start(verb: str, recipe: Path, cluster: Mapping[str, str] | None) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "consomme.cli", verb, str(recipe)],
+        env={**os.environ, **(cluster or {}), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Whoever starts the tests in the background starts them deaf to SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
 
 
-def files(root: Path, *parts: str) -> dict[str, bytes]:
-    (run,) = [p.parent for p in root.glob("*/*/manifest.json")]
+def files(run: Path, *parts: str) -> dict[str, bytes]:
     return {
         str(path.relative_to(run)): path.read_bytes()
         for part in parts
@@ -89,44 +64,38 @@ def files(root: Path, *parts: str) -> dict[str, bytes]:
     }
 
 
-def test_score(shards, tmp_path):
-    text = "name: s\nroot: {root}\ninputs: [{shards}]\nmodel: package://models/nano\nunit_rows: 8\n"
-    calm, torn = tmp_path / "calm", tmp_path / "torn"
-    run_both(
-        "score",
-        write(tmp_path / "a.yaml", text.format(root=calm, shards=shards)),
-        write(tmp_path / "b.yaml", text.format(root=torn, shards=shards)),
-        lambda: len(list(torn.glob("score/*/commits/*/*.json"))) >= 2,
-    )
-    assert files(torn, "commits", "data", "rejects") == files(calm, "commits", "data", "rejects")
+def run_below(root: Path) -> Path:
+    (run,) = [path.parent for path in root.glob("*/*/manifest.json")]
+    return run
 
 
-def test_train(shards, tmp_path):
-    text = (
-        "name: t\nroot: {root}\ndata: [{{inputs: [{shards}]}}]\nmodel: package://models/nano\n"
-        "num_steps: 12\nglobal_batch: 8\ncheckpoint_every: 4\nmax_reject_fraction: 0.1\n"
-    )
-    calm, torn = tmp_path / "calm", tmp_path / "torn"
-    run_both(
+def commits(number: int) -> Callable[[Path], bool]:
+    return lambda root: len(list(root.glob("*/*/commits/*/*.json"))) >= number
+
+
+def test_score(score_recipe, scores, tmp_path):
+    """On a Ray of the command's own, as on a laptop."""
+    torn = tmp_path / "torn"
+    run_interrupted("score", replace(score_recipe, num_actors=1), torn, commits(2))
+    parts = ("commits", "data", "rejects")
+    assert files(run_below(torn), *parts) == files(Path(scores.url), *parts)
+
+
+def test_train(sparse_recipe, sparse, one_ray, tmp_path):
+    torn = tmp_path / "torn"
+    run_interrupted(
         "train",
-        write(tmp_path / "a.yaml", text.format(root=calm, shards=shards)),
-        write(tmp_path / "b.yaml", text.format(root=torn, shards=shards)),
-        lambda: any(torn.glob("train/*/checkpoints/checkpoint_*/state.pt")),
+        sparse_recipe,
+        torn,
+        lambda root: any(root.glob("train/*/checkpoints/checkpoint_*/state.pt")),
+        one_ray,
     )
-    assert files(torn, "model") == files(calm, "model")
+    assert files(run_below(torn), "model") == files(Path(sparse.url), "model")
 
 
 @pytest.mark.vllm
-def test_recaption(shards, tmp_path):
-    text = (
-        "name: r\nroot: {root}\ninputs: [{shards}]\nmodel: package://models/nano\n"
-        "unit_rows: 8\nmax_tokens: 48\nmax_reject_fraction: 0.1\n"
-    )
-    calm, torn = tmp_path / "calm", tmp_path / "torn"
-    run_both(
-        "recaption",
-        write(tmp_path / "a.yaml", text.format(root=calm, shards=shards)),
-        write(tmp_path / "b.yaml", text.format(root=torn, shards=shards)),
-        lambda: len(list(torn.glob("recaption/*/commits/*/*.json"))) >= 1,
-    )
-    assert files(torn, "commits", "data", "rejects") == files(calm, "commits", "data", "rejects")
+def test_recaption(recaption_recipe, recaptions, one_ray, tmp_path):
+    torn = tmp_path / "torn"
+    run_interrupted("recaption", recaption_recipe, torn, commits(1), one_ray)
+    parts = ("commits", "data", "rejects")
+    assert files(run_below(torn), *parts) == files(Path(recaptions.url), *parts)

@@ -219,7 +219,7 @@ def test_the_view_is_the_same_bytes_every_time(tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.parametrize("file_format", ["webdataset", "parquet"])
 def test_kept_samples_are_copied_names_and_bytes_as_they_came(
-    tmp_path: Path, file_format: str
+    tmp_path: Path, file_format: str, lent_ray: None
 ) -> None:
     scores = scored(tmp_path, prepared(tmp_path, source={"name": "scenes", "num": 40}), 16)
     done = filtered(tmp_path, scores, materialize=True, file_format=file_format)

@@ -1,5 +1,6 @@
 """Every stage on its real component (Ray Data, vLLM, Ray Train, Ray Tune), on the shipped VLM."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,99 +9,14 @@ import pytest
 from safetensors.torch import load_file
 
 from consomme.base.errors import CheckpointError, DataError
-from consomme.base.manifest import Manifest
-from consomme.pipelines import evaluate, loop, prepare, recaption, score, soup, train
-from consomme.pipelines import filter as filter_
+from consomme.pipelines import evaluate, loop, score, soup
 from consomme.pipelines.checkpoints import model_folder
-from consomme.pipelines.session import shared_ray
 from consomme.storage.ledger import RunFolder
 from consomme.storage.sidecar import read_columns
 from consomme.storage.view import View
 
 pytestmark = pytest.mark.ray
 NANO = "package://models/nano"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray():
-    """All tests of this file share one local Ray."""
-    with shared_ray():
-        yield
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> str:
-    return str(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
-def pairs(root) -> Manifest:
-    return prepare.run(
-        prepare.PrepareRecipe(
-            name="pairs",
-            root=root,
-            source={"name": "scenes", "num": 120, "style": "outline"},
-            noise_fraction=0.5,
-            bad_images=2,
-            rows_per_shard=50,
-        )
-    )
-
-
-@pytest.fixture(scope="module")
-def scores(root, pairs) -> Manifest:
-    return score.run(_score_recipe(root, pairs))
-
-
-def _score_recipe(root: str, pairs: Manifest, **changes) -> score.ScoreRecipe:
-    options = {
-        "name": "s",
-        "root": root,
-        "inputs": (f"{pairs.url}/data",),
-        "model": NANO,
-        "labels": ("noise",),
-        "unit_rows": 25,
-        "max_reject_fraction": 0.05,
-    }
-    return score.ScoreRecipe(**{**options, **changes})
-
-
-@pytest.fixture(scope="module")
-def view(root, scores) -> Manifest:
-    return filter_.run(
-        filter_.FilterRecipe(
-            name="half",
-            root=root,
-            scores=scores.url,
-            keep={"name": "highest_fraction", "column": "image_gain", "fraction": 0.5},
-            noise_label="noise",
-        )
-    )
-
-
-def _train_recipe(root: str, view: Manifest, name: str, **changes) -> train.TrainRecipe:
-    options = {
-        "name": name,
-        "root": root,
-        "model": NANO,
-        "data": (train.TrainSource(view=view.url),),
-        "num_steps": 6,
-        "global_batch": 8,
-        "checkpoint_every": 3,
-    }
-    return train.TrainRecipe(**{**options, **changes})
-
-
-@pytest.fixture(scope="module")
-def full(root, view) -> Manifest:
-    return train.run(_train_recipe(root, view, "full", num_workers=2))
-
-
-@pytest.fixture(scope="module")
-def sparse(root, view) -> Manifest:
-    return train.run(
-        _train_recipe(root, view, "sparse", layers={"name": "sparse_uniform", "fraction": 0.25})
-    )
 
 
 def test_every_sample_is_scored_once_and_bad_pictures_cost_one_reject_each(pairs, scores):
@@ -134,8 +50,8 @@ def test_scores_through_ray_are_those_of_the_bare_engine(pairs, scores):
         assert row["nll_text"] == pytest.approx(direct.nll_text, rel=1e-5)
 
 
-def test_one_actor_or_two_give_the_same_bytes(pairs, scores, tmp_path):
-    other = score.run(_score_recipe(str(tmp_path), pairs, num_actors=1))
+def test_one_actor_or_two_give_the_same_bytes(score_recipe, scores, tmp_path):
+    other = score.run(replace(score_recipe, root=str(tmp_path), num_actors=1))
     assert _tree(Path(other.url)) == _tree(Path(scores.url))
 
 
@@ -148,12 +64,12 @@ def _tree(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_too_many_rejects_fail_the_run_with_the_reasons(pairs, tmp_path):
+def test_too_many_rejects_fail_the_run_with_the_reasons(score_recipe, tmp_path):
     with pytest.raises(
         DataError,
         match=r"\d of \d+ samples are rejected already \(image_.* more than max_reject_fraction=",
     ):
-        score.run(_score_recipe(str(tmp_path), pairs, max_reject_fraction=0.001))
+        score.run(replace(score_recipe, root=str(tmp_path), max_reject_fraction=0.001))
 
 
 def test_image_gain_sees_mismatched_captions(scores, view):
@@ -166,12 +82,9 @@ def test_image_gain_sees_mismatched_captions(scores, view):
 
 
 @pytest.mark.vllm
-def test_recaptions_carry_their_provenance(root, view):
-    done = recaption.run(
-        recaption.RecaptionRecipe(name="r", root=root, view=view.url, model=NANO, max_tokens=64)
-    )
+def test_recaptions_carry_their_provenance(recaptions, view):
     table = read_columns(
-        done.url,
+        recaptions.url,
         ["caption", "parent_caption", "prompt_id", "model_hash", "engine", "round"],
         kind="captions",
     ).to_pylist()
@@ -180,7 +93,7 @@ def test_recaptions_carry_their_provenance(root, view):
     assert {row["round"] for row in table} == {1}
     assert all(row["engine"].startswith("vllm ") for row in table)
     assert sum(bool(row["caption"]) for row in table) > 0.9 * len(table)
-    assert done.metrics["recaption/after_true_claims"] > 0
+    assert recaptions.metrics["recaption/after_true_claims"] > 0
 
 
 def test_two_workers_train_and_the_loss_falls(full):

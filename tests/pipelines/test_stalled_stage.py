@@ -84,6 +84,8 @@ def test_reading_waits_for_a_stage_that_stalls(tmp_path: Path) -> None:
     folder = RunFolder.at(str(tmp_path / "run"))
     folder.begin("name: stalled\n")
     plan = make_plan(folder)
+    # Other tests may have left theirs for the next; this one needs its own size.
+    ray.shutdown()
     ray.init(
         address="local",
         num_cpus=3,

@@ -25,7 +25,6 @@ from consomme.ops.verify import verify
 from consomme.pipelines import filter as filter_
 from consomme.pipelines import report, report_tags, tag
 from consomme.pipelines.checkpoints import model_folder
-from consomme.pipelines.session import shared_ray
 from consomme.pipelines.stage import Decoded
 from consomme.pipelines.tag_models import OpenModels
 from consomme.report import model as page
@@ -189,13 +188,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
-@pytest.fixture(scope="module")
-def one_ray():
-    """All runs of this file share one local Ray."""
-    with shared_ray():
-        yield
-
-
 def recipe(root: Path, shards: str, **changes: Any) -> tag.TagRecipe:
     options: dict[str, Any] = {
         "name": "t",
@@ -209,7 +201,7 @@ def recipe(root: Path, shards: str, **changes: Any) -> tag.TagRecipe:
 
 
 @pytest.fixture(scope="module")
-def tagged(tmp_path_factory: pytest.TempPathFactory, shards: str, one_ray: None) -> Manifest:
+def tagged(tmp_path_factory: pytest.TempPathFactory, shards: str, lent_ray: None) -> Manifest:
     return tag.run(recipe(tmp_path_factory.mktemp("runs"), shards))
 
 
@@ -260,7 +252,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.ray
-def test_rules_look_at_no_picture(shards, tmp_path: Path, one_ray: None) -> None:
+def test_rules_look_at_no_picture(shards, tmp_path: Path, lent_ray: None) -> None:
     done = tag.run(recipe(tmp_path, shards, taggers=ALL[:2]))
     assert done.counts["samples"] == NUM
     assert "rejected" not in done.counts or done.counts["rejected"] == 0

@@ -209,7 +209,7 @@ def test_a_second_create_changes_nothing(store: Store) -> None:
 
 @pytest.mark.slow
 def test_of_many_that_create_one_wins(store: Store) -> None:
-    rounds, racers = 4, 24
+    rounds, racers = 2, 24
     start = threading.Barrier(racers)
 
     def race(number: int) -> list[int]:

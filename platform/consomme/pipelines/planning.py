@@ -55,6 +55,11 @@ def plan_shards(
     running: dict[Any, int] = {}
     done = sum(len(shards[k * SHARDS_PER_PART :][:SHARDS_PER_PART]) for k in planned)
     with own_errors(), Progress(len(shards), "plan", "shards", done=done) as progress:
+        if len(shards) <= SHARDS_PER_PART and not planned:
+            # A single part is walked by a single process anyhow: starting one takes longer.
+            parts[0] = _plan_part(folder.url, 0, shards, unit_rows, plan_one)
+            progress.advance(len(shards))
+            planned = parts
         while True:
             todo = ((k, chunk) for k, chunk in chunks if k not in planned)
             for number, chunk in islice(todo, limit - len(running)):

@@ -1,0 +1,103 @@
+"""Recipes on the shipped VLM and their runs, each made once and compared with in several files."""
+
+from dataclasses import replace
+
+import pytest
+
+from consomme.base.manifest import Manifest
+from consomme.pipelines import filter as filter_
+from consomme.pipelines import prepare, recaption, score, train
+
+NANO = "package://models/nano"
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory, lent_ray: None) -> str:
+    return str(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def pairs(root: str) -> Manifest:
+    return prepare.run(
+        prepare.PrepareRecipe(
+            name="pairs",
+            root=root,
+            source={"name": "scenes", "num": 120, "style": "outline"},
+            noise_fraction=0.5,
+            bad_images=2,
+            rows_per_shard=50,
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def score_recipe(root: str, pairs: Manifest) -> score.ScoreRecipe:
+    return score.ScoreRecipe(
+        name="s",
+        root=root,
+        inputs=(f"{pairs.url}/data",),
+        model=NANO,
+        labels=("noise",),
+        unit_rows=25,
+        max_reject_fraction=0.05,
+    )
+
+
+@pytest.fixture(scope="session")
+def scores(score_recipe: score.ScoreRecipe) -> Manifest:
+    return score.run(score_recipe)
+
+
+@pytest.fixture(scope="session")
+def view(root: str, scores: Manifest) -> Manifest:
+    return filter_.run(
+        filter_.FilterRecipe(
+            name="half",
+            root=root,
+            scores=scores.url,
+            keep={"name": "highest_fraction", "column": "image_gain", "fraction": 0.5},
+            noise_label="noise",
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def recaption_recipe(root: str, view: Manifest) -> recaption.RecaptionRecipe:
+    return recaption.RecaptionRecipe(
+        name="r", root=root, view=view.url, model=NANO, max_tokens=64, max_reject_fraction=0.1
+    )
+
+
+@pytest.fixture(scope="session")
+def recaptions(recaption_recipe: recaption.RecaptionRecipe) -> Manifest:
+    return recaption.run(recaption_recipe)
+
+
+@pytest.fixture(scope="session")
+def train_recipe(root: str, view: Manifest) -> train.TrainRecipe:
+    return train.TrainRecipe(
+        name="full",
+        root=root,
+        model=NANO,
+        data=(train.TrainSource(view=view.url),),
+        num_steps=6,
+        global_batch=8,
+        checkpoint_every=3,
+        num_workers=2,
+    )
+
+
+@pytest.fixture(scope="session")
+def full(train_recipe: train.TrainRecipe) -> Manifest:
+    return train.run(train_recipe)
+
+
+@pytest.fixture(scope="session")
+def sparse_recipe(train_recipe: train.TrainRecipe) -> train.TrainRecipe:
+    layers = {"name": "sparse_uniform", "fraction": 0.25}
+    return replace(train_recipe, name="sparse", layers=layers, num_workers=1)
+
+
+@pytest.fixture(scope="session")
+def sparse(sparse_recipe: train.TrainRecipe) -> Manifest:
+    return train.run(sparse_recipe)
