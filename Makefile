@@ -16,7 +16,8 @@ STAMP := $(VENV)/.consomme-$(EXTRA)-$(PINS)
 # `===` is the exact build without a suffix, so a CPU build that pip may know of is not taken.
 TORCH := $(if $(filter gpu,$(EXTRA)),torch===2.13.0,torch==2.13.0)
 
-# DeepSpeed would look for a compiler; its operators are built when first used, if ever.
+# DeepSpeed would look for a compiler; its operators are built when first used, if ever. Nor is all
+# of Python compiled ahead: that takes a minute, and most of it is never imported.
 PIP := DS_BUILD_OPS=0 $(BIN)/python -m pip --disable-pip-version-check
 PYTHON_IS_FIT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 
@@ -55,11 +56,11 @@ $(STAMP): pyproject.toml constraints.txt
 	  fi; \
 	fi
 	@echo 'Installing pinned dependencies ($(EXTRA)); this is done once and takes some minutes'
-	$(PIP) install --quiet '$(TORCH)'
-	$(PIP) install --quiet -c constraints.txt -e '.[$(EXTRA),dev]'
+	$(PIP) install --quiet --no-compile '$(TORCH)'
+	$(PIP) install --quiet --no-compile -c constraints.txt -e '.[$(EXTRA),dev]'
 ifeq ($(EXTRA),cpu)
 	@# There is no CPU build of torchvision, and its own dependencies would bring a CUDA torch.
-	$(PIP) install --quiet --no-deps torchvision==0.28.0
+	$(PIP) install --quiet --no-compile --no-deps torchvision==0.28.0
 endif
 	@rm -f $(VENV)/.consomme-*
 	@touch $@

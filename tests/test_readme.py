@@ -32,7 +32,7 @@ def test_commands_load(words: list[str]) -> None:
     if verb.recipe:
         schema = getattr(importlib.import_module(verb.module), verb.recipe)
         options = [word for word in words[3:] if word.startswith("-")]
-        assert options in ([], ["--preview"] if verb.preview else [])
+        assert options in ([], [verb.look.option] if verb.look else [])
         settings = [word for word in words[3:] if word not in options]
         assert load_recipe(schema, ROOT / words[2], settings)
 

@@ -32,6 +32,20 @@ _HELP = ("-h", "--help", "help")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Look:
+    """A way to see what a recipe would do without doing it."""
+
+    option: str
+    """What is written behind the recipe; the module's function has the same name."""
+
+    module: str
+    """Where it is: takes the recipe, returns `name`, `table` and `notes`."""
+
+    help: str
+    """What it shows, in one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verb:
     """One thing the command line can do."""
 
@@ -47,13 +61,22 @@ class Verb:
     switches: Mapping[str, str] = field(default_factory=dict)
     """What may follow a run folder as `name=true` or `name=false`, and what it does."""
 
-    preview: str = ""
-    """Module whose `preview` shows what a run of a recipe would do; empty: there is none."""
+    look: Look | None = None
+    """How to look at what a run of a recipe would do, if there is a way."""
 
 
-_PREVIEWS = {"filter": "consomme.pipelines.preview"}
-_PREVIEW = "--preview"
-_PREVIEW_HELP = "show what the run would do, on the terminal and on a page, and write no run folder"
+_LOOKS = {
+    "filter": Look(
+        option="--preview",
+        module="consomme.pipelines.preview",
+        help="show what the run would do, on the terminal and on a page, and write no run folder",
+    ),
+    "loop": Look(
+        option="--plan",
+        module="consomme.pipelines.loop_plan",
+        help="show every stage and whether it is done, and run nothing",
+    ),
+}
 
 
 def _verb(name: str, text: str) -> Verb:
@@ -62,7 +85,7 @@ def _verb(name: str, text: str) -> Verb:
         module=f"consomme.pipelines.{name}",
         recipe=recipe,
         help=text,
-        preview=_PREVIEWS.get(name, ""),
+        look=_LOOKS.get(name),
     )
 
 
@@ -125,6 +148,7 @@ Overrides change a recipe for one run, at any depth:
 Examples:
   consomme loop recipes/quickstart.yaml       the whole round on a laptop, in minutes
   consomme filter RECIPE --preview            what would stay, with pictures at the cut
+  consomme loop RECIPE --plan                 which stages are done, and which would run
   consomme filter --help                      every key of a filter recipe, and every policy
   consomme report runs/filter/points-1a2b3c4d
   consomme status s3://bucket/runs/score/points-1a2b3c4d
@@ -233,13 +257,13 @@ def _run_recipe(
     if any(text in _HELP for text in arguments):
         print(_verb_help(verb, recipe_class))
         return
-    preview = VERBS[verb].preview if verb in VERBS else ""
-    is_preview = bool(preview) and _PREVIEW in arguments
-    if is_preview:
-        arguments = [text for text in arguments if text != _PREVIEW]
+    look = VERBS[verb].look if verb in VERBS else None
+    only_looks = look is not None and look.option in arguments
+    if look and only_looks:
+        arguments = [text for text in arguments if text != look.option]
     options = [text for text in arguments if text.startswith("-")]
     if options:
-        known = f"; the one option is {_PREVIEW}" if preview else ""
+        known = f"; the one option is {look.option}" if look else ""
         raise RecipeError(f"unknown option {options[0]}; settings are written key=value{known}")
     if not arguments or "=" in arguments[0]:
         raise RecipeError(f"no recipe is named; expected {verb} RECIPE [key=value …]")
@@ -247,8 +271,10 @@ def _run_recipe(
 
     recipe = load_recipe(recipe_class, arguments[0], arguments[1:])
     _configure()
-    if is_preview:
-        _show_preview(verb, importlib.import_module(preview).preview(recipe))
+    if look and only_looks:
+        seen = getattr(importlib.import_module(look.module), look.option.strip("-"))(recipe)
+        _print_table(seen.table)
+        print("\n".join([*seen.notes, f"{verb} {seen.name}: only a preview, no run was made"]))
         return
     _summarise(verb, run(recipe))
 
@@ -265,9 +291,9 @@ def _verb_help(verb: str, recipe_class: type[Any]) -> str:
     from consomme.base.describe import describe
 
     about = VERBS[verb].help.capitalize() if verb in VERBS else verb
-    has_preview = verb in VERBS and VERBS[verb].preview
-    option = f" [{_PREVIEW}]" if has_preview else ""
-    meaning = f"  {_PREVIEW}  {_PREVIEW_HELP}\n\n" if has_preview else ""
+    look = VERBS[verb].look if verb in VERBS else None
+    option = f" [{look.option}]" if look else ""
+    meaning = f"  {look.option}  {look.help}\n\n" if look else ""
     return (
         f"consomme {verb} RECIPE [key=value …]{option}\n\n{about}.\n\n{meaning}"
         f"{inspect.getdoc(recipe_class) or ''}\n\n"
@@ -290,12 +316,6 @@ def _summarise(verb: str, manifest: Any) -> None:
     print(f"  run folder  {manifest.url}")
     if "report" in manifest.outputs:
         print(f"  report      {manifest.url.rstrip('/')}/{manifest.outputs['report']}")
-
-
-def _show_preview(verb: str, preview: Any) -> None:
-    _print_table(preview.table)
-    print(f"{verb} {preview.name}: only a preview, no run was made")
-    print(f"  page        {preview.page}")
 
 
 def _print_table(table: Mapping[str, Any]) -> None:

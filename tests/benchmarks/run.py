@@ -81,6 +81,13 @@ def bench_score() -> list[Row]:
     return [*scoring.rows(), *through]
 
 
+def bench_recaption() -> list[Row]:
+    """Recaption through Ray against vLLM alone."""
+    import ray_recaption
+
+    return ray_recaption.rows()
+
+
 def bench_telling() -> list[Row]:
     """What scores tell apart: areas under the curve by kind of noise."""
     import telling
@@ -211,7 +218,7 @@ def bench_dedup() -> list[Row]:
     return dedup.measure()
 
 
-FIGURES = ("score", "filter", "io", "planning", "ledger", "chaos", "decode", "dedup")
+FIGURES = ("score", "recaption", "filter", "io", "planning", "ledger", "chaos", "decode", "dedup")
 """Areas whose figures the README shows line by line."""
 
 DETAILS = ("dedup.d", "dedup.chains", "dedup.stars", "dedup.bits", "dedup.found_at")
@@ -219,6 +226,7 @@ DETAILS = ("dedup.d", "dedup.chains", "dedup.stars", "dedup.bits", "dedup.found_
 
 AREAS: dict[str, Callable[[], list[Row]]] = {
     "score": bench_score,
+    "recaption": bench_recaption,
     "telling": bench_telling,
     "filter": bench_filter,
     "io": bench_io,

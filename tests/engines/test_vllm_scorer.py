@@ -12,6 +12,7 @@ from consomme.curate.perplexity import token_nll
 from consomme.datasets import scenes
 from consomme.engines.questions import NotScored, Question, Score
 from consomme.engines.transformers_scorer import TransformersScorer
+from consomme.engines.vllm_engine import EngineOptions
 from consomme.engines.vllm_scorer import VLLMScorer
 from consomme.pipelines.checkpoints import model_folder
 
@@ -22,7 +23,7 @@ LIMIT = 60
 @pytest.fixture(scope="module")
 def engine() -> Iterator[VLLMScorer]:
     folder = model_folder("package://models/nano")
-    made = VLLMScorer(folder, max_caption_tokens=LIMIT, kv_cache_gb=0.25)
+    made = VLLMScorer(folder, max_caption_tokens=LIMIT, options=EngineOptions(kv_cache_gb=0.25))
     yield made
     made.close()
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from consomme.base.errors import CheckpointError, DataError
 from consomme.base.sample import Turn
-from consomme.engines.transformers_generator import TransformersGenerator
-from consomme.models.chat import IGNORE_INDEX, Chat, Encoded, rendered_prompt
+from consomme.models.chat import IGNORE_INDEX, Chat, Encoded
+from consomme.models.prefix_dialogue import dialogue_for
 from consomme.models.tokenizer import SPECIAL_TOKENS
 from consomme.models.weights import open_vlm
 
@@ -69,7 +69,12 @@ def test_in_a_long_conversation_all_answers_are_labelled_and_no_question(chat: C
     assert row.input_ids.index(chat.image_token_id) == 2, "the picture comes first"
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40))
+PLAIN = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(
+    lambda text: not any(token in text for token in SPECIAL_TOKENS)
+)
+
+
+@given(PLAIN)
 @settings(max_examples=150)
 def test_any_text_is_labelled_exactly(chat: Chat, text: str) -> None:
     row = chat.encode((ASK, says(text)), has_image=True)
@@ -84,12 +89,13 @@ def test_special_tokens_in_a_text_are_refused(chat: Chat, token: str) -> None:
         chat.encode((Turn(role="user", content=token), says("a circle")), has_image=True)
 
 
-def test_scoring_sees_the_prompt_that_generation_gets(chat: Chat, debug_vlm: Path) -> None:
+def test_training_sees_the_prompt_that_generation_gets(chat: Chat, vlm: tuple[Any, Any]) -> None:
     row = chat.encode((ASK, says(CAPTION)), has_image=True)
     context = row.input_ids[: -row.num_labels]
-    assert TransformersGenerator(debug_vlm)._ids(ASK.content) == context
-    assert rendered_prompt(str(debug_vlm), ASK.content) == chat.prompt(ASK.content)
-    assert chat.prompt(ASK.content) == "<bos><user><image>describe the image.<assistant>"
+    dialogue = dialogue_for(vlm[0].config, vlm[1])
+    assert dialogue.ask((ASK,), Image.new("RGB", (40, 30))).input_ids == context
+    short = dialogue.ask_short((ASK,), has_image=True)
+    assert chat.tokenizer.decode(short) == "<bos><user><image>describe the image.<assistant>"
 
 
 def test_a_template_without_marks_is_refused(vlm: tuple[Any, Any]) -> None:

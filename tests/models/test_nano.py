@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from consomme.engines.transformers_generator import TransformersGenerator
+from consomme.engines.transformers_writer import TransformersWriter
 from consomme.evaluate.benchmarks import BENCHMARKS
 from consomme.pipelines.checkpoints import model_folder
 
@@ -17,14 +17,14 @@ def folder() -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(folder: Path) -> TransformersGenerator:
-    return TransformersGenerator(folder)
+def engine(folder: Path) -> TransformersWriter:
+    return TransformersWriter(folder)
 
 
-def measure(engine: TransformersGenerator, **node: object) -> float:
+def measure(engine: TransformersWriter, **node: object) -> float:
     benchmark = BENCHMARKS.build(node)
     items = benchmark.items()
-    answers = engine.generate(
+    answers = engine.answer(
         [item.image for item in items], [item.prompt for item in items], benchmark.max_tokens
     )
     return next(iter(benchmark.measure(answers).values()))

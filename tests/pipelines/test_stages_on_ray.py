@@ -69,7 +69,9 @@ def test_too_many_rejects_fail_the_run_with_the_reasons(score_recipe, tmp_path):
         DataError,
         match=r"\d of \d+ samples are rejected already \(image_.* more than max_reject_fraction=",
     ):
-        score.run(replace(score_recipe, root=str(tmp_path), max_reject_fraction=0.001))
+        score.run(
+            replace(score_recipe, root=str(tmp_path), max_reject_fraction=0.001, num_actors=1)
+        )
 
 
 def test_image_gain_sees_mismatched_captions(scores, view):
@@ -183,7 +185,12 @@ def test_a_loop_runs_once_and_is_then_found_done(tmp_path):
             loop.LoopStage(
                 name="scores",
                 verb="score",
-                recipe={"inputs": ["@pairs/data"], "model": NANO, "labels": ["noise"]},
+                recipe={
+                    "inputs": ["@pairs/data"],
+                    "model": NANO,
+                    "labels": ["noise"],
+                    "num_actors": 1,
+                },
             ),
             loop.LoopStage(
                 name="low",

@@ -1,6 +1,10 @@
 """What an actor does with a unit, without Ray."""
 
 import io
+import json
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,3 +104,45 @@ def test_a_unit_of_nothing_but_bad_pictures_is_committed_too(tmp_path: Path) -> 
     made.close(attempt)
     assert made.total_counts()["rejected"] == 2
     assert read_columns(made.url, ["red"], kind="reds").num_rows == 0
+
+
+LOST = """
+import sys
+from consomme.engines.writing import EngineLostError
+from consomme.pipelines.loading import name_row
+from consomme.pipelines.stage import UnitStage
+from consomme.pipelines.worker import UnitWorker
+from consomme.storage.ledger import RunFolder
+from consomme.storage.plan import Work
+from consomme.storage.units import plan_units
+
+class Lost(UnitStage):
+    is_shared = True
+    def work(self, samples):
+        if any(item.sample.sample_id == "s002" for item in samples):
+            raise EngineLostError("no token came for 5 s")
+        raise SystemExit("the others were tried")
+
+shards, root = sys.argv[1:]
+folder = RunFolder.at(root)
+folder.begin("name: lost")
+worker = UnitWorker(Lost, {}, root, folder.start_attempt(), "reds")
+worker(name_row(Work(unit=plan_units([shards], "data", 8)[0])))
+"""
+
+
+def test_a_lost_engine_ends_its_process_and_the_unit_is_remembered(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "a.tar").write_bytes(tar_bytes([sample(n) for n in range(8)]))
+    root = tmp_path / "run"
+
+    def attempt() -> int:
+        command = [sys.executable, "-c", LOST, str(tmp_path / "shards"), str(root)]
+        return subprocess.run(command, capture_output=True, check=False).returncode
+
+    assert attempt() == -signal.SIGKILL
+    (note,) = (root / "inflight").glob("*.json")
+    assert json.loads(note.read_text())["deaths"] == 0
+    # A second death of the same unit: from the third time on its samples are tried out in groups.
+    assert attempt() == -signal.SIGKILL
+    assert json.loads(note.read_text())["deaths"] == 1

@@ -74,17 +74,7 @@ class Text:
 
     def open(self, open_model: OpenModel) -> Tag:
         """Load the table of languages."""
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-        identifier: Any = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-        unknown = sorted(set(self.languages) - set(identifier.labels))
-        if unknown:
-            raise RecipeError(
-                f"languages: {', '.join(unknown)} not known; expected some of"
-                f" {', '.join(sorted(identifier.labels))}"
-            )
-        if self.languages:
-            identifier.set_languages(self.languages)
+        identifier = language_table(self.languages)
 
         def language(text: str) -> tuple[str, float]:
             script = script_of(text)
@@ -104,6 +94,50 @@ class Text:
             return Tags(columns=columns, problems={})
 
         return tag
+
+
+@cache
+def language_table(languages: tuple[str, ...] = ()) -> Any:
+    """Load py3langid's table, once per choice of languages; some 100 MB.
+
+    Args:
+        languages: ISO 639 codes to choose from; none means all that are known.
+
+    Returns:
+        A `LanguageIdentifier`: `classify` names the best guess, `rank` all, with probabilities.
+
+    Raises:
+        RecipeError: A code is not known.
+    """
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    check_languages(languages)
+    identifier: Any = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    if languages:
+        identifier.set_languages(languages)
+    return identifier
+
+
+def check_languages(languages: Sequence[str]) -> None:
+    """Refuse codes of languages that are not in the table.
+
+    Raises:
+        RecipeError: Some are not; names them, and those there are.
+    """
+    known = _known_languages() if languages else frozenset()
+    unknown = sorted(set(languages) - known)
+    if unknown:
+        raise RecipeError(
+            f"languages: {', '.join(unknown)} not known; expected some of"
+            f" {', '.join(sorted(known))}"
+        )
+
+
+@cache
+def _known_languages() -> frozenset[str]:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return frozenset(LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True).labels)
 
 
 def num_words(text: str) -> int:

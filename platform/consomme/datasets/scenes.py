@@ -34,6 +34,17 @@ WORDS = (
 ).split()
 NUMBERS = ("no", "one", "two", "three")
 RELATIONS = ("left of", "right of", "above", "below")
+QUESTION_KINDS = (
+    "color",
+    "size",
+    "position",
+    "shape",
+    "count",
+    "exists",
+    "relation",
+    "word",
+)
+"""Every kind of question that `questions` asks."""
 SIZE_PX = 60
 
 

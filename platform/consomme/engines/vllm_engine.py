@@ -1,22 +1,67 @@
-"""Opens vLLM's offline engine inside an actor, for writing and for scoring.
+"""Opens vLLM's engine inside an actor, for writing and for scoring.
 
 The one decision: on a CPU the engine lives in the actor's own process. vLLM would otherwise start
 two more processes per engine, which more than doubles the start (27 s against 10 s for a nano model
 on two cores) and leaves more behind when an actor is killed. On a GPU vLLM's defaults stand.
 """
 
+from __future__ import annotations
+
+import contextlib
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from consomme.base.errors import CheckpointError
-from consomme.engines.torchvision_shim import prepare_environment
+from consomme.base.errors import CheckpointError, RecipeError
+from consomme.base.schema import runtime
 
 _GIB = 1024**3
+
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Room for adapters that vLLM can be told to make."""
+
+_LANGUAGE = ("language_model.", "text_model.")
+"""What families call the part of a VLM that vLLM adapts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How vLLM runs a model."""
+
+    max_model_len: int = 4096
+    """Prompt, image tokens and text together, in tokens; a model that was built for less gets its
+    own limit."""
+
+    max_num_batched_tokens: int = runtime(4096)
+    """Tokens the engine may process in one step; never fewer than `max_model_len`."""
+
+    max_num_seqs: int = runtime(64)
+    """Requests the engine may hold in one step."""
+
+    kv_cache_gb: float = runtime(1.0)
+    """Memory for keys and values, CPU only."""
+
+    gpu_memory_utilization: float = runtime(0.9)
+    """Share of the GPU's memory the engine may take, GPU only."""
+
+    tensor_parallel: int = runtime(1)
+    """GPUs the weights are spread over."""
+
+    prefix_caching: bool = runtime(False)
+    """Keep keys and values of prompts that begin alike, and of a picture that is asked about more
+    than once in a row: two or three times as many texts per second then, a few per cent fewer
+    where nothing repeats."""
+
+    adapter: str | None = None
+    """Folder of a LoRA in PEFT's format, on local disk, that the language model is run with."""
+
+    own_process: bool | None = runtime(None)
+    """Whether the engine lives in a process of its own, which can be killed when it hangs. None: on
+    a GPU, but not on a CPU, where it more than doubles the start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,94 +74,124 @@ class Opened:
     version: str
     """`vllm`, and which."""
 
-    refusals: tuple[type[Exception], ...]
-    """What it raises when it does not take a prompt."""
+    adapter: Any = None
+    """The `LoRARequest` that goes with every prompt."""
+
+    def processes(self) -> list[Any]:
+        """Processes of the engine's own that it was started with; none if it lives in ours."""
+        resources = getattr(self.llm.llm_engine.engine_core, "resources", None)
+        return list(getattr(getattr(resources, "engine_manager", None), "processes", ()))
+
+    def is_dead(self) -> bool:
+        """Whether the engine's own process has ended."""
+        resources = getattr(self.llm.llm_engine.engine_core, "resources", None)
+        return bool(getattr(resources, "engine_dead", False))
+
+    def kill(self) -> None:
+        """End the engine's processes at once, even stopped ones, and free who waits for them."""
+        import psutil
+
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                parent = psutil.Process(process.pid)
+                for one in (*parent.children(recursive=True), parent):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        one.kill()
+        self.free()
+
+    def free(self) -> None:
+        """Wake a thread that waits for output of a process that will never give any.
+
+        vLLM's client waits for its queue without a limit, and forgets to say that the other end is
+        gone (seen in 0.32).
+        """
+        outputs = getattr(self.llm.llm_engine.engine_core, "outputs_queue", None)
+        if outputs is not None:
+            outputs.put_nowait(RuntimeError("the engine's process has ended"))
 
 
-def open_engine(
-    model_path: str,
-    *,
-    seed: int = 0,
-    max_model_len: int = 512,
-    max_num_batched_tokens: int = 4096,
-    max_num_seqs: int = 64,
-    kv_cache_gb: float = 1.0,
-    num_threads: int = 1,
-    gpu_memory_utilization: float = 0.9,
-    tensor_parallel: int = 1,
-) -> Opened:
+def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) -> Opened:
     """Load a model.
 
     Args:
         model_path: Hugging Face folder on local disk.
-        seed: Of the engine.
-        max_model_len: Prompt, image tokens and text together, in tokens; a model that was built for
-            less gets its own limit.
-        max_num_batched_tokens: Tokens the engine may process in one step.
-        max_num_seqs: Requests the engine may hold in one step.
-        kv_cache_gb: Memory for keys and values, CPU only.
-        num_threads: Threads of this engine, CPU only. More than the cores left to the actor makes
-            it tens of times slower, because the threads wait for each other.
-        gpu_memory_utilization: Share of the GPU's memory the engine may take, GPU only.
-        tensor_parallel: GPUs the weights are spread over.
+        options: How to run it.
+        threads: Of the engine, CPU only. More than the cores left to the actor makes it tens of
+            times slower, because the threads wait for each other.
 
     Raises:
-        CheckpointError: The folder is not there, or vLLM cannot load what is in it.
+        CheckpointError: The folder or the adapter is not there, or vLLM cannot load what is in it.
+        RecipeError: The options ask for GPUs that are not there.
     """
-    if not (Path(model_path) / "config.json").is_file():
+    folder = Path(model_path)
+    if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"no config.json in {model_path!r}: vLLM expects a Hugging Face model folder on local"
             " disk; check the recipe's model path"
         )
-    max_model_len = min(max_model_len, _position_limit(Path(model_path), max_model_len))
+    config = json.loads((folder / "config.json").read_text())
+    positions = config.get("text_config", config).get("max_position_embeddings")
+    max_model_len = min(options.max_model_len, positions or options.max_model_len)
+    adapter = _adapter_options(options.adapter, is_vlm="text_config" in config)
+    from consomme.engines.torchvision_shim import prepare_environment
+
     prepare_environment()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     import torch
 
-    options: dict[str, Any] = {
-        "dtype": "auto",
-        "gpu_memory_utilization": gpu_memory_utilization,
-        "tensor_parallel_size": tensor_parallel,
+    environment: dict[str, str] = {}
+    placement: dict[str, Any] = {
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "tensor_parallel_size": options.tensor_parallel,
     }
+    own_process = options.own_process
     if not torch.cuda.is_available():
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        if options.tensor_parallel > 1:
+            raise RecipeError(
+                f"tensor_parallel: found {options.tensor_parallel}, but there is no GPU here;"
+                " expected 1"
+            )
+        own_process = bool(own_process)
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        torch.set_num_threads(num_threads)
-        options = {
+        set_threads(threads)
+        environment["OMP_NUM_THREADS"] = str(threads)
+        placement = {
             "dtype": "float32",
             "enforce_eager": True,
-            "kv_cache_memory_bytes": int(kv_cache_gb * _GIB),
+            "kv_cache_memory_bytes": int(options.kv_cache_gb * _GIB),
         }
-    with warnings.catch_warnings():
+    if own_process is not None:
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(own_process))
+    if own_process is not False:
+        # A fork of a process that has threads, as an actor has, can hang.
+        environment["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    with warnings.catch_warnings(), _environment(environment):
         warnings.simplefilter("ignore", FutureWarning)
         import vllm
-        from vllm.exceptions import VLLMValidationError
+        from vllm.exceptions import VLLMError
 
         try:
             llm = vllm.LLM(
                 model_path,
-                seed=seed,
                 max_model_len=max_model_len,
-                max_num_batched_tokens=max(max_num_batched_tokens, max_model_len),
-                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max(options.max_num_batched_tokens, max_model_len),
+                max_num_seqs=options.max_num_seqs,
                 limit_mm_per_prompt={"image": 1},
-                # Every picture is new: caches keyed by picture would only cost hashing.
-                enable_prefix_caching=False,
+                enable_prefix_caching=options.prefix_caching,
+                # A cache of prepared pictures would only cost hashing: nearly every one is new.
                 mm_processor_cache_gb=0,
                 use_tqdm_on_load=False,
-                **options,
+                **placement,
+                **adapter,
             )
-        except (ValueError, RuntimeError, KeyError, OSError) as error:
+        except (ValueError, RuntimeError, KeyError, OSError, VLLMError) as error:
             raise CheckpointError(
                 f"vLLM {vllm.__version__} cannot load {model_path!r}: {error}. A LLaVA folder "
                 "must store its vision encoder as vision_tower.vision_model.*; "
                 "see consomme.models.checkpoint_keys"
             ) from error
-    return Opened(
-        llm=llm,
-        version=f"vllm {vllm.__version__}",
-        refusals=(ValueError, VLLMValidationError),
-    )
+    lora = _load_adapter(llm, options.adapter) if options.adapter else None
+    return Opened(llm=llm, version=f"vllm {vllm.__version__}", adapter=lora)
 
 
 def close_engine(llm: Any) -> None:
@@ -128,8 +203,70 @@ def close_engine(llm: Any) -> None:
     cleanup()
 
 
-def _position_limit(folder: Path, default: int) -> int:
-    """Return how many positions the language model knows; `default` if its config does not say."""
-    config = json.loads((folder / "config.json").read_text())
-    text = config.get("text_config", config)
-    return int(text.get("max_position_embeddings", default))
+def set_threads(threads: int) -> None:
+    """Let this thread, and all that torch starts, compute with so many threads.
+
+    OpenMP remembers the number by thread; and vLLM puts a function that does nothing in the place
+    of `torch.set_num_threads`.
+    """
+    import torch
+
+    torch._C.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set variables for a while; vLLM reads some of its settings from nowhere else."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _adapter_options(adapter: str | None, *, is_vlm: bool) -> dict[str, Any]:
+    """Ask for room for an adapter.
+
+    Raises:
+        CheckpointError: It cannot be read, or adapts a part that vLLM would pass over in silence.
+    """
+    if adapter is None:
+        return {}
+    from consomme.models.adapters import open_adapter
+
+    opened = open_adapter(adapter)
+    if opened.rank > _RANKS[-1]:
+        raise CheckpointError(f"{adapter}: rank {opened.rank}, vLLM takes at most {_RANKS[-1]}")
+    for name in opened.modules if is_vlm else ():
+        if not any(part in f"{name}." for part in _LANGUAGE):
+            raise CheckpointError(
+                f"{adapter} adapts {name}, which is no part of the language model: vLLM would"
+                " leave it out; write with {name: transformers}, which merges the adapter"
+            )
+    rank = next(size for size in _RANKS if size >= opened.rank)
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+
+
+def _load_adapter(llm: Any, adapter: str) -> Any:
+    """Load an adapter now, so that one that does not fit is known before the first request."""
+    from vllm.exceptions import VLLMError
+    from vllm.lora.request import LoRARequest
+
+    request = LoRARequest("adapter", 1, str(Path(adapter).resolve()))
+    try:
+        llm.llm_engine.add_lora(request)
+    except (ValueError, RuntimeError, KeyError, OSError, VLLMError) as error:
+        close_engine(llm)
+        raise CheckpointError(f"vLLM cannot load the adapter {adapter!r}: {error}") from error
+    except Exception as error:
+        # An engine in a process of its own tells with a bare Exception.
+        if type(error) is not Exception:
+            raise
+        close_engine(llm)
+        raise CheckpointError(f"vLLM cannot load the adapter {adapter!r}: {error}") from error
+    return request

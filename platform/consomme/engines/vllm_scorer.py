@@ -27,7 +27,7 @@ from consomme.engines.questions import (
     encode,
     put_together,
 )
-from consomme.engines.vllm_engine import close_engine, open_engine
+from consomme.engines.vllm_engine import EngineOptions, close_engine, open_engine
 from consomme.models.dialogue import Dialogue
 from consomme.models.prefix_dialogue import dialogue_for
 from consomme.models.weights import open_talk
@@ -44,10 +44,8 @@ class VLLMScorer:
         *,
         max_caption_tokens: int = 256,
         truncates: bool = False,
-        max_model_len: int = 4096,
-        tensor_parallel: int = 1,
+        options: EngineOptions | None = None,
         threads: int = 1,
-        kv_cache_gb: float = 1.0,
     ) -> None:
         """Load the model.
 
@@ -55,22 +53,14 @@ class VLLMScorer:
             model_path: Hugging Face folder.
             max_caption_tokens: Answers that are longer are not scored.
             truncates: Score the first `max_caption_tokens` of longer ones instead.
-            max_model_len: Most tokens of a conversation, those of the picture included.
-            tensor_parallel: GPUs the weights are spread over.
+            options: How the engine runs; a picture's tokens count to `max_model_len` as well.
             threads: Of the engine, CPU only.
-            kv_cache_gb: Memory for keys and values, CPU only.
 
         Raises:
             CheckpointError: vLLM or transformers cannot load the folder.
         """
-        opened = open_engine(
-            str(model_path),
-            max_model_len=max_model_len,
-            num_threads=threads,
-            kv_cache_gb=kv_cache_gb,
-            tensor_parallel=tensor_parallel,
-        )
-        self._llm = opened.llm
+        opened = open_engine(str(model_path), options or EngineOptions(), threads=threads)
+        self._llm, self._adapter = opened.llm, opened.adapter
         self.version = opened.version
         config, processor = open_talk(model_path)
         dialogue = dialogue_for(config, processor)
@@ -108,7 +98,11 @@ class VLLMScorer:
             if isinstance(encoded, Encoded):
                 passages += encoded.passages
                 requests += [self._request(question, one) for one in encoded.passages]
-        outputs = self._llm.generate(requests, self._params, use_tqdm=False) if requests else []
+        outputs = (
+            self._llm.generate(requests, self._params, use_tqdm=False, lora_request=self._adapter)
+            if requests
+            else []
+        )
         nats = iter([_nats(one, output) for one, output in zip(passages, outputs, strict=True)])
         scores: list[Score | NotScored] = []
         for encoded in found:

@@ -11,19 +11,24 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from PIL import Image
 
+from consomme.base.errors import RecipeError
 from consomme.base.registry import Registry
-from consomme.datasets import emoji, scenes
+from consomme.base.suggest import did_you_mean
+from consomme.datasets import emoji, scene_tasks, scenes
 from consomme.datasets.augment import plain_view
+from consomme.datasets.boxes import iou, parse_boxes
 from consomme.datasets.scene_claims import check_caption
 from consomme.evaluate.metrics import accuracy, exact_match
 
 GREY = (128, 128, 128)
 CAPTION_PROMPT = "describe the image."
 NAME_PROMPT = "what emoji is this?"
+RIGHT_IOU = 0.5
+"""Overlap from which on a box is the right one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +81,13 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
+def _by_kind(verdicts: Sequence[float], asked: Sequence[scenes.Question]) -> dict[str, float]:
+    kinds: dict[str, list[float]] = {}
+    for verdict, question in zip(verdicts, asked, strict=True):
+        kinds.setdefault(question.kind, []).append(verdict)
+    return {f"accuracy_{kind}_fraction": _mean(values) for kind, values in sorted(kinds.items())}
+
+
 @cache
 def _scene_pictures(first_seed: int, num: int, style: str) -> tuple[Image.Image, ...]:
     return tuple(
@@ -92,6 +104,9 @@ class SceneQuestions:
     num: int = 100
     """Scenes; each has about eight questions."""
 
+    kinds: tuple[str, ...] = ()
+    """Kinds of questions to ask, such as [relation, position] or [word]; none given means all."""
+
     first_seed: int = 500_000
     """Seed of the first scene."""
 
@@ -104,6 +119,16 @@ class SceneQuestions:
     max_tokens: int = 6
     """Longest answer."""
 
+    def __post_init__(self) -> None:
+        """Check the kinds."""
+        for kind in self.kinds:
+            if kind not in scenes.QUESTION_KINDS:
+                raise RecipeError(
+                    f"kinds: unknown kind of question {kind!r}"
+                    f"{did_you_mean(kind, scenes.QUESTION_KINDS)}; expected some of"
+                    f" {', '.join(scenes.QUESTION_KINDS)}"
+                )
+
     def _asked(self) -> list[tuple[int, scenes.Question]]:
         return [
             (number, question)
@@ -111,6 +136,7 @@ class SceneQuestions:
             for question in scenes.questions(
                 scenes.make_scene(self.first_seed + number, self.style), self.first_seed + number
             )
+            if not self.kinds or question.kind in self.kinds
         ]
 
     def items(self) -> list[Item]:
@@ -131,12 +157,7 @@ class SceneQuestions:
     def measure(self, answers: Sequence[str]) -> dict[str, float]:
         """Accuracy, in all and by kind of question."""
         right = self.verdicts(answers)
-        kinds: dict[str, list[float]] = {}
-        for verdict, (_, question) in zip(right, self._asked(), strict=True):
-            kinds.setdefault(question.kind, []).append(verdict)
-        return _accuracy(right) | {
-            f"accuracy_{kind}_fraction": _mean(values) for kind, values in sorted(kinds.items())
-        }
+        return _accuracy(right) | _by_kind(right, [question for _, question in self._asked()])
 
 
 @BENCHMARKS.register("scene_captions")
@@ -186,6 +207,99 @@ class SceneCaptions:
             "false_claims_per_caption": false / len(claims),
             "missing_per_caption": missing / len(claims),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SceneTask:
+    """What the benchmarks of the specialists' tasks have in common."""
+
+    num: int = 100
+    """Scenes; each has two to five questions."""
+
+    first_seed: int = 800_000
+    """Seed of the first scene."""
+
+    style: Literal["filled", "outline"] = "filled"
+    """How the scenes are drawn."""
+
+    blank: bool = False
+    """Show a grey picture."""
+
+    max_tokens: int = 24
+    """Longest answer; a box takes some twenty tokens where each digit is one."""
+
+    task: ClassVar[str]
+
+    def _asked(self) -> list[tuple[scenes.Scene, scenes.Question]]:
+        task = scene_tasks.TASKS[self.task]
+        drawn = scene_tasks.scenes_for(task, self.first_seed, self.num, self.style)
+        return [(scene, question) for seed, scene in drawn for question in task.ask(scene, seed)]
+
+    def items(self) -> list[Item]:
+        """All questions."""
+        pictures: dict[scenes.Scene, Image.Image] = {}
+        items = []
+        for scene, question in self._asked():
+            if scene not in pictures:
+                pictures[scene] = _picture(scenes.render(scene), self.blank)
+            items.append(Item(image=pictures[scene], prompt=question.question))
+        return items
+
+    def verdicts(self, answers: Sequence[str]) -> list[float]:
+        """1 where the answer is the right one; for a box, where it covers the right place."""
+        asked = [question for _, question in self._asked()]
+        return [
+            float(_is_right(answer, question.answer))
+            for answer, question in zip(answers, asked, strict=True)
+        ]
+
+    def measure(self, answers: Sequence[str]) -> dict[str, float]:
+        """Accuracy, in all and by kind of question; for boxes also the overlap."""
+        asked = [question for _, question in self._asked()]
+        right = self.verdicts(answers)
+        overlaps = [
+            _overlap(answer, question.answer)
+            for answer, question in zip(answers, asked, strict=True)
+            if parse_boxes(question.answer)
+        ]
+        mean = {"mean_iou_fraction": _mean(overlaps)} if overlaps else {}
+        return _accuracy(right) | _by_kind(right, asked) | mean
+
+
+@BENCHMARKS.register("scene_spatial")
+@dataclass(frozen=True, kw_only=True)
+class SceneSpatial(_SceneTask):
+    """Where things are in relation to each other: by name, by box, with yes or no."""
+
+    task: ClassVar[str] = "spatial"
+
+
+@BENCHMARKS.register("scene_grounding")
+@dataclass(frozen=True, kw_only=True)
+class SceneGrounding(_SceneTask):
+    """Boxes of things and things in boxes; a box is right if it overlaps by half."""
+
+    task: ClassVar[str] = "grounding"
+
+
+@BENCHMARKS.register("scene_ocr")
+@dataclass(frozen=True, kw_only=True)
+class SceneOcr(_SceneTask):
+    """Reading the drawn word, on scenes of which three in four have one."""
+
+    task: ClassVar[str] = "ocr"
+
+
+def _overlap(answer: str, truth: str) -> float:
+    """Overlap of the first box in an answer with the true one; 0 where there is none."""
+    given = parse_boxes(answer)
+    return iou(given[0], parse_boxes(truth)[0]) if given else 0.0
+
+
+def _is_right(answer: str, truth: str) -> bool:
+    if parse_boxes(truth):
+        return _overlap(answer, truth) >= RIGHT_IOU
+    return exact_match(answer, truth)
 
 
 @BENCHMARKS.register("emoji_names")

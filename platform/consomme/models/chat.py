@@ -118,15 +118,6 @@ class Chat:
                 " the chat template marks the wrong span, or the tokenizer changes the text"
             )
 
-    def prompt(self, text: str) -> str:
-        """Render the generation prompt for one picture and one user text, one placeholder in it."""
-        rendered: str = self.tokenizer.apply_chat_template(
-            self.messages([Turn(role="user", content=text)], has_image=True),
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        return rendered
-
     def collate(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
         """Pad to the longest row, on the right.
 

@@ -63,6 +63,17 @@ class Spoken:
         return sum(end - begin for begin, end in self.spans)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One conversation in tokens, up to where the assistant begins to speak."""
+
+    input_ids: list[int]
+    token_types: list[int]
+    """What kind each token is, for families that ask."""
+
+    pixels: Pixels | None = None
+
+
 class PictureRefusedError(DataError):
     """A model's own processor does not take a picture."""
 
@@ -72,8 +83,13 @@ def taking(image: Image.Image) -> Iterator[None]:
     """Say of which picture a processor speaks.
 
     Raises:
-        PictureRefusedError: It raised about it; Qwen's do at extreme shapes.
+        PictureRefusedError: It raised about it, as Qwen's do at extreme shapes; or it would have to
+            make something of no pixels, which some do.
     """
+    if not (image.width and image.height):
+        raise PictureRefusedError(
+            f"a picture of {image.width} x {image.height} has no pixels to look at"
+        )
     try:
         yield
     except (ValueError, ZeroDivisionError) as error:
@@ -140,24 +156,7 @@ class Dialogue:
         check_text(turns, self.special)
         rendered = self._render(turns, has_image=image is not None)
         marks = self._marks(turns, rendered, has_image=image is not None)
-        special = not self._begins_itself(rendered)
-        if image is None:
-            self._text([rendered], add_special_tokens=special)
-            types = [0] * len(self._text.ids)
-            pixels = None
-        else:
-            self._images.key = key
-            with taking(image):
-                output = self._processor(
-                    text=[rendered],
-                    images=[[image]],
-                    add_special_tokens=special,
-                    return_tensors="pt",
-                )
-            types = self._types(output)
-            inputs = {name: value for name, value in output.items() if name not in _TEXT_INPUTS}
-            num = sum(token == self.image_token_id for token in self._text.ids)
-            pixels = Pixels(inputs=inputs, num_tokens=num)
+        types, pixels = self._prepare(rendered, image, key)
         shift = self._shift(rendered, marks)
         spans = [
             self._span(begin + shift, end + shift, turn)
@@ -165,15 +164,60 @@ class Dialogue:
         ]
         return Spoken(input_ids=list(self._text.ids), spans=spans, token_types=types, pixels=pixels)
 
+    def ask(self, turns: Sequence[Turn], image: Image.Image | None, key: object = None) -> Asked:
+        """Encode a conversation that ends with a question, ready for its answer.
+
+        Args:
+            turns: Alternating; the last one is a user's.
+            image: The picture, shown in the first user turn; None for the text alone.
+            key: Names the picture; the same key the next time saves preparing it again.
+
+        Raises:
+            DataError: The text holds a special token.
+            PictureRefusedError: The processor does not take the picture.
+        """
+        check_text(turns, self.special)
+        rendered = self._render(turns, has_image=image is not None, asks=True)
+        types, pixels = self._prepare(rendered, image, key)
+        return Asked(input_ids=list(self._text.ids), token_types=types, pixels=pixels)
+
+    def ask_short(self, turns: Sequence[Turn], *, has_image: bool) -> list[int]:
+        """Return the tokens of a question with one placeholder for its picture, however large.
+
+        Raises:
+            DataError: The text holds a special token.
+        """
+        check_text(turns, self.special)
+        return self._short(self._render(turns, has_image=has_image, asks=True))
+
     def short_ids(self, turns: Sequence[Turn]) -> list[int]:
         """Return the tokens of a conversation with one placeholder for its picture, however large.
 
         Engines that prepare pictures themselves want it so.
         """
-        rendered = self._render(turns, has_image=True)
+        return self._short(self._render(turns, has_image=True))
+
+    def _short(self, rendered: str) -> list[int]:
         special = not self._begins_itself(rendered)
         ids: list[int] = self.tokenizer(rendered, add_special_tokens=special)["input_ids"]
         return ids
+
+    def _prepare(
+        self, rendered: str, image: Image.Image | None, key: object
+    ) -> tuple[list[int], Pixels | None]:
+        """Tokenise a text and make the pixels of its picture; the tokens are in `self._text`."""
+        special = not self._begins_itself(rendered)
+        if image is None:
+            self._text([rendered], add_special_tokens=special)
+            return [0] * len(self._text.ids), None
+        self._images.key = key
+        with taking(image):
+            output = self._processor(
+                text=[rendered], images=[[image]], add_special_tokens=special, return_tensors="pt"
+            )
+        inputs = {name: value for name, value in output.items() if name not in _TEXT_INPUTS}
+        num = sum(token == self.image_token_id for token in self._text.ids)
+        return self._types(output), Pixels(inputs=inputs, num_tokens=num)
 
     def _render(self, turns: Sequence[Turn], *, has_image: bool, asks: bool = False) -> str:
         text: str = self.template_owner.apply_chat_template(
@@ -181,6 +225,12 @@ class Dialogue:
             tokenize=False,
             add_generation_prompt=asks,
         )
+        if has_image and self.image_token not in text:
+            raise CheckpointError(
+                f"the chat template drops the picture: {self.image_token!r} is not in"
+                f" {text[:120]!r}; mend chat_template.jinja beside the model, so that content of"
+                " type image is written as this token"
+            )
         return text
 
     def _marks(

@@ -15,7 +15,15 @@ from transformers import PaliGemmaProcessor
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Turn
-from consomme.models.dialogue import Dialogue, Pixels, Remembering, Spoken, check_text, taking
+from consomme.models.dialogue import (
+    Asked,
+    Dialogue,
+    Pixels,
+    Remembering,
+    Spoken,
+    check_text,
+    taking,
+)
 
 
 def dialogue_for(config: Any, processor: Any) -> Dialogue | PrefixDialogue:
@@ -73,23 +81,7 @@ class PrefixDialogue:
             )
         check_text(turns, self.special)
         question, answer = turns[0].content.strip(), turns[1].content.strip()
-        if image is None:
-            output = self.tokenizer(
-                [f"{self.tokenizer.bos_token}{question}\n"],
-                text_pair=[answer + self.tokenizer.eos_token],
-                add_special_tokens=False,
-                return_token_type_ids=True,
-            )
-        else:
-            self._images.key = key
-            with taking(image):
-                output = self._processor(
-                    text=[self.image_token + question],
-                    images=[[image]],
-                    suffix=[answer],
-                    add_special_tokens=False,
-                    return_tensors="pt",
-                )
+        output = self._prepare(question, answer, image, key)
         ids = [int(token) for token in output["input_ids"][0]]
         types = [int(kind) for kind in output["token_type_ids"][0]]
         begin = types.index(1) if 1 in types else len(types)
@@ -103,8 +95,49 @@ class PrefixDialogue:
                 f"labelled tokens read {read[:80]!r} but the assistant says {answer[:80]!r}:"
                 " the tokenizer changes the text"
             )
-        pixels = None
-        if image is not None:
-            num = sum(token == self.image_token_id for token in ids)
-            pixels = Pixels(inputs={"pixel_values": output["pixel_values"]}, num_tokens=num)
+        pixels = self._pixels(output, ids)
         return Spoken(input_ids=ids, spans=[(begin, len(ids))], token_types=types, pixels=pixels)
+
+    def ask(self, turns: Sequence[Turn], image: Image.Image | None, key: object = None) -> Asked:
+        """Encode one question, ready for its answer; as `Dialogue.ask`.
+
+        Raises:
+            DataError: There are more turns than one, or the text holds a special token.
+            PictureRefusedError: The processor does not take the picture.
+        """
+        if len(turns) != 1:
+            raise DataError(
+                f"found {len(turns)} turns; this model takes one question and knows no"
+                " conversations"
+            )
+        check_text(turns, self.special)
+        output = self._prepare(turns[0].content.strip(), None, image, key)
+        ids = [int(token) for token in output["input_ids"][0]]
+        return Asked(input_ids=ids, token_types=[0] * len(ids), pixels=self._pixels(output, ids))
+
+    def _prepare(
+        self, question: str, answer: str | None, image: Image.Image | None, key: object
+    ) -> Any:
+        if image is None:
+            end = self.tokenizer.eos_token
+            return self.tokenizer(
+                [f"{self.tokenizer.bos_token}{question}\n"],
+                text_pair=None if answer is None else [answer + end],
+                add_special_tokens=False,
+                return_token_type_ids=True,
+            )
+        self._images.key = key
+        with taking(image):
+            return self._processor(
+                text=[self.image_token + question],
+                images=[[image]],
+                suffix=None if answer is None else [answer],
+                add_special_tokens=False,
+                return_tensors="pt",
+            )
+
+    def _pixels(self, output: Any, ids: Sequence[int]) -> Pixels | None:
+        if "pixel_values" not in output:
+            return None
+        num = sum(token == self.image_token_id for token in ids)
+        return Pixels(inputs={"pixel_values": output["pixel_values"]}, num_tokens=num)

@@ -46,14 +46,14 @@ class Answerer:
 
     def answer(self, number: int, model: str, benchmark: dict[str, Any]) -> tuple[int, list[str]]:
         """Answer every request of a benchmark with one model; `number` comes back with them."""
-        from consomme.engines.transformers_generator import TransformersGenerator
+        from consomme.engines.transformers_writer import TransformersWriter
         from consomme.evaluate.benchmarks import BENCHMARKS
 
         if model != self.model:
-            self.engine, self.model = TransformersGenerator(model), model
+            self.engine, self.model = TransformersWriter(model, dtype="float32"), model
         built = BENCHMARKS.build(benchmark)
         items = built.items()
-        answers: list[str] = self.engine.generate(
+        answers: list[str] = self.engine.answer(
             [item.image for item in items], [item.prompt for item in items], built.max_tokens
         )
         return number, answers
@@ -104,6 +104,8 @@ def _main_figures(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dic
 def benchmark_name(node: Mapping[str, Any]) -> str:
     """Name a benchmark in tables: its registered name and what tells it from others."""
     marks = [str(node[key]) for key in ("style",) if key in node]
+    if node.get("kinds"):
+        marks.append("+".join(node["kinds"]))
     return "_".join([str(node["name"]), *marks, *(["blank"] if node.get("blank") else [])])
 
 

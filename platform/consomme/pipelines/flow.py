@@ -11,18 +11,20 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from consomme.base.errors import DataError
 from consomme.base.telemetry import Progress
 from consomme.pipelines.failures import own_errors
+from consomme.pipelines.gauges import save_gauges
 from consomme.pipelines.loading import Row
 from consomme.pipelines.progress import Heartbeat
 from consomme.pipelines.runs import top_reasons
 from consomme.pipelines.spans import StageWatch
-from consomme.pipelines.stage import Stage
+from consomme.pipelines.stage import Gauge, Stage
 from consomme.pipelines.worker import UnitWorker
 from consomme.storage.ledger import RunFolder
 from consomme.storage.plan import Plan
@@ -69,6 +71,7 @@ def run_units(
     pool: Pool,
     max_reject_fraction: float = 1.0,
     read: ReadUnit = read_unit,
+    check: Check | None = None,
 ) -> None:
     """Do every unit that is not committed yet, and close the ledger.
 
@@ -82,6 +85,8 @@ def run_units(
         pool: How many actors, and what each claims.
         max_reject_fraction: Stop as soon as it is certain that more will be rejected.
         read: Reads one unit.
+        check: Looks at the sums over all finished units after each one, and raises if it makes no
+            sense to go on.
 
     Raises:
         DataError: Too many samples were rejected.
@@ -95,7 +100,7 @@ def run_units(
         return
     todo = pending(folder, plan, pool.readers or 1)
     if todo.num_units:
-        driver = _Driver(folder, attempt, plan, what, pool, max_reject_fraction)
+        driver = _Driver(folder, attempt, plan, what, pool, max_reject_fraction, check)
         blocks = _dataset(todo, folder, attempt, kind, stage, stage_options, pool, read)
         with own_errors():
             driver.follow(blocks)
@@ -159,6 +164,10 @@ NO_PROGRESS_S = 6 * 3600.0
 """GPU nodes may queue for hours; after this long without a unit the run fails."""
 
 
+Check = Callable[[Mapping[str, float]], None]
+"""Looks at a run's sums so far."""
+
+
 class _Driver:
     """Follows the receipts: progress, packing of records, the budget of rejects."""
 
@@ -170,7 +179,9 @@ class _Driver:
         what: str,
         pool: Pool,
         max_reject_fraction: float,
+        check: Check | None,
     ) -> None:
+        self.check = check
         self.folder, self.attempt, self.plan, self.what = folder, attempt, plan, what
         self.max_reject_fraction = max_reject_fraction
         self.most_rejects = max_reject_fraction * plan.num_rows
@@ -181,11 +192,13 @@ class _Driver:
         self.fresh: list[CommitRecord] = []
         self.packed: set[str] = set()
         self.sequence = 0
+        self.gauges: list[Gauge] = []
 
     def follow(self, blocks: Any) -> None:
         """Consume the pipeline to its end."""
         counts = self.folder.total_counts()
         rejected = counts.get("rejected", 0)
+        sums = Counter(self.folder.total_sums()) if self.check else Counter()
         done = counts.get("samples", 0) + rejected
         with Progress(self.plan.num_rows, self.what, "samples", done=done) as progress:
             beat = Heartbeat(self.folder.store, self.attempt, progress, self.watch)
@@ -196,12 +209,18 @@ class _Driver:
                         raise pickle.loads(receipt["error"])
                     record = CommitRecord.from_json(receipt["record"], "a receipt")
                     self.watch.add(json.loads(receipt["spans"]))
+                    self.gauges += json.loads(receipt["gauges"])
                     progress.note = self.watch.line
                     self._keep(record)
                     progress.advance(rows_of(record), dict(reject_reasons(record.counts)))
                     rejected += record.counts.get("rejected", 0)
                     if rejected > self.most_rejects:
                         raise DataError(self._too_many(rejected))
+                    if self.check:
+                        sums.update(record.sums)
+                        self.check(sums)
+        if self.gauges:
+            save_gauges(self.folder.store, self.gauges)
 
     def _keep(self, record: CommitRecord) -> None:
         """Collect a record; pack as many as make a segment."""

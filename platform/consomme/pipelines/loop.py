@@ -1,41 +1,36 @@
-"""Run a chain of stages from one recipe, each once, and draw one report of them all.
+"""Run a chain of stages from one recipe, each once, in rounds until nothing is gained.
 
-One decision is made here: a stage names what it reads by the stage that made it (`@filter-low`,
-`@data/data`), so the chain is checked whole, before the first stage starts.
+One decision is made here: a loop has no state of its own. What is done is what has a run folder, so
+a loop that was interrupted, or is asked for one more round, walks the same chain and finds most of
+it done.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
-from consomme.base.recipe import check_recipe, recipe_problems
+from consomme.base.recipe import check_recipe
 from consomme.base.schema import runtime
 from consomme.base.suggest import did_you_mean
+from consomme.pipelines.loop_steps import (
+    Step,
+    check,
+    first_steps,
+    last_steps,
+    round_steps,
+    values_of,
+    verb_of,
+)
 from consomme.pipelines.runs import begin
 from consomme.pipelines.session import shared_ray
-from consomme.storage.files import join_url
-from consomme.storage.ledger import load_manifest
 
 logger = logging.getLogger(__name__)
-
-STAGE_VERBS = (
-    "prepare",
-    "score",
-    "tag",
-    "filter",
-    "dedup",
-    "recaption",
-    "train",
-    "soup",
-    "evaluate",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +62,64 @@ class SummaryRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Saturation:
+    """When another round is not worth it."""
+
+    metric: str
+    """`stage:metric` of a stage of the rounds."""
+
+    start: str | None = None
+    """`stage:metric` of a stage before the rounds: what the first round has to beat."""
+
+    better: Literal["higher", "lower"] = "higher"
+    """Which way is up."""
+
+    min_gain: float = 0.0
+    """A round has to be better than the best before it by more than this."""
+
+    patience: int = 1
+    """So many rounds in a row that are not better end the loop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopRounds:
+    """Stages that are run again and again, each round from what the one before made."""
+
+    stages: tuple[LoopStage, ...]
+    """One round; the run of stage `train` in round 2 is called `train-2`."""
+
+    most: int = 3
+    """Rounds at most."""
+
+    first: dict[str, str] = field(default_factory=dict)
+    """What `@previous:name` means in the first round: names of stages before the rounds."""
+
+    stop: Saturation | None = None
+    """Ends the rounds early; None runs all."""
+
+    table: tuple[SummaryRow, ...] = ()
+    """Figures shown by round; `start` of the values may be given as `stage:metric` before ` > `."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoopRecipe:
-    """A chain of stages."""
+    """A chain of stages, perhaps with rounds."""
 
     name: str
     """Name of the loop's own run."""
 
     stages: tuple[LoopStage, ...]
-    """In the order they run."""
+    """In the order they run; before the rounds, if there are any."""
+
+    rounds: LoopRounds | None = None
+    """Stages that are repeated until nothing is gained."""
+
+    after: tuple[LoopStage, ...] = ()
+    """Stages after the rounds, which may name those of the `@best:` or the `@last:` round."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    """What stands for `{name}` in the stages' recipes, so that one override changes all of them:
+    `values.seed=3`."""
 
     root: str = runtime("runs")
     """Where all run folders are made: a local path or a URL."""
@@ -90,110 +135,194 @@ def run(recipe: LoopRecipe) -> Manifest:
     """Run every stage that is not done, then write the report."""
     from consomme.pipelines.report import loop_report
 
-    _check(recipe)
-    urls: dict[str, str] = {}
+    check(recipe)
+    chain = Chain(recipe)
     with shared_ray():
-        for number, stage in enumerate(recipe.stages, 1):
-            module, schema = _verb(stage.verb)
-            values = _resolve(stage.recipe, urls)
-            node = check_recipe(
-                schema, {**values, "name": stage.name, "root": recipe.root}, f"stage {stage.name}"
-            )
-            logger.info("stage %d of %d: %s %s", number, len(recipe.stages), stage.verb, stage.name)
-            urls[stage.name] = module.run(node).url
-    attempt = begin("loop", recipe, parents=list(urls.values()))
+        chain.run()
+    attempt = begin("loop", recipe, parents=[m.url for m in chain.manifests.values()])
     if attempt.folder.is_done:
         return attempt.folder.manifest()
-    manifests = {name: load_manifest(url) for name, url in urls.items()}
-    table = [_summary_row(row, manifests) for row in recipe.summary]
-    page = loop_report(recipe, manifests, table)
+    table = [summary_row(row, chain.manifests) for row in recipe.summary]
+    rounds = chain.rounds()
+    page = loop_report(recipe, chain.manifests, table, rounds)
     attempt.folder.store.write("report.html", page.encode())
     attempt.folder.store.write("summary.json", json.dumps(table, indent=1).encode())
     return attempt.finish(
-        counts={"stages": len(urls)},
+        counts={"stages": len(chain.manifests), "rounds": chain.last},
         decisions={
             "summary": table,
-            "seconds": {n: m.seconds for n, m in manifests.items()},
-            "table": {
-                "title": f"{recipe.name}: what came out",
-                "columns": ["figure", "value"],
-                "rows": [[r["label"], " | ".join(f"{v:.3g}" for v in r["values"])] for r in table],
-            },
+            "rounds": rounds,
+            "seconds": {name: m.seconds for name, m in chain.manifests.items()},
+            "table": _shown(recipe.name, table, rounds),
         },
         outputs={"report": "report.html", "summary": "summary.json"},
     )
 
 
-def _verb(name: str) -> tuple[Any, type[Any]]:
-    module = importlib.import_module(f"consomme.pipelines.{name}")
-    return module, getattr(module, f"{name.capitalize()}Recipe")
+class Chain:
+    """A loop while it runs, or while one looks what is done of it."""
 
+    def __init__(self, recipe: LoopRecipe) -> None:
+        self.recipe = recipe
+        self.manifests: dict[str, Manifest] = {}
+        self.last = 0
+        """Rounds that were run."""
 
-def _check(recipe: LoopRecipe) -> None:
-    """Find everything that is wrong with the chain before any of it runs."""
-    problems: list[str] = []
-    seen: list[str] = []
-    for number, stage in enumerate(recipe.stages):
-        where = f"stages[{number}] ({stage.name})"
-        if stage.name in seen:
-            problems.append(f"{where}: the name is taken by an earlier stage")
-        if stage.verb not in STAGE_VERBS:
-            hint = did_you_mean(stage.verb, STAGE_VERBS)
-            problems.append(f"{where}: unknown verb {stage.verb!r}{hint}")
-            seen.append(stage.name)
-            continue
-        for target in _references(stage.recipe):
-            if target not in seen:
-                hint = did_you_mean(target, seen)
-                problems.append(f"{where}: @{target} is no earlier stage{hint}")
-        _, schema = _verb(stage.verb)
-        values = {**stage.recipe, "name": stage.name, "root": recipe.root}
-        problems += [
-            problem.replace("recipe", where, 1)
-            if problem.startswith("recipe")
-            else f"{where}: {problem}"
-            for problem in recipe_problems(schema, values)
+    @property
+    def urls(self) -> dict[str, str]:
+        """Run folders by name."""
+        return {name: manifest.url for name, manifest in self.manifests.items()}
+
+    def run(self) -> None:
+        """Run everything, in order."""
+        for step in first_steps(self.recipe):
+            self.do(step)
+        while self.wants_more:
+            for step in round_steps(self.recipe, self.last + 1):
+                self.do(step)
+            self.end_round()
+        for step in last_steps(self.recipe, self.best, self.last):
+            self.do(step)
+
+    def do(self, step: Step) -> None:
+        """Run one stage, or find that it is done."""
+        module, schema = verb_of(step.verb)
+        values = values_of(step, self.urls, self.recipe.root)
+        node = check_recipe(schema, values, f"stage {step.name}")
+        logger.info("stage %d: %s %s", len(self.manifests) + 1, step.verb, step.name)
+        self.manifests[step.name] = module.run(node)
+
+    def end_round(self) -> None:
+        """Count a round that is done."""
+        self.last += 1
+        stop = self.recipe.rounds and self.recipe.rounds.stop
+        if stop:
+            logger.info("round %d: %s", self.last, self.verdict(stop))
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether another round is to be run."""
+        rounds = self.recipe.rounds
+        if rounds is None or self.last >= rounds.most:
+            return False
+        return rounds.stop is None or not is_saturated(self.values, rounds.stop)
+
+    @property
+    def values(self) -> list[float | None]:
+        """What the rule looks at, of the start and of each round; None if there is no start."""
+        stop = self.recipe.rounds and self.recipe.rounds.stop
+        if not stop:
+            return []
+        start = figure(stop.start, self.manifests) if stop.start else None
+        later = [
+            figure(_of_round(stop.metric, number), self.manifests)
+            for number in range(1, self.last + 1)
         ]
-        seen.append(stage.name)
-    for number, row in enumerate(recipe.summary):
-        for source in row.value.split(" | "):
-            if source.split(":")[0] not in seen:
-                hint = did_you_mean(source.split(":")[0], seen)
-                problems.append(f"summary[{number}]: {source!r} names no stage{hint}")
-    if problems:
-        raise RecipeError.from_problems("loop", problems)
+        return [start, *later]
+
+    @property
+    def best(self) -> int:
+        """The best round; 0 if none was better than the start, the last if there is no rule."""
+        stop = self.recipe.rounds and self.recipe.rounds.stop
+        return best_of(self.values, stop) if stop else self.last
+
+    def verdict(self, stop: Saturation) -> str:
+        """Say what the rule makes of the rounds so far."""
+        values = " → ".join("–" if value is None else f"{value:.4g}" for value in self.values)
+        if is_saturated(self.values, stop):
+            return f"{stop.metric} {values}: saturated, round {self.best} is the best"
+        return f"{stop.metric} {values}"
+
+    def rounds(self) -> dict[str, Any]:
+        """Everything about the rounds that goes into the manifest; empty without rounds."""
+        rounds = self.recipe.rounds
+        if rounds is None:
+            return {}
+        rows = []
+        for row in rounds.table:
+            start, _, value = row.value.rpartition(" > ")
+            cells = [figure(start, self.manifests) if start else None]
+            cells += [
+                figure(_of_round(value, number), self.manifests)
+                for number in range(1, self.last + 1)
+            ]
+            rows.append({"label": row.label, "values": cells, "note": row.note})
+        found: dict[str, Any] = {"num": self.last, "table": rows}
+        if rounds.stop:
+            is_over = is_saturated(self.values, rounds.stop)
+            found |= {
+                "metric": rounds.stop.metric,
+                "values": self.values,
+                "best": self.best,
+                "ended": "saturated" if is_over else "all rounds were run",
+            }
+        return found
 
 
-def _references(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value[1:].split("/")[0]] if value.startswith("@") else []
-    if isinstance(value, Mapping):
-        return [name for item in value.values() for name in _references(item)]
-    if isinstance(value, list | tuple):
-        return [name for item in value for name in _references(item)]
-    return []
+def is_saturated(values: Sequence[float | None], stop: Saturation) -> bool:
+    """Whether as many rounds in a row as there is patience were not better than the best before.
+
+    Args:
+        values: Of the start (None if unknown) and of each round.
+        stop: The rule.
+    """
+    return _since_best(values, stop)[1] >= stop.patience
 
 
-def _resolve(value: Any, urls: Mapping[str, str]) -> Any:
-    if isinstance(value, str) and value.startswith("@"):
-        name, _, rest = value[1:].partition("/")
-        return join_url(urls[name], rest) if rest else urls[name]
-    if isinstance(value, Mapping):
-        return {key: _resolve(item, urls) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_resolve(item, urls) for item in value]
-    return value
+def best_of(values: Sequence[float | None], stop: Saturation) -> int:
+    """The round after which nothing was gained; 0 is the start."""
+    return _since_best(values, stop)[0]
 
 
-def _summary_row(row: SummaryRow, manifests: Mapping[str, Manifest]) -> dict[str, Any]:
-    values = []
-    for source in row.value.split(" | "):
-        stage, _, metric = source.partition(":")
-        metrics = manifests[stage].metrics
-        if metric not in metrics:
-            hint = did_you_mean(metric, list(metrics))
-            raise RecipeError(
-                f"summary {row.label!r}: stage {stage} has no metric {metric!r}{hint}"
-            )
-        values.append(metrics[metric])
+def _since_best(values: Sequence[float | None], stop: Saturation) -> tuple[int, int]:
+    """The best round so far, and how many rounds in a row brought nothing."""
+    sign = 1.0 if stop.better == "higher" else -1.0
+    best, best_value, stale = 0, values[0], 0
+    for number, value in enumerate(values[1:], 1):
+        assert value is not None
+        if best_value is None or sign * (value - best_value) > stop.min_gain:
+            best, best_value, stale = number, value, 0
+        else:
+            stale += 1
+    return best, stale
+
+
+def figure(source: str, manifests: Mapping[str, Manifest]) -> float:
+    """Read `stage:metric`.
+
+    Raises:
+        RecipeError: The stage has no such metric.
+    """
+    stage, _, metric = source.partition(":")
+    metrics = manifests[stage].metrics
+    if metric not in metrics:
+        hint = did_you_mean(metric, list(metrics))
+        raise RecipeError(f"{source}: stage {stage} has no metric {metric!r}{hint}")
+    return metrics[metric]
+
+
+def summary_row(row: SummaryRow, manifests: Mapping[str, Manifest]) -> dict[str, Any]:
+    """Work out one line of the final table."""
+    values = [figure(source, manifests) for source in row.value.split(" | ")]
     return {"label": row.label, "values": values, "note": row.note}
+
+
+def _of_round(source: str, number: int) -> str:
+    stage, _, metric = source.partition(":")
+    return f"{stage}-{number}:{metric}"
+
+
+def _shown(
+    name: str, table: Sequence[Mapping[str, Any]], rounds: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The table that is printed at the end."""
+    rows = [(row["label"], row["values"]) for row in table]
+    rows += [(f"{row['label']}, by round", row["values"]) for row in rounds.get("table", ())]
+    return {
+        "title": f"{name}: what came out",
+        "columns": ["figure", "value"],
+        "rows": [
+            [label, " | ".join("–" if value is None else f"{value:.3g}" for value in values)]
+            for label, values in rows
+        ],
+    }

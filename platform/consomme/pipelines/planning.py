@@ -34,7 +34,7 @@ def plan_shards(
     """Return the run's plan; make it if there is none.
 
     Args:
-        folder: The run; Ray must be running.
+        folder: The run; Ray must be running if there are many shards.
         shards: What `find_shards` found.
         unit_rows: Most rows per unit.
         plan_one: Cuts one shard into units.
@@ -45,35 +45,50 @@ def plan_shards(
     plan = Plan.load(folder.store)
     if plan is not None:
         return plan
-    import ray
-
     planned = _planned_before(folder)
-    remote = ray.remote(num_cpus=0.25)(_plan_part)
-    chunks = enumerate(_chunks(shards, SHARDS_PER_PART))
-    parts: dict[int, Part] = dict(planned)
-    limit = _AT_ONCE * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    running: dict[Any, int] = {}
     done = sum(len(shards[k * SHARDS_PER_PART :][:SHARDS_PER_PART]) for k in planned)
     with own_errors(), Progress(len(shards), "plan", "shards", done=done) as progress:
-        if len(shards) <= SHARDS_PER_PART and not planned:
-            # A single part is walked by a single process anyhow: starting one takes longer.
-            parts[0] = _plan_part(folder.url, 0, shards, unit_rows, plan_one)
-            progress.advance(len(shards))
-            planned = parts
-        while True:
-            todo = ((k, chunk) for k, chunk in chunks if k not in planned)
-            for number, chunk in islice(todo, limit - len(running)):
-                made = remote.remote(folder.url, number, chunk, unit_rows, plan_one)
-                running[made] = number
-            if not running:
-                break
-            (ready,), _ = ray.wait(list(running), num_returns=1)
-            number = running.pop(ready)
-            parts[number] = ray.get(ready)
-            progress.advance(len(shards[number * SHARDS_PER_PART :][:SHARDS_PER_PART]))
-    plan = Plan(parts=tuple(part for _, part in sorted(parts.items())), num_shards=len(shards))
+        if 0 < len(shards) - done <= SHARDS_PER_PART:
+            # What is left is one part, which a single process walks anyhow: starting one takes
+            # longer than most of them.
+            (number,) = set(range(-(-len(shards) // SHARDS_PER_PART))) - set(planned)
+            chunk = shards[number * SHARDS_PER_PART :][:SHARDS_PER_PART]
+            planned[number] = _plan_part(folder.url, number, chunk, unit_rows, plan_one)
+            progress.advance(len(chunk))
+        else:
+            _plan_on_cluster(folder, shards, unit_rows, plan_one, planned, progress)
+    plan = Plan(parts=tuple(part for _, part in sorted(planned.items())), num_shards=len(shards))
     plan.save(folder.store)
     return plan
+
+
+def _plan_on_cluster(
+    folder: RunFolder,
+    shards: Sequence[Shard],
+    unit_rows: int,
+    plan_one: Callable[[Shard, int], list[Unit]],
+    planned: dict[int, Part],
+    progress: Progress,
+) -> None:
+    """Let tasks make the parts that are missing in `planned`, many at once."""
+    import ray
+
+    remote = ray.remote(num_cpus=0.25)(_plan_part)
+    before = set(planned)
+    chunks = enumerate(_chunks(shards, SHARDS_PER_PART))
+    limit = _AT_ONCE * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    running: dict[Any, int] = {}
+    while True:
+        todo = ((k, chunk) for k, chunk in chunks if k not in before)
+        for number, chunk in islice(todo, limit - len(running)):
+            made = remote.remote(folder.url, number, chunk, unit_rows, plan_one)
+            running[made] = number
+        if not running:
+            return
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        number = running.pop(ready)
+        planned[number] = ray.get(ready)
+        progress.advance(len(shards[number * SHARDS_PER_PART :][:SHARDS_PER_PART]))
 
 
 def plan_view(folder: RunFolder, view: View) -> Plan:

@@ -57,6 +57,11 @@ class Preview:
     page: str
     """Path of the page."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is said below the table."""
+        return (f"  page        {self.page}",)
+
 
 @dataclass
 class _Look:

@@ -1,26 +1,38 @@
-"""Let a VLM write new captions for a view or for shards, with vLLM on a pool of actors."""
+"""Let a VLM write new captions for a view or for shards, on a pool of engines."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from consomme.base.errors import RecipeError
+from consomme.base.errors import DataError, RecipeError
 from consomme.base.manifest import Manifest
-from consomme.base.schema import runtime
-from consomme.datasets.sources import judge_caption
+from consomme.base.schema import runtime, strategy
+from consomme.curate.canary import Look, judge_canaries
+from consomme.curate.guards import Guards
+from consomme.curate.keep import mix_hash
+from consomme.curate.prompts import resolve_prompts
+from consomme.engines.writing import Sampling
 from consomme.evaluate.cache import model_content_hash
+from consomme.pipelines.captions import CAPTIONS, check_units, planned_units, reader
 from consomme.pipelines.checkpoints import model_folder
 from consomme.pipelines.flow import Pool, run_units
 from consomme.pipelines.planning import plan_shards, plan_view
 from consomme.pipelines.runs import begin, check_rejects, folders_of
 from consomme.pipelines.session import ray_session
-from consomme.pipelines.stage import Decoded, Outcome, UnitStage
+from consomme.storage.ledger import RunFolder
 from consomme.storage.shards import find_shards, shards_fingerprint
+from consomme.storage.sidecar import ID_HASH, iter_columns
 from consomme.storage.view import View
+
+MOST_COMPARED = 1_000_000
+"""Captions among which the most common ones are looked for; of more, that many by hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +43,8 @@ class RecaptionRecipe:
     """Name of the run."""
 
     model: str
-    """The VLM that writes: a Hugging Face folder, a run folder, or `package://models/nano`."""
+    """What writes: a Hugging Face folder, a run folder, `package://models/nano`; or, for the engine
+    `openai`, the model's name at the endpoint."""
 
     view: str | None = None
     """Folder of a finished filter run whose samples get new captions."""
@@ -45,20 +58,52 @@ class RecaptionRecipe:
     sources: dict[str, list[str]] = field(default_factory=dict)
     """More data sets, by name: inputs of each."""
 
+    captions: str | None = None
+    """Folder of an earlier recaption run over the same samples, whose texts this one starts from:
+    to fuse them with the original ones, or to add a specialist's turns to them."""
+
     root: str = runtime("runs")
     """Where run folders are made: a local path or a URL."""
 
-    prompt: str = "plain"
-    """Id of the prompt; see consomme/curate/prompts.py."""
+    engine: dict[str, Any] = strategy("consomme.engines.writers:WRITERS", default={"name": "vllm"})
+    """What runs the model: `vllm`, `transformers` or `openai`; see consomme/engines/writers.py."""
+
+    prompts: tuple[str, ...] = ("plain",)
+    """Ids of prompts, or of pools of them; a sample draws one. See consomme/curate/prompts.py."""
+
+    merge: dict[str, Any] = strategy("consomme.curate.merges:MERGES", default={"name": "replace"})
+    """What becomes of the old text; see consomme/curate/merges.py."""
+
+    caption_question: str = "describe the image."
+    """What a caption answers, where turns are added to it."""
+
+    shows_picture: bool = True
+    """False asks about the texts alone, as CapFusion does when it fuses two captions."""
+
+    fraction: float = 1.0
+    """Share of the samples that are asked, drawn by their ids; the others keep their text."""
+
+    guards: Guards = field(default_factory=Guards)
+    """When a text is not believed; the sample then keeps the one it had."""
+
+    canary_fraction: float = 0.02
+    """Share of the samples that are also captioned with a blank picture and with another one's."""
+
+    canary_max_same: float = 0.8
+    """The run stops when it is certain that more than this share of canaries say the same whatever
+    they are shown: then nothing looks at the pictures."""
 
     round: int = 1
     """Which round of recaptioning this is; goes into the provenance."""
 
     max_tokens: int = 96
-    """Longest caption; a longer one is cut and flagged `model_output_truncated`."""
+    """Longest text; a longer one is cut and flagged `model_output_truncated`."""
 
     temperature: float = 0.0
     """0 is greedy and repeatable; above, each sample has a seed of its own, from its id."""
+
+    top_p: float = 1.0
+    """Nucleus of the sampled distribution; 1 keeps all of it."""
 
     seed: int = 0
     """Seed that is mixed with each sample's id."""
@@ -80,130 +125,177 @@ class RecaptionRecipe:
     memory. 0 lets actors read for themselves. None: 0 without GPUs, else one per actor."""
 
 
-class CaptionStage(UnitStage):
-    """Write one caption per sample and say where it comes from; starts one vLLM per actor."""
-
-    def __init__(self, recipe: RecaptionRecipe, model: str, model_hash: str) -> None:
-        """Start the engine."""
-        from consomme.curate.prompts import caption_prompt
-        from consomme.engines.vllm_captioner import VLLMCaptioner
-        from consomme.models.chat import rendered_prompt
-
-        self.recipe, self.model_hash = recipe, model_hash
-        self.prompt = caption_prompt(recipe.prompt)
-        self.engine = VLLMCaptioner(
-            model,
-            max_tokens=recipe.max_tokens,
-            temperature=recipe.temperature,
-            seed=recipe.seed,
-        )
-        self.rendered = rendered_prompt(model, self.prompt.text)
-
-    def work(self, samples: Sequence[Decoded]) -> Outcome:
-        """Caption one unit."""
-        from consomme.curate.guards import guard
-        from consomme.curate.keep import hash_ids, mix_hash
-
-        ids = [item.sample.sample_id for item in samples]
-        seeds = (
-            [int(value) % 2**31 for value in mix_hash(hash_ids(ids), self.recipe.seed)]
-            if ids
-            else []
-        )
-        written = self.engine.caption(
-            [item.image for item in samples], [self.rendered] * len(ids), seeds
-        )
-        reasons = [guard(g.text, g.finish_reason, prompt=self.prompt.text) for g in written]
-        size = len(ids)
-        columns: dict[str, Any] = {
-            "row": pa.array([item.row for item in samples], pa.int32()),
-            "sample_id": pa.array(ids, pa.string()),
-            "caption": pa.array([g.text.strip() for g in written], pa.string()),
-            "parent_caption": pa.array([item.sample.caption for item in samples], pa.string()),
-            "guard": pa.array(reasons, pa.string()),
-            "num_tokens": pa.array([g.num_tokens for g in written], pa.int32()),
-            "round": pa.array([self.recipe.round] * size, pa.int32()),
-            "model_hash": pa.array([self.model_hash] * size, pa.string()),
-            "prompt_id": pa.array([self.prompt.prompt_id] * size, pa.string()),
-            "prompt_hash": pa.array([self.prompt.text_hash] * size, pa.string()),
-            "temperature": pa.array([self.recipe.temperature] * size, pa.float32()),
-            "seed": pa.array(seeds, pa.int64()),
-            "engine": pa.array([self.engine.version] * size, pa.string()),
-        }
-        counts = {f"guard/{reason}": reasons.count(reason) for reason in set(reasons) if reason}
-        return Outcome(
-            table=pa.table(columns),
-            rejects=[],
-            counts=counts,
-            sums={
-                "num_tokens": sum(g.num_tokens for g in written),
-                **_claims(samples, [g.text for g in written]),
-            },
-        )
-
-
 def run(recipe: RecaptionRecipe) -> Manifest:
     """Write a caption for every sample exactly once; running again does what is missing."""
+    from consomme.engines.writers import WRITERS
+
     has_shards = bool(recipe.inputs or recipe.sources)
-    if (recipe.view is None) != has_shards:
-        raise RecipeError("expected either view or inputs (or sources): found both, or neither")
-    model = model_folder(recipe.model)
-    model_hash = model_content_hash(model)
-    inputs = {"model": model_hash}
-    parents = [recipe.view] if recipe.view else []
+    _check(recipe, has_shards)
+    engine = WRITERS.build(recipe.engine, "engine")
+    model, inputs = _writer(recipe.model, engine)
+    parents = [url for url in (recipe.view, recipe.captions) if url]
     shards = find_shards(recipe.inputs, recipe.source, recipe.sources) if has_shards else []
     if shards:
         inputs["data"] = shards_fingerprint(shards)
-    reads = [model, *folders_of(shards)]
+    reads = folders_of(shards) if engine.is_remote else [model, *folders_of(shards)]
     attempt = begin("recaption", recipe, inputs=inputs, parents=parents, reads=reads)
     folder = attempt.folder
     if folder.is_done:
         return folder.manifest()
     with ray_session():
-        import ray
+        from consomme.pipelines.caption_stage import CaptionStage
 
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        run_units(
+        plan = (
             plan_view(folder, View.load(recipe.view))
             if recipe.view
-            else plan_shards(folder, shards, recipe.unit_rows),
-            folder,
-            kind="captions",
-            stage=CaptionStage,
-            stage_options={"recipe": recipe, "model": model, "model_hash": model_hash},
-            what="recaption",
-            pool=Pool(
-                max_actors=recipe.num_actors or max(1, gpus),
-                min_actors=recipe.min_actors,
-                num_readers=recipe.num_readers,
-                gpus=1.0 if gpus else 0.0,
-            ),
-            max_reject_fraction=recipe.max_reject_fraction,
+            else plan_shards(folder, shards, recipe.unit_rows)
         )
-    counts = attempt.folder.total_counts()
-    check_rejects(counts, recipe.max_reject_fraction, attempt.folder.url)
-    sums = attempt.folder.total_sums()
-    judged = sums.pop("judged", 0.0)
-    claims = {
-        f"recaption/{key}_claims": value / judged
-        for key, value in sums.items()
-        if judged and key.startswith(("before_", "after_"))
-    }
+        check_units(recipe.captions, (u.unit_id for u in planned_units(folder, plan)))
+        run_units(
+            plan,
+            folder,
+            kind=CAPTIONS,
+            stage=CaptionStage,
+            stage_options={"recipe": recipe, "model": model, "model_hash": inputs["model"]},
+            what="recaption",
+            pool=_pool(recipe, engine),
+            max_reject_fraction=recipe.max_reject_fraction,
+            read=reader(recipe.captions),
+            check=partial(check_canaries, folder.url, recipe.canary_max_same),
+        )
+    counts = folder.total_counts()
+    check_rejects(counts, recipe.max_reject_fraction, folder.url)
+    common = most_common(folder.url)
     return attempt.finish(
-        counts=counts, metrics=claims, outputs={"captions": "data", "rejects": "rejects"}
+        counts=counts,
+        metrics=metrics_of(counts, folder.total_sums(), common),
+        decisions={"most_common": [[text, share] for text, share in common]},
+        outputs={CAPTIONS: "data", "rejects": "rejects"},
     )
 
 
-def _claims(samples: Sequence[Decoded], texts: Sequence[str]) -> dict[str, float]:
-    """Add up true, false and missing claims before and after, where the truth is known."""
-    sums: dict[str, float] = {}
-    for item, text in zip(samples, texts, strict=True):
-        before = judge_caption(item.sample, item.sample.caption)
-        after = judge_caption(item.sample, text)
-        if before is None or after is None:
-            continue
-        sums["judged"] = sums.get("judged", 0.0) + 1
-        for when, verdict in (("before", before), ("after", after)):
-            for what, number in zip(("true", "false", "missing"), verdict, strict=True):
-                sums[f"{when}_{what}"] = sums.get(f"{when}_{what}", 0.0) + number
-    return sums
+def _check(recipe: RecaptionRecipe, has_shards: bool) -> None:
+    """Refuse what contradicts itself, before Ray starts; all of it at once."""
+    problems = []
+    if (recipe.view is None) != has_shards:
+        problems.append("expected either view or inputs (or sources): found both, or neither")
+    for name in ("fraction", "canary_fraction", "canary_max_same"):
+        value = getattr(recipe, name)
+        if not 0 <= value <= 1:
+            problems.append(f"{name}: found {value}, expected 0 to 1")
+    if not recipe.fraction:
+        problems.append("fraction: found 0, so nothing would be asked; expected more")
+    try:
+        sampling_of(recipe)
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise RecipeError.from_problems("recaption", problems)
+    for prompt in resolve_prompts(recipe.prompts):
+        if prompt.needs_written and recipe.captions is None:
+            raise RecipeError(
+                f"prompts: {prompt.prompt_id} is about two captions of one picture; name the run"
+                " that wrote the second one, captions: RUN"
+            )
+
+
+def sampling_of(recipe: RecaptionRecipe) -> Sampling:
+    """How tokens are chosen."""
+    return Sampling(
+        max_tokens=recipe.max_tokens, temperature=recipe.temperature, top_p=recipe.top_p
+    )
+
+
+def _writer(model: str, engine: Any) -> tuple[str, dict[str, str]]:
+    """Find the model an engine runs, and what names its content."""
+    if engine.is_remote:
+        return model, {"model": f"{model} at {engine.url}"}
+    folder = model_folder(model)
+    marks = {"model": model_content_hash(folder)}
+    if engine.adapter:
+        marks["adapter"] = model_content_hash(engine.adapter)
+        marks["model"] += "+" + marks["adapter"]
+    return folder, marks
+
+
+def _pool(recipe: RecaptionRecipe, engine: Any) -> Pool:
+    """One engine per GPU, or group of GPUs; one where there is none."""
+    import ray
+
+    gpus = 0 if engine.is_remote else int(ray.cluster_resources().get("GPU", 0))
+    each = engine.num_gpus if gpus else 0
+    if gpus and gpus < each:
+        raise RecipeError(f"engine.tensor_parallel: found {each}, but the cluster has {gpus} GPUs")
+    return Pool(
+        max_actors=recipe.num_actors or max(1, gpus // max(1, each)),
+        min_actors=recipe.min_actors,
+        num_readers=recipe.num_readers,
+        gpus=float(each),
+    )
+
+
+def check_canaries(run_url: str, max_same: float, sums: Mapping[str, float]) -> None:
+    """Stop a run in which nothing looks at the pictures.
+
+    Both kinds of canary have to say so: pictures that are much alike rightly get the same text.
+
+    Raises:
+        DataError: It is certain; says what was seen and what to look at.
+    """
+    looks: tuple[Look, ...] = ("blank", "swap")
+    verdicts = {
+        how: judge_canaries(int(sums[f"canary_{how}"]), int(sums[f"canary_{how}_same"]), max_same)
+        for how in looks
+        if sums.get(f"canary_{how}")
+    }
+    if verdicts and all(verdict.is_blind for verdict in verdicts.values()):
+        how, verdict = next(iter(verdicts.items()))
+        raise DataError(f"{run_url}: {verdict.explain(how)}")
+
+
+def most_common(run_url: str, number: int = 10) -> list[tuple[str, float]]:
+    """Find the texts that were written most often, and the share of all that each is.
+
+    Args:
+        run_url: The run; all its units are committed.
+        number: How many.
+    """
+    total = RunFolder.at(run_url).total_counts().get("samples", 0)
+    share = min(1.0, MOST_COMPARED / max(total, 1))
+    seen: Counter[str] = Counter()
+    for _, table in iter_columns(run_url, ["written", ID_HASH], CAPTIONS, with_ids=False):
+        among = mix_hash(table[ID_HASH].to_numpy(), 0) / 2.0**64 <= share
+        texts = table["written"].filter(pa.array(among)).to_pylist()
+        seen.update(text for text in texts if text is not None)
+    num = sum(seen.values())
+    return [(text, times / num) for text, times in seen.most_common(number) if times > 1]
+
+
+def metrics_of(
+    counts: Mapping[str, int], sums: Mapping[str, float], common: Sequence[tuple[str, float]]
+) -> dict[str, float]:
+    """Say in figures what a run made of the samples it asked about.
+
+    Words and claims are those of the text that stands now: the old one where a guard spoke.
+    """
+    asked = max(1, counts.get("asked", 0))
+    mean = sums.get("words", 0.0) / asked
+    variance = max(0.0, sums.get("words_squared", 0.0) / asked - mean**2)
+    found = {
+        "recaption/new_fraction": counts.get("new", 0) / asked,
+        "recaption/words_per_caption": mean,
+        "recaption/words_sd": math.sqrt(variance),
+        "recaption/words_before": sums.get("words_before", 0.0) / asked,
+        "recaption/most_common_fraction": common[0][1] if common else 0.0,
+    }
+    if sums.get("judged"):
+        found |= {
+            f"recaption/{key}_claims": value / sums["judged"]
+            for key, value in sums.items()
+            if key.startswith(("before_", "after_"))
+        }
+    for how in ("blank", "swap"):
+        if sums.get(f"canary_{how}"):
+            share = sums[f"canary_{how}_same"] / sums[f"canary_{how}"]
+            found[f"recaption/canary_{how}_same_fraction"] = share
+    return found

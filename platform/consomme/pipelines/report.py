@@ -14,10 +14,10 @@ from typing import Any, Literal
 import numpy as np
 
 from consomme.base.manifest import Manifest, lineage
-from consomme.datasets.sources import judge_caption
-from consomme.pipelines.pictures import fetch
 from consomme.pipelines.report_dedup import dedup_section
 from consomme.pipelines.report_filter import filter_section
+from consomme.pipelines.report_recaption import recaption_section
+from consomme.pipelines.report_rounds import rounds_section
 from consomme.pipelines.report_tags import tag_section
 from consomme.report import model as page
 from consomme.report.html import render
@@ -40,7 +40,8 @@ def run_folder(url: str) -> Manifest:
         manifests = {m.name: m for m in lineage(manifest, load_manifest) if m.verb != "loop"}
         table = manifest.decisions.get("summary", [])
         story = str(manifest.recipe.get("story", ""))
-        text = render(_loop_page(manifest.name, story, manifests, table))
+        rounds = manifest.decisions.get("rounds", {})
+        text = render(_loop_page(manifest.name, story, manifests, table, rounds))
     else:
         text = render(
             page.Report(
@@ -57,7 +58,10 @@ def run_folder(url: str) -> Manifest:
 
 
 def loop_report(
-    recipe: Any, manifests: Mapping[str, Manifest], table: Sequence[Mapping[str, Any]]
+    recipe: Any,
+    manifests: Mapping[str, Manifest],
+    table: Sequence[Mapping[str, Any]],
+    rounds: Mapping[str, Any],
 ) -> str:
     """Draw the report of a whole loop as one HTML text.
 
@@ -65,8 +69,9 @@ def loop_report(
         recipe: The loop's recipe.
         manifests: Finished stages by name.
         table: Rows of the final table: label, values, note.
+        rounds: What the loop decided about its rounds; empty if it has none.
     """
-    return render(_loop_page(recipe.name, recipe.story, manifests, table))
+    return render(_loop_page(recipe.name, recipe.story, manifests, table, rounds))
 
 
 def _loop_page(
@@ -74,6 +79,7 @@ def _loop_page(
     story: str,
     manifests: Mapping[str, Manifest],
     table: Sequence[Mapping[str, Any]],
+    rounds: Mapping[str, Any],
 ) -> page.Report:
     seconds = sum(m.seconds for m in manifests.values())
     samples = sum(m.counts.get("samples", 0) for m in manifests.values() if m.verb == "score")
@@ -93,7 +99,12 @@ def _loop_page(
         title=f"consomme loop: {name}",
         subtitle="score, filter, recaption, train, soup and evaluate, as one run",
         facts=facts,
-        sections=[first, *_sections(manifests), _chain(manifests)],
+        sections=[
+            first,
+            *([rounds_section(rounds)] if rounds else []),
+            *_sections(manifests),
+            _chain(manifests),
+        ],
         footer=_versions(next(iter(manifests.values()))),
     )
 
@@ -113,7 +124,7 @@ def _sections(manifests: Mapping[str, Manifest]) -> list[page.Section]:
         "tag": lambda found: [tag_section(m) for m in found],
         "filter": lambda found: [filter_section(m) for m in found],
         "dedup": lambda found: [dedup_section(m) for m in found],
-        "recaption": lambda found: [_recaption(m) for m in found],
+        "recaption": lambda found: [recaption_section(m) for m in found],
         "train": lambda found: [_train(found)],
         "soup": lambda found: [_soup(m) for m in found],
         "evaluate": lambda found: [_evaluate(m) for m in found],
@@ -189,72 +200,6 @@ def _edges(values: Any, log_x: bool) -> Any:
     if high <= low:
         high = low + 1.0
     return np.geomspace(max(low, 1e-3), high, 41) if log_x else np.linspace(low, high, 41)
-
-
-def _recaption(manifest: Manifest) -> page.Section:
-    table = read_columns(
-        manifest.url, ["caption", "parent_caption", "guard", "num_tokens"], kind="captions"
-    ).to_pylist()
-    step = max(1, len(table) // 12)
-    picked = table[::step][:12]
-    samples = fetch(
-        {r.unit_id: r.unit for r in RunFolder.at(manifest.url).iter_commits()},
-        [(row["unit_id"], row["row"]) for row in picked],
-    )
-    items = []
-    for row, sample in zip(picked, samples, strict=True):
-        notes: list[tuple[str, page.Tone]] = []
-        if row["guard"]:
-            notes.append((row["guard"], "bad"))
-        judged = judge_caption(sample, row["caption"])
-        if judged:
-            notes += [
-                (f"{judged[0]} true", "good"),
-                (f"{judged[1]} false", "bad" if judged[1] else "neutral"),
-            ]
-        items.append(
-            page.BeforeAfterItem(
-                image_bytes=sample.image,
-                before=row["parent_caption"],
-                after=row["caption"],
-                notes=notes,
-            )
-        )
-    rows = claims_rows(manifest)
-    blocks: list[page.Block] = [page.BeforeAfter(items=items)]
-    if rows:
-        blocks.insert(
-            0,
-            page.Table(
-                columns=("captions", "true claims", "false claims", "missing"),
-                rows=rows,
-                caption="Claims per caption, judged exactly against the scenes.",
-            ),
-        )
-    flagged = {k: v for k, v in manifest.counts.items() if k.startswith("guard/")}
-    text = (
-        f"{manifest.counts['samples']:,} captions in {manifest.seconds:.0f} s by"
-        f" `{manifest.recipe['model']}`. Guards flagged "
-        + (", ".join(f"{k.split('/')[1]} {v}" for k, v in flagged.items()) or "none")
-        + "."
-    )
-    return page.Section(title=f"Recaption: {manifest.name}", lead_text=text, blocks=blocks)
-
-
-def claims_rows(manifest: Manifest) -> list[tuple[str, float, float, float]]:
-    """Claims per caption before and after recaptioning; empty where no truth is known."""
-    claims = manifest.metrics
-    if "recaption/after_true_claims" not in claims:
-        return []
-    return [
-        (
-            when,
-            claims[f"recaption/{when}_true_claims"],
-            claims[f"recaption/{when}_false_claims"],
-            claims[f"recaption/{when}_missing_claims"],
-        )
-        for when in ("before", "after")
-    ]
 
 
 def _train(manifests: Sequence[Manifest]) -> page.Section:

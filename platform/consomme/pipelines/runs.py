@@ -6,9 +6,11 @@ manifest.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +25,26 @@ from consomme.storage.records import reject_reasons
 from consomme.storage.shards import Shard
 
 logger = logging.getLogger(__name__)
+
+_LOOKING: ContextVar[bool] = ContextVar("looking", default=False)
+
+
+class NotDoneError(Exception):
+    """A run that would have to be done, met while only looking."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(folder.url)
+        self.folder = folder
+
+
+@contextlib.contextmanager
+def looking() -> Iterator[None]:
+    """Only look: `begin` makes no folder inside the block, and raises if a run is not done."""
+    token = _LOOKING.set(True)
+    try:
+        yield
+    finally:
+        _LOOKING.reset(token)
 
 
 @dataclass
@@ -83,6 +105,7 @@ def begin(
 
     Raises:
         DataError: A parent is not finished.
+        NotDoneError: Inside `looking`, if the run is not done.
     """
     found = [*parents, *(run for run in map(run_of, reads) if run)]
     manifests = {url: load_manifest(url) for url in dict.fromkeys(map(absolute_url, found))}
@@ -91,6 +114,8 @@ def begin(
     mark = fingerprint(recipe, read)
     folder = RunFolder.open(recipe.root, verb, recipe.name, mark)
     if not folder.is_done:
+        if _LOOKING.get():
+            raise NotDoneError(folder)
         folder.begin(to_yaml(recipe))
     return Run(
         folder=folder,

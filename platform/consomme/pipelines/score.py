@@ -15,6 +15,7 @@ from consomme.base.manifest import Manifest
 from consomme.base.sample import turns_of
 from consomme.base.schema import runtime
 from consomme.curate.prompt_pools import PromptPools
+from consomme.pipelines.captions import check_units, planned_units, reader
 from consomme.pipelines.flow import Pool, run_units
 from consomme.pipelines.planning import plan_shards
 from consomme.pipelines.runs import begin, check_rejects, folders_of
@@ -44,6 +45,9 @@ class ScoreRecipe:
 
     sources: dict[str, list[str]] = field(default_factory=dict)
     """More data sets, by name: inputs of each."""
+
+    captions: str | None = None
+    """Folder of a finished recaption run over the same inputs: score the texts it left instead."""
 
     root: str = runtime("runs")
     """Where run folders are made: a local path or a URL."""
@@ -125,13 +129,14 @@ class PerplexityStage(UnitStage):
         self.keeps_prompts = bool(prompts)
         self.scorer: ScoringEngine
         if engine == "vllm":
+            from consomme.engines.vllm_engine import EngineOptions
             from consomme.engines.vllm_scorer import VLLMScorer
 
             self.scorer = VLLMScorer(
                 model,
                 max_caption_tokens=max_caption_tokens,
                 truncates=too_long == "truncate",
-                tensor_parallel=tensor_parallel,
+                options=EngineOptions(tensor_parallel=tensor_parallel),
             )
             return
         from consomme.curate.perplexity import FORMULAS
@@ -243,12 +248,20 @@ def run(recipe: ScoreRecipe) -> Manifest:
     shards = find_shards(recipe.inputs, recipe.source, recipe.sources)
     model = model_folder(recipe.model)
     inputs = {"data": shards_fingerprint(shards), "model": model_content_hash(model)}
-    attempt = begin("score", recipe, inputs=inputs, reads=[*folders_of(shards), model])
+    attempt = begin(
+        "score",
+        recipe,
+        inputs=inputs,
+        parents=[recipe.captions] if recipe.captions else [],
+        reads=[*folders_of(shards), model],
+    )
     if attempt.folder.is_done:
         return attempt.folder.manifest()
     with ray_session():
+        plan = plan_shards(attempt.folder, shards, recipe.unit_rows)
+        check_units(recipe.captions, (u.unit_id for u in planned_units(attempt.folder, plan)))
         run_units(
-            plan_shards(attempt.folder, shards, recipe.unit_rows),
+            plan,
             attempt.folder,
             kind="scores",
             stage=PerplexityStage,
@@ -269,6 +282,7 @@ def run(recipe: ScoreRecipe) -> Manifest:
             what="score",
             pool=_pool(recipe),
             max_reject_fraction=recipe.max_reject_fraction,
+            read=reader(recipe.captions),
         )
     counts = attempt.folder.total_counts()
     check_rejects(counts, recipe.max_reject_fraction, attempt.folder.url)

@@ -297,10 +297,10 @@ def _candidate_trainable() -> Any:
         """Scores one candidate soup per trial; the engine stays loaded between trials."""
 
         def setup(self, config: dict[str, Any], folders: Any = None, benchmark: Any = None) -> None:
-            from consomme.engines.transformers_generator import TransformersGenerator
+            from consomme.engines.transformers_writer import TransformersWriter
             from consomme.evaluate.benchmarks import BENCHMARKS
 
-            self.engine = TransformersGenerator(folders[0])
+            self.engine = TransformersWriter(folders[0], dtype="float32")
             self.ingredients = [open_ingredient(folder, folder) for folder in folders]
             self.benchmark = BENCHMARKS.build(benchmark)
             self.members = config["members"]
@@ -322,7 +322,7 @@ def _candidate_trainable() -> Any:
             chosen = [self.ingredients[k] for k in self.members]
             self.engine.load_weights(dict(average_ingredients(chosen)))
             items = self.benchmark.items()
-            answers = self.engine.generate(
+            answers = self.engine.answer(
                 [item.image for item in items],
                 [item.prompt for item in items],
                 self.benchmark.max_tokens,

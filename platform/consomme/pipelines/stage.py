@@ -47,6 +47,10 @@ class Decoded(Item):
     image: Image.Image
 
 
+Gauge = tuple[float, str, float]
+"""When (seconds since 1970), what, and how much."""
+
+
 class UnitStage:
     """Base of a stage that wants decoded pictures.
 
@@ -58,12 +62,20 @@ class UnitStage:
     """Pictures may come smaller than they are, with both sides at least this long: that is decoded
     in less time. None decodes them in full."""
 
+    is_shared: bool = False
+    """Whether several units may be worked on at once: for engines that put requests of different
+    units into one batch, and so are never short of work at the end of a unit."""
+
     def work(self, samples: Sequence[Decoded]) -> Outcome:
         """Do the stage's work on samples of one unit whose pictures could be decoded.
 
         Called on each piece of a unit in turn, and on nothing if a unit has no such sample.
         """
         raise TypeError(f"{type(self).__name__} defines no work()")
+
+    def gauges(self) -> list[Gauge]:
+        """Return what was measured on the side since the last call, for the report."""
+        return []
 
 
 class BytesStage:

@@ -38,10 +38,10 @@ class TrainSource:
     """Shards to take whole; instead of `view`."""
 
     captions: str | None = None
-    """Folder of a finished recaption run; its captions replace those of the samples it has."""
+    """Folder of a finished recaption run: samples it has newer text for are trained on that."""
 
     only_recaptioned: bool = False
-    """Leave out samples that `captions` does not have."""
+    """Leave out samples that `captions` has no newer text for."""
 
     weight: float | None = None
     """Share of the batches relative to the other sources; None weighs by number of samples."""

@@ -17,12 +17,12 @@ from typing import Any
 
 from consomme.base.errors import ConsommeError, DataError
 from consomme.base.sample import Reject, Sample, turns_of
+from consomme.pipelines.captions import check_units, reader, units_of
 from consomme.pipelines.runs import check_rejects
 from consomme.pipelines.stage import reject_of
 from consomme.pipelines.train import CURVE, TrainRecipe, TrainSource
 from consomme.storage.ledger import RunFolder
-from consomme.storage.sidecar import read_columns
-from consomme.storage.units import plan_units, read_unit
+from consomme.storage.units import plan_units
 from consomme.storage.view import View
 from consomme.vision.decode import DecodeProblem, decode
 
@@ -58,13 +58,6 @@ def load_samples(sources: Sequence[TrainSource]) -> TrainSet:
     found = TrainSet()
     for source in sources:
         samples = list(_read(source))
-        if source.captions:
-            texts = _new_captions(source.captions)
-            samples = [
-                s.with_caption(texts[s.sample_id]) if s.sample_id in texts else s
-                for s in samples
-                if s.sample_id in texts or not source.only_recaptioned
-            ]
         if not samples:
             raise DataError(f"data: {source} holds no samples")
         weight = float(len(samples)) if source.weight is None else source.weight
@@ -111,22 +104,22 @@ def _problem(sample: Sample, chat: Any, prompt: str, max_tokens: int) -> tuple[s
     return None
 
 
-def _new_captions(url: str) -> dict[str, str]:
-    """Captions of a recaption run that passed its guards, by sample id."""
-    table = read_columns(url, ["caption", "guard"], kind="captions")
-    rows = zip(*(table[c].to_pylist() for c in ("sample_id", "caption", "guard")), strict=True)
-    return {sample_id: caption for sample_id, caption, reason in rows if reason is None}
-
-
 def _read(source: TrainSource) -> Iterator[Sample]:
+    """Yield a source's samples, with the captions of its recaption run."""
+    read = reader(source.captions, only_new=source.only_recaptioned)
     if source.view:
-        for unit, rows in View.load(source.view).rows():
+        view = View.load(source.view)
+        check_units(source.captions, (unit.unit_id for unit in view.units))
+        for unit, rows in view.rows():
             wanted = set(rows)
             if wanted:
-                yield from (sample for row, sample in read_unit(unit)[0] if row in wanted)
+                yield from (sample for row, sample in read(unit)[0] if row in wanted)
         return
-    for unit in plan_units(source.inputs, "data"):
-        yield from (sample for _, sample in read_unit(unit)[0])
+    units = plan_units(source.inputs, "data")
+    if source.captions:
+        units = units_of(source.captions, sorted({unit.shard for unit in units}))
+    for unit in units:
+        yield from (sample for _, sample in read(unit)[0])
 
 
 def _train(config: dict[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,12 @@ does it.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import os
 import pickle
+import signal
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,15 +26,27 @@ from PIL import Image
 from consomme.base.errors import ConsommeError
 from consomme.base.sample import Reject, Sample
 from consomme.curate.keep import hash_ids
+from consomme.engines.writing import EngineLostError
 from consomme.pipelines.loading import Loaded, Row, load, unpack
 from consomme.pipelines.spans import Spans, timed
-from consomme.pipelines.stage import BytesStage, Decoded, Item, Outcome, Stage, merge, reject_of
+from consomme.pipelines.stage import (
+    BytesStage,
+    Decoded,
+    Item,
+    Outcome,
+    Stage,
+    UnitStage,
+    merge,
+    reject_of,
+)
 from consomme.storage.ledger import RunFolder
 from consomme.storage.records import CommitRecord
 from consomme.storage.sidecar import ID_HASH, table_bytes
 from consomme.storage.suspects import Gate, clear, work_safely
 from consomme.storage.units import ReadUnit, Unit, read_unit
 from consomme.vision.decode import DecodeProblem, decode
+
+logger = logging.getLogger(__name__)
 
 DECODE_THREADS = 2
 
@@ -73,7 +89,7 @@ class UnitWorker:
             # An actor that cannot be made tells Ray, and not the user, why; so it tells with its
             # first unit.
             self.broken = error
-        self.model = threading.Lock()
+        self.turn = threading.Lock()
         self.gate = Gate()
         self.threads = ThreadPoolExecutor(DECODE_THREADS)
 
@@ -84,8 +100,14 @@ class UnitWorker:
         """
         try:
             return self._do(row)
+        except EngineLostError:
+            # An engine that is dead or hangs cannot be had back in this process. The note about the
+            # unit outlives it, so a sample that does this every time is found.
+            logger.exception("this process ends, and another one takes over")
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise
         except ConsommeError as error:
-            return {"record": b"", "spans": "[]", "error": pickle.dumps(error)}
+            return {"record": b"", "spans": "[]", "gauges": "[]", "error": pickle.dumps(error)}
 
     def _do(self, row: Row) -> Row:
         if self.broken is not None:
@@ -97,7 +119,13 @@ class UnitWorker:
         outcome, rejects = self._outcome(work.unit, loaded, spans)
         with timed(spans, "commit"):
             record = self._commit(work.unit, outcome, rejects)
-        return {"record": record.to_json(), "spans": json.dumps(spans), "error": b""}
+        gauges = self.stage.gauges() if isinstance(self.stage, UnitStage) else []
+        return {
+            "record": record.to_json(),
+            "spans": json.dumps(spans),
+            "gauges": json.dumps(gauges),
+            "error": b"",
+        }
 
     def _outcome(self, unit: Unit, loaded: Loaded, spans: Spans) -> tuple[Outcome, list[Reject]]:
         """Work on a unit's samples; leave out those that kill the process."""
@@ -107,8 +135,9 @@ class UnitWorker:
             chosen = {number: samples[number] for number in rows}
             if isinstance(self.stage, BytesStage):
                 items = [Item(row=number, sample=sample) for number, sample in chosen.items()]
-                with self.model, timed(spans, "work"):
+                with self.turn, timed(spans, "work"):
                     return self.stage.work(items), []
+            turn = contextlib.nullcontext() if self.stage.is_shared else self.turn
             bad: Rejected = []
             outcomes: list[Outcome] = []
             pieces = self._pieces(chosen, self.stage.min_side_px, bad)
@@ -117,7 +146,7 @@ class UnitWorker:
                     piece = next(pieces, None)
                 if piece is None and outcomes:
                     return merge(outcomes), bad
-                with self.model, timed(spans, "work"):
+                with turn, timed(spans, "work"):
                     outcomes.append(self.stage.work(piece or []))
 
         store, numbers = self.folder.store, list(samples)

@@ -113,6 +113,33 @@ def read_columns(run_url: str, columns: Sequence[str], kind: str = SCORES) -> pa
     return pa.concat_tables(tables)
 
 
+def read_unit_columns(
+    run: RunFolder, unit_id: str, columns: Sequence[str], kind: str
+) -> pa.Table | None:
+    """Read columns of one unit of a finished run, without a look at the others.
+
+    Args:
+        run: The run that wrote them.
+        unit_id: The unit.
+        columns: Which ones, beside `row` and `sample_id`, which always come first.
+        kind: Kind of output file.
+
+    Returns:
+        The table; None if the run has no such unit.
+
+    Raises:
+        DataError: The file is unreadable or lacks a column.
+    """
+    paths = [file.path for file in run.store.list(f"data/{unit_id}-")]
+    if len(paths) > 1:
+        # One of them was written by an attempt that died before its commit.
+        record = next((r for r in run.iter_commits() if r.unit_id == unit_id), None)
+        path = record and record.path_of(kind)
+        paths = [path] if path else []
+    names = [*dict.fromkeys(["row", "sample_id", *columns])]
+    return _read_table(run, paths[0], names) if paths else None
+
+
 def _read_table(run: RunFolder, path: str, names: Sequence[str]) -> pa.Table:
     where = join_url(run.url, path)
     try:

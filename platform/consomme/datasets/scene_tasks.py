@@ -1,0 +1,295 @@
+"""What a specialist learns on scenes: relations, boxes and reading, as questions and as narratives.
+
+One decision is made here: a question is asked only if the scene has exactly one right answer to it,
+found from the objects' exact boxes. A relation question is made in two steps: draw a relation that
+holds, then an object that it picks out; only then is a template filled.
+Source: arXiv 2407.17453 (VILA²), sections on specialists. Its scenes are three-dimensional and know
+a camera; ours are flat, so the edges of the picture take the camera's place.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count, pairwise
+
+from consomme.base.sample import Turn
+from consomme.datasets.boxes import scale_box, write_box
+from consomme.datasets.scenes import (
+    POSITIONS,
+    RELATIONS,
+    SIZE_PX,
+    WORDS,
+    Question,
+    Scene,
+    SceneObject,
+    caption,
+    make_scene,
+    questions,
+    relation_holds,
+)
+
+TASK_PROMPTS: Mapping[str, str] = {
+    "spatial": (
+        "Describe what is in the image and what happens there in detail, with a focus on where "
+        "things are in relation to each other."
+    ),
+    "grounding": (
+        "Describe the elements of the image and give the place of each as [xmin,ymin,xmax,ymax]."
+    ),
+    "ocr": "Read the text in the image and describe it briefly.",
+}
+"""What a specialist is asked about any picture, in our own words; the same words train it."""
+
+_NAME_TEMPLATES = ("which object is {phrase}?", "what color and shape is the object {phrase}?")
+_BOX_TEMPLATES = (
+    "where is the object {phrase}? answer with its box.",
+    "give the box of the object {phrase}.",
+)
+_CLEARLY_CLOSER_PX = 6.0
+_WORDLESS_EVERY = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What one specialist is taught."""
+
+    prompt: str
+    """What it is asked about any picture, when it recaptions."""
+
+    narrate: Callable[[Scene], str]
+    """Gives the answer to the prompt."""
+
+    ask: Callable[[Scene, int], list[Question]]
+    """Gives questions about a scene in an order drawn from a seed; at least one."""
+
+    suits: Callable[[Scene, int], bool]
+    """Says whether the scene of a seed is used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relation:
+    """Something that is true of exactly one object of a scene."""
+
+    name: str
+    """Which relation it is."""
+
+    phrase: str
+    """The relation with what it refers to: `left of the red star`."""
+
+    match: SceneObject
+    """The one object of which it is true."""
+
+
+def name_of(scene: Scene, item: SceneObject) -> str:
+    """Return the shortest name that fits no other object; with colour, size, place if it has to."""
+    for attributes in (("shape",), ("color", "shape"), ("size", "color", "shape")):
+        name = [getattr(item, attribute) for attribute in attributes]
+        if sum([getattr(o, a) for a in attributes] == name for o in scene.objects) == 1:
+            return " ".join(name)
+    return f"{item.size} {item.color} {item.shape} at the {item.position}"
+
+
+def box_text(item: SceneObject) -> str:
+    """Write an object's box."""
+    return write_box(scale_box(item.box_px, SIZE_PX, SIZE_PX))
+
+
+def relations(scene: Scene) -> list[Relation]:
+    """List every relation that picks out exactly one object, in a fixed order."""
+    found: list[Relation] = []
+
+    def holds(name: str, phrase: str, matches: list[SceneObject]) -> None:
+        if len(matches) == 1:
+            found.append(Relation(name=name, phrase=phrase, match=matches[0]))
+
+    for anchor in scene.objects:
+        others = [item for item in scene.objects if item is not anchor]
+        name = name_of(scene, anchor)
+        for relation in RELATIONS:
+            matches = [item for item in others if relation_holds(item, relation, anchor)]
+            holds(relation, f"{relation} the {name}", matches)
+        if len(others) > 1:
+            near, far = sorted(others, key=lambda item: _distance_px(item, anchor))[:2]
+            if _distance_px(far, anchor) - _distance_px(near, anchor) >= _CLEARLY_CLOSER_PX:
+                holds("closest to", f"closest to the {name}", [near])
+    if len(scene.objects) > 1:
+        for edge, axis, side in (("left", 1, 0), ("right", 1, 1), ("top", 0, 0), ("bottom", 0, 1)):
+            here = [
+                o for o in scene.objects if divmod(POSITIONS.index(o.position), 2)[axis] == side
+            ]
+            holds(f"{edge} edge", f"closest to the {edge} edge", here)
+    return found
+
+
+def relation_questions(scene: Scene, rng: random.Random) -> list[Question]:
+    """Ask after objects by their relations, by name and by box, kinds of relations in turn."""
+    by_name: dict[str, list[Relation]] = {}
+    for relation in relations(scene):
+        by_name.setdefault(relation.name, []).append(relation)
+    asked = []
+    while by_name:
+        name = rng.choice(list(by_name))
+        chosen = by_name[name].pop(rng.randrange(len(by_name[name])))
+        by_name = {key: left for key, left in by_name.items() if left}
+        is_box = rng.random() < 0.5
+        template = rng.choice(_BOX_TEMPLATES if is_box else _NAME_TEMPLATES)
+        asked.append(
+            Question(
+                kind="relation_box" if is_box else "relation_name",
+                question=template.format(phrase=chosen.phrase),
+                answer=box_text(chosen.match) if is_box else _color_shape(chosen.match),
+            )
+        )
+    return asked
+
+
+def _ask_spatial(scene: Scene, seed: int) -> list[Question]:
+    """Relations by name and box, and at most as many questions with yes or no, or after a place."""
+    rng = random.Random(f"spatial-{seed}")
+    drawn = [*questions(scene, seed), *questions(scene, seed + 1)]
+    plain = {q.question: q for q in drawn if q.kind in ("position", "relation")}
+    asked = [*relation_questions(scene, rng)[: max(2, len(plain))], *plain.values()]
+    rng.shuffle(asked)
+    return asked
+
+
+def _narrate_spatial(scene: Scene) -> str:
+    said = [caption(scene)]
+    for first, second in pairwise(scene.objects):
+        relation = next(r for r in RELATIONS if relation_holds(first, r, second))
+        said.append(f"the {name_of(scene, first)} is {relation} the {name_of(scene, second)}.")
+    return " ".join(said)
+
+
+def _ask_grounding(scene: Scene, seed: int) -> list[Question]:
+    """Each object once, by its name or by its box: the other way round would tell the answer."""
+    rng = random.Random(f"grounding-{seed}")
+    asked = []
+    for item in rng.sample(scene.objects, len(scene.objects)):
+        name, box = name_of(scene, item), box_text(item)
+        if rng.random() < 0.7:
+            question = Question(
+                kind="box", question=f"where is the {name}? answer with its box.", answer=box
+            )
+        else:
+            question = Question(
+                kind="object", question=f"what is at {box}?", answer=_color_shape(item)
+            )
+        asked.append(question)
+    return asked
+
+
+def _narrate_grounding(scene: Scene) -> str:
+    parts = [f"a {o.size} {o.color} {o.shape} {box_text(o)}" for o in scene.objects]
+    return ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] + "."
+
+
+def _ask_ocr(scene: Scene, seed: int) -> list[Question]:
+    """Read the word, say where it is, tell it from another; of no word, say so."""
+    rng = random.Random(f"ocr-{seed}")
+    guess = scene.word if scene.word and rng.random() < 0.5 else rng.choice(WORDS)
+    asked = [
+        Question(kind="word", question="what word is written?", answer=scene.word or "none"),
+        Question(
+            kind="word_exists",
+            question=f'is the word "{guess}" written?',
+            answer="yes" if guess == scene.word else "no",
+        ),
+    ]
+    if scene.word and scene.word_position:
+        asked += [
+            Question(
+                kind="word_position", question="where is the word?", answer=scene.word_position
+            ),
+            Question(kind="spelling", question="spell the word.", answer=" ".join(scene.word)),
+        ]
+    rng.shuffle(asked)
+    return asked
+
+
+def _narrate_ocr(scene: Scene) -> str:
+    if not scene.word:
+        return "no text is written."
+    return f'the word "{scene.word}" at the {scene.word_position}.'
+
+
+def _ask_anything(scene: Scene, seed: int) -> list[Question]:
+    """Ask every kind of question there is, in another order for each scene."""
+    asked = questions(scene, seed)
+    random.Random(f"talk-{seed}").shuffle(asked)
+    return asked
+
+
+TASKS: Mapping[str, Task] = {
+    "spatial": Task(
+        prompt=TASK_PROMPTS["spatial"],
+        narrate=_narrate_spatial,
+        ask=_ask_spatial,
+        suits=lambda scene, seed: True,
+    ),
+    "grounding": Task(
+        prompt=TASK_PROMPTS["grounding"],
+        narrate=_narrate_grounding,
+        ask=_ask_grounding,
+        suits=lambda scene, seed: True,
+    ),
+    "talk": Task(
+        prompt="describe the image.",
+        narrate=caption,
+        ask=_ask_anything,
+        suits=lambda scene, seed: True,
+    ),
+    "ocr": Task(
+        prompt=TASK_PROMPTS["ocr"],
+        narrate=_narrate_ocr,
+        ask=_ask_ocr,
+        # Six scenes in ten have no word: enough of them to learn to say so, not more.
+        suits=lambda scene, seed: scene.word is not None or seed % _WORDLESS_EVERY == 0,
+    ),
+}
+"""Task name -> task."""
+
+
+def scenes_for(task: Task, first_seed: int, num: int, style: str) -> Iterator[tuple[int, Scene]]:
+    """Yield the first `num` scenes that suit a task, with their seeds, from `first_seed` on."""
+    left = num
+    for seed in count(first_seed):
+        if left <= 0:
+            return
+        scene = make_scene(seed, style)
+        if task.suits(scene, seed):
+            left -= 1
+            yield seed, scene
+
+
+def conversation(
+    task: Task, scene: Scene, seed: int, *, num_turns: int, narrate_fraction: float
+) -> tuple[Turn, ...]:
+    """Make the turns of one sample: either the task's prompt and the whole answer, or questions.
+
+    Never both: the narrative holds the answers to the questions, and a model would copy them from
+    there instead of looking.
+    """
+    if random.Random(f"narrate-{seed}").random() < narrate_fraction:
+        pairs = [(task.prompt, task.narrate(scene))]
+    else:
+        pairs = [(q.question, q.answer) for q in task.ask(scene, seed)[:num_turns]]
+    return tuple(
+        turn
+        for question, answer in pairs
+        for turn in (
+            Turn(role="user", content=question),
+            Turn(role="assistant", content=answer),
+        )
+    )
+
+
+def _color_shape(item: SceneObject) -> str:
+    return f"{item.color} {item.shape}"
+
+
+def _distance_px(first: SceneObject, second: SceneObject) -> float:
+    return math.dist(first.center_px, second.center_px)
