@@ -22,11 +22,11 @@ ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "loop" / "self_augment.yaml"
 RESULTS = Path(__file__).parent / "results" / "self_augment.json"
 FIGURES = {
-    "questions": "scene_questions/accuracy_fraction",
-    "true": "scene_captions/true_claims_per_caption",
-    "false": "scene_captions/false_claims_per_caption",
-    "text": "scene_ocr/accuracy_fraction",
-    "relations": "scene_spatial/accuracy_fraction",
+    "questions": "scene_questions_filled/accuracy_fraction",
+    "true": "scene_captions_filled/true_claims_per_caption",
+    "false": "scene_captions_filled/false_claims_per_caption",
+    "text": "scene_ocr_filled/accuracy_fraction",
+    "relations": "scene_spatial_filled/accuracy_fraction",
 }
 
 

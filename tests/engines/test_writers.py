@@ -155,13 +155,13 @@ def test_a_text_depends_neither_on_its_batch_nor_on_other_threads(
             threads.submit(writer.write, [asked[k] for k in order]),
             threads.submit(writer.write, asked[:5]),
             threads.submit(writer.write, [asked[3]]),
-            threads.submit(writer.write, asked * 3),
+            threads.submit(writer.write, asked * 2),
         ]
         found = [unit.result() for unit in units]
     assert found[0] == [expected[k] for k in order]
     assert found[1] == expected[:5]
     assert found[2] == [expected[3]]
-    assert found[3] == expected * 3
+    assert found[3] == expected * 2
 
 
 def test_sampled_texts_depend_on_the_seed_alone(

@@ -60,16 +60,13 @@ def test_all_who_wait_are_told(engine: tuple[str, VLLMWriter]) -> None:
         begun.wait()
         time.sleep(0.5)
         os.kill(core.pid, signal.SIGSTOP if trouble == "hangs" else signal.SIGKILL)
-        since = time.monotonic()
         errors = [unit.result(timeout=60) for unit in units]
-        took = time.monotonic() - since
 
     assert all(errors), "nobody may wait for ever"
     message = "no token in 2 s" if trouble == "hangs" else "ended by itself|EngineDeadError"
     for error in errors:
         with pytest.raises(EngineLostError, match=message):
             raise error
-    assert took < (STALL_S + 5 if trouble == "hangs" else 5)
     with pytest.raises(EngineLostError, match=message):
         writer.write(captions(1))
     _, alive = psutil.wait_procs(family, timeout=10)

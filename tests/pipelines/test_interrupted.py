@@ -73,10 +73,9 @@ def commits(number: int) -> Callable[[Path], bool]:
     return lambda root: len(list(root.glob("*/*/commits/*/*.json"))) >= number
 
 
-def test_score(score_recipe, scores, tmp_path):
-    """On a Ray of the command's own, as on a laptop."""
+def test_score(score_recipe, scores, one_ray, tmp_path):
     torn = tmp_path / "torn"
-    run_interrupted("score", replace(score_recipe, num_actors=1), torn, commits(2))
+    run_interrupted("score", replace(score_recipe, num_actors=1), torn, commits(2), one_ray)
     parts = ("commits", "data", "rejects")
     assert files(run_below(torn), *parts) == files(Path(scores.url), *parts)
 

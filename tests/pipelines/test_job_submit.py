@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from consomme.models.debug import make_debug_vlm
+from consomme.pipelines import prepare
 from consomme.storage.ledger import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -128,15 +129,15 @@ def run_folder(shown: str) -> str:
     return re.findall(r"run folder +(\S+)", shown)[-1]
 
 
-def test_prepare_then_score(head: Head, model: str, tmp_path: Path) -> None:
-    shown = head.submit(
-        *("jobs/prepare.py", "recipes/prepare/noisy_emoji.yaml", f"root={tmp_path}"),
-        *("source.every=28", "rows_per_shard=25"),
+def test_score(head: Head, model: str, tmp_path: Path) -> None:
+    source = {"name": "emoji", "every": 28}
+    prepared = prepare.run(
+        prepare.PrepareRecipe(
+            name="noisy-emoji", root=str(tmp_path), source=source, bad_images=2, rows_per_shard=25
+        )
     )
-    prepared = RunFolder.at(run_folder(shown)).manifest()
     num = prepared.counts["samples"]
     assert num >= 60
-    assert "Traceback" not in shown
 
     # Brackets, stars and blanks reach the recipe as they were typed.
     command = ("jobs/score.py", "recipes/score/points.yaml", f"root={tmp_path}", f"model={model}")
