@@ -59,16 +59,7 @@ class Step:
 def first_steps(recipe: LoopRecipe) -> list[Step]:
     """The stages before the rounds."""
     names = {stage.name: stage.name for stage in recipe.stages}
-    return [
-        Step(
-            name=stage.name,
-            verb=stage.verb,
-            recipe=_filled(stage.recipe, recipe.values),
-            names=names,
-            where=f"stages[{number}] ({stage.name})",
-        )
-        for number, stage in enumerate(recipe.stages)
-    ]
+    return _steps("stages", recipe.stages, names, recipe.values)
 
 
 def round_steps(recipe: LoopRecipe, number: int) -> list[Step]:
@@ -81,16 +72,8 @@ def round_steps(recipe: LoopRecipe, number: int) -> list[Step]:
         names |= {f"previous:{name}": target for name, target in rounds.first.items()}
     else:
         names |= {f"previous:{s.name}": f"{s.name}-{number - 1}" for s in rounds.stages}
-    return [
-        Step(
-            name=f"{stage.name}-{number}",
-            verb=stage.verb,
-            recipe=_filled(stage.recipe, {**recipe.values, "round": number}),
-            names=names,
-            where=f"rounds.stages[{place}] ({stage.name})",
-        )
-        for place, stage in enumerate(rounds.stages)
-    ]
+    values = {**recipe.values, "round": number}
+    return _steps("rounds.stages", rounds.stages, names, values)
 
 
 def last_steps(recipe: LoopRecipe, best: int, last: int) -> list[Step]:
@@ -99,15 +82,21 @@ def last_steps(recipe: LoopRecipe, best: int, last: int) -> list[Step]:
     for stage in recipe.rounds.stages if recipe.rounds else ():
         names[f"best:{stage.name}"] = f"{stage.name}-{best}" if best else _start(recipe, stage)
         names[f"last:{stage.name}"] = f"{stage.name}-{last}"
+    return _steps("after", recipe.after, names, recipe.values)
+
+
+def _steps(
+    key: str, stages: Sequence[LoopStage], names: Mapping[str, str], values: Mapping[str, Any]
+) -> list[Step]:
     return [
         Step(
-            name=stage.name,
+            name=names[stage.name],
             verb=stage.verb,
-            recipe=_filled(stage.recipe, recipe.values),
+            recipe=_filled(stage.recipe, values),
             names=names,
-            where=f"after[{number}] ({stage.name})",
+            where=f"{key}[{number}] ({stage.name})",
         )
-        for number, stage in enumerate(recipe.after)
+        for number, stage in enumerate(stages)
     ]
 
 
