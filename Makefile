@@ -31,7 +31,7 @@ help:
 	@echo 'make lint         format, lint, types, and who imports whom'
 	@echo 'make format       mend what can be mended by itself'
 	@echo 'make bench        measure; writes tests/benchmarks/results/'
-	@echo 'make chaos        kill everything at random moments for most of an hour; ARGS=seed=2'
+	@echo 'make chaos        kill everything at random moments for some hours; ARGS=seed=2'
 	@echo 'make clean        remove $(VENV) and caches; runs stay'
 
 setup: $(STAMP)
@@ -68,12 +68,12 @@ endif
 quickstart: setup
 	$(BIN)/consomme loop recipes/quickstart.yaml $(ARGS)
 
-# Clusters wait a lot: all other tests run beside them, and are shown when they are done.
+# Clusters and engines wait a lot: all other tests run beside them, and are shown when they are done.
 test: setup
 	@mkdir -p build
-	@$(BIN)/python -m pytest tests -m 'not ray' $(ARGS) > build/others.log 2>&1 & \
+	@$(BIN)/python -m pytest tests -m 'not ray and not vllm' $(ARGS) > build/others.log 2>&1 & \
 	others=$$!; \
-	here=0; $(BIN)/python -m pytest tests -m ray $(ARGS) || here=$$?; \
+	here=0; $(BIN)/python -m pytest tests -m '(ray or vllm) and not long' $(ARGS) || here=$$?; \
 	there=0; wait $$others || there=$$?; \
 	cat build/others.log; \
 	case "$$here $$there" in '0 0' | '0 5' | '5 0') ;; *) exit 1 ;; esac
@@ -95,6 +95,8 @@ bench: setup
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
 
 chaos: setup
+	$(BIN)/python -m pytest tests -m long
+	$(BIN)/python tests/chaos/engines.py
 	$(BIN)/python tests/chaos/matrix.py $(ARGS)
 
 clean:

@@ -21,7 +21,7 @@ from consomme.engines.writers import WRITERS
 from consomme.engines.writing import NotWritten, Request, Sampling
 from consomme.pipelines.checkpoints import model_folder
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.long]
 START_S = 240
 OPTIONS = {
     "host": "127.0.0.1",

@@ -245,14 +245,16 @@ def test_a_text_matches_its_pattern(writer: Writer, expected: list[Written]) -> 
     assert writer.write(requests()[:1]) == expected[:1]
 
 
+# A server's deadlines are in test_http_writer.py.
+@pytest.mark.parametrize(
+    "writer", ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)], indirect=True
+)
 def test_a_deadline_costs_one_request(
     writer: Any,
     set_sampling: Callable[[Sampling], None],
     expected: list[Written],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if isinstance(writer, HTTPWriter):
-        pytest.skip("a server's deadlines are in test_http_writer.py")
     set_sampling(Sampling(max_tokens=300))
     # A clock that moves a second whenever somebody looks at it, which is once a token.
     ticks = count()

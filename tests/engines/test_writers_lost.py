@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 STALL_S = 2.0
 
 
-@pytest.fixture(params=["hangs", "dies"])
+@pytest.fixture(params=["hangs", pytest.param("dies", marks=pytest.mark.long)])
 def engine(request: pytest.FixtureRequest) -> Iterator[tuple[str, VLLMWriter]]:
     writer = VLLMWriter(
         model_folder("package://models/nano"),

@@ -238,6 +238,42 @@ def test_guarded_texts_leave_the_sample_as_it_was(shards: str, tmp_path: Path, n
     assert RunFolder.at(url).total_counts()["guard/model_output_truncated"] == NUM
 
 
+def test_what_cannot_be_asked_costs_one_reject(tmp_path: Path, nano: str) -> None:
+    """Fusing asks with both captions, so a caption can make the question too long."""
+    samples = pairs()[:8]
+    samples[1] = replace(samples[1], turns=caption_turns("a very long text " * 400))
+    samples[3] = replace(samples[3], turns=caption_turns("a text with <image> in it"))
+    samples[5] = replace(samples[5], image=samples[5].image[:80])
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    (folder / "a.tar").write_bytes(tar_bytes(samples))
+    plain = recaptioned(recipe(tmp_path, str(folder), canary_fraction=0.0), nano)
+    assert [r.reason for r in RunFolder.at(plain).rejects()] == ["image_truncated"]
+    fused = recaptioned(
+        recipe(
+            tmp_path,
+            str(folder),
+            name="fused",
+            captions=plain,
+            prompts=("fuse",),
+            shows_picture=False,
+            max_tokens=8,
+            guards=Guards(truncated=False, max_repeat_fraction=None, max_run=None),
+        ),
+        nano,
+    )
+    reasons = {r.sample_id: r.reason for r in RunFolder.at(fused).rejects()}
+    assert reasons == {
+        "s001": "sequence_too_long",
+        "s003": "text_not_encodable",
+        "s005": "image_truncated",
+    }
+    rows = rows_of(fused)
+    assert set(rows) == {"s000", "s002", "s004", "s006", "s007"}
+    assert {row["prompt_id"] for row in rows.values()} == {"fuse"}
+    assert all(row["canary_blank"] is None for row in rows.values())
+
+
 def test_captions_are_joined_by_unit_or_refused(first: str, shards: str, tmp_path: Path) -> None:
     units = plan_units([shards], "data", 10)
     check_units(first, [unit.unit_id for unit in units])
