@@ -26,9 +26,11 @@ PROMPT = "plain"
 
 def rows() -> list[dict[str, Any]]:
     """Measure."""
+    from consomme.base.sample import Turn
     from consomme.curate.prompts import resolve_prompts
     from consomme.engines.vllm_engine import EngineOptions, close_engine, open_engine
-    from consomme.models.chat import rendered_prompt
+    from consomme.models.dialogue import Dialogue
+    from consomme.models.weights import open_talk
     from consomme.pipelines import prepare, recaption
     from consomme.pipelines.checkpoints import model_folder
     from consomme.pipelines.session import shared_ray
@@ -45,8 +47,13 @@ def rows() -> list[dict[str, Any]]:
         units = plan_units([f"{data.url}/data"], "data", ROWS)
         pictures = [decode(sample.image) for unit in units for _, sample in read_unit(unit)[0]]
         (prompt,) = resolve_prompts([PROMPT])
-        text = rendered_prompt(nano, prompt.text)
-        requests = [{"prompt": text, "multi_modal_data": {"image": p}} for p in pictures]
+        ids = Dialogue(*open_talk(nano)).ask_short(
+            (Turn(role="user", content=prompt.text),), has_image=True
+        )
+        requests = [
+            {"prompt_token_ids": ids, "multi_modal_data": {"image": picture}}
+            for picture in pictures
+        ]
 
         def through_ray() -> float:
             done = recaption.run(

@@ -1,7 +1,6 @@
 """Perplexity of every family of models: equal to a naive reference, however it is batched."""
 
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from PIL import Image
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 
 import families
-from families import FAMILIES, make
+from families import FAMILIES, noise
 
 from consomme.base.sample import Turn
 from consomme.curate.perplexity import points_script_nll, token_nll
@@ -34,16 +33,8 @@ CAPTIONS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    root = tmp_path_factory.mktemp("families")
-    return cache(lambda name: make(name, root / name))
-
-
 def picture(number: int) -> Image.Image:
-    width, height = SIZES[number]
-    noise = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(noise)
+    return noise(number, *SIZES[number])
 
 
 def conversation(caption: str) -> tuple[Turn, ...]:

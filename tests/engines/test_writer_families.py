@@ -1,18 +1,16 @@
 """Every family writes with transformers what its own processor and `generate` write."""
 
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 
-from families import FAMILIES, make
+from families import FAMILIES, noise
 
 from consomme.base.sample import Turn
 from consomme.engines.transformers_writer import TransformersWriter
@@ -30,16 +28,8 @@ QUESTIONS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    root = tmp_path_factory.mktemp("families")
-    return cache(lambda name: make(name, root / name))
-
-
 def picture(number: int) -> Image.Image:
-    width, height = SIZES[number]
-    noise = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(noise)
+    return noise(number, *SIZES[number])
 
 
 def naive(folder: Path, request: Request) -> str:

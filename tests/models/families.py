@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from consomme.models import allow_torchvision
@@ -484,3 +486,9 @@ def make(name: str, folder: Path) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def noise(number: int, width: int, height: int) -> Image.Image:
+    """Draw a picture of noise; the same number gives the same one."""
+    pixels = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)

@@ -27,7 +27,13 @@ from consomme.pipelines.captions import (
 from consomme.pipelines.checkpoints import model_folder
 from consomme.pipelines.loading import name_row
 from consomme.pipelines.planning import plan_shards
-from consomme.pipelines.recaption import RecaptionRecipe, check_canaries, metrics_of, most_common
+from consomme.pipelines.recaption import (
+    RecaptionRecipe,
+    check_canaries,
+    metrics_of,
+    most_common,
+    texts_of,
+)
 from consomme.pipelines.runs import begin
 from consomme.pipelines.worker import UnitWorker
 from consomme.storage.ledger import RunFolder
@@ -310,8 +316,9 @@ def test_an_attempt_that_died_before_its_commit_is_not_read(first: str, shards: 
 
 def test_metrics_say_how_long_and_how_alike_captions_are(first: str) -> None:
     folder = RunFolder.at(first)
-    common = most_common(first)
-    found = metrics_of(folder.total_counts(), folder.total_sums(), common)
+    counted = texts_of(first)
+    common = most_common(counted)
+    found = metrics_of(folder.total_counts(), folder.total_sums(), counted)
     words = [len(row["caption"].split()) for row in rows_of(first).values()]
     assert found["recaption/words_per_caption"] == pytest.approx(sum(words) / NUM)
     assert found["recaption/words_before"] == 3

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from consomme.base.errors import DataError, RecipeError, SupersededError
 from consomme.base.manifest import Manifest
 from consomme.base.sample import Reject
+from consomme.storage import attempts
 from consomme.storage.attempts import commit_path, latest
 from consomme.storage.files import FileInfo, LocalStore, Store
 from consomme.storage.ledger import RunFolder, load_manifest
@@ -253,6 +254,23 @@ def test_records_are_seen_while_they_are_being_packed(tmp_path: Path) -> None:
     reader.join()
     assert seen
     assert all(ids == expected for ids in seen)
+
+
+def test_one_record_is_found_among_many_parts_and_single_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "RECORDS_PER_PART", 3)
+    run = RunFolder.at(str(tmp_path))
+    attempt = run.start_attempt()
+    records = [work(run, number, attempt) for number in range(8)]
+    with pytest.raises(DataError, match="not finished"):
+        run.find_commit("web-000")
+    run.close(attempt)
+    parts = [path for path in latest(run.store).segments if path]
+    assert len(parts) == 3
+    assert [run.find_commit(record.unit_id) for record in records] == records
+    assert run.find_commit("web-008") is None
+    assert run.find_commit("web-0005") is None
 
 
 def test_output_without_commit_is_invisible(tmp_path: Path) -> None:

@@ -30,9 +30,6 @@ GUARD_REASONS = (
 )
 """Every reason that `Guards` can give, in the order they are tried."""
 
-MASS_IDENTICAL = "model_output_mass_identical"
-"""What only a whole run can show: the same text over and over, see `mass_identical`."""
-
 TEMPLATE_MARKERS = (
     "<image>",
     "<|",

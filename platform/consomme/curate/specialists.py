@@ -3,7 +3,7 @@
 One decision is made here: a box that is nearly the whole picture says nothing about where a thing
 is, and a crowd of one kind cannot be told apart by its name; so the one costs the box, the other
 the picture. How boxes are written is `consomme.datasets.boxes`'s business, what is asked about them
-`consomme.datasets.scene_tasks`'s; both are handed on here for those that ask specialists.
+`consomme.datasets.scene_tasks`'s.
 """
 
 from __future__ import annotations
@@ -14,19 +14,6 @@ from dataclasses import dataclass
 
 from consomme.base.errors import RecipeError
 from consomme.curate.keep import check_fraction
-from consomme.datasets.boxes import BOX_PATTERN, Box, iou, parse_boxes, scale_box, write_box
-
-__all__ = [
-    "BOX_PATTERN",
-    "Box",
-    "Grounded",
-    "GroundingRules",
-    "LabelledBox",
-    "iou",
-    "parse_boxes",
-    "scale_box",
-    "write_box",
-]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from consomme.base.errors import CheckpointError, DataError
+from consomme.base.errors import DataError
 from consomme.engines.decoding import (
     Endings,
     Nucleus,
@@ -31,7 +31,15 @@ from consomme.engines.decoding import (
     version,
 )
 from consomme.engines.memory import halving
-from consomme.engines.writing import EngineLostError, Load, NotWritten, Request, Sampling, Written
+from consomme.engines.writing import (
+    EngineLostError,
+    Load,
+    NotWritten,
+    Request,
+    Sampling,
+    Written,
+    check_eyes,
+)
 from consomme.models.adapters import merge_adapter, open_adapter
 from consomme.models.dialogue import Asked, PictureRefusedError, pad_and_join
 from consomme.models.prefix_dialogue import dialogue_for
@@ -176,11 +184,7 @@ class TransformersWriter:
             torch.cuda.empty_cache()
 
     def _write(self, requests: Sequence[Request], sampling: Sampling) -> list[Written | NotWritten]:
-        if not self.dialogue.has_eyes and any(one.image is not None for one in requests):
-            raise CheckpointError(
-                "the model is a language model without eyes and cannot be asked about pictures;"
-                " expected the folder of a VLM"
-            )
+        check_eyes(self.dialogue.has_eyes, requests)
         tickets = [_Ticket(request=request, sampling=sampling) for request in requests]
         for ticket in tickets:
             if ticket.request.pattern is not None:
@@ -195,6 +199,7 @@ class TransformersWriter:
                 batch = self._take()
                 try:
                     self._serve(batch)
+                # Whatever it was, others wait for texts of this batch too; it is raised again.
                 except BaseException as error:
                     for ticket in batch:
                         if not ticket.written.done():

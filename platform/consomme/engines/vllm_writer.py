@@ -13,7 +13,7 @@ from typing import Any
 from consomme.base.errors import CheckpointError, DataError, RecipeError
 from consomme.engines.vllm_engine import EngineOptions, close_engine, open_engine
 from consomme.engines.vllm_pump import Prepared, Pump
-from consomme.engines.writing import Load, NotWritten, Request, Sampling, Written
+from consomme.engines.writing import Load, NotWritten, Request, Sampling, Written, check_eyes
 from consomme.models.dialogue import Dialogue
 from consomme.models.prefix_dialogue import dialogue_for
 from consomme.models.weights import open_talk
@@ -71,11 +71,7 @@ class VLLMWriter:
 
     def write(self, requests: Sequence[Request]) -> list[Written | NotWritten]:
         """Answer requests; see `Writer.write`."""
-        if not self.dialogue.has_eyes and any(one.image is not None for one in requests):
-            raise CheckpointError(
-                "the model is a language model without eyes and cannot be asked about pictures;"
-                " expected the folder of a VLM"
-            )
+        check_eyes(self.dialogue.has_eyes, requests)
         for pattern in {one.pattern for one in requests} - self._verified:
             if pattern is not None:
                 self._verify(pattern)

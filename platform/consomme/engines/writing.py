@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from PIL import Image
 
-from consomme.base.errors import ClusterError
+from consomme.base.errors import CheckpointError, ClusterError
 from consomme.base.sample import REJECT_REASONS, Turn
 
 
@@ -136,3 +136,16 @@ class Writer(Protocol):
 
     def close(self) -> None:
         """End the engine and give its memory back; waiting callers get an `EngineLostError`."""
+
+
+def check_eyes(has_eyes: bool, requests: Sequence[Request]) -> None:
+    """Refuse to show pictures to a model that cannot see.
+
+    Raises:
+        CheckpointError: A request has a picture.
+    """
+    if not has_eyes and any(one.image is not None for one in requests):
+        raise CheckpointError(
+            "the model is a language model without eyes and cannot be asked about pictures;"
+            " expected the folder of a VLM"
+        )

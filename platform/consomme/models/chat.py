@@ -145,21 +145,3 @@ class Chat:
             "pixel_values"
         ]
         return output
-
-
-def rendered_prompt(model_path: str, text: str) -> str:
-    """Render the generation prompt of a model folder without loading its weights.
-
-    Args:
-        model_path: Hugging Face folder.
-        text: What the user turn asks.
-    """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model_path, local_files_only=True)
-    rendered: str = tokenizer.apply_chat_template(
-        Chat.messages([Turn(role="user", content=text)], has_image=True),
-        tokenize=False,
-        add_generation_prompt=True,
-    )
-    return rendered

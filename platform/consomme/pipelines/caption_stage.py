@@ -46,12 +46,10 @@ class CaptionStage(UnitStage):
     def __init__(self, recipe: RecaptionRecipe, model: str, model_hash: str) -> None:
         """Start the engine."""
         from consomme.curate.merges import MERGES
-        from consomme.curate.prompts import resolve_prompts
         from consomme.engines.writers import WRITERS
         from consomme.pipelines.recaption import sampling_of
 
         self.recipe, self.model_hash = recipe, model_hash
-        self.prompts = resolve_prompts(recipe.prompts)
         self.merge = MERGES.build(recipe.merge, "merge")
         self.guards = recipe.guards
         self.engine = WRITERS.build(recipe.engine, "engine")(model, sampling_of(recipe))
@@ -65,6 +63,7 @@ class CaptionStage(UnitStage):
         """Recaption samples of one unit."""
         from consomme.curate.canary import choose_canaries, choose_partners
         from consomme.curate.keep import hash_ids, mix_hash
+        from consomme.curate.prompts import draw_prompts
         from consomme.engines.writing import NotWritten
 
         if not samples:
@@ -72,10 +71,9 @@ class CaptionStage(UnitStage):
         recipe = self.recipe
         hash_N = hash_ids([item.sample.sample_id for item in samples])
         share_N = mix_hash(hash_N, recipe.seed + _CHOICE) / 2.0**64
-        drawn_N = mix_hash(hash_N, recipe.seed + _PROMPT) % np.uint64(len(self.prompts))
         seeds = [int(value) % 2**31 for value in mix_hash(hash_N, recipe.seed + _SEED)]
         asked = [n for n in range(len(samples)) if share_N[n] < recipe.fraction]
-        prompts = [self.prompts[int(number)] for number in drawn_N]
+        prompts = draw_prompts(recipe.prompts, hash_N, recipe.seed + _PROMPT)
         canaries: list[int] = []
         if recipe.shows_picture and recipe.canary_fraction:
             among_N = choose_canaries(hash_N, recipe.canary_fraction, recipe.seed)
@@ -109,8 +107,9 @@ class CaptionStage(UnitStage):
     ) -> Request:
         from consomme.engines.writing import Request
 
-        before = str(item.sample.meta.get(CAPTION_BEFORE, item.sample.caption))
-        text = prompt.fill(original=before, written=item.sample.caption)
+        caption = _said(item.sample.turns)
+        before = str(item.sample.meta.get(CAPTION_BEFORE, caption))
+        text = prompt.fill(original=before, written=caption)
         return Request(
             turns=(Turn(role="user", content=text),),
             image=(image or item.image) if self.recipe.shows_picture else None,
@@ -124,11 +123,10 @@ class CaptionStage(UnitStage):
         """What is known of one sample; `answer` is None if it was not asked."""
         sample = item.sample
         text = answer.text.strip() if answer else None
+        before = _said(sample.turns)
         guard = None
         if answer and text is not None:
-            guard = self.guards(
-                text, answer.finish_reason, prompt=prompt.text, original=sample.caption
-            )
+            guard = self.guards(text, answer.finish_reason, prompt=prompt.text, original=before)
         is_new = answer is not None and guard is None
         turns = sample.turns
         if is_new and text is not None:
@@ -144,7 +142,7 @@ class CaptionStage(UnitStage):
             "turns": [{"role": turn.role, "content": turn.content} for turn in turns],
             "caption": _said(turns),
             "written": text,
-            "parent_caption": sample.caption,
+            "parent_caption": before,
             "guard": guard,
             "is_new": is_new,
             "num_tokens": answer.num_tokens if answer else 0,

@@ -19,12 +19,12 @@ from typing import Any
 from consomme.base.errors import DataError
 from consomme.base.telemetry import Progress
 from consomme.pipelines.failures import own_errors
-from consomme.pipelines.gauges import save_gauges
+from consomme.pipelines.gauges import GaugeLog
 from consomme.pipelines.loading import Row
 from consomme.pipelines.progress import Heartbeat
 from consomme.pipelines.runs import top_reasons
 from consomme.pipelines.spans import StageWatch
-from consomme.pipelines.stage import Gauge, Stage
+from consomme.pipelines.stage import Stage
 from consomme.pipelines.worker import UnitWorker
 from consomme.storage.ledger import RunFolder
 from consomme.storage.plan import Plan
@@ -192,7 +192,7 @@ class _Driver:
         self.fresh: list[CommitRecord] = []
         self.packed: set[str] = set()
         self.sequence = 0
-        self.gauges: list[Gauge] = []
+        self.gauges = GaugeLog()
 
     def follow(self, blocks: Any) -> None:
         """Consume the pipeline to its end."""
@@ -209,7 +209,7 @@ class _Driver:
                         raise pickle.loads(receipt["error"])
                     record = CommitRecord.from_json(receipt["record"], "a receipt")
                     self.watch.add(json.loads(receipt["spans"]))
-                    self.gauges += json.loads(receipt["gauges"])
+                    self.gauges.add(json.loads(receipt["gauges"]))
                     progress.note = self.watch.line
                     self._keep(record)
                     progress.advance(rows_of(record), dict(reject_reasons(record.counts)))
@@ -219,8 +219,7 @@ class _Driver:
                     if self.check:
                         sums.update(record.sums)
                         self.check(sums)
-        if self.gauges:
-            save_gauges(self.folder.store, self.gauges)
+        self.gauges.save(self.folder.store)
 
     def _keep(self, record: CommitRecord) -> None:
         """Collect a record; pack as many as make a segment."""

@@ -6,7 +6,7 @@ It decides nothing and may differ from run to run, so it lies beside the ledger,
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from consomme.pipelines.stage import Gauge
 from consomme.storage.files import Store
@@ -16,20 +16,34 @@ MOST_POINTS = 600
 """Points kept per gauge: more cannot be seen in a chart."""
 
 
-def save_gauges(store: Store, gauges: Sequence[Gauge]) -> None:
-    """Write gauges into a run folder; more than can be seen are averaged.
+class GaugeLog:
+    """Collects gauges while a run goes on; memory does not grow with its length."""
 
-    A run that was interrupted keeps what its last attempt measured.
-    """
-    began = min(when for when, _, _ in gauges)
-    series: dict[str, list[tuple[float, float]]] = {}
-    for when, name, value in sorted(gauges):
-        series.setdefault(name, []).append((when - began, value))
-    content = {
-        "began": began,
-        "series": {name: thinned(points) for name, points in sorted(series.items())},
-    }
-    store.write(GAUGES, json.dumps(content).encode())
+    def __init__(self) -> None:
+        self._series: dict[str, list[tuple[float, float]]] = {}
+
+    def add(self, gauges: Iterable[Gauge]) -> None:
+        """Add what an actor saw; of several actors at a time the mean is kept."""
+        for when, name, value in gauges:
+            self._series.setdefault(name, []).append((when, value))
+        for name, points in self._series.items():
+            if len(points) > 8 * MOST_POINTS:
+                self._series[name] = thinned(sorted(points), 4 * MOST_POINTS)
+
+    def save(self, store: Store) -> None:
+        """Write them into a run folder, if there are any.
+
+        A run that was interrupted keeps what its last attempt measured.
+        """
+        if not self._series:
+            return
+        began = min(when for points in self._series.values() for when, _ in points)
+        series = {
+            name: [(round(when - began, 3), round(value, 3)) for when, value in points]
+            for name, points in sorted(self._series.items())
+            for points in [thinned(sorted(points), MOST_POINTS)]
+        }
+        store.write(GAUGES, json.dumps({"began": began, "series": series}).encode())
 
 
 def load_gauges(store: Store) -> dict[str, list[tuple[float, float]]]:
@@ -40,14 +54,14 @@ def load_gauges(store: Store) -> dict[str, list[tuple[float, float]]]:
     return {name: [(when, value) for when, value in points] for name, points in series.items()}
 
 
-def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Average neighbours until at most `MOST_POINTS` points are left."""
-    size = -(-len(points) // MOST_POINTS)
+def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """Average neighbours until at most so many points are left."""
+    size = max(1, -(-len(points) // most))
     groups = [points[at : at + size] for at in range(0, len(points), size)]
     return [
         (
-            round(sum(when for when, _ in group) / len(group), 3),
-            round(sum(value for _, value in group) / len(group), 3),
+            sum(when for when, _ in group) / len(group),
+            sum(value for _, value in group) / len(group),
         )
         for group in groups
     ]

@@ -98,7 +98,8 @@ class LoopRounds:
     """Ends the rounds early; None runs all."""
 
     table: tuple[SummaryRow, ...] = ()
-    """Figures shown by round; `start` of the values may be given as `stage:metric` before ` > `."""
+    """Figures shown by round: `stage:metric` of a stage of the rounds; one of a stage before them
+    may stand in front, as `stage:metric > stage:metric`, to show where it began."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,7 @@ def run(recipe: LoopRecipe) -> Manifest:
     attempt.folder.store.write("report.html", page.encode())
     attempt.folder.store.write("summary.json", json.dumps(table, indent=1).encode())
     return attempt.finish(
-        counts={"stages": len(chain.manifests), "rounds": chain.last},
+        counts={"stages": len(chain.manifests)} | ({"rounds": chain.last} if rounds else {}),
         decisions={
             "summary": table,
             "rounds": rounds,

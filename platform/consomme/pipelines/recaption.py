@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from consomme.base.errors import DataError, RecipeError
 from consomme.base.manifest import Manifest
 from consomme.base.schema import runtime, strategy
 from consomme.curate.canary import Look, judge_canaries
-from consomme.curate.guards import Guards
+from consomme.curate.guards import Guards, mass_identical, squeezed
 from consomme.curate.keep import mix_hash
 from consomme.curate.prompts import resolve_prompts
 from consomme.engines.writing import Sampling
@@ -165,11 +165,11 @@ def run(recipe: RecaptionRecipe) -> Manifest:
         )
     counts = folder.total_counts()
     check_rejects(counts, recipe.max_reject_fraction, folder.url)
-    common = most_common(folder.url)
+    texts = texts_of(folder.url)
     return attempt.finish(
         counts=counts,
-        metrics=metrics_of(counts, folder.total_sums(), common),
-        decisions={"most_common": [[text, share] for text, share in common]},
+        metrics=metrics_of(counts, folder.total_sums(), texts),
+        decisions={"most_common": most_common(texts)},
         outputs={CAPTIONS: "data", "rejects": "rejects"},
     )
 
@@ -253,12 +253,11 @@ def check_canaries(run_url: str, max_same: float, sums: Mapping[str, float]) -> 
         raise DataError(f"{run_url}: {verdict.explain(how)}")
 
 
-def most_common(run_url: str, number: int = 10) -> list[tuple[str, float]]:
-    """Find the texts that were written most often, and the share of all that each is.
+def texts_of(run_url: str) -> Counter[str]:
+    """Count the texts of a run, without differences of case and white space.
 
     Args:
         run_url: The run; all its units are committed.
-        number: How many.
     """
     total = RunFolder.at(run_url).total_counts().get("samples", 0)
     share = min(1.0, MOST_COMPARED / max(total, 1))
@@ -266,13 +265,18 @@ def most_common(run_url: str, number: int = 10) -> list[tuple[str, float]]:
     for _, table in iter_columns(run_url, ["written", ID_HASH], CAPTIONS, with_ids=False):
         among = mix_hash(table[ID_HASH].to_numpy(), 0) / 2.0**64 <= share
         texts = table["written"].filter(pa.array(among)).to_pylist()
-        seen.update(text for text in texts if text is not None)
-    num = sum(seen.values())
-    return [(text, times / num) for text, times in seen.most_common(number) if times > 1]
+        seen.update(squeezed(text) for text in texts if text is not None)
+    return seen
+
+
+def most_common(texts: Counter[str], number: int = 10) -> list[list[Any]]:
+    """List the texts that were written more than once, most often first, and the share of each."""
+    num = texts.total()
+    return [[text, times / num] for text, times in texts.most_common(number) if times > 1]
 
 
 def metrics_of(
-    counts: Mapping[str, int], sums: Mapping[str, float], common: Sequence[tuple[str, float]]
+    counts: Mapping[str, int], sums: Mapping[str, float], texts: Counter[str]
 ) -> dict[str, float]:
     """Say in figures what a run made of the samples it asked about.
 
@@ -286,7 +290,8 @@ def metrics_of(
         "recaption/words_per_caption": mean,
         "recaption/words_sd": math.sqrt(variance),
         "recaption/words_before": sums.get("words_before", 0.0) / asked,
-        "recaption/most_common_fraction": common[0][1] if common else 0.0,
+        "recaption/mass_identical_fraction": sum(texts[text] for text in mass_identical(texts))
+        / max(1, texts.total()),
     }
     if sums.get("judged"):
         found |= {

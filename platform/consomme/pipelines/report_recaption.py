@@ -83,6 +83,10 @@ def _figures(manifest: Manifest) -> page.Table:
         ("words per caption, before", found["recaption/words_before"]),
         ("words per caption, after", found["recaption/words_per_caption"]),
         ("… standard deviation", found["recaption/words_sd"]),
+        (
+            "share of texts that recur too often",
+            found["recaption/mass_identical_fraction"],
+        ),
     ]
     for how, meaning in (("blank", "a grey picture"), ("swap", "another sample's picture")):
         key = f"recaption/canary_{how}_same_fraction"

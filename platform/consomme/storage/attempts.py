@@ -28,7 +28,14 @@ import numpy as np
 
 from consomme.base.errors import DataError, SupersededError
 from consomme.storage.files import Store, join_url
-from consomme.storage.records import CommitRecord, merge, pack, unpack, unpack_column
+from consomme.storage.records import (
+    CommitRecord,
+    merge,
+    pack,
+    unpack,
+    unpack_column,
+    unpack_one,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -167,6 +174,23 @@ def iter_records(store: Store) -> Iterator[CommitRecord]:
         _, segments = _visible(store, entry)
     streams = [unpack(store.open(path), join_url(store.url, path)) for path in segments]
     yield from merge([*streams, iter(singles)])
+
+
+def find_record(store: Store, unit_id: str) -> CommitRecord | None:
+    """Read one unit's record of a closed run, without a look at most others; None if it has none.
+
+    Raises:
+        DataError: The run is not closed.
+    """
+    entry = latest(store)
+    if not entry.is_closed:
+        raise DataError(f"{store.url}: this run is not finished; run it again to go on")
+    for path in entry.segments:
+        with store.open(path) as file:
+            found = unpack_one(file, unit_id, join_url(store.url, path))
+        if found is not None:
+            return found
+    return None
 
 
 def done_units(store: Store) -> set[str]:

@@ -184,6 +184,14 @@ class RunFolder:
         """
         return attempts.iter_records(self.store)
 
+    def find_commit(self, unit_id: str) -> CommitRecord | None:
+        """Read the commit record of one unit of a finished run; None if it has no such unit.
+
+        Raises:
+            DataError: The run is not finished, or a record cannot be read.
+        """
+        return attempts.find_record(self.store, unit_id)
+
     def commits(self) -> dict[str, CommitRecord]:
         """Read all commit records, by unit id, in the order of unit ids."""
         return {record.unit_id: record for record in self.iter_commits()}

@@ -126,14 +126,21 @@ def unpack(file: BinaryIO, where: str) -> Iterator[CommitRecord]:
     """
     try:
         for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_PER_GROUP):
-            for row in batch.to_pylist():
-                yield CommitRecord(
-                    unit=Unit(**{name: row[name] for name in _UNIT_FIELDS}),
-                    files=tuple(OutputFile(**item) for item in json.loads(row["files"])),
-                    counts=json.loads(row["counts"]),
-                    sums=json.loads(row["sums"]),
-                    histogram=json.loads(row["histogram"]),
-                )
+            yield from map(_record, batch.to_pylist())
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{where}: a segment of commit records cannot be read: {error}") from error
+
+
+def unpack_one(file: BinaryIO, unit_id: str, where: str) -> CommitRecord | None:
+    """Read one unit's record of a segment, and no row group that cannot hold it.
+
+    Raises:
+        DataError: The file is not a segment, or is damaged.
+    """
+    try:
+        wanted = [("unit_id", "==", unit_id)]
+        rows = pq.read_table(file, filters=wanted, use_threads=False).to_pylist()
+        return _record(rows[0]) if rows else None
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{where}: a segment of commit records cannot be read: {error}") from error
 
@@ -157,6 +164,16 @@ def merge(streams: Sequence[Iterator[CommitRecord]]) -> Iterator[CommitRecord]:
         if record.unit_id != last:
             last = record.unit_id
             yield record
+
+
+def _record(row: Mapping[str, Any]) -> CommitRecord:
+    return CommitRecord(
+        unit=Unit(**{name: row[name] for name in _UNIT_FIELDS}),
+        files=tuple(OutputFile(**item) for item in json.loads(row["files"])),
+        counts=json.loads(row["counts"]),
+        sums=json.loads(row["sums"]),
+        histogram=json.loads(row["histogram"]),
+    )
 
 
 def _json(value: Any) -> str:

@@ -128,16 +128,12 @@ def read_unit_columns(
         The table; None if the run has no such unit.
 
     Raises:
-        DataError: The file is unreadable or lacks a column.
+        DataError: The run is not finished, or the file is unreadable or lacks a column.
     """
-    paths = [file.path for file in run.store.list(f"data/{unit_id}-")]
-    if len(paths) > 1:
-        # One of them was written by an attempt that died before its commit.
-        record = next((r for r in run.iter_commits() if r.unit_id == unit_id), None)
-        path = record and record.path_of(kind)
-        paths = [path] if path else []
+    record = run.find_commit(unit_id)
+    path = record.path_of(kind) if record else None
     names = [*dict.fromkeys(["row", "sample_id", *columns])]
-    return _read_table(run, paths[0], names) if paths else None
+    return _read_table(run, path, names) if path else None
 
 
 def _read_table(run: RunFolder, path: str, names: Sequence[str]) -> pa.Table:
