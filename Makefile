@@ -68,12 +68,12 @@ endif
 quickstart: setup
 	$(BIN)/consomme loop recipes/quickstart.yaml $(ARGS)
 
-# Clusters and engines wait a lot: all other tests run beside them, and are shown when they are done.
+# Clusters wait a lot: all other tests run beside them, and are shown when they are done.
 test: setup
 	@mkdir -p build
-	@$(BIN)/python -m pytest tests -m 'not ray and not vllm' $(ARGS) > build/others.log 2>&1 & \
+	@$(BIN)/python -m pytest tests -m 'not ray and not long' --durations=15 $(ARGS) > build/others.log 2>&1 & \
 	others=$$!; \
-	here=0; $(BIN)/python -m pytest tests -m '(ray or vllm) and not long' $(ARGS) || here=$$?; \
+	here=0; $(BIN)/python -m pytest tests -m 'ray and not long' --durations=25 $(ARGS) || here=$$?; \
 	there=0; wait $$others || there=$$?; \
 	cat build/others.log; \
 	case "$$here $$there" in '0 0' | '0 5' | '5 0') ;; *) exit 1 ;; esac

@@ -1,5 +1,6 @@
 """Settings and models shared by all tests."""
 
+import os
 import sys
 import uuid
 from collections.abc import Iterator
@@ -8,6 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+# Tests run beside each other, and two threads that wait for each other on a busy core take ten
+# times as long as one. Commands that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Servers and proxies that tests anywhere may import: `s3_server`, `faulty_proxy`.
 sys.path.append(str(Path(__file__).parent / "storage"))

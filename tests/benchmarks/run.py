@@ -88,6 +88,13 @@ def bench_recaption() -> list[Row]:
     return ray_recaption.rows()
 
 
+def bench_self_augment() -> list[Row]:
+    """VILA²'s loop over three seeds; a loop that was interrupted goes on."""
+    import self_augment
+
+    return self_augment.rows()
+
+
 def bench_telling() -> list[Row]:
     """What scores tell apart: areas under the curve by kind of noise."""
     import telling
@@ -167,6 +174,51 @@ def fill_telling() -> None:
         between(f"telling-{model}", text)
 
 
+ARMS = {
+    "0": "the web's captions",
+    "1": "captions of round 1",
+    "2": "captions of round 2",
+    "3": "captions of round 3",
+    "longer": "control: the web's captions, twice as long",
+    "shuffled": "control: captions of other pictures",
+    "specialists": "the best round's captions and two specialists' answers",
+    "reader": "… the specialist for text itself",
+    "relater": "… the specialist for relations itself",
+}
+"""What a model of VILA²'s loop was trained on."""
+
+ROUND_COLUMNS = {
+    "caption_true": "training captions: true claims",
+    "caption_false": "false claims",
+    "questions": "model: questions right",
+    "true": "true claims per caption",
+    "false": "false claims",
+    "text": "text read",
+    "relations": "relations right",
+}
+
+
+def fill_rounds() -> None:
+    """Put the figures of VILA²'s loop into the README, a line per training."""
+    path = HERE / "results" / "self_augment.json"
+    if not path.exists():
+        return
+    cells: dict[str, dict[str, str]] = {}
+    for figure in json.loads(path.read_text())["rows"]:
+        _, arm, name = figure["key"].split(".")
+        digits = 3 if figure["unit"] == "fraction" else 2
+        shown = f"{figure['value']:.{digits}f} ± {figure['spread']:.{digits}f}"
+        cells.setdefault(arm, {})[name] = shown
+    text = [
+        f"| trained on | {' | '.join(ROUND_COLUMNS.values())} |",
+        "| --- |" + " --- |" * len(ROUND_COLUMNS),
+    ]
+    for arm, label in ARMS.items():
+        values = [cells[arm].get(name, "") for name in ROUND_COLUMNS]
+        text.append(f"| {label} | {' | '.join(values)} |")
+    between("self-augment-table", text)
+
+
 def between(name: str, text: list[str]) -> None:
     """Replace what stands between two marks of the README."""
     readme = ROOT / "README.md"
@@ -228,6 +280,7 @@ AREAS: dict[str, Callable[[], list[Row]]] = {
     "score": bench_score,
     "recaption": bench_recaption,
     "telling": bench_telling,
+    "self_augment": bench_self_augment,
     "filter": bench_filter,
     "io": bench_io,
     "planning": bench_planning,
@@ -256,6 +309,7 @@ def main() -> None:
     fill_readme()
     fill_figures()
     fill_telling()
+    fill_rounds()
 
 
 if __name__ == "__main__":

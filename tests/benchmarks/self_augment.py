@@ -1,26 +1,21 @@
-"""VILA²'s loop at nano scale, with controls, over several seeds.
+"""VILA²'s loop at nano scale, with controls and specialists, over three seeds.
 
-    python tests/benchmarks/self_augment.py [seeds=3] [root=runs/self-augment] [key=value …]
+    python tests/benchmarks/run.py self_augment
+    python tests/benchmarks/self_augment.py path/to/base [SEED]     # only a base to start from
 
-Other keys are overrides of recipes/loop/self_augment.yaml. Each seed is a loop of its own; one that
-was interrupted goes on. Writes `results/self_augment.json`.
+Each seed is a loop of its own under `runs/self-augment`; one that was interrupted goes on.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 import sys
-import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "loop" / "self_augment.yaml"
-RESULTS = Path(__file__).parent / "results" / "self_augment.json"
+SEEDS = (1, 2, 3)
 FIGURES = {
     "questions": "scene_questions_filled/accuracy_fraction",
     "true": "scene_captions_filled/true_claims_per_caption",
@@ -28,6 +23,23 @@ FIGURES = {
     "text": "scene_ocr_filled/accuracy_fraction",
     "relations": "scene_spatial_filled/accuracy_fraction",
 }
+"""Metrics of the finished models, on scenes that no training saw."""
+
+WRITTEN = {
+    "caption_true": "recaption/after_true_claims",
+    "caption_false": "recaption/after_false_claims",
+    "caption_words": "recaption/words_per_caption",
+}
+"""Metrics of the captions that a round was trained on."""
+
+WEB = {
+    "caption_true": "recaption/before_true_claims",
+    "caption_false": "recaption/before_false_claims",
+    "caption_words": "recaption/words_before",
+}
+"""The same of the captions that round 0 was trained on, as the first recaptioning found them."""
+
+FRACTIONS = ("questions", "text", "relations")
 
 
 def make_base(folder: Path, seed: int) -> str:
@@ -46,82 +58,56 @@ def make_base(folder: Path, seed: int) -> str:
     return str(folder)
 
 
-def figures_of(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: metrics[f"evaluate/model/{key}"] for name, key in FIGURES.items()}
+def rows(root: Path = ROOT / "runs" / "self-augment") -> list[dict[str, Any]]:
+    """Run the loop for every seed, and gather means and spreads by what was trained on."""
+    runs = [_run_seed(root, seed) for seed in SEEDS]
+    found = []
+    for arm in runs[0]:
+        for name in runs[0][arm]:
+            values = [run[arm][name] for run in runs]
+            spread = statistics.stdev(values)
+            each = ", ".join(f"{value:.3f}" for value in values)
+            found.append(
+                {
+                    "key": f"self_augment.{arm}.{name}",
+                    "value": round(statistics.mean(values), 4),
+                    "spread": round(spread, 4),
+                    "unit": "fraction" if name in FRACTIONS else "per caption",
+                    "baseline": "self_augment.0, trained on the web's captions",
+                    "how": f"mean of {len(values)} seeds: {each}",
+                }
+            )
+    return found
 
 
-def run_seed(root: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
-    """Run one loop and gather its figures by what was trained on."""
+def _run_seed(root: Path, seed: int) -> dict[str, dict[str, float]]:
+    """Run one loop; figures by arm: a round, a control, or a specialist."""
     from consomme.base.recipe import load_recipe
     from consomme.pipelines import loop
     from consomme.storage.ledger import load_manifest
 
     base = make_base(root / f"base-{seed}", seed)
     words = [f"name=seed-{seed}", f"root={root}/seed-{seed}", f"values.base={base}"]
-    recipe = load_recipe(loop.LoopRecipe, RECIPE, [*words, f"values.seed={seed}", *overrides])
+    recipe = load_recipe(loop.LoopRecipe, RECIPE, [*words, f"values.seed={seed}"])
     done = loop.run(recipe)
-    parents = {m.name: m for m in (load_manifest(p.url) for p in done.parents)}
-    found = {
-        name.removeprefix("evaluate-"): figures_of(dict(manifest.metrics))
-        for name, manifest in parents.items()
-        if manifest.verb == "evaluate"
-    }
-    for name, manifest in parents.items():
-        if name.startswith("recaption-"):
-            number = name.removeprefix("recaption-")
-            found[number] |= {
-                f"caption_{what}": manifest.metrics[f"recaption/{key}"]
-                for what, key in (
-                    ("true", "after_true_claims"),
-                    ("false", "after_false_claims"),
-                    ("words", "words_per_caption"),
-                )
-            }
-            before = {
-                f"caption_{w}": manifest.metrics[f"recaption/before_{w}_claims"]
-                for w in ("true", "false")
-            }
-            found["0"] |= before | {"caption_words": manifest.metrics["recaption/words_before"]}
+    manifests = {m.name: m for m in (load_manifest(parent.url) for parent in done.parents)}
+    found: dict[str, dict[str, float]] = {}
+    for name, manifest in manifests.items():
+        verb, _, arm = name.partition("-")
+        if verb == "evaluate":
+            found.setdefault(arm, {}).update(_pick(manifest.metrics, FIGURES, "evaluate/model/"))
+        elif verb == "recaption":
+            found.setdefault(arm, {}).update(_pick(manifest.metrics, WRITTEN))
+    found["0"] |= _pick(manifests["recaption-1"].metrics, WEB)
+    after = manifests["evaluate-specialists"].metrics
+    for arm in ("reader", "relater"):
+        found[arm] = _pick(after, FIGURES, f"evaluate/{arm}/")
     return found
 
 
-def main(arguments: list[str]) -> None:
-    options = {"seeds": "3", "root": "runs/self-augment"}
-    options |= dict(a.split("=", 1) for a in arguments if a.split("=", 1)[0] in options)
-    overrides = [a for a in arguments if a.split("=", 1)[0] not in options]
-    began = time.monotonic()
-    runs = [
-        run_seed(Path(options["root"]).absolute(), seed, overrides)
-        for seed in range(1, int(options["seeds"]) + 1)
-    ]
-    rows = []
-    for arm in runs[0]:
-        for name in runs[0][arm]:
-            values = [run[arm][name] for run in runs]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            rows.append(
-                {
-                    "key": f"self_augment.{arm}.{name}",
-                    "value": round(statistics.mean(values), 4),
-                    "unit": "fraction"
-                    if name in ("questions", "text", "relations")
-                    else "per caption",
-                    "baseline": "the start is arm 0",
-                    "how": f"mean of {len(values)} seeds, spread {spread:.4f}",
-                    "values": values,
-                }
-            )
-    content = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
-        "date": date.today().isoformat(),
-        "seconds": round(time.monotonic() - began),
-        "overrides": overrides,
-        "rows": rows,
-    }
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
-    for row in rows:
-        sys.stdout.write(f"{row['key']:45} {row['value']:8.4f}  {row['how']}\n")
+def _pick(metrics: Any, names: dict[str, str], prefix: str = "") -> dict[str, float]:
+    return {short: float(metrics[prefix + name]) for short, name in names.items()}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    make_base(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1)

@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from consomme.base.errors import CheckpointError
-from consomme.models.anatomy import anatomy
 from consomme.models.debug import make_debug_vlm
 from consomme.models.weights import load_tensors, open_vlm, save_vlm, stored_key
 
@@ -99,27 +97,3 @@ def test_the_debug_model_is_made_of_its_seed(debug_vlm: Path, other: Path, tmp_p
     config = json.loads((again / "config.json").read_text())
     assert config["architectures"] == ["LlavaForConditionalGeneration"]
     assert "auto_map" not in config, "no code of ours is needed to load it"
-
-
-def test_anatomy_takes_every_parameter_exactly_once(debug_vlm: Path) -> None:
-    model, _ = open_vlm(debug_vlm)
-    parts = anatomy(model)
-    assert len(parts.layers) == 12
-    lists = [
-        list(parts.vision_encoder.parameters()),
-        list(parts.projector.parameters()),
-        *[list(layer.parameters()) for layer in parts.layers],
-        [p for _, p in parts.rest],
-    ]
-    ids = [id(p) for part in lists for p in part]
-    assert sorted(ids) == sorted(id(p) for p in model.parameters())
-    assert {name.rsplit(".", 2)[-2] for name, _ in parts.rest} == {
-        "embed_tokens",
-        "norm",
-        "lm_head",
-    }
-
-
-def test_anatomy_of_something_else_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="Linear is not a VLM"):
-        anatomy(nn.Linear(1, 1))

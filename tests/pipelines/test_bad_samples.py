@@ -8,9 +8,9 @@ import pytest
 from consomme.base.errors import DataError, RecipeError
 from consomme.base.sample import Sample, Turn, caption_turns, turns_of
 from consomme.datasets.sources import SceneSource
-from consomme.models.chat import Chat
+from consomme.models.dialogue import Dialogue
 from consomme.models.weights import open_vlm
-from consomme.pipelines import train, train_worker
+from consomme.pipelines import train, train_data
 from consomme.pipelines.loading import name_row, sample_row
 from consomme.pipelines.runs import check_rejects
 from consomme.pipelines.score import PerplexityStage
@@ -21,6 +21,7 @@ from consomme.storage.plan import Work
 from consomme.storage.sidecar import read_columns
 from consomme.storage.units import plan_units, read_unit
 from consomme.storage.writers import WebDatasetWriter
+from consomme.vision.decode import decode
 
 PROMPT = "describe the image."
 GOOD = list(SceneSource(num=6)())
@@ -88,29 +89,30 @@ def test_scoring_leaves_out_what_cannot_be_scored_and_nothing_else(
 
 
 @pytest.fixture(scope="module")
-def chat(debug_vlm: Path) -> Chat:
-    return Chat(*open_vlm(debug_vlm))
+def dialogue(debug_vlm: Path) -> Dialogue:
+    model, processor = open_vlm(debug_vlm)
+    return Dialogue(model.config, processor)
 
 
-def train_set(*sources: tuple[list[Sample], float]) -> train_worker.TrainSet:
-    return train_worker.TrainSet(
+def train_set(*sources: tuple[list[Sample], float]) -> train_data.TrainSet:
+    return train_data.TrainSet(
         samples=[sample for samples, _ in sources for sample in samples],
         weights=[(len(samples), weight) for samples, weight in sources],
     )
 
 
-def test_training_finds_bad_samples_before_the_first_step(chat: Chat) -> None:
+def test_training_finds_bad_samples_before_the_first_step(dialogue: Dialogue) -> None:
     data = train_set((bad_samples(), 1.0), (GOOD[:2], 3.0))
-    usable = train_worker.usable_samples(data, chat, PROMPT, 512)
+    usable = train_data.usable_samples(data, dialogue, PROMPT, 512)
     reasons = {reject.sample_id: reject.reason for reject in usable.rejects}
     assert reasons == EXPECTED | {GOOD[4].sample_id: "sequence_too_long"}
     assert usable.weights == [(3, 1.0), (2, 3.0)]
     assert usable.samples == [GOOD[0], GOOD[2], GOOD[5], GOOD[0], GOOD[1]]
     for sample in usable.samples:
-        chat.encode(turns_of(sample, PROMPT), has_image=True)
+        dialogue.encode(turns_of(sample, PROMPT), decode(sample.image))
 
 
-def test_conversations_keep_their_own_questions(chat: Chat) -> None:
+def test_conversations_keep_their_own_questions(dialogue: Dialogue) -> None:
     turns = (Turn(role="user", content="what?"), Turn(role="assistant", content="a circle"))
     talk = Sample(**{**vars(GOOD[0]), "turns": turns})
     assert turns_of(talk, PROMPT) == turns
@@ -119,7 +121,7 @@ def test_conversations_keep_their_own_questions(chat: Chat) -> None:
         *caption_turns(GOOD[0].caption),
     )
     broken = Sample(**{**vars(talk), "turns": (Turn(role="user", content="<end>"), turns[1])})
-    usable = train_worker.usable_samples(train_set(([talk, broken], 1.0)), chat, PROMPT, 512)
+    usable = train_data.usable_samples(train_set(([talk, broken], 1.0)), dialogue, PROMPT, 512)
     assert usable.samples == [talk]
     assert [reject.reason for reject in usable.rejects] == ["text_not_encodable"]
 

@@ -1,20 +1,13 @@
-"""Layer selections, and that training changes what was selected and not one bit more."""
+"""Layer selections: which of them, for any depth."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from consomme.base.errors import RecipeError
-from consomme.base.sample import Turn
-from consomme.models.chat import Chat
-from consomme.models.weights import open_vlm
 from consomme.train.layers import LAYER_SELECTORS, SparseUniform
-from consomme.train.loop import Pace, fit, make_optimizer
-from consomme.train.trainable import set_trainable
 
 
 @pytest.mark.parametrize(
@@ -67,105 +60,54 @@ def test_a_typo_gets_a_suggestion() -> None:
         LAYER_SELECTORS.build({"name": "sparse_unifrm"})
 
 
-def snapshot(model: Any) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
+@pytest.mark.parametrize(
+    ("node", "num_layers", "expected"),
+    [
+        # With 8 of 32 layers, as the paper compares them.
+        ({"name": "consecutive", "where": "bottom"}, 32, range(8)),
+        ({"name": "consecutive", "where": "mid_bottom"}, 32, range(8, 16)),
+        ({"name": "consecutive", "where": "mid_top"}, 32, range(16, 24)),
+        ({"name": "consecutive", "where": "top"}, 32, range(24, 32)),
+        ({"name": "consecutive", "where": "mid_top", "fraction": 0.75}, 8, range(2, 8)),
+        ({"name": "hybrid"}, 32, (0, 1, 2, 3, 28, 29, 30, 31)),
+        ({"name": "hybrid", "count": 3}, 6, (0, 1, 5)),
+        ({"name": "hybrid", "count": 1}, 6, (0,)),
+        ({"name": "visual_region"}, 32, (0, 4, 8, 12, 18, 22, 26, 30)),
+        ({"name": "visual_region", "ids": "code"}, 32, (1, 5, 9, 13, 19, 23, 27, 31)),
+        ({"name": "every", "k": 4}, 12, (0, 4, 8)),
+        ({"name": "every", "k": 4, "first": 3}, 12, (3, 7, 11)),
+        ({"name": "listed", "ids": [5, 0, -1, 11]}, 12, (0, 5, 11)),
+        ({"name": "sparse_uniform", "count": 6}, 30, (0, 5, 10, 15, 20, 25)),
+    ],
+)
+def test_which_layers(node: dict[str, Any], num_layers: int, expected: Any) -> None:
+    assert LAYER_SELECTORS.build(node)(num_layers) == tuple(expected)
 
 
-def train_once(folder: Path, layers: tuple[int, ...], **parts: str) -> tuple[set[str], Any, int]:
-    """One step with weight decay; returns the changed tensors, the table, and the layer size."""
-    model, processor = open_vlm(folder)
-    chat = Chat(model, processor)
-    table = set_trainable(model, layers=layers, **parts)  # type: ignore[arg-type]
-    before = snapshot(model)
-    turns = [Turn(role="user", content="describe the image.")]
-    rows = [
-        chat.encode((*turns, Turn(role="assistant", content=text)), has_image=True)
-        for text in ("a red circle", "a blue square at the top left")
-    ]
-    batch = chat.collate(rows)
-    torch.manual_seed(0)
-    batch["pixel_values"] = torch.randn(2, 3, 32, 32)
-    pace = Pace(num_steps=1, lr=1e-3, weight_decay=0.1)
-    fit(
-        model,
-        make_optimizer(model, pace),
-        lambda step: [batch],
-        pace,
-        start=0,
-        after_step=lambda report: None,
-    )
-    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    return changed, table, sum(p.numel() for p in model.parameters())
+def test_scores_choose_and_ties_go_to_the_lower_layer() -> None:
+    scores = [0.1, 0.5, 0.5, 0.9, 0.0, 0.5]
+    node = {"name": "by_score", "measure": "block_influence", "count": 3}
+    assert LAYER_SELECTORS.build(node)(6, scores) == (1, 2, 3)
+    assert LAYER_SELECTORS.build(node | {"keep": "lowest"})(6, scores) == (0, 1, 4)
 
 
-def test_one_step_changes_the_chosen_layers_and_the_projector_only(debug_vlm: Path) -> None:
-    layers = SparseUniform()(12)
-    changed, table, total = train_once(debug_vlm, layers, vision_encoder="frozen", projector="full")
-    model, _ = open_vlm(debug_vlm)
-    expected = {
-        name
-        for name, _ in model.named_parameters()
-        if "multi_modal_projector" in name
-        or any(f"language_model.layers.{index}." in name for index in layers)
-    }
-    assert layers == (0, 4, 8)
-    assert changed == expected
-
-    config = model.config
-    width, ffn, seen = (
-        config.text_config.hidden_size,
-        config.text_config.intermediate_size,
-        config.vision_config.hidden_size,
-    )
-    # Four attention matrices, three of the feed-forward, two norms; no biases in Llama.
-    per_layer = 4 * width * width + 3 * width * ffn + 2 * width
-    projector = seen * width + width + width * width + width
-    assert table.num_trainable == 3 * per_layer + projector
-    assert table.num_parameters == total
-    assert dict((part, count) for part, count, _ in table.rows)["layer 4"] == per_layer
-    assert [row[0] for row in table.rows] == [
-        "vision encoder",
-        "projector",
-        *[f"layer {index}" for index in range(12)],
-        "embeddings, norm and head",
-    ]
-
-
-def test_all_layers_train_the_whole_language_model(debug_vlm: Path) -> None:
-    everything = tuple(range(12))
-    changed, table, total = train_once(
-        debug_vlm, everything, vision_encoder="frozen", projector="full"
-    )
-    vision = next(row for row in table.rows if row[0] == "vision encoder")
-    assert vision[1] == 0
-    assert table.num_trainable == total - vision[2]
-    assert not any("vision_tower" in name for name in changed)
-    assert any("lm_head" in name for name in changed)
-    assert any("embed_tokens" in name for name in changed)
-
-
-def test_parts_can_be_trained_alone(debug_vlm: Path) -> None:
-    changed, _, _ = train_once(debug_vlm, (), vision_encoder="frozen", projector="full")
-    assert changed
-    assert all("multi_modal_projector" in name for name in changed)
-    changed, _, _ = train_once(debug_vlm, (), vision_encoder="full", projector="frozen")
-    assert changed
-    assert all("vision_tower" in name for name in changed)
-
-
-def test_training_nothing_is_an_error_that_says_what_to_do(debug_vlm: Path) -> None:
-    model, _ = open_vlm(debug_vlm)
-    with pytest.raises(RecipeError, match=r"nothing would be trained.*select layers or set proj"):
-        set_trainable(model, layers=(), vision_encoder="frozen", projector="frozen")
-    with pytest.raises(RecipeError, match=r"layers: \[12, 40\] do not exist.*0 to 11"):
-        set_trainable(model, layers=(0, 12, 40), vision_encoder="frozen", projector="full")
-
-
-def test_choosing_again_forgets_the_first_choice(debug_vlm: Path) -> None:
-    model, _ = open_vlm(debug_vlm)
-    set_trainable(model, layers=range(12), vision_encoder="full", projector="full")
-    table = set_trainable(model, layers=(3,), vision_encoder="frozen", projector="frozen")
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained
-    assert all(".layers.3." in name and "language_model" in name for name in trained)
-    assert table.num_trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"name": "visual_region"}, "visual_region is for 32 layers, the language model has 12"),
+        ({"name": "sparse_uniform", "count": 13}, "count: found 13, but .* has 12 layers"),
+        ({"name": "sparse_uniform", "count": 0}, "count: found 0, expected at least 1"),
+        ({"name": "listed", "ids": [3, 12]}, r"ids: \[12\] do not exist; .* layers 0 to 11"),
+        ({"name": "listed", "ids": []}, "ids: none is named"),
+        ({"name": "every", "k": 0}, "k: found 0, expected at least 1"),
+        ({"name": "every", "k": 3, "first": 12}, "first: found 12, but .* layers 0 to 11"),
+        ({"name": "by_score", "measure": "parameter_change"}, "tuned: found None, expected a tune"),
+        (
+            {"name": "by_score", "measure": "block_influence", "tuned": "x"},
+            "tuned: found x, expected none",
+        ),
+    ],
+)
+def test_choices_that_fit_no_model_are_refused(node: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        LAYER_SELECTORS.build(node)(12)

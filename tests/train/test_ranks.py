@@ -15,14 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from consomme.base.errors import DataError
-from consomme.models.chat import IGNORE_INDEX
-from consomme.train.loop import Batch, Pace, StepReport, fit, make_optimizer
+from consomme.models.batches import IGNORE_INDEX
+from consomme.train.loop import Batch, Pace, StepReport, fit
+from consomme.train.parallel import Ddp
+from consomme.train.parts import Group
 
 
-def train(model: Any, batches: Any, pace: Pace) -> list[StepReport]:
+def train(model: Any, batches: Any, num_steps: int) -> list[StepReport]:
     reports: list[StepReport] = []
-    optimizer = make_optimizer(model, pace)
-    fit(model, optimizer, batches, pace, start=0, after_step=reports.append)
+    group = Group(names=("table.weight",), lr=0.1, weight_decay=0.0)
+    spread = Ddp()(model, [group], torch.device("cpu"))
+    fit(spread, batches, Pace(num_steps=num_steps), start=0, after_step=reports.append)
     return reports
 
 
@@ -56,10 +59,7 @@ def bigram_rows(step: int) -> list[Batch]:
 def train_bigram(rank: int, world: int) -> list[float]:
     """Losses and the table's sum; as one of `world` ranks."""
     model: Any = Bigram()
-    if world > 1:
-        model = nn.parallel.DistributedDataParallel(model)
-    pace = Pace(num_steps=4, lr=0.1)
-    reports = train(model, lambda step: bigram_rows(step)[rank::world], pace)
+    reports = train(model, lambda step: bigram_rows(step)[rank::world], 4)
     table = next(model.parameters())
     return [*[report.loss for report in reports], float(table.detach().double().pow(3).sum())]
 
@@ -93,7 +93,7 @@ def test_two_ranks_train_as_one(tmp_path: Path) -> None:
 def test_no_labelled_token_is_an_error() -> None:
     rows = [{**row, "labels": torch.full((1, 9), IGNORE_INDEX)} for row in bigram_rows(0)]
     with pytest.raises(DataError, match="step 1: no labelled token in the whole batch"):
-        train(Bigram(), lambda step: rows, Pace(num_steps=2, lr=0.1))
+        train(Bigram(), lambda step: rows, 2)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
@@ -101,4 +101,4 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     with torch.no_grad():
         model.table.weight[:] = float("nan")
     with pytest.raises(DataError, match="step 1: the loss is nan; lower lr"):
-        train(model, bigram_rows, Pace(num_steps=2, lr=0.1))
+        train(model, bigram_rows, 2)

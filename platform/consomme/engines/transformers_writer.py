@@ -8,7 +8,6 @@ is merged into the weights, which costs nothing later.
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -41,7 +40,8 @@ from consomme.engines.writing import (
     check_eyes,
 )
 from consomme.models.adapters import merge_adapter, open_adapter
-from consomme.models.dialogue import Asked, PictureRefusedError, pad_and_join
+from consomme.models.batches import Batcher
+from consomme.models.dialogue import Asked, PictureRefusedError
 from consomme.models.prefix_dialogue import dialogue_for
 from consomme.models.weights import load_tensors, open_scorer
 
@@ -110,13 +110,13 @@ class TransformersWriter:
         self.version = version()
         text = self.model.config.get_text_config()
         self.max_positions: int = text.max_position_embeddings
-        self._takes = frozenset(inspect.signature(self.model.forward).parameters)
         stop_ids = self.model.generation_config.eos_token_id
         if stop_ids is None:
             stop_ids = self.dialogue.tokenizer.eos_token_id
         self._stop_ids: list[int] = stop_ids if isinstance(stop_ids, list) else [stop_ids]
         pad_id = self.dialogue.tokenizer.pad_token_id
-        self._pad_id: int = self._stop_ids[0] if pad_id is None else pad_id
+        pad_id = self._stop_ids[0] if pad_id is None else pad_id
+        self._batcher = Batcher(self.model, pad_id)
         head = self.model.get_output_embeddings()
         self._patterns = PatternCompiler(
             self.dialogue.tokenizer, head.weight.shape[0], self._stop_ids
@@ -275,7 +275,7 @@ class TransformersWriter:
             inputs,
             max_new_tokens=max(limits),
             stop_ids=self._stop_ids,
-            pad_id=self._pad_id,
+            pad_id=self._batcher.pad_id,
             processors=processors,
             endings=endings,
         )
@@ -284,25 +284,10 @@ class TransformersWriter:
 
     def _inputs(self, asked: Sequence[Asked]) -> dict[str, Any]:
         """Put conversations side by side, padded on the left."""
-        width = max(len(one.input_ids) for one in asked)
-
-        def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-            return torch.tensor([[value] * (width - len(row)) + list(row) for row in rows])
-
-        inputs = {
-            "input_ids": padded([one.input_ids for one in asked], self._pad_id),
-            "attention_mask": padded([[1] * len(one.input_ids) for one in asked], 0),
-        }
-        for name in ("mm_token_type_ids", "token_type_ids"):
-            if name in self._takes:
-                inputs[name] = padded([one.token_types for one in asked], 0)
-        pixels = [one.pixels for one in asked if one.pixels is not None]
-        for name in self._takes.intersection(pixels[0].inputs if pixels else ()):
-            inputs[name] = pad_and_join([one.inputs[name] for one in pixels])
         dtype = self.model.dtype
         return {
             name: value.to(self.device, dtype if value.is_floating_point() else None)
-            for name, value in inputs.items()
+            for name, value in self._batcher.join(asked, pad="left").items()
         }
 
     def _written(

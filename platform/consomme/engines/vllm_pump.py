@@ -1,10 +1,12 @@
 """Keep vLLM's engine busy with requests of many threads, and notice when it dies or hangs.
 
-Decisions made here. One thread owns the engine, and steps it as long as there is work; another one
-prepares the next prompts in the meantime, just enough of them that the engine never runs dry; a
-third one watches. It looks at two things: whether the engine's process lives, and whether tokens
-come. Where they do not, it kills the process and frees everybody who waits, which the thread that
-is stuck in the engine cannot do.
+Decisions made here. One thread owns the engine, and steps it as long as there is work. Prompts are
+prepared ahead, just enough of them that the engine never runs dry: by a thread of their own while
+an engine in another process computes, but between the steps of an engine in this process, since two
+threads that both run Python only take the interpreter's lock from each other. Another thread
+watches. It looks at two things: whether the engine's process lives, and whether tokens come. Where
+they do not, it kills the process and frees everybody who waits, which the thread that is stuck in
+the engine cannot do.
 """
 
 from __future__ import annotations
@@ -93,10 +95,12 @@ class Pump:
         self._pump = threading.Thread(
             target=self._run, args=(threads,), name="engine-pump", daemon=True
         )
-        self._helpers = [
-            threading.Thread(target=self._make_ready, name="engine-prompts", daemon=True),
-            threading.Thread(target=self._watch, name="engine-watch", daemon=True),
-        ]
+        self._helpers = [threading.Thread(target=self._watch, name="engine-watch", daemon=True)]
+        self._prepares_between_steps = not opened.processes()
+        if not self._prepares_between_steps:
+            self._helpers.append(
+                threading.Thread(target=self._make_ready, name="engine-prompts", daemon=True)
+            )
         for thread in (self._pump, *self._helpers):
             thread.start()
 
@@ -140,31 +144,40 @@ class Pump:
         return not self._pump.is_alive()
 
     def _make_ready(self) -> None:
-        """Prepare prompts, a few more than the engine has room for."""
-        room = self.max_running + AHEAD
+        """Prepare prompts until the engine is lost."""
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._lost is not None or (self._waiting and self._num_held < room)
-                )
+                self._changed.wait_for(lambda: self._lost is not None or self._has_room())
                 if self._lost is not None:
                     return
-                ticket = self._waiting.popleft()
-                self._num_held += 1
-            try:
-                prepared = self._prepare(ticket.request)
-            except Exception as error:  # noqa: BLE001 - our own bug; the caller's thread raises it
-                self._settle(ticket, error)
-                continue
-            if isinstance(prepared, NotWritten):
-                self._settle(ticket, prepared)
-                continue
-            ticket.prepared = prepared
-            with self._changed:
-                self._ready.append(ticket)
-                if self._is_lost():
-                    self._fail()
-                self._changed.notify_all()
+            self._make_next_ready()
+
+    def _has_room(self) -> bool:
+        """Whether a prompt waits and may be prepared now; `_changed` is held."""
+        return bool(self._waiting) and self._num_held < self.max_running + AHEAD
+
+    def _make_next_ready(self) -> bool:
+        """Prepare one prompt; False if there is none, or no room for it."""
+        with self._changed:
+            if not self._has_room():
+                return False
+            ticket = self._waiting.popleft()
+            self._num_held += 1
+        try:
+            prepared = self._prepare(ticket.request)
+        except Exception as error:  # noqa: BLE001 - our own bug; the caller's thread raises it
+            self._settle(ticket, error)
+            return True
+        if isinstance(prepared, NotWritten):
+            self._settle(ticket, prepared)
+            return True
+        ticket.prepared = prepared
+        with self._changed:
+            self._ready.append(ticket)
+            if self._is_lost():
+                self._fail()
+            self._changed.notify_all()
+        return True
 
     def _is_lost(self) -> bool:
         return self._lost is not None
@@ -175,10 +188,18 @@ class Pump:
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._lost is not None or self._ready or self._inside
+                    lambda: (
+                        self._lost is not None
+                        or self._ready
+                        or self._inside
+                        or (self._prepares_between_steps and self._has_room())
+                    )
                 )
                 if self._lost is not None:
                     return
+            while self._prepares_between_steps and self._make_next_ready():
+                pass
+            with self._changed:
                 ready = {str(next(self._names)): ticket for ticket in self._ready}
                 self._ready.clear()
                 self._inside |= ready

@@ -1,9 +1,9 @@
 """Names tensors so that both transformers and vLLM load one checkpoint.
 
-The one decision: a CLIP or SigLIP vision encoder inside a LLaVA is stored as
-`vision_tower.vision_model.*`. transformers 5.19 writes `vision_tower.*`, which vLLM 0.32 refuses;
-both read the longer name (transformers reports no missing and no unexpected key, and generates the
-same tokens). Everything else transformers writes is left as it is.
+The one decision: a CLIP or SigLIP vision encoder is stored as `vision_tower.vision_model.*`.
+transformers 5.19 writes `vision_tower.*`, which vLLM 0.32 refuses; both read the longer name
+(transformers reports no missing and no unexpected key, and generates the same tokens). Everything
+else transformers writes is left as it is: InternVL's own encoder has the short name in both.
 """
 
 import json
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 _ENCODER_PREFIXES = ("vision_tower.", "model.vision_tower.")
 _WRAPPER = "vision_model."
+_ENCODERS = ("clip_vision_model", "siglip_vision_model")
 
 
 def vllm_key(key: str) -> str:
@@ -25,7 +26,7 @@ def vllm_key(key: str) -> str:
 
 
 def rewrite_for_vllm(folder: Path) -> int:
-    """Rename the vision encoder's tensors of a saved LLaVA folder in place; safe to repeat.
+    """Rename the vision encoder's tensors of a saved folder in place, if need be; safe to repeat.
 
     Each safetensors file is written to a temporary name and renamed, so a reader sees the old or
     the new file, never a part.
@@ -33,6 +34,9 @@ def rewrite_for_vllm(folder: Path) -> int:
     Returns:
         The number of tensors renamed.
     """
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("vision_config", {}).get("model_type") not in _ENCODERS:
+        return 0
     renamed = 0
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as stored:

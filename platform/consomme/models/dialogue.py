@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,6 +154,7 @@ class Dialogue:
                 tokenizer as it was.
             PictureRefusedError: The processor does not take the picture.
         """
+        turns = [_trimmed(turn) for turn in turns]
         check_text(turns, self.special)
         rendered = self._render(turns, has_image=image is not None)
         marks = self._marks(turns, rendered, has_image=image is not None)
@@ -315,6 +317,16 @@ def check_text(turns: Sequence[Turn], special: Sequence[str]) -> None:
                     f"the {turn.role}'s text holds the special token {token!r}, which would"
                     " break the conversation's form; remove it from the text"
                 )
+
+
+def _trimmed(turn: Turn) -> Turn:
+    """Take the space around an answer away, as most templates do.
+
+    The token that ends the turn has to follow the last word, or nobody learns to stop there.
+    """
+    if turn.role != "assistant":
+        return turn
+    return dataclasses.replace(turn, content=turn.content.strip())
 
 
 def _assistant(turns: Sequence[Turn]) -> list[Turn]:

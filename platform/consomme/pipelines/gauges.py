@@ -47,7 +47,7 @@ class GaugeLog:
 
 
 def load_gauges(store: Store) -> dict[str, list[tuple[float, float]]]:
-    """Read what `save_gauges` wrote: seconds and values by name; empty if there is nothing."""
+    """Read what `GaugeLog.save` wrote: seconds and values by name; empty if there is nothing."""
     if not store.exists(GAUGES):
         return {}
     series = json.loads(store.read(GAUGES))["series"]

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from consomme.base.errors import ClusterError, ConsommeError, RecipeError
 from consomme.base.manifest import Manifest
@@ -22,6 +22,7 @@ from consomme.pipelines.session import num_cpus, ray_session
 from consomme.storage.files import absolute_url
 from consomme.storage.ledger import RunFolder
 from consomme.storage.shards import expand, find_shards, shards_fingerprint
+from consomme.train.parts import FROZEN, FULL, Part, Trainability
 
 CURVE = "curve.json"
 """Loss, seconds and learning rate of every finished step; renewed every few seconds."""
@@ -71,11 +72,26 @@ class TrainRecipe:
     )
     """Which layers of the language model are trained; see consomme/train/layers.py."""
 
-    vision_encoder: Literal["full", "frozen"] = "frozen"
-    """Whether the vision encoder is trained."""
+    vision_encoder: Part = FROZEN
+    """How the vision encoder is trained; `state` is frozen, lora, dora or full."""
 
-    projector: Literal["full", "frozen"] = "full"
-    """Whether the projector is trained."""
+    projector: Part = FULL
+    """How the projector is trained."""
+
+    language_model: Part = FULL
+    """How the selected layers are trained; the others are frozen."""
+
+    embeddings: Part | None = None
+    """How input embeddings are trained; null: with the language model, if it is trained in full in
+    all its layers, else frozen."""
+
+    head: Part | None = None
+    """How the final norm and the output matrix are trained; null as for the embeddings."""
+
+    parallelism: dict[str, Any] = strategy(
+        "consomme.train.parallel:PARALLELISMS", default={"name": "ddp"}
+    )
+    """How the model is spread over the workers; see consomme/train/parallel.py."""
 
     num_steps: int = 100
     """Optimizer updates."""
@@ -89,11 +105,15 @@ class TrainRecipe:
     weight_decay: float = 0.0
     """Decay of matrices."""
 
+    max_grad_norm: float = 1.0
+    """Gradients whose norm is larger are shortened to it."""
+
     seed: int = 0
-    """Order of the data."""
+    """Order of the data, and what adapters begin with."""
 
     num_workers: int = 1
-    """Ray Train workers, data-parallel (DDP). More workers add in another order: bits may vary."""
+    """Ray Train workers; each takes its part of a step's samples. More workers add in another
+    order: bits may vary."""
 
     max_reject_fraction: float = runtime(0.01)
     """More samples than this share that cannot be trained on fail the run."""
@@ -106,6 +126,17 @@ class TrainRecipe:
 
     cpus_per_worker: float = runtime(1.0)
     """CPUs a worker claims where there is no GPU."""
+
+    @property
+    def trainability(self) -> Trainability:
+        """How each part is trained."""
+        return Trainability(
+            vision_encoder=self.vision_encoder,
+            projector=self.projector,
+            language_model=self.language_model,
+            embeddings=self.embeddings,
+            head=self.head,
+        )
 
 
 def run(recipe: TrainRecipe) -> Manifest:
@@ -128,6 +159,9 @@ def run(recipe: TrainRecipe) -> Manifest:
             inputs[f"data {number}"] = shards_fingerprint(shards)
             reads += folders_of(shards)
         parents += [url for url in (source.view, source.captions) if url]
+    if tuned := recipe.layers.get("tuned"):
+        inputs["tuned"] = model_content_hash(model_folder(tuned))
+        reads.append(model_folder(tuned))
     attempt = begin("train", recipe, inputs=inputs, parents=parents, reads=reads)
     if attempt.folder.is_done:
         return attempt.folder.manifest()
@@ -248,4 +282,7 @@ def _from_anywhere(recipe: TrainRecipe) -> TrainRecipe:
         )
         for source in recipe.data
     ]
-    return dataclasses.replace(recipe, data=tuple(sources))
+    layers = recipe.layers
+    if tuned := layers.get("tuned"):
+        layers = layers | {"tuned": model_folder(tuned)}
+    return dataclasses.replace(recipe, data=tuple(sources), layers=layers)

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from consomme.base.errors import DataError
-from consomme.models.chat import IGNORE_INDEX
+from consomme.models.batches import IGNORE_INDEX
+from consomme.train.parallel import Spread, world_size
 
 Batch = dict[str, Tensor]
 
@@ -28,12 +30,12 @@ class Pace:
     """How fast the weights move."""
 
     num_steps: int
-    lr: float
-    """Peak learning rate; linear warm-up, then cosine to a tenth."""
-
     warmup_fraction: float = 0.1
-    weight_decay: float = 0.0
+    """Share of the steps in which the learning rate grows to its peak; then it falls to a tenth of
+    it along a cosine."""
+
     max_grad_norm: float = 1.0
+    """Gradients whose norm is larger are shortened to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,30 +53,23 @@ class StepReport:
 
     seconds: float
     lr: float
+    """The largest of the groups'."""
+
+    grad_norm: float
+    """Of the gradients of all trained parameters, before they were shortened."""
 
 
-def make_optimizer(model: nn.Module, pace: Pace) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; no decay on vectors."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": pace.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=pace.lr, betas=(0.9, 0.98))
-
-
-def learning_rate(step: int, pace: Pace) -> float:
-    """Learning rate of step `step`, from 0."""
+def lr_factor(step: int, pace: Pace) -> float:
+    """Share of the peak learning rate at step `step`, from 0."""
     warmup = max(1, round(pace.warmup_fraction * pace.num_steps))
     if step < warmup:
-        return pace.lr * (step + 1) / warmup
+        return (step + 1) / warmup
     done = (step - warmup) / max(1, pace.num_steps - warmup)
-    return pace.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def fit(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    spread: Spread,
     batches: Callable[[int], Iterable[Batch]],
     pace: Pace,
     *,
@@ -84,9 +79,7 @@ def fit(
     """Train from step `start` to the end.
 
     Args:
-        model: Takes a batch's tensors as keywords and returns an object with `logits`; may be
-            wrapped in DistributedDataParallel.
-        optimizer: Over the trainable parameters.
+        spread: A model that takes a batch's tensors as keywords, with its optimizer.
         batches: Step number -> this rank's micro-batches of that step.
         pace: Number of steps and learning rate.
         start: Steps already done.
@@ -95,41 +88,40 @@ def fit(
     Raises:
         DataError: A step has no labelled token, or its loss is not finite.
     """
-    world = dist.get_world_size() if dist.is_initialized() else 1
-    trained = [p for p in model.parameters() if p.requires_grad]
-    model.train()
+    world = world_size()
+    spread.model.train()
+    groups = spread.optimizer.param_groups
     for step in range(start, pace.num_steps):
         began = time.monotonic()
-        lr = learning_rate(step, pace)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        factor = lr_factor(step, pace)
+        for group in groups:
+            group["lr"] = factor * group["peak_lr"]
         parts = list(batches(step))
         tokens = torch.tensor(float(sum(_num_labels(part) for part in parts)))
-        total = _sum_over_ranks(tokens)
+        total = _sum_over_ranks(tokens, parts)
         if total == 0:
             raise DataError(f"step {step + 1}: no labelled token in the whole batch")
         summed = torch.zeros(())
         for number, part in enumerate(parts):
-            with _no_sync(model, last=number == len(parts) - 1):
-                loss = sum_nll(model, part)
-                # DistributedDataParallel averages gradients; times the ranks makes it a sum.
-                (loss * world / total).backward()  # type: ignore[no-untyped-call]
-            summed += loss.detach()
-        mean = float(_sum_over_ranks(summed)) / total
+            spread.begin(is_last=number == len(parts) - 1)
+            loss = sum_nll(spread.model, part)
+            # Gradients are averaged over ranks; times the ranks makes it a sum.
+            spread.backward(loss * world / total)
+            summed += loss.detach().cpu()
+        mean = _sum_over_ranks(summed, parts) / total
         if not math.isfinite(mean):
             raise DataError(
                 f"step {step + 1}: the loss is {mean}; lower lr, or look at the data of this step"
             )
-        nn.utils.clip_grad_norm_(trained, pace.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        norm = spread.step(pace.max_grad_norm)
         after_step(
             StepReport(
                 step=step + 1,
                 loss=mean,
                 num_tokens=int(total),
                 seconds=time.monotonic() - began,
-                lr=lr,
+                lr=factor * max(group["peak_lr"] for group in groups),
+                grad_norm=norm,
             )
         )
 
@@ -140,9 +132,7 @@ def sum_nll(model: Any, batch: Batch) -> Tensor:
     logits = model(**inputs).logits[:, :-1]
     targets = batch["labels"][:, 1:]
     labelled = targets != IGNORE_INDEX
-    loss: Tensor = nn.functional.cross_entropy(
-        logits[labelled].float(), targets[labelled], reduction="sum"
-    )
+    loss: Tensor = cross_entropy(logits[labelled].float(), targets[labelled], reduction="sum")
     return loss
 
 
@@ -150,16 +140,9 @@ def _num_labels(batch: Batch) -> int:
     return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
 
 
-def _sum_over_ranks(value: Tensor) -> float:
-    value = value.clone()
+def _sum_over_ranks(value: Tensor, parts: Sequence[Batch]) -> float:
+    """Add a number up over all ranks, on the device that the ranks talk by."""
     if dist.is_initialized():
+        value = value.clone().to(parts[0]["labels"].device)
         dist.all_reduce(value)
     return float(value)
-
-
-def _no_sync(model: Any, *, last: bool) -> Any:
-    import contextlib
-
-    if last or not hasattr(model, "no_sync"):
-        return contextlib.nullcontext()
-    return model.no_sync()

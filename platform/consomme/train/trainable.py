@@ -1,87 +1,185 @@
-"""Freeze what a recipe freezes, and say what is left.
+"""Mark what moves in a training run: the parts of a model, and layers of its language model.
 
-One decision is made here: a part is `full` or `frozen`, and a run that would train nothing stops.
+One decision is made here: where something that was asked for would not train, the run stops with an
+error, and is never passed over in silence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from consomme.base.errors import RecipeError
-from consomme.models.anatomy import anatomy
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainableTable:
-    """Parameters per part, trained and in all."""
-
-    rows: tuple[tuple[str, int, int], ...]
-    """(part, trained parameters, all parameters)."""
-
-    @property
-    def num_trainable(self) -> int:
-        """Trained parameters of the whole model."""
-        return sum(trained for _, trained, _ in self.rows)
-
-    @property
-    def num_parameters(self) -> int:
-        """All parameters of the model."""
-        return sum(every for _, _, every in self.rows)
+from consomme.models.anatomy import Anatomy, anatomy
+from consomme.train.parts import (
+    EMBEDDINGS,
+    FROZEN,
+    HEAD,
+    LANGUAGE_MODEL,
+    PROJECTOR,
+    VISION_ENCODER,
+    Group,
+    Part,
+    Trainability,
+    TrainableRow,
+    Trained,
+)
 
 
 def set_trainable(
-    model: Any, *, layers: Sequence[int], vision_encoder: str, projector: str
-) -> TrainableTable:
-    """Mark every parameter as trained or frozen.
-
-    Embeddings, final norm and head are trained only when all layers are.
+    model: Any,
+    trainability: Trainability,
+    layers: Sequence[int],
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+) -> Trained:
+    """Mark every parameter as trained or frozen, and put adapters where they are asked for.
 
     Args:
-        model: A VLM.
-        layers: 0-based indices of the language model's layers to train.
-        vision_encoder: `full` or `frozen`.
-        projector: `full` or `frozen`.
+        model: A VLM or a language model, without adapters.
+        trainability: State of each part.
+        layers: 0-based indices of the language model's layers that are trained.
+        lr: Peak learning rate of parts that have none of their own.
+        weight_decay: Of matrices of parts that have none of their own; vectors never decay.
 
     Raises:
-        RecipeError: Nothing would be trained, or a layer does not exist.
+        RecipeError: Nothing would be trained; a layer or a part does not exist; or a state does
+            not fit a part.
     """
-    parts = anatomy(model)
-    num_layers = len(parts.layers)
+    found = anatomy(model)
+    chosen = _chosen_layers(found, layers)
+    parts = trainability.resolved(is_whole=len(chosen) == len(found.layers))
+    _check(found, parts, chosen)
+    marked = [
+        *((name, None, parts[name], getattr(found, name)) for name in (VISION_ENCODER, PROJECTOR)),
+        *(
+            (LANGUAGE_MODEL, index, parts[LANGUAGE_MODEL] if index in chosen else FROZEN, layer)
+            for index, layer in enumerate(found.layers)
+        ),
+        *((name, None, parts[name], getattr(found, name)) for name in (EMBEDDINGS, HEAD)),
+    ]
+    for _, _, part, named in marked:
+        for parameter in named.values():
+            parameter.requires_grad_(part.state == "full")
+    adapters = _add_adapters(model, marked)
+    rows, groups = [], []
+    for name, index, part, named in marked:
+        moving = dict(named) if part.state == "full" else _beside(adapters, named)
+        rate = lr if part.lr is None else part.lr
+        decay = weight_decay if part.weight_decay is None else part.weight_decay
+        rows.append(
+            TrainableRow(
+                part=name,
+                layer=index,
+                state=part.state,
+                num_tensors=len(moving),
+                num_trained=sum(p.numel() for p in moving.values()),
+                num_parameters=sum(p.numel() for p in named.values()),
+                lr=rate if moving else None,
+            )
+        )
+        for is_matrix in (True, False):
+            some = tuple(n for n, p in moving.items() if (p.ndim >= 2) == is_matrix)
+            if some:
+                groups.append(Group(names=some, lr=rate, weight_decay=decay if is_matrix else 0.0))
+    return Trained(
+        rows=tuple(rows),
+        groups=tuple(groups),
+        lowest_layer=_lowest(parts, chosen),
+        adapters=tuple(dict.fromkeys(name for name, _, part, _ in marked if part.has_adapters)),
+    )
+
+
+_Marked = tuple[str, int | None, Part, Mapping[str, nn.Parameter]]
+"""Name of a part, a layer's index or None, how it is trained, and what is in it."""
+
+
+def _beside(adapters: Mapping[str, nn.Parameter], named: Mapping[str, nn.Parameter]) -> Any:
+    """The adapters that stand beside some parameters."""
+    stems = {name.rpartition(".")[0] for name in named}
+    return {name: p for name, p in adapters.items() if name.partition(".lora_")[0] in stems}
+
+
+def _chosen_layers(found: Anatomy, layers: Sequence[int]) -> set[int]:
+    num_layers = len(found.layers)
     strangers = [index for index in layers if not 0 <= index < num_layers]
     if strangers:
         raise RecipeError(
             f"layers: {strangers} do not exist; the language model has layers 0 to {num_layers - 1}"
         )
-    chosen = set(layers)
-    whole = len(chosen) == num_layers
-    rows = [
-        ("vision encoder", *_mark(parts.vision_encoder, vision_encoder == "full")),
-        ("projector", *_mark(parts.projector, projector == "full")),
-    ]
-    for index, layer in enumerate(parts.layers):
-        rows.append((f"layer {index}", *_mark(layer, index in chosen)))
-    for _, parameter in parts.rest:
-        parameter.requires_grad_(whole)
-    every = sum(parameter.numel() for _, parameter in parts.rest)
-    rows.append(("embeddings, norm and head", every if whole else 0, every))
-    table = TrainableTable(rows=tuple(rows))
-    if table.num_trainable == 0:
+    return set(layers)
+
+
+def _check(found: Anatomy, parts: Mapping[str, Part], chosen: set[int]) -> None:
+    """Refuse what would be passed over in silence."""
+    trains = {name for name, part in parts.items() if part.state != "frozen"}
+    if not chosen:
+        if LANGUAGE_MODEL in trains:
+            raise RecipeError(
+                "layers: none is selected, but language_model.state is"
+                f" {parts[LANGUAGE_MODEL].state}; select layers, or set language_model.state=frozen"
+            )
+        trains.discard(LANGUAGE_MODEL)
+    if not trains:
         raise RecipeError(
-            "nothing would be trained: vision_encoder and projector are frozen and no layer is"
-            " selected; select layers or set projector=full"
+            "nothing would be trained: every part is frozen; set the state of a part, such as"
+            " projector.state=full"
         )
-    return table
+    for name in (VISION_ENCODER, PROJECTOR):
+        if name in trains and not getattr(found, name):
+            raise RecipeError(
+                f"{name}.state is {parts[name].state}, but the model has none: it is a language"
+                f" model without eyes; set {name}.state=frozen"
+            )
+    if parts[EMBEDDINGS].has_adapters:
+        raise RecipeError(
+            f"embeddings.state: found {parts[EMBEDDINGS].state}; adapters go beside linear maps"
+            " only, expected frozen or full"
+        )
+    if found.is_tied and parts[EMBEDDINGS].state != parts[HEAD].state:
+        raise RecipeError(
+            f"embeddings are {parts[EMBEDDINGS].state} and the head is {parts[HEAD].state}, but in"
+            " this model they share one matrix; give both the same state"
+        )
 
 
-def _mark(part: nn.Module, trained: bool) -> tuple[int, int]:
-    every = sum(parameter.numel() for parameter in part.parameters())
-    for parameter in part.parameters():
-        parameter.requires_grad_(trained)
-    return (every if trained else 0), every
+def _add_adapters(model: nn.Module, marked: Sequence[_Marked]) -> dict[str, nn.Parameter]:
+    """Put adapters beside all linear maps of the parts that want them; what was added, by name."""
+    from consomme.models.lora import LoraShape, add_lora
+
+    maps: dict[str, list[str]] = {}
+    shapes: dict[str, LoraShape] = {}
+    for name, _, part, named in marked:
+        if not part.has_adapters:
+            continue
+        stems = dict.fromkeys(path.rpartition(".")[0] for path in named)
+        found = [path for path in stems if isinstance(model.get_submodule(path), nn.Linear)]
+        if not found:
+            raise RecipeError(
+                f"{name}.state is {part.state}, but it has no linear maps to put adapters beside;"
+                " expected frozen or full"
+            )
+        maps.setdefault(name, []).extend(found)
+        shapes[name] = LoraShape(
+            rank=part.rank,
+            alpha=part.alpha,
+            dropout=part.dropout,
+            has_magnitude=part.state == "dora",
+        )
+    added = {
+        new for name, found in maps.items() for new in add_lora(model, found, shapes[name], name)
+    }
+    return {name: p for name, p in model.named_parameters() if name in added}
+
+
+def _lowest(parts: Mapping[str, Part], chosen: set[int]) -> int | None:
+    before = (VISION_ENCODER, PROJECTOR, EMBEDDINGS)
+    if any(parts[name].state != "frozen" for name in before):
+        return None
+    return min(chosen, default=None)
 
 
 def freeze_unused(model: nn.Module, loss_of: Callable[[nn.Module], Tensor]) -> tuple[str, ...]:

@@ -1,0 +1,342 @@
+"""How a model is spread over ranks: replicated, sharded by torch, or sharded by DeepSpeed.
+
+One decision is made here: the loop sees a few verbs (begin, backward, step, save, load), and all
+that differs between the libraries stays behind them. Which parameters move is settled before a
+model is wrapped, and by name, since wrapping may replace the parameters themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
+
+from consomme.base.errors import CheckpointError, RecipeError
+from consomme.base.registry import Registry
+from consomme.models.anatomy import anatomy
+from consomme.train.parts import Group
+
+BETAS = (0.9, 0.98)
+
+
+class Spread(Protocol):
+    """A model and its optimizer on one rank, spread in some way."""
+
+    model: Any
+    """What is called; gives an object with `logits`."""
+
+    optimizer: torch.optim.Optimizer
+    """Its groups have a `peak_lr`."""
+
+    def begin(self, *, is_last: bool) -> None:
+        """Get ready for a micro-batch, before its forward pass.
+
+        All ranks go through equally many in a step; gradients are averaged over ranks in the last.
+        """
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the micro-batch's gradients; the loss is this rank's share of the step's."""
+
+    def step(self, max_norm: float) -> float:
+        """Update, and forget the gradients; returns their norm before it was shortened."""
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of weights and optimizer; every rank calls it."""
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: It was written by another number of ranks, and that matters here.
+        """
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """All weights by name, on the CPU; empty on every rank but the first. All ranks call it."""
+
+
+class Parallelism(Protocol):
+    """A way to spread a model."""
+
+    def __call__(self, model: nn.Module, groups: Sequence[Group], device: torch.device) -> Spread:
+        """Spread a model whose parameters are marked, and make its optimizer."""
+
+
+PARALLELISMS: Registry[Parallelism] = Registry("parallelism", "consomme/train/parallel.py")
+
+
+def world_size() -> int:
+    """Ranks of this run; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def make_optimizer(model: nn.Module, groups: Sequence[Group]) -> torch.optim.AdamW:
+    """AdamW over groups of parameters, each with its own peak learning rate.
+
+    Args:
+        model: Bare or wrapped; parameters that were frozen since the groups were made are left out.
+        groups: By names of the bare model.
+    """
+    named = {name.removeprefix("module."): p for name, p in model.named_parameters()}
+    made = []
+    for group in groups:
+        some = [named[name] for name in group.names if named[name].requires_grad]
+        if some:
+            made.append(
+                {
+                    "params": some,
+                    "lr": group.lr,
+                    "peak_lr": group.lr,
+                    "weight_decay": group.weight_decay,
+                }
+            )
+    return torch.optim.AdamW(made, betas=BETAS)
+
+
+@PARALLELISMS.register("ddp")
+@dataclass(frozen=True, kw_only=True)
+class Ddp:
+    """Every rank holds the whole model; gradients are averaged (DistributedDataParallel)."""
+
+    def __call__(self, model: nn.Module, groups: Sequence[Group], device: torch.device) -> Spread:
+        """Replicate it; a single rank is left as it is."""
+        model.to(device)
+        wrapped = model
+        if world_size() > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            wrapped = nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        return _Replicated(model, wrapped, groups)
+
+
+class _Replicated:
+    def __init__(self, bare: nn.Module, wrapped: Any, groups: Sequence[Group]) -> None:
+        self.bare, self.model = bare, wrapped
+        self.optimizer: torch.optim.Optimizer = make_optimizer(wrapped, groups)
+
+    def begin(self, *, is_last: bool) -> None:
+        if self.model is not self.bare:
+            # What DistributedDataParallel.no_sync sets; it is looked at in the forward pass.
+            self.model.require_backward_grad_sync = is_last
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, max_norm: float) -> float:
+        return _torch_step(self.bare, self.optimizer, max_norm)
+
+    def save(self, folder: Path) -> None:
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            state = {"model": self.bare.state_dict(), "optimizer": self.optimizer.state_dict()}
+            torch.save(state, folder / "state.pt")
+
+    def load(self, folder: Path) -> None:
+        saved = torch.load(_there(folder / "state.pt"), weights_only=True, map_location="cpu")
+        self.bare.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+
+    def whole_state(self) -> dict[str, Tensor]:
+        if dist.is_initialized() and dist.get_rank() != 0:
+            return {}
+        return {name: value.cpu() for name, value in self.bare.state_dict().items()}
+
+
+@PARALLELISMS.register("fsdp2")
+@dataclass(frozen=True, kw_only=True)
+class Fsdp2:
+    """Every rank holds a part of each tensor: torch's `fully_shard`.
+
+    Checkpoints load at any number of ranks.
+    """
+
+    offload: bool = False
+    """Keep parameters, gradients and optimizer on the CPU while they are not needed."""
+
+    def __call__(self, model: nn.Module, groups: Sequence[Group], device: torch.device) -> Spread:
+        """Shard layer by layer, then the rest."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+
+        if not dist.is_initialized():
+            raise RecipeError("fsdp2 needs a process group; train through Ray Train")
+        if not self.offload:
+            model.to(device)
+        mesh = init_device_mesh(device.type, (world_size(),))
+        policy: Any = OffloadPolicy()
+        if self.offload:
+            policy = CPUOffloadPolicy(pin_memory=device.type == "cuda")
+        for layer in model.get_submodule(anatomy(model).layers_path).children():
+            fully_shard(layer, mesh=mesh, offload_policy=policy)
+        fully_shard(model, mesh=mesh, offload_policy=policy)
+        return _Sharded(model, groups)
+
+
+class _Sharded:
+    def __init__(self, model: Any, groups: Sequence[Group]) -> None:
+        self.model = model
+        self.optimizer: torch.optim.Optimizer = make_optimizer(model, groups)
+
+    def begin(self, *, is_last: bool) -> None:
+        self.model.set_requires_gradient_sync(is_last)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, max_norm: float) -> float:
+        return _torch_step(self.model, self.optimizer, max_norm)
+
+    def _state(self) -> dict[str, Any]:
+        weights, optimizer = get_state_dict(self.model, self.optimizer)
+        return {"model": weights, "optimizer": optimizer}
+
+    def save(self, folder: Path) -> None:
+        save_shards(self._state(), storage_writer=FileSystemWriter(folder / "shards"))
+
+    def load(self, folder: Path) -> None:
+        state = self._state()
+        load_shards(state, storage_reader=FileSystemReader(_there(folder / "shards")))
+        set_state_dict(
+            self.model,
+            self.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+        )
+
+    def whole_state(self) -> dict[str, Tensor]:
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state: Any = get_model_state_dict(self.model, options=options)
+        return dict(state)
+
+
+@PARALLELISMS.register("deepspeed")
+@dataclass(frozen=True, kw_only=True)
+class DeepSpeed:
+    """DeepSpeed's ZeRO: optimizer (1), gradients (2) and parameters (3) are spread."""
+
+    stage: Literal[1, 2, 3] = 2
+    """What is spread; each stage spreads what those before it do as well."""
+
+    offload: bool = False
+    """Keep the optimizer on the CPU; stages 2 and 3."""
+
+    def __post_init__(self) -> None:
+        """ZeRO-1 has no offload in DeepSpeed."""
+        if self.offload and self.stage == 1:
+            raise RecipeError("offload: found true at stage 1, expected stage 2 or 3")
+
+    def __call__(self, model: nn.Module, groups: Sequence[Group], device: torch.device) -> Spread:
+        """Hand model and optimizer to DeepSpeed."""
+        if not dist.is_initialized():
+            raise RecipeError(
+                "deepspeed needs a process group; train through Ray Train or torchrun"
+            )
+        return _ZeRO(model.to(device), groups, self)
+
+
+class _ZeRO:
+    def __init__(self, model: nn.Module, groups: Sequence[Group], how: DeepSpeed) -> None:
+        import deepspeed
+
+        self.stage = how.stage
+        zero: dict[str, Any] = {"stage": how.stage}
+        if how.offload:
+            zero["offload_optimizer"] = {"device": "cpu"}
+        self.model, self.optimizer, *_ = deepspeed.initialize(
+            model=model,
+            # Torch's own: DeepSpeed's would be compiled first, for a minute, on every machine.
+            optimizer=make_optimizer(model, groups),
+            config={
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 1,
+                "zero_optimization": zero,
+                "zero_allow_untested_optimizer": True,
+                "zero_force_ds_cpu_optimizer": False,
+                "steps_per_print": 1 << 30,
+                "wall_clock_breakdown": False,
+            },
+            dist_init_required=False,
+        )
+
+    def begin(self, *, is_last: bool) -> None:
+        self.model.set_gradient_accumulation_boundary(is_last)
+
+    def backward(self, loss: Tensor) -> None:
+        self.model.backward(loss)
+
+    def step(self, max_norm: float) -> float:
+        self.optimizer.clip_grad = max_norm
+        self.model.step()
+        return float(self.model.get_global_grad_norm())
+
+    def save(self, folder: Path) -> None:
+        self.model.save_checkpoint(str(folder), tag="zero")
+        if dist.get_rank() == 0:
+            (folder / "zero" / "ranks").write_text(str(world_size()))
+
+    def load(self, folder: Path) -> None:
+        ranks = int(_there(folder / "zero" / "ranks").read_text())
+        if ranks != world_size():
+            raise CheckpointError(
+                f"{folder}: the checkpoint was written by {ranks} ranks of DeepSpeed, which loads"
+                f" it with as many only, found {world_size()}; start that many workers, or train"
+                " with {name: fsdp2}, whose checkpoints load at any number"
+            )
+        self.model.load_checkpoint(str(folder), tag="zero")
+
+    def whole_state(self) -> dict[str, Tensor]:
+        import deepspeed
+
+        module = self.model.module
+        gathered: Any = contextlib.nullcontext()
+        if self.stage == 3:
+            gathered = deepspeed.zero.GatheredParameters(list(module.parameters()))
+        with gathered:
+            if dist.get_rank() != 0:
+                return {}
+            return {
+                name: value.detach().cpu().clone() for name, value in module.state_dict().items()
+            }
+
+
+def _torch_step(model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> float:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    norm: Any = nn.utils.clip_grad_norm_(trained, max_norm)
+    if hasattr(norm, "full_tensor"):
+        norm = norm.full_tensor()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(norm)
+
+
+def _there(path: Path) -> Path:
+    if not path.exists():
+        raise CheckpointError(
+            f"{path.parent}: no {path.name} in this checkpoint; it was written with another"
+            " parallelism, expected the one it is loaded with"
+        )
+    return path
+
+
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Memory of an optimizer's state on this rank; single numbers are not counted."""
+    states: Mapping[Any, Mapping[str, Any]] = optimizer.state
+    total = 0
+    for state in states.values():
+        for value in state.values():
+            if isinstance(value, Tensor) and value.numel() > 1:
+                local = value.to_local() if hasattr(value, "to_local") else value
+                total += local.numel() * local.element_size()
+    return total

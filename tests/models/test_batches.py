@@ -1,0 +1,138 @@
+"""Labels are what the assistant says, to the token; anything else is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from consomme.base.errors import DataError
+from consomme.base.sample import Turn
+from consomme.models.batches import IGNORE_INDEX, Batcher, labels_of
+from consomme.models.dialogue import Dialogue, Spoken
+from consomme.models.tokenizer import SPECIAL_TOKENS
+from consomme.models.weights import open_vlm
+
+NUM_IMAGE_TOKENS = 16
+PICTURE = Image.new("RGB", (40, 30))
+ASK = Turn(role="user", content="describe the image.")
+CAPTION = "a large red circle at the top left."
+
+
+def says(text: str) -> Turn:
+    return Turn(role="assistant", content=text)
+
+
+@pytest.fixture(scope="module")
+def talk(debug_vlm: Path) -> tuple[Dialogue, Batcher]:
+    model, processor = open_vlm(debug_vlm)
+    dialogue = Dialogue(model.config, processor)
+    return dialogue, Batcher(model, dialogue.tokenizer.pad_token_id)
+
+
+@pytest.fixture(scope="module")
+def dialogue(talk: tuple[Dialogue, Batcher]) -> Dialogue:
+    return talk[0]
+
+
+def labelled_text(dialogue: Dialogue, row: Spoken) -> str:
+    labels = labels_of(row)
+    assert len(labels) == len(row.input_ids)
+    pairs = zip(labels, row.input_ids, strict=True)
+    kept = [(label, token) for label, token in pairs if label != IGNORE_INDEX]
+    assert all(label == token for label, token in kept)
+    assert row.num_tokens == len(kept)
+    text: str = dialogue.tokenizer.decode([label for label, _ in kept])
+    return text
+
+
+@pytest.mark.parametrize("has_image", [True, False])
+def test_labels_are_the_caption_and_the_end_token(dialogue: Dialogue, has_image: bool) -> None:
+    row = dialogue.encode((ASK, says(CAPTION)), PICTURE if has_image else None)
+    assert labelled_text(dialogue, row) == CAPTION + "<end>"
+    images = row.input_ids.count(dialogue.image_token_id)
+    assert images == (NUM_IMAGE_TOKENS if has_image else 0)
+    expected = "<bos><user>" + "<image>" * images + "describe the image.<assistant>"
+    assert dialogue.tokenizer.decode(row.input_ids) == expected + CAPTION + "<end>"
+
+
+def test_in_a_long_conversation_all_answers_are_labelled_no_question(
+    dialogue: Dialogue,
+) -> None:
+    turns = (
+        ASK,
+        says("a red circle."),
+        Turn(role="user", content="what color is the circle?"),
+        says("red"),
+        Turn(role="user", content="is it large?"),
+        says("yes"),
+    )
+    row = dialogue.encode(turns, PICTURE)
+    assert labelled_text(dialogue, row) == "a red circle.<end>red<end>yes<end>"
+    assert row.input_ids.count(dialogue.image_token_id) == 16
+    assert row.input_ids.index(dialogue.image_token_id) == 2, "the picture comes first"
+
+
+PLAIN = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(
+    lambda text: text.strip() and not any(token in text for token in SPECIAL_TOKENS)
+)
+
+
+@given(PLAIN)
+@settings(max_examples=150)
+def test_any_text_is_labelled_exactly(dialogue: Dialogue, text: str) -> None:
+    row = dialogue.encode((ASK, says(text)), PICTURE)
+    assert labelled_text(dialogue, row) == text.strip() + "<end>"
+
+
+def test_nothing_but_space_is_refused(dialogue: Dialogue) -> None:
+    with pytest.raises(DataError, match="no tokens say ''"):
+        dialogue.encode((ASK, says(" \n ")), PICTURE)
+
+
+@pytest.mark.parametrize("token", SPECIAL_TOKENS)
+def test_special_tokens_in_a_text_are_refused(dialogue: Dialogue, token: str) -> None:
+    with pytest.raises(DataError, match=f"the assistant's text holds the special token '{token}'"):
+        dialogue.encode((ASK, says(f"a {token} circle")), PICTURE)
+    with pytest.raises(DataError, match=f"the user's text holds the special token '{token}'"):
+        dialogue.encode((Turn(role="user", content=token), says("a circle")), PICTURE)
+
+
+def test_training_sees_the_prompt_that_generation_gets(dialogue: Dialogue) -> None:
+    row = dialogue.encode((ASK, says(CAPTION)), PICTURE)
+    context = row.input_ids[: -row.num_tokens]
+    assert dialogue.ask((ASK,), PICTURE).input_ids == context
+    short = dialogue.ask_short((ASK,), has_image=True)
+    assert dialogue.tokenizer.decode(short) == "<bos><user><image>describe the image.<assistant>"
+
+
+def test_rows_are_padded_on_either_side(talk: tuple[Dialogue, Batcher]) -> None:
+    dialogue, batcher = talk
+    rows = [dialogue.encode((ASK, says(text)), PICTURE) for text in ("red", CAPTION)]
+    batch = batcher.join(rows)
+    short, long = (len(row.input_ids) for row in rows)
+    assert batch["input_ids"].shape == batch["labels"].shape == (2, long)
+    assert batch["attention_mask"].sum(dim=1).tolist() == [short, long]
+    assert batch["input_ids"][0, :short].tolist() == rows[0].input_ids
+    assert set(batch["input_ids"][0, short:].tolist()) == {batcher.pad_id}
+    assert set(batch["labels"][0, short:].tolist()) == {IGNORE_INDEX}
+    left = batcher.join(rows, pad="left")
+    assert left["input_ids"][0, -short:].tolist() == rows[0].input_ids
+    assert left["attention_mask"][0].tolist() == [0] * (long - short) + [1] * short
+    assert torch.equal(left["input_ids"][1], batch["input_ids"][1])
+
+
+def test_questions_have_no_labels(talk: tuple[Dialogue, Batcher]) -> None:
+    dialogue, batcher = talk
+    assert "labels" not in batcher.join([dialogue.ask((ASK,), PICTURE)])
+
+
+def test_pixels_are_scaled_to_one(talk: tuple[Dialogue, Batcher]) -> None:
+    dialogue, batcher = talk
+    shades = [Image.new("RGB", (50, 20), shade) for shade in ("white", "black")]
+    batch = batcher.join([dialogue.encode((ASK, says("x")), shade) for shade in shades])
+    assert batch["pixel_values"].shape == (2, 3, 32, 32)
+    assert (batch["pixel_values"][0] == 1).all()
+    assert (batch["pixel_values"][1] == -1).all()

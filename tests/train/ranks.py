@@ -1,0 +1,129 @@
+"""Train a tiny VLM on several ranks in many ways; run as a program, one process per rank.
+
+    python ranks.py FOLDER OUT RANK WORLD CASE…
+
+Each case is trained from the same start on the same global batches. What came out is written by
+rank 0 as one file per case, for the test to look at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path += [str(HERE), str(HERE.parent / "models")]
+
+NUM_STEPS = 4
+SAVED = 2
+LAYERS = {
+    "all": {"name": "all"},
+    "sparse": {"name": "sparse_uniform"},
+    "bottom": {"name": "consecutive", "where": "bottom"},
+    "midbottom": {"name": "consecutive", "where": "mid_bottom"},
+    "midtop": {"name": "consecutive", "where": "mid_top"},
+    "top": {"name": "consecutive", "where": "top"},
+    "hybrid": {"name": "hybrid"},
+    "every": {"name": "every", "k": 5},
+    "listed": {"name": "listed", "ids": [2, -1]},
+    "scored": {"name": "by_score", "measure": "block_influence"},
+}
+HOW = {
+    "ddp": {"name": "ddp"},
+    "fsdp2": {"name": "fsdp2"},
+    "zero1": {"name": "deepspeed", "stage": 1},
+    "zero2": {"name": "deepspeed", "stage": 2},
+    "zero3": {"name": "deepspeed", "stage": 3},
+}
+STATES = ("full", "lora")
+SCORES = [0.1 * (number % 5) for number in range(12)]
+CASES = [f"{how}-{layers}-{state}" for how in HOW for layers in LAYERS for state in STATES]
+
+
+def chosen(layers: str) -> tuple[int, ...]:
+    from consomme.train.layers import LAYER_SELECTORS
+
+    return LAYER_SELECTORS.build(LAYERS[layers])(12, SCORES)
+
+
+def train(
+    folder: Path, case: str, rank: int, world: int, *, scratch: Path, resumes: bool = False
+) -> tuple[list[float], dict[str, Any]]:
+    """Losses, and on rank 0 all weights by the names of the bare model."""
+    import torch
+    from talks import batches_of
+
+    from consomme.models.weights import open_vlm
+    from consomme.train.loop import Pace, StepReport, fit
+    from consomme.train.parallel import PARALLELISMS
+    from consomme.train.parts import FROZEN, FULL, Part, Trainability
+    from consomme.train.trainable import set_trainable
+
+    how, layers, state = case.split("-")
+    torch.manual_seed(0)
+    model, processor = open_vlm(folder)
+    part = FULL if state == "full" else Part(state="lora", rank=2, alpha=4)
+    # Only a frozen projector lets gradients end where the lowest layer is.
+    projector = FROZEN if layers == "top" else FULL
+    choice = Trainability(language_model=part, projector=projector)
+    trained = set_trainable(model, choice, chosen(layers), lr=1e-3, weight_decay=0.1)
+    spread = PARALLELISMS.build(HOW[how])(model, trained.groups, torch.device("cpu"))
+    of_step = batches_of(model, processor, num_parts=4)
+
+    def batches(step: int) -> list[Any]:
+        # Two micro-batches per rank and step at two ranks, four at one.
+        return of_step(step)[rank::world]
+
+    losses: list[float] = []
+
+    def after_step(report: StepReport) -> None:
+        losses.append(report.loss)
+        if report.step == SAVED and not resumes:
+            scratch.mkdir(parents=True, exist_ok=True)
+            spread.save(scratch)
+
+    start = 0
+    if resumes:
+        spread.load(scratch)
+        start = SAVED
+    fit(spread, batches, Pace(num_steps=NUM_STEPS), start=start, after_step=after_step)
+    return losses, spread.whole_state()
+
+
+def main() -> None:
+    import torch
+    import torch.distributed as dist
+
+    from consomme.base.errors import CheckpointError
+
+    folder, out, rank, world = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:5])
+    torch.set_num_threads(1)
+    # As Ray Train does.
+    os.environ["LOCAL_RANK"] = str(rank)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{out}/meet-{world}", rank=rank, world_size=world
+    )
+    found: dict[str, Any] = {}
+    for case in sys.argv[5:]:
+        # `case@2` goes on from the checkpoint that two ranks wrote.
+        name, _, ranks = case.partition("@")
+        scratch = out / f"{name}-{ranks or world}"
+        try:
+            losses, weights = train(folder, name, rank, world, scratch=scratch, resumes=bool(ranks))
+        except CheckpointError as error:
+            found[case] = str(error)
+            continue
+        found[case] = losses
+        if rank == 0:
+            torch.save(weights, out / f"{case}-{world}.pt")
+        dist.barrier()
+    if rank == 0:
+        (out / f"losses-{world}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

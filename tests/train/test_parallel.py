@@ -1,0 +1,155 @@
+"""However a model is spread over ranks: the same losses, and not one bit more is changed."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+import torch
+from torch import Tensor
+
+from consomme.base.errors import RecipeError
+from consomme.models.anatomy import anatomy
+from consomme.models.weights import open_vlm
+from consomme.train.parallel import PARALLELISMS
+
+SHORT = [f"{how}-sparse-{state}" for how in ranks.HOW for state in ranks.STATES]
+AGAIN = ["ddp-sparse-full", "fsdp2-sparse-lora", "zero1-sparse-full", "zero3-sparse-full"]
+
+
+def run_ranks(folder: Path, out: Path, world: int, cases: Sequence[str]) -> dict[str, Any]:
+    """Let so many processes train; what rank 0 says."""
+    program = str(Path(ranks.__file__))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, program, str(folder), str(out), str(rank), str(world), *cases],
+            env=environment,
+            stderr=(out / f"stderr-{world}-{rank}").open("w"),
+        )
+        for rank in range(world)
+    ]
+    try:
+        until = time.monotonic() + 500
+        while any(process.poll() is None for process in processes) and time.monotonic() < until:
+            if any(process.poll() for process in processes):
+                break
+            time.sleep(0.1)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    errors = [(out / f"stderr-{world}-{rank}").read_text()[-3000:] for rank in range(world)]
+    assert [process.returncode for process in processes] == [0] * world, "\n".join(errors)
+    found: dict[str, Any] = json.loads((out / f"losses-{world}.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def two(debug_vlm: Path, out: Path) -> dict[str, Any]:
+    """What came of two ranks, some of them stopped and started again."""
+    return run_ranks(debug_vlm, out, 2, [*SHORT, *(f"{case}@2" for case in AGAIN)])
+
+
+@pytest.fixture(scope="module")
+def one(debug_vlm: Path, out: Path, two: dict[str, Any]) -> dict[str, Any]:
+    """What came of one rank, and of going on alone from what two ranks wrote."""
+    cases = [case for case in SHORT if case.endswith("full")]
+    return run_ranks(
+        debug_vlm,
+        out,
+        1,
+        [*cases, "fsdp2-sparse-lora@2", "ddp-sparse-full@2", "zero2-sparse-full@2"],
+    )
+
+
+@pytest.mark.slow
+def test_all_parallelisms_lose_alike(two: dict[str, Any], one: dict[str, Any]) -> None:
+    for state in ranks.STATES:
+        expected = two[f"ddp-sparse-{state}"]
+        assert len(expected) == ranks.NUM_STEPS
+        assert expected[-1] < expected[0]
+        for how in ranks.HOW:
+            assert two[f"{how}-sparse-{state}"] == pytest.approx(expected, rel=1e-5), how
+    for how in ranks.HOW:
+        assert one[f"{how}-sparse-full"] == pytest.approx(two["ddp-sparse-full"], rel=1e-5), how
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", AGAIN)
+def test_a_resumed_run_goes_on_bit_for_bit(two: dict[str, Any], out: Path, case: str) -> None:
+    assert two[f"{case}@2"] == two[case][ranks.SAVED :]
+    undisturbed = torch.load(out / f"{case}-2.pt", weights_only=True)
+    for name, tensor in torch.load(out / f"{case}@2-2.pt", weights_only=True).items():
+        assert torch.equal(tensor, undisturbed[name]), name
+
+
+@pytest.mark.slow
+def test_going_on_with_another_number_of_ranks(two: dict[str, Any], one: dict[str, Any]) -> None:
+    for case in ("fsdp2-sparse-lora", "ddp-sparse-full"):
+        assert one[f"{case}@2"] == pytest.approx(two[case][ranks.SAVED :], rel=1e-5)
+    refused = one["zero2-sparse-full@2"]
+    assert "written by 2 ranks of DeepSpeed" in refused
+    assert "train with {name: fsdp2}" in refused
+
+
+def check_bits(folder: Path, case: str, weights: dict[str, Tensor]) -> None:
+    """Unselected tensors keep their bits, selected ones move."""
+    model, _ = open_vlm(folder)
+    parts = anatomy(model)
+    _, layers, state = case.split("-")
+    selected = {name for index in ranks.chosen(layers) for name in parts.layers[index]}
+    moved = set() if layers == "top" else set(parts.projector)
+    if layers == "all" and state == "full":
+        moved |= {*parts.embeddings, *parts.head}
+    still = moved | (selected if state == "full" else set())
+    for name, before in model.named_parameters():
+        after = weights.get(name, weights.get(name.replace(".weight", ".base_layer.weight")))
+        assert after is not None, f"{case}: {name} is gone"
+        assert torch.equal(after, before) != (name in still), f"{case}: {name}"
+    adapters = {name for name in weights if "lora_B" in name}
+    assert bool(adapters) == (state == "lora")
+    assert all(weights[name].any() for name in adapters), "every adapter moved"
+    stems = {name.partition(".lora_")[0] + ".weight" for name in adapters}
+    assert stems <= selected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SHORT)
+def test_unselected_tensors_keep_their_bits(
+    debug_vlm: Path, two: dict[str, Any], out: Path, case: str
+) -> None:
+    check_bits(debug_vlm, case, torch.load(out / f"{case}-2.pt", weights_only=True))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("world", [1, 2])
+def test_every_strategy_under_every_parallelism(
+    debug_vlm: Path, tmp_path: Path, world: int
+) -> None:
+    found = run_ranks(debug_vlm, tmp_path, world, ranks.CASES)
+    for case in ranks.CASES:
+        rest = case.partition("-")[2]
+        assert found[case] == pytest.approx(found[f"ddp-{rest}"], rel=1e-5), case
+        check_bits(debug_vlm, case, torch.load(tmp_path / f"{case}-{world}.pt", weights_only=True))
+
+
+def test_sharding_needs_ranks() -> None:
+    for node in ({"name": "fsdp2"}, {"name": "deepspeed"}):
+        with pytest.raises(RecipeError, match="needs a process group"):
+            PARALLELISMS.build(node)(torch.nn.Linear(1, 1), [], torch.device("cpu"))
+    with pytest.raises(RecipeError, match="offload: found true at stage 1"):
+        PARALLELISMS.build({"name": "deepspeed", "stage": 1, "offload": True})
+    with pytest.raises(RecipeError, match="did you mean 'fsdp2'"):
+        PARALLELISMS.build({"name": "fsdp"})
