@@ -95,7 +95,9 @@ def full(train_recipe: train.TrainRecipe) -> Manifest:
 @pytest.fixture(scope="session")
 def sparse_recipe(train_recipe: train.TrainRecipe) -> train.TrainRecipe:
     layers = {"name": "sparse_uniform", "fraction": 0.25}
-    return replace(train_recipe, name="sparse", layers=layers, num_workers=1)
+    # Sharded, so that what is resumed through Ray comes from shards.
+    sharded = {"name": "fsdp2"}
+    return replace(train_recipe, name="sparse", layers=layers, parallelism=sharded, num_workers=1)
 
 
 @pytest.fixture(scope="session")

@@ -86,7 +86,7 @@ def test_train(sparse_recipe, sparse, one_ray, tmp_path):
         "train",
         sparse_recipe,
         torn,
-        lambda root: any(root.glob("train/*/checkpoints/checkpoint_*/state.pt")),
+        lambda root: any(root.glob("train/*/checkpoints/checkpoint_*/meta.json")),
         one_ray,
     )
     assert files(run_below(torn), "model") == files(Path(sparse.url), "model")
