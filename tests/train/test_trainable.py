@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-import transformers as hf
-from families import FAMILIES, make
+from families import FAMILIES, hf, make
 from talks import batches_of
 
 from consomme.base.errors import RecipeError
@@ -16,10 +15,11 @@ from consomme.models.adapters import merge_adapter, open_adapter
 from consomme.models.anatomy import anatomy
 from consomme.models.lora import merge_lora, save_adapter
 from consomme.models.weights import open_vlm, save_vlm
+from consomme.pipelines.train import told
 from consomme.train.layers import LAYER_SELECTORS, SparseUniform
 from consomme.train.loop import Pace, fit
 from consomme.train.parallel import Ddp, make_optimizer
-from consomme.train.parts import FROZEN, FULL, Part, Trainability, Trained
+from consomme.train.parts import FROZEN, FULL, Part, Trainability, Trained, summarise
 from consomme.train.trainable import set_trainable
 
 LORA = Part(state="lora", rank=4, alpha=8)
@@ -303,3 +303,23 @@ def test_choices_are_plain_values() -> None:
         Part(state="lora", dropout=1.0)
     with pytest.raises(RecipeError, match="lr: found -1"):
         Part(state="full", lr=-1)
+
+
+def test_the_table_is_told_in_a_few_lines(debug_vlm: Path) -> None:
+    model, _ = open_vlm(debug_vlm)
+    choice = Trainability(language_model=LORA, projector=Part(state="full", lr=2e-5))
+    trained = set_trainable(model, choice, (1, 5, 6, 7), lr=1e-3)
+    parts = [(line.part, line.state, line.lr) for line in summarise(trained.rows)]
+    assert parts == [
+        ("vision encoder", "frozen", None),
+        ("projector", "full", 2e-5),
+        ("layers 0, 2-4, 8-11", "frozen", None),
+        ("layers 1, 5-7", "lora", 1e-3),
+        ("embeddings", "frozen", None),
+        ("head", "frozen", None),
+    ]
+    lines = told(trained.rows)
+    assert lines[0].startswith("vision encoder: frozen, ")
+    assert lines[3].startswith("layers 1, 5-7: lora, 56 tensors, ")
+    assert lines[3].endswith("lr 0.001")
+    assert f"in all {trained.num_trained:,} parameters are trained" in lines[-1]

@@ -24,6 +24,7 @@ from consomme.report.html import render
 from consomme.storage.ledger import RunFolder, load_manifest
 from consomme.storage.records import reject_reasons
 from consomme.storage.sidecar import read_columns
+from consomme.train.parts import TrainableRow, summarise
 
 CLEAN = "clean"
 
@@ -228,12 +229,30 @@ def _train(manifests: Sequence[Manifest]) -> page.Section:
             for m in manifests
         ],
     )
+    parts = page.Table(
+        columns=("run", "part", "state", "tensors", "trained", "of", "learning rate"),
+        rows=[
+            (
+                m.name,
+                line.part,
+                line.state,
+                line.num_tensors,
+                line.num_trained,
+                line.num_parameters,
+                "" if line.lr is None else f"{line.lr:g}",
+            )
+            for m in manifests
+            for line in summarise(TrainableRow(**row) for row in m.decisions["trainable"])
+            if line.num_parameters
+        ],
+    )
     return page.Section(
         title="Training",
         blocks=[
             page.Curves(series=curves, x_label="step", y_label="loss, nats per token"),
             table,
             strip,
+            parts,
         ],
     )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +23,15 @@ from consomme.pipelines.session import num_cpus, ray_session
 from consomme.storage.files import absolute_url
 from consomme.storage.ledger import RunFolder
 from consomme.storage.shards import expand, find_shards, shards_fingerprint
-from consomme.train.parts import FROZEN, FULL, Part, Trainability
+from consomme.train.parts import FROZEN, FULL, Part, Trainability, TrainableRow, summarise
+
+logger = logging.getLogger(__name__)
 
 CURVE = "curve.json"
 """Loss, seconds and learning rate of every finished step; renewed every few seconds."""
+
+TRAINABLE = "trainable.json"
+"""What is trained, part by part and layer by layer; written before the first step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,8 +260,14 @@ def _watch(folder: RunFolder, progress: Progress) -> Iterator[None]:
     done = threading.Event()
 
     def look() -> None:
+        is_told = False
         while True:
             ended = done.wait(2.0)
+            if not is_told and folder.store.exists(TRAINABLE):
+                is_told = True
+                rows = json.loads(folder.store.read(TRAINABLE))
+                for line in told(TrainableRow(**row) for row in rows):
+                    logger.info("train: %s", line)
             if folder.store.exists(CURVE):
                 steps = len(json.loads(folder.store.read(CURVE)))
                 progress.advance(max(0, steps - progress.done))
@@ -269,6 +281,23 @@ def _watch(folder: RunFolder, progress: Progress) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+def told(rows: Iterable[TrainableRow]) -> list[str]:
+    """Say what is trained, a line for each part, and one for all of it."""
+    lines = summarise(rows)
+    trained, every = (sum(getattr(x, k) for x in lines) for k in ("num_trained", "num_parameters"))
+    return [
+        *(
+            f"{one.part}: {one.state}, {one.num_tensors} tensors, {one.num_trained:,} parameters"
+            f" {'of' if one.state == 'full' else 'beside'} {one.num_parameters:,}, lr {one.lr:g}"
+            if one.lr is not None
+            else f"{one.part}: frozen, {one.num_parameters:,} parameters"
+            for one in lines
+            if one.num_parameters
+        ),
+        f"in all {trained:,} parameters are trained, {trained / every:.1%} of {every:,}",
+    ]
 
 
 def _from_anywhere(recipe: TrainRecipe) -> TrainRecipe:

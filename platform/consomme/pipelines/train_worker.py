@@ -19,7 +19,7 @@ from consomme.base.errors import ConsommeError
 from consomme.base.sample import Sample
 from consomme.pipelines.checkpoints import model_folder
 from consomme.pipelines.runs import check_rejects
-from consomme.pipelines.train import CURVE, TrainRecipe
+from consomme.pipelines.train import CURVE, TRAINABLE, TrainRecipe
 from consomme.pipelines.train_data import TrainSet, encode, load_samples, usable_samples
 from consomme.storage.ledger import RunFolder
 from consomme.vision.decode import decode
@@ -86,12 +86,15 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     trained = set_trainable(
         model, recipe.trainability, selected, lr=recipe.lr, weight_decay=recipe.weight_decay
     )
+    folder = RunFolder.at(config["folder"])
+    if rank == 0:
+        table = [dataclasses.asdict(line) for line in trained.rows]
+        folder.store.write(TRAINABLE, json.dumps(table, indent=1).encode())
     unused = freeze_unused(model, lambda bare: sum_nll(bare, collate(samples[:1])))
     order = BatchOrder(data.weights, recipe.global_batch, recipe.seed)
     num_parts = math.ceil(math.ceil(recipe.global_batch / world) / recipe.micro_batch)
     device = get_device()
     spread = PARALLELISMS.build(recipe.parallelism, "parallelism")(model, trained.groups, device)
-    folder = RunFolder.at(config["folder"])
     curve: list[dict[str, float]] = []
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:

@@ -6,6 +6,7 @@ no torch here, so recipes are read quickly.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -155,3 +156,50 @@ class Trained:
     def num_parameters(self) -> int:
         """All parameters of the model."""
         return sum(row.num_parameters for row in self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Parts of a model that are trained alike, on one line."""
+
+    part: str
+    """Such as `layers 0, 4, 8`."""
+
+    state: State
+    num_tensors: int
+    num_trained: int
+    num_parameters: int
+    lr: float | None
+
+
+def summarise(rows: Iterable[TrainableRow]) -> list[Summary]:
+    """Put layers that are trained alike on one line."""
+    lines: dict[tuple[str, State, float | None], list[TrainableRow]] = {}
+    for row in rows:
+        lines.setdefault((row.part, row.state, row.lr), []).append(row)
+    found = []
+    for (part, state, lr), some in lines.items():
+        layers = [row.layer for row in some if row.layer is not None]
+        label = f"layers {_ranges(layers)}" if layers else part.replace("_", " ")
+        found.append(
+            Summary(
+                part=label,
+                state=state,
+                num_tensors=sum(row.num_tensors for row in some),
+                num_trained=sum(row.num_trained for row in some),
+                num_parameters=sum(row.num_parameters for row in some),
+                lr=lr,
+            )
+        )
+    return found
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Write ascending numbers shortly: 0-3, 7, 9-11."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{one[0]}-{one[-1]}" if len(one) > 1 else str(one[0]) for one in parts)
