@@ -202,7 +202,10 @@ def test_ctrl_c_says_how_to_go_on_and_waits_for_nobody(tmp_path: Path) -> None:
     assert done.stdout == "tidied up\n"
 
 
-def test_ctrl_c_that_a_library_makes_another_error_of_is_still_ctrl_c(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", ["ConnectionError('the cluster is gone')", "SystemExit(1)"])
+def test_ctrl_c_that_a_library_makes_another_error_of_is_still_ctrl_c(
+    tmp_path: Path, other: str
+) -> None:
     script = tmp_path / "job.py"
     script.write_text(
         "import signal\n"
@@ -217,7 +220,7 @@ def test_ctrl_c_that_a_library_makes_another_error_of_is_still_ctrl_c(tmp_path: 
         "    try:\n"
         "        signal.raise_signal(signal.SIGINT)\n"
         "    except KeyboardInterrupt:\n"
-        "        raise ConnectionError('the cluster is gone') from None\n"
+        f"        raise {other} from None\n"
         "main(DemoRecipe, run)\n"
     )
     recipe = tmp_path / "demo.yaml"

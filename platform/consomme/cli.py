@@ -345,6 +345,11 @@ def _guard(verb: str, action: Callable[[], None]) -> int:
         # Whoever reads us (`| head`) has seen enough; nothing may be written any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except SystemExit:
+        # Ray leaves this way if its processes go before it has said goodbye to them.
+        if ctrl_c.was_pressed:
+            return _interrupted(verb)
+        raise
     except Exception as error:  # noqa: BLE001 (the last resort; it logs or explains everything)
         if ctrl_c.was_pressed:
             _LOG.debug("after Ctrl-C", exc_info=error)

@@ -179,6 +179,8 @@ ARMS = {
     "1": "captions of round 1",
     "2": "captions of round 2",
     "3": "captions of round 3",
+    "0_tuned_longer": "the web's captions, tuned three times as long",
+    "3_tuned_longer": "captions of round 3, tuned three times as long",
     "longer": "control: the web's captions, twice as long",
     "shuffled": "control: captions of other pictures",
     "specialists": "the best round's captions and two specialists' answers",

@@ -1,5 +1,8 @@
 """VILA²'s loop at nano scale, with controls and specialists, over three seeds.
 
+The first and the last round are also tuned three times as long, to tell what tuning does from what
+pre-training did.
+
     python tests/benchmarks/run.py self_augment
     python tests/benchmarks/self_augment.py path/to/base [SEED]     # only a base to start from
 
@@ -98,11 +101,28 @@ def _run_seed(root: Path, seed: int) -> dict[str, dict[str, float]]:
             found.setdefault(arm, {}).update(_pick(manifest.metrics, FIGURES, "evaluate/model/"))
         elif verb == "recaption":
             found.setdefault(arm, {}).update(_pick(manifest.metrics, WRITTEN))
+    for arm in ("0", "3"):
+        found[f"{arm}_tuned_longer"] = _tune_longer(manifests, arm)
     found["0"] |= _pick(manifests["recaption-1"].metrics, WEB)
     after = manifests["evaluate-specialists"].metrics
     for arm in ("reader", "relater"):
         found[arm] = _pick(after, FIGURES, f"evaluate/{arm}/")
     return found
+
+
+def _tune_longer(manifests: dict[str, Any], arm: str) -> dict[str, float]:
+    """Give instruction tuning after some pre-training three times the steps: is it too short?"""
+    from consomme.base.recipe import load_recipe
+    from consomme.pipelines import evaluate, train
+
+    def again(schema: Any, stage: str, *words: str) -> Any:
+        url = manifests[f"{stage}-{arm}"].url
+        return load_recipe(schema, Path(url, "recipe.yaml"), [f"name={stage}-{arm}-longer", *words])
+
+    steps = 3 * manifests[f"tune-{arm}"].recipe["num_steps"]
+    tuned = train.run(again(train.TrainRecipe, "tune", f"num_steps={steps}"))
+    judge = again(evaluate.EvaluateRecipe, "evaluate", f"models.model={tuned.url}")
+    return _pick(evaluate.run(judge).metrics, FIGURES, "evaluate/model/")
 
 
 def _pick(metrics: Any, names: dict[str, str], prefix: str = "") -> dict[str, float]:

@@ -37,15 +37,20 @@ HOW = {
     "zero1": {"name": "deepspeed", "stage": 1},
     "zero2": {"name": "deepspeed", "stage": 2},
     "zero3": {"name": "deepspeed", "stage": 3},
+    "fsdp2off": {"name": "fsdp2", "offload": True},
+    "zero2off": {"name": "deepspeed", "stage": 2, "offload": True},
+    "zero3off": {"name": "deepspeed", "stage": 3, "offload": True},
 }
 STATES = ("full", "lora")
 SCORES = [0.1 * (number % 5) for number in range(12)]
 CASES = [f"{how}-{layers}-{state}" for how in HOW for layers in LAYERS for state in STATES]
 
 
-def chosen(layers: str) -> tuple[int, ...]:
-    from consomme.train.layers import LAYER_SELECTORS
+def chosen(layers: str, step: int = 0) -> tuple[int, ...]:
+    from consomme.train.layers import LAYER_SELECTORS, Rotating
 
+    if layers == "rotating":
+        return Rotating(count=2, every_steps=1).at(step, 12)
     return LAYER_SELECTORS.build(LAYERS[layers])(12, SCORES)
 
 
@@ -57,7 +62,7 @@ def train(
     from talks import batches_of
 
     from consomme.models.weights import open_vlm
-    from consomme.train.loop import Pace, StepReport, fit
+    from consomme.train.loop import Pace, StepReport, fit_in_turns
     from consomme.train.parallel import PARALLELISMS
     from consomme.train.parts import FROZEN, FULL, Part, Trainability
     from consomme.train.trainable import set_trainable
@@ -69,8 +74,13 @@ def train(
     # Only a frozen projector lets gradients end where the lowest layer is.
     projector = FROZEN if layers == "top" else FULL
     choice = Trainability(language_model=part, projector=projector)
-    trained = set_trainable(model, choice, chosen(layers), lr=1e-3, weight_decay=0.1)
-    spread = PARALLELISMS.build(HOW[how])(model, trained.groups, torch.device("cpu"))
+    start = SAVED if resumes else 0
+
+    def mark(selected: tuple[int, ...]) -> Any:
+        return set_trainable(model, choice, selected, lr=1e-3, weight_decay=0.1).groups
+
+    groups = mark(chosen(layers, max(0, start - 1)))
+    spread = PARALLELISMS.build(HOW[how])(model, groups, torch.device("cpu"))
     of_step = batches_of(model, processor, num_parts=4)
 
     def batches(step: int) -> list[Any]:
@@ -85,11 +95,17 @@ def train(
             scratch.mkdir(parents=True, exist_ok=True)
             spread.save(scratch)
 
-    start = 0
     if resumes:
         spread.load(scratch)
-        start = SAVED
-    fit(spread, batches, Pace(num_steps=NUM_STEPS), start=start, after_step=after_step)
+    fit_in_turns(
+        spread,
+        batches,
+        Pace(num_steps=NUM_STEPS),
+        start=start,
+        after_step=after_step,
+        layers_at=lambda step: chosen(layers, step),
+        mark=mark,
+    )
     return losses, spread.whole_state()
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consomme.base.errors import RecipeError
-from consomme.train.layers import LAYER_SELECTORS, SparseUniform
+from consomme.train.layers import LAYER_SELECTORS, Rotating, SparseUniform
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,17 @@ def test_scores_choose_and_ties_go_to_the_lower_layer() -> None:
     assert LAYER_SELECTORS.build(node | {"keep": "lowest"})(6, scores) == (0, 1, 4)
 
 
+def test_rotation_is_a_function_of_the_step() -> None:
+    rotating = Rotating(count=2, every_steps=5)
+    drawn = [rotating.at(step, 12) for step in range(100)]
+    assert drawn[0] == rotating(12)
+    assert all(len(set(one)) == 2 and one == tuple(sorted(one)) for one in drawn)
+    assert all(drawn[step] == drawn[step - step % 5] for step in range(100))
+    assert len(set(drawn)) > 10
+    assert {layer for one in drawn for layer in one} == set(range(12))
+    assert drawn != [Rotating(count=2, every_steps=5, seed=1).at(step, 12) for step in range(100)]
+
+
 @pytest.mark.parametrize(
     ("node", "message"),
     [
@@ -106,6 +117,7 @@ def test_scores_choose_and_ties_go_to_the_lower_layer() -> None:
             {"name": "by_score", "measure": "block_influence", "tuned": "x"},
             "tuned: found x, expected none",
         ),
+        ({"name": "rotating", "every_steps": 0}, "every_steps: found 0, expected at least 1"),
     ],
 )
 def test_choices_that_fit_no_model_are_refused(node: dict[str, Any], message: str) -> None:

@@ -127,6 +127,42 @@ def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
     assert lr_factor(0, Pace(num_steps=1)) == 1.0
 
 
+def test_other_schedules() -> None:
+    linear = Pace(num_steps=100, schedule="linear", final_fraction=0.0)
+    rates = [lr_factor(step, linear) for step in range(100)]
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[99] == pytest.approx(1 / 90)
+    constant = Pace(num_steps=100, schedule="constant", warmup_fraction=0.03)
+    rates = [lr_factor(step, constant) for step in range(100)]
+    assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert set(rates[3:]) == {1.0}
+
+
+def test_bfloat16_is_for_products_only(debug_vlm: Path) -> None:
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        model, processor, groups = open_model(debug_vlm, lr=1e-3)
+        frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+        spread = replicated(model, groups)
+        reports: list[StepReport] = []
+        pace = Pace(num_steps=5, precision=precision)  # type: ignore[arg-type]
+        fit(spread, batches_of(model, processor), pace, start=0, after_step=reports.append)
+        losses[precision] = [report.loss for report in reports]
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert all(torch.equal(frozen[n], p) for n, p in model.named_parameters() if n in frozen)
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
+def test_tokens_are_counted_without_padding(debug_vlm: Path) -> None:
+    model, processor, groups = open_model(debug_vlm)
+    (batch,) = batches_of(model, processor)(0)
+    (report,) = train(replicated(model, groups), lambda step: [batch, batch], 1)
+    assert report.num_positions == 2 * int(batch["attention_mask"].sum())
+    assert report.num_positions < 2 * batch["input_ids"].numel()
+    assert report.grad_norm > 0
+
+
 def test_each_part_moves_at_its_own_pace() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2, bias=False))
     model[2].requires_grad_(False)

@@ -20,7 +20,7 @@ from consomme.train.layers import LAYER_SELECTORS, SparseUniform
 from consomme.train.loop import Pace, fit
 from consomme.train.parallel import Ddp, make_optimizer
 from consomme.train.parts import FROZEN, FULL, Part, Trainability, Trained, summarise
-from consomme.train.trainable import set_trainable
+from consomme.train.trainable import forget_activations, set_trainable
 
 LORA = Part(state="lora", rank=4, alpha=8)
 DORA = Part(state="dora", rank=4, alpha=8)
@@ -323,3 +323,18 @@ def test_the_table_is_told_in_a_few_lines(debug_vlm: Path) -> None:
     assert lines[3].startswith("layers 1, 5-7: lora, 56 tensors, ")
     assert lines[3].endswith("lr 0.001")
     assert f"in all {trained.num_trained:,} parameters are trained" in lines[-1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forgotten_activations_are_worked_out_again(tmp_path: Path, family: str) -> None:
+    folder = make(family, tmp_path / family)
+    found = []
+    for forgets in (False, True):
+        model, processor = open_vlm(folder)
+        trained = set_trainable(model, Trainability(), (1,), lr=1e-2)
+        if forgets:
+            forget_activations(model)
+        one_step(model, processor, trained)
+        found.append(weights(model))
+    for name, tensor in found[0].items():
+        assert torch.allclose(tensor, found[1][name], atol=1e-6), name

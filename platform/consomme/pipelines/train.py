@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from consomme.base.errors import ClusterError, ConsommeError, RecipeError
 from consomme.base.manifest import Manifest
@@ -106,7 +106,22 @@ class TrainRecipe:
     """Samples per step over all workers."""
 
     lr: float = 5e-4
-    """Peak learning rate; linear warm-up over a tenth of the steps, then cosine to a tenth."""
+    """Peak learning rate of parts that have none of their own."""
+
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after its peak."""
+
+    warmup_fraction: float = 0.1
+    """Share of the steps in which the learning rate grows to its peak, along a line."""
+
+    final_lr_fraction: float = 0.1
+    """Share of the peak that is left at the end; `constant` stays at the peak."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products; weights, gradients and optimizer stay float32."""
+
+    activation_checkpointing: bool = runtime(False)
+    """Work out each layer twice instead of remembering what it did: less memory, a third slower."""
 
     weight_decay: float = 0.0
     """Decay of matrices."""
@@ -179,6 +194,8 @@ def run(recipe: TrainRecipe) -> Manifest:
         for point in curve:
             log.log("train/loss_nats", point["loss"], point["step"])
             log.log("train/step_s", point["seconds"], point["step"])
+            log.log("train/grad_norm", point["grad_norm"], point["step"])
+            log.log("train/lr", point["lr"], point["step"])
     times = sorted(point["seconds"] for point in curve)
     return attempt.finish(
         counts=counts,
@@ -187,6 +204,7 @@ def run(recipe: TrainRecipe) -> Manifest:
             "train/first_loss_nats": curve[0]["loss"],
             "train/last_loss_nats": sum(p["loss"] for p in curve[-10:]) / len(curve[-10:]),
             "train/step_s": times[len(times) // 2],
+            "train/tokens_per_s": sum(p["num_positions"] for p in curve) / sum(times),
         },
         outputs={"model": "model", "curve": CURVE, "rejects": "rejects"},
     )

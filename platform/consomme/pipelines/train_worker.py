@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from consomme.base.errors import ConsommeError
+from consomme.base.errors import ConsommeError, RecipeError
 from consomme.base.sample import Sample
 from consomme.pipelines.checkpoints import model_folder
 from consomme.pipelines.runs import check_rejects
 from consomme.pipelines.train import CURVE, TRAINABLE, TrainRecipe
 from consomme.pipelines.train_data import TrainSet, encode, load_samples, usable_samples
 from consomme.storage.ledger import RunFolder
+from consomme.train.parts import Group
 from consomme.vision.decode import decode
 
 META = "meta.json"
@@ -51,11 +52,11 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     from consomme.models.batches import IGNORE_INDEX, Batcher
     from consomme.models.prefix_dialogue import dialogue_for
     from consomme.models.weights import open_scorer
-    from consomme.train.layers import LAYER_SELECTORS
-    from consomme.train.loop import Pace, StepReport, fit, sum_nll
+    from consomme.train.layers import LAYER_SELECTORS, Rotating
+    from consomme.train.loop import Pace, StepReport, fit_in_turns, sum_nll
     from consomme.train.order import BatchOrder
     from consomme.train.parallel import PARALLELISMS, optimizer_bytes
-    from consomme.train.trainable import freeze_unused, set_trainable
+    from consomme.train.trainable import forget_activations, freeze, freeze_unused, set_trainable
 
     recipe: TrainRecipe = config["recipe"]
     context = ray.train.get_context()
@@ -83,25 +84,44 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     if measure := getattr(selector, "measure", None):
         scores = _scores(measure, selector, model, dialogue, samples, collate)
     selected = selector(text.num_hidden_layers, scores)
+    rotating = selector if isinstance(selector, Rotating) else None
+    if rotating:
+        _check_rotation(recipe)
+
+    def layers_at(step: int) -> tuple[int, ...]:
+        return rotating.at(step, text.num_hidden_layers) if rotating else selected
+
+    def mark(layers: tuple[int, ...]) -> Sequence[Group]:
+        groups = set_trainable(
+            model, recipe.trainability, layers, lr=recipe.lr, weight_decay=recipe.weight_decay
+        ).groups
+        freeze(model, unused)
+        return groups
+
+    checkpoint = ray.train.get_checkpoint()
+    curve = _curve(checkpoint)
+    start = len(curve)
     trained = set_trainable(
-        model, recipe.trainability, selected, lr=recipe.lr, weight_decay=recipe.weight_decay
+        model,
+        recipe.trainability,
+        layers_at(max(0, start - 1)),
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
     )
     folder = RunFolder.at(config["folder"])
     if rank == 0:
         table = [dataclasses.asdict(line) for line in trained.rows]
         folder.store.write(TRAINABLE, json.dumps(table, indent=1).encode())
+    if recipe.activation_checkpointing:
+        forget_activations(model)
     unused = freeze_unused(model, lambda bare: sum_nll(bare, collate(samples[:1])))
     order = BatchOrder(data.weights, recipe.global_batch, recipe.seed)
     num_parts = math.ceil(math.ceil(recipe.global_batch / world) / recipe.micro_batch)
     device = get_device()
     spread = PARALLELISMS.build(recipe.parallelism, "parallelism")(model, trained.groups, device)
-    curve: list[dict[str, float]] = []
-    checkpoint = ray.train.get_checkpoint()
     if checkpoint:
         with checkpoint.as_directory() as path:
             spread.load(Path(path))
-            curve = json.loads((Path(path) / META).read_text())
-    start = len(curve)
 
     def batches(step: int) -> Iterator[dict[str, Any]]:
         # What is drawn in a step, such as dropout, does not depend on the steps before it.
@@ -133,8 +153,23 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
                 kept = ray.train.Checkpoint.from_directory(scratch)
             ray.train.report({"step": done.step, "loss": done.loss}, checkpoint=kept)
 
-    pace = Pace(num_steps=recipe.num_steps, max_grad_norm=recipe.max_grad_norm)
-    fit(spread, batches, pace, start=start, after_step=after_step)
+    pace = Pace(
+        num_steps=recipe.num_steps,
+        schedule=recipe.schedule,
+        warmup_fraction=recipe.warmup_fraction,
+        final_fraction=recipe.final_lr_fraction,
+        max_grad_norm=recipe.max_grad_norm,
+        precision=recipe.precision,
+    )
+    fit_in_turns(
+        spread,
+        batches,
+        pace,
+        start=start,
+        after_step=after_step,
+        layers_at=layers_at,
+        mark=mark,
+    )
     state = spread.whole_state()
     if rank == 0:
         _export(config, recipe, selected, state, Path(folder.path))
@@ -153,6 +188,29 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
         "resumed_from_step": start,
         "optimizer_bytes": optimizer_bytes(spread.optimizer),
     }
+
+
+def _check_rotation(recipe: TrainRecipe) -> None:
+    """Refuse what cannot rotate before anything is trained."""
+    if recipe.language_model.state != "full":
+        raise RecipeError(
+            f"language_model.state is {recipe.language_model.state}, but layers that rotate are"
+            " trained in full; set language_model.state=full, or take another layer selection"
+        )
+    if recipe.parallelism["name"] == "deepspeed":
+        raise RecipeError(
+            "parallelism: DeepSpeed settles at the start which parameters move, so layers cannot"
+            " rotate; expected {name: ddp} or {name: fsdp2}"
+        )
+
+
+def _curve(checkpoint: Any) -> list[dict[str, float]]:
+    """Steps that a checkpoint has seen; none without one."""
+    if checkpoint is None:
+        return []
+    with checkpoint.as_directory() as path:
+        curve: list[dict[str, float]] = json.loads((Path(path) / META).read_text())
+        return curve
 
 
 def _counts(data: TrainSet) -> dict[str, int]:
@@ -206,11 +264,14 @@ def _export(
     folder: Path,
 ) -> None:
     """Write the finished model as a plain folder, adapters added to their matrices."""
-    from consomme.models.lora import merge_lora
     from consomme.models.weights import open_scorer, save_vlm
     from consomme.train.trainable import set_trainable
 
     model, processor = open_scorer(config["start"])
-    set_trainable(model, recipe.trainability, selected, lr=recipe.lr)
+    trained = set_trainable(model, recipe.trainability, selected, lr=recipe.lr)
     model.load_state_dict(state)
-    save_vlm(folder / "model", merge_lora(model), processor)
+    if trained.adapters:
+        from consomme.models.lora import merge_lora
+
+        merge_lora(model)
+    save_vlm(folder / "model", model, processor)

@@ -7,6 +7,7 @@ to 0-based indices; it knows nothing else. What the scores are is worked out in 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -254,3 +255,35 @@ class ByScore(Share):
         sign = -1 if self.keep == "highest" else 1
         order = sorted(range(num_layers), key=lambda index: (sign * scores[index], index))
         return tuple(sorted(order[: self.of(num_layers)]))
+
+
+@LAYER_SELECTORS.register("rotating")
+@dataclass(frozen=True, kw_only=True)
+class Rotating(Share):
+    """Train other layers every so many steps, drawn at random, and forget those that were left.
+
+    Optimizer state of layers that are left is given up. Needs the language model to be trained in
+    full, with `ddp` or `fsdp2`. Source: LISA, arXiv 2403.17919, which also trains embeddings and
+    head all the time: set their states to full.
+    """
+
+    every_steps: int
+    """Steps between draws."""
+
+    seed: int = 0
+    """Of the draws."""
+
+    def __post_init__(self) -> None:
+        """Check the period."""
+        super().__post_init__()
+        if self.every_steps < 1:
+            raise RecipeError(f"every_steps: found {self.every_steps}, expected at least 1")
+
+    def __call__(self, num_layers: int, scores: Sequence[float] | None = None) -> tuple[int, ...]:
+        """Return the first draw."""
+        return self.at(0, num_layers)
+
+    def at(self, step: int, num_layers: int) -> tuple[int, ...]:
+        """Return what is trained in a step, from 0: a function of the step alone."""
+        draw = random.Random(f"rotate-{self.seed}-{step // self.every_steps}")
+        return tuple(sorted(draw.sample(range(num_layers), self.of(num_layers))))

@@ -7,11 +7,12 @@ micro-batches.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -21,8 +22,11 @@ from torch.nn.functional import cross_entropy
 from consomme.base.errors import DataError
 from consomme.models.batches import IGNORE_INDEX
 from consomme.train.parallel import Spread, world_size
+from consomme.train.parts import Group
 
 Batch = dict[str, Tensor]
+Schedule = Literal["cosine", "linear", "constant"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +34,20 @@ class Pace:
     """How fast the weights move."""
 
     num_steps: int
+    schedule: Schedule = "cosine"
+    """How the learning rate falls after its peak."""
+
     warmup_fraction: float = 0.1
-    """Share of the steps in which the learning rate grows to its peak; then it falls to a tenth of
-    it along a cosine."""
+    """Share of the steps in which the learning rate grows to its peak."""
+
+    final_fraction: float = 0.1
+    """Share of the peak that is left at the end; `constant` stays at the peak."""
 
     max_grad_norm: float = 1.0
     """Gradients whose norm is larger are shortened to it."""
+
+    precision: Precision = "float32"
+    """Of the matrix products; weights and optimizer are float32 in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +63,9 @@ class StepReport:
     num_tokens: int
     """Labelled tokens over all ranks."""
 
+    num_positions: int
+    """Tokens over all ranks, pictures and questions included, padding not."""
+
     seconds: float
     lr: float
     """The largest of the groups'."""
@@ -65,7 +80,12 @@ def lr_factor(step: int, pace: Pace) -> float:
     if step < warmup:
         return (step + 1) / warmup
     done = (step - warmup) / max(1, pace.num_steps - warmup)
-    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
+    left = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+        "linear": 1 - done,
+        "constant": 1.0,
+    }[pace.schedule]
+    return pace.final_fraction + (1 - pace.final_fraction) * left
 
 
 def fit(
@@ -75,6 +95,7 @@ def fit(
     *,
     start: int,
     after_step: Callable[[StepReport], None],
+    stop: int | None = None,
 ) -> None:
     """Train from step `start` to the end.
 
@@ -84,6 +105,7 @@ def fit(
         pace: Number of steps and learning rate.
         start: Steps already done.
         after_step: Called on every rank after every step.
+        stop: Steps that are done when it returns; None for all.
 
     Raises:
         DataError: A step has no labelled token, or its loss is not finite.
@@ -91,24 +113,25 @@ def fit(
     world = world_size()
     spread.model.train()
     groups = spread.optimizer.param_groups
-    for step in range(start, pace.num_steps):
+    for step in range(start, pace.num_steps if stop is None else stop):
         began = time.monotonic()
         factor = lr_factor(step, pace)
         for group in groups:
             group["lr"] = factor * group["peak_lr"]
         parts = list(batches(step))
-        tokens = torch.tensor(float(sum(_num_labels(part) for part in parts)))
-        total = _sum_over_ranks(tokens, parts)
+        sizes = torch.tensor([_sizes(part) for part in parts], dtype=torch.float64).sum(dim=0)
+        total, positions = _sum_over_ranks(sizes, parts).tolist()
         if total == 0:
             raise DataError(f"step {step + 1}: no labelled token in the whole batch")
-        summed = torch.zeros(())
+        summed = torch.zeros((), dtype=torch.float64)
         for number, part in enumerate(parts):
             spread.begin(is_last=number == len(parts) - 1)
-            loss = sum_nll(spread.model, part)
+            with _rounding(pace.precision, part):
+                loss = sum_nll(spread.model, part)
             # Gradients are averaged over ranks; times the ranks makes it a sum.
             spread.backward(loss * world / total)
             summed += loss.detach().cpu()
-        mean = _sum_over_ranks(summed, parts) / total
+        mean = float(_sum_over_ranks(summed, parts)) / total
         if not math.isfinite(mean):
             raise DataError(
                 f"step {step + 1}: the loss is {mean}; lower lr, or look at the data of this step"
@@ -119,11 +142,46 @@ def fit(
                 step=step + 1,
                 loss=mean,
                 num_tokens=int(total),
+                num_positions=int(positions),
                 seconds=time.monotonic() - began,
                 lr=factor * max(group["peak_lr"] for group in groups),
                 grad_norm=norm,
             )
         )
+
+
+def fit_in_turns(
+    spread: Spread,
+    batches: Callable[[int], Iterable[Batch]],
+    pace: Pace,
+    *,
+    start: int,
+    after_step: Callable[[StepReport], None],
+    layers_at: Callable[[int], tuple[int, ...]],
+    mark: Callable[[tuple[int, ...]], Sequence[Group]],
+) -> None:
+    """Train as `fit` does, other layers in other steps.
+
+    Args:
+        spread: Spread with the layers of the last step done; at the beginning those of step 0.
+        batches: As in `fit`.
+        pace: As in `fit`.
+        start: Steps already done.
+        after_step: As in `fit`.
+        layers_at: Step, from 0 -> layers that are trained in it.
+        mark: Layers -> the groups of what moves then, with the parameters marked.
+    """
+    now = layers_at(max(0, start - 1))
+    while start < pace.num_steps:
+        wanted = layers_at(start)
+        if wanted != now:
+            spread.reselect(mark(wanted))
+            now = wanted
+        stop = start + 1
+        while stop < pace.num_steps and layers_at(stop) == now:
+            stop += 1
+        fit(spread, batches, pace, start=start, after_step=after_step, stop=stop)
+        start = stop
 
 
 def sum_nll(model: Any, batch: Batch) -> Tensor:
@@ -136,13 +194,23 @@ def sum_nll(model: Any, batch: Batch) -> Tensor:
     return loss
 
 
-def _num_labels(batch: Batch) -> int:
-    return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+def _sizes(batch: Batch) -> tuple[int, int]:
+    """Labelled tokens of a micro-batch, and all tokens without padding."""
+    labels = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+    every = batch.get("attention_mask")
+    return labels, batch["labels"].numel() if every is None else int(every.sum())
 
 
-def _sum_over_ranks(value: Tensor, parts: Sequence[Batch]) -> float:
-    """Add a number up over all ranks, on the device that the ranks talk by."""
+def _sum_over_ranks(value: Tensor, parts: Sequence[Batch]) -> Tensor:
+    """Add numbers up over all ranks, on the device that the ranks talk by."""
     if dist.is_initialized():
-        value = value.clone().to(parts[0]["labels"].device)
+        value = value.to(parts[0]["labels"].device).clone()
         dist.all_reduce(value)
-    return float(value)
+    return value.cpu()
+
+
+def _rounding(precision: Precision, batch: Batch) -> Any:
+    """Multiply matrices in bfloat16, where that is wanted."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(batch["labels"].device.type, torch.bfloat16)

@@ -16,15 +16,6 @@ from typing import Any, Literal, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
-)
-from torch.distributed.checkpoint.state_dict_loader import load as load_shards
-from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from consomme.base.errors import CheckpointError, RecipeError
 from consomme.base.registry import Registry
@@ -65,6 +56,13 @@ class Spread(Protocol):
             CheckpointError: It was written by another number of ranks, and that matters here.
         """
 
+    def reselect(self, groups: Sequence[Group]) -> None:
+        """Go on with other parameters, which are marked; what is left loses its optimizer state.
+
+        Raises:
+            RecipeError: This parallelism settles at the start what moves.
+        """
+
     def whole_state(self) -> dict[str, Tensor]:
         """All weights by name, on the CPU; empty on every rank but the first. All ranks call it."""
 
@@ -88,10 +86,11 @@ def make_optimizer(model: nn.Module, groups: Sequence[Group]) -> torch.optim.Ada
     """AdamW over groups of parameters, each with its own peak learning rate.
 
     Args:
-        model: Bare or wrapped; parameters that were frozen since the groups were made are left out.
+        model: Without a wrapper that changes names; parameters that were frozen since the groups
+            were made are left out.
         groups: By names of the bare model.
     """
-    named = {name.removeprefix("module."): p for name, p in model.named_parameters()}
+    named = dict(model.named_parameters())
     made = []
     for group in groups:
         some = [named[name] for name in group.names if named[name].requires_grad]
@@ -114,18 +113,26 @@ class Ddp:
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], device: torch.device) -> Spread:
         """Replicate it; a single rank is left as it is."""
-        model.to(device)
-        wrapped = model
-        if world_size() > 1:
-            ids = [device.index] if device.type == "cuda" else None
-            wrapped = nn.parallel.DistributedDataParallel(model, device_ids=ids)
-        return _Replicated(model, wrapped, groups)
+        return _Replicated(model.to(device), groups, device)
 
 
 class _Replicated:
-    def __init__(self, bare: nn.Module, wrapped: Any, groups: Sequence[Group]) -> None:
-        self.bare, self.model = bare, wrapped
-        self.optimizer: torch.optim.Optimizer = make_optimizer(wrapped, groups)
+    def __init__(self, bare: nn.Module, groups: Sequence[Group], device: torch.device) -> None:
+        self.bare, self.device = bare, device
+        self.model: Any = self._wrapped()
+        self.optimizer: torch.optim.Optimizer = make_optimizer(bare, groups)
+
+    def _wrapped(self) -> nn.Module:
+        if world_size() == 1:
+            return self.bare
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(self.bare, device_ids=ids)
+
+    def reselect(self, groups: Sequence[Group]) -> None:
+        # The old wrapper waits for gradients of what moved until now; it has to go first.
+        self.model = None
+        self.model = self._wrapped()
+        self.optimizer = _carried(self.optimizer, make_optimizer(self.bare, groups))
 
     def begin(self, *, is_last: bool) -> None:
         if self.model is not self.bare:
@@ -198,16 +205,28 @@ class _Sharded:
     def step(self, max_norm: float) -> float:
         return _torch_step(self.model, self.optimizer, max_norm)
 
+    def reselect(self, groups: Sequence[Group]) -> None:
+        self.optimizer = _carried(self.optimizer, make_optimizer(self.model, groups))
+
     def _state(self) -> dict[str, Any]:
+        from torch.distributed.checkpoint.state_dict import get_state_dict
+
         weights, optimizer = get_state_dict(self.model, self.optimizer)
         return {"model": weights, "optimizer": optimizer}
 
     def save(self, folder: Path) -> None:
-        save_shards(self._state(), storage_writer=FileSystemWriter(folder / "shards"))
+        from torch.distributed.checkpoint.filesystem import FileSystemWriter
+        from torch.distributed.checkpoint.state_dict_saver import save
+
+        save(self._state(), storage_writer=FileSystemWriter(folder / "shards"))
 
     def load(self, folder: Path) -> None:
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+        from torch.distributed.checkpoint.state_dict import set_state_dict
+        from torch.distributed.checkpoint.state_dict_loader import load
+
         state = self._state()
-        load_shards(state, storage_reader=FileSystemReader(_there(folder / "shards")))
+        load(state, storage_reader=FileSystemReader(_there(folder / "shards")))
         set_state_dict(
             self.model,
             self.optimizer,
@@ -216,6 +235,8 @@ class _Sharded:
         )
 
     def whole_state(self) -> dict[str, Tensor]:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state: Any = get_model_state_dict(self.model, options=options)
         return dict(state)
@@ -250,6 +271,9 @@ class _ZeRO:
     def __init__(self, model: nn.Module, groups: Sequence[Group], how: DeepSpeed) -> None:
         import deepspeed
 
+        if next(model.parameters()).device.type == "cpu":
+            # DeepSpeed's own reduction through shared memory would be compiled first, for a minute.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.stage = how.stage
         zero: dict[str, Any] = {"stage": how.stage}
         if how.offload:
@@ -272,6 +296,12 @@ class _ZeRO:
 
     def begin(self, *, is_last: bool) -> None:
         self.model.set_gradient_accumulation_boundary(is_last)
+
+    def reselect(self, groups: Sequence[Group]) -> None:
+        raise RecipeError(
+            "layers: DeepSpeed settles at the start which parameters move, so they cannot rotate;"
+            " expected {name: ddp} or {name: fsdp2}"
+        )
 
     def backward(self, loss: Tensor) -> None:
         self.model.backward(loss)
@@ -309,6 +339,15 @@ class _ZeRO:
             return {
                 name: value.detach().cpu().clone() for name, value in module.state_dict().items()
             }
+
+
+def _carried(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Give a new optimizer the state of the parameters that the old one moved as well."""
+    for group in new.param_groups:
+        for parameter in group["params"]:
+            if parameter in old.state:
+                new.state[parameter] = old.state[parameter]
+    return new
 
 
 def _torch_step(model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> float:

@@ -6,7 +6,7 @@ error, and is never passed over in silence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -148,6 +148,9 @@ def _check(found: Anatomy, parts: Mapping[str, Part], chosen: set[int]) -> None:
 
 def _add_adapters(model: nn.Module, marked: Sequence[_Marked]) -> dict[str, nn.Parameter]:
     """Put adapters beside all linear maps of the parts that want them; what was added, by name."""
+    if not any(part.has_adapters for _, _, part, _ in marked):
+        return {}
+    # Not above: PEFT takes seconds to import.
     from consomme.models.lora import LoraShape, add_lora
 
     maps: dict[str, list[str]] = {}
@@ -201,8 +204,22 @@ def freeze_unused(model: nn.Module, loss_of: Callable[[nn.Module], Tensor]) -> t
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and parameter.grad is None
     )
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         parameter.grad = None
-        if name in unused:
-            parameter.requires_grad_(False)
+    freeze(model, unused)
     return unused
+
+
+def freeze(model: nn.Module, names: Collection[str]) -> None:
+    """Freeze some parameters by name; those that are not there are passed over."""
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.requires_grad_(False)
+
+
+def forget_activations(model: Any) -> None:
+    """Work out each layer again when its gradients are needed, instead of remembering what it did.
+
+    Takes the memory of one layer's activations instead of all of them, and a third more time.
+    """
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
