@@ -272,7 +272,18 @@ def bench_dedup() -> list[Row]:
     return dedup.measure()
 
 
-FIGURES = ("score", "recaption", "filter", "io", "planning", "ledger", "chaos", "decode", "dedup")
+FIGURES = (
+    "score",
+    "recaption",
+    "filter",
+    "io",
+    "planning",
+    "ledger",
+    "chaos",
+    "engine_chaos",
+    "decode",
+    "dedup",
+)
 """Areas whose figures the README shows line by line."""
 
 DETAILS = ("dedup.d", "dedup.chains", "dedup.stars", "dedup.bits", "dedup.found_at")
