@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from consomme.base.errors import RecipeError
-from consomme.base.recipe import check_recipe
+from consomme.base.recipe import check_recipe, load_recipe
 from consomme.cli import run_command
 from consomme.pipelines import loop, loop_plan
 from consomme.pipelines.loop import Saturation
@@ -170,3 +170,16 @@ def test_a_plan_says_what_is_done_and_does_nothing(
     assert "only a preview, no run was made" in shown
     assert run_command(["loop", str(path), "--plna"]) == 2
     assert "the one option is --plan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["self_augment", "self_augment_emoji"])
+def test_a_plan_of_which_nothing_is_done_shows_every_round(
+    name: str, debug_vlm: Path, tmp_path: Path
+) -> None:
+    path = Path(__file__).parents[2] / "recipes" / "loop" / f"{name}.yaml"
+    words = [f"root={tmp_path}", f"values.base={debug_vlm}"][: 1 + (name == "self_augment")]
+    seen = loop_plan.plan(load_recipe(loop.LoopRecipe, path, words))
+    states = {row[0]: row[2] for row in seen.table["rows"]}
+    assert {f"recaption-{number}" for number in (1, 2, 3)} <= states.keys()
+    assert all(state.startswith("to do") for state in states.values())
+    assert "rounds 1 to 3 are run unless" in seen.notes[0]

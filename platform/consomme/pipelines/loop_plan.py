@@ -72,7 +72,8 @@ class _Look:
             self.see(step)
         rounds = self.recipe.rounds
         number = 0
-        is_known = True
+        # What a rule looks at is there when the stages before the rounds are done.
+        is_known = self.num_done == len(self.rows)
         while rounds and number < rounds.most:
             if is_known and not self.chain.wants_more:
                 break

@@ -195,7 +195,7 @@ def run(recipe: TrainRecipe) -> Manifest:
             log.log("train/loss_nats", point["loss"], point["step"])
             log.log("train/step_s", point["seconds"], point["step"])
             log.log("train/grad_norm", point["grad_norm"], point["step"])
-            log.log("train/lr", point["lr"], point["step"])
+            log.log("train/learning_rate", point["lr"], point["step"])
     times = sorted(point["seconds"] for point in curve)
     return attempt.finish(
         counts=counts,
