@@ -16,8 +16,9 @@ STAMP := $(VENV)/.consomme-$(EXTRA)-$(PINS)
 # `===` is the exact build without a suffix, so a CPU build that pip may know of is not taken.
 TORCH := $(if $(filter gpu,$(EXTRA)),torch===2.13.0,torch==2.13.0)
 
-# DeepSpeed would look for a compiler; its operators are built when first used, if ever. Nor is all
-# of Python compiled ahead: that takes a minute, and most of it is never imported.
+# DeepSpeed would look for a compiler; its operators are built when first used, if ever. Python is
+# compiled ahead on all cores at the end, and has to be: where PYTHONDONTWRITEBYTECODE is set, as in
+# many containers, each process would compile all it imports anew, and Ray starts many.
 PIP := DS_BUILD_OPS=0 $(BIN)/python -m pip --disable-pip-version-check
 PYTHON_IS_FIT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 
@@ -62,6 +63,8 @@ ifeq ($(EXTRA),cpu)
 	@# There is no CPU build of torchvision, and its own dependencies would bring a CUDA torch.
 	$(PIP) install --quiet --no-compile --no-deps torchvision==0.28.0
 endif
+	@# Some packages carry files for other Pythons; those are never imported.
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true
 	@rm -f $(VENV)/.consomme-*
 	@touch $@
 

@@ -21,6 +21,7 @@ from consomme.storage.plan import Work
 from consomme.storage.sidecar import read_columns
 from consomme.storage.units import plan_units, read_unit
 from consomme.storage.writers import WebDatasetWriter
+from consomme.train.parts import Part
 from consomme.vision.decode import decode
 
 PROMPT = "describe the image."
@@ -138,6 +139,15 @@ def test_too_many_rejects_fail_with_the_top_reasons() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"keeps_adapter": True}, r"keeps_adapter: .* found projector: full, language_model: full"),
+        (
+            {
+                "keeps_adapter": True,
+                "projector": Part(state="lora", rank=4),
+                "language_model": Part(state="lora", rank=8),
+            },
+            "found projector: lora of rank 4, language_model: lora of rank 8",
+        ),
         ({"data": ()}, "data: found no source"),
         ({"data": (train.TrainSource(),)}, r"data\[0\]: expected either view or inputs"),
         ({"global_batch": 2, "num_workers": 3}, "global_batch=2 is less than num_workers=3"),

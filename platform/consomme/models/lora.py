@@ -138,12 +138,3 @@ def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, module in model.named_modules():
         if isinstance(module, LoraLayer):
             yield path, module
-
-
-def linear_maps(model: nn.Module, prefix: str) -> list[str]:
-    """Names of the linear maps under a name, in the order of the model."""
-    return [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and (path == prefix or path.startswith(f"{prefix}."))
-    ]

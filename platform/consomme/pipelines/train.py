@@ -94,6 +94,10 @@ class TrainRecipe:
     head: Part | None = None
     """How the final norm and the output matrix are trained; null as for the embeddings."""
 
+    keeps_adapter: bool = False
+    """Also write what `lora` learned as `adapter/`, in PEFT's format, which engines can load beside
+    the model that training started from."""
+
     parallelism: dict[str, Any] = strategy(
         "consomme.train.parallel:PARALLELISMS", default={"name": "ddp"}
     )
@@ -169,6 +173,8 @@ def run(recipe: TrainRecipe) -> Manifest:
             f"global_batch={recipe.global_batch} is less than num_workers={recipe.num_workers}:"
             " some workers would have no sample in a step; raise it or take fewer workers"
         )
+    if recipe.keeps_adapter:
+        _check_adapter(recipe.trainability)
     start = model_folder(recipe.model)
     inputs = {"model": model_content_hash(start)}
     parents, reads = [], [start]
@@ -206,8 +212,30 @@ def run(recipe: TrainRecipe) -> Manifest:
             "train/step_s": times[len(times) // 2],
             "train/tokens_per_s": sum(p["num_positions"] for p in curve) / sum(times),
         },
-        outputs={"model": "model", "curve": CURVE, "rejects": "rejects"},
+        outputs={"model": "model", "curve": CURVE, "rejects": "rejects"}
+        | ({"adapter": "adapter"} if recipe.keeps_adapter else {}),
     )
+
+
+def _check_adapter(parts: Trainability) -> None:
+    """See to it that what was learned can be kept apart, before it is learned."""
+    states = {
+        name: part
+        for name, part in parts.resolved(is_whole=False).items()
+        if part.state != "frozen"
+    }
+    others = {name: part.state for name, part in states.items() if part.state != "lora"}
+    shapes = {(part.rank, part.alpha) for part in states.values()}
+    if not states or others or len(shapes) > 1:
+        found = ", ".join(
+            f"{name}: {part.state}" + (f" of rank {part.rank}" if part.has_adapters else "")
+            for name, part in states.items()
+        )
+        raise RecipeError(
+            f"keeps_adapter: an adapter is all that differs from the start only if every trained"
+            f" part is lora, with one rank and alpha; found {found or 'nothing trained'}. Freeze"
+            " the others, or take model/, which holds everything"
+        )
 
 
 def _fit(recipe: TrainRecipe, start: str, folder: RunFolder) -> dict[str, Any]:

@@ -271,7 +271,9 @@ def _export(
     trained = set_trainable(model, recipe.trainability, selected, lr=recipe.lr)
     model.load_state_dict(state)
     if trained.adapters:
-        from consomme.models.lora import merge_lora
+        from consomme.models.lora import merge_lora, save_adapter
 
+        if recipe.keeps_adapter:
+            save_adapter(model, folder / "adapter", recipe.model)
         merge_lora(model)
     save_vlm(folder / "model", model, processor)
