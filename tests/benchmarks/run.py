@@ -92,7 +92,7 @@ def bench_self_augment() -> list[Row]:
     """VILA²'s loop over three seeds; a loop that was interrupted goes on."""
     import self_augment
 
-    return self_augment.rows()
+    return [*self_augment.rows(), *self_augment.emoji_rows()]
 
 
 def bench_telling() -> list[Row]:
@@ -218,6 +218,14 @@ def fill_rounds() -> None:
     for arm, label in ARMS.items():
         values = [cells[arm].get(name, "") for name in ROUND_COLUMNS]
         text.append(f"| {label} | {' | '.join(values)} |")
+    names = {arm: shown.partition(" ")[0] for arm, shown in cells["emoji"].items()}
+    text += [
+        "",
+        "On emoji (`recipes/loop/self_augment_emoji.yaml`, one seed), names right, word for word:"
+        f" {names['0']} after the web's captions, then {names['1']}, {names['2']}, {names['3']} by"
+        f" round; {names['start']} untrained, {names['longer']} after twice as long on the web's,"
+        f" {names['true']} after true names.",
+    ]
     between("self-augment-table", text)
 
 

@@ -83,6 +83,33 @@ def rows(root: Path = ROOT / "runs" / "self-augment") -> list[dict[str, Any]]:
     return found
 
 
+def emoji_rows(root: Path = ROOT / "runs" / "self-augment-emoji") -> list[dict[str, Any]]:
+    """Run the loop on emoji, one seed: names that are right, by what was trained on."""
+    from consomme.base.recipe import load_recipe
+    from consomme.pipelines import loop
+    from consomme.storage.ledger import load_manifest
+
+    recipe = load_recipe(
+        loop.LoopRecipe, RECIPE.with_name("self_augment_emoji.yaml"), [f"root={root}"]
+    )
+    parents = [load_manifest(parent.url) for parent in loop.run(recipe).parents]
+    return [
+        {
+            "key": f"self_augment.emoji.{arm if arm != 'model' else one.name.split('-')[1]}",
+            "value": round(value, 4),
+            "spread": 0.0,
+            "unit": "fraction",
+            "baseline": "self_augment.emoji.start, the nano VLM as it is shipped",
+            "how": "names right, word for word, of every second emoji; one seed",
+        }
+        for one in parents
+        if one.verb == "evaluate"
+        for _, arm, _, name in [key.split("/") for key in one.metrics if key.count("/") == 3]
+        if name == "accuracy_fraction"
+        for value in [one.metrics[f"evaluate/{arm}/emoji_names_twemoji/accuracy_fraction"]]
+    ]
+
+
 def _run_seed(root: Path, seed: int) -> dict[str, dict[str, float]]:
     """Run one loop; figures by arm: a round, a control, or a specialist."""
     from consomme.base.recipe import load_recipe
