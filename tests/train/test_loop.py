@@ -14,7 +14,7 @@ from consomme.models.weights import open_vlm
 from consomme.train.loop import Batch, Pace, StepReport, fit, lr_factor
 from consomme.train.parallel import Ddp, Spread, make_optimizer
 from consomme.train.parts import Group, Trainability
-from consomme.train.trainable import set_trainable
+from consomme.train.trainable import multiply_in_bfloat16, set_trainable
 
 
 class KilledError(Exception):
@@ -143,10 +143,17 @@ def test_bfloat16_is_for_products_only(debug_vlm: Path) -> None:
     for precision in ("float32", "bfloat16"):
         model, processor, groups = open_model(debug_vlm, lr=1e-3)
         frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
-        spread = replicated(model, groups)
+        if precision == "bfloat16":
+            multiply_in_bfloat16(model, "cpu")
+        batches = batches_of(model, processor)
         reports: list[StepReport] = []
-        pace = Pace(num_steps=5, precision=precision)  # type: ignore[arg-type]
-        fit(spread, batches_of(model, processor), pace, start=0, after_step=reports.append)
+        fit(
+            replicated(model, groups),
+            batches,
+            Pace(num_steps=5),
+            start=0,
+            after_step=reports.append,
+        )
         losses[precision] = [report.loss for report in reports]
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         assert all(torch.equal(frozen[n], p) for n, p in model.named_parameters() if n in frozen)

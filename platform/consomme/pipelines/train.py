@@ -125,7 +125,8 @@ class TrainRecipe:
     """Of matrix products; weights, gradients and optimizer stay float32."""
 
     activation_checkpointing: bool = runtime(False)
-    """Work out each layer twice instead of remembering what it did: less memory, a third slower."""
+    """Work out each layer twice instead of remembering what it did: less memory, for one more
+    forward pass."""
 
     weight_decay: float = 0.0
     """Decay of matrices."""

@@ -6,6 +6,7 @@ works out for itself from the same samples, so no rank waits for another's word.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -22,7 +23,8 @@ from consomme.pipelines.runs import check_rejects
 from consomme.pipelines.train import CURVE, TRAINABLE, TrainRecipe
 from consomme.pipelines.train_data import TrainSet, encode, load_samples, usable_samples
 from consomme.storage.ledger import RunFolder
-from consomme.train.parts import Group
+from consomme.train.layers import ByScore
+from consomme.train.parts import Group, Trained
 from consomme.vision.decode import decode
 
 META = "meta.json"
@@ -39,12 +41,13 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | ConsommeError:
         Train would try again what cannot succeed.
     """
     try:
-        return _train(config)
+        with contextlib.ExitStack() as opened:
+            return _train(config, opened)
     except ConsommeError as error:
         return error
 
 
-def _train(config: dict[str, Any]) -> dict[str, Any]:
+def _train(config: dict[str, Any], opened: contextlib.ExitStack) -> dict[str, Any]:
     import ray.train
     import torch
     from ray.train.torch import get_device
@@ -56,7 +59,13 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     from consomme.train.loop import Pace, StepReport, fit_in_turns, sum_nll
     from consomme.train.order import BatchOrder
     from consomme.train.parallel import PARALLELISMS, optimizer_bytes
-    from consomme.train.trainable import forget_activations, freeze, freeze_unused, set_trainable
+    from consomme.train.trainable import (
+        forget_activations,
+        freeze,
+        freeze_unused,
+        multiply_in_bfloat16,
+        set_trainable,
+    )
 
     recipe: TrainRecipe = config["recipe"]
     context = ray.train.get_context()
@@ -81,8 +90,8 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
 
     selector = LAYER_SELECTORS.build(recipe.layers, "layers")
     scores = None
-    if measure := getattr(selector, "measure", None):
-        scores = _scores(measure, selector, model, dialogue, samples, collate)
+    if isinstance(selector, ByScore):
+        scores = _scores(selector, model, dialogue, samples, collate)
     selected = selector(text.num_hidden_layers, scores)
     rotating = selector if isinstance(selector, Rotating) else None
     if rotating:
@@ -91,37 +100,38 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
     def layers_at(step: int) -> tuple[int, ...]:
         return rotating.at(step, text.num_hidden_layers) if rotating else selected
 
-    def mark(layers: tuple[int, ...]) -> Sequence[Group]:
-        groups = set_trainable(
+    def settle(layers: tuple[int, ...]) -> Trained:
+        return set_trainable(
             model, recipe.trainability, layers, lr=recipe.lr, weight_decay=recipe.weight_decay
-        ).groups
+        )
+
+    def mark(layers: tuple[int, ...]) -> Sequence[Group]:
+        groups = settle(layers).groups
         freeze(model, unused)
         return groups
 
-    checkpoint = ray.train.get_checkpoint()
-    curve = _curve(checkpoint)
+    checkpoint = opened.enter_context(_opened(ray.train.get_checkpoint()))
+    curve: list[dict[str, float]] = []
+    if checkpoint:
+        curve += json.loads((checkpoint / META).read_text())
     start = len(curve)
-    trained = set_trainable(
-        model,
-        recipe.trainability,
-        layers_at(max(0, start - 1)),
-        lr=recipe.lr,
-        weight_decay=recipe.weight_decay,
-    )
+    trained = settle(layers_at(max(0, start - 1)))
     folder = RunFolder.at(config["folder"])
     if rank == 0:
         table = [dataclasses.asdict(line) for line in trained.rows]
         folder.store.write(TRAINABLE, json.dumps(table, indent=1).encode())
     if recipe.activation_checkpointing:
         forget_activations(model)
+    device = get_device()
+    if recipe.precision == "bfloat16":
+        multiply_in_bfloat16(model, device.type)
     unused = freeze_unused(model, lambda bare: sum_nll(bare, collate(samples[:1])))
     order = BatchOrder(data.weights, recipe.global_batch, recipe.seed)
     num_parts = math.ceil(math.ceil(recipe.global_batch / world) / recipe.micro_batch)
-    device = get_device()
     spread = PARALLELISMS.build(recipe.parallelism, "parallelism")(model, trained.groups, device)
     if checkpoint:
-        with checkpoint.as_directory() as path:
-            spread.load(Path(path))
+        spread.load(checkpoint)
+    opened.close()
 
     def batches(step: int) -> Iterator[dict[str, Any]]:
         # What is drawn in a step, such as dropout, does not depend on the steps before it.
@@ -159,7 +169,6 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
         warmup_fraction=recipe.warmup_fraction,
         final_fraction=recipe.final_lr_fraction,
         max_grad_norm=recipe.max_grad_norm,
-        precision=recipe.precision,
     )
     fit_in_turns(
         spread,
@@ -177,7 +186,8 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
         folder.store.write("rejects/train.jsonl", "".join(lines).encode())
     return {
         "counts": counts,
-        "layers": list(selected),
+        "layers": sorted({i for step in range(recipe.num_steps) for i in layers_at(step)}),
+        "lowest_layer": trained.lowest_layer,
         "layer_scores": scores,
         "num_layers": text.num_hidden_layers,
         "trainable": [dataclasses.asdict(row) for row in trained.rows],
@@ -192,25 +202,25 @@ def _train(config: dict[str, Any]) -> dict[str, Any]:
 
 def _check_rotation(recipe: TrainRecipe) -> None:
     """Refuse what cannot rotate before anything is trained."""
+    from consomme.train.parallel import CANNOT_ROTATE
+
     if recipe.language_model.state != "full":
         raise RecipeError(
             f"language_model.state is {recipe.language_model.state}, but layers that rotate are"
             " trained in full; set language_model.state=full, or take another layer selection"
         )
     if recipe.parallelism["name"] == "deepspeed":
-        raise RecipeError(
-            "parallelism: DeepSpeed settles at the start which parameters move, so layers cannot"
-            " rotate; expected {name: ddp} or {name: fsdp2}"
-        )
+        raise RecipeError(CANNOT_ROTATE)
 
 
-def _curve(checkpoint: Any) -> list[dict[str, float]]:
-    """Steps that a checkpoint has seen; none without one."""
+@contextlib.contextmanager
+def _opened(checkpoint: Any) -> Iterator[Path | None]:
+    """Bring a checkpoint here, once, for as long as it is read."""
     if checkpoint is None:
-        return []
+        yield None
+        return
     with checkpoint.as_directory() as path:
-        curve: list[dict[str, float]] = json.loads((Path(path) / META).read_text())
-        return curve
+        yield Path(path)
 
 
 def _counts(data: TrainSet) -> dict[str, int]:
@@ -231,8 +241,7 @@ def _even(mine: Sequence[Sample], num_parts: int) -> Iterator[Sequence[Sample]]:
 
 
 def _scores(
-    measure: str,
-    selector: Any,
+    selector: ByScore,
     model: Any,
     dialogue: Any,
     samples: Sequence[Sample],
@@ -243,16 +252,16 @@ def _scores(
     from consomme.models.weights import open_scorer
     from consomme.train import layer_scores
 
-    if measure.startswith("parameter_"):
+    if selector.tuned is not None:
         tuned, _ = open_scorer(model_folder(selector.tuned))
-        function = getattr(layer_scores, measure)
+        function = getattr(layer_scores, selector.measure)
         found: list[float] = function(anatomy(model).layers, anatomy(tuned).layers)
         return found
     probe = layer_scores.LayerProbe(model, dialogue.image_token_id)
     some = samples[: selector.num_samples]
     few = [some[at : at + 8] for at in range(0, len(some), 8)]
-    probe.watch(map(collate, few), attention=measure == "image_attention")
-    by_layer: list[float] = getattr(probe, measure)()
+    probe.watch(map(collate, few), attention=selector.measure == "image_attention")
+    by_layer: list[float] = getattr(probe, selector.measure)()
     return by_layer
 
 

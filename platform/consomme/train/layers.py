@@ -242,11 +242,16 @@ class ByScore(Share):
     def __post_init__(self) -> None:
         """A change needs two models."""
         super().__post_init__()
-        if (self.tuned is None) == self.measure.startswith("parameter_"):
+        if (self.tuned is None) == self.compares:
             expected = "a tuned model" if self.tuned is None else "none"
             raise RecipeError(
                 f"tuned: found {self.tuned}, expected {expected} for measure={self.measure}"
             )
+
+    @property
+    def compares(self) -> bool:
+        """Whether the measure compares weights with those of a tuned model."""
+        return self.measure.startswith("parameter_")
 
     def __call__(self, num_layers: int, scores: Sequence[float] | None = None) -> tuple[int, ...]:
         """Return the layers at that end; of equal ones the lower first."""

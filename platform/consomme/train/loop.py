@@ -7,7 +7,6 @@ micro-batches.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +25,6 @@ from consomme.train.parts import Group
 
 Batch = dict[str, Tensor]
 Schedule = Literal["cosine", "linear", "constant"]
-Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +43,6 @@ class Pace:
 
     max_grad_norm: float = 1.0
     """Gradients whose norm is larger are shortened to it."""
-
-    precision: Precision = "float32"
-    """Of the matrix products; weights and optimizer are float32 in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,14 +118,14 @@ def fit(
         total, positions = _sum_over_ranks(sizes, parts).tolist()
         if total == 0:
             raise DataError(f"step {step + 1}: no labelled token in the whole batch")
-        summed = torch.zeros((), dtype=torch.float64)
+        losses = []
         for number, part in enumerate(parts):
             spread.begin(is_last=number == len(parts) - 1)
-            with _rounding(pace.precision, part):
-                loss = sum_nll(spread.model, part)
+            loss = sum_nll(spread.model, part)
             # Gradients are averaged over ranks; times the ranks makes it a sum.
             spread.backward(loss * world / total)
-            summed += loss.detach().cpu()
+            losses.append(loss.detach())
+        summed = torch.stack(losses).double().sum()
         mean = float(_sum_over_ranks(summed, parts)) / total
         if not math.isfinite(mean):
             raise DataError(
@@ -207,10 +202,3 @@ def _sum_over_ranks(value: Tensor, parts: Sequence[Batch]) -> Tensor:
         value = value.to(parts[0]["labels"].device).clone()
         dist.all_reduce(value)
     return value.cpu()
-
-
-def _rounding(precision: Precision, batch: Batch) -> Any:
-    """Multiply matrices in bfloat16, where that is wanted."""
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(batch["labels"].device.type, torch.bfloat16)

@@ -24,6 +24,11 @@ from consomme.train.parts import Group
 
 BETAS = (0.9, 0.98)
 
+CANNOT_ROTATE = (
+    "layers: DeepSpeed settles at the start which parameters move, so they cannot rotate;"
+    " expected parallelism={name: ddp} or {name: fsdp2}"
+)
+
 
 class Spread(Protocol):
     """A model and its optimizer on one rank, spread in some way."""
@@ -298,10 +303,7 @@ class _ZeRO:
         self.model.set_gradient_accumulation_boundary(is_last)
 
     def reselect(self, groups: Sequence[Group]) -> None:
-        raise RecipeError(
-            "layers: DeepSpeed settles at the start which parameters move, so they cannot rotate;"
-            " expected {name: ddp} or {name: fsdp2}"
-        )
+        raise RecipeError(CANNOT_ROTATE)
 
     def backward(self, loss: Tensor) -> None:
         self.model.backward(loss)

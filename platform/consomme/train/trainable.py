@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from consomme.base.errors import RecipeError
@@ -220,6 +221,19 @@ def freeze(model: nn.Module, names: Collection[str]) -> None:
 def forget_activations(model: Any) -> None:
     """Work out each layer again when its gradients are needed, instead of remembering what it did.
 
-    Takes the memory of one layer's activations instead of all of them, and a third more time.
+    Takes the memory of one layer's activations instead of all of them, for one more forward pass.
     """
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def multiply_in_bfloat16(model: Any, device: str) -> None:
+    """Round the operands of matrix products to bfloat16; weights and gradients stay float32.
+
+    It is done inside the model's own forward pass, because DeepSpeed switches off what it finds
+    switched on around it.
+
+    Args:
+        model: Not yet wrapped by a parallelism.
+        device: Type of the device that it will be called on.
+    """
+    model.forward = torch.autocast(device, torch.bfloat16)(model.forward)
