@@ -1,19 +1,21 @@
 """What one bad sample costs: itself. The stages step by step, without Ray."""
 
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from consomme.base.errors import DataError, RecipeError
-from consomme.base.sample import Sample, Turn, caption_turns, turns_of
+from consomme.base.sample import Reject, Sample, Turn, caption_turns, turns_of
 from consomme.datasets.sources import SceneSource
 from consomme.models.dialogue import Dialogue
 from consomme.models.weights import open_vlm
-from consomme.pipelines import train, train_data
+from consomme.pipelines import train
 from consomme.pipelines.loading import name_row, sample_row
 from consomme.pipelines.runs import check_rejects
 from consomme.pipelines.score import PerplexityStage
+from consomme.pipelines.train_data import Prepared, Preparer, encode, plan_source
 from consomme.pipelines.worker import UnitWorker
 from consomme.storage.files import open_store
 from consomme.storage.ledger import RunFolder
@@ -95,22 +97,28 @@ def dialogue(debug_vlm: Path) -> Dialogue:
     return Dialogue(model.config, processor)
 
 
-def train_set(*sources: tuple[list[Sample], float]) -> train_data.TrainSet:
-    return train_data.TrainSet(
-        samples=[sample for samples, _ in sources for sample in samples],
-        weights=[(len(samples), weight) for samples, weight in sources],
-    )
+def preparer(dialogue: Dialogue, max_tokens: int = 512) -> Preparer:
+    recipe = train.TrainRecipe(name="t", model="m", data=(), prompt=PROMPT)
+    return Preparer(recipe, dialogue, max_tokens)
 
 
-def test_training_finds_bad_samples_before_the_first_step(dialogue: Dialogue) -> None:
-    data = train_set((bad_samples(), 1.0), (GOOD[:2], 3.0))
-    usable = train_data.usable_samples(data, dialogue, PROMPT, 512)
-    reasons = {reject.sample_id: reject.reason for reject in usable.rejects}
+def test_training_reads_only_what_it_can_train_on(dialogue: Dialogue, tmp_path: Path) -> None:
+    writer = WebDatasetWriter(open_store(str(tmp_path)), "s", max_rows=100)
+    for sample in bad_samples():
+        writer.write(sample)
+    writer.close()
+    source = train.TrainSource(inputs=(str(tmp_path),))
+    (work,) = plan_source(source, "data[0]").works
+    contents = preparer(dialogue).read(source, work, 0, 0)
+    reasons = {reject.sample_id: reject.reason for reject in contents.rejects}
     assert reasons == EXPECTED | {GOOD[4].sample_id: "sequence_too_long"}
-    assert usable.weights == [(3, 1.0), (2, 3.0)]
-    assert usable.samples == [GOOD[0], GOOD[2], GOOD[5], GOOD[0], GOOD[1]]
-    for sample in usable.samples:
-        dialogue.encode(turns_of(sample, PROMPT), decode(sample.image))
+    good = [GOOD[0], GOOD[2], GOOD[5]]
+    assert [one.sample.sample_id for one in contents.samples] == [one.sample_id for one in good]
+    for one, sample in zip(contents.samples, good, strict=True):
+        assert one.sample.image == sample.image
+        spoken = dialogue.encode(turns_of(sample, PROMPT), decode(sample.image))
+        assert encode(dialogue, one).input_ids == spoken.input_ids
+        assert one.num_tokens == len(spoken.input_ids)
 
 
 def test_conversations_keep_their_own_questions(dialogue: Dialogue) -> None:
@@ -122,9 +130,13 @@ def test_conversations_keep_their_own_questions(dialogue: Dialogue) -> None:
         *caption_turns(GOOD[0].caption),
     )
     broken = Sample(**{**vars(talk), "turns": (Turn(role="user", content="<end>"), turns[1])})
-    usable = train_data.usable_samples(train_set(([talk, broken], 1.0)), dialogue, PROMPT, 512)
-    assert usable.samples == [talk]
-    assert [reject.reason for reject in usable.rejects] == ["text_not_encodable"]
+    source = train.TrainSource(inputs=("x",))
+    made = preparer(dialogue).prepare(talk, source, Random(0))
+    assert isinstance(made, Prepared)
+    assert made.sample.turns == turns
+    refused = preparer(dialogue).prepare(broken, source, Random(0))
+    assert isinstance(refused, Reject)
+    assert refused.reason == "text_not_encodable"
 
 
 def test_too_many_rejects_fail_with_the_top_reasons() -> None:

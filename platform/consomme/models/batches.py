@@ -1,7 +1,8 @@
-"""Put conversations side by side as a model takes them.
+"""Put conversations side by side as a model takes them, or one after the other in a row.
 
-One decision is made here: what a model is given is what its own `forward` has names for, so one
-function serves every family.
+Two decisions are made here. What a model is given is what its own `forward` has names for, so one
+function serves every family. And conversations in one row know nothing of each other: each sees
+itself only, counts its positions from 0, and its first token is nobody's label.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from consomme.base.errors import RecipeError
 from consomme.models.dialogue import Asked, Spoken, pad_and_join
 
 # Shapes: B conversations, T token positions.
@@ -33,6 +35,31 @@ class Batcher:
         """
         self.takes = frozenset(inspect.signature(model.forward).parameters)
         self.pad_id = pad_id
+        text = model.config.get_text_config()
+        self._family = model.config.model_type
+        self._attention = text._attn_implementation
+        self._window: int | None = getattr(text, "sliding_window", None)
+        # Families whose positions count time, height and width have it.
+        self._rope = getattr(getattr(model, "model", None), "get_rope_index", None)
+        if self._rope:
+            self._rope_takes = frozenset(inspect.signature(self._rope).parameters)
+
+    def check_packing(self) -> None:
+        """See to it that conversations can stand in one row.
+
+        Raises:
+            RecipeError: The model's attention has rules that a mask cannot say.
+        """
+        if "token_type_ids" in self.takes or "position_ids" not in self.takes:
+            raise RecipeError(
+                f"pack_tokens: a {self._family} model looks ahead in pictures and prompts, so"
+                " samples cannot share a row; set pack_tokens=null"
+            )
+        if self._attention not in ("sdpa", "eager"):
+            raise RecipeError(
+                f"pack_tokens: the model's attention is {self._attention}, expected sdpa or eager,"
+                " which take a mask of our own; set pack_tokens=null"
+            )
 
     def join(
         self, rows: Sequence[Asked | Spoken], *, pad: Literal["left", "right"] = "right"
@@ -60,13 +87,67 @@ class Batcher:
         for name in ("mm_token_type_ids", "token_type_ids"):
             if name in self.takes:
                 inputs[name] = padded([row.token_types for row in rows], 0)
-        pixels = [row.pixels for row in rows if row.pixels is not None]
-        for name in sorted(self.takes.intersection(pixels[0].inputs if pixels else ())):
-            inputs[name] = pad_and_join([one.inputs[name] for one in pixels])
+        inputs |= self._pixels(rows)
         spoken = [row for row in rows if isinstance(row, Spoken)]
         if len(spoken) == len(rows):
             inputs["labels"] = padded([labels_of(row) for row in spoken], IGNORE_INDEX)
         return inputs
+
+    def pack(self, rows: Sequence[Spoken]) -> dict[str, Tensor]:
+        """Put conversations one after the other into one row, T tokens long.
+
+        Returns:
+            As `join`, with B = 1; `attention_mask` (1, 1, T, T) says which token sees which, and
+            `position_ids` (1, T), or (3, 1, T) for families with three of them.
+        """
+        ids = [token for row in rows for token in row.input_ids]
+        owners = torch.tensor([k for k, row in enumerate(rows) for _ in row.input_ids])
+        labels = []
+        for row in rows:
+            labels += [IGNORE_INDEX, *labels_of(row)[1:]]
+        inputs = {
+            "input_ids": torch.tensor([ids]),
+            "attention_mask": self._block_mask(owners),
+            "position_ids": torch.cat([self._positions(row) for row in rows], dim=-1),
+            "labels": torch.tensor([labels]),
+        }
+        if "mm_token_type_ids" in self.takes:
+            inputs["mm_token_type_ids"] = torch.tensor(
+                [[t for row in rows for t in row.token_types]]
+            )
+        return inputs | self._pixels(rows)
+
+    def _pixels(self, rows: Sequence[Asked | Spoken]) -> dict[str, Tensor]:
+        pixels = [row.pixels for row in rows if row.pixels is not None]
+        names = sorted(self.takes.intersection(pixels[0].inputs if pixels else ()))
+        return {name: pad_and_join([one.inputs[name] for one in pixels]) for name in names}
+
+    def _block_mask(self, owners_T: Tensor) -> Tensor:
+        place_T = torch.arange(len(owners_T))
+        behind_TT = place_T[:, None] - place_T[None, :]
+        sees_TT = (owners_T[:, None] == owners_T[None, :]) & (behind_TT >= 0)
+        if self._window is not None:
+            sees_TT &= behind_TT < self._window
+        if self._attention == "sdpa":
+            return sees_TT[None, None]
+        # Eager attention adds the mask to what it compares.
+        mask_TT = torch.zeros(sees_TT.shape).masked_fill_(~sees_TT, torch.finfo(torch.float32).min)
+        return mask_TT[None, None]
+
+    def _positions(self, row: Spoken) -> Tensor:
+        if self._rope is None:
+            return torch.arange(len(row.input_ids))[None]
+        if row.pixels is None:
+            return torch.arange(len(row.input_ids)).expand(3, 1, -1)
+        beside = {n: v for n, v in row.pixels.inputs.items() if n in self._rope_takes}
+        positions, _ = self._rope(
+            input_ids=torch.tensor([row.input_ids]),
+            mm_token_type_ids=torch.tensor([row.token_types]),
+            attention_mask=torch.ones((1, len(row.input_ids)), dtype=torch.long),
+            **beside,
+        )
+        found: Tensor = positions.cpu()
+        return found
 
 
 def labels_of(row: Spoken) -> list[int]:

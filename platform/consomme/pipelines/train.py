@@ -53,6 +53,10 @@ class TrainSource:
     weight: float | None = None
     """Share of the batches relative to the other sources; None weighs by number of samples."""
 
+    shuffle_turns: bool = False
+    """Ask the questions of a sample in another order in every epoch. Only for samples whose
+    questions do not lean on each other."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe:
@@ -135,7 +139,19 @@ class TrainRecipe:
     """Gradients whose norm is larger are shortened to it."""
 
     seed: int = 0
-    """Order of the data, and what adapters begin with."""
+    """Order of the data, what is varied in it, and what adapters begin with."""
+
+    shuffle_units: int = 8
+    """Units, of at most 1,024 samples each, whose samples are shuffled together; a run that goes on
+    from a checkpoint reads so many before its first step."""
+
+    max_upscale: float = 1.0
+    """Enlarge each picture by a factor between 1 and this, another one in every epoch (Idefics2,
+    arXiv 2405.02246)."""
+
+    neftune_alpha: float = 0.0
+    """Add noise to the embeddings while training, uniform in ± alpha / sqrt(tokens x width), of
+    which 5 to 15 are usual and 0 is none (NEFTune, arXiv 2310.05914)."""
 
     num_workers: int = 1
     """Ray Train workers; each takes its part of a step's samples. More workers add in another
@@ -149,6 +165,14 @@ class TrainRecipe:
 
     micro_batch: int = runtime(32)
     """Samples per forward pass: as many as fit into memory."""
+
+    pack_tokens: int | None = runtime(None)
+    """Put as many samples of a step into one row as have so many tokens together, and one row
+    through the model at a time, so nothing is padded; the loss stays the same. None gives each
+    sample a row of its own, padded to the longest of `micro_batch`."""
+
+    num_readers: int = runtime(2)
+    """Tasks that read and check samples ahead, for each source; they claim no CPU."""
 
     cpus_per_worker: float = runtime(1.0)
     """CPUs a worker claims where there is no GPU."""
@@ -174,6 +198,11 @@ def run(recipe: TrainRecipe) -> Manifest:
             f"global_batch={recipe.global_batch} is less than num_workers={recipe.num_workers}:"
             " some workers would have no sample in a step; raise it or take fewer workers"
         )
+    for key, least in (("shuffle_units", 1), ("max_upscale", 1), ("num_readers", 1)):
+        if getattr(recipe, key) < least:
+            raise RecipeError(f"{key}: found {getattr(recipe, key)}, expected at least {least}")
+    if recipe.pack_tokens is not None and recipe.pack_tokens < 1:
+        raise RecipeError(f"pack_tokens: found {recipe.pack_tokens}, expected at least 1, or null")
     if recipe.keeps_adapter:
         _check_adapter(recipe.trainability)
     start = model_folder(recipe.model)

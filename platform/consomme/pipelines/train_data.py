@@ -1,109 +1,194 @@
-"""What a rank trains on: samples with their newest captions, and those that cannot be used.
+"""What training reads: the units of each source, and what of them can be trained on.
 
-One decision is made here: a rank holds its samples in memory and decodes pictures as it needs them.
+One decision is made here: a sample is looked at whole before it is handed out. Its picture is
+decoded and its text put into tokens, so a bad one costs a reject where it is read, and no step of
+training finds out half-way. What is handed out is the encoded picture again, which is small.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from PIL import Image
+
 from consomme.base.errors import DataError
-from consomme.base.sample import Reject, Sample, turns_of
+from consomme.base.sample import Reject, Sample, Turn, turns_of
 from consomme.pipelines.captions import check_units, reader, units_of
 from consomme.pipelines.stage import reject_of
-from consomme.pipelines.train import TrainSource
+from consomme.pipelines.train import TrainRecipe, TrainSource
+from consomme.storage.ledger import RunFolder
+from consomme.storage.plan import Work
 from consomme.storage.units import plan_units
 from consomme.storage.view import View
 from consomme.vision.decode import DecodeProblem, decode
 
 
-@dataclass
-class TrainSet:
-    """What a worker trains on."""
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """One sample that can be trained on."""
 
-    samples: list[Sample] = field(default_factory=list)
-    weights: list[tuple[int, float]] = field(default_factory=list)
-    """(number of samples, relative weight) of each source, in the order of `samples`."""
+    sample: Sample
+    """With the turns that are trained on, question included."""
 
-    rejects: list[Reject] = field(default_factory=list)
+    num_tokens: int
+    """Of the whole conversation, picture included."""
 
-
-def load_samples(sources: Sequence[TrainSource]) -> TrainSet:
-    """Read all samples of the sources, with their newest captions, in unit order."""
-    found = TrainSet()
-    for source in sources:
-        samples = list(_read(source))
-        if not samples:
-            raise DataError(f"data: {source} holds no samples")
-        weight = float(len(samples)) if source.weight is None else source.weight
-        found.samples += samples
-        found.weights.append((len(samples), weight))
-    return found
+    scale: float = 1.0
+    """Its picture is enlarged so many times."""
 
 
-def usable_samples(data: TrainSet, dialogue: Any, prompt: str, max_tokens: int) -> TrainSet:
-    """Leave out what cannot be trained on, so that no step finds out half-way.
+@dataclass(frozen=True, kw_only=True)
+class UnitContents:
+    """What of a unit can be trained on, in the order of its rows, and what cannot."""
 
-    Args:
-        data: Samples as they were read.
-        dialogue: The model's `Dialogue`.
-        prompt: User turn put before samples that are captions only.
-        max_tokens: Positions the language model has.
+    unit_id: str
+    samples: list[Prepared]
+    rejects: list[Reject]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourcePlan:
+    """One source of the training data."""
+
+    source: TrainSource
+    works: tuple[Work, ...]
+    """Its units, in order, without those of which nothing is wanted."""
+
+    num_rows: int
+    """Samples it has, those that cannot be trained on included."""
+
+    @property
+    def weight(self) -> float:
+        """Share of the batches, relative to the other sources."""
+        return float(self.num_rows) if self.source.weight is None else self.source.weight
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes to read for all of it, as far as shards tell."""
+        return sum(work.unit.num_bytes for work in self.works)
+
+
+def plan_source(source: TrainSource, name: str) -> SourcePlan:
+    """List the units of a source; no picture is read.
+
+    Raises:
+        DataError: It holds no samples, or its captions are about other units.
     """
-    found = TrainSet()
-    position = 0
-    for size, weight in data.weights:
-        good = []
-        for sample in data.samples[position : position + size]:
-            problem = _problem(sample, dialogue, prompt, max_tokens)
-            if problem:
-                found.rejects.append(reject_of(sample, *problem))
-            else:
-                good.append(sample)
-        found.samples += good
-        found.weights.append((len(good), weight))
-        position += size
-    return found
-
-
-def _problem(sample: Sample, dialogue: Any, prompt: str, max_tokens: int) -> tuple[str, str] | None:
-    from consomme.models.dialogue import PictureRefusedError
-
-    image = decode(sample.image)
-    if isinstance(image, DecodeProblem):
-        return image.reason, image.detail
-    try:
-        spoken = encode(dialogue, sample, image, prompt)
-    except PictureRefusedError as error:
-        return "image_not_encodable", str(error)
-    except DataError as error:
-        return "text_not_encodable", str(error)
-    num_tokens = len(spoken.input_ids)
-    if num_tokens > max_tokens:
-        return "sequence_too_long", f"{num_tokens} tokens, the model has {max_tokens} positions"
-    return None
-
-
-def encode(dialogue: Any, sample: Sample, image: Any, prompt: str) -> Any:
-    """Put a sample into tokens; a model without eyes gets its words alone."""
-    return dialogue.encode(turns_of(sample, prompt), image if dialogue.has_eyes else None)
-
-
-def _read(source: TrainSource) -> Iterator[Sample]:
-    """Yield a source's samples, with the captions of its recaption run."""
-    read = reader(source.captions, only_new=source.only_recaptioned)
     if source.view:
         view = View.load(source.view)
         check_units(source.captions, (unit.unit_id for unit in view.units))
-        for unit, rows in view.rows():
-            wanted = set(rows)
-            if wanted:
-                yield from (sample for row, sample in read(unit)[0] if row in wanted)
-        return
-    units = plan_units(source.inputs, "data")
-    if source.captions:
-        units = units_of(source.captions, sorted({unit.shard for unit in units}))
-    for unit in units:
-        yield from (sample for _, sample in read(unit)[0])
+        works = [Work(unit=unit, bitmap=bitmap) for unit, bitmap in view.entries]
+    else:
+        units = plan_units(source.inputs, "data")
+        if source.captions:
+            units = units_of(source.captions, sorted({unit.shard for unit in units}))
+        works = [Work(unit=unit) for unit in units]
+    rows = {work.unit.unit_id: work.num_rows for work in works}
+    if source.captions and source.only_recaptioned:
+        found = RunFolder.at(source.captions).iter_commits()
+        new = {record.unit_id: record.counts.get("new", 0) for record in found}
+        rows = {unit: min(count, new.get(unit, 0)) for unit, count in rows.items()}
+    works = [work for work in works if rows[work.unit.unit_id]]
+    if not works:
+        raise DataError(f"{name}: {source} holds no samples")
+    return SourcePlan(source=source, works=tuple(works), num_rows=sum(rows.values()))
+
+
+class Preparer:
+    """Reads units for one model."""
+
+    def __init__(self, recipe: TrainRecipe, dialogue: Any, max_tokens: int) -> None:
+        """Keep what samples are made for.
+
+        Args:
+            recipe: For its sources, and what is varied from epoch to epoch.
+            dialogue: The model's `Dialogue`.
+            max_tokens: Positions the language model has.
+        """
+        self.recipe, self.dialogue, self.max_tokens = recipe, dialogue, max_tokens
+
+    def read(self, source: TrainSource, work: Work, number: int, epoch: int) -> UnitContents:
+        """Read one unit.
+
+        Args:
+            source: What the unit is of.
+            work: The unit, and which rows.
+            number: Of the source.
+            epoch: How often the unit was read before, if training goes straight on.
+        """
+        samples, rejects = reader(source.captions, only_new=source.only_recaptioned)(work.unit)
+        wanted = None if work.rows is None else set(work.rows)
+        found = UnitContents(unit_id=work.unit.unit_id, samples=[], rejects=[])
+        found.rejects.extend(one for row, one in rejects if wanted is None or row in wanted)
+        for row, sample in samples:
+            if wanted is None or row in wanted:
+                draw = random.Random(f"vary-{self.recipe.seed}-{number}-{epoch}-{sample.sample_id}")
+                made = self.prepare(sample, source, draw)
+                if isinstance(made, Reject):
+                    found.rejects.append(made)
+                else:
+                    found.samples.append(made)
+        return found
+
+    def prepare(
+        self, sample: Sample, source: TrainSource, draw: random.Random
+    ) -> Prepared | Reject:
+        """Make one sample ready, or say why it cannot be trained on."""
+        from consomme.models.dialogue import PictureRefusedError
+
+        image = decode(sample.image)
+        if isinstance(image, DecodeProblem):
+            return reject_of(sample, image.reason, image.detail)
+        turns = turns_of(sample, self.recipe.prompt)
+        if source.shuffle_turns:
+            turns = shuffled(turns, draw)
+        scale = draw.uniform(1, self.recipe.max_upscale)
+        made = Prepared(sample=replace(sample, turns=turns), num_tokens=0, scale=scale)
+        try:
+            spoken = encode(self.dialogue, made, image)
+        except PictureRefusedError as error:
+            return reject_of(sample, "image_not_encodable", str(error))
+        except DataError as error:
+            return reject_of(sample, "text_not_encodable", str(error))
+        num_tokens = len(spoken.input_ids)
+        if num_tokens > self.max_tokens:
+            detail = f"{num_tokens} tokens, the model has {self.max_tokens} positions"
+            return reject_of(sample, "sequence_too_long", detail)
+        return replace(made, num_tokens=num_tokens)
+
+
+def encode(dialogue: Any, prepared: Prepared, image: Image.Image | None = None) -> Any:
+    """Put a sample into tokens and pixels; a model without eyes gets its words alone.
+
+    Args:
+        dialogue: The model's `Dialogue`.
+        prepared: The sample.
+        image: Its picture, if it was decoded before.
+    """
+    turns = prepared.sample.turns
+    if not dialogue.has_eyes:
+        return dialogue.encode(turns, None)
+    picture = decode(prepared.sample.image) if image is None else image
+    if isinstance(picture, DecodeProblem):
+        raise DataError(f"{prepared.sample.sample_id}: {picture.reason}: {picture.detail}")
+    if prepared.scale != 1.0:
+        size = (round(picture.width * prepared.scale), round(picture.height * prepared.scale))
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    return dialogue.encode(turns, picture)
+
+
+def shuffled(turns: Sequence[Turn], draw: random.Random) -> tuple[Turn, ...]:
+    """Put questions in another order, each with its answer.
+
+    What does not go question, answer, question, answer after a word of the system stays as it is.
+    """
+    head = tuple(turn for turn in turns[:1] if turn.role == "system")
+    rest = turns[len(head) :]
+    pairs = [rest[at : at + 2] for at in range(0, len(rest), 2)]
+    if any([turn.role for turn in pair] != ["user", "assistant"] for pair in pairs):
+        return tuple(turns)
+    draw.shuffle(pairs)
+    return head + tuple(turn for pair in pairs for turn in pair)

@@ -9,26 +9,52 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from consomme.base.errors import ConsommeError, RecipeError
-from consomme.base.sample import Sample
 from consomme.pipelines.checkpoints import model_folder
-from consomme.pipelines.runs import check_rejects
 from consomme.pipelines.train import CURVE, TRAINABLE, TrainRecipe
-from consomme.pipelines.train_data import TrainSet, encode, load_samples, usable_samples
+from consomme.pipelines.train_dealer import Dealer, Tables
 from consomme.storage.ledger import RunFolder
 from consomme.train.layers import ByScore
 from consomme.train.parts import Group, Trained
-from consomme.vision.decode import decode
 
 META = "meta.json"
-"""In a checkpoint, beside what the parallelism writes: steps done, and the curve so far."""
+"""In a checkpoint, beside what the parallelism writes: what a run has seen so far."""
+
+
+@dataclass
+class Seen:
+    """What a run knows at a checkpoint, apart from weights and optimizer."""
+
+    curve: list[dict[str, float]] = field(default_factory=list)
+    """Of all steps done."""
+
+    data: dict[str, Any] | None = None
+    """Where in the data the next step begins."""
+
+    layers: list[int] | None = None
+    """Which were selected at the start."""
+
+    scores: list[float] | None = None
+    """Of the layers, if they were selected by one."""
+
+    unused: list[str] | None = None
+    """Parameters that were frozen because the loss does not reach them."""
+
+    @classmethod
+    def of(cls, checkpoint: Path | None) -> Seen:
+        """Read it from a checkpoint; empty without one."""
+        return cls(**json.loads((checkpoint / META).read_text())) if checkpoint else cls()
+
+    def save(self, checkpoint: Path) -> None:
+        """Write it into a checkpoint."""
+        (checkpoint / META).write_text(json.dumps(dataclasses.asdict(self)))
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any] | ConsommeError:
@@ -49,15 +75,25 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | ConsommeError:
 
 def _train(config: dict[str, Any], opened: contextlib.ExitStack) -> dict[str, Any]:
     import ray.train
+
+    recipe: TrainRecipe = config["recipe"]
+    folder = RunFolder.at(config["folder"])
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    checkpoint = opened.enter_context(_opened(ray.train.get_checkpoint()))
+    seen = Seen.of(checkpoint)
+    # Before anything else is imported or opened: reading begins meanwhile.
+    dealer = Dealer(config, seen.data, rank, world)
+
     import torch
     from ray.train.torch import get_device
 
-    from consomme.models.batches import IGNORE_INDEX, Batcher
+    from consomme.models.batches import Batcher
     from consomme.models.prefix_dialogue import dialogue_for
     from consomme.models.weights import open_scorer
     from consomme.train.layers import LAYER_SELECTORS, Rotating
     from consomme.train.loop import Pace, StepReport, fit_in_turns, sum_nll
-    from consomme.train.order import BatchOrder
+    from consomme.train.neftune import add_noise
     from consomme.train.parallel import PARALLELISMS, optimizer_bytes
     from consomme.train.trainable import (
         forget_activations,
@@ -67,38 +103,29 @@ def _train(config: dict[str, Any], opened: contextlib.ExitStack) -> dict[str, An
         set_trainable,
     )
 
-    recipe: TrainRecipe = config["recipe"]
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(recipe.seed)
     torch.set_num_threads(max(1, int(recipe.cpus_per_worker)))
+    device = get_device()
     model, processor = open_scorer(config["start"])
     dialogue = dialogue_for(model.config, processor)
-    text = model.config.get_text_config()
-    limit = text.max_position_embeddings
-    data = usable_samples(load_samples(recipe.data), dialogue, recipe.prompt, limit)
-    samples = data.samples
-    counts = _counts(data)
-    check_rejects(counts, recipe.max_reject_fraction, config["folder"])
+    num_layers = model.config.get_text_config().num_hidden_layers
     pad_id = dialogue.tokenizer.pad_token_id
     batcher = Batcher(model, dialogue.tokenizer.eos_token_id if pad_id is None else pad_id)
-
-    def collate(part: Sequence[Sample]) -> dict[str, Any]:
-        return batcher.join(
-            [encode(dialogue, one, decode(one.image), recipe.prompt) for one in part]
-        )
-
+    if recipe.pack_tokens is not None:
+        batcher.check_packing()
+    tables = Tables(batcher=batcher, dialogue=dialogue, is_packed=recipe.pack_tokens is not None)
     selector = LAYER_SELECTORS.build(recipe.layers, "layers")
-    scores = None
-    if isinstance(selector, ByScore):
-        scores = _scores(selector, model, dialogue, samples, collate)
-    selected = selector(text.num_hidden_layers, scores)
+    if seen.layers is None:
+        if isinstance(selector, ByScore):
+            seen.scores = _scores(selector, model, dialogue, tables, dealer)
+        seen.layers = list(selector(num_layers, seen.scores))
+    selected = tuple(seen.layers)
     rotating = selector if isinstance(selector, Rotating) else None
     if rotating:
         _check_rotation(recipe)
 
     def layers_at(step: int) -> tuple[int, ...]:
-        return rotating.at(step, text.num_hidden_layers) if rotating else selected
+        return rotating.at(step, num_layers) if rotating else selected
 
     def settle(layers: tuple[int, ...]) -> Trained:
         return set_trainable(
@@ -107,57 +134,51 @@ def _train(config: dict[str, Any], opened: contextlib.ExitStack) -> dict[str, An
 
     def mark(layers: tuple[int, ...]) -> Sequence[Group]:
         groups = settle(layers).groups
-        freeze(model, unused)
+        freeze(model, seen.unused or ())
         return groups
 
-    checkpoint = opened.enter_context(_opened(ray.train.get_checkpoint()))
-    curve: list[dict[str, float]] = []
-    if checkpoint:
-        curve += json.loads((checkpoint / META).read_text())
-    start = len(curve)
+    start = len(seen.curve)
     trained = settle(layers_at(max(0, start - 1)))
-    folder = RunFolder.at(config["folder"])
     if rank == 0:
         table = [dataclasses.asdict(line) for line in trained.rows]
         folder.store.write(TRAINABLE, json.dumps(table, indent=1).encode())
     if recipe.activation_checkpointing:
         forget_activations(model)
-    device = get_device()
     if recipe.precision == "bfloat16":
         multiply_in_bfloat16(model, device.type)
-    unused = freeze_unused(model, lambda bare: sum_nll(bare, collate(samples[:1])))
-    order = BatchOrder(data.weights, recipe.global_batch, recipe.seed)
-    num_parts = math.ceil(math.ceil(recipe.global_batch / world) / recipe.micro_batch)
+    if seen.unused is None:
+        first = tables.join(dealer.peek(1))
+        seen.unused = list(freeze_unused(model, lambda bare: sum_nll(bare, first)))
+    else:
+        freeze(model, seen.unused)
+    if recipe.neftune_alpha:
+        add_noise(model, recipe.neftune_alpha)
     spread = PARALLELISMS.build(recipe.parallelism, "parallelism")(model, trained.groups, device)
     if checkpoint:
         spread.load(checkpoint)
     opened.close()
+    batches = dealer.batches(tables, device, start)
 
-    def batches(step: int) -> Iterator[dict[str, Any]]:
+    def of_step(step: int) -> list[dict[str, Any]]:
         # What is drawn in a step, such as dropout, does not depend on the steps before it.
         torch.manual_seed((recipe.seed * recipe.num_steps + step) * world + rank)
-        mine = [samples[index] for index in order.rank(step, rank, world)]
-        for part in _even(mine, num_parts):
-            batch = collate(part or mine[:1])
-            if not part:
-                # Every rank has to take part in every pass, if only to say nothing.
-                batch["labels"].fill_(IGNORE_INDEX)
-            yield {key: value.to(device) for key, value in batch.items()}
+        made, seen.data = next(batches)
+        return made
 
     shown = time.monotonic()
 
     def after_step(done: StepReport) -> None:
         nonlocal shown
-        curve.append(dataclasses.asdict(done))
+        seen.curve.append(dataclasses.asdict(done))
         if rank == 0 and (time.monotonic() - shown > 2 or done.step == recipe.num_steps):
             shown = time.monotonic()
-            folder.store.write(CURVE, json.dumps(curve).encode())
+            folder.store.write(CURVE, json.dumps(seen.curve).encode())
         if done.step % recipe.checkpoint_every and done.step != recipe.num_steps:
             return
         with tempfile.TemporaryDirectory() as scratch:
             spread.save(Path(scratch))
             if rank == 0:
-                (Path(scratch) / META).write_text(json.dumps(curve))
+                seen.save(Path(scratch))
             kept = None
             if any(Path(scratch).iterdir()):
                 kept = ray.train.Checkpoint.from_directory(scratch)
@@ -172,7 +193,7 @@ def _train(config: dict[str, Any], opened: contextlib.ExitStack) -> dict[str, An
     )
     fit_in_turns(
         spread,
-        batches,
+        of_step,
         pace,
         start=start,
         after_step=after_step,
@@ -180,18 +201,17 @@ def _train(config: dict[str, Any], opened: contextlib.ExitStack) -> dict[str, An
         mark=mark,
     )
     state = spread.whole_state()
+    counts = dealer.check()
     if rank == 0:
         _export(config, recipe, selected, state, Path(folder.path))
-        lines = [json.dumps(dataclasses.asdict(r), sort_keys=True) + "\n" for r in data.rejects]
-        folder.store.write("rejects/train.jsonl", "".join(lines).encode())
     return {
         "counts": counts,
         "layers": sorted({i for step in range(recipe.num_steps) for i in layers_at(step)}),
         "lowest_layer": trained.lowest_layer,
-        "layer_scores": scores,
-        "num_layers": text.num_hidden_layers,
+        "layer_scores": seen.scores,
+        "num_layers": num_layers,
         "trainable": [dataclasses.asdict(row) for row in trained.rows],
-        "unused": list(unused),
+        "unused": seen.unused,
         "num_trainable": trained.num_trained,
         "num_parameters": trained.num_parameters,
         "world_size": world,
@@ -223,29 +243,8 @@ def _opened(checkpoint: Any) -> Iterator[Path | None]:
         yield Path(path)
 
 
-def _counts(data: TrainSet) -> dict[str, int]:
-    counts: dict[str, int] = {"samples": len(data.samples), "rejected": len(data.rejects)}
-    for reject in data.rejects:
-        key = f"rejected/{reject.reason}"
-        counts[key] = counts.get(key, 0) + 1
-    return counts
-
-
-def _even(mine: Sequence[Sample], num_parts: int) -> Iterator[Sequence[Sample]]:
-    """Cut a rank's samples into so many parts whose sizes differ by at most one; some may be empty.
-
-    Sharded parallelisms wait for each other in every pass, so all ranks make equally many.
-    """
-    for part in range(num_parts):
-        yield mine[part * len(mine) // num_parts : (part + 1) * len(mine) // num_parts]
-
-
 def _scores(
-    selector: ByScore,
-    model: Any,
-    dialogue: Any,
-    samples: Sequence[Sample],
-    collate: Callable[[Sequence[Sample]], dict[str, Any]],
+    selector: ByScore, model: Any, dialogue: Any, tables: Tables, dealer: Dealer
 ) -> list[float]:
     """Measure how much each layer matters."""
     from consomme.models.anatomy import anatomy
@@ -258,9 +257,9 @@ def _scores(
         found: list[float] = function(anatomy(model).layers, anatomy(tuned).layers)
         return found
     probe = layer_scores.LayerProbe(model, dialogue.image_token_id)
-    some = samples[: selector.num_samples]
+    some = dealer.peek(selector.num_samples)
     few = [some[at : at + 8] for at in range(0, len(some), 8)]
-    probe.watch(map(collate, few), attention=selector.measure == "image_attention")
+    probe.watch(map(tables.join, few), attention=selector.measure == "image_attention")
     by_layer: list[float] = getattr(probe, selector.measure)()
     return by_layer
 

@@ -193,7 +193,10 @@ def _sizes(batch: Batch) -> tuple[int, int]:
     """Labelled tokens of a micro-batch, and all tokens without padding."""
     labels = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
     every = batch.get("attention_mask")
-    return labels, batch["labels"].numel() if every is None else int(every.sum())
+    if every is None or every.dim() == 4:
+        # A packed row has no padding.
+        return labels, batch["labels"].numel()
+    return labels, int(every.sum())
 
 
 def _sum_over_ranks(value: Tensor, parts: Sequence[Batch]) -> Tensor:

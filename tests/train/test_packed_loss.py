@@ -1,0 +1,102 @@
+"""Samples that share a row lose what they lose alone, in every family that can share one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, make, noise
+from talks import batcher_of
+
+from consomme.base.errors import RecipeError
+from consomme.base.sample import Turn
+from consomme.models.batches import IGNORE_INDEX, Batcher
+from consomme.models.dialogue import Spoken
+from consomme.models.weights import open_scorer
+from consomme.train.loop import sum_nll
+
+LOOKS_AHEAD = ("gemma3", "paligemma")
+SHARING = sorted(set(FAMILIES) - set(LOOKS_AHEAD))
+
+
+def spoken(dialogue: Any) -> list[Spoken]:
+    """Pictures of several sizes, a text without one, and a conversation of two answers."""
+    ask = Turn(role="user", content="describe the image.")
+    texts = ("a red circle", "a large blue square at the top left", "star")
+    rows = [
+        dialogue.encode(
+            (ask, Turn(role="assistant", content=text)), noise(number, 40 + 30 * number, 64)
+        )
+        for number, text in enumerate(texts)
+    ]
+    talk = (ask, Turn(role="assistant", content="a star"), ask, Turn(role="assistant", content="x"))
+    return [
+        rows[0],
+        dialogue.encode(talk, None),
+        rows[1],
+        dialogue.encode(talk, noise(9, 64, 40)),
+        rows[2],
+    ]
+
+
+def alone(model: Any, batcher: Batcher, row: Spoken) -> float:
+    return float(sum_nll(model, batcher.join([row])))
+
+
+@pytest.mark.parametrize("family", SHARING)
+def test_each_sample_loses_what_it_loses_alone(family: str, tmp_path: Path) -> None:
+    model, processor = open_scorer(make(family, tmp_path))
+    dialogue, batcher = batcher_of(model, processor)
+    batcher.check_packing()
+    rows = spoken(dialogue)
+    packed = batcher.pack(rows)
+    ends = torch.tensor([len(row.input_ids) for row in rows]).cumsum(0).tolist()
+    assert packed["input_ids"].shape == (1, ends[-1])
+    with torch.no_grad():
+        for row, begin, end in zip(rows, [0, *ends], ends, strict=False):
+            labels = torch.full_like(packed["labels"], IGNORE_INDEX)
+            labels[:, begin:end] = packed["labels"][:, begin:end]
+            wanted = alone(model, batcher, row)
+            assert float(sum_nll(model, packed | {"labels": labels})) == pytest.approx(
+                wanted, rel=1e-5
+            )
+        total = sum(alone(model, batcher, row) for row in rows)
+        assert float(sum_nll(model, packed)) == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", SHARING)
+def test_gradients_are_those_of_samples_alone(family: str, tmp_path: Path) -> None:
+    model, processor = open_scorer(make(family, tmp_path))
+    dialogue, batcher = batcher_of(model, processor)
+    rows = spoken(dialogue)
+    sum(sum_nll(model, batcher.join([row])) for row in rows).backward()  # type: ignore[union-attr]
+    wanted = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    # Some gradients are nothing but rounding, such as those of a bias of keys.
+    floor = 1e-6 * max(float(grad.abs().max()) for grad in wanted.values())
+    model.zero_grad()
+    sum_nll(model, batcher.pack(rows)).backward()  # type: ignore[no-untyped-call]
+    for name, parameter in model.named_parameters():
+        if name in wanted:
+            scale = float(wanted[name].abs().max())
+            assert torch.allclose(parameter.grad, wanted[name], atol=1e-4 * scale + floor), name
+
+
+def test_a_neighbour_changes_nothing(debug_vlm: Path) -> None:
+    model, processor = open_scorer(debug_vlm)
+    dialogue, batcher = batcher_of(model, processor)
+    rows = spoken(dialogue)
+    length = len(rows[0].input_ids)
+    with torch.no_grad():
+        logits = []
+        for neighbour in (rows[1], rows[3]):
+            packed = {k: v for k, v in batcher.pack([neighbour, rows[0]]).items() if k != "labels"}
+            logits.append(model(**packed).logits[:, -length:])
+    assert torch.allclose(logits[0], logits[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", LOOKS_AHEAD)
+def test_families_that_look_ahead_are_refused(family: str, tmp_path: Path) -> None:
+    model, processor = open_scorer(make(family, tmp_path))
+    _, batcher = batcher_of(model, processor)
+    with pytest.raises(RecipeError, match=r"looks ahead .* set pack_tokens=null"):
+        batcher.check_packing()

@@ -1,0 +1,52 @@
+"""Every sample of a step is in one pass of one rank, packed or not."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consomme.train.packing import Pass, packed, padded
+
+LENGTHS = st.lists(st.integers(1, 120), min_size=1, max_size=60)
+
+
+def samples_of(shares: list[list[Pass]]) -> list[int]:
+    return sorted(k for passes in shares for rows in passes for row in rows for k in row)
+
+
+@given(num=st.integers(1, 60), world=st.integers(1, 7), micro_batch=st.integers(1, 9))
+def test_padded_passes_share_the_samples(num: int, world: int, micro_batch: int) -> None:
+    shares = padded(num, world, micro_batch)
+    assert samples_of(shares) == list(range(num))
+    assert len(shares) == world
+    assert len({len(passes) for passes in shares}) == 1, "all ranks go through equally many passes"
+    sizes = [len(rows) for passes in shares for rows in passes]
+    assert max(sizes) <= micro_batch
+    assert max(sizes) - min(sizes) <= 1
+    assert all(len(row) == 1 for passes in shares for rows in passes for row in rows)
+
+
+@given(lengths=LENGTHS, world=st.integers(1, 5), capacity=st.integers(20, 200))
+def test_packed_rows_keep_their_capacity(lengths: list[int], world: int, capacity: int) -> None:
+    shares = packed(lengths, world, capacity)
+    assert samples_of(shares) == list(range(len(lengths)))
+    assert len({len(passes) for passes in shares}) == 1
+    rows = [row for passes in shares for rows in passes for row in rows]
+    for row in rows:
+        assert sum(lengths[k] for k in row) <= capacity or len(row) == 1
+    assert all(len(rows) <= 1 for passes in shares for rows in passes)
+    # No two rows would fit into one.
+    sums = sorted(sum(lengths[k] for k in row) for row in rows)
+    assert len(sums) < 2 or sums[0] + sums[1] > capacity
+
+
+@given(lengths=LENGTHS, capacity=st.integers(20, 200))
+def test_the_ranks_of_a_pass_wait_little(lengths: list[int], capacity: int) -> None:
+    shares = packed(lengths, 3, capacity)
+    rows = [[sum(lengths[k] for row in rows for k in row) for rows in passes] for passes in shares]
+    longest_first = [size for sizes in zip(*rows, strict=True) for size in sizes]
+    assert longest_first == sorted(longest_first, reverse=True)
+
+
+def test_the_same_step_is_always_shared_alike() -> None:
+    lengths = [30, 10, 20, 30, 10, 20, 40]
+    assert packed(lengths, 2, 60) == packed(lengths, 2, 60)
+    assert packed(lengths, 1, 60) == [[[[0, 3]], [[6, 2]], [[5, 1, 4]]]]
