@@ -82,7 +82,7 @@ test: setup
 	case "$$here $$there" in '0 0' | '0 5' | '5 0') ;; *) exit 1 ;; esac
 
 test-quick: setup
-	$(BIN)/python -m pytest tests -m 'not ray and not vllm and not slow' $(ARGS)
+	$(BIN)/python -m pytest tests -m 'not ray and not vllm and not slow and not long' $(ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -79,8 +79,13 @@ def train(
     def mark(selected: tuple[int, ...]) -> Any:
         return set_trainable(model, choice, selected, lr=1e-3, weight_decay=0.1).groups
 
+    moving = None
+    if layers == "rotating":
+        every = {index for step in range(NUM_STEPS) for index in chosen(layers, step)}
+        moving = {name for group in mark(tuple(every)) for name in group.names}
     groups = mark(chosen(layers, max(0, start - 1)))
-    spread = PARALLELISMS.build(HOW[how])(model, groups, torch.device("cpu"))
+    names = [name for name, _ in model.named_parameters()]
+    spread: Any = PARALLELISMS.build(HOW[how])(model, groups, torch.device("cpu"), moving)
     of_step = batches_of(model, processor, num_parts=4)
 
     def batches(step: int) -> list[Any]:
@@ -106,7 +111,9 @@ def train(
         layers_at=lambda step: chosen(layers, step),
         mark=mark,
     )
-    return losses, spread.whole_state()
+    # All of them: what should not move has to be looked at too.
+    spread.moving = frozenset(names)
+    return losses, spread.moved()
 
 
 def main() -> None:

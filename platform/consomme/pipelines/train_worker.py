@@ -138,6 +138,10 @@ def _train(config: dict[str, Any], opened: contextlib.ExitStack) -> dict[str, An
         return groups
 
     start = len(seen.curve)
+    every = sorted({i for step in range(recipe.num_steps) for i in layers_at(step)})
+    moving = None
+    if rotating:
+        moving = {name for group in settle(tuple(every)).groups for name in group.names}
     trained = settle(layers_at(max(0, start - 1)))
     if rank == 0:
         table = [dataclasses.asdict(line) for line in trained.rows]
@@ -153,7 +157,9 @@ def _train(config: dict[str, Any], opened: contextlib.ExitStack) -> dict[str, An
         freeze(model, seen.unused)
     if recipe.neftune_alpha:
         add_noise(model, recipe.neftune_alpha)
-    spread = PARALLELISMS.build(recipe.parallelism, "parallelism")(model, trained.groups, device)
+    spread = PARALLELISMS.build(recipe.parallelism, "parallelism")(
+        model, trained.groups, device, moving
+    )
     if checkpoint:
         spread.load(checkpoint)
     opened.close()
@@ -200,13 +206,13 @@ def _train(config: dict[str, Any], opened: contextlib.ExitStack) -> dict[str, An
         layers_at=layers_at,
         mark=mark,
     )
-    state = spread.whole_state()
+    state = spread.moved()
     counts = dealer.check()
     if rank == 0:
         _export(config, recipe, selected, state, Path(folder.path))
     return {
         "counts": counts,
-        "layers": sorted({i for step in range(recipe.num_steps) for i in layers_at(step)}),
+        "layers": every,
         "lowest_layer": trained.lowest_layer,
         "layer_scores": seen.scores,
         "num_layers": num_layers,
@@ -277,7 +283,8 @@ def _export(
 
     model, processor = open_scorer(config["start"])
     trained = set_trainable(model, recipe.trainability, selected, lr=recipe.lr)
-    model.load_state_dict(state)
+    strangers = model.load_state_dict(state, strict=False).unexpected_keys
+    assert not strangers, strangers
     if trained.adapters:
         from consomme.models.lora import merge_lora, save_adapter
 

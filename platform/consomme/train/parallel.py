@@ -2,13 +2,14 @@
 
 One decision is made here: the loop sees a few verbs (begin, backward, step, save, load), and all
 that differs between the libraries stays behind them. Which parameters move is settled before a
-model is wrapped, and by name, since wrapping may replace the parameters themselves.
+model is wrapped, and by name, since wrapping may replace the parameters themselves. What never
+moves is in no checkpoint: it is where the run started from.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -52,13 +53,14 @@ class Spread(Protocol):
         """Update, and forget the gradients; returns their norm before it was shortened."""
 
     def save(self, folder: Path) -> None:
-        """Write this rank's part of weights and optimizer; every rank calls it."""
+        """Write this rank's part of what moves, and of the optimizer; every rank calls it."""
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote.
 
         Raises:
-            CheckpointError: It was written by another number of ranks, and that matters here.
+            CheckpointError: It was written by another number of ranks, and that matters here; or
+                something else moved then.
         """
 
     def reselect(self, groups: Sequence[Group]) -> None:
@@ -68,15 +70,31 @@ class Spread(Protocol):
             RecipeError: This parallelism settles at the start what moves.
         """
 
-    def whole_state(self) -> dict[str, Tensor]:
-        """All weights by name, on the CPU; empty on every rank but the first. All ranks call it."""
+    def moved(self) -> dict[str, Tensor]:
+        """Weights that move, whole, by name, on the CPU; empty on every rank but the first.
+
+        All ranks call it.
+        """
 
 
 class Parallelism(Protocol):
     """A way to spread a model."""
 
-    def __call__(self, model: nn.Module, groups: Sequence[Group], device: torch.device) -> Spread:
-        """Spread a model whose parameters are marked, and make its optimizer."""
+    def __call__(
+        self,
+        model: nn.Module,
+        groups: Sequence[Group],
+        device: torch.device,
+        moving: Collection[str] | None = None,
+    ) -> Spread:
+        """Spread a model whose parameters are marked, and make its optimizer.
+
+        Args:
+            model: Bare.
+            groups: What moves first.
+            device: Where this rank computes.
+            moving: Names of all that moves during the run; None for those of the groups.
+        """
 
 
 PARALLELISMS: Registry[Parallelism] = Registry("parallelism", "consomme/train/parallel.py")
@@ -116,14 +134,22 @@ def make_optimizer(model: nn.Module, groups: Sequence[Group]) -> torch.optim.Ada
 class Ddp:
     """Every rank holds the whole model; gradients are averaged (DistributedDataParallel)."""
 
-    def __call__(self, model: nn.Module, groups: Sequence[Group], device: torch.device) -> Spread:
+    def __call__(
+        self,
+        model: nn.Module,
+        groups: Sequence[Group],
+        device: torch.device,
+        moving: Collection[str] | None = None,
+    ) -> Spread:
         """Replicate it; a single rank is left as it is."""
-        return _Replicated(model.to(device), groups, device)
+        return _Replicated(model.to(device), groups, device, _names(groups, moving))
 
 
 class _Replicated:
-    def __init__(self, bare: nn.Module, groups: Sequence[Group], device: torch.device) -> None:
-        self.bare, self.device = bare, device
+    def __init__(
+        self, bare: nn.Module, groups: Sequence[Group], device: torch.device, moving: frozenset[str]
+    ) -> None:
+        self.bare, self.device, self.moving = bare, device, moving
         self.model: Any = self._wrapped()
         self.optimizer: torch.optim.Optimizer = make_optimizer(bare, groups)
 
@@ -152,18 +178,22 @@ class _Replicated:
 
     def save(self, folder: Path) -> None:
         if not dist.is_initialized() or dist.get_rank() == 0:
-            state = {"model": self.bare.state_dict(), "optimizer": self.optimizer.state_dict()}
-            torch.save(state, folder / "state.pt")
+            weights = _only(self.bare.state_dict(), self.moving)
+            torch.save(
+                {"model": weights, "optimizer": self.optimizer.state_dict()}, folder / "state.pt"
+            )
 
     def load(self, folder: Path) -> None:
         saved = torch.load(_there(folder / "state.pt"), weights_only=True, map_location="cpu")
-        self.bare.load_state_dict(saved["model"])
+        _check_moved(folder, saved["model"], self.moving)
+        self.bare.load_state_dict(saved["model"], strict=False)
         self.optimizer.load_state_dict(saved["optimizer"])
 
-    def whole_state(self) -> dict[str, Tensor]:
+    def moved(self) -> dict[str, Tensor]:
         if dist.is_initialized() and dist.get_rank() != 0:
             return {}
-        return {name: value.cpu() for name, value in self.bare.state_dict().items()}
+        weights = _only(self.bare.state_dict(), self.moving)
+        return {name: value.cpu() for name, value in weights.items()}
 
 
 @PARALLELISMS.register("fsdp2")
@@ -177,7 +207,13 @@ class Fsdp2:
     offload: bool = False
     """Keep parameters, gradients and optimizer on the CPU while they are not needed."""
 
-    def __call__(self, model: nn.Module, groups: Sequence[Group], device: torch.device) -> Spread:
+    def __call__(
+        self,
+        model: nn.Module,
+        groups: Sequence[Group],
+        device: torch.device,
+        moving: Collection[str] | None = None,
+    ) -> Spread:
         """Shard layer by layer, then the rest."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
@@ -193,12 +229,12 @@ class Fsdp2:
         for layer in model.get_submodule(anatomy(model).layers_path).children():
             fully_shard(layer, mesh=mesh, offload_policy=policy)
         fully_shard(model, mesh=mesh, offload_policy=policy)
-        return _Sharded(model, groups)
+        return _Sharded(model, groups, _names(groups, moving))
 
 
 class _Sharded:
-    def __init__(self, model: Any, groups: Sequence[Group]) -> None:
-        self.model = model
+    def __init__(self, model: Any, groups: Sequence[Group], moving: frozenset[str]) -> None:
+        self.model, self.moving = model, moving
         self.optimizer: torch.optim.Optimizer = make_optimizer(model, groups)
 
     def begin(self, *, is_last: bool) -> None:
@@ -217,7 +253,7 @@ class _Sharded:
         from torch.distributed.checkpoint.state_dict import get_state_dict
 
         weights, optimizer = get_state_dict(self.model, self.optimizer)
-        return {"model": weights, "optimizer": optimizer}
+        return {"model": _only(weights, self.moving), "optimizer": optimizer}
 
     def save(self, folder: Path) -> None:
         from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -227,24 +263,32 @@ class _Sharded:
 
     def load(self, folder: Path) -> None:
         from torch.distributed.checkpoint.filesystem import FileSystemReader
-        from torch.distributed.checkpoint.state_dict import set_state_dict
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
         from torch.distributed.checkpoint.state_dict_loader import load
 
+        reader = FileSystemReader(_there(folder / "shards"))
+        saved = reader.read_metadata().state_dict_metadata
+        weights = [name.removeprefix("model.") for name in saved if name.startswith("model.")]
+        _check_moved(folder, weights, self.moving)
         state = self._state()
-        load(state, storage_reader=FileSystemReader(_there(folder / "shards")))
+        load(state, storage_reader=reader)
         set_state_dict(
             self.model,
             self.optimizer,
             model_state_dict=state["model"],
             optim_state_dict=state["optimizer"],
+            options=StateDictOptions(strict=False),
         )
 
-    def whole_state(self) -> dict[str, Tensor]:
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state: Any = get_model_state_dict(self.model, options=options)
-        return dict(state)
+    def moved(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        is_first = dist.get_rank() == 0
+        # One at a time: a rank never holds more than one whole tensor beside what it keeps.
+        for name, value in _only(self.model.state_dict(), self.moving).items():
+            whole = value.full_tensor().cpu() if hasattr(value, "full_tensor") else value.cpu()
+            if is_first:
+                found[name] = whole
+        return found
 
 
 @PARALLELISMS.register("deepspeed")
@@ -263,23 +307,31 @@ class DeepSpeed:
         if self.offload and self.stage == 1:
             raise RecipeError("offload: found true at stage 1, expected stage 2 or 3")
 
-    def __call__(self, model: nn.Module, groups: Sequence[Group], device: torch.device) -> Spread:
+    def __call__(
+        self,
+        model: nn.Module,
+        groups: Sequence[Group],
+        device: torch.device,
+        moving: Collection[str] | None = None,
+    ) -> Spread:
         """Hand model and optimizer to DeepSpeed."""
         if not dist.is_initialized():
             raise RecipeError(
                 "deepspeed needs a process group; train through Ray Train or torchrun"
             )
-        return _ZeRO(model.to(device), groups, self)
+        return _ZeRO(model.to(device), groups, self, _names(groups, moving))
 
 
 class _ZeRO:
-    def __init__(self, model: nn.Module, groups: Sequence[Group], how: DeepSpeed) -> None:
+    def __init__(
+        self, model: nn.Module, groups: Sequence[Group], how: DeepSpeed, moving: frozenset[str]
+    ) -> None:
         import deepspeed
 
         if next(model.parameters()).device.type == "cpu":
             # DeepSpeed's own reduction through shared memory would be compiled first, for a minute.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self.stage = how.stage
+        self.stage, self.moving = how.stage, moving
         zero: dict[str, Any] = {"stage": how.stage}
         if how.offload:
             zero["offload_optimizer"] = {"device": "cpu"}
@@ -314,7 +366,7 @@ class _ZeRO:
         return float(self.model.get_global_grad_norm())
 
     def save(self, folder: Path) -> None:
-        self.model.save_checkpoint(str(folder), tag="zero")
+        self.model.save_checkpoint(str(folder), tag="zero", exclude_frozen_parameters=True)
         if dist.get_rank() == 0:
             (folder / "zero" / "ranks").write_text(str(world_size()))
 
@@ -326,21 +378,22 @@ class _ZeRO:
                 f" it with as many only, found {world_size()}; start that many workers, or train"
                 " with {name: fsdp2}, whose checkpoints load at any number"
             )
-        self.model.load_checkpoint(str(folder), tag="zero")
+        self.model.load_checkpoint(str(folder), tag="zero", load_module_strict=False)
 
-    def whole_state(self) -> dict[str, Tensor]:
+    def moved(self) -> dict[str, Tensor]:
         import deepspeed
 
-        module = self.model.module
-        gathered: Any = contextlib.nullcontext()
-        if self.stage == 3:
-            gathered = deepspeed.zero.GatheredParameters(list(module.parameters()))
-        with gathered:
-            if dist.get_rank() != 0:
-                return {}
-            return {
-                name: value.detach().cpu().clone() for name, value in module.state_dict().items()
-            }
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.model.module.named_parameters():
+            if name not in self.moving:
+                continue
+            gathered: Any = contextlib.nullcontext()
+            if self.stage == 3:
+                gathered = deepspeed.zero.GatheredParameters([parameter])
+            with gathered:
+                if dist.get_rank() == 0:
+                    found[name] = parameter.detach().cpu().clone()
+        return found
 
 
 def _carried(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -360,6 +413,24 @@ def _torch_step(model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: fl
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return float(norm)
+
+
+def _names(groups: Sequence[Group], moving: Collection[str] | None) -> frozenset[str]:
+    return frozenset(moving or (name for group in groups for name in group.names))
+
+
+def _only(state: Mapping[str, Any], moving: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if name in moving}
+
+
+def _check_moved(folder: Path, saved: Collection[str], moving: Collection[str]) -> None:
+    """Refuse a checkpoint of a run that moved something else."""
+    strangers = sorted(set(saved) ^ set(moving))
+    if strangers:
+        raise CheckpointError(
+            f"{folder}: the checkpoint holds {len(saved)} tensors and {len(moving)} move here, such"
+            f" as {strangers[0]} in one only; it belongs to another choice of parts and layers"
+        )
 
 
 def _there(path: Path) -> Path:
