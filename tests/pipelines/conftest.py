@@ -81,7 +81,7 @@ def train_recipe(root: str, view: Manifest) -> train.TrainRecipe:
         model=NANO,
         data=(train.TrainSource(view=view.url),),
         num_steps=6,
-        global_batch=8,
+        global_batch=24,
         checkpoint_every=3,
         num_workers=2,
     )

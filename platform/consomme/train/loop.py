@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from consomme.base.errors import DataError
 from consomme.models.batches import IGNORE_INDEX
+from consomme.train.divergence import LossWatch
 from consomme.train.parallel import Spread, world_size
 from consomme.train.parts import Group
 
@@ -91,6 +92,7 @@ def fit(
     start: int,
     after_step: Callable[[StepReport], None],
     stop: int | None = None,
+    watch: LossWatch | None = None,
 ) -> None:
     """Train from step `start` to the end.
 
@@ -101,11 +103,15 @@ def fit(
         start: Steps already done.
         after_step: Called on every rank after every step.
         stop: Steps that are done when it returns; None for all.
+        watch: Judges each loss; None lets every number pass.
 
     Raises:
-        DataError: A step has no labelled token, or its loss is not finite.
+        DataError: A step has no labelled token.
+        DivergedError: A loss or a gradient is no number, or a loss stands out. Weights may have
+            moved: go on from a checkpoint.
     """
     world = world_size()
+    watch = watch or LossWatch()
     spread.model.train()
     groups = spread.optimizer.param_groups
     for step in range(start, pace.num_steps if stop is None else stop):
@@ -127,10 +133,7 @@ def fit(
             losses.append(loss.detach())
         summed = torch.stack(losses).double().sum()
         mean = float(_sum_over_ranks(summed, parts)) / total
-        if not math.isfinite(mean):
-            raise DataError(
-                f"step {step + 1}: the loss is {mean}; lower lr, or look at the data of this step"
-            )
+        watch.look(step + 1, mean)
         norm = spread.step(pace.max_grad_norm)
         after_step(
             StepReport(
@@ -154,6 +157,7 @@ def fit_in_turns(
     after_step: Callable[[StepReport], None],
     layers_at: Callable[[int], tuple[int, ...]],
     mark: Callable[[tuple[int, ...]], Sequence[Group]],
+    watch: LossWatch | None = None,
 ) -> None:
     """Train as `fit` does, other layers in other steps.
 
@@ -165,6 +169,7 @@ def fit_in_turns(
         after_step: As in `fit`.
         layers_at: Step, from 0 -> layers that are trained in it.
         mark: Layers -> the groups of what moves then, with the parameters marked.
+        watch: As in `fit`.
     """
     now = layers_at(max(0, start - 1))
     while start < pace.num_steps:
@@ -175,7 +180,7 @@ def fit_in_turns(
         stop = start + 1
         while stop < pace.num_steps and layers_at(stop) == now:
             stop += 1
-        fit(spread, batches, pace, start=start, after_step=after_step, stop=stop)
+        fit(spread, batches, pace, start=start, after_step=after_step, stop=stop, watch=watch)
         start = stop
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from consomme.base.errors import CheckpointError, RecipeError
 from consomme.base.registry import Registry
 from consomme.models.anatomy import anatomy
+from consomme.train.divergence import check_norm
 from consomme.train.parts import Group
 
 BETAS = (0.9, 0.98)
@@ -50,13 +51,17 @@ class Spread(Protocol):
         """Add the micro-batch's gradients; the loss is this rank's share of the step's."""
 
     def step(self, max_norm: float) -> float:
-        """Update, and forget the gradients; returns their norm before it was shortened."""
+        """Update, and forget the gradients; returns their norm before it was shortened.
+
+        Raises:
+            DivergedError: The norm is no number; what was done to the weights has to be undone.
+        """
 
     def save(self, folder: Path) -> None:
         """Write this rank's part of what moves, and of the optimizer; every rank calls it."""
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote.
+        """Read what `save` wrote, and forget gradients.
 
         Raises:
             CheckpointError: It was written by another number of ranks, and that matters here; or
@@ -187,6 +192,7 @@ class _Replicated:
         saved = torch.load(_there(folder / "state.pt"), weights_only=True, map_location="cpu")
         _check_moved(folder, saved["model"], self.moving)
         self.bare.load_state_dict(saved["model"], strict=False)
+        self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.load_state_dict(saved["optimizer"])
 
     def moved(self) -> dict[str, Tensor]:
@@ -270,6 +276,8 @@ class _Sharded:
         saved = reader.read_metadata().state_dict_metadata
         weights = [name.removeprefix("model.") for name in saved if name.startswith("model.")]
         _check_moved(folder, weights, self.moving)
+        # Its gradients would be taken for those of a step.
+        self.optimizer.zero_grad(set_to_none=True)
         state = self._state()
         load(state, storage_reader=reader)
         set_state_dict(
@@ -332,6 +340,8 @@ class _ZeRO:
             # DeepSpeed's own reduction through shared memory would be compiled first, for a minute.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.stage, self.moving = how.stage, moving
+        self._is_between = False
+        """Whether there are gradients that no step has used."""
         zero: dict[str, Any] = {"stage": how.stage}
         if how.offload:
             zero["offload_optimizer"] = {"device": "cpu"}
@@ -358,12 +368,14 @@ class _ZeRO:
         raise RecipeError(CANNOT_ROTATE)
 
     def backward(self, loss: Tensor) -> None:
+        self._is_between = True
         self.model.backward(loss)
 
     def step(self, max_norm: float) -> float:
         self.optimizer.clip_grad = max_norm
         self.model.step()
-        return float(self.model.get_global_grad_norm())
+        self._is_between = False
+        return check_norm(float(self.model.get_global_grad_norm()))
 
     def save(self, folder: Path) -> None:
         self.model.save_checkpoint(str(folder), tag="zero", exclude_frozen_parameters=True)
@@ -378,6 +390,10 @@ class _ZeRO:
                 f" it with as many only, found {world_size()}; start that many workers, or train"
                 " with {name: fsdp2}, whose checkpoints load at any number"
             )
+        if self._is_between:
+            # The only way to be rid of gradients in every stage; what it moves is read anew below.
+            self.model.step()
+            self._is_between = False
         self.model.load_checkpoint(str(folder), tag="zero", load_module_strict=False)
 
     def moved(self) -> dict[str, Tensor]:
@@ -410,9 +426,10 @@ def _torch_step(model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: fl
     norm: Any = nn.utils.clip_grad_norm_(trained, max_norm)
     if hasattr(norm, "full_tensor"):
         norm = norm.full_tensor()
+    checked = check_norm(float(norm))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return float(norm)
+    return checked
 
 
 def _names(groups: Sequence[Group], moving: Collection[str] | None) -> frozenset[str]:
