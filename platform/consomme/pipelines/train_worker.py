@@ -94,7 +94,7 @@ def _train(config: dict[str, Any], opened: contextlib.ExitStack) -> dict[str, An
     from consomme.train.layers import LAYER_SELECTORS, Rotating
     from consomme.train.loop import Pace, StepReport, fit_in_turns, sum_nll
     from consomme.train.neftune import add_noise
-    from consomme.train.parallel import PARALLELISMS, optimizer_bytes
+    from consomme.train.parallel import PARALLELISMS, optimizer_bytes, peak_bytes
     from consomme.train.trainable import (
         forget_activations,
         freeze,
@@ -200,6 +200,8 @@ def _train(config: dict[str, Any], opened: contextlib.ExitStack) -> dict[str, An
         layers_at=layers_at,
         mark=mark,
     )
+    # Before the finished model is put together, which is no part of training.
+    peak = peak_bytes(device)
     state = spread.whole_state()
     counts = dealer.check()
     if rank == 0:
@@ -217,6 +219,7 @@ def _train(config: dict[str, Any], opened: contextlib.ExitStack) -> dict[str, An
         "world_size": world,
         "resumed_from_step": start,
         "optimizer_bytes": optimizer_bytes(spread.optimizer),
+        "peak_bytes": peak,
     }
 
 
