@@ -170,11 +170,15 @@ class _Checks:
     def _add(self, problem: str, keys: Keys, name: str) -> None:
         """A problem is told with the key it is about, or the trial it was first met in."""
         where = problem.partition(":")[0].replace("[", ".").replace("]", "")
-        own = [key for key in keys if where == key or where.startswith(f"{key}.")]
+        own = [key for key in keys if _is_inside(where, key) or _is_inside(key, where)]
         if own:
             self.problems[f"space.{problem}"] = None
         elif not any(known.endswith(f": {problem}") for known in self.problems):
             self.problems[f"trial {name}: {problem}"] = None
+
+
+def _is_inside(one: str, other: str) -> bool:
+    return f"{one}.".startswith(f"{other}.")
 
 
 def _fingerprint(recipe: train.TrainRecipe) -> str:
