@@ -228,7 +228,7 @@ def text_nats(model: str) -> float:
         scores = [one for one in found if isinstance(one, Score)]
         if len(scores) < len(found):
             raise RuntimeError(f"{model}: {len(found) - len(scores)} texts have no score")
-        nats = sum(one.nll_text for one in scores) / sum(one.num_tokens for one in scores)
+        nats = sum(one.nll for one in scores) / sum(one.num_tokens for one in scores)
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps({"nats": nats, "model": model}))
     return float(json.loads(kept.read_text())["nats"])
@@ -236,15 +236,24 @@ def text_nats(model: str) -> float:
 
 @cache
 def _texts() -> list[Any]:
+    from consomme.base.sample import Turn
     from consomme.datasets.sources import EmojiSource, SceneSource
     from consomme.engines.questions import Question
-    from consomme.vision.decode import decode
 
     scenes = list(SceneSource(num=NUM_TEXTS // 2, first_seed=600_000)())
     names = list(EmojiSource(styles=("noto",), every=12)())[: NUM_TEXTS // 2]
     pairs = [("describe the image.", one) for one in scenes]
     pairs += [("what emoji is this?", one) for one in names]
-    return [Question.about(prompt, one.caption, decode(one.image)) for prompt, one in pairs]
+    return [
+        Question(
+            turns=(
+                Turn(role="user", content=prompt),
+                Turn(role="assistant", content=one.caption),
+            ),
+            image=None,
+        )
+        for prompt, one in pairs
+    ]
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> list[str]:
