@@ -99,6 +99,7 @@ VERBS: Mapping[str, Verb] = {
         "recaption": "let a model write new captions for the samples of a view",
         "train": "train a model on a view, all of it or chosen layers only",
         "evaluate": "measure a model on benchmarks",
+        "sweep": "try values of any keys of a train recipe, and compare what comes out",
         "soup": "average fine-tuned models, choosing what goes in",
         "loop": "run a chain of these from one recipe, skipping what is done",
         "download": "fetch the pictures of URL lists and write shards",

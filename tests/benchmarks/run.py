@@ -95,6 +95,13 @@ def bench_self_augment() -> list[Row]:
     return [*self_augment.rows(), *self_augment.emoji_rows()]
 
 
+def bench_visual_region() -> list[Row]:
+    """Which layers to train, how many, on how much data; a sweep that was interrupted goes on."""
+    import visual_region
+
+    return visual_region.rows()
+
+
 def bench_telling() -> list[Row]:
     """What scores tell apart: areas under the curve by kind of noise."""
     import telling
@@ -229,6 +236,15 @@ def fill_rounds() -> None:
     between("self-augment-table", text)
 
 
+def fill_visual_region() -> None:
+    """Put the study of layers into the README, a line per choice of layers."""
+    import visual_region
+
+    path = HERE / "results" / "visual_region.json"
+    if path.exists():
+        between("visual-region-table", visual_region.table(json.loads(path.read_text())["rows"]))
+
+
 def between(name: str, text: list[str]) -> None:
     """Replace what stands between two marks of the README."""
     readme = ROOT / "README.md"
@@ -302,6 +318,7 @@ AREAS: dict[str, Callable[[], list[Row]]] = {
     "recaption": bench_recaption,
     "telling": bench_telling,
     "self_augment": bench_self_augment,
+    "visual_region": bench_visual_region,
     "filter": bench_filter,
     "io": bench_io,
     "planning": bench_planning,
@@ -331,6 +348,7 @@ def main() -> None:
     fill_figures()
     fill_telling()
     fill_rounds()
+    fill_visual_region()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Every stage on its real component (Ray Data, vLLM, Ray Train, Ray Tune), on the shipped VLM."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 

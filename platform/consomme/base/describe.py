@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from consomme.base.registry import Registry
-from consomme.base.schema import default_of, registry_of, to_plain, type_name
+from consomme.base.schema import default_of, is_keyed, registry_of, to_plain, type_name
 
 
 def field_docs(schema: type[Any]) -> dict[str, str]:
@@ -60,6 +60,8 @@ def _describe(schema: type[Any], indent: str, inside: tuple[Registry[Any], ...])
         kind = "strategy" if registry is not None else type_name(hints[field.name])
         if get_origin(hints[field.name]) in (list, tuple) and registry is not None:
             kind = "list[strategy]"
+        if is_keyed(field):
+            kind = "dict[str, strategy]"
         default = default_of(field)
         nested = _nested(hints[field.name])
         if default is dataclasses.MISSING:

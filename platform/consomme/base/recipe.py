@@ -14,6 +14,8 @@ from typing import Any, TypeVar, cast
 
 from consomme.base.errors import RecipeError
 from consomme.base.schema import (
+    StrategyParser,
+    is_keyed,
     is_runtime,
     parse,
     registry_of,
@@ -27,6 +29,7 @@ __all__ = [
     "check_recipe",
     "fingerprint",
     "load_recipe",
+    "load_values",
     "recipe_problems",
     "runtime",
     "strategy",
@@ -57,6 +60,15 @@ def load_recipe(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
     if problems or found:
         raise RecipeError.from_problems(str(path), [*problems, *found])
     return cast(T, recipe)
+
+
+def load_values(path: str | Path) -> dict[str, Any]:
+    """Read a recipe file as plain values, for a recipe that builds on another one.
+
+    Raises:
+        RecipeError: The file cannot be read.
+    """
+    return cast(dict[str, Any], _read_values(Path(path), ())[0])
 
 
 def check_recipe(schema: type[T], values: Mapping[str, Any], where: str = "recipe") -> T:
@@ -122,12 +134,18 @@ def _strategy_essence(field: "dataclasses.Field[Any]", value: Any) -> Any:
     registry = registry_of(field)
     if registry is None or value is None:
         return _essence(value)
+    if is_keyed(field):
+        return {key: _node_essence(registry, node, field.name) for key, node in value.items()}
     if isinstance(value, list | tuple):
-        return [_strategy_essence(field, node) for node in value]
-    built, problems = registry.parse(value, field.name)
+        return [_node_essence(registry, node, field.name) for node in value]
+    return _node_essence(registry, value, field.name)
+
+
+def _node_essence(registry: StrategyParser, node: Any, path: str) -> Any:
+    built, problems = registry.parse(node, path)
     if problems:
-        raise RecipeError.from_problems(field.name, problems)
-    return {"name": value["name"], **_essence(built)}
+        raise RecipeError.from_problems(path, problems)
+    return {"name": node["name"], **_essence(built)}
 
 
 def _read_values(path: Path, overrides: Sequence[str]) -> tuple[Any, list[str]]:

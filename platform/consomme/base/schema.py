@@ -17,6 +17,7 @@ from consomme.base.errors import ConsommeError
 from consomme.base.suggest import did_you_mean
 
 _REGISTRY = "consomme.registry"
+_KEYED = "consomme.keyed"
 _RUNTIME = "consomme.runtime"
 _NO_DEFAULT: Any = object()
 
@@ -29,19 +30,20 @@ class StrategyParser(Protocol):
         ...
 
 
-def strategy(registry: str, *, default: Any = _NO_DEFAULT) -> Any:
+def strategy(registry: str, *, default: Any = _NO_DEFAULT, keyed: bool = False) -> Any:
     """Declare a `dict[str, Any]` field that names a registered strategy and its parameters.
 
-    A list field holds several strategies. The registry is imported when a recipe is checked, not
-    when the schema is defined.
+    A list field holds several strategies; a `keyed` one holds one under each of its keys. The
+    registry is imported when a recipe is checked, not when the schema is defined.
 
     Args:
         registry: `"module:NAME"` of the registry, as in `"consomme.curate.keep:KEEP_POLICIES"`.
         default: Node (or list of nodes, or None) to use when the recipe is silent. Without one
             the field is required. A recipe that gives `name` replaces the default; one that
             gives only parameters changes those and keeps the rest.
+        keyed: Whether the field maps keys of the user's own to strategies.
     """
-    return _field(default, {_REGISTRY: registry})
+    return _field(default, {_REGISTRY: registry, _KEYED: keyed})
 
 
 def runtime(default: Any) -> Any:
@@ -55,6 +57,11 @@ def runtime(default: Any) -> Any:
 def is_runtime(field: "dataclasses.Field[Any]") -> bool:
     """Tell whether a field was declared with `runtime`."""
     return bool(field.metadata.get(_RUNTIME))
+
+
+def is_keyed(field: "dataclasses.Field[Any]") -> bool:
+    """Tell whether a field holds a strategy under each of its keys."""
+    return bool(field.metadata.get(_KEYED))
 
 
 def registry_of(field: "dataclasses.Field[Any]") -> StrategyParser | None:
@@ -137,6 +144,8 @@ def _field_value(
             return None, [f"{path}: missing; expected {type_name(hint)}"]
         given = default
     registry = registry_of(field)
+    if registry is not None and is_keyed(field):
+        return _keyed_strategies(registry, given, path)
     if registry is not None:
         return _strategies(registry, given, default, path)
     if given is default:
@@ -160,6 +169,17 @@ def _strategies(
         given = {**default, **given}
     built, problems = registry.parse(given, path)
     return (None if problems else {"name": given["name"], **to_plain(built)}), problems
+
+
+def _keyed_strategies(registry: StrategyParser, given: Any, path: str) -> tuple[Any, list[str]]:
+    if not isinstance(given, Mapping):
+        return None, [f"{path}: found {_show(given)}, expected {{key: {{name: …}}, …}}"]
+    pairs = {
+        str(key): _strategies(registry, node, dataclasses.MISSING, _join(path, str(key)))
+        for key, node in given.items()
+    }
+    problems = [text for _, found in pairs.values() for text in found]
+    return {key: node for key, (node, _) in pairs.items()}, problems
 
 
 def to_plain(value: Any) -> Any:

@@ -155,6 +155,20 @@ def hash_ids(sample_ids: Iterable[str]) -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
 
 
+def is_in_share(sample_id: str, fraction: float) -> bool:
+    """Tell whether a sample is in a fixed share of all samples, by a hash of its own.
+
+    A smaller share lies inside a larger one. What `random_fraction` keeps is drawn otherwise, so a
+    share of that is a fair one.
+
+    Args:
+        sample_id: The sample's id.
+        fraction: The share, in [0, 1]; 1 is every sample.
+    """
+    digest = hashlib.blake2b(sample_id.encode(), digest_size=8, person=b"share").digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64
+
+
 def mix_hash(hash_N: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
     """Return other, equally good 64-bit hashes for a seed (a bijection: no new collisions).
 

@@ -313,6 +313,9 @@ class EmojiNames:
     every: int = 1
     """Take each n-th emoji."""
 
+    first: int = 0
+    """The first one: with `every: 2`, 1 takes those that 0 leaves out."""
+
     blank: bool = False
     """Show a grey picture."""
 
@@ -320,7 +323,7 @@ class EmojiNames:
     """Longest name."""
 
     def _entries(self) -> tuple[emoji.Emoji, ...]:
-        return emoji.load(self.style)[:: self.every]
+        return emoji.load(self.style)[self.first :: self.every]
 
     def items(self) -> list[Item]:
         """One request per emoji."""

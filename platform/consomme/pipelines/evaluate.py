@@ -137,7 +137,10 @@ def answer_all(
 
             gpus = int(ray.cluster_resources().get("GPU", 0))
             size = min(len(missing), num_actors or gpus or num_cpus())
-            actor = ray.remote(num_cpus=0.9, num_gpus=1 if gpus else 0)(Answerer)
+            # "DEFAULT" because a trial of a sweep claims nothing that its actors could share.
+            actor = ray.remote(
+                num_cpus=0.9, num_gpus=1 if gpus else 0, scheduling_strategy="DEFAULT"
+            )(Answerer)
             pool = ray.util.ActorPool([actor.remote() for _ in range(size)])
             for number in missing:
                 folder, _, node = requests[number]

@@ -18,6 +18,7 @@ from consomme.pipelines.report_dedup import dedup_section
 from consomme.pipelines.report_filter import filter_section
 from consomme.pipelines.report_recaption import recaption_section
 from consomme.pipelines.report_rounds import rounds_section
+from consomme.pipelines.report_sweep import sweep_report
 from consomme.pipelines.report_tags import tag_section
 from consomme.report import model as page
 from consomme.report.html import render
@@ -43,6 +44,9 @@ def run_folder(url: str) -> Manifest:
         story = str(manifest.recipe.get("story", ""))
         rounds = manifest.decisions.get("rounds", {})
         text = render(_loop_page(manifest.name, story, manifests, table, rounds))
+    elif manifest.verb == "sweep":
+        story = str(manifest.recipe.get("story", ""))
+        text = sweep_report(manifest.name, story, manifest.fingerprint, manifest.decisions)
     else:
         text = render(
             page.Report(

@@ -50,12 +50,23 @@ class TrainSource:
     only_recaptioned: bool = False
     """Leave out samples that `captions` has no newer text for."""
 
+    fraction: float = 1.0
+    """Share of the samples to take, in (0, 1]: always the same ones, and with a smaller share some
+    of those. By a hash of their ids, so the number is right by chance, not exactly."""
+
     weight: float | None = None
     """Share of the batches relative to the other sources; None weighs by number of samples."""
 
     shuffle_turns: bool = False
     """Ask the questions of a sample in another order in every epoch. Only for samples whose
     questions do not lean on each other."""
+
+    def __post_init__(self) -> None:
+        """Check the share."""
+        if not 0 < self.fraction <= 1:
+            raise RecipeError(
+                f"fraction: found {self.fraction}, expected a share of the samples in (0, 1]"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +148,14 @@ class TrainRecipe:
 
     max_grad_norm: float = 1.0
     """Gradients whose norm is larger are shortened to it."""
+
+    max_loss_ratio: float | None = None
+    """Take a step for diverged whose loss is so many times the median of the 64 before it; None
+    takes only those whose loss or gradient is no number. Such a step moves nothing: the run goes
+    back to its last checkpoint and on with other samples."""
+
+    max_rollbacks: int = 3
+    """Going back more often than this fails the run."""
 
     seed: int = 0
     """Order of the data, what is varied in it, and what adapters begin with."""
@@ -224,7 +243,7 @@ def run(recipe: TrainRecipe) -> Manifest:
         return attempt.folder.manifest()
     with ray_session():
         result = _fit(recipe, start, attempt.folder)
-    counts = result.pop("counts")
+    counts, peak = result.pop("counts"), result.pop("peak_bytes")
     curve = json.loads(attempt.folder.store.read(CURVE))
     with MetricsLog(attempt.folder.store, resume_step=0) as log:
         for point in curve:
@@ -240,6 +259,7 @@ def run(recipe: TrainRecipe) -> Manifest:
             "train/first_loss_nats": curve[0]["loss"],
             "train/last_loss_nats": sum(p["loss"] for p in curve[-10:]) / len(curve[-10:]),
             "train/step_s": times[len(times) // 2],
+            "train/peak_bytes": peak,
             "train/tokens_per_s": sum(p["num_positions"] for p in curve) / sum(times),
         },
         outputs={"model": "model", "curve": CURVE, "rejects": "rejects"}

@@ -16,6 +16,7 @@ from PIL import Image
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Reject, Sample, Turn, turns_of
+from consomme.curate.keep import is_in_share
 from consomme.pipelines.captions import check_units, reader, units_of
 from consomme.pipelines.stage import reject_of
 from consomme.pipelines.train import TrainRecipe, TrainSource
@@ -58,7 +59,7 @@ class SourcePlan:
     """Its units, in order, without those of which nothing is wanted."""
 
     num_rows: int
-    """Samples it has, those that cannot be trained on included."""
+    """Samples it has, those that cannot be trained on included; of a share of them, about."""
 
     @property
     def weight(self) -> float:
@@ -94,7 +95,8 @@ def plan_source(source: TrainSource, name: str) -> SourcePlan:
     works = [work for work in works if rows[work.unit.unit_id]]
     if not works:
         raise DataError(f"{name}: {source} holds no samples")
-    return SourcePlan(source=source, works=tuple(works), num_rows=sum(rows.values()))
+    num_rows = max(1, round(sum(rows.values()) * source.fraction))
+    return SourcePlan(source=source, works=tuple(works), num_rows=num_rows)
 
 
 class Preparer:
@@ -120,11 +122,15 @@ class Preparer:
             epoch: How often the unit was read before, if training goes straight on.
         """
         samples, rejects = reader(source.captions, only_new=source.only_recaptioned)(work.unit)
-        wanted = None if work.rows is None else set(work.rows)
+        rows = None if work.rows is None else set(work.rows)
+
+        def is_wanted(row: int, sample_id: str) -> bool:
+            return (rows is None or row in rows) and is_in_share(sample_id, source.fraction)
+
         found = UnitContents(unit_id=work.unit.unit_id, samples=[], rejects=[])
-        found.rejects.extend(one for row, one in rejects if wanted is None or row in wanted)
+        found.rejects.extend(one for row, one in rejects if is_wanted(row, one.sample_id))
         for row, sample in samples:
-            if wanted is None or row in wanted:
+            if is_wanted(row, sample.sample_id):
                 draw = random.Random(f"vary-{self.recipe.seed}-{number}-{epoch}-{sample.sample_id}")
                 made = self.prepare(sample, source, draw)
                 if isinstance(made, Reject):

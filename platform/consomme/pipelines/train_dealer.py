@@ -75,69 +75,73 @@ class Dealer:
         import ray.train.collective
 
         recipe: TrainRecipe = config["recipe"]
-        self.rank, self.world, self.num_steps = rank, world, recipe.num_steps
+        self.rank, self.world = rank, world
         feed = None
         if rank == 0:
-            feed = (
-                ray.remote(TrainFeed)
-                .options(num_cpus=0, max_restarts=0)
-                .remote(recipe, config["start"], config["folder"], state)
-            )
+            actor = ray.remote(TrainFeed).options(num_cpus=0, max_restarts=0)
+            feed = actor.remote(recipe, config["start"], config["folder"], state)
         self.feed = ray.train.collective.broadcast_from_rank_zero(feed)
-        self.next_batch = state["next_batch"] if state else 0
+        self._next = self._last = state["next_batch"] if state else 0
+        self._made: Iterator[tuple[list[dict[str, Any]], dict[str, Any]]] = iter(())
 
     def peek(self, num_samples: int) -> list[Prepared]:
         """Return the first samples of the run."""
         samples: list[Prepared] = self._get(self.feed.peek.remote(num_samples))
         return samples
 
-    def batches(
-        self, tables: Tables, device: Any, start: int
-    ) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any]]]:
-        """Yield each step's batches, and where the data stands after it.
+    def deal(self, tables: Tables, device: Any, num_steps: int) -> None:
+        """Begin to ask for steps.
 
         Args:
             tables: Makes batches.
             device: Where they are wanted.
-            start: Steps done.
+            num_steps: How many will be asked for; more are not drawn from the data.
         """
-        shares = self._shares(start)
+        self._last += num_steps
         if device.type == "cpu":
-            yield from ((tables.of(share), share.state) for share in shares)
-            return
+            self._made = ((tables.of(share), share.state) for share in self._shares())
+        else:
+            self._made = self._ahead(tables, device)
 
-        def make() -> tuple[list[dict[str, Any]], dict[str, Any]] | None:
-            share = next(shares, None)
-            if share is None:
-                return None
-            made = [
-                {name: value.pin_memory() for name, value in one.items()}
-                for one in tables.of(share)
-            ]
+    def extend(self, num_steps: int) -> None:
+        """Ask for more steps than was thought."""
+        self._last += num_steps
+
+    def next(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Return a step's batches, and where the data stands after it."""
+        return next(self._made)
+
+    def _ahead(
+        self, tables: Tables, device: Any
+    ) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any]]]:
+        """Make batches in a thread, one step ahead, and send them to the device."""
+        shares = self._shares()
+
+        def make() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+            share = next(shares)
+            made = [{k: v.pin_memory() for k, v in one.items()} for one in tables.of(share)]
             return made, share.state
 
         with ThreadPoolExecutor(1, "batches") as pool:
-            coming = pool.submit(make)
-            while (made := coming.result()) is not None:
-                coming = pool.submit(make)
+            coming = None
+            while True:
+                made, state = (coming or pool.submit(make)).result()
+                coming = pool.submit(make) if self._next < self._last else None
                 yield (
-                    [
-                        {k: v.to(device, non_blocking=True) for k, v in one.items()}
-                        for one in made[0]
-                    ],
-                    made[1],
+                    [{k: v.to(device, non_blocking=True) for k, v in one.items()} for one in made],
+                    state,
                 )
 
-    def _shares(self, start: int) -> Iterator[Share]:
-        last = self.next_batch + self.num_steps - start
+    def _shares(self) -> Iterator[Share]:
         asked = None
-        for batch in range(self.next_batch, last):
-            share = asked or self._take(batch)
-            asked = self._take(batch + 1) if batch + 1 < last else None
+        while True:
+            share = asked or self._take()
+            asked = self._take() if self._next < self._last else None
             yield self._get(share)
 
-    def _take(self, batch: int) -> Any:
-        return self.feed.take.remote(batch, self.rank, self.world)
+    def _take(self) -> Any:
+        self._next += 1
+        return self.feed.take.remote(self._next - 1, self.rank, self.world)
 
     def check(self) -> dict[str, int]:
         """Return what was seen of the data; raises if too much was rejected."""

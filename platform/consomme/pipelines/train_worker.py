@@ -1,7 +1,8 @@
 """What one rank of a training run does: read the data, train, keep checkpoints.
 
-One decision is made here: whatever a rank learns of the data (rejects, scores of layers) every rank
-works out for itself from the same samples, so no rank waits for another's word.
+Two decisions are made here. Whatever a rank learns of the data (rejects, scores of layers) every
+rank works out for itself from the same samples, so no rank waits for another's word. And a run that
+diverges goes back to its last checkpoint and on with other samples.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -21,8 +23,10 @@ from consomme.pipelines.checkpoints import model_folder
 from consomme.pipelines.train import CURVE, TRAINABLE, TrainRecipe
 from consomme.pipelines.train_dealer import Dealer, Tables
 from consomme.storage.ledger import RunFolder
-from consomme.train.layers import ByScore
+from consomme.train.layers import LAYER_SELECTORS, ByScore, Rotating
 from consomme.train.parts import Group, Trained
+
+logger = logging.getLogger(__name__)
 
 META = "meta.json"
 """In a checkpoint, beside what the parallelism writes: what a run has seen so far."""
@@ -47,10 +51,18 @@ class Seen:
     unused: list[str] | None = None
     """Parameters that were frozen because the loss does not reach them."""
 
+    rollbacks: list[str] = field(default_factory=list)
+    """Why the run went back to a checkpoint, each time."""
+
     @classmethod
     def of(cls, checkpoint: Path | None) -> Seen:
         """Read it from a checkpoint; empty without one."""
         return cls(**json.loads((checkpoint / META).read_text())) if checkpoint else cls()
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return len(self.curve)
 
     def save(self, checkpoint: Path) -> None:
         """Write it into a checkpoint."""
@@ -67,163 +79,240 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | ConsommeError:
         Train would try again what cannot succeed.
     """
     try:
-        with contextlib.ExitStack() as opened:
-            return _train(config, opened)
+        return _Rank(config).train()
     except ConsommeError as error:
         return error
 
 
-def _train(config: dict[str, Any], opened: contextlib.ExitStack) -> dict[str, Any]:
-    import ray.train
+class _Rank:
+    """One rank: a model, its part of the data, and what was seen so far."""
 
-    recipe: TrainRecipe = config["recipe"]
-    folder = RunFolder.at(config["folder"])
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    checkpoint = opened.enter_context(_opened(ray.train.get_checkpoint()))
-    seen = Seen.of(checkpoint)
-    # Before anything else is imported or opened: reading begins meanwhile.
-    dealer = Dealer(config, seen.data, rank, world)
+    def __init__(self, config: dict[str, Any]) -> None:
+        import ray.train
 
-    import torch
-    from ray.train.torch import get_device
+        self.config = config
+        self.recipe: TrainRecipe = config["recipe"]
+        self.folder = RunFolder.at(config["folder"])
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        with contextlib.ExitStack() as opened:
+            checkpoint = opened.enter_context(_opened(ray.train.get_checkpoint()))
+            self.seen = Seen.of(checkpoint)
+            self.resumed = self.seen.step
+            # Before anything else is imported or opened: reading begins meanwhile.
+            self.dealer = Dealer(config, self.seen.data, self.rank, self.world)
+            self._open_model()
+            self._choose_layers()
+            self._spread(checkpoint)
+        self._shown = time.monotonic()
 
-    from consomme.models.batches import Batcher
-    from consomme.models.prefix_dialogue import dialogue_for
-    from consomme.models.weights import open_scorer
-    from consomme.train.layers import LAYER_SELECTORS, Rotating
-    from consomme.train.loop import Pace, StepReport, fit_in_turns, sum_nll
-    from consomme.train.neftune import add_noise
-    from consomme.train.parallel import PARALLELISMS, optimizer_bytes
-    from consomme.train.trainable import (
-        forget_activations,
-        freeze,
-        freeze_unused,
-        multiply_in_bfloat16,
-        set_trainable,
-    )
+    def _open_model(self) -> None:
+        import torch
+        from ray.train.torch import get_device
 
-    torch.manual_seed(recipe.seed)
-    torch.set_num_threads(max(1, int(recipe.cpus_per_worker)))
-    device = get_device()
-    model, processor = open_scorer(config["start"])
-    dialogue = dialogue_for(model.config, processor)
-    num_layers = model.config.get_text_config().num_hidden_layers
-    pad_id = dialogue.tokenizer.pad_token_id
-    batcher = Batcher(model, dialogue.tokenizer.eos_token_id if pad_id is None else pad_id)
-    if recipe.pack_tokens is not None:
-        batcher.check_packing()
-    tables = Tables(batcher=batcher, dialogue=dialogue, is_packed=recipe.pack_tokens is not None)
-    selector = LAYER_SELECTORS.build(recipe.layers, "layers")
-    if seen.layers is None:
-        if isinstance(selector, ByScore):
-            seen.scores = _scores(selector, model, dialogue, tables, dealer)
-        seen.layers = list(selector(num_layers, seen.scores))
-    selected = tuple(seen.layers)
-    rotating = selector if isinstance(selector, Rotating) else None
-    if rotating:
-        _check_rotation(recipe)
+        from consomme.models.batches import Batcher
+        from consomme.models.prefix_dialogue import dialogue_for
+        from consomme.models.weights import open_scorer
 
-    def layers_at(step: int) -> tuple[int, ...]:
-        return rotating.at(step, num_layers) if rotating else selected
+        torch.manual_seed(self.recipe.seed)
+        torch.set_num_threads(max(1, int(self.recipe.cpus_per_worker)))
+        self.device = get_device()
+        self.model, processor = open_scorer(self.config["start"])
+        self.dialogue = dialogue_for(self.model.config, processor)
+        self.num_layers: int = self.model.config.get_text_config().num_hidden_layers
+        tokenizer = self.dialogue.tokenizer
+        pad_id = (
+            tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        )
+        batcher = Batcher(self.model, pad_id)
+        is_packed = self.recipe.pack_tokens is not None
+        if is_packed:
+            batcher.check_packing()
+        self.tables = Tables(batcher=batcher, dialogue=self.dialogue, is_packed=is_packed)
 
-    def settle(layers: tuple[int, ...]) -> Trained:
+    def _choose_layers(self) -> None:
+        selector = LAYER_SELECTORS.build(self.recipe.layers, "layers")
+        if self.seen.layers is None:
+            if isinstance(selector, ByScore):
+                self.seen.scores = _scores(
+                    selector, self.model, self.dialogue, self.tables, self.dealer
+                )
+            self.seen.layers = list(selector(self.num_layers, self.seen.scores))
+        self.selected = tuple(self.seen.layers)
+        self.rotating = selector if isinstance(selector, Rotating) else None
+        if self.rotating:
+            _check_rotation(self.recipe)
+        steps = range(self.recipe.num_steps)
+        self.every_layer = sorted({index for step in steps for index in self._layers_at(step)})
+
+    def _layers_at(self, step: int) -> tuple[int, ...]:
+        return self.rotating.at(step, self.num_layers) if self.rotating else self.selected
+
+    def _settle(self, layers: tuple[int, ...]) -> Trained:
+        from consomme.train.trainable import set_trainable
+
+        recipe = self.recipe
         return set_trainable(
-            model, recipe.trainability, layers, lr=recipe.lr, weight_decay=recipe.weight_decay
+            self.model, recipe.trainability, layers, lr=recipe.lr, weight_decay=recipe.weight_decay
         )
 
-    def mark(layers: tuple[int, ...]) -> Sequence[Group]:
-        groups = settle(layers).groups
-        freeze(model, seen.unused or ())
+    def _mark(self, layers: tuple[int, ...]) -> Sequence[Group]:
+        from consomme.train.trainable import freeze
+
+        groups = self._settle(layers).groups
+        freeze(self.model, self.seen.unused or ())
         return groups
 
-    start = len(seen.curve)
-    every = sorted({i for step in range(recipe.num_steps) for i in layers_at(step)})
-    moving = None
-    if rotating:
-        moving = {name for group in settle(tuple(every)).groups for name in group.names}
-    trained = settle(layers_at(max(0, start - 1)))
-    if rank == 0:
-        table = [dataclasses.asdict(line) for line in trained.rows]
-        folder.store.write(TRAINABLE, json.dumps(table, indent=1).encode())
-    if recipe.activation_checkpointing:
-        forget_activations(model)
-    if recipe.precision == "bfloat16":
-        multiply_in_bfloat16(model, device.type)
-    if seen.unused is None:
-        first = tables.join(dealer.peek(1))
-        seen.unused = list(freeze_unused(model, lambda bare: sum_nll(bare, first)))
-    else:
-        freeze(model, seen.unused)
-    if recipe.neftune_alpha:
-        add_noise(model, recipe.neftune_alpha)
-    spread = PARALLELISMS.build(recipe.parallelism, "parallelism")(
-        model, trained.groups, device, moving
-    )
-    if checkpoint:
-        spread.load(checkpoint)
-    opened.close()
-    batches = dealer.batches(tables, device, start)
+    def _spread(self, checkpoint: Path | None) -> None:
+        """Mark what moves, prepare the model for it, and spread it over the ranks."""
+        from consomme.train.loop import sum_nll
+        from consomme.train.neftune import add_noise
+        from consomme.train.parallel import PARALLELISMS
+        from consomme.train.trainable import (
+            forget_activations,
+            freeze,
+            freeze_unused,
+            multiply_in_bfloat16,
+        )
 
-    def of_step(step: int) -> list[dict[str, Any]]:
+        recipe, model = self.recipe, self.model
+        moving = None
+        if self.rotating:
+            whole = self._settle(tuple(self.every_layer))
+            moving = {name for group in whole.groups for name in group.names}
+        self.trained = self._settle(self._layers_at(max(0, self.seen.step - 1)))
+        if self.rank == 0:
+            table = [dataclasses.asdict(line) for line in self.trained.rows]
+            self.folder.store.write(TRAINABLE, json.dumps(table, indent=1).encode())
+        if recipe.activation_checkpointing:
+            forget_activations(model)
+        if recipe.precision == "bfloat16":
+            multiply_in_bfloat16(model, self.device.type)
+        if self.seen.unused is None:
+            first = self.tables.join(self.dealer.peek(1))
+            self.seen.unused = list(freeze_unused(model, lambda bare: sum_nll(bare, first)))
+        else:
+            freeze(model, self.seen.unused)
+        if recipe.neftune_alpha:
+            add_noise(model, recipe.neftune_alpha)
+        build = PARALLELISMS.build(recipe.parallelism, "parallelism")
+        self.spread = build(model, self.trained.groups, self.device, moving)
+        if checkpoint:
+            self.spread.load(checkpoint)
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end; what rank 0 says of it."""
+        from consomme.train.divergence import DivergedError, LossWatch
+        from consomme.train.loop import Pace, fit_in_turns
+        from consomme.train.parallel import optimizer_bytes, peak_bytes
+
+        recipe = self.recipe
+        pace = Pace(
+            num_steps=recipe.num_steps,
+            schedule=recipe.schedule,
+            warmup_fraction=recipe.warmup_fraction,
+            final_fraction=recipe.final_lr_fraction,
+            max_grad_norm=recipe.max_grad_norm,
+        )
+        self.dealer.deal(self.tables, self.device, recipe.num_steps - self.seen.step)
+        while self.seen.step < recipe.num_steps:
+            try:
+                fit_in_turns(
+                    self.spread,
+                    self._batches,
+                    pace,
+                    start=self.seen.step,
+                    after_step=self._after_step,
+                    layers_at=self._layers_at,
+                    mark=self._mark,
+                    watch=LossWatch(recipe.max_loss_ratio),
+                )
+            except DivergedError as error:
+                self._go_back(error)
+        # Before the finished model is put together, which is no part of training.
+        peak = peak_bytes(self.device)
+        state = self.spread.moved()
+        counts = self.dealer.check()
+        if self.rank == 0:
+            _export(self.config, recipe, self.selected, state, Path(self.folder.path))
+        return {
+            "counts": counts,
+            "layers": self.every_layer,
+            "lowest_layer": self.trained.lowest_layer,
+            "layer_scores": self.seen.scores,
+            "num_layers": self.num_layers,
+            "trainable": [dataclasses.asdict(row) for row in self.trained.rows],
+            "unused": self.seen.unused,
+            "num_trainable": self.trained.num_trained,
+            "num_parameters": self.trained.num_parameters,
+            "world_size": self.world,
+            "resumed_from_step": self.resumed,
+            "rollbacks": self.seen.rollbacks,
+            "optimizer_bytes": optimizer_bytes(self.spread.optimizer),
+            "peak_bytes": peak,
+        }
+
+    def _batches(self, step: int) -> list[dict[str, Any]]:
+        import torch
+
         # What is drawn in a step, such as dropout, does not depend on the steps before it.
-        torch.manual_seed((recipe.seed * recipe.num_steps + step) * world + rank)
-        made, seen.data = next(batches)
+        torch.manual_seed(
+            (self.recipe.seed * self.recipe.num_steps + step) * self.world + self.rank
+        )
+        made, self.seen.data = self.dealer.next()
         return made
 
-    shown = time.monotonic()
+    def _after_step(self, done: Any) -> None:
+        """Write down a finished step, and keep a checkpoint if it is time."""
+        import ray.train
 
-    def after_step(done: StepReport) -> None:
-        nonlocal shown
-        seen.curve.append(dataclasses.asdict(done))
-        if rank == 0 and (time.monotonic() - shown > 2 or done.step == recipe.num_steps):
-            shown = time.monotonic()
-            folder.store.write(CURVE, json.dumps(seen.curve).encode())
-        if done.step % recipe.checkpoint_every and done.step != recipe.num_steps:
+        self.seen.curve.append(dataclasses.asdict(done))
+        is_last = done.step == self.recipe.num_steps
+        if self.rank == 0 and (time.monotonic() - self._shown > 2 or is_last):
+            self._shown = time.monotonic()
+            self.folder.store.write(CURVE, json.dumps(self.seen.curve).encode())
+        if done.step % self.recipe.checkpoint_every and not is_last:
             return
         with tempfile.TemporaryDirectory() as scratch:
-            spread.save(Path(scratch))
-            if rank == 0:
-                seen.save(Path(scratch))
+            self.spread.save(Path(scratch))
+            if self.rank == 0:
+                self.seen.save(Path(scratch))
             kept = None
             if any(Path(scratch).iterdir()):
                 kept = ray.train.Checkpoint.from_directory(scratch)
             ray.train.report({"step": done.step, "loss": done.loss}, checkpoint=kept)
 
-    pace = Pace(
-        num_steps=recipe.num_steps,
-        schedule=recipe.schedule,
-        warmup_fraction=recipe.warmup_fraction,
-        final_fraction=recipe.final_lr_fraction,
-        max_grad_norm=recipe.max_grad_norm,
-    )
-    fit_in_turns(
-        spread,
-        of_step,
-        pace,
-        start=start,
-        after_step=after_step,
-        layers_at=layers_at,
-        mark=mark,
-    )
-    state = spread.moved()
-    counts = dealer.check()
-    if rank == 0:
-        _export(config, recipe, selected, state, Path(folder.path))
-    return {
-        "counts": counts,
-        "layers": every,
-        "lowest_layer": trained.lowest_layer,
-        "layer_scores": seen.scores,
-        "num_layers": num_layers,
-        "trainable": [dataclasses.asdict(row) for row in trained.rows],
-        "unused": seen.unused,
-        "num_trainable": trained.num_trained,
-        "num_parameters": trained.num_parameters,
-        "world_size": world,
-        "resumed_from_step": start,
-        "optimizer_bytes": optimizer_bytes(spread.optimizer),
-    }
+    def _go_back(self, error: ConsommeError) -> None:
+        """Take weights and optimizer from the last checkpoint; the data goes on from here.
+
+        Every rank meets the same losses, so all of them come here together.
+
+        Raises:
+            ConsommeError: There is no checkpoint, or the run went back too often.
+        """
+        import ray.train
+
+        rollbacks = [*self.seen.rollbacks, str(error)]
+        last = ray.train.get_checkpoint()
+        if last is None or len(rollbacks) > self.recipe.max_rollbacks:
+            raise error
+        done = self.seen.step
+        data = self.seen.data
+        with _opened(last) as checkpoint:
+            self.seen = Seen.of(checkpoint)
+            self.seen.data, self.seen.rollbacks = data, rollbacks
+            if self.rotating:
+                # The optimizer has to have the groups that it had then.
+                self.spread.reselect(self._mark(self._layers_at(max(0, self.seen.step - 1))))
+            self.spread.load(checkpoint)
+        self.dealer.extend(done + 1 - self.seen.step)
+        logger.warning(
+            "%s; going on from step %d with other samples (%d of at most %d times)",
+            error,
+            self.seen.step,
+            len(rollbacks),
+            self.recipe.max_rollbacks,
+        )
 
 
 def _check_rotation(recipe: TrainRecipe) -> None:
@@ -240,8 +329,8 @@ def _check_rotation(recipe: TrainRecipe) -> None:
 
 
 @contextlib.contextmanager
-def _opened(checkpoint: Any) -> Iterator[Path | None]:
-    """Bring a checkpoint here, once, for as long as it is read."""
+def _opened(checkpoint: Any) -> Iterator[Any]:
+    """Bring a checkpoint here, once, for as long as it is read; None stays None."""
     if checkpoint is None:
         yield None
         return

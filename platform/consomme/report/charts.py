@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from consomme.report.axes import (
+    CHAR_PX,
     Scale,
     log_ticks,
     nice_ticks,
@@ -17,7 +18,7 @@ from consomme.report.axes import (
     short_number,
     without_overlap,
 )
-from consomme.report.model import Curves, Histogram
+from consomme.report.model import Curves, Dot, Dots, Histogram
 
 NUM_COLOURS = 6
 WIDTHS = {"wide": 760, "narrow": 340}
@@ -78,6 +79,57 @@ def curves_svg(block: Curves, width: int) -> str:
             )
         parts.append(f'<polyline class="line {colour_class(index)}" points="{places}"/>')
     return _svg(parts, width, height, _describe_curves(block))
+
+
+def dots_svg(block: Dots, width: int) -> str:
+    """Draw each dot with its label, which stands where it touches no other."""
+    height = _height(width)
+    xs, ys = [dot.x for dot in block.dots], [dot.y for dot in block.dots]
+    (left, right), (low, high) = _room(xs), _room(ys)
+    x = Scale(low=left, high=right, start=_LEFT, stop=width - _RIGHT)
+    y = Scale(low=low, high=high, start=height - _BOTTOM, stop=_TOP)
+    parts = _frame(x, y, width, height, block.x_label, block.y_label)
+    taken = [(x(dot.x) - 4, x(dot.x) + 4, y(dot.y)) for dot in block.dots]
+    for dot in block.dots:
+        at, up = x(dot.x), y(dot.y)
+        parts.append(
+            f'<circle class="dot s1" cx="{at:.1f}" cy="{up:.1f}" r="3.5">'
+            f"<title>{escape(_describe_dot(block, dot))}</title></circle>"
+        )
+        long = len(dot.label) * CHAR_PX
+        places = [(at + 6 if is_right else at - 6 - long, up + down) for is_right, down in _BESIDE]
+        begin, base = next((p for p in places if _is_free(p, long, taken)), places[0])
+        taken.append((begin, begin + long, base - 4))
+        parts.append(_text(begin, base, dot.label, "start"))
+    return _svg(parts, width, height, f"{block.y_label} over {block.x_label}.")
+
+
+_BESIDE = ((True, 4), (False, 4), (True, -7), (True, 15), (False, -7), (False, 15))
+"""Where a label may stand: to the right of its dot or to the left, and pixels below it."""
+
+
+def _is_free(
+    place: tuple[float, float], long: float, taken: Sequence[tuple[float, float, float]]
+) -> bool:
+    """Whether words at a place touch none of the spans (left, right, height) that are taken."""
+    left, base = place
+    return not any(
+        left < end and begin < left + long and abs(base - 4 - height) < 9
+        for begin, end, height in taken
+    )
+
+
+def _room(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis with a margin; what is never negative is not shown below zero."""
+    low, high = min(values), max(values)
+    span = high - low or abs(high) or 1.0
+    lowest = low - 0.08 * span
+    return max(lowest, 0.0) if low >= 0 else lowest, high + 0.08 * span
+
+
+def _describe_dot(block: Dots, dot: Dot) -> str:
+    where = f"{block.x_label} {read_number(dot.x)}, {block.y_label} {read_number(dot.y)}"
+    return f"{dot.label}: {where}"
 
 
 def legend(names: Mapping[str, str]) -> str:

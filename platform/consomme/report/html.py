@@ -14,7 +14,7 @@ from importlib import resources
 
 from consomme.report import model
 from consomme.report.axes import read_number
-from consomme.report.charts import WIDTHS, curves_svg, histogram_svg, legend
+from consomme.report.charts import WIDTHS, curves_svg, dots_svg, histogram_svg, legend
 from consomme.report.lineage import lineage_svg
 
 _SIGNATURES = (
@@ -74,6 +74,8 @@ def _block(block: model.Block) -> str:
         case model.Curves():
             ends = {n: read_number(s[-1][1]) if s else "" for n, s in block.series.items()}
             return _chart(lambda width: curves_svg(block, width), ends, block.caption)
+        case model.Dots():
+            return _chart(lambda width: dots_svg(block, width), {}, block.caption)
         case model.Gallery():
             items = "".join(map(_gallery_item, block.items))
             return _figure(f'<div class="gallery">{items}</div>', block.caption)

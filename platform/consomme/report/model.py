@@ -96,6 +96,37 @@ class Curves:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dot:
+    """One dot of a plane."""
+
+    label: str
+    """What is written beside it: a few characters."""
+
+    x: float
+    """Place on the x axis."""
+
+    y: float
+    """Place on the y axis."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dots:
+    """Dots in a plane, such as accuracy over time."""
+
+    dots: Sequence[Dot]
+    """At least one."""
+
+    x_label: str
+    """Meaning and unit of x."""
+
+    y_label: str
+    """Meaning and unit of y."""
+
+    caption: str = ""
+    """One sentence that says what to see."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GalleryItem:
     """One picture with what is known about it."""
 
@@ -240,7 +271,16 @@ class Lineage:
 
 
 Block = (
-    Paragraph | Table | Histogram | Curves | Gallery | BeforeAfter | LayerStrip | Steps | Lineage
+    Paragraph
+    | Table
+    | Histogram
+    | Curves
+    | Dots
+    | Gallery
+    | BeforeAfter
+    | LayerStrip
+    | Steps
+    | Lineage
 )
 """Anything a section can hold."""
 

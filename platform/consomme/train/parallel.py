@@ -9,6 +9,8 @@ moves is in no checkpoint: it is where the run started from.
 from __future__ import annotations
 
 import contextlib
+import resource
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -457,6 +459,26 @@ def _there(path: Path) -> Path:
             " parallelism, expected the one it is loaded with"
         )
     return path
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory that a rank has held so far: of its GPU, or of its process where there is none.
+
+    Returns:
+        Of the rank that held most. On a GPU what tensors took; else resident memory, libraries
+        included.
+    """
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        # Kilobytes on Linux, bytes on a Mac.
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if dist.is_initialized():
+        most = torch.tensor(peak, dtype=torch.int64, device=device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        peak = int(most)
+    return peak
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:

@@ -1,0 +1,11 @@
+r"""Try recipes of training and compare what comes out.
+
+ray job submit --runtime-env cluster/runtime-env.yaml -- \
+    python jobs/sweep.py recipes/sweep/layers.yaml name=mine
+"""
+
+from consomme.cli import main
+from consomme.pipelines import sweep
+
+if __name__ == "__main__":
+    main(sweep.SweepRecipe, sweep.run)

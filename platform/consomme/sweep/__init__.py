@@ -1,0 +1,1 @@
+"""Sweeps: which recipes to try, in which order, and when to give one up."""

@@ -1,0 +1,295 @@
+"""Sweeps: trials are ordinary runs, found again; wrong recipes are refused whole before Ray."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consomme.base.errors import RecipeError
+from consomme.base.manifest import Manifest, lineage
+from consomme.base.recipe import load_recipe
+from consomme.pipelines import evaluate, prepare, report, sweep, train
+from consomme.pipelines.runs import NotDoneError, looking
+from consomme.pipelines.sweep_plan import SweepPlan
+from consomme.pipelines.sweep_trials import Trial, Walk
+from consomme.pipelines.sweep_worker import checkpoint_losses
+from consomme.storage.files import open_store
+from consomme.storage.ledger import RunFolder, load_manifest
+
+NANO = "package://models/nano"
+NAMES = {"name": "emoji_names", "style": "twemoji", "every": 400}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    made = prepare.run(
+        prepare.PrepareRecipe(
+            name="scenes",
+            root=str(tmp_path_factory.mktemp("data")),
+            source={"name": "scenes", "num": 40},
+        )
+    )
+    return f"{made.url}/data"
+
+
+def base(data: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": "tiny",
+        "model": NANO,
+        "data": [{"inputs": [data]}],
+        "num_steps": 3,
+        "global_batch": 4,
+        **changes,
+    }
+
+
+def recipe(root: Path | str, data: str, **changes: Any) -> sweep.SweepRecipe:
+    layers = [{"name": "all"}, {"name": "sparse_uniform", "fraction": 0.25}]
+    values: dict[str, Any] = {
+        "name": "layers",
+        "root": str(root),
+        "train": base(data),
+        "space": {
+            "layers": {"name": "choice", "values": layers},
+            "seed": {"name": "choice", "values": [1, 2]},
+        },
+        "benchmarks": (NAMES,),
+        **changes,
+    }
+    return sweep.SweepRecipe(**values)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, data: str, lent_ray: None) -> Manifest:
+    return sweep.run(recipe(tmp_path_factory.mktemp("runs"), data))
+
+
+@pytest.mark.ray
+def test_a_grid_is_trained_measured_and_compared(done: Manifest) -> None:
+    assert done.counts == {"trials": 4, "done": 4, "stopped": 0, "failed": 0}
+    trials = [Trial(**trial) for trial in done.decisions["trials"]]
+    assert [(t.keys["layers"]["name"], t.keys["seed"]) for t in trials] == [
+        (name, seed) for name in ("all", "sparse_uniform") for seed in (1, 2)
+    ]
+    metric = "evaluate/model/emoji_names_twemoji/accuracy_fraction"
+    assert done.decisions["metric"] == metric
+    for trial in trials:
+        trained, judged = load_manifest(trial.train), load_manifest(trial.evaluate)
+        assert trained.recipe["layers"] == {**trained.recipe["layers"], **trial.keys["layers"]}
+        assert trained.recipe["seed"] == trial.keys["seed"]
+        assert judged.recipe["models"] == {"model": trial.train}
+        assert trial.value == judged.metrics[metric]
+        # A torch process with a model cannot be smaller, and this one is not much larger.
+        assert 2**27 < trained.metrics["train/peak_bytes"] < 2**33
+    best = max(trials, key=lambda t: (t.value or 0.0, -t.number))
+    assert done.decisions["best"] == best.number
+    assert done.metrics["sweep/best_value"] == best.value
+    assert {p.url for p in done.parents} == {u for t in trials for u in (t.train, t.evaluate)}
+    assert done in lineage(done, load_manifest)
+
+
+@pytest.mark.ray
+def test_means_are_over_seeds(done: Manifest) -> None:
+    trials, means = done.decisions["trials"], done.decisions["means"]
+    assert [mean["numbers"] for mean in means] == [[0, 1], [2, 3]]
+    assert means[1]["label"] == "layers=sparse_uniform (fraction=0.25)"
+    losses = [trials[k]["metrics"]["train/last_loss_nats"] for k in (2, 3)]
+    assert means[1]["mean"]["train/last_loss_nats"] == pytest.approx(sum(losses) / 2)
+    spread = abs(losses[0] - losses[1]) / 2**0.5
+    assert means[1]["spread"]["train/last_loss_nats"] == pytest.approx(spread)
+
+
+@pytest.mark.ray
+def test_the_page_shows_every_trial(done: Manifest) -> None:
+    text = RunFolder.at(done.url).store.read("report.html").decode()
+    assert text.count("<circle") == 2 * 2 * 2
+    for trial in done.decisions["trials"]:
+        assert trial["train"] in text
+    drawn = report.run_folder(done.url)
+    assert RunFolder.at(drawn.url).store.read("report.html").decode() == text
+
+
+@pytest.mark.ray
+def test_it_is_done_when_run_again_and_knows_trials_of_others(done: Manifest, data: str) -> None:
+    root = done.url.rpartition("/sweep/")[0]
+    again = sweep.run(recipe(root, data))
+    assert again == done
+    # By hand, with the keys of trial 3, both runs are there.
+    one = done.decisions["trials"][3]
+    with looking():
+        by_hand = train.run(
+            train.TrainRecipe(
+                name="tiny",
+                root=root,
+                model=NANO,
+                data=(train.TrainSource(inputs=(data,)),),
+                num_steps=3,
+                global_batch=4,
+                seed=2,
+                layers={"name": "sparse_uniform", "fraction": 0.25},
+            )
+        )
+        assert by_hand.url == one["train"]
+        models = {"model": by_hand.url}
+        judged = evaluate.run(
+            evaluate.EvaluateRecipe(name="tiny", root=root, models=models, benchmarks=(NAMES,))
+        )
+    assert judged.url == one["evaluate"]
+    # A sweep of some of them and a new one does the new one only.
+    seeds = {"name": "choice", "values": [2]}
+    space = {**recipe(root, data).space, "seed": seeds}
+    other = recipe(root, data, name="other", space=space)
+    plan = SweepPlan.of(other)
+    walk = Walk(plan, open_store(f"{root}/scratch"))
+    assert walk.next() is None
+    assert [trial.train for trial in walk.trials] == [
+        done.decisions["trials"][k]["train"] for k in (1, 3)
+    ]
+
+
+@pytest.mark.ray
+def test_a_trial_that_fails_says_why_and_the_others_go_on(
+    tmp_path: Path, data: str, lent_ray: None
+) -> None:
+    counts = {"name": "choice", "values": [40, 1]}
+    one = recipe(
+        tmp_path,
+        data,
+        train=base(data, num_steps=2, layers={"name": "sparse_uniform"}),
+        space={"layers.count": counts},
+        benchmarks=(),
+    )
+    made = sweep.run(one)
+    assert made.counts == {"trials": 2, "done": 1, "stopped": 0, "failed": 1}
+    failed, good = made.decisions["trials"]
+    assert "the language model has 12 layers" in failed["reason"]
+    assert made.decisions["metric"] == "train/last_loss_nats"
+    assert made.decisions["best"] == good["number"] == 1
+    assert "the language model has 12 layers" in (Path(made.url) / "report.html").read_text()
+
+
+@pytest.mark.ray
+def test_asha_gives_up_what_is_behind_and_it_can_go_on_later(
+    tmp_path: Path, data: str, lent_ray: None
+) -> None:
+    steps = 400
+    one = recipe(
+        tmp_path,
+        data,
+        train=base(data, num_steps=steps, checkpoint_every=10, schedule="constant"),
+        space={"lr": {"name": "choice", "values": [1e-3, 1e-7]}},
+        benchmarks=(),
+        stopper={"name": "asha", "grace_steps": 10, "factor": 2},
+        max_concurrent=1,
+    )
+    made = sweep.run(one)
+    assert made.counts == {"trials": 2, "done": 1, "stopped": 1, "failed": 0}
+    stopped = made.decisions["trials"][1]
+    assert stopped["reason"].startswith("after 10 of 400 steps, loss ")
+    assert stopped["rungs"]["10"] > made.decisions["trials"][0]["rungs"]["10"]
+    with pytest.raises(NotDoneError) as pending, looking():
+        train.run(SweepPlan.of(one).train_recipe(stopped["keys"]))
+    # What was learned is kept, and its training goes on from there, here by hand.
+    by_hand = train.run(SweepPlan.of(one).train_recipe(stopped["keys"]))
+    assert by_hand.url == pending.value.folder.url
+    assert 10 <= by_hand.decisions["resumed_from_step"] < steps
+
+
+def test_losses_at_checkpoints_are_means_since_the_one_before() -> None:
+    curve = [{"loss": float(number)} for number in range(7)]
+    assert checkpoint_losses(curve, 3) == [1.0, 4.0]
+
+
+def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path, data: str) -> None:
+    wrong = recipe(
+        tmp_path,
+        data,
+        train=base(data, learning=3),
+        space={
+            "lr": {"name": "choice", "values": [0.1, "fast"]},
+            "layer.name": {"name": "choice", "values": ["all"]},
+            "data.7.weight": {"name": "choice", "values": [1.0]},
+            "layers": {"name": "choice", "values": [{"name": "al"}]},
+            "name": {"name": "choice", "values": ["x"]},
+        },
+        metric="emoji_name",
+        stopper={"name": "asha", "grace_steps": 10},
+    )
+    with pytest.raises(RecipeError) as caught:
+        SweepPlan.of(wrong)
+    text = str(caught.value)
+    for part in (
+        "learning: unknown key",
+        "space.lr: found 'fast' (str), expected float",
+        "space.layer: unknown key; did you mean 'layers'?",
+        "space.data.7: found '7', expected a number below 1",
+        "space.layers.name: unknown layer selector 'al'; did you mean 'all'?",
+        "space.name: is not to be tried",
+        "metric: unknown 'emoji_name'; did you mean 'emoji_names_twemoji'?",
+    ):
+        assert part in text
+
+
+def test_what_a_training_would_refuse_is_refused_before_any_of_them(
+    tmp_path: Path, data: str
+) -> None:
+    space = {
+        "data.0.inputs": {"name": "choice", "values": [[data], [str(tmp_path / "nothing")]]},
+        "global_batch": {"name": "choice", "values": [4, 0]},
+    }
+    with pytest.raises(RecipeError) as caught:
+        SweepPlan.of(recipe(tmp_path, data, space=space))
+    assert "nothing" in str(caught.value)
+    assert "global_batch=0 is less than num_workers=1" in str(caught.value)
+
+
+def test_other_data_is_another_sweep(tmp_path: Path, data: str) -> None:
+    shard = next(Path(data).iterdir())
+    own = tmp_path / "own" / shard.name
+    own.parent.mkdir()
+    own.write_bytes(shard.read_bytes())
+    before = SweepPlan.of(recipe(tmp_path, str(own.parent))).inputs
+    assert before == SweepPlan.of(recipe(tmp_path, str(own.parent))).inputs
+    (own.parent / f"more-{shard.name}").write_bytes(shard.read_bytes())
+    assert before != SweepPlan.of(recipe(tmp_path, str(own.parent))).inputs
+
+
+def test_a_train_recipe_may_be_a_file(tmp_path: Path, data: str) -> None:
+    file = tmp_path / "base.yaml"
+    file.write_text(json.dumps(base(data, layers={"name": "sparse_uniform", "count": 2})))
+    settings = {"recipe": str(file), "num_steps": 7}
+    plan = SweepPlan.of(recipe(tmp_path, data, train=settings, space={"lr": _lrs()}))
+    found = plan.train_recipe({"lr": 0.25})
+    assert (found.num_steps, found.lr, found.layers["count"]) == (7, 0.25, 2)
+    assert "recipe" not in plan.base
+
+
+def test_an_interrupted_sweep_asks_for_what_it_had_asked_for(tmp_path: Path, data: str) -> None:
+    space = {"lr": {"name": "log_uniform", "low": 1e-5, "high": 1e-3}}
+    searcher = {"name": "optuna", "num_trials": 4, "num_random": 2}
+    plan = SweepPlan.of(recipe(tmp_path, data, space=space, searcher=searcher, benchmarks=()))
+    store = open_store(str(tmp_path / "sweep"))
+    first = Walk(plan, store)
+    asked = [first.next() for _ in range(2)]
+    assert asked[0] is not None
+    first.end(replace(asked[0], state="stopped", reason="after 1 step"))
+    # A second attempt: the stopped one stays so, the other is handed out again, then new ones.
+    again = Walk(plan, store)
+    assert [trial.state for trial in again.trials] == ["stopped", "asked"]
+    following = [again.next() for _ in range(4)]
+    assert following[0] == asked[1]
+    assert following[3] is None
+    assert [t.number for t in following[:3] if t] == [1, 2, 3]
+
+
+def test_all_shipped_recipes_are_plans(data: str, tmp_path: Path) -> None:
+    for path in sorted(Path("recipes/sweep").glob("*.yaml")):
+        settings = [f"train.data=[{{inputs: [{data}]}}]", f"root={tmp_path}"]
+        plan = SweepPlan.of(load_recipe(sweep.SweepRecipe, path, settings))
+        assert plan.num_trials > 1
+
+
+def _lrs() -> dict[str, Any]:
+    return {"name": "choice", "values": [0.1, 0.2]}

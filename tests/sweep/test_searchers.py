@@ -1,0 +1,110 @@
+"""What is asked for is a function of the seed and of what was told, however often one restarts."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from consomme.base.errors import RecipeError
+from consomme.sweep.choices import CHOICES, Choice
+from consomme.sweep.searchers import SEARCHERS, Keys, Search
+
+LR = {"name": "log_uniform", "low": 1e-5, "high": 1e-2}
+LAYERS = {"name": "choice", "values": [{"name": "all"}, {"name": "hybrid"}]}
+
+
+def space(**nodes: dict[str, Any]) -> dict[str, Choice]:
+    return {key: CHOICES.build(node, key) for key, node in nodes.items()}
+
+
+def walk(search: Search, score: Callable[[Keys], float], start: int = 0) -> list[Keys]:
+    """Ask to the end, telling each before the next."""
+    asked: list[Keys] = []
+    while (keys := search.ask()) is not None:
+        search.tell(start + len(asked), score(keys))
+        asked.append(keys)
+    return asked
+
+
+def near_a_thousandth(keys: Keys) -> float:
+    """Best at lr 0.001 with `hybrid`."""
+    return -abs(math.log10(keys["lr"]) + 3) + (keys["layers"]["name"] == "hybrid")
+
+
+def test_a_grid_has_every_combination_once_in_order() -> None:
+    node = {"name": "int_uniform", "low": 1, "high": 3}
+    search = SEARCHERS.build({"name": "grid"}).begin(space(layers=LAYERS, seed=node), "max")
+    asked = walk(search, lambda keys: 0.0)
+    assert [(keys["layers"]["name"], keys["seed"]) for keys in asked] == [
+        (name, seed) for name in ("all", "hybrid") for seed in (1, 2, 3)
+    ]
+
+
+def test_a_grid_of_a_range_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"every number of lr.*num_trials"):
+        SEARCHERS.build({"name": "grid"}).known(space(lr=LR, layers=LAYERS))
+
+
+def test_more_random_trials_are_the_same_ones_and_some_more() -> None:
+    known = [
+        SEARCHERS.build({"name": "random", "num_trials": n, "seed": 3}).known(space(lr=LR))
+        for n in (5, 20)
+    ]
+    assert known[0] == (known[1] or [])[:5]
+    drawn = [keys["lr"] for keys in known[1] or []]
+    assert len(set(drawn)) == 20
+    assert all(1e-5 <= lr <= 1e-2 and lr == float(f"{lr:.6g}") for lr in drawn)
+    # Every factor alike: about a third in each of three decades.
+    assert sum(lr < 1e-4 for lr in drawn) >= 3
+
+
+def test_optuna_learns_and_random_does_not() -> None:
+    where = space(lr=LR, layers=LAYERS)
+    best = {}
+    for name in ("optuna", "random"):
+        search = SEARCHERS.build({"name": name, "num_trials": 40, "seed": 1}).begin(where, "max")
+        asked = walk(search, near_a_thousandth)
+        best[name] = sum(map(near_a_thousandth, asked[-10:])) / 10
+    assert best["optuna"] > best["random"] + 0.5
+
+
+@pytest.mark.parametrize("done", [3, 12])
+def test_optuna_goes_on_as_if_it_had_not_been_interrupted(done: int) -> None:
+    where = space(lr=LR, layers=LAYERS)
+    searcher = SEARCHERS.build({"name": "optuna", "num_trials": 16, "seed": 5})
+    whole = walk(searcher.begin(where, "max"), near_a_thousandth)
+    again = searcher.begin(where, "max")
+    for number, keys in enumerate(whole[:done]):
+        again.recall(keys)
+        again.tell(number, near_a_thousandth(keys))
+    assert walk(again, near_a_thousandth, start=done) == whole[done:]
+
+
+def test_optuna_minds_the_mode_and_failures() -> None:
+    searcher = SEARCHERS.build({"name": "optuna", "num_trials": 30, "num_random": 6})
+    asked = []
+    search = searcher.begin(space(lr=LR), "min")
+    while (keys := search.ask()) is not None:
+        failed = keys["lr"] > 5e-3
+        search.tell(len(asked), None if failed else abs(math.log10(keys["lr"]) + 4))
+        asked.append(keys["lr"])
+    late = [abs(math.log10(lr) + 4) for lr in asked[-10:]]
+    # Draws would be 0.83 away; those of the other mode, 2.
+    assert sum(late) / 10 < 0.6
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"name": "choice", "values": []}, "found none"),
+        ({"name": "choice", "values": [1, 2, 1]}, "found 1 more than once"),
+        ({"name": "uniform", "low": 2, "high": 1}, "less than high"),
+        ({"name": "log_uniform", "low": 0, "high": 1}, "more than 0"),
+        ({"name": "int_uniform", "low": 3, "high": 3}, "less than high"),
+    ],
+)
+def test_choices_that_are_none_are_refused(node: dict[str, Any], message: str) -> None:
+    (problem,) = CHOICES.problems(node, "space.lr")
+    assert message in problem
+    assert problem.startswith("space.lr")
