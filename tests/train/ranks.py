@@ -55,13 +55,24 @@ def chosen(layers: str, step: int = 0) -> tuple[int, ...]:
 
 
 def train(
-    folder: Path, case: str, rank: int, world: int, *, scratch: Path, resumes: bool = False
+    folder: Path,
+    case: str,
+    rank: int,
+    world: int,
+    *,
+    scratch: Path,
+    resumes: bool = False,
+    poisoned: bool = False,
 ) -> tuple[list[float], dict[str, Any]]:
-    """Losses, and on rank 0 all weights by the names of the bare model."""
+    """Losses, and on rank 0 all weights by the names of the bare model.
+
+    If it is poisoned, the pictures of a step are no numbers once; it goes back to its checkpoint.
+    """
     import torch
     from talks import batches_of
 
     from consomme.models.weights import open_vlm
+    from consomme.train.divergence import DivergedError
     from consomme.train.loop import Pace, StepReport, fit_in_turns
     from consomme.train.parallel import PARALLELISMS
     from consomme.train.parts import FROZEN, FULL, Part, Trainability
@@ -90,9 +101,13 @@ def train(
 
     def batches(step: int) -> list[Any]:
         # Two micro-batches per rank and step at two ranks, four at one.
-        return of_step(step)[rank::world]
+        parts = of_step(step)[rank::world]
+        if poisoned and step == SAVED + 1 and not diverged:
+            parts[0]["pixel_values"].fill_(torch.nan)
+        return parts
 
     losses: list[float] = []
+    diverged: list[str] = []
 
     def after_step(report: StepReport) -> None:
         losses.append(report.loss)
@@ -102,15 +117,28 @@ def train(
 
     if resumes:
         spread.load(scratch)
-    fit_in_turns(
-        spread,
-        batches,
-        Pace(num_steps=NUM_STEPS),
-        start=start,
-        after_step=after_step,
-        layers_at=lambda step: chosen(layers, step),
-        mark=mark,
-    )
+
+    def go_on(start: int) -> None:
+        fit_in_turns(
+            spread,
+            batches,
+            Pace(num_steps=NUM_STEPS),
+            start=start,
+            after_step=after_step,
+            layers_at=lambda step: chosen(layers, step),
+            mark=mark,
+        )
+
+    try:
+        go_on(start)
+    except DivergedError as error:
+        diverged.append(str(error))
+        if layers == "rotating":
+            spread.reselect(mark(chosen(layers, SAVED - 1)))
+        spread.load(scratch)
+        del losses[SAVED:]
+        go_on(SAVED)
+    assert bool(diverged) == poisoned
     # All of them: what should not move has to be looked at too.
     spread.moving = frozenset(names)
     return losses, spread.moved()
@@ -131,11 +159,19 @@ def main() -> None:
     )
     found: dict[str, Any] = {}
     for case in sys.argv[5:]:
-        # `case@2` goes on from the checkpoint that two ranks wrote.
-        name, _, ranks = case.partition("@")
+        # `case@2` goes on from the checkpoint that two ranks wrote, `case!` diverges on the way.
+        name, _, ranks = case.rstrip("!").partition("@")
         scratch = out / f"{name}-{ranks or world}"
         try:
-            losses, weights = train(folder, name, rank, world, scratch=scratch, resumes=bool(ranks))
+            losses, weights = train(
+                folder,
+                name,
+                rank,
+                world,
+                scratch=scratch,
+                resumes=bool(ranks),
+                poisoned=case.endswith("!"),
+            )
         except CheckpointError as error:
             found[case] = str(error)
             continue

@@ -35,6 +35,8 @@ AGAIN = [
     "zero3-sparse-full",
 ]
 
+POISONED = ["fsdp2-rotating-full", *(f"{how}-sparse-full" for how in PLAIN), "zero2off-sparse-full"]
+
 
 def run_ranks(folder: Path, out: Path, world: int, cases: Sequence[str]) -> dict[str, Any]:
     """Let so many processes train; what rank 0 says."""
@@ -72,7 +74,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two(debug_vlm: Path, out: Path) -> dict[str, Any]:
     """What came of two ranks, some of them stopped and started again."""
-    return run_ranks(debug_vlm, out, 2, [*SHORT, *(f"{case}@2" for case in AGAIN)])
+    again = [f"{case}@2" for case in AGAIN]
+    return run_ranks(debug_vlm, out, 2, [*SHORT, *again, *(f"{case}!" for case in POISONED)])
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,17 @@ def test_a_resumed_run_goes_on_bit_for_bit(two: dict[str, Any], out: Path, case:
     assert two[f"{case}@2"] == two[case][ranks.SAVED :]
     undisturbed = torch.load(out / f"{case}-2.pt", weights_only=True)
     for name, tensor in torch.load(out / f"{case}@2-2.pt", weights_only=True).items():
+        assert torch.equal(tensor, undisturbed[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", POISONED)
+def test_a_run_that_diverged_goes_on_from_its_checkpoint(
+    two: dict[str, Any], out: Path, case: str
+) -> None:
+    assert two[f"{case}!"] == two[case]
+    undisturbed = torch.load(out / f"{case}-2.pt", weights_only=True)
+    for name, tensor in torch.load(out / f"{case}!-2.pt", weights_only=True).items():
         assert torch.equal(tensor, undisturbed[name]), name
 
 

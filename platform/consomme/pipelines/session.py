@@ -23,8 +23,10 @@ WORKER_ENV = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+
+PRIVATE_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+"""Nobody takes a node away from a Ray that is one command's own."""
 
 _SHARED: ContextVar[bool] = ContextVar("shared", default=False)
 
@@ -56,7 +58,7 @@ def ray_session() -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.WARNING,
             configure_logging=False,
-            runtime_env={"env_vars": WORKER_ENV},
+            runtime_env={"env_vars": WORKER_ENV | ({} if address else PRIVATE_ENV)},
         )
     # Ray raises plain Exception, ConnectionError, RuntimeError and more when it cannot start.
     except Exception as error:

@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from consomme.base.errors import ClusterError, ConsommeError, RecipeError
 from consomme.base.manifest import Manifest
-from consomme.base.schema import runtime, strategy
+from consomme.base.schema import runtime, strategy, to_plain
 from consomme.base.telemetry import MetricsLog, Progress
 from consomme.evaluate.cache import model_content_hash
 from consomme.pipelines.checkpoints import model_folder
-from consomme.pipelines.runs import begin, folders_of
+from consomme.pipelines.runs import Run, begin, folders_of
 from consomme.pipelines.session import num_cpus, ray_session
 from consomme.storage.files import absolute_url
 from consomme.storage.ledger import RunFolder
 from consomme.storage.shards import expand, find_shards, shards_fingerprint
 from consomme.train.parts import FROZEN, FULL, Part, Trainability, TrainableRow, summarise
 
+if TYPE_CHECKING:
+    from consomme.pipelines.sinks import Writer
+
 logger = logging.getLogger(__name__)
 
 CURVE = "curve.json"
 """Loss, seconds and learning rate of every finished step; renewed every few seconds."""
+
+EVAL_LOSS = "eval_loss_nats"
+"""What checkpoints are compared by: mean nats per labelled token of `evaluation.data`."""
 
 TRAINABLE = "trainable.json"
 """What is trained, part by part and layer by layer; written before the first step."""
@@ -67,6 +75,23 @@ class TrainSource:
             raise RecipeError(
                 f"fraction: found {self.fraction}, expected a share of the samples in (0, 1]"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What checkpoints are measured on, while training goes on."""
+
+    data: tuple[TrainSource, ...] = ()
+    """Samples that are not trained on; none measures nothing."""
+
+    max_samples: int = 256
+    """How many of them, equally many of each source, always the same."""
+
+    cpus: float = 1.0
+    """CPUs that it claims beside training."""
+
+    gpus: float = 0.0
+    """GPUs that it claims beside training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +201,32 @@ class TrainRecipe:
     """Ray Train workers; each takes its part of a step's samples. More workers add in another
     order: bits may vary."""
 
+    min_workers: int | None = runtime(None)
+    """Start, and go on, with fewer workers than `num_workers` while the cluster has room for no
+    more; None waits for all."""
+
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    """The loss on other samples at each checkpoint, measured beside training."""
+
+    exports: Literal["last", "best"] = "last"
+    """Which checkpoint becomes the model: the last one, or the one with the least loss in
+    `evaluation`."""
+
+    sinks: tuple[dict[str, Any], ...] = strategy("consomme.pipelines.sinks:SINKS", default=())
+    """Where figures go while training goes on; see consomme/pipelines/sinks.py."""
+
+    compile: Literal["inductor", "aot_eager"] | None = runtime(None)
+    """Compile each layer of the language model with this backend of torch.compile; inductor needs a
+    C++ compiler on CPUs."""
+
     max_reject_fraction: float = runtime(0.01)
     """More samples than this share that cannot be trained on fail the run."""
 
     checkpoint_every: int = runtime(50)
     """Steps between checkpoints; a killed run goes on from the last one."""
+
+    keeps: int = runtime(2)
+    """Checkpoints that are kept: the last ones, or if they are evaluated the best and the last."""
 
     micro_batch: int = runtime(32)
     """Samples per forward pass: as many as fit into memory."""
@@ -217,22 +263,35 @@ def run(recipe: TrainRecipe) -> Manifest:
             f"global_batch={recipe.global_batch} is less than num_workers={recipe.num_workers}:"
             " some workers would have no sample in a step; raise it or take fewer workers"
         )
-    for key, least in (("shuffle_units", 1), ("max_upscale", 1), ("num_readers", 1)):
+    at_least_one = ("shuffle_units", "max_upscale", "num_readers", "checkpoint_every", "keeps")
+    for key, least in ((key, 1) for key in at_least_one):
         if getattr(recipe, key) < least:
             raise RecipeError(f"{key}: found {getattr(recipe, key)}, expected at least {least}")
     if recipe.pack_tokens is not None and recipe.pack_tokens < 1:
         raise RecipeError(f"pack_tokens: found {recipe.pack_tokens}, expected at least 1, or null")
+    if recipe.exports == "best" and not recipe.evaluation.data:
+        raise RecipeError(
+            "exports: found best, but evaluation.data is empty, so no checkpoint is better than"
+            " another; name samples to measure them on, or set exports=last"
+        )
+    if recipe.min_workers is not None and not 1 <= recipe.min_workers <= recipe.num_workers:
+        raise RecipeError(
+            f"min_workers: found {recipe.min_workers}, expected 1 to num_workers"
+            f"={recipe.num_workers}, or null"
+        )
     if recipe.keeps_adapter:
         _check_adapter(recipe.trainability)
     start = model_folder(recipe.model)
     inputs = {"model": model_content_hash(start)}
     parents, reads = [], [start]
-    for number, source in enumerate(recipe.data):
+    named = [(f"data {number}", source) for number, source in enumerate(recipe.data)]
+    named += [(f"evaluation {k}", source) for k, source in enumerate(recipe.evaluation.data)]
+    for name, source in named:
         if (source.view is None) == (not source.inputs):
-            raise RecipeError(f"data[{number}]: expected either view or inputs, not both, not none")
+            raise RecipeError(f"{name}: expected either view or inputs, not both, not none")
         if source.inputs:
             shards = find_shards(source.inputs)
-            inputs[f"data {number}"] = shards_fingerprint(shards)
+            inputs[name] = shards_fingerprint(shards)
             reads += folders_of(shards)
         parents += [url for url in (source.view, source.captions) if url]
     if tuned := recipe.layers.get("tuned"):
@@ -241,16 +300,18 @@ def run(recipe: TrainRecipe) -> Manifest:
     attempt = begin("train", recipe, inputs=inputs, parents=parents, reads=reads)
     if attempt.folder.is_done:
         return attempt.folder.manifest()
+    from consomme.pipelines.train_evaluation import evaluations
+
     with ray_session():
-        result = _fit(recipe, start, attempt.folder)
+        result = _fit(recipe, start, attempt)
     counts, peak = result.pop("counts"), result.pop("peak_bytes")
     curve = json.loads(attempt.folder.store.read(CURVE))
     with MetricsLog(attempt.folder.store, resume_step=0) as log:
         for point in curve:
-            log.log("train/loss_nats", point["loss"], point["step"])
-            log.log("train/step_s", point["seconds"], point["step"])
-            log.log("train/grad_norm", point["grad_norm"], point["step"])
-            log.log("train/learning_rate", point["lr"], point["step"])
+            for name, value in _figures(point).items():
+                log.log(name, value, point["step"])
+        for point in (found := evaluations(attempt.folder)):
+            log.log("eval/loss_nats", point["loss"], int(point["step"]))
     times = sorted(point["seconds"] for point in curve)
     return attempt.finish(
         counts=counts,
@@ -261,7 +322,8 @@ def run(recipe: TrainRecipe) -> Manifest:
             "train/step_s": times[len(times) // 2],
             "train/peak_bytes": peak,
             "train/tokens_per_s": sum(p["num_positions"] for p in curve) / sum(times),
-        },
+        }
+        | ({"eval/best_loss_nats": min(p["loss"] for p in found)} if found else {}),
         outputs={"model": "model", "curve": CURVE, "rejects": "rejects"}
         | ({"adapter": "adapter"} if recipe.keeps_adapter else {}),
     )
@@ -288,32 +350,38 @@ def _check_adapter(parts: Trainability) -> None:
         )
 
 
-def _fit(recipe: TrainRecipe, start: str, folder: RunFolder) -> dict[str, Any]:
+def _fit(recipe: TrainRecipe, start: str, attempt: Run) -> dict[str, Any]:
     """Run the workers and return what rank 0 says of the run."""
+    folder = attempt.folder
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
+    from consomme.pipelines.sinks import opened
     from consomme.pipelines.train_worker import train_worker
     from consomme.pipelines.trainer import Trainer
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
     use_gpu = gpus >= recipe.num_workers
-    if not use_gpu and recipe.num_workers * recipe.cpus_per_worker > num_cpus():
+    least = recipe.min_workers or recipe.num_workers
+    beside = recipe.evaluation.cpus if recipe.evaluation.data else 0.0
+    wanted = (least if use_gpu else least * recipe.cpus_per_worker) + beside
+    if wanted > num_cpus():
         raise ClusterError(
-            f"num_workers={recipe.num_workers} needs {recipe.num_workers * recipe.cpus_per_worker}"
-            f" CPUs, the cluster has {num_cpus()}; lower num_workers or cpus_per_worker"
+            f"num_workers={least} needs {wanted - beside:g} CPUs and evaluation {beside:g}, the"
+            f" cluster has {num_cpus()}; lower num_workers, cpus_per_worker or evaluation.cpus"
         )
+    absolute = _from_anywhere(recipe)
     trainer = Trainer(
         train_worker,
         train_loop_config={
-            "recipe": _from_anywhere(recipe),
+            "recipe": absolute,
             "start": start,
             "folder": absolute_url(folder.url),
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=recipe.num_workers,
+            num_workers=(least, recipe.num_workers) if recipe.min_workers else recipe.num_workers,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": 1.0 if use_gpu else recipe.cpus_per_worker}
             | ({"GPU": 1.0} if use_gpu else {}),
@@ -322,14 +390,64 @@ def _fit(recipe: TrainRecipe, start: str, folder: RunFolder) -> dict[str, Any]:
             name="checkpoints",
             storage_path=absolute_url(folder.url),
             failure_config=FailureConfig(max_failures=2),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=recipe.keeps,
+                checkpoint_score_attribute=EVAL_LOSS if recipe.evaluation.data else None,
+                checkpoint_score_order="min",
+            ),
         ),
+        validation_config=_validation(absolute, start, folder) if recipe.evaluation.data else None,
     )
-    with Progress(recipe.num_steps, "train", "steps") as progress, _watch(folder, progress):
+    plain = to_plain(recipe)
+    with (
+        opened(recipe.sinks, folder.url, recipe.name, attempt.fingerprint, plain) as writers,
+        Progress(recipe.num_steps, "train", "steps") as progress,
+        _watch(folder, progress, writers),
+    ):
         result = _in_thread(trainer.fit)
     summary: dict[str, Any] | ConsommeError = result.return_value
     if isinstance(summary, ConsommeError):
         raise summary
+    if recipe.exports == "best":
+        loss = {one: metrics[EVAL_LOSS] for one, metrics in result.best_checkpoints}
+        best = min(loss, key=lambda one: loss[one])
+        summary["exported_step"] = ray.get(
+            ray.remote(_export_checkpoint)
+            .options(num_cpus=0)
+            .remote(best, absolute, start, absolute_url(folder.url))
+        )
     return summary
+
+
+def _validation(recipe: TrainRecipe, start: str, folder: RunFolder) -> Any:
+    """Have each checkpoint evaluated by a task of its own."""
+    from ray.train import ValidationConfig
+
+    from consomme.pipelines.train_evaluation import evaluate_checkpoint
+
+    return ValidationConfig(
+        fn=functools.partial(
+            evaluate_checkpoint, recipe=recipe, start=start, folder=absolute_url(folder.url)
+        ),
+        ray_remote_kwargs={
+            "num_cpus": recipe.evaluation.cpus,
+            "num_gpus": recipe.evaluation.gpus,
+            "max_retries": 2,
+        },
+    )
+
+
+def _export_checkpoint(checkpoint: Any, recipe: TrainRecipe, start: str, folder: str) -> int:
+    """Make a checkpoint the run's model; returns its step."""
+    from safetensors.torch import load_file
+
+    from consomme.pipelines.train_export import WEIGHTS, export
+
+    with checkpoint.as_directory() as path:
+        seen = json.loads((Path(path) / "meta.json").read_text())
+        moved = load_file(Path(path) / WEIGHTS)
+    export(recipe, start, seen["layers"], moved, folder)
+    return len(seen["curve"])
 
 
 def _in_thread(action: Callable[[], Any]) -> Any:
@@ -351,11 +469,16 @@ def _in_thread(action: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _watch(folder: RunFolder, progress: Progress) -> Iterator[None]:
-    """Advance the progress line by what rank 0 writes into the run folder, wherever it runs."""
+def _watch(folder: RunFolder, progress: Progress, writers: Sequence[Writer]) -> Iterator[None]:
+    """Advance the progress line by what rank 0 writes into the run folder, wherever it runs.
+
+    Steps that are new are handed on to the sinks; those of an earlier attempt were then.
+    """
     done = threading.Event()
+    told_steps = len(_steps(folder))
 
     def look() -> None:
+        nonlocal told_steps
         is_told = False
         while True:
             ended = done.wait(2.0)
@@ -364,9 +487,12 @@ def _watch(folder: RunFolder, progress: Progress) -> Iterator[None]:
                 rows = json.loads(folder.store.read(TRAINABLE))
                 for line in told(TrainableRow(**row) for row in rows):
                     logger.info("train: %s", line)
-            if folder.store.exists(CURVE):
-                steps = len(json.loads(folder.store.read(CURVE)))
-                progress.advance(max(0, steps - progress.done))
+            steps = _steps(folder)
+            progress.advance(max(0, len(steps) - progress.done))
+            for point in steps[told_steps:]:
+                for writer in writers:
+                    writer.log(_figures(point), int(point["step"]))
+            told_steps = max(told_steps, len(steps))
             if ended:
                 return
 
@@ -377,6 +503,24 @@ def _watch(folder: RunFolder, progress: Progress) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+def _steps(folder: RunFolder) -> list[dict[str, float]]:
+    if not folder.store.exists(CURVE):
+        return []
+    steps: list[dict[str, float]] = json.loads(folder.store.read(CURVE))
+    return steps
+
+
+def _figures(point: Mapping[str, float]) -> dict[str, float]:
+    """Name the figures of a step."""
+    return {
+        "train/loss_nats": point["loss"],
+        "train/step_s": point["seconds"],
+        "train/grad_norm": point["grad_norm"],
+        "train/learning_rate": point["lr"],
+        "train/tokens_per_s": point["num_positions"] / point["seconds"],
+    }
 
 
 def told(rows: Iterable[TrainableRow]) -> list[str]:
@@ -398,16 +542,21 @@ def told(rows: Iterable[TrainableRow]) -> list[str]:
 
 def _from_anywhere(recipe: TrainRecipe) -> TrainRecipe:
     """Make the data's paths absolute: Ray Train's workers have another current directory."""
-    sources = [
-        dataclasses.replace(
+
+    def found(source: TrainSource) -> TrainSource:
+        return dataclasses.replace(
             source,
             view=source.view and absolute_url(source.view),
             inputs=tuple(expand(source.inputs)) if source.inputs else (),
             captions=source.captions and absolute_url(source.captions),
         )
-        for source in recipe.data
-    ]
+
+    evaluation = dataclasses.replace(
+        recipe.evaluation, data=tuple(map(found, recipe.evaluation.data))
+    )
     layers = recipe.layers
     if tuned := layers.get("tuned"):
         layers = layers | {"tuned": model_folder(tuned)}
-    return dataclasses.replace(recipe, data=tuple(sources), layers=layers)
+    return dataclasses.replace(
+        recipe, data=tuple(map(found, recipe.data)), evaluation=evaluation, layers=layers
+    )

@@ -20,13 +20,19 @@ from typing import Any
 
 from consomme.base.errors import ConsommeError, RecipeError
 from consomme.pipelines.checkpoints import model_folder
+from consomme.pipelines.session import is_private
 from consomme.pipelines.train import CURVE, TRAINABLE, TrainRecipe
 from consomme.pipelines.train_dealer import Dealer, Tables
+from consomme.pipelines.train_export import WEIGHTS, export
 from consomme.storage.ledger import RunFolder
 from consomme.train.layers import LAYER_SELECTORS, ByScore, Rotating
 from consomme.train.parts import Group, Trained
 
 logger = logging.getLogger(__name__)
+
+STEPS_BETWEEN_LOOKS = 5
+"""On a cluster: steps between questions whether a node will be taken away; all ranks have to wait
+for each other to agree on the answer."""
 
 META = "meta.json"
 """In a checkpoint, beside what the parallelism writes: what a run has seen so far."""
@@ -105,6 +111,8 @@ class _Rank:
             self._choose_layers()
             self._spread(checkpoint)
         self._shown = time.monotonic()
+        self._preempted: int | None = -1
+        """Deadline of the notice that the last checkpoint out of turn was for."""
 
     def _open_model(self) -> None:
         import torch
@@ -169,6 +177,7 @@ class _Rank:
         from consomme.train.neftune import add_noise
         from consomme.train.parallel import PARALLELISMS
         from consomme.train.trainable import (
+            compile_layers,
             forget_activations,
             freeze,
             freeze_unused,
@@ -195,6 +204,8 @@ class _Rank:
             freeze(model, self.seen.unused)
         if recipe.neftune_alpha:
             add_noise(model, recipe.neftune_alpha)
+        if recipe.compile:
+            compile_layers(model, recipe.compile)
         build = PARALLELISMS.build(recipe.parallelism, "parallelism")
         self.spread = build(model, self.trained.groups, self.device, moving)
         if checkpoint:
@@ -231,10 +242,10 @@ class _Rank:
                 self._go_back(error)
         # Before the finished model is put together, which is no part of training.
         peak = peak_bytes(self.device)
-        state = self.spread.moved()
         counts = self.dealer.check()
-        if self.rank == 0:
-            _export(self.config, recipe, self.selected, state, Path(self.folder.path))
+        state = self.spread.moved()
+        if self.rank == 0 and recipe.exports == "last":
+            export(recipe, self.config["start"], self.selected, state, self.folder.url)
         return {
             "counts": counts,
             "layers": self.every_layer,
@@ -265,22 +276,52 @@ class _Rank:
     def _after_step(self, done: Any) -> None:
         """Write down a finished step, and keep a checkpoint if it is time."""
         import ray.train
+        from safetensors.torch import save_file
 
         self.seen.curve.append(dataclasses.asdict(done))
         is_last = done.step == self.recipe.num_steps
         if self.rank == 0 and (time.monotonic() - self._shown > 2 or is_last):
             self._shown = time.monotonic()
             self.folder.store.write(CURVE, json.dumps(self.seen.curve).encode())
-        if done.step % self.recipe.checkpoint_every and not is_last:
+        if (
+            done.step % self.recipe.checkpoint_every
+            and not is_last
+            and not self._is_preempted(done)
+        ):
             return
-        with tempfile.TemporaryDirectory() as scratch:
-            self.spread.save(Path(scratch))
+        # It is sent to storage in the background, and deleted when it is there.
+        scratch = Path(tempfile.mkdtemp(prefix="consomme-checkpoint-"))
+        self.spread.save(scratch)
+        is_evaluated = bool(self.recipe.evaluation.data)
+        if is_evaluated:
+            moved = self.spread.moved()
             if self.rank == 0:
-                self.seen.save(Path(scratch))
-            kept = None
-            if any(Path(scratch).iterdir()):
-                kept = ray.train.Checkpoint.from_directory(scratch)
-            ray.train.report({"step": done.step, "loss": done.loss}, checkpoint=kept)
+                save_file({k: v.contiguous() for k, v in moved.items()}, scratch / WEIGHTS)
+        if self.rank == 0:
+            self.seen.save(scratch)
+        kept = None
+        if any(scratch.iterdir()):
+            kept = ray.train.Checkpoint.from_directory(str(scratch))
+        else:
+            scratch.rmdir()
+        ray.train.report(
+            {"step": done.step, "loss": done.loss},
+            checkpoint=kept,
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            validation=is_evaluated,
+        )
+
+    def _is_preempted(self, done: Any) -> bool:
+        """Whether a node is about to be taken away; all ranks say the same."""
+        import ray.train
+
+        if done.step % STEPS_BETWEEN_LOOKS or is_private():
+            return False
+        info = ray.train.get_preemption_info()
+        if info is None or info.deadline_ms == self._preempted:
+            return False
+        self._preempted = info.deadline_ms
+        return True
 
     def _go_back(self, error: ConsommeError) -> None:
         """Take weights and optimizer from the last checkpoint; the data goes on from here.
@@ -357,27 +398,3 @@ def _scores(
     probe.watch(map(tables.join, few), attention=selector.measure == "image_attention")
     by_layer: list[float] = getattr(probe, selector.measure)()
     return by_layer
-
-
-def _export(
-    config: dict[str, Any],
-    recipe: TrainRecipe,
-    selected: Sequence[int],
-    state: dict[str, Any],
-    folder: Path,
-) -> None:
-    """Write the finished model as a plain folder, adapters added to their matrices."""
-    from consomme.models.weights import open_scorer, save_vlm
-    from consomme.train.trainable import set_trainable
-
-    model, processor = open_scorer(config["start"])
-    trained = set_trainable(model, recipe.trainability, selected, lr=recipe.lr)
-    strangers = model.load_state_dict(state, strict=False).unexpected_keys
-    assert not strangers, strangers
-    if trained.adapters:
-        from consomme.models.lora import merge_lora, save_adapter
-
-        if recipe.keeps_adapter:
-            save_adapter(model, folder / "adapter", recipe.model)
-        merge_lora(model)
-    save_vlm(folder / "model", model, processor)

@@ -237,3 +237,16 @@ def multiply_in_bfloat16(model: Any, device: str) -> None:
         device: Type of the device that it will be called on.
     """
     model.forward = torch.autocast(device, torch.bfloat16)(model.forward)
+
+
+def compile_layers(model: Any, backend: str) -> None:
+    """Have torch compile each layer of the language model when it is first used.
+
+    Layers are alike, so one compilation serves them all; lengths may vary from batch to batch.
+
+    Args:
+        model: Not yet wrapped by a parallelism.
+        backend: Of torch.compile.
+    """
+    for layer in model.get_submodule(anatomy(model).layers_path).children():
+        layer.compile(backend=backend, dynamic=True)

@@ -1,0 +1,87 @@
+"""Look at checkpoints while training goes on: the loss on samples it never sees.
+
+One decision is made here: a checkpoint is looked at by a Ray task of its own, on CPUs or GPUs that
+training does not hold, so training never waits for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from consomme.pipelines.train import EVAL_LOSS, TrainRecipe
+from consomme.pipelines.train_data import Prepared, Preparer, plan_source
+from consomme.pipelines.train_dealer import Tables
+from consomme.pipelines.train_export import WEIGHTS, open_trained
+from consomme.storage.ledger import RunFolder
+
+EVALUATIONS = "evaluations"
+"""Folder in a run: what was found at each checkpoint."""
+
+
+def evaluate_checkpoint(
+    checkpoint: Any, *, recipe: TrainRecipe, start: str, folder: str
+) -> dict[str, float]:
+    """Measure the loss of a checkpoint.
+
+    Args:
+        checkpoint: Ray Train's, with `moved.safetensors`.
+        recipe: Of the run, with absolute paths.
+        start: Folder of the model that it started from.
+        folder: The run folder.
+
+    Returns:
+        `eval_loss_nats`: mean nats per labelled token.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    from consomme.models.batches import IGNORE_INDEX, Batcher
+    from consomme.models.prefix_dialogue import dialogue_for
+    from consomme.train.loop import sum_nll
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(max(1, int(recipe.evaluation.cpus)))
+    with checkpoint.as_directory() as path:
+        seen = json.loads((Path(path) / "meta.json").read_text())
+        moved = load_file(Path(path) / WEIGHTS)
+    model, processor, _ = open_trained(recipe, start, seen["layers"], moved)
+    model.eval().to(device)
+    dialogue = dialogue_for(model.config, processor)
+    pad_id = dialogue.tokenizer.pad_token_id
+    batcher = Batcher(model, dialogue.tokenizer.eos_token_id if pad_id is None else pad_id)
+    tables = Tables(batcher=batcher, dialogue=dialogue, is_packed=False)
+    max_tokens = model.config.get_text_config().max_position_embeddings
+    samples = list(_samples(recipe, Preparer(recipe, dialogue, max_tokens)))
+    total, tokens = 0.0, 0
+    with torch.inference_mode():
+        for at in range(0, len(samples), recipe.micro_batch):
+            batch = tables.join(samples[at : at + recipe.micro_batch])
+            tokens += int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+            total += float(sum_nll(model, {k: v.to(device) for k, v in batch.items()}))
+    step = len(seen["curve"])
+    found = {"step": step, "loss": total / tokens, "samples": len(samples)}
+    store = RunFolder.at(folder).store
+    store.write(f"{EVALUATIONS}/{step:08d}.json", json.dumps(found).encode())
+    return {EVAL_LOSS: total / tokens}
+
+
+def evaluations(folder: RunFolder) -> list[dict[str, float]]:
+    """Read what was found so far, by step."""
+    paths = sorted(info.path for info in folder.store.list(f"{EVALUATIONS}/"))
+    return [json.loads(folder.store.read(path)) for path in paths]
+
+
+def _samples(recipe: TrainRecipe, preparer: Preparer) -> Iterator[Prepared]:
+    """Yield the first samples of each source, equally many, as they are."""
+    num_sources = len(recipe.evaluation.data)
+    for number, source in enumerate(recipe.evaluation.data):
+        left = recipe.evaluation.max_samples // num_sources
+        for work in plan_source(source, f"evaluation.data[{number}]").works:
+            found = preparer.read(source, work, number, 0).samples[:left]
+            yield from found
+            left -= len(found)
+            if not left:
+                break
