@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from consomme.base.errors import ClusterError, RecipeError
+from consomme.base.errors import CheckpointError, ClusterError, RecipeError
 from consomme.base.manifest import Manifest
 from consomme.models.batches import IGNORE_INDEX, Batcher
 from consomme.models.dialogue import Dialogue
@@ -16,6 +16,7 @@ from consomme.models.weights import open_vlm
 from consomme.pipelines import train
 from consomme.pipelines.checkpoints import model_folder
 from consomme.pipelines.train_data import Preparer, encode, plan_source
+from consomme.storage.files import open_store
 from consomme.train.loop import sum_nll
 from consomme.train.parts import Part
 
@@ -126,3 +127,23 @@ def test_evaluation_needs_room_beside_training(recipe: train.TrainRecipe) -> Non
     wide = replace(recipe.evaluation, cpus=400.0)
     with pytest.raises(ClusterError, match=r"needs 1 CPUs and evaluation 400, the cluster has"):
         train.run(replace(recipe, name="wide", evaluation=wide))
+
+
+def test_checkpoints_and_models_go_to_object_storage_and_come_back(
+    train_recipe: train.TrainRecipe,
+    sparse: Manifest,
+    sparse_recipe: train.TrainRecipe,
+    s3_root: str,
+) -> None:
+    there = train.run(replace(sparse_recipe, root=s3_root))
+    assert there.url.startswith("s3://")
+    assert open_store(there.url).exists("model/config.json")
+    kept = {info.path for info in open_store(there.url).list("checkpoints/")}
+    assert any(path.endswith("shards/.metadata") for path in kept)
+    here = Path(model_folder(there.url))
+    assert (here / "model.safetensors").read_bytes() == (
+        Path(model_folder(sparse.url)) / "model.safetensors"
+    ).read_bytes()
+    assert model_folder(f"{there.url}/model") == str(here)
+    with pytest.raises(CheckpointError, match=r"no config.json in s3://.*nothing"):
+        model_folder(f"{s3_root}/nothing")

@@ -19,7 +19,7 @@ from consomme.base.manifest import Manifest
 from consomme.base.schema import runtime, strategy, to_plain
 from consomme.base.telemetry import MetricsLog, Progress
 from consomme.evaluate.cache import model_content_hash
-from consomme.pipelines.checkpoints import model_folder
+from consomme.pipelines.checkpoints import anywhere, model_folder
 from consomme.pipelines.runs import Run, begin, folders_of
 from consomme.pipelines.session import num_cpus, ray_session
 from consomme.storage.files import absolute_url
@@ -303,7 +303,7 @@ def run(recipe: TrainRecipe) -> Manifest:
     from consomme.pipelines.train_evaluation import evaluations
 
     with ray_session():
-        result = _fit(recipe, start, attempt)
+        result = _fit(recipe, anywhere(recipe.model), attempt)
     counts, peak = result.pop("counts"), result.pop("peak_bytes")
     curve = json.loads(attempt.folder.store.read(CURVE))
     with MetricsLog(attempt.folder.store, resume_step=0) as log:
@@ -359,7 +359,7 @@ def _fit(recipe: TrainRecipe, start: str, attempt: Run) -> dict[str, Any]:
 
     from consomme.pipelines.sinks import opened
     from consomme.pipelines.train_worker import train_worker
-    from consomme.pipelines.trainer import Trainer
+    from consomme.pipelines.trainer import Trainer, storage_of
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
     use_gpu = gpus >= recipe.num_workers
@@ -388,7 +388,7 @@ def _fit(recipe: TrainRecipe, start: str, attempt: Run) -> dict[str, Any]:
         ),
         run_config=RunConfig(
             name="checkpoints",
-            storage_path=absolute_url(folder.url),
+            **storage_of(folder.url),
             failure_config=FailureConfig(max_failures=2),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=recipe.keeps,
@@ -556,7 +556,7 @@ def _from_anywhere(recipe: TrainRecipe) -> TrainRecipe:
     )
     layers = recipe.layers
     if tuned := layers.get("tuned"):
-        layers = layers | {"tuned": model_folder(tuned)}
+        layers = layers | {"tuned": anywhere(tuned)}
     return dataclasses.replace(
         recipe, data=tuple(map(found, recipe.data)), evaluation=evaluation, layers=layers
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from consomme.base.errors import CheckpointError
+from consomme.pipelines.checkpoints import model_folder
 from consomme.pipelines.train import TrainRecipe
 from consomme.storage.files import open_store
 
@@ -36,7 +37,7 @@ def open_trained(
     from consomme.models.weights import open_scorer
     from consomme.train.trainable import set_trainable
 
-    model, processor = open_scorer(start)
+    model, processor = open_scorer(model_folder(start))
     trained = set_trainable(model, recipe.trainability, layers, lr=recipe.lr)
     strangers = model.load_state_dict(moved, strict=False).unexpected_keys
     if strangers:

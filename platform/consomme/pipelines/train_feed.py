@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from consomme.base.errors import DataError
+from consomme.pipelines.checkpoints import model_folder
 from consomme.pipelines.runs import check_rejects, top_reasons
 from consomme.pipelines.train import TrainRecipe
 from consomme.pipelines.train_data import (
@@ -276,7 +277,7 @@ def _dialogue(start: str) -> tuple[Any, int]:
     from consomme.models.prefix_dialogue import dialogue_for
     from consomme.models.weights import open_talk
 
-    config, processor = open_talk(start)
+    config, processor = open_talk(model_folder(start))
     return dialogue_for(config, processor), config.get_text_config().max_position_embeddings
 
 

@@ -125,7 +125,7 @@ class _Rank:
         torch.manual_seed(self.recipe.seed)
         torch.set_num_threads(max(1, int(self.recipe.cpus_per_worker)))
         self.device = get_device()
-        self.model, processor = open_scorer(self.config["start"])
+        self.model, processor = open_scorer(model_folder(self.config["start"]))
         self.dialogue = dialogue_for(self.model.config, processor)
         self.num_layers: int = self.model.config.get_text_config().num_hidden_layers
         tokenizer = self.dialogue.tokenizer

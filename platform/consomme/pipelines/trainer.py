@@ -14,6 +14,28 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from consomme.pipelines.session import is_private
+from consomme.storage.files import absolute_url
+
+
+def storage_of(url: str) -> dict[str, Any]:
+    """Say where Ray Train keeps checkpoints, as keywords of its `RunConfig`.
+
+    Args:
+        url: The run folder. Credentials for S3 come from where pyarrow looks for them.
+    """
+    url = absolute_url(url)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not url.startswith("s3://") or not endpoint:
+        return {"storage_path": url}
+    from pyarrow.fs import S3FileSystem
+
+    # A server of one's own: pyarrow has to be told.
+    return {
+        "storage_path": url.removeprefix("s3://"),
+        "storage_filesystem": S3FileSystem(
+            endpoint_override=endpoint, region=os.environ.get("AWS_REGION", "us-east-1")
+        ),
+    }
 
 
 class Trainer(TorchTrainer):  # type: ignore[misc]
