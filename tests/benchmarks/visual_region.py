@@ -106,6 +106,9 @@ Found = dict[str, float]
 
 def rows() -> list[dict[str, Any]]:
     """Run what is not done, and gather means and spreads over seeds."""
+    from consomme.base.telemetry import configure_logging
+
+    configure_logging()
     by_arm: dict[str, list[Found]] = {}
     for arm, found in _trials():
         by_arm.setdefault(arm, []).append(found)
