@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consomme.base.errors import DataError, RecipeError
-from consomme.curate.keep import KEEP_POLICIES, floor_count, hash_ids
+from consomme.curate.keep import KEEP_POLICIES, floor_count, hash_ids, is_in_share
 from consomme.curate.radix import FloatHistogram, find_cut, float_keys, key_value
 from consomme.curate.ranks import HighestFraction, LowestFraction, RandomFraction
 
@@ -166,3 +166,16 @@ def test_the_walk_is_repeated_only_as_often_as_needed():
 
     assert find_cut(chunks, lambda n: 100).value == 99.0
     assert len(walks) == 2
+
+
+def test_shares_nest_and_are_of_their_size() -> None:
+    ids = [f"sample-{number}" for number in range(20_000)]
+    shares = {f: {i for i in ids if is_in_share(i, f)} for f in (0.0, 0.1, 0.25, 1.0)}
+    assert shares[0.0] == set()
+    assert shares[1.0] == set(ids)
+    assert shares[0.1] < shares[0.25]
+    # Five standard deviations of a fair draw.
+    assert abs(len(shares[0.1]) - 2000) < 5 * (20_000 * 0.1 * 0.9) ** 0.5
+    # Of the lowest tenth by the hash that filters draw by, a tenth, not all.
+    lowest = set(np.array(ids)[np.argsort(hash_ids(ids))[:2000]])
+    assert 130 < len(shares[0.1] & lowest) < 270

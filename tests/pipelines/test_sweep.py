@@ -10,6 +10,7 @@ import pytest
 from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest, lineage
 from consomme.base.recipe import load_recipe
+from consomme.ops import status
 from consomme.pipelines import evaluate, prepare, report, sweep, train
 from consomme.pipelines.runs import NotDoneError, looking
 from consomme.pipelines.sweep_plan import SweepPlan
@@ -271,10 +272,12 @@ def test_an_interrupted_sweep_asks_for_what_it_had_asked_for(tmp_path: Path, dat
     searcher = {"name": "optuna", "num_trials": 4, "num_random": 2}
     plan = SweepPlan.of(recipe(tmp_path, data, space=space, searcher=searcher, benchmarks=()))
     store = open_store(str(tmp_path / "sweep"))
+    store.write("recipe.yaml", b"")
     first = Walk(plan, store)
     asked = [first.next() for _ in range(2)]
     assert asked[0] is not None
     first.end(replace(asked[0], state="stopped", reason="after 1 step"))
+    assert "  trials    1 stopped, 1 asked" in status.describe(status.look(f"{tmp_path}/sweep"), 0)
     # A second attempt: the stopped one stays so, the other is handed out again, then new ones.
     again = Walk(plan, store)
     assert [trial.state for trial in again.trials] == ["stopped", "asked"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from consomme.base.errors import DataError
+from consomme.base.errors import DataError, RecipeError
 from consomme.base.sample import Sample, Turn
 from consomme.datasets.sources import SceneSource
 from consomme.models.dialogue import Dialogue
@@ -234,3 +234,28 @@ def test_a_source_without_samples_is_named(shards: str) -> None:
     Path(f"{shards}/none.jsonl").write_text("")
     with pytest.raises(DataError, match=r"data\[3\]: .*holds no samples"):
         plan_source(TrainSource(inputs=(f"{shards}/none.jsonl",)), "data[3]")
+
+
+def test_a_share_of_the_data_lies_inside_a_larger_one(recipe: TrainRecipe, tmp_path: Path) -> None:
+    seen: dict[float, set[str]] = {}
+    weights: dict[float, float] = {}
+    for fraction in (0.25, 0.5, 1.0):
+        source = TrainSource(inputs=recipe.data[0].inputs, fraction=fraction)
+        plan = plan_source(source, "data[0]")
+        weights[fraction] = plan.weight
+        some = replace(recipe, data=(source,), max_reject_fraction=0.5)
+        one = feed(some, tmp_path / str(fraction))
+        seen[fraction] = {name for batch in range(12) for name in dealt(one, batch, 1)[0]}
+        # What is left out is no reject either.
+        assert one.check()["samples"] == len(seen[fraction])
+    assert seen[0.25] < seen[0.5] < seen[1.0]
+    assert len(seen[1.0]) == 18
+    # About as many as asked for; which ones is fixed for ever.
+    assert 5 <= len(seen[0.5]) <= 13
+    assert weights == {0.25: 5.0, 0.5: 10.0, 1.0: 20.0}
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.5, -0.1])
+def test_a_share_that_is_none_is_refused(fraction: float) -> None:
+    with pytest.raises(RecipeError, match=r"fraction: found .*\(0, 1\]"):
+        TrainSource(inputs=("a",), fraction=fraction)

@@ -45,6 +45,9 @@ class Status:
 
     heartbeat: Mapping[str, Any] = field(default_factory=dict)
 
+    trials: Mapping[str, int] = field(default_factory=dict)
+    """Of a sweep: trials that were asked for, by what became of them."""
+
     @property
     def seconds_left(self) -> float | None:
         """Time to the end at the present rate; None if unknown."""
@@ -91,6 +94,9 @@ def look(url: str, now: float | None = None) -> Status:
         rows_per_s=float(beat.get("rows_per_s", 0.0)),
         remark=str(beat.get("stages", "")),
         heartbeat=beat,
+        trials=Counter(
+            json.loads(store.read(info.path))["state"] for info in store.list("trials/")
+        ),
     )
 
 
@@ -128,6 +134,8 @@ def describe(status: Status, now: float) -> str:
         )
     if status.state == "running" and status.remark:
         lines.append(f"  stages    {status.remark}")
+    if status.trials:
+        lines.append("  trials    " + ", ".join(f"{n:,} {s}" for s, n in status.trials.items()))
     rejected = status.counts.get("rejected", 0)
     if rejected:
         share = rejected / max(1, status.num_rows_done)
@@ -154,7 +162,7 @@ def _sentence(status: Status, now: float) -> str:
     return {
         "done": "done",
         "planned": "planned, not started",
-        "begun": "begun, not planned yet",
+        "begun": "begun" if status.trials else "begun, not planned yet",
         "starting": f"starting, {who}",
     }[status.state]
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest, Parent
-from consomme.base.schema import runtime, strategy
+from consomme.base.schema import runtime, strategy, to_plain
 from consomme.pipelines.runs import begin
 from consomme.pipelines.sweep_plan import SweepPlan
 from consomme.pipelines.sweep_table import best_of, means, terminal_table
@@ -84,12 +84,12 @@ def run(recipe: SweepRecipe) -> Manifest:
         raise RecipeError(f"none of {len(trials)} trials came to its end: {reasons}")
     attempt.parents = _parents(done)
     best = best_of(done, plan.mode)
-    found = {
+    found: dict[str, Any] = {
         "metric": plan.metric,
         "mode": plan.mode,
-        "trials": [dataclasses.asdict(trial) for trial in trials],
+        "trials": to_plain(trials),
         "best": best.number,
-        "means": [dataclasses.asdict(mean) for mean in means(done)],
+        "means": to_plain(means(done)),
         "table": terminal_table(recipe.name, trials, plan.figures),
     }
     attempt.folder.store.write("trials.json", json.dumps(found["trials"], indent=1).encode())
