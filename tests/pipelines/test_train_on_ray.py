@@ -137,6 +137,7 @@ def test_checkpoints_and_models_go_to_object_storage_and_come_back(
     sparse: Manifest,
     sparse_recipe: train.TrainRecipe,
     s3_root: str,
+    tmp_path: Path,
 ) -> None:
     path = tmp_path / "there.yaml"
     path.write_text(to_yaml(replace(sparse_recipe, root=s3_root)))
