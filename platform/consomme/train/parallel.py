@@ -194,7 +194,8 @@ class _Replicated:
         saved = torch.load(_there(folder / "state.pt"), weights_only=True, map_location="cpu")
         _check_moved(folder, saved["model"], self.moving)
         self.bare.load_state_dict(saved["model"], strict=False)
-        self.optimizer.zero_grad(set_to_none=True)
+        # Of all: what was left behind by rotating layers has gradients too.
+        self.bare.zero_grad(set_to_none=True)
         self.optimizer.load_state_dict(saved["optimizer"])
 
     def moved(self) -> dict[str, Tensor]:
@@ -278,8 +279,8 @@ class _Sharded:
         saved = reader.read_metadata().state_dict_metadata
         weights = [name.removeprefix("model.") for name in saved if name.startswith("model.")]
         _check_moved(folder, weights, self.moving)
-        # Its gradients would be taken for those of a step.
-        self.optimizer.zero_grad(set_to_none=True)
+        # Of all: what was left behind by rotating layers has gradients too.
+        self.model.zero_grad(set_to_none=True)
         state = self._state()
         load(state, storage_reader=reader)
         set_state_dict(

@@ -1,0 +1,188 @@
+"""Kill what trains, at random steps: a worker, the feed of its data, the driver; or press Ctrl-C.
+
+    python tests/chaos/training.py [number=3] [seed=1] [ranks=1] \
+        [kinds=worker,feed,driver,interrupt]
+
+A disturbed run is compared with an undisturbed one: loss, gradient norm and tokens of every step,
+and the model, byte by byte. With `ranks=2` the model is sharded by fsdp2. Writes
+`tests/benchmarks/results/train_chaos.json`. About a minute per kill on two cores, most of it Ray
+starting up again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from datetime import date
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))
+
+import harness
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "train_chaos.json"
+NUM_STEPS = 80
+RECIPE = """
+name: t
+root: {root}
+model: package://models/nano
+data: [{{inputs: [{data}]}}]
+num_steps: {num_steps}
+global_batch: 8
+micro_batch: 8
+checkpoint_every: 10
+num_workers: {ranks}
+cpus_per_worker: {cpus}
+parallelism: {{name: {parallelism}}}
+layers: {{name: sparse_uniform}}
+max_upscale: 1.2
+neftune_alpha: 5
+max_reject_fraction: 0.2
+"""
+TITLES = {"worker": "ray::RayTrainWorker", "feed": "ray::TrainFeed"}
+
+
+def titled(pid: int, title: str) -> list[int]:
+    """Processes below one that are called so."""
+    return [child for child in harness.descendants(pid) if harness.command_of(child) == title]
+
+
+class Trainings:
+    """Runs of one recipe, each in a place of its own."""
+
+    def __init__(self, folder: Path, data: str, ranks: int) -> None:
+        self.folder, self.data, self.ranks, self.number = folder, data, ranks, 0
+
+    def start(self, root: Path) -> subprocess.Popen[bytes]:
+        path = root.with_suffix(".yaml")
+        path.write_text(
+            RECIPE.format(
+                root=root,
+                data=self.data,
+                num_steps=NUM_STEPS,
+                ranks=self.ranks,
+                cpus=1 / self.ranks,
+                parallelism="ddp" if self.ranks == 1 else "fsdp2",
+            )
+        )
+        with root.with_suffix(".log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "consomme.cli", "train", str(path)],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=harness.hear_interrupts,
+            )
+
+    def fresh(self) -> Path:
+        self.number += 1
+        return self.folder / f"run-{self.number}"
+
+
+def curve(root: Path) -> list[dict[str, float]]:
+    for path in root.glob("train/*/curve.json"):
+        found: list[dict[str, float]] = json.loads(path.read_text())
+        return found
+    return []
+
+
+def outcome(root: Path) -> tuple[list[tuple[float, ...]], dict[str, bytes]]:
+    """Every step, and the model's files."""
+    keys = ("step", "loss", "grad_norm", "num_tokens", "num_positions", "lr")
+    (run,) = [path.parent for path in root.glob("train/*/manifest.json")]
+    model = {p.name: p.read_bytes() for p in sorted((run / "model").iterdir())}
+    return [tuple(step[key] for key in keys) for step in curve(root)], model
+
+
+def hit(process: subprocess.Popen[bytes], kind: str, rng: random.Random) -> bool:
+    """Do it, if there is whom to do it to."""
+    if kind == "driver":
+        # Its workers go with it, as they would with its machine.
+        return harness.kill(process.pid, signal.SIGKILL)
+    if kind == "interrupt":
+        return harness.kill(process.pid, signal.SIGINT)
+    targets = titled(process.pid, TITLES[kind])
+    return bool(targets) and harness.kill(rng.choice(targets), signal.SIGKILL)
+
+
+def disturbed(runs: Trainings, kind: str, number: int, rng: random.Random) -> tuple[int, Path]:
+    """One run, disturbed at most `number` times; returns how often, and where it is."""
+    root, done, begun = runs.fresh(), 0, 0
+    process = runs.start(root)
+    moment = rng.randrange(5, NUM_STEPS // 2)
+    began = time.monotonic()
+    while process.poll() is None or process.returncode != 0:
+        if process.poll() is not None:
+            harness.end_group(process)
+            process = runs.start(root)
+        assert time.monotonic() - began < 1500, f"{kind}: the run hung; see {root}.log"
+        time.sleep(0.1)
+        steps = len(curve(root))
+        if done < number and steps >= max(moment, begun) and steps < NUM_STEPS:
+            # The curve is written every two seconds: so the step is any.
+            time.sleep(rng.uniform(0, 2))
+            if process.poll() is None and hit(process, kind, rng):
+                done += 1
+                # Ray Train tries twice again by itself; so far the run has to get on first.
+                begun = steps + 1
+                moment = rng.randrange(min(steps + 1, NUM_STEPS - 2), NUM_STEPS - 1)
+    harness.end_group(process)
+    return done, root
+
+
+def main(arguments: list[str]) -> int:
+    options = {"number": "3", "kinds": "worker,feed,driver,interrupt", "seed": "1", "ranks": "1"}
+    options |= dict(argument.split("=", 1) for argument in arguments)
+    folder = harness.new_folder("consomme-training-")
+    harness.write_shards(str(folder / "shards"), 16)
+    runs = Trainings(folder, str(folder / "shards" / "tar"), int(options["ranks"]))
+    calm = runs.fresh()
+    assert runs.start(calm).wait(900) == 0, calm
+    expected = outcome(calm)
+    assert len(expected[0]) == NUM_STEPS
+    kills: Counter[str] = Counter()
+    steps = files = num_runs = 0
+    for kind in options["kinds"].split(","):
+        rng = random.Random(f"{options['seed']}-{kind}")
+        while kills[kind] < int(options["number"]):
+            done, root = disturbed(runs, kind, min(2, int(options["number"]) - kills[kind]), rng)
+            kills[kind] += done
+            num_runs += 1
+            found = outcome(root)
+            steps += sum(a != b for a, b in zip(found[0], expected[0], strict=True))
+            files += sum(
+                found[1].get(p) != expected[1].get(p) for p in found[1].keys() | expected[1].keys()
+            )
+            sys.stdout.write(
+                f"{kind}: {kills[kind]} in {num_runs} runs; {steps} steps, {files} files differ\n"
+            )
+            sys.stdout.flush()
+    ranks = f"{options['ranks']} rank{'s' * (runs.ranks > 1)}"
+    rows = [
+        (f"train_chaos.kills_{ranks[0]}", sum(kills.values()), "kills", json.dumps(dict(kills))),
+        (f"train_chaos.differing_steps_{ranks[0]}", steps, "steps", f"{num_runs} runs, {ranks}"),
+        (f"train_chaos.differing_files_{ranks[0]}", files, "files", f"{num_runs} runs, {ranks}"),
+    ]
+    before = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    content = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
+        "date": date.today().isoformat(),
+        "rows": [row for row in before if row["key"] not in {key for key, *_ in rows}]
+        + [
+            {"key": key, "value": value, "unit": unit, "baseline": "undisturbed run", "how": how}
+            for key, value, unit, how in rows
+        ],
+    }
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    return int(steps + files > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
