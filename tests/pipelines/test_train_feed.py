@@ -43,7 +43,9 @@ class Directly:
     def __init__(self) -> None:
         self.units: list[tuple[int, str]] = []
 
-    def __call__(self, reads: Sequence[ReadUnits], num_readers: int) -> Iterator[UnitContents]:
+    def __call__(
+        self, reads: Sequence[ReadUnits], num_readers: int | None
+    ) -> Iterator[UnitContents]:
         for read in reads:
             for contents in read():
                 self.units.append((read.epoch, contents.unit_id))

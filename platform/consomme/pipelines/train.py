@@ -236,8 +236,9 @@ class TrainRecipe:
     through the model at a time, so nothing is padded; the loss stays the same. None gives each
     sample a row of its own, padded to the longest of `micro_batch`."""
 
-    num_readers: int = runtime(2)
-    """Tasks that read and check samples ahead, for each source; they claim no CPU."""
+    num_readers: int | None = runtime(None)
+    """Tasks that read and check samples ahead, for each source; they claim no CPU. None takes one
+    for every four CPUs of the cluster, and one at least."""
 
     cpus_per_worker: float = runtime(1.0)
     """CPUs a worker claims where there is no GPU."""
@@ -263,12 +264,13 @@ def run(recipe: TrainRecipe) -> Manifest:
             f"global_batch={recipe.global_batch} is less than num_workers={recipe.num_workers}:"
             " some workers would have no sample in a step; raise it or take fewer workers"
         )
-    at_least_one = ("shuffle_units", "max_upscale", "num_readers", "checkpoint_every", "keeps")
+    at_least_one = ("shuffle_units", "max_upscale", "checkpoint_every", "keeps")
     for key, least in ((key, 1) for key in at_least_one):
         if getattr(recipe, key) < least:
             raise RecipeError(f"{key}: found {getattr(recipe, key)}, expected at least {least}")
-    if recipe.pack_tokens is not None and recipe.pack_tokens < 1:
-        raise RecipeError(f"pack_tokens: found {recipe.pack_tokens}, expected at least 1, or null")
+    for key in ("pack_tokens", "num_readers"):
+        if getattr(recipe, key) is not None and getattr(recipe, key) < 1:
+            raise RecipeError(f"{key}: found {getattr(recipe, key)}, expected at least 1, or null")
     if recipe.exports == "best" and not recipe.evaluation.data:
         raise RecipeError(
             "exports: found best, but evaluation.data is empty, so no checkpoint is better than"

@@ -46,8 +46,8 @@ TASKS = 2048
 _SCHEMA = pa.schema([pa.field("contents", pa.large_binary(), nullable=False)])
 
 
-Through = Callable[[Sequence["ReadUnits"], int], Iterator[UnitContents]]
-"""Reads, and how many at a time -> what is in the units, in order."""
+Through = Callable[[Sequence["ReadUnits"], int | None], Iterator[UnitContents]]
+"""Reads, and how many at a time, if that is settled, -> what is in the units, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,9 +281,11 @@ def _dialogue(start: str) -> tuple[Any, int]:
     return dialogue_for(config, processor), config.get_text_config().max_position_embeddings
 
 
-def through_ray(reads: Sequence[ReadUnits], num_readers: int) -> Iterator[UnitContents]:
+def through_ray(reads: Sequence[ReadUnits], num_readers: int | None) -> Iterator[UnitContents]:
     """Read by Ray Data, as far ahead as it has room, and yield the contents in order."""
     import ray.data
+
+    from consomme.pipelines.session import num_cpus
 
     context = ray.data.DataContext.get_current()
     # Blocks leave in the order of the units, each unit in one of its own.
@@ -294,7 +296,7 @@ def through_ray(reads: Sequence[ReadUnits], num_readers: int) -> Iterator[UnitCo
     blocks = ray.data.read_datasource(
         _source_of(reads),
         override_num_blocks=len(reads),
-        concurrency=num_readers,
+        concurrency=num_readers or max(1, num_cpus() // 4),
         # Training may hold every CPU there is; on a cluster readers go to all nodes.
         ray_remote_args={"num_cpus": 0, "scheduling_strategy": "SPREAD"},
     )
