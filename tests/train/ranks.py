@@ -56,14 +56,14 @@ def chosen(layers: str, step: int = 0) -> tuple[int, ...]:
 
 def train(
     folder: Path, case: str, rank: int, world: int, *, scratch: Path, resumes: bool = False
-) -> tuple[list[float], dict[str, Any]]:
-    """Losses, and on rank 0 all weights by the names of the bare model."""
+) -> tuple[list[float], dict[str, Any], int]:
+    """Losses, on rank 0 all weights by the names of the bare model, and bytes of the optimizer."""
     import torch
     from talks import batches_of
 
     from consomme.models.weights import open_vlm
     from consomme.train.loop import Pace, StepReport, fit_in_turns
-    from consomme.train.parallel import PARALLELISMS
+    from consomme.train.parallel import PARALLELISMS, optimizer_bytes
     from consomme.train.parts import FROZEN, FULL, Part, Trainability
     from consomme.train.trainable import set_trainable
 
@@ -113,7 +113,7 @@ def train(
     )
     # All of them: what should not move has to be looked at too.
     spread.moving = frozenset(names)
-    return losses, spread.moved()
+    return losses, spread.moved(), optimizer_bytes(spread.optimizer)
 
 
 def main() -> None:
@@ -130,12 +130,15 @@ def main() -> None:
         "gloo", init_method=f"file://{out}/meet-{world}", rank=rank, world_size=world
     )
     found: dict[str, Any] = {}
+    held: dict[str, int] = {}
     for case in sys.argv[5:]:
         # `case@2` goes on from the checkpoint that two ranks wrote.
         name, _, ranks = case.partition("@")
         scratch = out / f"{name}-{ranks or world}"
         try:
-            losses, weights = train(folder, name, rank, world, scratch=scratch, resumes=bool(ranks))
+            losses, weights, held[case] = train(
+                folder, name, rank, world, scratch=scratch, resumes=bool(ranks)
+            )
         except CheckpointError as error:
             found[case] = str(error)
             continue
@@ -145,6 +148,7 @@ def main() -> None:
         dist.barrier()
     if rank == 0:
         (out / f"losses-{world}.json").write_text(json.dumps(found))
+        (out / f"bytes-{world}.json").write_text(json.dumps(held))
     dist.destroy_process_group()
 
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from consomme.base.errors import ClusterError, ConsommeError, RecipeError
 from consomme.base.manifest import Manifest
@@ -25,6 +25,10 @@ from consomme.storage.ledger import RunFolder
 from consomme.storage.shards import expand, find_shards, shards_fingerprint
 from consomme.train.parts import FROZEN, FULL, Part, Trainability, TrainableRow, summarise
 
+if TYPE_CHECKING:
+    from consomme.pipelines.train_fit import Machine
+    from consomme.train.planner import Plan
+
 logger = logging.getLogger(__name__)
 
 CURVE = "curve.json"
@@ -32,6 +36,9 @@ CURVE = "curve.json"
 
 TRAINABLE = "trainable.json"
 """What is trained, part by part and layer by layer; written before the first step."""
+
+PLAN = "plan.json"
+"""What the run was expected to take; written before the workers start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +258,10 @@ def run(recipe: TrainRecipe) -> Manifest:
             log.log("train/step_s", point["seconds"], point["step"])
             log.log("train/grad_norm", point["grad_norm"], point["step"])
             log.log("train/learning_rate", point["lr"], point["step"])
+    from consomme.pipelines.train_fit import utilization
+
     times = sorted(point["seconds"] for point in curve)
+    tokens_per_s = sum(p["num_positions"] for p in curve) / sum(times)
     return attempt.finish(
         counts=counts,
         decisions=result,
@@ -260,8 +270,9 @@ def run(recipe: TrainRecipe) -> Manifest:
             "train/last_loss_nats": sum(p["loss"] for p in curve[-10:]) / len(curve[-10:]),
             "train/step_s": times[len(times) // 2],
             "train/peak_bytes": peak,
-            "train/tokens_per_s": sum(p["num_positions"] for p in curve) / sum(times),
-        },
+            "train/tokens_per_s": tokens_per_s,
+        }
+        | utilization(recipe, result["gpu_name"], result["flops_per_token"], tokens_per_s),
         outputs={"model": "model", "curve": CURVE, "rejects": "rejects"}
         | ({"adapter": "adapter"} if recipe.keeps_adapter else {}),
     )
@@ -294,6 +305,7 @@ def _fit(recipe: TrainRecipe, start: str, folder: RunFolder) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
+    from consomme.pipelines.train_fit import machine_of_cluster
     from consomme.pipelines.train_worker import train_worker
     from consomme.pipelines.trainer import Trainer
 
@@ -304,6 +316,8 @@ def _fit(recipe: TrainRecipe, start: str, folder: RunFolder) -> dict[str, Any]:
             f"num_workers={recipe.num_workers} needs {recipe.num_workers * recipe.cpus_per_worker}"
             f" CPUs, the cluster has {num_cpus()}; lower num_workers or cpus_per_worker"
         )
+    machine = machine_of_cluster(use_gpu)
+    made = _plan(recipe, start, folder, machine)
     trainer = Trainer(
         train_worker,
         train_loop_config={
@@ -329,7 +343,19 @@ def _fit(recipe: TrainRecipe, start: str, folder: RunFolder) -> dict[str, Any]:
     summary: dict[str, Any] | ConsommeError = result.return_value
     if isinstance(summary, ConsommeError):
         raise summary
-    return summary
+    return summary | {"flops_per_token": made.flops_per_token, "gpu_name": machine.gpu_name}
+
+
+def _plan(recipe: TrainRecipe, start: str, folder: RunFolder, machine: Machine) -> Plan:
+    """Work out what the run takes, tell it, and stop what cannot fit."""
+    from consomme.pipelines import train_fit, train_plan
+
+    made = train_plan.plan_of(recipe, start, machine)
+    for line in (*train_plan.told(made), *made.notes):
+        logger.info("train: %s", line)
+    folder.store.write(PLAN, json.dumps(train_plan.as_json(made), indent=1).encode())
+    train_fit.check(made, machine, recipe)
+    return made
 
 
 def _in_thread(action: Callable[[], Any]) -> Any:
