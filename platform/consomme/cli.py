@@ -64,12 +64,20 @@ class Verb:
     look: Look | None = None
     """How to look at what a run of a recipe would do, if there is a way."""
 
+    only_looks: bool = False
+    """Whether it does nothing but look, without being asked to."""
+
 
 _LOOKS = {
     "filter": Look(
         option="--preview",
         module="consomme.pipelines.preview",
         help="show what the run would do, on the terminal and on a page, and write no run folder",
+    ),
+    "train": Look(
+        option="--plan",
+        module="consomme.pipelines.train_plan",
+        help="show what the run would take, memory by kind and time, and train nothing",
     ),
     "loop": Look(
         option="--plan",
@@ -106,6 +114,13 @@ VERBS: Mapping[str, Verb] = {
         "prepare": "write the embedded data sets as shards to work on",
     }.items()
 } | {
+    "plan": Verb(
+        module="consomme.pipelines.train",
+        recipe="TrainRecipe",
+        help="say what a training would take, from shapes alone: memory by kind, time, checkpoints",
+        look=_LOOKS["train"],
+        only_looks=True,
+    ),
     "report": Verb(
         module="consomme.pipelines.report", recipe="", help="draw the report of a finished run"
     ),
@@ -149,6 +164,7 @@ Overrides change a recipe for one run, at any depth:
 Examples:
   consomme loop recipes/quickstart.yaml       the whole round on a laptop, in minutes
   consomme filter RECIPE --preview            what would stay, with pictures at the cut
+  consomme plan recipes/train/full.yaml …     what a training takes, and whether it fits here
   consomme loop RECIPE --plan                 which stages are done, and which would run
   consomme filter --help                      every key of a filter recipe, and every policy
   consomme report runs/filter/points-1a2b3c4d
@@ -259,12 +275,13 @@ def _run_recipe(
         print(_verb_help(verb, recipe_class))
         return
     look = VERBS[verb].look if verb in VERBS else None
-    only_looks = look is not None and look.option in arguments
-    if look and only_looks:
+    always_looks = verb in VERBS and VERBS[verb].only_looks
+    only_looks = look is not None and (always_looks or look.option in arguments)
+    if look and not always_looks:
         arguments = [text for text in arguments if text != look.option]
     options = [text for text in arguments if text.startswith("-")]
     if options:
-        known = f"; the one option is {look.option}" if look else ""
+        known = f"; the one option is {look.option}" if look and not always_looks else ""
         raise RecipeError(f"unknown option {options[0]}; settings are written key=value{known}")
     if not arguments or "=" in arguments[0]:
         raise RecipeError(f"no recipe is named; expected {verb} RECIPE [key=value …]")
@@ -292,7 +309,7 @@ def _verb_help(verb: str, recipe_class: type[Any]) -> str:
     from consomme.base.describe import describe
 
     about = VERBS[verb].help.capitalize() if verb in VERBS else verb
-    look = VERBS[verb].look if verb in VERBS else None
+    look = VERBS[verb].look if verb in VERBS and not VERBS[verb].only_looks else None
     option = f" [{look.option}]" if look else ""
     meaning = f"  {look.option}  {look.help}\n\n" if look else ""
     return (

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from consomme.pipelines.train import TrainRecipe, TrainSource, _from_anywhere
+from consomme.pipelines.train import TrainRecipe, TrainSource
+from consomme.pipelines.train_driver import from_anywhere
 
 
 def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +19,7 @@ def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             TrainSource(inputs=("*.jsonl",), weight=2.0),
         ),
     )
-    views, shards = _from_anywhere(recipe).data
+    views, shards = from_anywhere(recipe).data
     assert views.view == f"{tmp_path}/runs/filter/a"
     assert views.captions == f"{tmp_path}/runs/recaption/b"
     assert views.inputs == ()

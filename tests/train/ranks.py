@@ -63,8 +63,8 @@ def train(
     scratch: Path,
     resumes: bool = False,
     poisoned: bool = False,
-) -> tuple[list[float], dict[str, Any]]:
-    """Losses, and on rank 0 all weights by the names of the bare model.
+) -> tuple[list[float], dict[str, Any], int]:
+    """Losses, on rank 0 all weights by the names of the bare model, and bytes of the optimizer.
 
     If it is poisoned, the pictures of a step are no numbers once; it goes back to its checkpoint.
     """
@@ -74,7 +74,7 @@ def train(
     from consomme.models.weights import open_vlm
     from consomme.train.divergence import DivergedError
     from consomme.train.loop import Pace, StepReport, fit_in_turns
-    from consomme.train.parallel import PARALLELISMS
+    from consomme.train.parallel import PARALLELISMS, optimizer_bytes
     from consomme.train.parts import FROZEN, FULL, Part, Trainability
     from consomme.train.trainable import set_trainable
 
@@ -141,7 +141,7 @@ def train(
     assert bool(diverged) == poisoned
     # All of them: what should not move has to be looked at too.
     spread.moving = frozenset(names)
-    return losses, spread.moved()
+    return losses, spread.moved(), optimizer_bytes(spread.optimizer)
 
 
 def main() -> None:
@@ -158,12 +158,13 @@ def main() -> None:
         "gloo", init_method=f"file://{out}/meet-{world}", rank=rank, world_size=world
     )
     found: dict[str, Any] = {}
+    held: dict[str, int] = {}
     for case in sys.argv[5:]:
         # `case@2` goes on from the checkpoint that two ranks wrote, `case!` diverges on the way.
         name, _, ranks = case.rstrip("!").partition("@")
         scratch = out / f"{name}-{ranks or world}"
         try:
-            losses, weights = train(
+            losses, weights, held[case] = train(
                 folder,
                 name,
                 rank,
@@ -181,6 +182,7 @@ def main() -> None:
         dist.barrier()
     if rank == 0:
         (out / f"losses-{world}.json").write_text(json.dumps(found))
+        (out / f"bytes-{world}.json").write_text(json.dumps(held))
     dist.destroy_process_group()
 
 

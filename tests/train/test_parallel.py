@@ -16,8 +16,11 @@ from torch import Tensor
 
 from consomme.base.errors import RecipeError
 from consomme.models.anatomy import anatomy
-from consomme.models.weights import open_vlm
+from consomme.models.weights import open_shapes, open_vlm
 from consomme.train.parallel import PARALLELISMS
+from consomme.train.parts import FULL, Part, Trainability
+from consomme.train.planner import OPTIMIZER, Bytes, checkpoint_bytes, spread_bytes, tensors_of
+from consomme.train.trainable import set_trainable
 
 PLAIN = [how for how in ranks.HOW if "off" not in how]
 SHORT = [
@@ -133,6 +136,45 @@ def test_going_on_with_another_number_of_ranks(two: dict[str, Any], one: dict[st
     refused = one["zero2-sparse-full@2"]
     assert "written by 2 ranks of DeepSpeed" in refused
     assert "train with {name: fsdp2}" in refused
+
+
+def planned(folder: Path, case: str, world: int) -> tuple[dict[str, Bytes], int]:
+    """What the planner expects of a case: memory of the first rank, and a checkpoint's size."""
+    how, layers, state = case.split("-")
+    part = FULL if state == "full" else Part(state="lora", rank=2, alpha=4)
+    with torch.device("meta"):
+        model = open_shapes(folder)
+        choice = Trainability(language_model=part)
+        tensors = tensors_of(model, set_trainable(model, choice, ranks.chosen(layers), lr=1e-3))
+    parallelism = PARALLELISMS.build(ranks.HOW[how])
+    kinds = spread_bytes(parallelism, tensors, world, 2, "cpu")
+    return kinds, checkpoint_bytes(parallelism, tensors)
+
+
+@pytest.mark.slow
+def test_the_optimizer_takes_what_was_planned(
+    debug_vlm: Path, two: dict[str, Any], one: dict[str, Any], out: Path
+) -> None:
+    checked = 0
+    for world in (1, 2):
+        held = json.loads((out / f"bytes-{world}.json").read_text())
+        for case, num_bytes in held.items():
+            if "@" in case or "rotating" in case:
+                continue
+            checked += 1
+            kinds, _ = planned(debug_vlm, case, world)
+            assert kinds[OPTIMIZER].total == num_bytes, f"{case} of {world} ranks"
+    assert checked == len(SHORT) - 2 + len(PLAIN)
+
+
+@pytest.mark.slow
+def test_checkpoints_take_what_was_planned(debug_vlm: Path, two: dict[str, Any], out: Path) -> None:
+    for case in (case for case in SHORT if "rotating" not in case):
+        files = [path for path in (out / f"{case}-2").rglob("*") if path.is_file()]
+        _, expected = planned(debug_vlm, case, 2)
+        size = sum(path.stat().st_size for path in files)
+        # Beside tensors there are names, shapes and steps, some hundred bytes for each of them.
+        assert expected <= size <= 1.02 * expected + 400_000, case
 
 
 def check_bits(folder: Path, case: str, weights: dict[str, Tensor]) -> None:

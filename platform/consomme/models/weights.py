@@ -97,6 +97,22 @@ def open_talk(folder: str | Path) -> tuple[Any, Any]:
         return config, AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 
+def open_shapes(folder: str | Path) -> Any:
+    """Make the model that a folder's config describes, float32, with weights of no meaning.
+
+    Only config.json is read. Inside `torch.device("meta")`, or among tensors without contents, a
+    model of any size is made in a second and takes no memory.
+
+    Raises:
+        CheckpointError: The folder is missing or is none that transformers can load.
+    """
+    with _explained(folder) as path:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        is_vlm = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        family = AutoModelForImageTextToText if is_vlm else AutoModelForCausalLM
+        return family.from_config(config, dtype=torch.float32)
+
+
 def _open_vlm(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     model = AutoModelForImageTextToText.from_pretrained(
         path, dtype=dtype, local_files_only=True, use_safetensors=True

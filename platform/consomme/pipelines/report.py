@@ -16,6 +16,7 @@ import numpy as np
 from consomme.base.manifest import Manifest, lineage
 from consomme.pipelines.report_dedup import dedup_section
 from consomme.pipelines.report_filter import filter_section
+from consomme.pipelines.report_plan import plan_tables
 from consomme.pipelines.report_recaption import recaption_section
 from consomme.pipelines.report_rounds import rounds_section
 from consomme.pipelines.report_sweep import sweep_report
@@ -255,6 +256,7 @@ def _train(manifests: Sequence[Manifest]) -> page.Section:
         blocks=[
             page.Curves(series=curves, x_label="step", y_label="loss, nats per token"),
             table,
+            *plan_tables(manifests),
             strip,
             parts,
         ],

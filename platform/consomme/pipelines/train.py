@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import functools
 import json
 import logging
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from consomme.base.errors import ClusterError, ConsommeError, RecipeError
+from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
-from consomme.base.schema import runtime, strategy, to_plain
-from consomme.base.telemetry import MetricsLog, Progress
+from consomme.base.schema import runtime, strategy
+from consomme.base.telemetry import MetricsLog
 from consomme.evaluate.cache import model_content_hash
 from consomme.pipelines.checkpoints import anywhere, model_folder
-from consomme.pipelines.runs import Run, begin, folders_of
-from consomme.pipelines.session import num_cpus, ray_session
-from consomme.storage.files import absolute_url
-from consomme.storage.ledger import RunFolder
-from consomme.storage.shards import expand, find_shards, shards_fingerprint
-from consomme.train.parts import FROZEN, FULL, Part, Trainability, TrainableRow, summarise
+from consomme.pipelines.runs import begin, folders_of
+from consomme.pipelines.session import ray_session
+from consomme.storage.shards import find_shards, shards_fingerprint
+from consomme.train.parts import FROZEN, FULL, Part, Trainability
 
 if TYPE_CHECKING:
-    from consomme.pipelines.sinks import Writer
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +31,9 @@ EVAL_LOSS = "eval_loss_nats"
 
 TRAINABLE = "trainable.json"
 """What is trained, part by part and layer by layer; written before the first step."""
+
+PLAN = "plan.json"
+"""What the run was expected to take; written before the workers start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,19 +296,22 @@ def run(recipe: TrainRecipe) -> Manifest:
     attempt = begin("train", recipe, inputs=inputs, parents=parents, reads=reads)
     if attempt.folder.is_done:
         return attempt.folder.manifest()
+    from consomme.pipelines.train_driver import figures, fit_on_ray
     from consomme.pipelines.train_evaluation import evaluations
+    from consomme.pipelines.train_fit import utilization
 
     with ray_session():
-        result = _fit(recipe, anywhere(recipe.model), attempt)
+        result = fit_on_ray(recipe, anywhere(recipe.model), attempt)
     counts, peak = result.pop("counts"), result.pop("peak_bytes")
     curve = json.loads(attempt.folder.store.read(CURVE))
     with MetricsLog(attempt.folder.store, resume_step=0) as log:
         for point in curve:
-            for name, value in _figures(point).items():
+            for name, value in figures(point).items():
                 log.log(name, value, point["step"])
         for point in (found := evaluations(attempt.folder)):
             log.log("eval/loss_nats", point["loss"], int(point["step"]))
     times = sorted(point["seconds"] for point in curve)
+    tokens_per_s = sum(p["num_positions"] for p in curve) / sum(times)
     return attempt.finish(
         counts=counts,
         decisions=result,
@@ -323,9 +320,10 @@ def run(recipe: TrainRecipe) -> Manifest:
             "train/last_loss_nats": sum(p["loss"] for p in curve[-10:]) / len(curve[-10:]),
             "train/step_s": times[len(times) // 2],
             "train/peak_bytes": peak,
-            "train/tokens_per_s": sum(p["num_positions"] for p in curve) / sum(times),
+            "train/tokens_per_s": tokens_per_s,
         }
-        | ({"eval/best_loss_nats": min(p["loss"] for p in found)} if found else {}),
+        | ({"eval/best_loss_nats": min(p["loss"] for p in found)} if found else {})
+        | utilization(recipe, result["gpu_name"], result["flops_per_token"], tokens_per_s),
         outputs={"model": "model", "curve": CURVE, "rejects": "rejects"}
         | ({"adapter": "adapter"} if recipe.keeps_adapter else {}),
     )
@@ -350,215 +348,3 @@ def _check_adapter(parts: Trainability) -> None:
             f" part is lora, with one rank and alpha; found {found or 'nothing trained'}. Freeze"
             " the others, or take model/, which holds everything"
         )
-
-
-def _fit(recipe: TrainRecipe, start: str, attempt: Run) -> dict[str, Any]:
-    """Run the workers and return what rank 0 says of the run."""
-    folder = attempt.folder
-    import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig
-
-    from consomme.pipelines.sinks import opened
-    from consomme.pipelines.train_worker import train_worker
-    from consomme.pipelines.trainer import Trainer, storage_of
-
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    use_gpu = gpus >= recipe.num_workers
-    least = recipe.min_workers or recipe.num_workers
-    beside = recipe.evaluation.cpus if recipe.evaluation.data else 0.0
-    wanted = (least if use_gpu else least * recipe.cpus_per_worker) + beside
-    if wanted > num_cpus():
-        raise ClusterError(
-            f"num_workers={least} needs {wanted - beside:g} CPUs and evaluation {beside:g}, the"
-            f" cluster has {num_cpus()}; lower num_workers, cpus_per_worker or evaluation.cpus"
-        )
-    absolute = _from_anywhere(recipe)
-    trainer = Trainer(
-        train_worker,
-        train_loop_config={
-            "recipe": absolute,
-            "start": start,
-            "folder": absolute_url(folder.url),
-        },
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=(least, recipe.num_workers) if recipe.min_workers else recipe.num_workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": 1.0 if use_gpu else recipe.cpus_per_worker}
-            | ({"GPU": 1.0} if use_gpu else {}),
-        ),
-        run_config=RunConfig(
-            name="checkpoints",
-            **storage_of(folder.url),
-            failure_config=FailureConfig(max_failures=2),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=recipe.keeps,
-                checkpoint_score_attribute=EVAL_LOSS if recipe.evaluation.data else None,
-                checkpoint_score_order="min",
-            ),
-        ),
-        validation_config=_validation(absolute, start, folder) if recipe.evaluation.data else None,
-    )
-    plain = to_plain(recipe)
-    with (
-        opened(recipe.sinks, folder.url, recipe.name, attempt.fingerprint, plain) as writers,
-        Progress(recipe.num_steps, "train", "steps") as progress,
-        _watch(folder, progress, writers),
-    ):
-        result = _in_thread(trainer.fit)
-    summary: dict[str, Any] | ConsommeError = result.return_value
-    if isinstance(summary, ConsommeError):
-        raise summary
-    if recipe.exports == "best":
-        loss = {one: metrics[EVAL_LOSS] for one, metrics in result.best_checkpoints}
-        best = min(loss, key=lambda one: loss[one])
-        summary["exported_step"] = ray.get(
-            ray.remote(_export_checkpoint)
-            .options(num_cpus=0)
-            .remote(best, absolute, start, absolute_url(folder.url))
-        )
-    return summary
-
-
-def _validation(recipe: TrainRecipe, start: str, folder: RunFolder) -> Any:
-    """Have each checkpoint evaluated by a task of its own."""
-    from ray.train import ValidationConfig
-
-    from consomme.pipelines.train_evaluation import evaluate_checkpoint
-
-    return ValidationConfig(
-        fn=functools.partial(
-            evaluate_checkpoint, recipe=recipe, start=start, folder=absolute_url(folder.url)
-        ),
-        ray_remote_kwargs={
-            "num_cpus": recipe.evaluation.cpus,
-            "num_gpus": recipe.evaluation.gpus,
-            "max_retries": 2,
-        },
-    )
-
-
-def _export_checkpoint(checkpoint: Any, recipe: TrainRecipe, start: str, folder: str) -> int:
-    """Make a checkpoint the run's model; returns its step."""
-    from safetensors.torch import load_file
-
-    from consomme.pipelines.train_export import WEIGHTS, export
-
-    with checkpoint.as_directory() as path:
-        seen = json.loads((Path(path) / "meta.json").read_text())
-        moved = load_file(Path(path) / WEIGHTS)
-    export(recipe, start, seen["layers"], moved, folder)
-    return len(seen["curve"])
-
-
-def _in_thread(action: Callable[[], Any]) -> Any:
-    """Run `action` outside the main thread and wait for it.
-
-    In the main thread Ray Train 2.60 installs a Ctrl-C handler of its own, which ends the process
-    with exit code 0 and stays installed after training. Here Ctrl-C interrupts the waiting.
-    """
-    outcome: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            outcome.set_result(action())
-        except BaseException as error:  # noqa: BLE001 - raised again by the waiting thread
-            outcome.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return outcome.result()
-
-
-@contextlib.contextmanager
-def _watch(folder: RunFolder, progress: Progress, writers: Sequence[Writer]) -> Iterator[None]:
-    """Advance the progress line by what rank 0 writes into the run folder, wherever it runs.
-
-    Steps that are new are handed on to the sinks; those of an earlier attempt were then.
-    """
-    done = threading.Event()
-    told_steps = len(_steps(folder))
-
-    def look() -> None:
-        nonlocal told_steps
-        is_told = False
-        while True:
-            ended = done.wait(2.0)
-            if not is_told and folder.store.exists(TRAINABLE):
-                is_told = True
-                rows = json.loads(folder.store.read(TRAINABLE))
-                for line in told(TrainableRow(**row) for row in rows):
-                    logger.info("train: %s", line)
-            steps = _steps(folder)
-            progress.advance(max(0, len(steps) - progress.done))
-            for point in steps[told_steps:]:
-                for writer in writers:
-                    writer.log(_figures(point), int(point["step"]))
-            told_steps = max(told_steps, len(steps))
-            if ended:
-                return
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def _steps(folder: RunFolder) -> list[dict[str, float]]:
-    if not folder.store.exists(CURVE):
-        return []
-    steps: list[dict[str, float]] = json.loads(folder.store.read(CURVE))
-    return steps
-
-
-def _figures(point: Mapping[str, float]) -> dict[str, float]:
-    """Name the figures of a step."""
-    return {
-        "train/loss_nats": point["loss"],
-        "train/step_s": point["seconds"],
-        "train/grad_norm": point["grad_norm"],
-        "train/learning_rate": point["lr"],
-        "train/tokens_per_s": point["num_positions"] / point["seconds"],
-    }
-
-
-def told(rows: Iterable[TrainableRow]) -> list[str]:
-    """Say what is trained, a line for each part, and one for all of it."""
-    lines = summarise(rows)
-    trained, every = (sum(getattr(x, k) for x in lines) for k in ("num_trained", "num_parameters"))
-    return [
-        *(
-            f"{one.part}: {one.state}, {one.num_tensors} tensors, {one.num_trained:,} parameters"
-            f" {'of' if one.state == 'full' else 'beside'} {one.num_parameters:,}, lr {one.lr:g}"
-            if one.lr is not None
-            else f"{one.part}: frozen, {one.num_parameters:,} parameters"
-            for one in lines
-            if one.num_parameters
-        ),
-        f"in all {trained:,} parameters are trained, {trained / every:.1%} of {every:,}",
-    ]
-
-
-def _from_anywhere(recipe: TrainRecipe) -> TrainRecipe:
-    """Make the data's paths absolute: Ray Train's workers have another current directory."""
-
-    def found(source: TrainSource) -> TrainSource:
-        return dataclasses.replace(
-            source,
-            view=source.view and absolute_url(source.view),
-            inputs=tuple(expand(source.inputs)) if source.inputs else (),
-            captions=source.captions and absolute_url(source.captions),
-        )
-
-    evaluation = dataclasses.replace(
-        recipe.evaluation, data=tuple(map(found, recipe.evaluation.data))
-    )
-    layers = recipe.layers
-    if tuned := layers.get("tuned"):
-        layers = layers | {"tuned": anywhere(tuned)}
-    return dataclasses.replace(
-        recipe, data=tuple(map(found, recipe.data)), evaluation=evaluation, layers=layers
-    )
