@@ -281,6 +281,8 @@ class _Sharded:
         _check_moved(folder, weights, self.moving)
         # Of all: what was left behind by rotating layers has gradients too.
         self.model.zero_grad(set_to_none=True)
+        # torch makes room for what is saved only in an optimizer that knows nothing at all.
+        self.optimizer.state.clear()
         state = self._state()
         load(state, storage_reader=reader)
         set_state_dict(
