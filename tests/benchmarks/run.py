@@ -102,6 +102,13 @@ def bench_visual_region() -> list[Row]:
     return visual_region.rows()
 
 
+def bench_stream() -> list[Row]:
+    """What packing saves, and how long going on far into the data takes."""
+    import streaming
+
+    return streaming.rows()
+
+
 def bench_telling() -> list[Row]:
     """What scores tell apart: areas under the curve by kind of noise."""
     import telling
@@ -305,6 +312,9 @@ FIGURES = (
     "ledger",
     "chaos",
     "engine_chaos",
+    "train",
+    "train_chaos",
+    "stream",
     "decode",
     "dedup",
 )
@@ -319,6 +329,7 @@ AREAS: dict[str, Callable[[], list[Row]]] = {
     "telling": bench_telling,
     "self_augment": bench_self_augment,
     "visual_region": bench_visual_region,
+    "stream": bench_stream,
     "filter": bench_filter,
     "io": bench_io,
     "planning": bench_planning,

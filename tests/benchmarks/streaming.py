@@ -1,0 +1,186 @@
+"""What packing saves, and how long it takes to go on far into the data.
+
+Conversations of one to sixteen questions about scenes, as long as instruction data is uneven. All
+in one process; what is compared takes turns, and medians count.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from consomme.base.sample import Sample, Turn
+from consomme.datasets.scenes import encode, make_scene, questions, render
+from consomme.models.batches import Batcher
+from consomme.models.prefix_dialogue import dialogue_for
+from consomme.models.weights import open_scorer
+from consomme.pipelines.checkpoints import model_folder
+from consomme.pipelines.train import TrainRecipe, TrainSource
+from consomme.pipelines.train_data import UnitContents
+from consomme.pipelines.train_dealer import Tables
+from consomme.pipelines.train_feed import ReadUnits, TrainFeed
+from consomme.storage.files import open_store
+from consomme.storage.writers import WebDatasetWriter
+from consomme.train.loop import sum_nll
+
+NANO = "package://models/nano"
+NUM_SAMPLES = 4000
+ROUNDS = 6
+GLOBAL_BATCH = 32
+MICRO_BATCH = 8
+PACK_TOKENS = 512
+FAR = (1, 100, 1000)
+"""Steps after which a run is gone on with."""
+
+
+def conversations(number: int) -> Iterator[Sample]:
+    """Scenes with few questions mostly, and with many sometimes."""
+    for seed in range(number):
+        scene = make_scene(seed)
+        draw = random.Random(seed)
+        asked = [one for k in range(4) for one in questions(scene, 4 * seed + k)]
+        draw.shuffle(asked)
+        turns = [
+            Turn(role=role, content=text)
+            for one in asked[: min(len(asked), 1 + int(draw.paretovariate(1.0)), 16)]
+            for role, text in (("user", one.question), ("assistant", one.answer))
+        ]
+        yield Sample(
+            sample_id=f"s{seed}",
+            image=encode(render(scene)),
+            image_name=f"s{seed}.png",
+            turns=tuple(turns),
+            source="scenes",
+        )
+
+
+def directly(reads: Sequence[ReadUnits], num_readers: int | None) -> Iterator[UnitContents]:
+    """Read in this process."""
+    for read in reads:
+        yield from read()
+
+
+def rows() -> list[dict[str, Any]]:
+    """Measure both."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        writer = WebDatasetWriter(open_store(f"{scratch}/shards"), "s", max_rows=250)
+        for sample in conversations(NUM_SAMPLES):
+            writer.write(sample)
+        writer.close()
+        recipe = TrainRecipe(
+            name="bench",
+            model=NANO,
+            data=(TrainSource(inputs=(f"{scratch}/shards",)),),
+            global_batch=GLOBAL_BATCH,
+            micro_batch=MICRO_BATCH,
+            shuffle_units=4,
+        )
+        return [*packing(recipe, Path(scratch)), *resuming(recipe, Path(scratch))]
+
+
+def feed(recipe: TrainRecipe, folder: Path, state: dict[str, Any] | None = None) -> TrainFeed:
+    """Deal out samples that this process reads."""
+    return TrainFeed(recipe, model_folder(recipe.model), str(folder / "run"), state, directly)
+
+
+def packing(recipe: TrainRecipe, folder: Path) -> list[dict[str, Any]]:
+    """Forward and backward of the same steps, padded and packed."""
+    model, processor = open_scorer(model_folder(NANO))
+    model.train()
+    dialogue = dialogue_for(model.config, processor)
+    batcher = Batcher(model, dialogue.tokenizer.pad_token_id)
+    ways = {"padded": recipe, "packed": replace(recipe, pack_tokens=PACK_TOKENS)}
+    feeds = {way: feed(one, folder) for way, one in ways.items()}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    places = dict.fromkeys(ways, 0)
+    tokens = dict.fromkeys(ways, 0)
+    losses = dict.fromkeys(ways, 0.0)
+    for number in range(ROUNDS + 1):
+        for way in ways if number % 2 else reversed(ways):
+            tables = Tables(batcher=batcher, dialogue=dialogue, is_packed=way == "packed")
+            batches = tables.of(feeds[way].take(number, 0, 1))
+            began = time.perf_counter()
+            for batch in batches:
+                loss = sum_nll(model, batch)
+                loss.backward()
+                losses[way] += float(loss.detach())
+            took = time.perf_counter() - began
+            model.zero_grad()
+            if number:
+                # The first round warms up.
+                seconds[way].append(took)
+                places[way] += sum(batch["input_ids"].numel() for batch in batches)
+                tokens[way] += sum(_tokens(batch) for batch in batches)
+    assert tokens["padded"] == tokens["packed"]
+    assert abs(losses["padded"] / losses["packed"] - 1) < 1e-5
+    how = (
+        f"nano VLM, conversations of 1 to 16 questions, {tokens['packed'] / ROUNDS:.0f} tokens a"
+        f" step; padded: {MICRO_BATCH} samples at a time; packed: rows of {PACK_TOKENS} tokens"
+    )
+    speed = {way: tokens[way] / ROUNDS / statistics.median(seconds[way]) for way in ways}
+    return [
+        *(
+            row(f"stream.padding_{way}", 1 - tokens[way] / places[way], "share", "", how)
+            for way in ways
+        ),
+        *(row(f"stream.tokens_per_s_{way}", speed[way], "tokens/s", "", how) for way in ways),
+        row("stream.packed_speed", speed["packed"] / speed["padded"], "ratio", "padded", how),
+    ]
+
+
+def _tokens(batch: dict[str, torch.Tensor]) -> int:
+    """Tokens that are no padding."""
+    mask = batch["attention_mask"]
+    return batch["input_ids"].numel() if mask.dim() == 4 else int(mask.sum())
+
+
+def resuming(recipe: TrainRecipe, folder: Path) -> list[dict[str, Any]]:
+    """From the state of a checkpoint to the first samples, near and far into the data."""
+    # Nothing is kept in memory, as with a large source.
+    recipe = replace(recipe, max_upscale=1.0001)
+    states: dict[int, dict[str, Any]] = {}
+    undisturbed = feed(recipe, folder)
+    began = time.perf_counter()
+    expected: dict[int, list[str]] = {}
+    for batch in range(FAR[-1] + 1):
+        share = undisturbed.take(batch, 0, 1)
+        if batch in FAR:
+            expected[batch] = _ids(share)
+        states[batch + 1] = share.state
+    replay = time.perf_counter() - began
+    found = []
+    for far in FAR:
+        took = []
+        for _ in range(3):
+            began = time.perf_counter()
+            share = feed(recipe, folder, states[far]).take(far, 0, 1)
+            took.append(time.perf_counter() - began)
+            assert _ids(share) == expected[far]
+        how = f"after {far} steps of {GLOBAL_BATCH} samples; units of 250, 4 shuffled together"
+        found.append(
+            row(f"stream.resume_s_{far}", statistics.median(took), "s", "", f"{how}; median of 3")
+        )
+    last = found[-1]["value"]
+    return [
+        *found,
+        row("stream.resume_growth", last / found[0]["value"], "ratio", f"after {FAR[0]} step", how),
+        row("stream.replay_s", replay, "s", "", f"reading all samples of {FAR[-1]} steps again"),
+    ]
+
+
+def _ids(share: Any) -> list[str]:
+    return [one.sample.sample_id for rows_ in share.passes for line in rows_ for one in line]
+
+
+def row(key: str, value: float, unit: str, baseline: str, how: str) -> dict[str, Any]:
+    """One measured figure."""
+    return {"key": key, "value": round(value, 4), "unit": unit, "baseline": baseline, "how": how}
