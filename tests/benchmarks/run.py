@@ -296,6 +296,13 @@ def bench_dedup() -> list[Row]:
     return dedup.measure()
 
 
+def bench_train() -> list[Row]:
+    """The training loop against a bare one, and selections of layers against all of them."""
+    import training
+
+    return training.measure()
+
+
 FIGURES = (
     "score",
     "recaption",
@@ -307,6 +314,7 @@ FIGURES = (
     "engine_chaos",
     "decode",
     "dedup",
+    "train",
 )
 """Areas whose figures the README shows line by line."""
 
@@ -325,6 +333,7 @@ AREAS: dict[str, Callable[[], list[Row]]] = {
     "ledger": bench_ledger,
     "decode": bench_decode,
     "dedup": bench_dedup,
+    "train": bench_train,
     "quickstart": bench_quickstart,
 }
 
