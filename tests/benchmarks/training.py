@@ -34,7 +34,7 @@ from consomme.train.loop import Pace, fit  # noqa: E402
 from consomme.train.parallel import BETAS, Ddp, optimizer_bytes  # noqa: E402
 from consomme.train.parts import FROZEN, Trainability  # noqa: E402
 from consomme.train.planner import OPTIMIZER, WEIGHTS, make_plan, tensors_of  # noqa: E402
-from consomme.train.trainable import multiply_in_bfloat16, set_trainable  # noqa: E402
+from consomme.train.trainable import multiply_in_bfloat16, remember_no_past, set_trainable  # noqa: E402
 
 ROUNDS = 7
 GB = 1e9
@@ -232,7 +232,7 @@ def selections(shape: Shape, device: torch.device, precision: Any) -> dict[str, 
     """Train each choice in turn, a step at a time."""
     torch.manual_seed(0)
     model = build(shape).to(device)
-    model.config.get_text_config().use_cache = False
+    remember_no_past(model)
     if precision == "bfloat16":
         multiply_in_bfloat16(model, device.type)
     batch = make_batch(shape, device)

@@ -12,7 +12,7 @@ from consomme.train.loop import Pace, fit
 from consomme.train.parallel import Ddp, optimizer_bytes
 from consomme.train.parts import Trainability
 from consomme.train.planner import OPTIMIZER, make_plan, tensors_of
-from consomme.train.trainable import multiply_in_bfloat16, set_trainable
+from consomme.train.trainable import multiply_in_bfloat16, remember_no_past, set_trainable
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,7 +29,7 @@ def test_a_step_takes_what_was_planned(tmp_path: Path) -> None:
         shapes = open_shapes(folder)
         trained = set_trainable(shapes, Trainability(), range(12), lr=1e-3)
     model, _ = open_vlm(folder)
-    model.config.get_text_config().use_cache = False
+    remember_no_past(model)
     set_trainable(model, Trainability(), range(12), lr=1e-3)
     multiply_in_bfloat16(model, "cuda")
     num_image = model.config.image_seq_length
