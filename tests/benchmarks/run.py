@@ -303,6 +303,13 @@ def bench_dedup() -> list[Row]:
     return dedup.measure()
 
 
+def bench_train() -> list[Row]:
+    """The training loop against a bare one, and selections of layers against all of them."""
+    import training
+
+    return training.measure()
+
+
 FIGURES = (
     "score",
     "recaption",
@@ -317,6 +324,7 @@ FIGURES = (
     "stream",
     "decode",
     "dedup",
+    "train",
 )
 """Areas whose figures the README shows line by line."""
 
@@ -336,6 +344,7 @@ AREAS: dict[str, Callable[[], list[Row]]] = {
     "ledger": bench_ledger,
     "decode": bench_decode,
     "dedup": bench_dedup,
+    "train": bench_train,
     "quickstart": bench_quickstart,
 }
 

@@ -30,7 +30,12 @@ from consomme.train.planner import (
     spread_bytes,
     tensors_of,
 )
-from consomme.train.trainable import forget_activations, multiply_in_bfloat16, set_trainable
+from consomme.train.trainable import (
+    forget_activations,
+    multiply_in_bfloat16,
+    remember_no_past,
+    set_trainable,
+)
 
 LORA = Part(state="lora", rank=4, alpha=8)
 SELECTIONS: list[dict[str, Any]] = [
@@ -202,7 +207,7 @@ def test_activations_are_near_what_is_measured(
     assert precision in ("float32", "bfloat16")
     shapes, trained = shapes_of(folder, choice, node)
     model, _ = open_vlm(folder)
-    model.config.get_text_config().use_cache = False
+    remember_no_past(model)
     set_trainable(model, choice, LAYER_SELECTORS.build(node)(12, None), lr=1e-3)
     model.train()
     if checkpointing:

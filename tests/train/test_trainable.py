@@ -20,7 +20,7 @@ from consomme.train.layers import LAYER_SELECTORS, SparseUniform
 from consomme.train.loop import Pace, fit
 from consomme.train.parallel import Ddp, make_optimizer
 from consomme.train.parts import FROZEN, FULL, Part, Trainability, Trained, summarise
-from consomme.train.trainable import forget_activations, set_trainable
+from consomme.train.trainable import forget_activations, remember_no_past, set_trainable
 
 LORA = Part(state="lora", rank=4, alpha=8)
 DORA = Part(state="dora", rank=4, alpha=8)
@@ -338,3 +338,16 @@ def test_forgotten_activations_are_worked_out_again(tmp_path: Path, family: str)
         found.append(weights(model))
     for name, tensor in found[0].items():
         assert torch.allclose(tensor, found[1][name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_keeps_no_past(family: str, tmp_path: Path) -> None:
+    model, processor = open_vlm(make(family, tmp_path / "vlm"))
+    batch = batches_of(model, processor)(0)[0]
+    batch.pop("labels")
+    before = model(**batch)
+    assert before.past_key_values is not None
+    remember_no_past(model)
+    after = model(**batch)
+    assert after.past_key_values is None
+    assert torch.equal(before.logits, after.logits)

@@ -64,6 +64,8 @@ def plan_of(recipe: TrainRecipe, start: str, machine: Machine) -> Plan:
     from consomme.train.trainable import set_trainable
 
     notes: list[str] = []
+    if recipe.min_workers is not None and recipe.min_workers < recipe.num_workers:
+        notes.append(f"planned for {recipe.num_workers} workers; with fewer, each may hold more")
     lengths = lengths_of(recipe, start, notes)
     samples_per_rank = recipe.global_batch / recipe.num_workers
 

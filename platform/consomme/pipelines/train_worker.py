@@ -121,11 +121,13 @@ class _Rank:
         from consomme.models.batches import Batcher
         from consomme.models.prefix_dialogue import dialogue_for
         from consomme.models.weights import open_scorer
+        from consomme.train.trainable import remember_no_past
 
         torch.manual_seed(self.recipe.seed)
         torch.set_num_threads(max(1, int(self.recipe.cpus_per_worker)))
         self.device = get_device()
         self.model, processor = open_scorer(model_folder(self.config["start"]))
+        remember_no_past(self.model)
         self.dialogue = dialogue_for(self.model.config, processor)
         self.num_layers: int = self.model.config.get_text_config().num_hidden_layers
         tokenizer = self.dialogue.tokenizer

@@ -226,6 +226,17 @@ def forget_activations(model: Any) -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
+def remember_no_past(model: Any) -> None:
+    """Keep no keys and values of all layers for tokens to come: in training there are none.
+
+    Transformers' models do unless they are told not to, also where no gradient passes; of a model
+    whose top quarter was trained that was 28 % of a step's memory beside weights.
+    """
+    # Families ask one or the other.
+    for config in (model.config, model.config.get_text_config()):
+        config.use_cache = False
+
+
 def multiply_in_bfloat16(model: Any, device: str) -> None:
     """Round the operands of matrix products to bfloat16; weights and gradients stay float32.
 
