@@ -21,6 +21,7 @@ from consomme.pipelines.report_recaption import recaption_section
 from consomme.pipelines.report_rounds import rounds_section
 from consomme.pipelines.report_sweep import sweep_report
 from consomme.pipelines.report_tags import tag_section
+from consomme.pipelines.train_evaluation import evaluations
 from consomme.report import model as page
 from consomme.report.html import render
 from consomme.storage.ledger import RunFolder, load_manifest
@@ -214,6 +215,9 @@ def _train(manifests: Sequence[Manifest]) -> page.Section:
         text = RunFolder.at(manifest.url).store.read("curve.json")
         points = [(p["step"], p["loss"]) for p in json.loads(text)]
         curves[manifest.name] = _smooth(points)
+        if seen := evaluations(RunFolder.at(manifest.url)):
+            label = f"{manifest.name}, on other samples"
+            curves[label] = [(point["step"], point["loss"]) for point in seen]
     strip = page.LayerStrip(
         rows=[(m.name, m.decisions["num_layers"], m.decisions["layers"]) for m in manifests],
         caption="Layers of the language model that received updates.",
@@ -251,8 +255,14 @@ def _train(manifests: Sequence[Manifest]) -> page.Section:
             if line.num_parameters
         ],
     )
+    went_back = [
+        f"`{m.name}` went back to a checkpoint: {reason}."
+        for m in manifests
+        for reason in m.decisions.get("rollbacks", ())
+    ]
     return page.Section(
         title="Training",
+        lead_text=" ".join(went_back),
         blocks=[
             page.Curves(series=curves, x_label="step", y_label="loss, nats per token"),
             table,
