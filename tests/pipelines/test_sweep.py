@@ -172,6 +172,7 @@ def test_a_trial_that_fails_says_why_and_the_others_go_on(
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_asha_gives_up_what_is_behind_and_it_can_go_on_later(
     tmp_path: Path, data: str, lent_ray: None
 ) -> None:

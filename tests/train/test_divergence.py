@@ -32,6 +32,8 @@ def test_a_loss_stands_out_against_the_median() -> None:
     ):
         watch.look(WARM + 2, 6.1)
     LossWatch().look(1, 1e9)
+    with pytest.raises(DivergedError, match=r"step 70: the loss is 7, .* times the 2"):
+        LossWatch(3.0, [9.0] * 70 + [2.0] * 64).look(70, 7.0)
 
 
 def test_the_first_losses_may_be_anything() -> None:

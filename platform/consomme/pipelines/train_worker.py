@@ -238,7 +238,9 @@ class _Rank:
                     after_step=self._after_step,
                     layers_at=self._layers_at,
                     mark=self._mark,
-                    watch=LossWatch(recipe.max_loss_ratio),
+                    watch=LossWatch(
+                        recipe.max_loss_ratio, [point["loss"] for point in self.seen.curve]
+                    ),
                 )
             except DivergedError as error:
                 self._go_back(error)
@@ -333,12 +335,14 @@ class _Rank:
         Raises:
             ConsommeError: There is no checkpoint, or the run went back too often.
         """
-        import ray.train
+        from ray.train import CheckpointConsistencyMode, get_all_reported_checkpoints
 
         rollbacks = [*self.seen.rollbacks, str(error)]
-        last = ray.train.get_checkpoint()
-        if last is None or len(rollbacks) > self.recipe.max_rollbacks:
+        # Waits until the last one is whole: all ranks have to go back to the same.
+        kept = get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+        if not kept or len(rollbacks) > self.recipe.max_rollbacks:
             raise error
+        last = max(kept, key=lambda one: one.metrics["step"]).checkpoint
         done = self.seen.step
         data = self.seen.data
         with _opened(last) as checkpoint:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+from collections.abc import Iterable
 
 from consomme.base.errors import DataError
 
@@ -26,14 +27,15 @@ class DivergedError(DataError):
 class LossWatch:
     """Looks at every step's loss before it moves the weights."""
 
-    def __init__(self, max_ratio: float | None = None) -> None:
+    def __init__(self, max_ratio: float | None = None, before: Iterable[float] = ()) -> None:
         """Set the bar.
 
         Args:
             max_ratio: Largest loss allowed, in medians of the last ones; None allows any number.
+            before: Losses of the steps that are done.
         """
         self.max_ratio = max_ratio
-        self._losses: deque[float] = deque(maxlen=REMEMBERED)
+        self._losses: deque[float] = deque(before, maxlen=REMEMBERED)
 
     def look(self, step: int, loss: float) -> None:
         """Judge the loss of a step, from 1.
