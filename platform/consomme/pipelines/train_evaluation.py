@@ -42,7 +42,8 @@ def evaluate_checkpoint(
     from consomme.models.prefix_dialogue import dialogue_for
     from consomme.train.loop import sum_nll
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # A task without a GPU of its own may still see those that training holds.
+    device = torch.device("cuda" if recipe.evaluation.gpus else "cpu")
     torch.set_num_threads(max(1, int(recipe.evaluation.cpus)))
     with checkpoint.as_directory() as path:
         seen = json.loads((Path(path) / "meta.json").read_text())
