@@ -150,13 +150,14 @@ def _export_checkpoint(checkpoint: Any, recipe: TrainRecipe, start: str, folder:
     """Make a checkpoint the run's model; returns its step."""
     from safetensors.torch import load_file
 
-    from consomme.pipelines.train_export import WEIGHTS, export
+    from consomme.pipelines.train_checkpoints import WEIGHTS, Seen
+    from consomme.pipelines.train_export import export
 
     with checkpoint.as_directory() as path:
-        seen = json.loads((Path(path) / "meta.json").read_text())
+        seen = Seen.of(Path(path))
         moved = load_file(Path(path) / WEIGHTS)
-    export(recipe, start, seen["layers"], moved, folder)
-    return len(seen["curve"])
+    export(recipe, start, seen.layers or (), moved, folder)
+    return seen.step
 
 
 def _in_thread(action: Callable[[], Any]) -> Any:

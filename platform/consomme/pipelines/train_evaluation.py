@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from consomme.pipelines.train import EVAL_LOSS, TrainRecipe
+from consomme.pipelines.train_checkpoints import WEIGHTS, Seen
 from consomme.pipelines.train_data import Prepared, Preparer, plan_source
 from consomme.pipelines.train_dealer import Tables
-from consomme.pipelines.train_export import WEIGHTS, open_trained
+from consomme.pipelines.train_export import open_trained
 from consomme.storage.ledger import RunFolder
 
 EVALUATIONS = "evaluations"
@@ -46,9 +47,9 @@ def evaluate_checkpoint(
     device = torch.device("cuda" if recipe.evaluation.gpus else "cpu")
     torch.set_num_threads(max(1, int(recipe.evaluation.cpus)))
     with checkpoint.as_directory() as path:
-        seen = json.loads((Path(path) / "meta.json").read_text())
+        seen = Seen.of(Path(path))
         moved = load_file(Path(path) / WEIGHTS)
-    model, processor, _ = open_trained(recipe, start, seen["layers"], moved)
+    model, processor, _ = open_trained(recipe, start, seen.layers or (), moved)
     model.eval().to(device)
     dialogue = dialogue_for(model.config, processor)
     pad_id = dialogue.tokenizer.pad_token_id
@@ -62,10 +63,9 @@ def evaluate_checkpoint(
             batch = tables.join(samples[at : at + recipe.micro_batch])
             tokens += int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
             total += float(sum_nll(model, {k: v.to(device) for k, v in batch.items()}))
-    step = len(seen["curve"])
-    found = {"step": step, "loss": total / tokens, "samples": len(samples)}
+    found = {"step": seen.step, "loss": total / tokens, "samples": len(samples)}
     store = RunFolder.at(folder).store
-    store.write(f"{EVALUATIONS}/{step:08d}.json", json.dumps(found).encode())
+    store.write(f"{EVALUATIONS}/{seen.step:08d}.json", json.dumps(found).encode())
     return {EVAL_LOSS: total / tokens}
 
 

@@ -13,9 +13,6 @@ from consomme.pipelines.checkpoints import model_folder
 from consomme.pipelines.train import TrainRecipe
 from consomme.storage.files import open_store
 
-WEIGHTS = "moved.safetensors"
-"""In a checkpoint that is evaluated: what moves, whole, however the model was spread."""
-
 
 def open_trained(
     recipe: TrainRecipe, start: str, layers: Sequence[int], moved: Mapping[str, Any]

@@ -7,14 +7,12 @@ diverges goes back to its last checkpoint and on with other samples.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,9 @@ from consomme.base.errors import ConsommeError, RecipeError
 from consomme.pipelines.checkpoints import model_folder
 from consomme.pipelines.session import is_private
 from consomme.pipelines.train import CURVE, TRAINABLE, TrainRecipe
+from consomme.pipelines.train_checkpoints import WEIGHTS, Seen, opened
 from consomme.pipelines.train_dealer import Dealer, Tables
-from consomme.pipelines.train_export import WEIGHTS, export
+from consomme.pipelines.train_export import export
 from consomme.storage.ledger import RunFolder
 from consomme.train.layers import LAYER_SELECTORS, ByScore, Rotating
 from consomme.train.parts import Group, Trained
@@ -33,46 +32,6 @@ logger = logging.getLogger(__name__)
 STEPS_BETWEEN_LOOKS = 5
 """On a cluster: steps between questions whether a node will be taken away; all ranks have to wait
 for each other to agree on the answer."""
-
-META = "meta.json"
-"""In a checkpoint, beside what the parallelism writes: what a run has seen so far."""
-
-
-@dataclass
-class Seen:
-    """What a run knows at a checkpoint, apart from weights and optimizer."""
-
-    curve: list[dict[str, float]] = field(default_factory=list)
-    """Of all steps done."""
-
-    data: dict[str, Any] | None = None
-    """Where in the data the next step begins."""
-
-    layers: list[int] | None = None
-    """Which were selected at the start."""
-
-    scores: list[float] | None = None
-    """Of the layers, if they were selected by one."""
-
-    unused: list[str] | None = None
-    """Parameters that were frozen because the loss does not reach them."""
-
-    rollbacks: list[str] = field(default_factory=list)
-    """Why the run went back to a checkpoint, each time."""
-
-    @classmethod
-    def of(cls, checkpoint: Path | None) -> Seen:
-        """Read it from a checkpoint; empty without one."""
-        return cls(**json.loads((checkpoint / META).read_text())) if checkpoint else cls()
-
-    @property
-    def step(self) -> int:
-        """Steps done."""
-        return len(self.curve)
-
-    def save(self, checkpoint: Path) -> None:
-        """Write it into a checkpoint."""
-        (checkpoint / META).write_text(json.dumps(dataclasses.asdict(self)))
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any] | ConsommeError:
@@ -101,8 +60,7 @@ class _Rank:
         self.folder = RunFolder.at(config["folder"])
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        with contextlib.ExitStack() as opened:
-            checkpoint = opened.enter_context(_opened(ray.train.get_checkpoint()))
+        with opened(ray.train.get_checkpoint()) as checkpoint:
             self.seen = Seen.of(checkpoint)
             self.resumed = self.seen.step
             # Before anything else is imported or opened: reading begins meanwhile.
@@ -345,7 +303,7 @@ class _Rank:
         last = max(kept, key=lambda one: one.metrics["step"]).checkpoint
         done = self.seen.step
         data = self.seen.data
-        with _opened(last) as checkpoint:
+        with opened(last) as checkpoint:
             self.seen = Seen.of(checkpoint)
             self.seen.data, self.seen.rollbacks = data, rollbacks
             if self.rotating:
@@ -373,16 +331,6 @@ def _check_rotation(recipe: TrainRecipe) -> None:
         )
     if recipe.parallelism["name"] == "deepspeed":
         raise RecipeError(CANNOT_ROTATE)
-
-
-@contextlib.contextmanager
-def _opened(checkpoint: Any) -> Iterator[Any]:
-    """Bring a checkpoint here, once, for as long as it is read; None stays None."""
-    if checkpoint is None:
-        yield None
-        return
-    with checkpoint.as_directory() as path:
-        yield Path(path)
 
 
 def _scores(
