@@ -37,7 +37,7 @@ def plan(recipe: TrainRecipe) -> TrainPlan:
         CheckpointError: There is no model.
     """
     machine = this_machine()
-    made = plan_of(recipe, model_folder(recipe.model), machine)
+    made = plan_of(recipe, recipe.model, machine)
     problem = misfit(made, machine, recipe)
     return TrainPlan(
         name=recipe.name,
@@ -51,7 +51,7 @@ def plan_of(recipe: TrainRecipe, start: str, machine: Machine) -> Plan:
 
     Args:
         recipe: The run's.
-        start: Folder of the model.
+        start: The model, as `model_folder` takes it.
         machine: Where workers run.
     """
     import torch
@@ -66,6 +66,7 @@ def plan_of(recipe: TrainRecipe, start: str, machine: Machine) -> Plan:
     notes: list[str] = []
     if recipe.min_workers is not None and recipe.min_workers < recipe.num_workers:
         notes.append(f"planned for {recipe.num_workers} workers; with fewer, each may hold more")
+    start = model_folder(start)
     lengths = lengths_of(recipe, start, notes)
     samples_per_rank = recipe.global_batch / recipe.num_workers
 
