@@ -1,6 +1,7 @@
 """What a training run does beside training: it evaluates, keeps, exports, packs and tells."""
 
 import json
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,10 +17,11 @@ from consomme.base.recipe import to_yaml
 from consomme.models.batches import IGNORE_INDEX, Batcher
 from consomme.models.dialogue import Dialogue
 from consomme.models.weights import open_vlm
-from consomme.pipelines import train
+from consomme.pipelines import report, train
 from consomme.pipelines.checkpoints import model_folder
 from consomme.pipelines.train_data import Preparer, encode, plan_source
 from consomme.storage.files import open_store
+from consomme.train.divergence import WARM
 from consomme.train.loop import sum_nll
 from consomme.train.parts import Part
 
@@ -154,3 +156,32 @@ def test_checkpoints_and_models_go_to_object_storage_and_come_back(
     assert model_folder(f"{run}/model") == str(here)
     with pytest.raises(CheckpointError, match=r"no config.json in s3://.*nothing"):
         model_folder(f"{s3_root}/nothing")
+
+
+def test_a_run_that_diverges_goes_back_and_on_with_other_samples(
+    train_recipe: train.TrainRecipe, pairs: Manifest
+) -> None:
+    made = train.run(
+        replace(
+            train_recipe,
+            name="back",
+            data=(train.TrainSource(inputs=(f"{pairs.url}/data",)),),
+            num_steps=14,
+            global_batch=8,
+            checkpoint_every=4,
+            max_reject_fraction=0.1,
+            # Few samples to a step: losses go up and down by more than this.
+            max_loss_ratio=1.02,
+            max_rollbacks=9,
+        )
+    )
+    rollbacks = made.decisions["rollbacks"]
+    assert rollbacks
+    assert all("more than max_loss_ratio=1.02 times" in reason for reason in rollbacks)
+    curve = json.loads((Path(made.url) / "curve.json").read_text())
+    assert [step["step"] for step in curve] == list(range(1, 15))
+    losses = [step["loss"] for step in curve]
+    assert all(losses[k] <= 1.02 * statistics.median(losses[:k]) for k in range(WARM, len(losses)))
+    report.run_folder(made.url)
+    page = (Path(made.url) / "report.html").read_text()
+    assert "went back to a checkpoint: step" in page
