@@ -343,7 +343,7 @@ def bare_step(
     nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return float(loss)
+    return float(loss.detach())
 
 
 def overhead() -> list[dict[str, Any]]:
