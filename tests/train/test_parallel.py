@@ -173,8 +173,8 @@ def test_checkpoints_take_what_was_planned(debug_vlm: Path, two: dict[str, Any],
         files = [path for path in (out / f"{case}-2").rglob("*") if path.is_file()]
         _, expected = planned(debug_vlm, case, 2)
         size = sum(path.stat().st_size for path in files)
-        # Beside tensors there are names, shapes and steps, some hundred bytes for each of them.
-        assert expected <= size <= 1.02 * expected + 400_000, case
+        # Beside tensors there are names, shapes and steps: up to 4 kB for each of them and rank.
+        assert expected <= size <= 1.02 * expected + 800_000, case
 
 
 def check_bits(folder: Path, case: str, weights: dict[str, Tensor]) -> None:
