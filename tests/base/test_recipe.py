@@ -50,6 +50,7 @@ class Recipe:
     models: dict[str, Model] = field(default_factory=dict)
     shape: tuple[int, int] = (1, 2)
     weights: dict[str, float] = field(default_factory=lambda: {"a": 1.0})
+    by_key: dict[str, dict[str, Any]] = strategy(f"{__name__}:POLICIES", default={}, keyed=True)
     num_workers: int = runtime(2)
 
 
@@ -222,3 +223,20 @@ def test_registry_builds_and_refuses() -> None:
         POLICIES.register("random")(LowestFraction)
     with pytest.raises(TypeError, match="not a dataclass"):
         POLICIES.register("plain")(int)
+
+
+def test_strategies_may_stand_under_keys_of_the_users_own(tmp_path: Path) -> None:
+    nodes = "by_key: {a.b: {name: lowest_fraction, workers: 3}, c: {name: random, seed: 1}}\n"
+    recipe = load(tmp_path, GOOD + nodes)
+    assert recipe.by_key == {
+        "a.b": {"name": "lowest_fraction", "fraction": 0.2, "column": "perplexity", "workers": 3},
+        "c": {"name": "random", "seed": 1},
+    }
+    # What is runtime inside them does not count, what is not does.
+    fewer = load(tmp_path, GOOD + nodes.replace("workers: 3", "workers: 1"))
+    other = load(tmp_path, GOOD + nodes.replace("seed: 1", "seed: 2"))
+    assert fingerprint(recipe, {}) == fingerprint(fewer, {}) != fingerprint(other, {})
+    text = problems_of(tmp_path, GOOD + "by_key: {a.b: {name: lowest}, c: {name: random, sed: 1}}")
+    assert "by_key.a.b.name: unknown keep policy 'lowest'" in text
+    assert "by_key.c.sed: unknown key; did you mean 'seed'?" in text
+    assert "by_key: found 3" in problems_of(tmp_path, GOOD + "by_key: 3")

@@ -17,7 +17,7 @@ from consomme.report.axes import (
     short_number,
     without_overlap,
 )
-from consomme.report.charts import curves_svg, histogram_svg
+from consomme.report.charts import curves_svg, dots_svg, histogram_svg
 from consomme.report.lineage import arrange, lineage_svg
 
 
@@ -118,3 +118,38 @@ def test_broken_lineages_are_refused():
         arrange(nodes("a"), [("a", "b")])
     with pytest.raises(ValueError, match="cycle"):
         arrange(nodes("a", "b"), [("a", "b"), ("b", "a")])
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 5), st.floats(0, 1)), min_size=1, max_size=20),
+    st.sampled_from([340, 760]),
+)
+def test_every_dot_is_inside_and_bears_its_label(places, width):
+    dots = [model.Dot(label=f"n{k}", x=x, y=y) for k, (x, y) in enumerate(places)]
+    svg = dots_svg(model.Dots(dots=dots, x_label="seconds", y_label="right"), width)
+    height = int(re.search(r'height="(\d+)"', svg)[1])
+    found = re.findall(r'<circle[^>]*cx="([\d.]+)" cy="([\d.]+)"', svg)
+    assert len(found) == len(dots)
+    assert all(0 < float(cx) < width and 0 < float(cy) < height for cx, cy in found)
+    for dot in dots:
+        assert svg.count(f">{dot.label}<") == 1
+
+
+def test_labels_of_dots_side_by_side_do_not_touch():
+    dots = [model.Dot(label=f"{k}", x=1 + k * 0.02, y=0.5) for k in (10, 11, 12)]
+    dots.append(model.Dot(label="far", x=5, y=0.1))
+    svg = dots_svg(model.Dots(dots=dots, x_label="seconds", y_label="right"), 760)
+    labels = re.findall(r'x="([\d.]+)" y="([\d.]+)" text-anchor="start">(1[012])<', svg)
+    boxes = [(float(x), float(x) + len(words) * CHAR_PX, float(y)) for x, y, words in labels]
+    assert len(boxes) == 3
+    for one, other in itertools.combinations(boxes, 2):
+        apart = one[1] <= other[0] or other[1] <= one[0] or abs(one[2] - other[2]) >= 9
+        assert apart, boxes
+
+
+def test_a_dot_alone_and_dots_on_one_line_have_axes():
+    for places in ([(2.0, 0.0)], [(0.0, 0.3), (4.0, 0.3)]):
+        dots = [model.Dot(label="a", x=x, y=y) for x, y in places]
+        svg = dots_svg(model.Dots(dots=dots, x_label="seconds", y_label="right"), 340)
+        assert "nan" not in svg
+        assert svg.count('class="tick"') >= 1

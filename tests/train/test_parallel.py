@@ -17,7 +17,7 @@ from torch import Tensor
 from consomme.base.errors import RecipeError
 from consomme.models.anatomy import anatomy
 from consomme.models.weights import open_shapes, open_vlm
-from consomme.train.parallel import PARALLELISMS
+from consomme.train.parallel import PARALLELISMS, peak_bytes
 from consomme.train.parts import FULL, Part, Trainability
 from consomme.train.planner import OPTIMIZER, Bytes, checkpoint_bytes, spread_bytes, tensors_of
 from consomme.train.trainable import set_trainable
@@ -233,3 +233,14 @@ def test_sharding_needs_ranks() -> None:
         PARALLELISMS.build({"name": "deepspeed", "stage": 1, "offload": True})
     with pytest.raises(RecipeError, match="did you mean 'fsdp2'"):
         PARALLELISMS.build({"name": "fsdp"})
+
+
+def test_peak_memory_never_falls_and_sees_what_was_held() -> None:
+    before = peak_bytes(torch.device("cpu"))
+    held = torch.ones(2**26)
+    after = peak_bytes(torch.device("cpu"))
+    num_bytes = held.numel() * held.element_size()
+    del held
+    # All of it is touched, so all of it was resident; the rest of the process is there as well.
+    assert num_bytes < after
+    assert before <= after <= peak_bytes(torch.device("cpu"))
