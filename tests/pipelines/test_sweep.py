@@ -1,6 +1,7 @@
 """Sweeps: trials are ordinary runs, found again; wrong recipes are refused whole before Ray."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,8 @@ def test_asha_gives_up_what_is_behind_and_it_can_go_on_later(
         )
     )
     steps = 150
+    import ray
+
     one = recipe(
         tmp_path,
         data,
@@ -201,6 +204,11 @@ def test_asha_gives_up_what_is_behind_and_it_can_go_on_later(
     assert stopped["rungs"]["10"] > made.decisions["trials"][0]["rungs"]["10"]
     with pytest.raises(NotDoneError) as pending, looking():
         train.run(SweepPlan.of(one).train_recipe(stopped["keys"]))
+    # What it held is free again.
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.5)
     # What was learned is kept, and its training goes on from there, here by hand.
     by_hand = train.run(SweepPlan.of(one).train_recipe(stopped["keys"]))
     assert by_hand.url == pending.value.folder.url
@@ -296,11 +304,35 @@ def test_an_interrupted_sweep_asks_for_what_it_had_asked_for(tmp_path: Path, dat
     assert [t.number for t in following[:3] if t] == [1, 2, 3]
 
 
+def test_trials_that_make_one_run_end_with_it(tmp_path: Path, data: str) -> None:
+    values = [{"name": "sparse_uniform"}, {"name": "sparse_uniform", "fraction": 0.25}, _ALL]
+    space = {"layers": {"name": "choice", "values": values}}
+    walk = Walk(
+        SweepPlan.of(recipe(tmp_path, data, space=space)), open_store(str(tmp_path / "sweep"))
+    )
+    first, other = walk.next(), walk.next()
+    assert first is not None
+    assert other is not None
+    assert (first.number, other.number) == (0, 2)
+    assert walk.next() is None
+    walk.end(replace(first, state="done", value=0.5))
+    assert [(t.number, t.state, t.value) for t in walk.trials] == [
+        (0, "done", 0.5),
+        (1, "done", 0.5),
+        (2, "asked", None),
+    ]
+    assert walk.trials[1].keys == {"layers": values[1]}
+    assert walk.num_ended == 2
+
+
 def test_all_shipped_recipes_are_plans(data: str, tmp_path: Path) -> None:
     for path in sorted(Path("recipes/sweep").glob("*.yaml")):
         settings = [f"train.data=[{{inputs: [{data}]}}]", f"root={tmp_path}"]
         plan = SweepPlan.of(load_recipe(sweep.SweepRecipe, path, settings))
         assert plan.num_trials > 1
+
+
+_ALL = {"name": "all"}
 
 
 def _lrs() -> dict[str, Any]:

@@ -107,6 +107,10 @@ class SweepPlan:
         """The train recipe of a trial."""
         return check_recipe(train.TrainRecipe, self.train_values(keys), f"trial {label(keys)}")
 
+    def mark(self, keys: Keys) -> str:
+        """Fingerprint of the training of a trial."""
+        return _fingerprint(self.train_recipe(keys))
+
     def evaluate_recipe(self, name: str, model: str) -> EvaluateRecipe | None:
         """How the model of a trial is measured; None if there is nothing to measure."""
         return judge_of(name, model, self.recipe.benchmarks, self.recipe.root)

@@ -73,6 +73,7 @@ class Walk:
         self.search = plan.searcher.begin(plan.space, plan.mode)
         self.trials: list[Trial] = []
         self._again: list[int] = []
+        self._running: dict[str, list[Trial]] = {}
         self._stopper = plan.stopper if isinstance(plan.stopper, Asha) else None
         while store.exists(_path(len(self.trials))):
             trial = Trial(**json.loads(store.read(_path(len(self.trials)))))
@@ -86,14 +87,26 @@ class Walk:
                 # Failures are tried again: what was wrong may have been mended.
                 self._again.append(trial.number)
 
+    @property
+    def num_ended(self) -> int:
+        """Trials that something came of."""
+        return sum(trial.state != "asked" for trial in self.trials)
+
     def next(self) -> Trial | None:
-        """The next trial that is not done, written down; None if there is none left."""
+        """The next trial that is to be begun, written down; None if there is none left.
+
+        One that makes the same run as another that goes on ends with it.
+        """
         while (trial := self._ask()) is not None:
             done = self._look(trial)
-            if done is None:
+            if done is not None:
+                logger.info("sweep: trial %s is done already", done.name)
+                self.end(done)
+                continue
+            twins = self._running.setdefault(self.plan.mark(trial.keys), [])
+            twins.append(trial)
+            if len(twins) == 1:
                 return trial
-            logger.info("sweep: trial %s is done already", done.name)
-            self.end(done)
         return None
 
     def _ask(self) -> Trial | None:
@@ -162,9 +175,12 @@ class Walk:
 
     def end(self, trial: Trial) -> None:
         """Take what came of a trial."""
-        self.trials[trial.number] = trial
-        self._write(trial)
-        self.search.tell(trial.number, trial.value)
+        twins = self._running.pop(self.plan.mark(trial.keys), [trial])
+        for twin in twins:
+            ended = replace(trial, number=twin.number, keys=twin.keys)
+            self.trials[twin.number] = ended
+            self._write(ended)
+            self.search.tell(twin.number, ended.value)
 
     def _write(self, trial: Trial) -> None:
         self.store.write(_path(trial.number), json.dumps(asdict(trial), indent=1).encode())
@@ -206,7 +222,7 @@ def _tune(walk: Walk, first: Trial) -> None:
         tempfile.TemporaryDirectory(prefix="consomme-tune-") as scratch,
         Progress(plan.num_trials, "sweep", "trials") as progress,
     ):
-        progress.advance(sum(t.state != "asked" for t in walk.trials[: first.number]))
+        progress.advance(walk.num_ended)
         tuner = tune.Tuner(
             tune.with_resources(trainable, tune.PlacementGroupFactory([_beside_us()])),
             tune_config=tune.TuneConfig(
@@ -293,7 +309,7 @@ def _searcher(walk: Walk, first: Trial, progress: Progress) -> Any:
                 # Not the trial's fault; it is done again when the sweep is.
                 return
             self.walk.end(_ended(self.walk, trial, result))
-            self.progress.advance()
+            self.progress.advance(max(0, self.walk.num_ended - self.progress.done))
 
         def save(self, checkpoint_path: str) -> None:
             Path(checkpoint_path).write_text("{}")
