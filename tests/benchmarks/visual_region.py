@@ -34,6 +34,7 @@ ALL_RATE = 0.0005
 
 AFTER_TUNING = ("parameter_change", "parameter_angle")
 FRACTIONS = (0.25, 0.1)
+TIMED_STEPS = 15
 NUM_TEXTS = 300
 
 FIGURES = {
@@ -41,7 +42,6 @@ FIGURES = {
     "outlines": "evaluate/model/scene_questions_outline/accuracy_fraction",
     "questions_before": "evaluate/model/scene_questions_filled/accuracy_fraction",
     "names_before": "evaluate/model/emoji_names_noto/accuracy_fraction",
-    "step_s": "train/step_s",
     "peak_mb": "train/peak_bytes",
     "optimizer_mb": "optimizer_bytes",
 }
@@ -101,7 +101,15 @@ ARMS = {
 }
 """Row -> how the README calls it."""
 
+HOW = dict.fromkeys(UNITS, "the nano VLM as it is shipped") | {
+    "step_s": f"median of {TIMED_STEPS} steps of 16 samples in one process with one thread, all"
+    " choices of layers in turn; in the study two trainings share the machine",
+}
+"""How figures came about that are no means over seeds."""
+
 Found = dict[str, float]
+Arm = tuple[str, Found, list[int]]
+"""Row, figures, and layers that are trained at once."""
 
 
 def rows() -> list[dict[str, Any]]:
@@ -110,8 +118,12 @@ def rows() -> list[dict[str, Any]]:
 
     configure_logging()
     by_arm: dict[str, list[Found]] = {}
-    for arm, found in _trials():
+    layers: dict[str, list[int]] = {}
+    for arm, found, chosen in _trials():
         by_arm.setdefault(arm, []).append(found)
+        layers.setdefault(arm, chosen)
+    for arm, seconds in step_seconds(layers).items():
+        by_arm[arm][0]["step_s"] = seconds
     whole = statistics.fmean(found["taught"] for found in by_arm["all"])
     made = []
     for arm in ARMS:
@@ -129,13 +141,13 @@ def rows() -> list[dict[str, Any]]:
                     "spread": round(statistics.stdev(values), 4) if len(values) > 1 else 0.0,
                     "unit": unit,
                     "baseline": "visual_region.all, every layer trained",
-                    "how": f"mean of {len(values)}: {each}" if len(values) > 1 else each,
+                    "how": f"mean of {len(values)}: {each}" if len(values) > 1 else HOW[name],
                 }
             )
     return made
 
 
-def _trials() -> Iterator[tuple[str, Found]]:
+def _trials() -> Iterator[Arm]:
     """Every trial, as the row it belongs to and its figures; the start is one of them."""
     from consomme.base.recipe import load_recipe
     from consomme.pipelines import evaluate, sweep
@@ -147,13 +159,13 @@ def _trials() -> Iterator[tuple[str, Found]]:
     judge = evaluate.EvaluateRecipe(
         name="start", models={"model": START}, benchmarks=recipe.benchmarks, root=str(RUNS)
     )
-    yield "start", _figures(evaluate.run(judge).metrics, START)
-    for arm, found in _of(sweep.run(recipe)):
-        yield "all_same_rate" if arm == "all" else arm, found
+    yield "start", _figures(evaluate.run(judge).metrics, START), []
+    for arm, *rest in _of(sweep.run(recipe)):
+        yield "all_same_rate" if arm == "all" else arm, *rest
     at_rate = [*settings, f"train.lr={ALL_RATE}"]
     quarter = _sweep("rate", at_rate, {"layers": _choice([QUARTER]), "seed": seeds})
-    for _, found in _of(quarter):
-        yield "sparse_uniform_low_rate", found
+    for _, *rest in _of(quarter):
+        yield "sparse_uniform_low_rate", *rest
     fractions = _choice([1.0, *FRACTIONS])
     whole = _sweep(
         "all", at_rate, {"layers": _choice([ALL]), "data.0.fraction": fractions, "seed": seeds}
@@ -203,11 +215,19 @@ def _data() -> list[str]:
     return [f"{one.url}/data" for one in made]
 
 
-def _of(done: Any) -> Iterator[tuple[str, Found]]:
+def _of(done: Any) -> Iterator[Arm]:
+    from consomme.storage.ledger import load_manifest
+    from consomme.train.layers import LAYER_SELECTORS, Rotating
+
     for trial in done.decisions["trials"]:
         if trial["state"] != "done":
             raise RuntimeError(f"trial {trial['number']} is {trial['state']}: {trial['reason']}")
-        yield arm_of(trial["keys"]), _figures(trial["metrics"], trial["train"])
+        decided = load_manifest(trial["train"]).decisions
+        selector = LAYER_SELECTORS.build(trial["keys"]["layers"])
+        layers = decided["layers"]
+        if isinstance(selector, Rotating):
+            layers = list(selector.at(0, decided["num_layers"]))
+        yield arm_of(trial["keys"]), _figures(trial["metrics"], trial["train"]), layers
 
 
 def arm_of(keys: Mapping[str, Any]) -> str:
@@ -276,6 +296,59 @@ def _texts() -> list[Any]:
         )
         for prompt, one in pairs
     ]
+
+
+def step_seconds(layers: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Median seconds of a step by row, each choice of layers in turn on the same samples."""
+    import torch
+
+    from consomme.models.batches import Batcher
+    from consomme.models.dialogue import Dialogue
+    from consomme.models.weights import open_scorer
+    from consomme.pipelines.checkpoints import model_folder
+    from consomme.train.loop import Pace, StepReport, fit
+    from consomme.train.parallel import PARALLELISMS, Spread
+    from consomme.train.parts import FROZEN, FULL, Trainability
+    from consomme.train.trainable import set_trainable
+
+    torch.set_num_threads(1)
+    parts = Trainability(
+        vision_encoder=FROZEN, projector=FULL, language_model=FULL, embeddings=FROZEN, head=FROZEN
+    )
+    choices = {tuple(chosen) for chosen in layers.values() if chosen}
+    spreads: dict[tuple[int, ...], Spread] = {}
+    for chosen in sorted(choices):
+        model, processor = open_scorer(model_folder(START))
+        groups = set_trainable(model, parts, chosen, lr=1e-6).groups
+        spread = PARALLELISMS.build({"name": "ddp"})(model, groups, torch.device("cpu"))
+        spreads[chosen] = spread
+    dialogue = Dialogue(model.config, processor)
+    batcher = Batcher(model, dialogue.tokenizer.pad_token_id)
+    batch = batcher.join([dialogue.encode(turns, image) for turns, image in _some(16)])
+    reports: dict[tuple[int, ...], list[StepReport]] = {chosen: [] for chosen in spreads}
+    pace = Pace(num_steps=TIMED_STEPS + 2)
+    for step in range(pace.num_steps):
+        for chosen, spread in spreads.items():
+            after = reports[chosen].append
+            fit(spread, lambda _: [batch], pace, start=step, stop=step + 1, after_step=after)
+    # The first two make the optimizer's state, and memory ready.
+    seconds = {
+        chosen: statistics.median(report.seconds for report in found[2:])
+        for chosen, found in reports.items()
+    }
+    return {arm: seconds[tuple(chosen)] for arm, chosen in layers.items() if chosen}
+
+
+def _some(num: int) -> list[Any]:
+    """Turns and pictures of some training samples, half of each kind."""
+    from consomme.datasets.sources import OcrSource, TalkSource
+    from consomme.vision.decode import decode
+
+    sources = (
+        OcrSource(num=num // 2, num_turns=1, narrate_fraction=0.0),
+        TalkSource(num=num // 2, num_turns=1, style="outline"),
+    )
+    return [(one.turns, decode(one.image)) for source in sources for one in source()]
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> list[str]:
