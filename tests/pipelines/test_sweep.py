@@ -109,6 +109,7 @@ def test_the_page_shows_every_trial(done: Manifest) -> None:
     assert text.count("<circle") == 2 * 2 * 2
     for trial in done.decisions["trials"]:
         assert trial["train"] in text
+    assert "emoji names twemoji: accuracy</th>" in text
     drawn = report.run_folder(done.url)
     assert RunFolder.at(drawn.url).store.read("report.html").decode() == text
 

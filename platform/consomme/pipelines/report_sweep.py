@@ -50,8 +50,8 @@ def sweep_sections(story: str, found: Mapping[str, Any]) -> list[page.Section]:
     """
     trials, metric = found["trials"], found["metric"]
     best = next(trial for trial in trials if trial["number"] == found["best"])
-    figures = list(dict.fromkeys(n for t in trials for n in t["metrics"] if _is_main(n, t)))
-    figures = [metric, *(f for f in figures if f != metric)] if metric in figures else figures
+    own = [metric] if metric.startswith("evaluate/") else []
+    figures = [*own, *(figure for figure in found["figures"] if figure != metric)]
     which = "highest" if found["mode"] == "max" else "lowest"
     keys = ", ".join(f"`{key}` {short(value)}" for key, value in best["keys"].items())
     text = (
@@ -65,15 +65,6 @@ def sweep_sections(story: str, found: Mapping[str, Any]) -> list[page.Section]:
     )
     table = page.Section(title="Trials", blocks=_table(trials, figures, found["best"]))
     return [first, table]
-
-
-def _is_main(name: str, trial: Mapping[str, Any]) -> bool:
-    """Whether a metric is the first figure of its benchmark."""
-    if not name.startswith("evaluate/"):
-        return False
-    stem = name.rpartition("/")[0]
-    of_stem = [str(n) for n in trial["metrics"] if n.rpartition("/")[0] == stem]
-    return name == of_stem[0]
 
 
 def _words(metric: str) -> str:

@@ -87,6 +87,7 @@ def run(recipe: SweepRecipe) -> Manifest:
     found: dict[str, Any] = {
         "metric": plan.metric,
         "mode": plan.mode,
+        "figures": list(plan.figures),
         "trials": to_plain(trials),
         "best": best.number,
         "means": to_plain(means(done)),
