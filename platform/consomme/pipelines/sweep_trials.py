@@ -20,7 +20,7 @@ from consomme.pipelines import evaluate, train
 from consomme.pipelines.runs import NotDoneError, looking
 from consomme.pipelines.session import is_private, num_cpus, ray_session
 from consomme.pipelines.sweep_plan import SweepPlan
-from consomme.pipelines.sweep_worker import LOSS, STEP, checkpoint_losses, run_trial
+from consomme.pipelines.sweep_worker import LOSS, STEP, checkpoint_losses, is_end, trial_trainable
 from consomme.storage.files import Store
 from consomme.storage.ledger import RunFolder, load_manifest
 from consomme.sweep.keys import label
@@ -212,7 +212,7 @@ def _tune(walk: Walk, first: Trial) -> None:
     plan = walk.plan
     is_stopped = isinstance(plan.stopper, Asha)
     trainable = tune.with_parameters(
-        run_trial,
+        trial_trainable(),
         cwd=os.getcwd(),
         address="" if is_private() else ray.get_runtime_context().gcs_address,
         benchmarks=list(plan.recipe.benchmarks),
@@ -230,8 +230,7 @@ def _tune(walk: Walk, first: Trial) -> None:
                 scheduler=_scheduler(walk) if is_stopped else None,
                 num_samples=-1,
                 max_concurrent_trials=plan.recipe.max_concurrent or _room(plan, first),
-                # A trial that is given up leaves a training behind, which ends with its process.
-                reuse_actors=not is_stopped,
+                reuse_actors=True,
             ),
             run_config=tune.RunConfig(verbose=0, storage_path=scratch),
         )
@@ -268,8 +267,7 @@ def _scheduler(walk: Walk) -> Any:
         """Lets the walk decide which trials go on."""
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            is_over = "train" in result or "failure" in result
-            if is_over or walk.goes_on(trial.config["number"], result[STEP], result[LOSS]):
+            if is_end(result) or walk.goes_on(trial.config["number"], result[STEP], result[LOSS]):
                 return str(FIFOScheduler.CONTINUE)
             return str(FIFOScheduler.STOP)
 
