@@ -1,8 +1,8 @@
 """Which layers to train, how many and on how much data: the visual region's study at nano scale.
 
 Sweeps of `recipes/sweep/visual_region.yaml`, each over three seeds: strategies and numbers of
-layers; all layers at a rate of their own, and none; strategies that need a model tuned before; shares
-of the data.
+layers; all layers at a rate of their own, and none; strategies that need a model tuned before;
+shares of the data.
 
 The rates are those of a pilot with another seed, one training each, by the mean of words read and
 questions on outlines: all layers had 0.613 at 5e-4, 0.592 at 1e-3, 0.523 at 2e-3; a quarter of
