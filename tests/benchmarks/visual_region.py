@@ -1,8 +1,8 @@
 """Which layers to train, how many and on how much data: the visual region's study at nano scale.
 
 Sweeps of `recipes/sweep/visual_region.yaml`, each over three seeds: strategies and numbers of
-layers; all layers at a rate of their own; strategies that need a model tuned before; shares of the
-data.
+layers; all layers at a rate of their own, and none; strategies that need a model tuned before;
+shares of the data.
 
 The rates are those of a pilot with another seed, one training each, by the mean of words read and
 questions on outlines: all layers had 0.613 at 5e-4, 0.592 at 1e-3, 0.523 at 2e-3; a quarter of
@@ -75,6 +75,7 @@ COLUMNS = {
 
 ARMS = {
     "start": "not trained",
+    "projector": "none: the projector only",
     "all": "**all 12**",
     "all_same_rate": "all 12, at the rate of the others",
     "sparse_uniform": "**3, sparse and uniform**",
@@ -166,6 +167,9 @@ def _trials() -> Iterator[Arm]:
     quarter = _sweep("rate", at_rate, {"layers": _choice([QUARTER]), "seed": seeds})
     for _, *rest in _of(quarter):
         yield "sparse_uniform_low_rate", *rest
+    frozen = [*settings, "train.language_model={state: frozen}"]
+    for _, found, _ in _of(_sweep("projector", frozen, {"seed": seeds})):
+        yield "projector", found, []
     fractions = _choice([1.0, *FRACTIONS])
     whole = _sweep(
         "all", at_rate, {"layers": _choice([ALL]), "data.0.fraction": fractions, "seed": seeds}
@@ -223,7 +227,7 @@ def _of(done: Any) -> Iterator[Arm]:
         if trial["state"] != "done":
             raise RuntimeError(f"trial {trial['number']} is {trial['state']}: {trial['reason']}")
         decided = load_manifest(trial["train"]).decisions
-        selector = LAYER_SELECTORS.build(trial["keys"]["layers"])
+        selector = LAYER_SELECTORS.build(trial["keys"].get("layers", ALL))
         layers = decided["layers"]
         if isinstance(selector, Rotating):
             layers = list(selector.at(0, decided["num_layers"]))
@@ -232,7 +236,7 @@ def _of(done: Any) -> Iterator[Arm]:
 
 def arm_of(keys: Mapping[str, Any]) -> str:
     """The row that a trial belongs to."""
-    layers = keys["layers"]
+    layers = keys.get("layers", ALL)
     name = str(layers.get("where") or layers.get("measure") or layers["name"])
     if "count" in layers:
         name = f"layers_{layers['count']}"

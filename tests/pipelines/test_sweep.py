@@ -178,6 +178,8 @@ def test_a_trial_that_fails_says_why_and_the_others_go_on(
 def test_asha_gives_up_what_is_behind_and_it_can_go_on_later(
     tmp_path: Path, data: str, lent_ray: None
 ) -> None:
+    import ray
+
     # Drawn in a way that the model has never seen, so that there is something to learn.
     made = prepare.run(
         prepare.PrepareRecipe(
@@ -186,9 +188,7 @@ def test_asha_gives_up_what_is_behind_and_it_can_go_on_later(
             source={"name": "scenes", "num": 40, "style": "outline"},
         )
     )
-    steps = 150
-    import ray
-
+    steps = 100
     one = recipe(
         tmp_path,
         data,
@@ -201,7 +201,7 @@ def test_asha_gives_up_what_is_behind_and_it_can_go_on_later(
     made = sweep.run(one)
     assert made.counts == {"trials": 2, "done": 1, "stopped": 1, "failed": 0}
     stopped = made.decisions["trials"][1]
-    assert stopped["reason"].startswith("after 10 of 150 steps, loss ")
+    assert stopped["reason"].startswith("after 10 of 100 steps, loss ")
     assert stopped["rungs"]["10"] > made.decisions["trials"][0]["rungs"]["10"]
     with pytest.raises(NotDoneError) as pending, looking():
         train.run(SweepPlan.of(one).train_recipe(stopped["keys"]))
