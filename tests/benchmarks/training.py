@@ -375,7 +375,7 @@ def overhead() -> list[dict[str, Any]]:
     middle = {name: statistics.median(found) for name, found in times.items()}
     how = (
         f"12 layers of width 384, 2 x 192 tokens, one process and one thread: ours"
-        f" {1e3 * middle['loop']:.0f} ms a step, by hand {1e3 * middle['bare']:.0f} ms; medians of"
+        f" {1e3 * middle['loop']:.0f} ms of CPU a step, by hand {1e3 * middle['bare']:.0f}; medians of"
         f" {len(times['loop'])} steps each, in turn"
     )
     ratio = middle["loop"] / middle["bare"]
