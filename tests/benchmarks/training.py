@@ -374,8 +374,8 @@ def overhead() -> list[dict[str, Any]]:
                 times[name].append(now(device) - began)
     middle = {name: statistics.median(found) for name, found in times.items()}
     how = (
-        f"12 layers of width 384, 2 x 192 tokens, one process and one thread: ours"
-        f" {1e3 * middle['loop']:.0f} ms of CPU a step, by hand {1e3 * middle['bare']:.0f}; medians of"
+        "12 layers of width 384, 2 x 192 tokens, one process and one thread, milliseconds of CPU a"
+        f" step: ours {1e3 * middle['loop']:.0f}, by hand {1e3 * middle['bare']:.0f}; medians of"
         f" {len(times['loop'])} steps each, in turn"
     )
     ratio = middle["loop"] / middle["bare"]
