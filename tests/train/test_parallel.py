@@ -159,7 +159,7 @@ def test_the_optimizer_takes_what_was_planned(
     for world in (1, 2):
         held = json.loads((out / f"bytes-{world}.json").read_text())
         for case, num_bytes in held.items():
-            if "@" in case or "rotating" in case:
+            if any(mark in case for mark in ("@", "!", "rotating")):
                 continue
             checked += 1
             kinds, _ = planned(debug_vlm, case, world)
