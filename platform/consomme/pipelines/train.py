@@ -280,8 +280,8 @@ def run(recipe: TrainRecipe) -> Manifest:
     start = model_folder(recipe.model)
     inputs = {"model": model_content_hash(start)}
     parents, reads = [], [start]
-    named = [(f"data {number}", source) for number, source in enumerate(recipe.data)]
-    named += [(f"evaluation {k}", source) for k, source in enumerate(recipe.evaluation.data)]
+    named = [(f"data[{k}]", source) for k, source in enumerate(recipe.data)]
+    named += [(f"evaluation.data[{k}]", source) for k, source in enumerate(recipe.evaluation.data)]
     for name, source in named:
         if (source.view is None) == (not source.inputs):
             raise RecipeError(f"{name}: expected either view or inputs, not both, not none")
