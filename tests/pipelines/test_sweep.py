@@ -16,7 +16,7 @@ from consomme.pipelines import evaluate, prepare, report, sweep, train
 from consomme.pipelines.runs import NotDoneError, looking
 from consomme.pipelines.sweep_plan import SweepPlan
 from consomme.pipelines.sweep_trials import Trial, Walk
-from consomme.pipelines.sweep_worker import checkpoint_losses
+from consomme.pipelines.sweep_worker import checkpoint_losses, kept_step
 from consomme.storage.files import open_store
 from consomme.storage.ledger import RunFolder, load_manifest
 
@@ -219,6 +219,18 @@ def test_asha_gives_up_what_is_behind_and_it_can_go_on_later(
 def test_losses_at_checkpoints_are_means_since_the_one_before() -> None:
     curve = [{"loss": float(number)} for number in range(7)]
     assert checkpoint_losses(curve, 3) == [1.0, 4.0]
+
+
+def test_only_checkpoints_in_storage_count(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    assert kept_step(store) == 0
+    path = "checkpoints/checkpoint_manager_snapshot.json"
+    kept = {"latest_checkpoint_result": {"metrics": {"step": 30, "loss": 0.5}}}
+    for text, step in (('{"latest_ch', 0), ('{"latest_checkpoint_result": null}', 0)):
+        store.write(path, text.encode())
+        assert kept_step(store) == step
+    store.write(path, json.dumps(kept).encode())
+    assert kept_step(store) == 30
 
 
 def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path, data: str) -> None:

@@ -25,6 +25,9 @@ from consomme.storage.files import Store
 LOOK_EVERY_S = 1.0
 """Seconds between looks at a trial that may be given up."""
 
+SNAPSHOT = "checkpoints/checkpoint_manager_snapshot.json"
+"""Where Ray Train 2.60 says which checkpoints of a run are in storage."""
+
 END_S = 60.0
 """Seconds that a trial which is given up may take to end."""
 
@@ -77,6 +80,9 @@ class TrialWork:
         losses = checkpoint_losses(json.loads(self._store.read(train.CURVE)), every)
         step = (self._told + 1) * every
         if len(losses) <= self._told or step >= self.recipe.num_steps:
+            return None
+        if kept_step(self._store) < step:
+            # On its way to storage: given up now, the trial could not go on from it.
             return None
         self._told += 1
         return {STEP: step, LOSS: losses[self._told - 1]}
@@ -187,6 +193,16 @@ def _store_of(recipe: train.TrainRecipe) -> Store | None:
     except NotDoneError as pending:
         return pending.folder.store
     return None
+
+
+def kept_step(store: Store) -> int:
+    """Step of the last checkpoint of a training that is in storage; 0 if there is none."""
+    try:
+        found = json.loads(store.read(SNAPSHOT))["latest_checkpoint_result"]
+    except (FileNotFoundError, json.JSONDecodeError):
+        # Not there yet, or half written.
+        return 0
+    return int(found["metrics"]["step"]) if found else 0
 
 
 def checkpoint_losses(curve: list[dict[str, float]], every: int) -> list[float]:
