@@ -536,6 +536,9 @@ def measure() -> list[dict[str, Any]]:
     """All of it; the GPU's part only where there is one."""
     torch.set_num_threads(1)
     found = selections(SMOLLM2_135M, torch.device("cpu"), "float32")
-    where = "SmolLM2-135M's shape with a vision encoder of 6 x 384, 2 x 256 tokens, one thread"
+    where = (
+        "SmolLM2-135M's shape with a vision encoder of 6 x 384, 2 x 256 tokens, one thread, seconds"
+        " of CPU"
+    )
     rows = [*overhead(), *through_ray(), *selection_rows(found, where, "train.")]
     return [*rows, *(gpu_rows() if torch.cuda.is_available() else [])]
