@@ -79,17 +79,26 @@ class SourceStream(Generic[Item]):
                 self._window = self._read()
             at = self.place
             if at.offset < len(self._window):
+                item = self._window[at.offset]
                 self.place = Place(epoch=at.epoch, window=at.window, offset=at.offset + 1)
-                return self._window[at.offset]
-            dry = 0 if self._window else dry + 1
+                if self.place.offset == len(self._window):
+                    # Who goes on from here need not read this window again.
+                    self._leave()
+                return item
+            dry += 1
             # Orders differ, so between two samples almost two epochs of empty windows may lie.
             if dry >= 2 * self.order.num_windows:
                 raise DataError(
                     f"{self.name}: none of its samples can be trained on; look into the rejects"
                 )
-            self._window = None
-            is_last = at.window + 1 == self.order.num_windows
-            self.place = Place(epoch=at.epoch + is_last, window=0 if is_last else at.window + 1)
+            self._leave()
+
+    def _leave(self) -> None:
+        """Stand at the beginning of the next window."""
+        at = self.place
+        self._window = None
+        is_last = at.window + 1 == self.order.num_windows
+        self.place = Place(epoch=at.epoch + is_last, window=0 if is_last else at.window + 1)
 
     def _read(self) -> list[Item]:
         """Read the window that the stream stands in, and shuffle it."""
