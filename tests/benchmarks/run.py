@@ -324,7 +324,6 @@ FIGURES = (
     "stream",
     "decode",
     "dedup",
-    "train",
 )
 """Areas whose figures the README shows line by line."""
 
