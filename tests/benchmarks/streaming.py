@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -22,6 +23,7 @@ from consomme.datasets.scenes import encode, make_scene, questions, render
 from consomme.models.batches import Batcher
 from consomme.models.prefix_dialogue import dialogue_for
 from consomme.models.weights import open_scorer
+from consomme.pipelines import train_feed
 from consomme.pipelines.checkpoints import model_folder
 from consomme.pipelines.train import TrainRecipe, TrainSource
 from consomme.pipelines.train_data import UnitContents
@@ -84,7 +86,10 @@ def rows() -> list[dict[str, Any]]:
             micro_batch=MICRO_BATCH,
             shuffle_units=4,
         )
-        return [*packing(recipe, Path(scratch)), *resuming(recipe, Path(scratch))]
+        made = packing(recipe, Path(scratch))
+        # Nothing is kept in memory, as with a large source.
+        with patch.object(train_feed, "KEPT_BYTES", 0):
+            return made + resuming(recipe, Path(scratch))
 
 
 def feed(recipe: TrainRecipe, folder: Path, state: dict[str, Any] | None = None) -> TrainFeed:
@@ -97,7 +102,7 @@ def packing(recipe: TrainRecipe, folder: Path) -> list[dict[str, Any]]:
     model, processor = open_scorer(model_folder(NANO))
     model.train()
     dialogue = dialogue_for(model.config, processor)
-    batcher = Batcher(model, dialogue.tokenizer.pad_token_id)
+    batcher = Batcher(model, dialogue.tokenizer)
     ways = {"padded": recipe, "packed": replace(recipe, pack_tokens=PACK_TOKENS)}
     feeds = {way: feed(one, folder) for way, one in ways.items()}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
@@ -145,8 +150,6 @@ def _tokens(batch: dict[str, torch.Tensor]) -> int:
 
 def resuming(recipe: TrainRecipe, folder: Path) -> list[dict[str, Any]]:
     """From the state of a checkpoint to the first samples, near and far into the data."""
-    # Nothing is kept in memory, as with a large source.
-    recipe = replace(recipe, max_upscale=1.0001)
     states: dict[int, dict[str, Any]] = {}
     undisturbed = feed(recipe, folder)
     began = time.perf_counter()

@@ -31,9 +31,10 @@ from consomme.train.activations import kept  # noqa: E402
 from consomme.train.cost import SampleShape, StepCost, peak_flops, step_cost  # noqa: E402
 from consomme.train.layers import LAYER_SELECTORS  # noqa: E402
 from consomme.train.loop import Pace, fit  # noqa: E402
-from consomme.train.parallel import BETAS, Ddp, optimizer_bytes  # noqa: E402
 from consomme.train.parts import FROZEN, Trainability  # noqa: E402
 from consomme.train.planner import OPTIMIZER, WEIGHTS, make_plan, tensors_of  # noqa: E402
+from consomme.train.spread import BETAS, optimizer_bytes  # noqa: E402
+from consomme.train.torch_spread import Ddp  # noqa: E402
 from consomme.train.trainable import multiply_in_bfloat16, remember_no_past, set_trainable  # noqa: E402
 
 ROUNDS = 7
@@ -437,7 +438,7 @@ def bare_epoch(recipe: Any, start: str) -> Iterator[float]:
 
     model, processor = open_scorer(start)
     dialogue = dialogue_for(model.config, processor)
-    batcher = Batcher(model, dialogue.tokenizer.pad_token_id)
+    batcher = Batcher(model, dialogue.tokenizer)
     set_trainable(model, recipe.trainability, range(12), lr=1e-5)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
     preparer = Preparer(recipe, dialogue, 512)

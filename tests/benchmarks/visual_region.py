@@ -311,8 +311,9 @@ def step_seconds(layers: Mapping[str, Sequence[int]]) -> dict[str, float]:
     from consomme.models.weights import open_scorer
     from consomme.pipelines.checkpoints import model_folder
     from consomme.train.loop import Pace, StepReport, fit
-    from consomme.train.parallel import PARALLELISMS, Spread
+    from consomme.train.parallel import PARALLELISMS
     from consomme.train.parts import FROZEN, FULL, Trainability
+    from consomme.train.spread import Spread
     from consomme.train.trainable import set_trainable
 
     torch.set_num_threads(1)
@@ -327,7 +328,7 @@ def step_seconds(layers: Mapping[str, Sequence[int]]) -> dict[str, float]:
         spread = PARALLELISMS.build({"name": "ddp"})(model, groups, torch.device("cpu"))
         spreads[chosen] = spread
     dialogue = Dialogue(model.config, processor)
-    batcher = Batcher(model, dialogue.tokenizer.pad_token_id)
+    batcher = Batcher(model, dialogue.tokenizer)
     batch = batcher.join([dialogue.encode(turns, image) for turns, image in _some(16)])
     reports: dict[tuple[int, ...], list[StepReport]] = {chosen: [] for chosen in spreads}
     pace = Pace(num_steps=TIMED_STEPS + 2)

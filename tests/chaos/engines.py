@@ -10,15 +10,12 @@ kill on two cores, most of it vLLM starting up.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import random
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from datetime import date
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))
@@ -54,29 +51,6 @@ def named(pid: int, name: str) -> list[int]:
     return found
 
 
-class Recaptions:
-    """Runs of one recipe, each in a place of its own."""
-
-    def __init__(self, folder: Path, data: str) -> None:
-        self.folder, self.data, self.number = folder, data, 0
-
-    def start(self, root: Path) -> subprocess.Popen[bytes]:
-        path = root.with_suffix(".yaml")
-        path.write_text(RECIPE.format(root=root, data=self.data, stall_s=STALL_S))
-        with root.with_suffix(".log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "consomme.cli", "recaption", str(path)],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=harness.hear_interrupts,
-            )
-
-    def fresh(self) -> Path:
-        self.number += 1
-        return self.folder / f"run-{self.number}"
-
-
 def commits(root: Path) -> int:
     return len(list(root.glob("recaption/*/commits/*/*.json")))
 
@@ -104,7 +78,7 @@ def hit(process: subprocess.Popen[bytes], kind: str) -> bool:
     return bool(targets) and harness.kill(targets[0], number)
 
 
-def disturbed(runs: Recaptions, kind: str, number: int, rng: random.Random) -> tuple[int, Path]:
+def disturbed(runs: harness.Runs, kind: str, number: int, rng: random.Random) -> tuple[int, Path]:
     """One run, disturbed at most `number` times; returns how often, and where it is."""
     root, done = runs.fresh(), 0
     process = runs.start(root)
@@ -129,7 +103,8 @@ def main(arguments: list[str]) -> int:
     options |= dict(argument.split("=", 1) for argument in arguments)
     folder = harness.new_folder("consomme-engines-")
     harness.write_shards(str(folder / "shards"), 16)
-    runs = Recaptions(folder, str(folder / "shards" / "tar"))
+    recipe = RECIPE.format(root="{root}", data=folder / "shards" / "tar", stall_s=STALL_S)
+    runs = harness.Runs("recaption", recipe, folder)
     calm = runs.fresh()
     assert runs.start(calm).wait(600) == 0, calm
     expected = snapshot(calm)
@@ -153,15 +128,7 @@ def main(arguments: list[str]) -> int:
         ("engine_chaos.kills", sum(kills.values()), "kills", json.dumps(dict(kills))),
         ("engine_chaos.differing_bytes", differing, "files", f"{num_runs} runs"),
     ]
-    content = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
-        "date": date.today().isoformat(),
-        "rows": [
-            {"key": key, "value": value, "unit": unit, "baseline": "undisturbed run", "how": how}
-            for key, value, unit, how in rows
-        ],
-    }
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    harness.write_results(RESULTS, rows)
     return int(differing > 0)
 
 

@@ -6,6 +6,7 @@ come out once, as a row or as a reject. Every random choice comes from one print
 
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -13,8 +14,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
 from consomme.datasets.scenes import caption, encode, make_scene, render
@@ -128,6 +130,50 @@ def job(
     recipe.write_text(recipe_text(root, shards, **options))
     variables = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     return Job(recipe, {**variables, **(environment or {})}, folder / "log.txt", root)
+
+
+@dataclass
+class Runs:
+    """Runs of one verb's recipe by the command itself, each in a place of its own."""
+
+    verb: str
+    recipe: str
+    """With `{root}` where the place goes."""
+
+    folder: Path
+    number: int = 0
+
+    def fresh(self) -> Path:
+        self.number += 1
+        return self.folder / f"run-{self.number}"
+
+    def start(self, root: Path) -> subprocess.Popen[bytes]:
+        path = root.with_suffix(".yaml")
+        path.write_text(self.recipe.replace("{root}", str(root)))
+        with root.with_suffix(".log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "consomme.cli", self.verb, str(path)],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=hear_interrupts,
+            )
+
+
+def write_results(path: Path, rows: Sequence[tuple[str, float, str, str]]) -> None:
+    """Write rows of key, value, unit and how; those of other keys stay."""
+    keys = {key for key, *_ in rows}
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    content = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
+        "date": date.today().isoformat(),
+        "rows": [row for row in before if row["key"] not in keys]
+        + [
+            {"key": key, "value": value, "unit": unit, "baseline": "undisturbed run", "how": how}
+            for key, value, unit, how in rows
+        ],
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def hear_interrupts() -> None:

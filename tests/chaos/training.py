@@ -12,15 +12,12 @@ starting up again.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import random
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from datetime import date
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))
@@ -54,38 +51,6 @@ def titled(pid: int, title: str) -> list[int]:
     return [child for child in harness.descendants(pid) if harness.command_of(child) == title]
 
 
-class Trainings:
-    """Runs of one recipe, each in a place of its own."""
-
-    def __init__(self, folder: Path, data: str, ranks: int) -> None:
-        self.folder, self.data, self.ranks, self.number = folder, data, ranks, 0
-
-    def start(self, root: Path) -> subprocess.Popen[bytes]:
-        path = root.with_suffix(".yaml")
-        path.write_text(
-            RECIPE.format(
-                root=root,
-                data=self.data,
-                num_steps=NUM_STEPS,
-                ranks=self.ranks,
-                cpus=1 / self.ranks,
-                parallelism="ddp" if self.ranks == 1 else "fsdp2",
-            )
-        )
-        with root.with_suffix(".log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "consomme.cli", "train", str(path)],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=harness.hear_interrupts,
-            )
-
-    def fresh(self) -> Path:
-        self.number += 1
-        return self.folder / f"run-{self.number}"
-
-
 def curve(root: Path) -> list[dict[str, float]]:
     for path in root.glob("train/*/curve.json"):
         found: list[dict[str, float]] = json.loads(path.read_text())
@@ -112,7 +77,7 @@ def hit(process: subprocess.Popen[bytes], kind: str, rng: random.Random) -> bool
     return bool(targets) and harness.kill(rng.choice(targets), signal.SIGKILL)
 
 
-def disturbed(runs: Trainings, kind: str, number: int, rng: random.Random) -> tuple[int, Path]:
+def disturbed(runs: harness.Runs, kind: str, number: int, rng: random.Random) -> tuple[int, Path]:
     """One run, disturbed at most `number` times; returns how often, and where it is."""
     root, done, begun = runs.fresh(), 0, 0
     process = runs.start(root)
@@ -142,7 +107,16 @@ def main(arguments: list[str]) -> int:
     options |= dict(argument.split("=", 1) for argument in arguments)
     folder = harness.new_folder("consomme-training-")
     harness.write_shards(str(folder / "shards"), 16)
-    runs = Trainings(folder, str(folder / "shards" / "tar"), int(options["ranks"]))
+    num_ranks = int(options["ranks"])
+    recipe = RECIPE.format(
+        root="{root}",
+        data=folder / "shards" / "tar",
+        num_steps=NUM_STEPS,
+        ranks=num_ranks,
+        cpus=1 / num_ranks,
+        parallelism="ddp" if num_ranks == 1 else "fsdp2",
+    )
+    runs = harness.Runs("train", recipe, folder)
     calm = runs.fresh()
     assert runs.start(calm).wait(900) == 0, calm
     expected = outcome(calm)
@@ -164,23 +138,13 @@ def main(arguments: list[str]) -> int:
                 f"{kind}: {kills[kind]} in {num_runs} runs; {steps} steps, {files} files differ\n"
             )
             sys.stdout.flush()
-    ranks = f"{options['ranks']} rank{'s' * (runs.ranks > 1)}"
+    ranks = f"{num_ranks} rank{'s' * (num_ranks > 1)}"
     rows = [
         (f"train_chaos.kills_{ranks[0]}", sum(kills.values()), "kills", json.dumps(dict(kills))),
         (f"train_chaos.differing_steps_{ranks[0]}", steps, "steps", f"{num_runs} runs, {ranks}"),
         (f"train_chaos.differing_files_{ranks[0]}", files, "files", f"{num_runs} runs, {ranks}"),
     ]
-    before = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-    content = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
-        "date": date.today().isoformat(),
-        "rows": [row for row in before if row["key"] not in {key for key, *_ in rows}]
-        + [
-            {"key": key, "value": value, "unit": unit, "baseline": "undisturbed run", "how": how}
-            for key, value, unit, how in rows
-        ],
-    }
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    harness.write_results(RESULTS, rows)
     return int(steps + files > 0)
 
 

@@ -29,7 +29,7 @@ def says(text: str) -> Turn:
 def talk(debug_vlm: Path) -> tuple[Dialogue, Batcher]:
     model, processor = open_vlm(debug_vlm)
     dialogue = Dialogue(model.config, processor)
-    return dialogue, Batcher(model, dialogue.tokenizer.pad_token_id)
+    return dialogue, Batcher(model, dialogue.tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ def loss_of(folder: str, recipe: train.TrainRecipe) -> float:
     """Mean loss of a model on what the recipe evaluates on, one sample at a time."""
     model, processor = open_vlm(folder)
     dialogue = Dialogue(model.config, processor)
-    batcher = Batcher(model, dialogue.tokenizer.pad_token_id)
+    batcher = Batcher(model, dialogue.tokenizer)
     (source,) = recipe.evaluation.data
     preparer = Preparer(recipe, dialogue, 512)
     samples = [

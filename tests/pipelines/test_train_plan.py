@@ -106,6 +106,16 @@ def test_what_may_not_fit_warns(
     assert "if the estimate of activations is right; a smaller micro_batch" in caplog.text
 
 
+def test_shards_never_need_a_gpu_for_the_whole_model(recipe: TrainRecipe, debug_vlm: Path) -> None:
+    replicas = dataclasses.replace(recipe, num_workers=4)
+    shards = dataclasses.replace(replicas, parallelism={"name": "fsdp2"})
+    whole, cut = (plan_of(one, str(debug_vlm), GPU) for one in (replicas, shards))
+    assert cut.loading.device == 0 < cut.loading.host == whole.loading.host
+    tight = dataclasses.replace(GPU, gpu_bytes=whole.loading.device - 1)
+    assert misfit(cut, tight, shards) is None
+    assert "on its GPU" in str(misfit(whole, tight, replicas))
+
+
 def test_offload_moves_memory_to_the_host(recipe: TrainRecipe, debug_vlm: Path) -> None:
     node = {"name": "fsdp2", "offload": True}
     made = plan_of(dataclasses.replace(recipe, parallelism=node), str(debug_vlm), GPU)

@@ -74,8 +74,9 @@ def train(
     from consomme.models.weights import open_vlm
     from consomme.train.divergence import DivergedError
     from consomme.train.loop import Pace, StepReport, fit_in_turns
-    from consomme.train.parallel import PARALLELISMS, optimizer_bytes
+    from consomme.train.parallel import PARALLELISMS
     from consomme.train.parts import FROZEN, FULL, Part, Trainability
+    from consomme.train.spread import optimizer_bytes
     from consomme.train.trainable import set_trainable
 
     how, layers, state = case.split("-")

@@ -15,8 +15,7 @@ TEXTS = ("a red circle", "a large blue square at the top left.", "star", "a gree
 
 def batcher_of(model: Any, processor: Any) -> tuple[Any, Batcher]:
     dialogue = dialogue_for(model.config, processor)
-    pad_id = dialogue.tokenizer.pad_token_id
-    return dialogue, Batcher(model, dialogue.tokenizer.eos_token_id if pad_id is None else pad_id)
+    return dialogue, Batcher(model, dialogue.tokenizer)
 
 
 def batches_of(

@@ -12,8 +12,9 @@ from torch import nn
 from consomme.models.batches import IGNORE_INDEX
 from consomme.models.weights import open_vlm
 from consomme.train.loop import Batch, Pace, StepReport, fit, lr_factor
-from consomme.train.parallel import Ddp, Spread, make_optimizer
 from consomme.train.parts import Group, Trainability
+from consomme.train.spread import Spread, make_optimizer
+from consomme.train.torch_spread import Ddp
 from consomme.train.trainable import multiply_in_bfloat16, set_trainable
 
 

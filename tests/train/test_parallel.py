@@ -17,9 +17,10 @@ from torch import Tensor
 from consomme.base.errors import RecipeError
 from consomme.models.anatomy import anatomy
 from consomme.models.weights import open_shapes, open_vlm
-from consomme.train.parallel import PARALLELISMS, peak_bytes
+from consomme.train.parallel import PARALLELISMS
 from consomme.train.parts import FULL, Part, Trainability
 from consomme.train.planner import OPTIMIZER, Bytes, checkpoint_bytes, spread_bytes, tensors_of
+from consomme.train.spread import peak_bytes
 from consomme.train.trainable import set_trainable
 
 PLAIN = [how for how in ranks.HOW if "off" not in how]

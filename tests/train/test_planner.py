@@ -17,7 +17,6 @@ from consomme.train.activations import Kept, kept
 from consomme.train.cost import SampleShape, StepCost, peak_flops, step_cost
 from consomme.train.layers import LAYER_SELECTORS
 from consomme.train.loop import Pace, fit, sum_nll
-from consomme.train.parallel import Ddp, Fsdp2, optimizer_bytes
 from consomme.train.parts import FROZEN, FULL, Part, Trainability, Trained
 from consomme.train.planner import (
     BUFFERS,
@@ -30,6 +29,8 @@ from consomme.train.planner import (
     spread_bytes,
     tensors_of,
 )
+from consomme.train.spread import optimizer_bytes
+from consomme.train.torch_spread import Ddp, Fsdp2
 from consomme.train.trainable import (
     forget_activations,
     multiply_in_bfloat16,

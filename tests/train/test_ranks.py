@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from consomme.base.errors import DataError
 from consomme.models.batches import IGNORE_INDEX
 from consomme.train.loop import Batch, Pace, StepReport, fit
-from consomme.train.parallel import Ddp
 from consomme.train.parts import Group
+from consomme.train.torch_spread import Ddp
 
 
 def train(model: Any, batches: Any, num_steps: int) -> list[StepReport]:
@@ -70,6 +70,8 @@ def rank_main(rank: int, world: int, rendezvous: str, out: str) -> None:
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world
     )
     Path(out).write_text(json.dumps(train_bigram(rank, world)))
+    # Who leaves while the other one is still at it may bring it down.
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 

@@ -18,8 +18,9 @@ from consomme.models.weights import open_vlm, save_vlm
 from consomme.pipelines.train_driver import told
 from consomme.train.layers import LAYER_SELECTORS, SparseUniform
 from consomme.train.loop import Pace, fit
-from consomme.train.parallel import Ddp, make_optimizer
 from consomme.train.parts import FROZEN, FULL, Part, Trainability, Trained, summarise
+from consomme.train.spread import make_optimizer
+from consomme.train.torch_spread import Ddp
 from consomme.train.trainable import forget_activations, remember_no_past, set_trainable
 
 LORA = Part(state="lora", rank=4, alpha=8)

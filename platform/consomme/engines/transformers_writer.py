@@ -114,9 +114,7 @@ class TransformersWriter:
         if stop_ids is None:
             stop_ids = self.dialogue.tokenizer.eos_token_id
         self._stop_ids: list[int] = stop_ids if isinstance(stop_ids, list) else [stop_ids]
-        pad_id = self.dialogue.tokenizer.pad_token_id
-        pad_id = self._stop_ids[0] if pad_id is None else pad_id
-        self._batcher = Batcher(self.model, pad_id)
+        self._batcher = Batcher(self.model, self.dialogue.tokenizer)
         head = self.model.get_output_embeddings()
         self._patterns = PatternCompiler(
             self.dialogue.tokenizer, head.weight.shape[0], self._stop_ids

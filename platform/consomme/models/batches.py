@@ -26,15 +26,16 @@ IGNORE_INDEX = -100
 class Batcher:
     """Makes the inputs of one model."""
 
-    def __init__(self, model: Any, pad_id: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any) -> None:
         """Look at what the model takes.
 
         Args:
             model: An open transformers model.
-            pad_id: Stands where nothing is.
+            tokenizer: Its padding token, or else its last one, stands where nothing is.
         """
         self.takes = frozenset(inspect.signature(model.forward).parameters)
-        self.pad_id = pad_id
+        pad_id = tokenizer.pad_token_id
+        self.pad_id: int = tokenizer.eos_token_id if pad_id is None else pad_id
         text = model.config.get_text_config()
         self._family = model.config.model_type
         self._attention = text._attn_implementation

@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
-from ray.data import Datasource, ReadTask
-from ray.data.block import BlockMetadata
 
+from consomme.pipelines.blocks import Task, UnitSource
 from consomme.pipelines.loading import ROW_SCHEMA, name_row, sample_row
 from consomme.storage.files import open_store
 from consomme.storage.ledger import RunFolder
@@ -66,43 +64,17 @@ def pending(folder: RunFolder, plan: Plan, num_readers: int) -> Pending:
     return Pending(slices=tuple(slices), num_units=total)
 
 
-class UnitSource(Datasource):  # type: ignore[misc]
-    """A Ray Data source whose blocks are units; see the module."""
+def reading(run_url: str, slices: Sequence[Slice], read: ReadUnit | None) -> UnitSource:
+    """Make a source of what is pending.
 
-    def __init__(self, run_url: str, slices: Sequence[Slice], read: ReadUnit | None) -> None:
-        """Keep where the plan is; nothing is read yet.
-
-        Args:
-            run_url: The run folder.
-            slices: What is to be done.
-            read: Reads units; None hands on their names, for actors that read themselves.
-        """
-        super().__init__()
-        self.run_url = run_url
-        self.slices = slices
-        self.read = read
-
-    def get_name(self) -> str:
-        """Name of the stage in Ray's own reports."""
-        return "Unit"
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        """Nobody knows."""
-        return None
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
-    ) -> list[ReadTask]:
-        """Make one task per slice, however many Ray would like."""
-        return [
-            ReadTask(
-                _Read(self.run_url, chosen, self.read),
-                BlockMetadata(
-                    num_rows=len(chosen.rows), size_bytes=None, input_files=None, exec_stats=None
-                ),
-            )
-            for chosen in self.slices
-        ]
+    Args:
+        run_url: The run folder.
+        slices: What is to be done.
+        read: Reads units; None hands on their names, for actors that read themselves.
+    """
+    return UnitSource(
+        "Unit", [Task(_Read(run_url, chosen, read), len(chosen.rows)) for chosen in slices]
+    )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ ahead, on whatever CPUs there are.
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -120,21 +119,15 @@ def _dataset(
     """Wire reading and work into one Ray Data pipeline; nothing runs yet."""
     import ray.data
 
-    from consomme.pipelines.feed import UnitSource
+    from consomme.pipelines.blocks import unit_context
+    from consomme.pipelines.feed import reading
 
-    for name in ("ray.data", "ray.data._internal"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    # Each row leaves in a block of its own: a unit never waits for, or dies with, another.
-    context.target_max_block_size = 1
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    context = unit_context()
     context.actor_init_retry_on_errors = True
     context.max_consecutive_actor_init_deaths = 3
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
-    source = UnitSource(folder.url, todo.slices, read if pool.readers else None)
     return ray.data.read_datasource(
-        source,
+        reading(folder.url, todo.slices, read if pool.readers else None),
         num_cpus=0.1,
         compute=ray.data.TaskPoolStrategy(size=pool.readers or 1),
         override_num_blocks=len(todo.slices),

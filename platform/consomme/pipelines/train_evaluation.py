@@ -52,8 +52,7 @@ def evaluate_checkpoint(
     model, processor, _ = open_trained(recipe, start, seen.layers or (), moved)
     model.eval().to(device)
     dialogue = dialogue_for(model.config, processor)
-    pad_id = dialogue.tokenizer.pad_token_id
-    batcher = Batcher(model, dialogue.tokenizer.eos_token_id if pad_id is None else pad_id)
+    batcher = Batcher(model, dialogue.tokenizer)
     tables = Tables(batcher=batcher, dialogue=dialogue, is_packed=False)
     max_tokens = model.config.get_text_config().max_position_embeddings
     samples = list(_samples(recipe, Preparer(recipe, dialogue, max_tokens)))

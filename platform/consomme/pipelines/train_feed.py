@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import logging
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -87,7 +86,6 @@ class TrainFeed:
         Raises:
             DataError: A source holds no samples, or none has a weight.
         """
-        quiet()
         self.recipe, self.start, self.folder = recipe, start, RunFolder.at(folder)
         self.plans = [
             plan_source(source, f"data[{number}]") for number, source in enumerate(recipe.data)
@@ -270,6 +268,11 @@ class ReadUnits:
         for work in self.works:
             yield preparer.read(source, work, self.number, self.epoch)
 
+    def tables(self) -> Iterator[pa.Table]:
+        """Yield the same as Ray Data carries it."""
+        for contents in self():
+            yield pa.Table.from_pylist([{"contents": pickle.dumps(contents)}], schema=_SCHEMA)
+
 
 @functools.cache
 def _dialogue(start: str) -> tuple[Any, int]:
@@ -285,16 +288,13 @@ def through_ray(reads: Sequence[ReadUnits], num_readers: int | None) -> Iterator
     """Read by Ray Data, as far ahead as it has room, and yield the contents in order."""
     import ray.data
 
+    from consomme.pipelines.blocks import Task, UnitSource, unit_context
     from consomme.pipelines.session import num_cpus
 
-    context = ray.data.DataContext.get_current()
-    # Blocks leave in the order of the units, each unit in one of its own.
-    context.execution_options.preserve_order = True
-    context.target_max_block_size = 1
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    # Blocks leave in the order of the units.
+    unit_context().execution_options.preserve_order = True
     blocks = ray.data.read_datasource(
-        _source_of(reads),
+        UnitSource("TrainUnits", [Task(read.tables, len(read.works)) for read in reads]),
         override_num_blocks=len(reads),
         concurrency=num_readers or max(1, num_cpus() // 4),
         # Training may hold every CPU there is; on a cluster readers go to all nodes.
@@ -304,38 +304,3 @@ def through_ray(reads: Sequence[ReadUnits], num_readers: int | None) -> Iterator
         for one in table["contents"]:
             contents: UnitContents = pickle.loads(one.as_buffer())
             yield contents
-
-
-def _source_of(reads: Sequence[ReadUnits]) -> Any:
-    """Make a Ray Data source whose tasks are these."""
-    from ray.data import Datasource, ReadTask
-    from ray.data.block import BlockMetadata
-
-    def tables(read: ReadUnits) -> Iterator[pa.Table]:
-        for contents in read():
-            yield pa.Table.from_pylist([{"contents": pickle.dumps(contents)}], schema=_SCHEMA)
-
-    class UnitSource(Datasource):  # type: ignore[misc]
-        def get_name(self) -> str:
-            return "TrainUnits"
-
-        def estimate_inmemory_data_size(self) -> int | None:
-            return None
-
-        def get_read_tasks(
-            self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
-        ) -> list[ReadTask]:
-            return [ReadTask(functools.partial(tables, read), _rows(read)) for read in reads]
-
-    def _rows(read: ReadUnits) -> BlockMetadata:
-        return BlockMetadata(
-            num_rows=len(read.works), size_bytes=None, input_files=None, exec_stats=None
-        )
-
-    return UnitSource()
-
-
-def quiet() -> None:
-    """Keep Ray Data's own remarks out of the log."""
-    for name in ("ray.data", "ray.data._internal"):
-        logging.getLogger(name).setLevel(logging.ERROR)

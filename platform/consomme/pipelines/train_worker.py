@@ -88,11 +88,7 @@ class _Rank:
         remember_no_past(self.model)
         self.dialogue = dialogue_for(self.model.config, processor)
         self.num_layers: int = self.model.config.get_text_config().num_hidden_layers
-        tokenizer = self.dialogue.tokenizer
-        pad_id = (
-            tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        )
-        batcher = Batcher(self.model, pad_id)
+        batcher = Batcher(self.model, self.dialogue.tokenizer)
         is_packed = self.recipe.pack_tokens is not None
         if is_packed:
             batcher.check_packing()
@@ -175,7 +171,7 @@ class _Rank:
         """Train to the end; what rank 0 says of it."""
         from consomme.train.divergence import DivergedError, LossWatch
         from consomme.train.loop import Pace, fit_in_turns
-        from consomme.train.parallel import optimizer_bytes, peak_bytes
+        from consomme.train.spread import optimizer_bytes, peak_bytes
 
         recipe = self.recipe
         pace = Pace(
@@ -242,7 +238,9 @@ class _Rank:
 
         self.seen.curve.append(dataclasses.asdict(done))
         is_last = done.step == self.recipe.num_steps
-        if self.rank == 0 and (time.monotonic() - self._shown > 2 or is_last):
+        # It is written whole: so the longer it is, the more seldom.
+        pause = max(2.0, done.step / 1000)
+        if self.rank == 0 and (time.monotonic() - self._shown > pause or is_last):
             self._shown = time.monotonic()
             self.folder.store.write(CURVE, json.dumps(self.seen.curve).encode())
         if (
@@ -322,7 +320,7 @@ class _Rank:
 
 def _check_rotation(recipe: TrainRecipe) -> None:
     """Refuse what cannot rotate before anything is trained."""
-    from consomme.train.parallel import CANNOT_ROTATE
+    from consomme.train.zero import CANNOT_ROTATE
 
     if recipe.language_model.state != "full":
         raise RecipeError(

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 from consomme.models.anatomy import anatomy
 from consomme.train.activations import Kept
 from consomme.train.cost import StepCost
-from consomme.train.parallel import Ddp, DeepSpeed, Fsdp2, Parallelism
 from consomme.train.parts import Trained
+from consomme.train.spread import Parallelism
+from consomme.train.torch_spread import Ddp, Fsdp2
+from consomme.train.zero import DeepSpeed
 
 WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer"
 BUFFERS, ACTIVATIONS = "buffers", "activations"
@@ -317,7 +319,6 @@ def make_plan(
     """
     kinds = spread_bytes(how, tensors, world, num_parts, device)
     whole = FLOAT * tensors.every
-    is_lean = isinstance(how, Fsdp2) and how.offload
     activations = 0
     if kept is not None:
         activations = kept.checkpointed if checkpointing else kept.whole
@@ -328,8 +329,10 @@ def make_plan(
         num_parameters=num_parameters,
         num_trained=tensors.trained,
         kinds=kinds | {ACTIVATIONS: Bytes(activations)},
-        # A model is opened in main memory, and all of it is moved before it is cut up.
-        loading=Bytes(0 if is_lean else whole, whole) if device == "cuda" else Bytes(whole),
+        # A model is opened in main memory; FSDP2 cuts it up layer by layer as it is moved.
+        loading=Bytes(0 if isinstance(how, Fsdp2) else whole, whole)
+        if device == "cuda"
+        else Bytes(whole),
         # What moved is brought together, and the model that training started from is opened again
         # to take it; without a GPU and with whole models it is there already.
         export=Bytes(

@@ -1,0 +1,75 @@
+"""Sources of Ray Data whose every block is one unit, read as the stages behind have room.
+
+One decision is made here: reading tasks are ours, not Ray's to cut. Ray holds a task back while
+what follows is full, and neither splits nor merges what a task yields.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import ray.data
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+
+class Task(NamedTuple):
+    """Reads some units, wherever it is called."""
+
+    tables: Callable[[], Iterable[pa.Table]]
+    """Gives a table of one row for each."""
+
+    num_units: int
+
+
+class UnitSource(Datasource):  # type: ignore[misc]
+    """A Ray Data source whose blocks are units; see the module."""
+
+    def __init__(self, name: str, tasks: Sequence[Task]) -> None:
+        """Keep the tasks; nothing is read yet.
+
+        Args:
+            name: Of the stage in Ray's own reports.
+            tasks: In the order in which they begin.
+        """
+        super().__init__()
+        self.name, self.tasks = name, tasks
+
+    def get_name(self) -> str:
+        """Name of the stage in Ray's own reports."""
+        return self.name
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Nobody knows."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """Make one of Ray's tasks of each, however many it would like."""
+        return [
+            ReadTask(
+                task.tables,
+                BlockMetadata(
+                    num_rows=task.num_units, size_bytes=None, input_files=None, exec_stats=None
+                ),
+            )
+            for task in self.tasks
+        ]
+
+
+def unit_context() -> Any:
+    """Return Ray Data's settings for this process, made fit for units; its remarks are not shown.
+
+    Each row leaves in a block of its own: a unit never waits for, or dies with, another.
+    """
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = 1
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    return context
