@@ -86,8 +86,10 @@ test: setup
 	cat build/others.log; \
 	case "$$here $$there" in '0 0' | '5 0') ;; *) exit 1 ;; esac
 
+# A file's tests stay together: they share models and servers.
 test-quick: setup
-	$(BIN)/python -m pytest tests -m 'not ray and not vllm and not slow and not long' $(ARGS)
+	$(BIN)/python -m pytest tests -n logical --maxprocesses 8 --dist loadfile \
+	  -m 'not ray and not vllm and not slow and not long' $(ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .
