@@ -2,7 +2,11 @@
 
 import contextlib
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 HEALTH = {
     "health_check_initial_delay_ms": 500,
@@ -46,6 +50,19 @@ class SmallCluster:
         node = self.workers.pop(index)
         self.cluster.remove_node(node, allow_graceful=False)
         self.add_worker()
+
+    def preempt_worker(self, index: int, notice_s: int, *, is_replaced: bool = True) -> None:
+        """Say that a node will be taken away, and do it then."""
+        node = self.workers.pop(index)
+        ray = Path(sys.executable).with_name("ray")
+        told = f"--deadline-remaining-seconds={notice_s}"
+        drain = [str(ray), "drain-node", "--address", self.address, "--node-id", node.node_id]
+        drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", told]
+        subprocess.run(drain, check=True, capture_output=True, timeout=60)
+        if is_replaced:
+            self.add_worker()
+        time.sleep(notice_s)
+        self.cluster.remove_node(node, allow_graceful=False)
 
     def lose_head(self) -> None:
         """SIGKILL the head and, as the nodes cannot live without it, everything."""

@@ -147,12 +147,16 @@ class Runs:
         self.number += 1
         return self.folder / f"run-{self.number}"
 
-    def start(self, root: Path) -> subprocess.Popen[bytes]:
+    def start(
+        self, root: Path, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = root.with_suffix(".yaml")
         path.write_text(self.recipe.replace("{root}", str(root)))
         with root.with_suffix(".log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "consomme.cli", self.verb, str(path)],
+                env={**os.environ, **(environment or {})},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

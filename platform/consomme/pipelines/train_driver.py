@@ -191,7 +191,8 @@ def _watch(folder: RunFolder, progress: Progress, writers: Sequence[Writer]) -> 
         nonlocal told_steps
         is_told = False
         while True:
-            ended = done.wait(2.0)
+            # The curve is read whole: so the longer it is, the more seldom.
+            ended = done.wait(max(2.0, told_steps / 1000))
             if not is_told and folder.store.exists(TRAINABLE):
                 is_told = True
                 rows = json.loads(folder.store.read(TRAINABLE))
