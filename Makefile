@@ -63,8 +63,8 @@ ifeq ($(EXTRA),cpu)
 	@# There is no CPU build of torchvision, and its own dependencies would bring a CUDA torch.
 	$(PIP) install --quiet --no-compile --no-deps torchvision==0.28.0
 endif
-	@# Some packages carry files for other Pythons; those are never imported.
-	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true
+	@# Some packages carry files for other Pythons; those are never imported, and neither are tests.
+	@$(BIN)/python -m compileall -q -j 0 -x '/(tests|rllib)/' $(VENV)/lib > /dev/null 2>&1 || true
 	@rm -f $(VENV)/.consomme-*
 	@touch $@
 

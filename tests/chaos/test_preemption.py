@@ -17,7 +17,7 @@ from consomme.storage.ledger import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
-NUM_STEPS = 60
+NUM_STEPS = 300
 RECIPE = """
 name: t
 root: {root}
@@ -65,7 +65,7 @@ def test_the_last_step_before_a_node_goes_is_kept(cluster: SmallCluster, tmp_pat
     assert runs.start(calm).wait(600) == 0, calm
     process = runs.start(shaken, {"RAY_ADDRESS": cluster.address})
     assert harness.wait_until(lambda: len(curve(shaken)) > 5, process, 300)
-    cluster.preempt_worker(0, notice_s=25)
+    cluster.preempt_worker(0, notice_s=20)
     assert process.wait(600) == 0, shaken
     # No checkpoint was due: the one there is was made because of the notice.
     resumed = decisions(shaken)["resumed_from_step"]
@@ -87,7 +87,7 @@ def test_with_fewer_workers_it_goes_on(cluster: SmallCluster, tmp_path: Path) ->
     shaken = runs.fresh()
     process = runs.start(shaken, {"RAY_ADDRESS": cluster.address})
     assert harness.wait_until(lambda: len(curve(shaken)) > 5, process, 300)
-    cluster.preempt_worker(0, notice_s=25, is_replaced=False)
+    cluster.preempt_worker(0, notice_s=20, is_replaced=False)
     assert process.wait(600) == 0, shaken
     found = decisions(shaken)
     assert found["world_size"] == 1

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import ray
 import ray.data
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
@@ -59,6 +60,18 @@ class UnitSource(Datasource):  # type: ignore[misc]
             )
             for task in self.tasks
         ]
+
+
+def where_cpus_are() -> dict[str, Any]:
+    """Return options for tasks that claim no CPU: they stay away from nodes without any.
+
+    Ray would send some to a cluster's head, which is often declared to have no CPUs so that nothing
+    runs there, and where it ends each process as soon as it has nothing to do.
+    """
+    bare = [node["NodeID"] for node in ray.nodes() if not node["Resources"].get("CPU")]
+    if not bare:
+        return {}
+    return {"label_selector": {ray._raylet.RAY_NODE_ID_KEY: f"!in({','.join(bare)})"}}
 
 
 def unit_context() -> Any:

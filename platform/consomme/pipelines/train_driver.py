@@ -22,7 +22,7 @@ from consomme.base.schema import to_plain
 from consomme.base.telemetry import Progress
 from consomme.pipelines.checkpoints import anywhere
 from consomme.pipelines.runs import Run
-from consomme.pipelines.session import num_cpus
+from consomme.pipelines.session import is_private, num_cpus
 from consomme.pipelines.train import (
     CURVE,
     EVAL_LOSS,
@@ -75,6 +75,8 @@ def fit_on_ray(recipe: TrainRecipe, start: str, attempt: Run) -> dict[str, Any]:
             "recipe": absolute,
             "start": start,
             "folder": absolute_url(folder.url),
+            # Workers cannot tell.
+            "is_private": is_private(),
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -110,7 +112,7 @@ def fit_on_ray(recipe: TrainRecipe, start: str, attempt: Run) -> dict[str, Any]:
         best = min(loss, key=lambda one: loss[one])
         summary["exported_step"] = ray.get(
             ray.remote(_export_checkpoint)
-            .options(num_cpus=0)
+            .options(num_cpus=1)
             .remote(best, absolute, start, absolute_url(folder.url))
         )
     return summary | {"flops_per_token": made.flops_per_token, "gpu_name": machine.gpu_name}

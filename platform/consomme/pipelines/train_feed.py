@@ -288,7 +288,7 @@ def through_ray(reads: Sequence[ReadUnits], num_readers: int | None) -> Iterator
     """Read by Ray Data, as far ahead as it has room, and yield the contents in order."""
     import ray.data
 
-    from consomme.pipelines.blocks import Task, UnitSource, unit_context
+    from consomme.pipelines.blocks import Task, UnitSource, unit_context, where_cpus_are
     from consomme.pipelines.session import num_cpus
 
     # Blocks leave in the order of the units.
@@ -298,7 +298,7 @@ def through_ray(reads: Sequence[ReadUnits], num_readers: int | None) -> Iterator
         override_num_blocks=len(reads),
         concurrency=num_readers or max(1, num_cpus() // 4),
         # Training may hold every CPU there is; on a cluster readers go to all nodes.
-        ray_remote_args={"num_cpus": 0, "scheduling_strategy": "SPREAD"},
+        ray_remote_args={"num_cpus": 0, "scheduling_strategy": "SPREAD", **where_cpus_are()},
     )
     for table in blocks.iter_batches(batch_size=None, batch_format="pyarrow"):
         for one in table["contents"]:

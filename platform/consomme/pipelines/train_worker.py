@@ -18,7 +18,6 @@ from typing import Any
 
 from consomme.base.errors import ConsommeError, RecipeError
 from consomme.pipelines.checkpoints import model_folder
-from consomme.pipelines.session import is_private
 from consomme.pipelines.train import CURVE, TRAINABLE, TrainRecipe
 from consomme.pipelines.train_checkpoints import WEIGHTS, Seen, opened
 from consomme.pipelines.train_dealer import Dealer, Tables
@@ -275,7 +274,7 @@ class _Rank:
         """Whether a node is about to be taken away; all ranks say the same."""
         import ray.train
 
-        if done.step % STEPS_BETWEEN_LOOKS or is_private():
+        if done.step % STEPS_BETWEEN_LOOKS or self.config["is_private"]:
             return False
         info = ray.train.get_preemption_info()
         if info is None or info.deadline_ms == self._preempted:
