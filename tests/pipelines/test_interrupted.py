@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
+from consomme.base.errors import CheckpointError
 from consomme.base.recipe import to_yaml
+from consomme.pipelines.checkpoints import model_folder
+from consomme.storage.files import open_store
 
 pytestmark = pytest.mark.ray
 
@@ -20,18 +23,22 @@ pytestmark = pytest.mark.ray
 def run_interrupted(
     verb: str,
     recipe: Any,
-    place: Path,
-    is_time: Callable[[Path], bool],
+    folder: Path,
+    is_time: Callable[[], bool],
     cluster: Mapping[str, str] | None = None,
-) -> None:
-    """Run a recipe at another place, press Ctrl-C when `is_time`, and run it again to the end."""
-    path = place.with_suffix(".yaml")
-    path.write_text(to_yaml(replace(recipe, root=str(place))))
+    root: Path | str = "",
+) -> Path:
+    """Run a recipe elsewhere, press Ctrl-C when `is_time`, and run it again to the end.
+
+    Returns its run folder, if no root was given.
+    """
+    path, place = folder / "torn.yaml", folder / "torn"
+    path.write_text(to_yaml(replace(recipe, root=str(root or place))))
     process = start(verb, path, cluster)
     deadline = time.monotonic() + 200
-    while process.poll() is None and not is_time(place):
+    while process.poll() is None and not is_time():
         assert time.monotonic() < deadline, "the moment to interrupt never came"
-        time.sleep(0.02)
+        time.sleep(0.1)
     assert process.poll() is None, "the run ended before it was interrupted"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
@@ -40,6 +47,7 @@ def run_interrupted(
     again = start(verb, path, cluster)
     _, errors = again.communicate(timeout=240)
     assert again.returncode == 0, errors[-3000:]
+    return place if root else run_below(place)
 
 
 def start(verb: str, recipe: Path, cluster: Mapping[str, str] | None) -> "subprocess.Popen[str]":
@@ -69,32 +77,43 @@ def run_below(root: Path) -> Path:
     return run
 
 
-def commits(number: int) -> Callable[[Path], bool]:
-    return lambda root: len(list(root.glob("*/*/commits/*/*.json"))) >= number
+def commits(folder: Path, number: int) -> Callable[[], bool]:
+    return lambda: len(list(folder.glob("torn/*/*/commits/*/*.json"))) >= number
 
 
 def test_score(score_recipe, scores, one_ray, tmp_path):
-    torn = tmp_path / "torn"
-    run_interrupted("score", replace(score_recipe, num_actors=1), torn, commits(2), one_ray)
+    recipe = replace(score_recipe, num_actors=1)
+    torn = run_interrupted("score", recipe, tmp_path, commits(tmp_path, 2), one_ray)
     parts = ("commits", "data", "rejects")
-    assert files(run_below(torn), *parts) == files(Path(scores.url), *parts)
+    assert files(torn, *parts) == files(Path(scores.url), *parts)
 
 
-def test_train(sparse_recipe, sparse, one_ray, tmp_path):
-    torn = tmp_path / "torn"
+def test_train(sparse_recipe, sparse, s3_root, tmp_path):
+    """With checkpoints and the model in object storage, and a Ray that has the credentials."""
+
+    def there():
+        return [info.path for info in open_store(s3_root).list()]
+
     run_interrupted(
         "train",
         sparse_recipe,
-        torn,
-        lambda root: any(root.glob("train/*/checkpoints/checkpoint_*/meta.json")),
-        one_ray,
+        tmp_path,
+        lambda: any(path.endswith("/meta.json") for path in there()),
+        root=s3_root,
     )
-    assert files(run_below(torn), "model") == files(Path(sparse.url), "model")
+    assert any("/checkpoints/" in path and path.endswith("shards/.metadata") for path in there())
+    (manifest,) = [path for path in there() if path.endswith("manifest.json")]
+    run = f"{s3_root}/{manifest.removesuffix('/manifest.json')}"
+    here = Path(model_folder(run))
+    assert files(here, ".") == files(Path(model_folder(sparse.url)), ".")
+    assert model_folder(f"{run}/model") == str(here)
+    with pytest.raises(CheckpointError, match=r"no config.json in s3://.*nothing"):
+        model_folder(f"{s3_root}/nothing")
 
 
 @pytest.mark.vllm
 def test_recaption(recaption_recipe, recaptions, one_ray, tmp_path):
-    torn = tmp_path / "torn"
-    run_interrupted("recaption", recaption_recipe, torn, commits(1), one_ray)
+    is_time = commits(tmp_path, 1)
+    torn = run_interrupted("recaption", recaption_recipe, tmp_path, is_time, one_ray)
     parts = ("commits", "data", "rejects")
-    assert files(run_below(torn), *parts) == files(Path(recaptions.url), *parts)
+    assert files(torn, *parts) == files(Path(recaptions.url), *parts)

@@ -2,8 +2,6 @@
 
 import json
 import statistics
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from consomme.base.errors import CheckpointError, ClusterError, RecipeError
+from consomme.base.errors import ClusterError, RecipeError
 from consomme.base.manifest import Manifest
-from consomme.base.recipe import to_yaml
 from consomme.models.batches import IGNORE_INDEX, Batcher
 from consomme.models.dialogue import Dialogue
 from consomme.models.weights import open_vlm
 from consomme.pipelines import report, train
 from consomme.pipelines.checkpoints import model_folder
 from consomme.pipelines.train_data import Preparer, encode, plan_source
-from consomme.storage.files import open_store
 from consomme.train.divergence import WARM
 from consomme.train.loop import sum_nll
 from consomme.train.parts import Part
@@ -132,30 +128,6 @@ def test_evaluation_needs_room_beside_training(recipe: train.TrainRecipe) -> Non
     wide = replace(recipe.evaluation, cpus=400.0)
     with pytest.raises(ClusterError, match=r"needs 1 CPUs and evaluation 400, the cluster has"):
         train.run(replace(recipe, name="wide", evaluation=wide))
-
-
-def test_checkpoints_and_models_go_to_object_storage_and_come_back(
-    train_recipe: train.TrainRecipe,
-    sparse: Manifest,
-    sparse_recipe: train.TrainRecipe,
-    s3_root: str,
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "there.yaml"
-    path.write_text(to_yaml(replace(sparse_recipe, root=s3_root)))
-    # A Ray of its own, whose processes have the credentials.
-    subprocess.run([sys.executable, "-m", "consomme.cli", "train", str(path)], check=True)
-    files = [info.path for info in open_store(s3_root).list()]
-    assert any("/checkpoints/" in path and path.endswith("shards/.metadata") for path in files)
-    (manifest,) = [path for path in files if path.endswith("manifest.json")]
-    run = f"{s3_root}/{manifest.removesuffix('/manifest.json')}"
-    here = Path(model_folder(run))
-    assert (here / "model.safetensors").read_bytes() == (
-        Path(model_folder(sparse.url)) / "model.safetensors"
-    ).read_bytes()
-    assert model_folder(f"{run}/model") == str(here)
-    with pytest.raises(CheckpointError, match=r"no config.json in s3://.*nothing"):
-        model_folder(f"{s3_root}/nothing")
 
 
 def test_a_run_that_diverges_goes_back_and_on_with_other_samples(
