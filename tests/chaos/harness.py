@@ -84,6 +84,29 @@ def recipe_text(root: str, shards: str, **options: object) -> str:
     return "".join(f"{key}: {value}\n" for key, value in lines.items())
 
 
+def train_recipe(shards: str, **options: object) -> str:
+    """A small training, with `{root}` where its place goes."""
+    lines = {
+        "name": "t",
+        "root": "{root}",
+        "model": "package://models/nano",
+        "data": f"[{{inputs: [{shards}/tar]}}]",
+        "global_batch": 8,
+        "layers": "{name: sparse_uniform}",
+        "max_reject_fraction": 0.2,
+        **options,
+    }
+    return "".join(f"{key}: {value}\n" for key, value in lines.items())
+
+
+def curve(root: Path) -> list[dict[str, float]]:
+    """The steps of the one training below a root, as far as it got."""
+    for path in root.glob("train/*/curve.json"):
+        found: list[dict[str, float]] = json.loads(path.read_text())
+        return found
+    return []
+
+
 @dataclass
 class Job:
     """One command that is started again until it ends well."""
@@ -164,7 +187,9 @@ class Runs:
             )
 
 
-def write_results(path: Path, rows: Sequence[tuple[str, float, str, str]]) -> None:
+def write_results(
+    path: Path, rows: Sequence[tuple[str, float, str, str]], **beside: object
+) -> None:
     """Write rows of key, value, unit and how; those of other keys stay."""
     keys = {key for key, *_ in rows}
     before = json.loads(path.read_text())["rows"] if path.exists() else []
@@ -176,8 +201,9 @@ def write_results(path: Path, rows: Sequence[tuple[str, float, str, str]]) -> No
             {"key": key, "value": value, "unit": unit, "baseline": "undisturbed run", "how": how}
             for key, value, unit, how in rows
         ],
+        **beside,
     }
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def hear_interrupts() -> None:

@@ -12,7 +12,6 @@ import contextlib
 import itertools
 import json
 import os
-import platform
 import random
 import shutil
 import signal
@@ -22,7 +21,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -333,16 +331,7 @@ def write_results(cells: Mapping[str, Mapping[str, Any]]) -> None:
             ("chaos.differing_bytes", "differing", "files"),
         )
     ]
-    content = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
-        "date": date.today().isoformat(),
-        "rows": [
-            {"key": key, "value": value, "unit": unit, "baseline": "undisturbed runs", "how": text}
-            for key, value, unit, text in rows
-        ],
-        "cells": cells,
-    }
-    RESULTS.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    harness.write_results(RESULTS, rows, cells=cells)
     print(f"{sum(counts.values())} kills so far; figures in {RESULTS.name}", flush=True)
 
 

@@ -1,6 +1,5 @@
 """A cloud takes a node away after a warning: what was learned until then is kept."""
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,19 +17,6 @@ from consomme.storage.ledger import RunFolder
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 NUM_STEPS = 300
-RECIPE = """
-name: t
-root: {root}
-model: package://models/nano
-data: [{{inputs: [{data}]}}]
-num_steps: {num_steps}
-global_batch: 8
-micro_batch: 4
-checkpoint_every: 1000
-layers: {{name: sparse_uniform}}
-max_reject_fraction: 0.2
-{more}
-"""
 
 
 @pytest.fixture
@@ -39,19 +25,11 @@ def cluster() -> Iterator[SmallCluster]:
         yield made
 
 
-def recipe(folder: Path, **more: Any) -> str:
+def recipe(folder: Path, **more: object) -> str:
     harness.write_shards(str(folder / "shards"), 16)
-    lines = "\n".join(f"{key}: {value}" for key, value in more.items())
-    return RECIPE.format(
-        root="{root}", data=folder / "shards" / "tar", num_steps=NUM_STEPS, more=lines
+    return harness.train_recipe(
+        f"{folder}/shards", num_steps=NUM_STEPS, micro_batch=4, checkpoint_every=1000, **more
     )
-
-
-def curve(root: Path) -> list[dict[str, Any]]:
-    for path in root.glob("train/*/curve.json"):
-        found: list[dict[str, Any]] = json.loads(path.read_text())
-        return found
-    return []
 
 
 def decisions(root: Path) -> dict[str, Any]:
@@ -64,7 +42,7 @@ def test_the_last_step_before_a_node_goes_is_kept(cluster: SmallCluster, tmp_pat
     calm, shaken = runs.fresh(), runs.fresh()
     assert runs.start(calm).wait(600) == 0, calm
     process = runs.start(shaken, {"RAY_ADDRESS": cluster.address})
-    assert harness.wait_until(lambda: len(curve(shaken)) > 5, process, 300)
+    assert harness.wait_until(lambda: len(harness.curve(shaken)) > 5, process, 300)
     cluster.preempt_worker(0, notice_s=20)
     assert process.wait(600) == 0, shaken
     # No checkpoint was due: the one there is was made because of the notice.
@@ -72,7 +50,7 @@ def test_the_last_step_before_a_node_goes_is_kept(cluster: SmallCluster, tmp_pat
     assert 5 < resumed < NUM_STEPS
     keys = ("step", "loss", "grad_norm", "num_tokens", "lr")
     one, other = (
-        [[point[key] for key in keys] for point in curve(root)] for root in (calm, shaken)
+        [[point[key] for key in keys] for point in harness.curve(root)] for root in (calm, shaken)
     )
     assert one == other
 
@@ -87,12 +65,12 @@ def test_with_fewer_workers_it_goes_on(cluster: SmallCluster, tmp_path: Path) ->
     runs = harness.Runs("train", recipe(tmp_path, **more), tmp_path)
     shaken = runs.fresh()
     process = runs.start(shaken, {"RAY_ADDRESS": cluster.address})
-    assert harness.wait_until(lambda: len(curve(shaken)) > 5, process, 300)
+    assert harness.wait_until(lambda: len(harness.curve(shaken)) > 5, process, 300)
     cluster.preempt_worker(0, notice_s=20, is_replaced=False)
     assert process.wait(600) == 0, shaken
     found = decisions(shaken)
     assert found["world_size"] == 1
     assert 5 < found["resumed_from_step"] < NUM_STEPS
     # The same samples in the same steps, whoever had them.
-    losses = [[point["loss"] for point in curve(root)] for root in (alone, shaken)]
+    losses = [[point["loss"] for point in harness.curve(root)] for root in (alone, shaken)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -26,23 +26,6 @@ import harness
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "train_chaos.json"
 NUM_STEPS = 80
-RECIPE = """
-name: t
-root: {root}
-model: package://models/nano
-data: [{{inputs: [{data}]}}]
-num_steps: {num_steps}
-global_batch: 8
-micro_batch: 8
-checkpoint_every: 10
-num_workers: {ranks}
-cpus_per_worker: {cpus}
-parallelism: {{name: {parallelism}}}
-layers: {{name: sparse_uniform}}
-max_upscale: 1.2
-neftune_alpha: 5
-max_reject_fraction: 0.2
-"""
 TITLES = {"worker": "ray::RayTrainWorker", "feed": "ray::TrainFeed"}
 
 
@@ -51,19 +34,12 @@ def titled(pid: int, title: str) -> list[int]:
     return [child for child in harness.descendants(pid) if harness.command_of(child) == title]
 
 
-def curve(root: Path) -> list[dict[str, float]]:
-    for path in root.glob("train/*/curve.json"):
-        found: list[dict[str, float]] = json.loads(path.read_text())
-        return found
-    return []
-
-
 def outcome(root: Path) -> tuple[list[tuple[float, ...]], dict[str, bytes]]:
     """Every step, and the model's files."""
     keys = ("step", "loss", "grad_norm", "num_tokens", "num_positions", "lr")
     (run,) = [path.parent for path in root.glob("train/*/manifest.json")]
     model = {p.name: p.read_bytes() for p in sorted((run / "model").iterdir())}
-    return [tuple(step[key] for key in keys) for step in curve(root)], model
+    return [tuple(step[key] for key in keys) for step in harness.curve(root)], model
 
 
 def hit(process: subprocess.Popen[bytes], kind: str, rng: random.Random) -> bool:
@@ -89,7 +65,7 @@ def disturbed(runs: harness.Runs, kind: str, number: int, rng: random.Random) ->
             process = runs.start(root)
         assert time.monotonic() - began < 1500, f"{kind}: the run hung; see {root}.log"
         time.sleep(0.1)
-        steps = len(curve(root))
+        steps = len(harness.curve(root))
         if done < number and steps >= max(moment, begun) and steps < NUM_STEPS:
             # The curve is written every two seconds: so the step is any.
             time.sleep(rng.uniform(0, 2))
@@ -108,13 +84,16 @@ def main(arguments: list[str]) -> int:
     folder = harness.new_folder("consomme-training-")
     harness.write_shards(str(folder / "shards"), 16)
     num_ranks = int(options["ranks"])
-    recipe = RECIPE.format(
-        root="{root}",
-        data=folder / "shards" / "tar",
+    recipe = harness.train_recipe(
+        f"{folder}/shards",
         num_steps=NUM_STEPS,
-        ranks=num_ranks,
-        cpus=1 / num_ranks,
-        parallelism="ddp" if num_ranks == 1 else "fsdp2",
+        micro_batch=8,
+        checkpoint_every=10,
+        num_workers=num_ranks,
+        cpus_per_worker=1 / num_ranks,
+        parallelism="{name: ddp}" if num_ranks == 1 else "{name: fsdp2}",
+        max_upscale=1.2,
+        neftune_alpha=5,
     )
     runs = harness.Runs("train", recipe, folder)
     calm = runs.fresh()

@@ -26,14 +26,14 @@ def run_interrupted(
     folder: Path,
     is_time: Callable[[], bool],
     cluster: Mapping[str, str] | None = None,
-    root: Path | str = "",
-) -> Path:
+    root: str = "",
+) -> None:
     """Run a recipe elsewhere, press Ctrl-C when `is_time`, and run it again to the end.
 
-    Returns its run folder, if no root was given.
+    Elsewhere is `root`, or else `torn` in the folder.
     """
-    path, place = folder / "torn.yaml", folder / "torn"
-    path.write_text(to_yaml(replace(recipe, root=str(root or place))))
+    path = folder / "torn.yaml"
+    path.write_text(to_yaml(replace(recipe, root=root or str(folder / "torn"))))
     process = start(verb, path, cluster)
     deadline = time.monotonic() + 200
     while process.poll() is None and not is_time():
@@ -47,7 +47,6 @@ def run_interrupted(
     again = start(verb, path, cluster)
     _, errors = again.communicate(timeout=240)
     assert again.returncode == 0, errors[-3000:]
-    return place if root else run_below(place)
 
 
 def start(verb: str, recipe: Path, cluster: Mapping[str, str] | None) -> "subprocess.Popen[str]":
@@ -83,9 +82,9 @@ def commits(folder: Path, number: int) -> Callable[[], bool]:
 
 def test_score(score_recipe, scores, one_ray, tmp_path):
     recipe = replace(score_recipe, num_actors=1)
-    torn = run_interrupted("score", recipe, tmp_path, commits(tmp_path, 2), one_ray)
+    run_interrupted("score", recipe, tmp_path, commits(tmp_path, 2), one_ray)
     parts = ("commits", "data", "rejects")
-    assert files(torn, *parts) == files(Path(scores.url), *parts)
+    assert files(run_below(tmp_path / "torn"), *parts) == files(Path(scores.url), *parts)
 
 
 def test_train(sparse_recipe, sparse, s3_root, tmp_path):
@@ -114,6 +113,6 @@ def test_train(sparse_recipe, sparse, s3_root, tmp_path):
 @pytest.mark.vllm
 def test_recaption(recaption_recipe, recaptions, one_ray, tmp_path):
     is_time = commits(tmp_path, 1)
-    torn = run_interrupted("recaption", recaption_recipe, tmp_path, is_time, one_ray)
+    run_interrupted("recaption", recaption_recipe, tmp_path, is_time, one_ray)
     parts = ("commits", "data", "rejects")
-    assert files(torn, *parts) == files(Path(recaptions.url), *parts)
+    assert files(run_below(tmp_path / "torn"), *parts) == files(Path(recaptions.url), *parts)

@@ -68,7 +68,8 @@ def where_cpus_are() -> dict[str, Any]:
     Ray would send some to a cluster's head, which is often declared to have no CPUs so that nothing
     runs there, and where it ends each process as soon as it has nothing to do.
     """
-    bare = [node["NodeID"] for node in ray.nodes() if not node["Resources"].get("CPU")]
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    bare = [node["NodeID"] for node in alive if not node["Resources"].get("CPU")]
     if not bare:
         return {}
     return {"label_selector": {ray._raylet.RAY_NODE_ID_KEY: f"!in({','.join(bare)})"}}
