@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from consomme.base.errors import CheckpointError, RecipeError
+from consomme.base.imports import kept_for_good
 from consomme.base.schema import runtime
 
 _GIB = 1024**3
@@ -167,8 +168,9 @@ def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) ->
         environment["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     with warnings.catch_warnings(), _environment(environment):
         warnings.simplefilter("ignore", FutureWarning)
-        import vllm
-        from vllm.exceptions import VLLMError
+        with kept_for_good():
+            import vllm
+            from vllm.exceptions import VLLMError
 
         try:
             llm = vllm.LLM(

@@ -9,6 +9,7 @@ for each of its captions, and computes logits for all of the prompt; where a mod
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,11 +99,14 @@ class VLLMScorer:
             if isinstance(encoded, Encoded):
                 passages += encoded.passages
                 requests += [self._request(question, one) for one in encoded.passages]
-        outputs = (
-            self._llm.generate(requests, self._params, use_tqdm=False, lora_request=self._adapter)
-            if requests
-            else []
-        )
+        with _as_it_is():
+            outputs = (
+                self._llm.generate(
+                    requests, self._params, use_tqdm=False, lora_request=self._adapter
+                )
+                if requests
+                else []
+            )
         nats = iter([_nats(one, output) for one, output in zip(passages, outputs, strict=True)])
         scores: list[Score | NotScored] = []
         for encoded in found:
@@ -129,6 +133,14 @@ class VLLMScorer:
         """Shut the engine down and give its memory back; the scorer is of no use afterwards."""
         close_engine(self._llm)
         del self._llm
+
+
+def _as_it_is() -> contextlib.AbstractContextManager[None]:
+    """Keep torch from compiling on a CPU: ten seconds and a C++ compiler, to count ranks."""
+    if torch.cuda.is_available():
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _nats(passage: Passage, output: Any) -> Tensor:

@@ -1,6 +1,10 @@
 """VLMs: assembly, loading, chat templates, weights; torch and transformers, as in `engines`."""
 
+from consomme.base.imports import kept_for_good
 from consomme.models.torchvision_shim import allow_torchvision
 
-# Every import of transformers below this package goes through here first.
-allow_torchvision()
+with kept_for_good():
+    # Every import of transformers below this package goes through here first.
+    allow_torchvision()
+    # What all of its models need, and most of the time that it takes.
+    import transformers.modeling_utils  # noqa: F401
