@@ -34,12 +34,18 @@ def debug_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def lent_ray() -> Iterator[None]:
-    """Let all tests of this process share one local Ray, and end it with them."""
+def lent_ray(s3_server: "S3Server") -> Iterator[None]:
+    """Let all tests of this process share one local Ray, and end it with them.
+
+    Its workers have the credentials of the S3 server, as those of a cluster have.
+    """
     from consomme.pipelines.session import shared_ray
 
-    with shared_ray():
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.env().items():
+            patch.setenv(name, value)
+        with shared_ray():
+            yield
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ sys.path.append(str(Path(__file__).parent))
 import matrix
 from faulty_proxy import FaultyProxy
 
+from consomme.pipelines.session import ray_session
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
@@ -21,22 +23,41 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def local(folder: Path) -> matrix.Arena:
-    return matrix.arena("local", folder, str(folder / "local"), {}, num_shards=4)
+def running(lent_ray: None) -> dict[str, str]:
+    """How a command joins the shared Ray; runs that nothing happens to need none of their own."""
+    with ray_session():
+        return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+
+
+@pytest.fixture(scope="module")
+def local(folder: Path, running: dict[str, str]) -> matrix.Arena:
+    return matrix.arena("local", folder, str(folder / "local"), running, num_shards=4)
 
 
 def unharmed(place: matrix.Arena) -> bool:
     return (place.tally.lost, place.tally.doubled, place.tally.differing) == (0, 0, 0)
 
 
-@pytest.mark.parametrize(("kind", "number"), [("driver", 2), ("interrupt", 1), ("worker", 2)])
+# Seeds of moments that are not all in the first second, when nothing has begun.
+@pytest.mark.parametrize(
+    ("kind", "number", "seed"), [("driver", 2, 4), ("interrupt", 1, 3), ("worker", 2, 0)]
+)
 def test_deaths_on_local_storage_change_nothing(
-    local: matrix.Arena, one_ray: dict[str, str], kind: str, number: int
+    local: matrix.Arena,
+    one_ray: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    number: int,
+    seed: int,
 ) -> None:
     before = local.tally.kills.total()
     # A driver may die on a cluster that lives on; the others have a Ray of their own.
-    local.environment = one_ray if kind == "driver" else {}
-    matrix.KINDS[kind](local, number, random.Random(f"short-{kind}"))
+    is_shared = kind == "driver"
+    local.environment = one_ray if is_shared else {}
+    if not is_shared:
+        # Starting Ray takes longer than the run, and is a time to be killed at as well.
+        monkeypatch.setattr(local, "seconds", local.seconds * 2.5)
+    matrix.KINDS[kind](local, number, random.Random(f"short-{kind}-{seed}"))
     assert local.tally.kills.total() == before + number
     assert unharmed(local)
     if kind == "interrupt":
@@ -54,12 +75,12 @@ def test_a_lost_node_changes_nothing(local: matrix.Arena, monkeypatch: pytest.Mo
 
 
 def test_storms_and_deaths_on_s3_change_nothing(
-    folder: Path, s3_server, monkeypatch: pytest.MonkeyPatch
+    folder: Path, s3_server, one_ray: dict[str, str]
 ) -> None:
     variables = s3_server.env()
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    place = matrix.arena("s3", folder, f"s3://{matrix.BUCKET}/short-chaos", variables, num_shards=4)
+    place = matrix.arena(
+        "s3", folder, f"s3://{matrix.BUCKET}/short-chaos", {**variables, **one_ray}, num_shards=4
+    )
     rng = random.Random("short-s3")
     with FaultyProxy(server_url(place), matrix.STORM, 1) as proxy:
         place.environment = {**variables, "AWS_ENDPOINT_URL": proxy.url}

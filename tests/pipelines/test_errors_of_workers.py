@@ -4,17 +4,28 @@ import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from consomme.base.errors import CheckpointError, ClusterError, DataError
 from consomme.base.sample import Sample, caption_turns
+from consomme.datasets.scenes import encode, make_scene, render
 from consomme.pipelines.failures import own_errors
 from consomme.pipelines.flow import Pool, run_units
 from consomme.pipelines.planning import plan_shards
-from consomme.pipelines.stage import BytesStage, Item, Outcome
+from consomme.pipelines.stage import BytesStage, Decoded, Item, Outcome, UnitStage
 from consomme.storage.ledger import RunFolder
 from consomme.storage.shards import find_shards
 from consomme.storage.writers import tar_bytes
+
+
+class Hashing(UnitStage):
+    """Needs pictures, and no model."""
+
+    def work(self, samples: Sequence[Decoded]) -> Outcome:
+        rows = pa.array([one.row for one in samples], pa.int32())
+        names = pa.array([one.sample.sample_id for one in samples], pa.string())
+        return Outcome(table=pa.table({"row": rows, "sample_id": names}))
 
 
 class Failing(BytesStage):
@@ -42,15 +53,7 @@ ERRORS = {
 def test_errors_arrive_as_they_were_raised(tmp_path: Path, one_ray: object) -> None:
     shards = tmp_path / "shards"
     shards.mkdir()
-    sample = Sample(
-        sample_id="a",
-        image=b"-",
-        image_name="a.png",
-        turns=caption_turns("text"),
-        source="data",
-        meta={},
-    )
-    (shards / "a.tar").write_bytes(tar_bytes([sample]))
+    (shards / "a.tar").write_bytes(tar_bytes([sample_of("a", b"-")]))
     for kind, number in (("data", 0), ("cluster", 0), ("data", 1), ("checkpoint", 0)):
         folder = RunFolder.at(str(tmp_path / f"{kind}-{number}"))
         folder.begin("name: failing\n")
@@ -65,6 +68,58 @@ def test_errors_arrive_as_they_were_raised(tmp_path: Path, one_ray: object) -> N
                 what="failing",
                 pool=Pool(max_actors=1, cpus=0.5, num_readers=number),
             )
+
+
+@pytest.mark.ray
+def test_too_many_rejects_end_the_run_with_the_reasons(tmp_path: Path, one_ray: object) -> None:
+    """As soon as it is certain; what was done stays, and with a higher limit the rest is done."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for number in range(4):
+        image = encode(render(make_scene(number)))
+        bad = number % 2
+        (shards / f"{number}.tar").write_bytes(
+            tar_bytes([sample_of(f"s{number}", image[: len(image) // (1 + bad)])])
+        )
+    folder = RunFolder.at(str(tmp_path / "run"))
+    folder.begin("name: hashing\n")
+    plan = plan_shards(folder, find_shards([str(shards)]), 8)
+
+    def go(limit: float) -> None:
+        run_units(
+            plan,
+            folder,
+            kind="rows",
+            stage=Hashing,
+            stage_options={},
+            what="hashing",
+            pool=Pool(max_actors=1, cpus=0.5),
+            max_reject_fraction=limit,
+        )
+
+    with pytest.raises(
+        DataError,
+        match=r"\d of 4 samples are rejected already \(image_truncated.* more than"
+        r" max_reject_fraction=0.2",
+    ):
+        go(0.2)
+    go(0.5)
+    assert folder.total_counts() == {
+        "samples": 2,
+        "rejected": 2,
+        "rejected/image_truncated": 2,
+    }
+
+
+def sample_of(name: str, image: bytes) -> Sample:
+    return Sample(
+        sample_id=name,
+        image=image,
+        image_name=f"{name}.png",
+        turns=caption_turns("text"),
+        source="data",
+        meta={},
+    )
 
 
 def test_errors_survive_pickling() -> None:

@@ -81,14 +81,15 @@ def commits(folder: Path, number: int) -> Callable[[], bool]:
 
 
 def test_score(score_recipe, scores, one_ray, tmp_path):
+    """And by one actor instead of two."""
     recipe = replace(score_recipe, num_actors=1)
     run_interrupted("score", recipe, tmp_path, commits(tmp_path, 2), one_ray)
     parts = ("commits", "data", "rejects")
     assert files(run_below(tmp_path / "torn"), *parts) == files(Path(scores.url), *parts)
 
 
-def test_train(sparse_recipe, sparse, s3_root, tmp_path):
-    """With checkpoints and the model in object storage, and a Ray that has the credentials."""
+def test_train(sparse_recipe, sparse, s3_root, one_ray, tmp_path):
+    """With checkpoints and the model in object storage."""
 
     def there():
         return [info.path for info in open_store(s3_root).list()]
@@ -98,6 +99,7 @@ def test_train(sparse_recipe, sparse, s3_root, tmp_path):
         sparse_recipe,
         tmp_path,
         lambda: any(path.endswith("/meta.json") for path in there()),
+        one_ray,
         root=s3_root,
     )
     assert any("/checkpoints/" in path and path.endswith("shards/.metadata") for path in there())

@@ -1,7 +1,6 @@
 """Every stage on its real component (Ray Data, vLLM, Ray Train, Ray Tune), on the shipped VLM."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from consomme.base.errors import CheckpointError, DataError
-from consomme.pipelines import evaluate, loop, score, soup
+from consomme.base.errors import CheckpointError
+from consomme.pipelines import evaluate, loop, soup
 from consomme.pipelines.checkpoints import model_folder
 from consomme.storage.ledger import RunFolder
 from consomme.storage.sidecar import read_columns
@@ -49,30 +48,6 @@ def test_scores_through_ray_are_those_of_the_bare_engine(pairs, scores):
         assert row["sample_id"] == sample.sample_id
         assert row["nll"] == pytest.approx(direct.nll, rel=1e-5)
         assert row["nll_text"] == pytest.approx(direct.nll_text, rel=1e-5)
-
-
-def test_one_actor_or_two_give_the_same_bytes(score_recipe, scores, tmp_path):
-    other = score.run(replace(score_recipe, root=str(tmp_path), num_actors=1))
-    assert _tree(Path(other.url)) == _tree(Path(scores.url))
-
-
-def _tree(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for part in ("commits", "data", "rejects")
-        for path in sorted((folder / part).rglob("*"))
-        if path.is_file()
-    }
-
-
-def test_too_many_rejects_fail_the_run_with_the_reasons(score_recipe, tmp_path):
-    with pytest.raises(
-        DataError,
-        match=r"\d of \d+ samples are rejected already \(image_.* more than max_reject_fraction=",
-    ):
-        score.run(
-            replace(score_recipe, root=str(tmp_path), max_reject_fraction=0.001, num_actors=1)
-        )
 
 
 def test_image_gain_sees_mismatched_captions(scores, view):
