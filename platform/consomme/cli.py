@@ -4,7 +4,6 @@ Verbs are a table; a verb's pipeline, and with it Ray and torch, is imported whe
 verb does, and what its recipe may say, is the pipeline's business.
 """
 
-import atexit
 import importlib
 import io
 import logging
@@ -25,6 +24,7 @@ from consomme.base.errors import (
     ConsommeError,
     RecipeError,
 )
+from consomme.base.process import end, leave_fast
 from consomme.base.suggest import did_you_mean
 
 _LOG = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ def entry() -> NoReturn:
     """Run the `consomme` command."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    _leave(run_command(sys.argv[1:]))
+    _leave(run_command(sys.argv[1:]), is_own=True)
 
 
 def main(
@@ -193,25 +193,25 @@ def main(
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = recipe_class.__name__.removesuffix("Recipe").lower()
-    _leave(_guard(verb, lambda: _run_recipe(verb, recipe_class, run, arguments)))
+    code = _guard(verb, lambda: _run_recipe(verb, recipe_class, run, arguments))
+    _leave(code, is_own=argv is None)
 
 
-def _leave(code: int) -> NoReturn:
-    """End the process.
+def _leave(code: int, *, is_own: bool) -> NoReturn:
+    """End the process, or if it is not our own raise `SystemExit`.
 
     After Ctrl-C some thread of Ray's may wait for a Ray that is gone, and the interpreter would
     wait for the thread: seen once in fifty times. So then nobody is waited for; what is to be
     tidied up at the end is, within ten seconds.
     """
     if code != EXIT_INTERRUPTED:
+        if is_own:
+            leave_fast(code)
         sys.exit(code)
     late = threading.Timer(10.0, os._exit, [code])
     late.daemon = True
     late.start()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    end(code)
 
 
 def run_command(arguments: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from consomme.base.errors import CheckpointError, RecipeError
-from consomme.base.imports import kept_for_good
+from consomme.base.process import kept_for_good
 from consomme.base.schema import runtime
 
 _GIB = 1024**3

@@ -1,6 +1,6 @@
 """VLMs: assembly, loading, chat templates, weights; torch and transformers, as in `engines`."""
 
-from consomme.base.imports import kept_for_good
+from consomme.base.process import kept_for_good
 from consomme.models.torchvision_shim import allow_torchvision
 
 with kept_for_good():

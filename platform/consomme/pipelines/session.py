@@ -11,8 +11,10 @@ import logging
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
+from typing import Any
 
 from consomme.base.errors import ClusterError
+from consomme.base.process import WORKER_HOOK
 from consomme.pipelines.failures import own_errors
 
 logger = logging.getLogger(__name__)
@@ -51,14 +53,21 @@ def ray_session() -> Iterator[None]:
     if not address:
         # The log files of a private Ray go with it; its remarks would only break up our lines.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    options = {"address": "local", "include_dashboard": False} if not address else {}
+    options: dict[str, Any] = {}
+    environment: dict[str, Any] = {"env_vars": WORKER_ENV}
+    if not address:
+        options = {"address": "local", "include_dashboard": False}
+        environment = {
+            "env_vars": WORKER_ENV | PRIVATE_ENV,
+            "worker_process_setup_hook": WORKER_HOOK,
+        }
     try:
         ray.init(
             **options,
             log_to_driver=False,
             logging_level=logging.WARNING,
             configure_logging=False,
-            runtime_env={"env_vars": WORKER_ENV | ({} if address else PRIVATE_ENV)},
+            runtime_env=environment,
         )
     # Ray raises plain Exception, ConnectionError, RuntimeError and more when it cannot start.
     except Exception as error:
