@@ -17,6 +17,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path += [str(HERE), str(HERE.parent / "models")]
 
+NUM_LAYERS = 8
 NUM_STEPS = 4
 SAVED = 2
 LAYERS = {
@@ -42,7 +43,7 @@ HOW = {
     "zero3off": {"name": "deepspeed", "stage": 3, "offload": True},
 }
 STATES = ("full", "lora")
-SCORES = [0.1 * (number % 5) for number in range(12)]
+SCORES = [0.1 * (number % 5) for number in range(NUM_LAYERS)]
 CASES = [f"{how}-{layers}-{state}" for how in HOW for layers in LAYERS for state in STATES]
 
 
@@ -50,8 +51,8 @@ def chosen(layers: str, step: int = 0) -> tuple[int, ...]:
     from consomme.train.layers import LAYER_SELECTORS, Rotating
 
     if layers == "rotating":
-        return Rotating(count=2, every_steps=1).at(step, 12)
-    return LAYER_SELECTORS.build(LAYERS[layers])(12, SCORES)
+        return Rotating(count=2, every_steps=1).at(step, NUM_LAYERS)
+    return LAYER_SELECTORS.build(LAYERS[layers])(NUM_LAYERS, SCORES)
 
 
 def train(
@@ -188,4 +189,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    from consomme.base.process import end
+
     main()
+    end(0)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from consomme.base.errors import RecipeError
 from consomme.models.anatomy import anatomy
+from consomme.models.debug import make_debug_vlm
 from consomme.models.weights import open_shapes, open_vlm
 from consomme.train.parallel import PARALLELISMS
 from consomme.train.parts import FULL, Part, Trainability
@@ -69,6 +70,12 @@ def run_ranks(folder: Path, out: Path, world: int, cases: Sequence[str]) -> dict
     assert [process.returncode for process in processes] == [0] * world, "\n".join(errors)
     found: dict[str, Any] = json.loads((out / f"losses-{world}.json").read_text())
     return found
+
+
+@pytest.fixture(scope="module")
+def debug_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With as many layers as make a difference between selections."""
+    return make_debug_vlm(tmp_path_factory.mktemp("debug") / "vlm", num_layers=ranks.NUM_LAYERS)
 
 
 @pytest.fixture(scope="module")
