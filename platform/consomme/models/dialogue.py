@@ -300,7 +300,8 @@ class Dialogue:
     def _types(self, output: Mapping[str, Any]) -> list[int]:
         for name in ("mm_token_type_ids", "token_type_ids"):
             if name in output:
-                return [int(value) for value in output[name][0]]
+                types: list[int] = output[name][0].tolist()
+                return types
         return [int(token == self.image_token_id) for token in self._text.ids]
 
 
@@ -359,14 +360,15 @@ class _Watched:
         self.offsets: list[tuple[int, int]] = []
 
     def __call__(self, text: Any, **options: Any) -> Any:
-        output = self._inner(text, **(options | {"return_offsets_mapping": True}))
-        offsets = output.pop("offset_mapping")
-        (self.text,) = [text] if isinstance(text, str) else text
         is_many = not isinstance(text, str)
-        ids = output["input_ids"]
-        self.ids = [int(token) for token in (ids[0] if is_many else ids)]
-        self.offsets = [(int(a), int(b)) for a, b in (offsets[0] if is_many else offsets)]
-        return output
+        (self.text,) = text if is_many else [text]
+        # Tensors are made when offsets are out of the way, which are most of the numbers.
+        tensors = options.pop("return_tensors", None)
+        output = self._inner(text, **(options | {"return_offsets_mapping": True}))
+        offsets, ids = output.pop("offset_mapping"), output["input_ids"]
+        self.ids = list(ids[0] if is_many else ids)
+        self.offsets = list(offsets[0] if is_many else offsets)
+        return output.convert_to_tensors(tensors, prepend_batch_axis=not is_many)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
