@@ -145,6 +145,7 @@ def test_greedy_texts_are_those_of_transformers(writer: Writer, expected: list[W
     assert re.match(r"(vllm|transformers|openai) \d", writer.version)
 
 
+@pytest.mark.slow
 def test_a_text_depends_neither_on_its_batch_nor_on_other_threads(
     writer: Writer, expected: list[Written]
 ) -> None:
@@ -276,13 +277,13 @@ def test_it_tells_how_busy_it_is(writer: Writer) -> None:
     assert writer.load() == Load(running=0, waiting=0)
     seen: list[Load] = []
     with ThreadPoolExecutor(1) as threads:
-        unit = threads.submit(writer.write, requests() * 4)
+        unit = threads.submit(writer.write, requests() * 2)
         while not unit.done():
             seen.append(writer.load())
             time.sleep(0.002)
     assert max(load.running for load in seen) in range(1, 65)
     assert max(load.waiting for load in seen) > 0
-    assert max(load.running + load.waiting for load in seen) <= 60
+    assert max(load.running + load.waiting for load in seen) <= 30
     assert writer.load() == Load(running=0, waiting=0)
 
 

@@ -53,6 +53,7 @@ def test_mlflow(tmp_path: Path) -> None:
     assert [(one.step, one.value) for one in history] == [(k, 1.0 / k) for k in range(1, 5)]
 
 
+@pytest.mark.slow
 def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     write({"name": "wandb", "mode": "offline"}, tmp_path, range(1, 3))

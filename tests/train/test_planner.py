@@ -96,6 +96,7 @@ def test_exact_kinds_are_what_one_step_holds(
     assert planned[BUFFERS].total == 0
 
 
+@pytest.mark.slow
 def test_a_70b_model_is_planned_in_seconds_from_its_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_70B))
     tracemalloc.start()
