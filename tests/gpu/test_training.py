@@ -1,8 +1,7 @@
-"""What is planned for a GPU is what a GPU holds; skipped where there is none."""
+"""What is planned for a GPU is what a GPU holds."""
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from consomme.models.weights import open_shapes, open_vlm
@@ -14,11 +13,6 @@ from consomme.train.planner import OPTIMIZER, make_plan, tensors_of
 from consomme.train.spread import optimizer_bytes
 from consomme.train.torch_spread import Ddp
 from consomme.train.trainable import multiply_in_bfloat16, remember_no_past, set_trainable
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: there is no GPU here"),
-]
 
 
 def test_a_step_takes_what_was_planned(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Train a tiny VLM on several ranks in many ways; run as a program, one process per rank.
 
-    python ranks.py FOLDER OUT RANK WORLD CASE…
+    python ranks.py FOLDER OUT DEVICE RANK WORLD CASE…
 
 Each case is trained from the same start on the same global batches. What came out is written by
 rank 0 as one file per case, for the test to look at.
@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +58,49 @@ def chosen(layers: str, step: int = 0) -> tuple[int, ...]:
     return LAYER_SELECTORS.build(LAYERS[layers])(NUM_LAYERS, SCORES)
 
 
+def run_ranks(
+    folder: Path, out: Path, world: int, cases: Sequence[str], device: str = "cpu"
+) -> dict[str, Any]:
+    """Let so many processes train; what rank 0 says."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    processes = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                __file__,
+                str(folder),
+                str(out),
+                device,
+                str(rank),
+                str(world),
+                *cases,
+            ],
+            env=environment,
+            stderr=(out / f"stderr-{world}-{rank}").open("w"),
+        )
+        for rank in range(world)
+    ]
+    try:
+        # For those that hang.
+        until = time.monotonic() + 200 + 10 * len(cases)
+        while any(process.poll() is None for process in processes) and time.monotonic() < until:
+            if any(process.poll() for process in processes):
+                break
+            time.sleep(0.1)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    errors = [(out / f"stderr-{world}-{rank}").read_text()[-3000:] for rank in range(world)]
+    assert [process.returncode for process in processes] == [0] * world, "\n".join(errors)
+    found: dict[str, Any] = json.loads((out / f"losses-{world}.json").read_text())
+    return found
+
+
 def train(
     folder: Path,
     case: str,
+    device: str,
     rank: int,
     world: int,
     *,
@@ -98,7 +141,7 @@ def train(
         moving = {name for group in mark(tuple(every)) for name in group.names}
     groups = mark(chosen(layers, max(0, start - 1)))
     names = [name for name, _ in model.named_parameters()]
-    spread: Any = PARALLELISMS.build(HOW[how])(model, groups, torch.device("cpu"), moving)
+    spread: Any = PARALLELISMS.build(HOW[how])(model, groups, torch.device(device), moving)
     of_step = batches_of(model, processor, num_parts=4)
 
     def batches(step: int) -> list[Any]:
@@ -106,7 +149,7 @@ def train(
         parts = of_step(step)[rank::world]
         if poisoned and step == SAVED + 1 and not diverged:
             parts[0]["pixel_values"].fill_(torch.nan)
-        return parts
+        return [{name: value.to(device) for name, value in part.items()} for part in parts]
 
     losses: list[float] = []
     diverged: list[str] = []
@@ -151,17 +194,19 @@ def main() -> None:
     import torch.distributed as dist
 
     from consomme.base.errors import CheckpointError
+    from consomme.train.spread import BACKENDS
 
-    folder, out, rank, world = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:5])
+    folder, out, device = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    rank, world = map(int, sys.argv[4:6])
     torch.set_num_threads(1)
     # As Ray Train does.
     os.environ["LOCAL_RANK"] = str(rank)
     dist.init_process_group(
-        "gloo", init_method=f"file://{out}/meet-{world}", rank=rank, world_size=world
+        BACKENDS[device], init_method=f"file://{out}/meet-{world}", rank=rank, world_size=world
     )
     found: dict[str, Any] = {}
     held: dict[str, int] = {}
-    for case in sys.argv[5:]:
+    for case in sys.argv[6:]:
         # `case@2` goes on from the checkpoint that two ranks wrote, `case!` diverges on the way.
         name, _, ranks = case.rstrip("!").partition("@")
         scratch = out / f"{name}-{ranks or world}"
@@ -169,6 +214,7 @@ def main() -> None:
             losses, weights, held[case] = train(
                 folder,
                 name,
+                device,
                 rank,
                 world,
                 scratch=scratch,

@@ -1,11 +1,6 @@
 """However a model is spread over ranks: the same losses, and not one bit more is changed."""
 
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,35 +38,6 @@ AGAIN = [
 POISONED = ["fsdp2-rotating-full", *(f"{how}-sparse-full" for how in PLAIN), "zero2off-sparse-full"]
 
 
-def run_ranks(folder: Path, out: Path, world: int, cases: Sequence[str]) -> dict[str, Any]:
-    """Let so many processes train; what rank 0 says."""
-    program = str(Path(ranks.__file__))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, program, str(folder), str(out), str(rank), str(world), *cases],
-            env=environment,
-            stderr=(out / f"stderr-{world}-{rank}").open("w"),
-        )
-        for rank in range(world)
-    ]
-    try:
-        # For those that hang.
-        until = time.monotonic() + 200 + 10 * len(cases)
-        while any(process.poll() is None for process in processes) and time.monotonic() < until:
-            if any(process.poll() for process in processes):
-                break
-            time.sleep(0.1)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    errors = [(out / f"stderr-{world}-{rank}").read_text()[-3000:] for rank in range(world)]
-    assert [process.returncode for process in processes] == [0] * world, "\n".join(errors)
-    found: dict[str, Any] = json.loads((out / f"losses-{world}.json").read_text())
-    return found
-
-
 @pytest.fixture(scope="module")
 def debug_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With as many layers as make a difference between selections."""
@@ -87,14 +53,14 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two(debug_vlm: Path, out: Path) -> dict[str, Any]:
     """What came of two ranks, some of them stopped and started again."""
     again = [f"{case}@2" for case in AGAIN]
-    return run_ranks(debug_vlm, out, 2, [*SHORT, *again, *(f"{case}!" for case in POISONED)])
+    return ranks.run_ranks(debug_vlm, out, 2, [*SHORT, *again, *(f"{case}!" for case in POISONED)])
 
 
 @pytest.fixture(scope="module")
 def one(debug_vlm: Path, out: Path, two: dict[str, Any]) -> dict[str, Any]:
     """What came of one rank, and of going on alone from what two ranks wrote."""
     cases = [f"{how}-sparse-full" for how in PLAIN]
-    return run_ranks(
+    return ranks.run_ranks(
         debug_vlm,
         out,
         1,
@@ -228,7 +194,7 @@ def test_unselected_tensors_keep_their_bits(
 def test_every_strategy_under_every_parallelism(
     debug_vlm: Path, tmp_path: Path, world: int
 ) -> None:
-    found = run_ranks(debug_vlm, tmp_path, world, ranks.CASES)
+    found = ranks.run_ranks(debug_vlm, tmp_path, world, ranks.CASES)
     for case in ranks.CASES:
         rest = case.partition("-")[2]
         assert found[case] == pytest.approx(found[f"ddp-{rest}"], rel=1e-5), case

@@ -54,11 +54,20 @@ def fit_on_ray(recipe: TrainRecipe, start: str, attempt: Run) -> dict[str, Any]:
     from consomme.pipelines.train_fit import machine_of_cluster
     from consomme.pipelines.train_worker import train_worker
     from consomme.pipelines.trainer import Trainer, storage_of
+    from consomme.train.spread import BACKENDS
 
     folder = attempt.folder
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    use_gpu = gpus >= recipe.num_workers
     least = recipe.min_workers or recipe.num_workers
+    use_gpu = gpus >= least
+    if gpus and not use_gpu:
+        logger.warning(
+            "train: the cluster has %d GPUs for %d workers, so they train on CPUs; num_workers=%d"
+            " would train on GPUs",
+            gpus,
+            least,
+            gpus,
+        )
     beside = recipe.evaluation.cpus if recipe.evaluation.data else 0.0
     wanted = (least if use_gpu else least * recipe.cpus_per_worker) + beside
     if wanted > num_cpus():
@@ -78,7 +87,7 @@ def fit_on_ray(recipe: TrainRecipe, start: str, attempt: Run) -> dict[str, Any]:
             # Workers cannot tell.
             "is_private": is_private(),
         },
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=TorchConfig(backend=BACKENDS[machine.device]),
         scaling_config=ScalingConfig(
             num_workers=(least, recipe.num_workers) if recipe.min_workers else recipe.num_workers,
             use_gpu=use_gpu,

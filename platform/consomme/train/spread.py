@@ -24,6 +24,9 @@ from consomme.train.parts import Group
 
 BETAS = (0.9, 0.98)
 
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+"""What ranks talk through, by device; what is offloaded is spoken of from CPU to CPU."""
+
 
 class Spread(Protocol):
     """A model and its optimizer on one rank, spread in some way."""
