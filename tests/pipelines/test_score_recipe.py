@@ -15,6 +15,8 @@ from consomme.pipelines.score import ScoreRecipe, run
         ({"engine": "vllm", "formula": "points_script"}, "formula: found points_script"),
         ({"engine": "vllm", "dtype": "float16"}, "dtype: found float16"),
         ({"engine": "vllm", "token_budget": 512}, "token_budget: found 512"),
+        ({"engine": "vllm", "actors_per_gpu": 2}, "actors_per_gpu: found 2"),
+        ({"actors_per_gpu": 0}, "actors_per_gpu: found 0, expected 1"),
         ({"tensor_parallel": 2}, "say engine: vllm"),
         ({"prompts": {"ocr": ["pool:transcribe"]}}, "did you mean 'transcribe_zh'"),
     ],

@@ -5,7 +5,8 @@ so a score does not depend on how many workers there are. In a window each pictu
 and goes through the language model once, however many captions it has (see `trees`). Rows with a
 picture and rows without go together, sorted by length and cut by a token budget; the head runs on
 spoken positions only, a few megabytes of logits at a time, in float32. A micro-batch that does not
-fit into memory is halved. The next window is prepared while the model works on this one.
+fit into memory is halved. The next window is prepared while the model works on this one, and the
+first ones are small, because for the very first the model has to wait.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ from consomme.models.weights import open_scorer
 
 TokenNll = Callable[[Tensor, Tensor], Tensor]
 
-WINDOW_ROWS = 256
+WINDOW_ROWS = 128
+FIRST_WINDOW_ROWS = 32
 WINDOW_VALUES = 1 << 27
 """Numbers in the prepared pictures of a window: half a gigabyte."""
 
@@ -143,22 +145,23 @@ class TransformersScorer:
         self, questions: Sequence[Question], found: dict[int, Score | NotScored]
     ) -> Iterator[_Window]:
         """Encode conversations, and hand them out a window at a time; note what is not scored."""
-        window, values = _Window(), 0
+        window, values, most = _Window(), 0, FIRST_WINDOW_ROWS
         for number, question in enumerate(questions):
             encoded = encode(self.dialogue, question, number, self.limits)
             if isinstance(encoded, NotScored):
                 found[number] = encoded
                 continue
+            is_full = len(window.conversations) >= most or values >= WINDOW_VALUES
+            if is_full and encoded.passages[0].picture not in window.pictures:
+                yield window
+                window, values, most = _Window(), 0, min(2 * most, WINDOW_ROWS)
             window.conversations.append((number, encoded))
             window.passages += encoded.passages
             for passage in encoded.passages:
                 pixels = passage.spoken.pixels
                 if pixels is not None and passage.picture not in window.pictures:
-                    window.pictures[passage.picture] = pixels
+                    window.pictures[passage.picture] = pixels.to(self.model.dtype)
                     values += pixels.num_values
-            if len(window.conversations) >= WINDOW_ROWS or values >= WINDOW_VALUES:
-                yield window
-                window, values = _Window(), 0
         if window.passages:
             yield window
 

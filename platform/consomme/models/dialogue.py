@@ -43,6 +43,14 @@ class Pixels:
         """Numbers in it, a measure of the work it is."""
         return sum(value.numel() for value in self.inputs.values())
 
+    def to(self, dtype: torch.dtype) -> Pixels:
+        """Round what is no whole number, as the model that looks at it would."""
+        rounded = {
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in self.inputs.items()
+        }
+        return dataclasses.replace(self, inputs=rounded)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spoken:

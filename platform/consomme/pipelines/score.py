@@ -92,7 +92,12 @@ class ScoreRecipe:
     """More rejects than this share fail the run; nothing of it is lost."""
 
     num_actors: int | None = runtime(None)
-    """Most scoring actors; None takes one per GPU, or one per CPU."""
+    """Most scoring actors; None takes as many as the GPUs hold, or one per CPU."""
+
+    actors_per_gpu: int = runtime(1)
+    """Actors that share a GPU, each with the whole model; engine transformers only. With a model of
+    one or two billion parameters, preparing pictures takes one actor longer than looking at them:
+    two or three keep the GPU busy."""
 
     min_actors: int = runtime(1)
     """Fewest; between the two the pool follows the work and the nodes there are."""
@@ -302,7 +307,12 @@ def _check(recipe: ScoreRecipe) -> None:
     """Refuse what no engine can do, before Ray starts."""
     PromptPools.read(recipe.prompts, recipe.prompt_key, recipe.prompt)
     if recipe.engine == "vllm":
-        for name, only in (("formula", "exact"), ("dtype", "auto"), ("token_budget", None)):
+        for name, only in (
+            ("formula", "exact"),
+            ("dtype", "auto"),
+            ("token_budget", None),
+            ("actors_per_gpu", 1),
+        ):
             found = getattr(recipe, name)
             if found != only:
                 raise RecipeError(
@@ -314,10 +324,12 @@ def _check(recipe: ScoreRecipe) -> None:
             f"tensor_parallel: found {recipe.tensor_parallel}, but engine transformers keeps a"
             " model on one GPU; say engine: vllm"
         )
+    if recipe.actors_per_gpu < 1:
+        raise RecipeError(f"actors_per_gpu: found {recipe.actors_per_gpu}, expected 1 or more")
 
 
 def _pool(recipe: ScoreRecipe) -> Pool:
-    """One actor per GPU where there are GPUs; else per CPU, with room for reading and commits."""
+    """As many actors as GPUs hold where there are GPUs; else one per CPU, with room for reading."""
     import ray
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -325,10 +337,11 @@ def _pool(recipe: ScoreRecipe) -> Pool:
         raise RecipeError(
             f"tensor_parallel: found {recipe.tensor_parallel}, but the cluster has {gpus} GPUs"
         )
+    held = gpus * recipe.actors_per_gpu // recipe.tensor_parallel
     return Pool(
-        max_actors=recipe.num_actors or gpus // recipe.tensor_parallel or num_cpus(),
+        max_actors=recipe.num_actors or held or num_cpus(),
         min_actors=recipe.min_actors,
         num_readers=recipe.num_readers,
         cpus=0.8,
-        gpus=float(recipe.tensor_parallel) if gpus else 0.0,
+        gpus=recipe.tensor_parallel / recipe.actors_per_gpu if gpus else 0.0,
     )
