@@ -21,6 +21,72 @@ UNITS, ROWS = 9, 256
 PROMPT = "describe the image."
 
 
+GPU_UNITS, GPU_ROWS = 16, 96
+ACTORS = (1, 2)
+
+
+def rate(recipe: Any, num_units: int) -> float:
+    """Score through Ray, and forget it; samples per second after each actor's first unit."""
+    from consomme.pipelines import score
+
+    done = score.run(recipe)
+    assert done.counts["samples"] == num_units * recipe.unit_rows
+    files = Path(done.url, "data").rglob("*.parquet")
+    ends = sorted(path.stat().st_mtime for path in files)
+    assert len(ends) == num_units, ends
+    shutil.rmtree(done.url)
+    num_left_out = recipe.actors_per_gpu
+    seconds = ends[-1] - ends[num_left_out - 1]
+    return float((num_units - num_left_out) * recipe.unit_rows / seconds)
+
+
+def gpu_rows() -> list[dict[str, Any]]:
+    """Score a billion parameters' model through Ray: one actor on a GPU, and two."""
+    import scoring
+
+    from consomme.pipelines import prepare, score
+    from consomme.pipelines.session import shared_ray
+
+    scoring.use_gpu()
+    with tempfile.TemporaryDirectory() as scratch, shared_ray():
+        model = scoring.random_vlm("large", Path(scratch) / "large")
+        data = prepare.run(
+            prepare.PrepareRecipe(
+                name="data",
+                root=scratch,
+                source={"name": "scenes", "num": GPU_UNITS * GPU_ROWS},
+                rows_per_shard=GPU_ROWS,
+            )
+        )
+        rates = [
+            rate(
+                score.ScoreRecipe(
+                    name="scores",
+                    root=scratch,
+                    inputs=(f"{data.url}/data",),
+                    model=str(model),
+                    unit_rows=GPU_ROWS,
+                    actors_per_gpu=number,
+                    min_actors=number,
+                ),
+                GPU_UNITS,
+            )
+            for number in ACTORS
+        ]
+    how = "through Ray, large model, 1 caption per picture: " + ", ".join(
+        f"{one:.1f} samples/s with {number}" for number, one in zip(ACTORS, rates, strict=True)
+    )
+    return [
+        {
+            "key": "score.gpu_two_actors",
+            "value": round(rates[1] / rates[0], 3),
+            "unit": "ratio",
+            "baseline": "one actor on the GPU",
+            "how": how,
+        }
+    ]
+
+
 def rows() -> list[dict[str, Any]]:
     """Measure."""
     from consomme.curate.perplexity import token_nll
@@ -41,23 +107,7 @@ def rows() -> list[dict[str, Any]]:
             )
         )
 
-        def through_ray() -> float:
-            done = score.run(
-                score.ScoreRecipe(
-                    name="scores",
-                    root=scratch,
-                    inputs=(f"{data.url}/data",),
-                    model=nano,
-                    unit_rows=ROWS,
-                    num_actors=1,
-                )
-            )
-            assert done.counts["samples"] == UNITS * ROWS
-            files = Path(done.url, "data").rglob("*.parquet")
-            ends = sorted(path.stat().st_mtime for path in files)
-            assert len(ends) == UNITS, ends
-            shutil.rmtree(done.url)
-            return ends[-1] - ends[0]
+        rows_after = (UNITS - 1) * ROWS
 
         def bare() -> float:
             ends = []
@@ -67,7 +117,15 @@ def rows() -> list[dict[str, Any]]:
                 ends.append(time.monotonic())
             return ends[-1] - ends[0]
 
-        ratios = [bare() / through_ray() for _ in range(ROUNDS)]
+        recipe = score.ScoreRecipe(
+            name="scores",
+            root=scratch,
+            inputs=(f"{data.url}/data",),
+            model=nano,
+            unit_rows=ROWS,
+            num_actors=1,
+        )
+        ratios = [bare() * rate(recipe, UNITS) / rows_after for _ in range(ROUNDS)]
     how = (
         f"samples/s, 1 actor, {(UNITS - 1) * ROWS:,} scenes after the first unit; median of"
         f" {ROUNDS} rounds, from {min(ratios):.2f} to {max(ratios):.2f}"

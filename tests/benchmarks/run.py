@@ -26,15 +26,20 @@ BAR = "\\|"  # a bar inside a Markdown table
 Row = dict[str, Any]
 
 
-def machine() -> str:
-    """Name the processor, its cores and the memory."""
+def machine(*, on_gpu: bool) -> str:
+    """Name the processor, its cores, the memory, and the GPU if it was measured."""
     model = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
             break
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return f"{model}, {os.cpu_count()} cores, {pages / 2**30:.0f} GiB, no GPU"
+    gpu = "no GPU"
+    if on_gpu:
+        import torch
+
+        gpu = f"one {torch.cuda.get_device_name()}"
+    return f"{model}, {os.cpu_count()} cores, {pages / 2**30:.0f} GiB, {gpu}"
 
 
 def row(key: str, value: float, unit: str, baseline: str, how: str) -> Row:
@@ -79,6 +84,14 @@ def bench_score() -> list[Row]:
 
     through = ray_score.rows()
     return [*scoring.rows(), *through]
+
+
+def bench_score_gpu() -> list[Row]:
+    """Score with a billion parameters' model three ways, and through Ray."""
+    import ray_score
+    import scoring
+
+    return [*scoring.gpu_rows(), *ray_score.gpu_rows()]
 
 
 def bench_recaption() -> list[Row]:
@@ -145,13 +158,13 @@ def fill_readme() -> None:
 def fill_figures() -> None:
     """Put the figures of all other areas into the README, one line each."""
     text = ["| figure | value | against | how |", "| --- | --- | --- | --- |"]
-    machines = set()
+    machines: dict[str, list[str]] = {}
     for area in FIGURES:
         path = HERE / "results" / f"{area}.json"
         if not path.exists():
             continue
         result = json.loads(path.read_text())
-        machines.add(f"{result['machine']} ({area}: {result['date']})")
+        machines.setdefault(result["machine"], []).append(f"{area} {result['date']}")
         for figure in result["rows"]:
             if figure["key"].startswith(DETAILS):
                 continue
@@ -160,7 +173,8 @@ def fill_figures() -> None:
             )
             cells = (f"`{figure['key']}`", f"{value} {figure['unit']}", figure["baseline"])
             text.append(f"| {' | '.join(cells)} | {figure['how'].replace('|', BAR)} |")
-    text += ["", "Machines: " + "; ".join(sorted(machines)) + "."]
+    where = [f"{name} ({', '.join(areas)})" for name, areas in sorted(machines.items())]
+    text += ["", f"Machines: {'; '.join(where)}."]
     between("figures-table", text)
 
 
@@ -310,8 +324,16 @@ def bench_train() -> list[Row]:
     return training.measure()
 
 
+def bench_train_gpu() -> list[Row]:
+    """Selections of layers of a billion parameters' model, and how much of the GPU a step uses."""
+    import training
+
+    return training.gpu_rows()
+
+
 FIGURES = (
     "score",
+    "score_gpu",
     "recaption",
     "filter",
     "io",
@@ -320,6 +342,7 @@ FIGURES = (
     "chaos",
     "engine_chaos",
     "train",
+    "train_gpu",
     "train_chaos",
     "stream",
     "decode",
@@ -347,14 +370,35 @@ AREAS: dict[str, Callable[[], list[Row]]] = {
     "quickstart": bench_quickstart,
 }
 
+GPU_AREAS: dict[str, Callable[[], list[Row]]] = {
+    "score_gpu": bench_score_gpu,
+    "train_gpu": bench_train_gpu,
+}
+"""Areas that only a GPU has."""
+
+
+def has_gpu() -> bool:
+    """Ask in another process, since importing torch costs memory that others are measured by."""
+    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
 
 def main() -> None:
-    """Measure the areas named on the command line, or all."""
+    """Measure the areas named on the command line, or all that this machine can."""
     sys.path.append(str(HERE))
-    for area in sys.argv[1:] or AREAS:
-        rows = AREAS[area]()
+    measures = AREAS | GPU_AREAS
+    named = sys.argv[1:]
+    if unknown := set(named) - measures.keys():
+        sys.exit(f"no areas {', '.join(sorted(unknown))}; there are {', '.join(measures)}")
+    if not has_gpu():
+        if wanting := [area for area in named if area in GPU_AREAS]:
+            sys.exit(f"{', '.join(wanting)}: needs a GPU, and torch finds none here")
+        sys.stdout.write(f"no GPU here, so not measured: {', '.join(GPU_AREAS)}\n")
+        measures = AREAS
+    for area in named or measures:
+        rows = measures[area]()
         text = {
-            "machine": machine(),
+            "machine": machine(on_gpu=area in GPU_AREAS),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "rows": rows,
         }

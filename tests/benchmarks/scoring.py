@@ -7,11 +7,16 @@ one thread; each runs in a process of its own, three times in turn, so that time
 are its own. The models: the nano VLM, whose vocabulary is small, and a model of random weights with
 a vocabulary of 50,000 and 196 tokens per picture, where logits weigh what they do in real ones. The
 data: pictures with one caption each, and pictures with five, as emoji have names in five languages.
+
+On a GPU the same in one process with a model of a billion parameters, random, in bfloat16.
 """
 
 from __future__ import annotations
 
+import functools
+import gc
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -25,16 +30,51 @@ from typing import Any
 
 import torch
 
-NUM = {"nano": 220, "wide": 45}
+NUM = {"nano": 220, "wide": 45, "large": 480}
 """Captions; multiples of five."""
+
+NUM_SLOW = {"large": 60}
+"""Captions for the script that takes one at a time, where it is given fewer."""
 
 WARM = 10
 ROUNDS = 3
+GPU_ROUNDS = 2
 PROMPT = "describe the image."
 BATCH = 16
+DEVICE = torch.device("cpu")
+DTYPE = torch.float32
+"""Both are set once, by `use_gpu`."""
 
 
-def wide(folder: Path) -> Path:
+def use_gpu() -> None:
+    """Let all that follows in this process happen there."""
+    global DEVICE, DTYPE
+    DEVICE, DTYPE = torch.device("cuda"), torch.bfloat16
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "wide": {
+        "image_px": 224,
+        "vision": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3},
+        "text": {
+            "vocab_size": 50_000, "hidden_size": 384, "intermediate_size": 1024,
+            "num_hidden_layers": 8, "num_attention_heads": 6, "num_key_value_heads": 2,
+        },
+    },
+    # Llama 3.2 1B with an encoder as large as CLIP's.
+    "large": {
+        "image_px": 384,
+        "vision": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
+        "text": {
+            "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192,
+            "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
+            "tie_word_embeddings": True,
+        },
+    },
+}  # fmt: skip
+
+
+def random_vlm(name: str, folder: Path) -> Path:
     """Write a model with a real vocabulary's size, which speaks as the nano VLM does."""
     from consomme.models.weights import open_scorer
     from consomme.pipelines.checkpoints import model_folder
@@ -42,30 +82,33 @@ def wide(folder: Path) -> Path:
     _, processor = open_scorer(model_folder("package://models/nano"))
     import transformers as hf
 
+    sizes = SIZES[name]
+    side, patch = sizes["image_px"], 16
     for key, value in (
-        ("size", {"shortest_edge": 224}),
-        ("crop_size", {"height": 224, "width": 224}),
+        ("size", {"shortest_edge": side}),
+        ("crop_size", {"height": side, "width": side}),
     ):
         setattr(processor.image_processor, key, value)
-    processor.patch_size = 16
+    processor.patch_size = patch
+    vision = sizes["vision"]
     config = hf.LlavaConfig(
         vision_config=hf.CLIPVisionConfig(
-            hidden_size=192, intermediate_size=768, num_hidden_layers=6, num_attention_heads=3,
-            image_size=224, patch_size=16,
+            intermediate_size=4 * vision["hidden_size"], image_size=side, patch_size=patch, **vision
         ),
-        text_config=hf.LlamaConfig(
-            vocab_size=50_000, hidden_size=384, intermediate_size=1024, num_hidden_layers=8,
-            num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=2048,
-        ),
+        text_config=hf.LlamaConfig(max_position_embeddings=2048, **sizes["text"]),
         image_token_index=processor.tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=196,
-    )  # fmt: skip
+        image_seq_length=(side // patch) ** 2,
+        tie_word_embeddings=sizes["text"].get("tie_word_embeddings", False),
+    )
     torch.manual_seed(0)
-    hf.LlavaForConditionalGeneration(config).save_pretrained(folder)
+    with torch.device(DEVICE):
+        model = hf.LlavaForConditionalGeneration(config)
+    model.to(DTYPE).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
+@functools.cache
 def data(kind: str, num: int) -> tuple[list[Any], list[str]]:
     """Pictures and captions: `one` caption for each picture, or `five`, neighbours, for each."""
     from consomme.datasets.sources import EmojiSource, SceneSource
@@ -92,7 +135,8 @@ def conversations(folder: str, captions: Sequence[str]) -> tuple[Any, Any, list[
     from consomme.models.dialogue import messages
     from consomme.models.weights import open_scorer
 
-    model, processor = open_scorer(folder)
+    model, processor = open_scorer(folder, DTYPE)
+    model.to(DEVICE)
     found = []
     for caption in captions:
         turns = (Turn(role="user", content=PROMPT), Turn(role="assistant", content=caption))
@@ -116,7 +160,7 @@ def points(folder: str, images: Sequence[Any], captions: Sequence[str]) -> list[
         for kind in ("seen", "blind"):
             some = {"images": [[image]]} if kind == "seen" else {}
             prompt = processor(text=[text[f"{kind} prompt"]], **some, return_tensors="pt")
-            inputs = processor(text=[text[kind]], **some, return_tensors="pt")
+            inputs = processor(text=[text[kind]], **some, return_tensors="pt").to(DEVICE, DTYPE)
             begin = prompt["input_ids"].shape[1]
             logits = model(**inputs).logits
             chances = torch.softmax(logits[0, begin - 1 : -1].float(), dim=-1)
@@ -138,7 +182,7 @@ def batched(folder: str, images: Sequence[Any], captions: Sequence[str]) -> list
             some = {"images": [[i] for i in images[at : at + BATCH]]} if kind == "seen" else {}
             inputs = processor(
                 text=[text[kind] for text in part], **some, padding=True, return_tensors="pt"
-            )
+            ).to(DEVICE, DTYPE)
             # Placeholders are the same in all prompts, so their lengths need no picture.
             extra = int((inputs["input_ids"][0] == model.config.image_token_index).sum()) - 1
             logits = model(**inputs).logits.float().log_softmax(dim=-1)
@@ -173,26 +217,42 @@ SUFFIXES = {
     ("wide", "one"): "_one_caption",
     ("nano", "five"): "_nano",
     ("nano", "one"): "_nano_one_caption",
+    ("large", "five"): "",
+    ("large", "one"): "_one_caption",
 }
 CONTESTANTS = {"points": points, "batched": batched, "ours": ours}
 
 
 def run(name: str, model: str, kind: str, folder: str) -> dict[str, Any]:
-    """Time one contestant in this process; loading the model is left out by doing little first."""
-    torch.set_num_threads(1)
-    images, captions = data(kind, NUM[model])
+    """Time one contestant in this process; loading the model is left out by doing little first.
+
+    Memory is what the process held at its most, or on a GPU what tensors did.
+    """
+    on_gpu = DEVICE.type == "cuda"
+    if not on_gpu:
+        torch.set_num_threads(1)
+    num = NUM_SLOW.get(model, NUM[model]) if name == "points" else NUM[model]
+    images, captions = data(kind, num)
     score = CONTESTANTS[name]
     score(folder, images[:WARM], captions[:WARM])
     sums, times = [], []
+    if on_gpu:
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     for part in (WARM, len(images)):
         began = time.monotonic()
         sums = score(folder, images[:part], captions[:part])
         times.append(time.monotonic() - began)
-    status = Path("/proc/self/status").read_text()
+    if on_gpu:
+        peak_mb = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        status = Path("/proc/self/status").read_text()
+        peak_mb = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
     return {
         "nats": sum(sums),
         "rate": (len(images) - WARM) / (times[1] - times[0]),
-        "peak_mb": int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024,
+        "peak_mb": peak_mb,
     }
 
 
@@ -203,7 +263,7 @@ def rows() -> list[dict[str, Any]]:
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folders = {
-            "wide": str(wide(Path(scratch) / "wide")),
+            "wide": str(random_vlm("wide", Path(scratch) / "wide")),
             "nano": model_folder("package://models/nano"),
         }
         cells = [(model, kind) for model in folders for kind in DATA]
@@ -212,6 +272,8 @@ def rows() -> list[dict[str, Any]]:
                 for name in CONTESTANTS:
                     done = subprocess.run(
                         [sys.executable, str(Path(__file__)), name, model, kind, folders[model]],
+                        # Engines take a GPU by themselves.
+                        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
                         check=True,
                         stdout=subprocess.PIPE,
                         text=True,
@@ -219,14 +281,39 @@ def rows() -> list[dict[str, Any]]:
                     result = json.loads(done.stdout.splitlines()[-1])
                     found.setdefault((model, kind, name), []).append(result)
 
+    return ratios(found, "score.", agreement=1e-4)
+
+
+def gpu_rows() -> list[dict[str, Any]]:
+    """The same with the large model, in this process and on its GPU."""
+    use_gpu()
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = str(random_vlm("large", Path(scratch) / "large"))
+        for _ in range(GPU_ROUNDS):
+            for kind in DATA:
+                for name in CONTESTANTS:
+                    result = run(name, "large", kind, folder)
+                    found.setdefault(("large", kind, name), []).append(result)
+    # What a batch holds decides how bfloat16 rounds.
+    return ratios(found, "score.gpu_", agreement=1e-2)
+
+
+def ratios(
+    found: dict[tuple[str, str, str], list[dict[str, Any]]], prefix: str, *, agreement: float
+) -> list[dict[str, Any]]:
+    """Set ours against the others: samples per second, medians of the rounds.
+
+    The two that do not round their sums have to agree, relatively.
+    """
+
     def middle(model: str, kind: str, name: str, what: str) -> float:
         return statistics.median(one[what] for one in found[model, kind, name])
 
     made = []
-    for model, kind in cells:
-        # The script of POINTS rounds; the other two have to agree.
+    for model, kind in dict.fromkeys((model, kind) for model, kind, _ in found):
         ends = [found[model, kind, name][0]["nats"] for name in ("batched", "ours")]
-        assert abs(ends[0] - ends[1]) < 1e-4 * ends[1], ends
+        assert abs(ends[0] - ends[1]) < agreement * ends[1], ends
         how = f"{model} model, {DATA[kind]}: " + ", ".join(
             f"{name} {middle(model, kind, name, 'rate'):.1f} samples/s,"
             f" {middle(model, kind, name, 'peak_mb'):,.0f} MB"
@@ -234,13 +321,13 @@ def rows() -> list[dict[str, Any]]:
         )
         suffix = SUFFIXES[model, kind]
         for key, name, baseline in (
-            ("score.vs_points_script", "points", "one sample at a time, full logits"),
-            ("score.vs_batched_loop", "batched", f"transformers in batches of {BATCH}"),
+            ("vs_points_script", "points", "one sample at a time, full logits"),
+            ("vs_batched_loop", "batched", f"transformers in batches of {BATCH}"),
         ):
             ratio = middle(model, kind, "ours", "rate") / middle(model, kind, name, "rate")
             made.append(
                 {
-                    "key": key + suffix,
+                    "key": prefix + key + suffix,
                     "value": round(ratio, 3),
                     "unit": "ratio",
                     "baseline": baseline,

@@ -126,7 +126,7 @@ LLAMA_1B = Shape(
     vision_width=1024,
     vision_layers=24,
     image_px=384,
-    batch=8,
+    batch=4,
     num_tokens=2048,
 )
 """Llama 3.2 1B with an encoder as large as CLIP's."""
@@ -516,7 +516,10 @@ def gpu_rows() -> list[dict[str, Any]]:
     device = torch.device("cuda")
     name = torch.cuda.get_device_name(device)
     found = selections(LLAMA_1B, device, "bfloat16")
-    where = f"{name}, Llama 3.2 1B's shape, 8 x 2048 tokens, bfloat16 products"
+    where = (
+        f"{name}, Llama 3.2 1B's shape, {LLAMA_1B.batch} x {LLAMA_1B.num_tokens} tokens, bfloat16"
+        " products"
+    )
     rows = selection_rows(found, where, "train.gpu_")
     peak = peak_flops(name, "bfloat16")
     if peak:
@@ -534,12 +537,11 @@ def gpu_rows() -> list[dict[str, Any]]:
 
 
 def measure() -> list[dict[str, Any]]:
-    """All of it; the GPU's part only where there is one."""
+    """What a CPU can show."""
     torch.set_num_threads(1)
     found = selections(SMOLLM2_135M, torch.device("cpu"), "float32")
     where = (
         "SmolLM2-135M's shape with a vision encoder of 6 x 384, 2 x 256 tokens, one thread, seconds"
         " of CPU"
     )
-    rows = [*overhead(), *through_ray(), *selection_rows(found, where, "train.")]
-    return [*rows, *(gpu_rows() if torch.cuda.is_available() else [])]
+    return [*overhead(), *through_ray(), *selection_rows(found, where, "train.")]
