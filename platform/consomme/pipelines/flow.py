@@ -36,6 +36,12 @@ RECORDS_PER_SEGMENT = 2000
 UNITS_PER_ACTOR = 3
 """Units in an actor at a time: one is read and decoded, one is worked on, one is committed."""
 
+UNITS_AHEAD = 2 * UNITS_PER_ACTOR
+"""Units that an actor is given at a time where there are many."""
+
+GROWS_AT = 0.875
+"""A pool grows when its actors have so much of what they can be given, as it does in Ray Data."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
@@ -57,6 +63,13 @@ class Pool:
         if self.num_readers is not None:
             return self.num_readers
         return max(2, self.max_actors) if self.gpus else 0
+
+    def units_given(self, num_units: int) -> int:
+        """Most units that an actor is given before it is done with the first.
+
+        Of few units the first actor that is there would take all, and the others nothing.
+        """
+        return max(1, min(UNITS_AHEAD, num_units // max(1, self.max_actors)))
 
 
 def run_units(
@@ -126,6 +139,9 @@ def _dataset(
     context.actor_init_retry_on_errors = True
     context.max_consecutive_actor_init_deaths = 3
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    given = pool.units_given(todo.num_units)
+    at_a_time = min(UNITS_PER_ACTOR, given)
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = GROWS_AT * given / at_a_time
     return ray.data.read_datasource(
         reading(folder.url, todo.slices, read if pool.readers else None),
         num_cpus=0.1,
@@ -144,7 +160,8 @@ def _dataset(
         compute=ray.data.ActorPoolStrategy(
             min_size=min(pool.min_actors, pool.max_actors),
             max_size=max(1, pool.max_actors),
-            max_concurrent_calls_per_actor=UNITS_PER_ACTOR,
+            max_tasks_in_flight_per_actor=given,
+            max_concurrent_calls_per_actor=at_a_time,
             # `UnitWorker` sees to it that only one of them uses the model.
             enable_true_multi_threading=True,
         ),

@@ -53,6 +53,8 @@ def ray_session() -> Iterator[None]:
     if not address:
         # The log files of a private Ray go with it; its remarks would only break up our lines.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        # Processes that read for one stage are still there for the next, with all they imported.
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
     options: dict[str, Any] = {}
     environment: dict[str, Any] = {"env_vars": WORKER_ENV}
     if not address:
