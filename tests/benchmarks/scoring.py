@@ -52,28 +52,6 @@ def use_gpu() -> None:
     DEVICE, DTYPE = torch.device("cuda"), torch.bfloat16
 
 
-SIZES: dict[str, dict[str, Any]] = {
-    "wide": {
-        "image_px": 224,
-        "vision": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3},
-        "text": {
-            "vocab_size": 50_000, "hidden_size": 384, "intermediate_size": 1024,
-            "num_hidden_layers": 8, "num_attention_heads": 6, "num_key_value_heads": 2,
-        },
-    },
-    # Llama 3.2 1B with an encoder as large as CLIP's.
-    "large": {
-        "image_px": 384,
-        "vision": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
-        "text": {
-            "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192,
-            "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
-            "tie_word_embeddings": True,
-        },
-    },
-}  # fmt: skip
-
-
 def random_vlm(name: str, folder: Path) -> Path:
     """Write a model with a real vocabulary's size, which speaks as the nano VLM does."""
     from consomme.models.weights import open_scorer
@@ -81,24 +59,32 @@ def random_vlm(name: str, folder: Path) -> Path:
 
     _, processor = open_scorer(model_folder("package://models/nano"))
     import transformers as hf
+    from training import LLAMA_1B, Shape, vision_config
 
-    sizes = SIZES[name]
-    side, patch = sizes["image_px"], 16
+    shapes = {
+        "wide": Shape(
+            text={
+                "vocab_size": 50_000, "hidden_size": 384, "intermediate_size": 1024,
+                "num_hidden_layers": 8, "num_attention_heads": 6, "num_key_value_heads": 2,
+            },
+            vision_width=192, vision_layers=6, image_px=224,
+        ),
+        "large": LLAMA_1B,
+    }  # fmt: skip
+    shape = shapes[name]
+    side = shape.image_px
     for key, value in (
         ("size", {"shortest_edge": side}),
         ("crop_size", {"height": side, "width": side}),
     ):
         setattr(processor.image_processor, key, value)
-    processor.patch_size = patch
-    vision = sizes["vision"]
+    processor.patch_size = shape.patch_px
     config = hf.LlavaConfig(
-        vision_config=hf.CLIPVisionConfig(
-            intermediate_size=4 * vision["hidden_size"], image_size=side, patch_size=patch, **vision
-        ),
-        text_config=hf.LlamaConfig(max_position_embeddings=2048, **sizes["text"]),
+        vision_config=vision_config(shape),
+        text_config=hf.LlamaConfig(max_position_embeddings=2048, **shape.text),
         image_token_index=processor.tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=(side // patch) ** 2,
-        tie_word_embeddings=sizes["text"].get("tie_word_embeddings", False),
+        image_seq_length=shape.num_image_tokens,
+        tie_word_embeddings=shape.text.get("tie_word_embeddings", False),
     )
     torch.manual_seed(0)
     with torch.device(DEVICE):

@@ -132,10 +132,9 @@ LLAMA_1B = Shape(
 """Llama 3.2 1B with an encoder as large as CLIP's."""
 
 
-def build(shape: Shape) -> Any:
-    """Make a LLaVA of some sizes on the current device."""
-    text = hf.LlamaConfig(max_position_embeddings=4096, **shape.text)
-    vision = hf.CLIPVisionConfig(
+def vision_config(shape: Shape) -> Any:
+    """Of a CLIP encoder of some sizes."""
+    return hf.CLIPVisionConfig(
         hidden_size=shape.vision_width,
         intermediate_size=4 * shape.vision_width,
         num_hidden_layers=shape.vision_layers,
@@ -143,8 +142,13 @@ def build(shape: Shape) -> Any:
         image_size=shape.image_px,
         patch_size=shape.patch_px,
     )
+
+
+def build(shape: Shape) -> Any:
+    """Make a LLaVA of some sizes on the current device."""
+    text = hf.LlamaConfig(max_position_embeddings=4096, **shape.text)
     config = hf.LlavaConfig(
-        vision_config=vision,
+        vision_config=vision_config(shape),
         text_config=text,
         image_token_index=shape.text["vocab_size"] - 1,
         image_seq_length=shape.num_image_tokens,

@@ -95,9 +95,8 @@ class ScoreRecipe:
     """Most scoring actors; None takes as many as the GPUs hold, or one per CPU."""
 
     actors_per_gpu: int = runtime(1)
-    """Actors that share a GPU, each with the whole model; engine transformers only. With a model of
-    one or two billion parameters, preparing pictures takes one actor longer than looking at them:
-    two or three keep the GPU busy."""
+    """Actors that share a GPU, each with the whole model; engine transformers only. Two may help
+    small models, whose pictures take an actor longer to prepare than the GPU to look at."""
 
     min_actors: int = runtime(1)
     """Fewest; between the two the pool follows the work and the nodes there are."""
