@@ -16,9 +16,15 @@ STAMP := $(VENV)/.consomme-$(EXTRA)-$(PINS)
 # `===` is the exact build without a suffix, so a CPU build that pip may know of is not taken.
 TORCH := $(if $(filter gpu,$(EXTRA)),torch===2.13.0,torch==2.13.0)
 
-# DeepSpeed would look for a compiler; its operators are built when first used, if ever. Python is
-# compiled ahead on all cores at the end, and has to be: where PYTHONDONTWRITEBYTECODE is set, as in
-# many containers, each process would compile all it imports anew, and Ray starts many.
+# Many containers forbid Python to keep what it has compiled. Then each process would compile all
+# that it imports anew, and Ray starts many: so it is allowed here, and what all of them import is
+# compiled once with the set-up. Compiling all that is installed would take three times as long.
+export PYTHONDONTWRITEBYTECODE :=
+IMPORTED := consomme.engines.transformers_scorer, consomme.engines.vllm_writer, \
+            vllm.v1.engine.async_llm, ray.data, ray.train.torch, ray.tune, \
+            torch.distributed.fsdp, deepspeed
+
+# DeepSpeed would look for a compiler; its operators are built when first used, if ever.
 PIP := DS_BUILD_OPS=0 $(BIN)/python -m pip --disable-pip-version-check
 # uv takes a quarter of pip's time, but reads none of pip's settings: where those name an index that
 # has what PyPI has not, pip does it.
@@ -68,8 +74,7 @@ ifeq ($(EXTRA),cpu)
 	@# There is no CPU build of torchvision, and its own dependencies would bring a CUDA torch.
 	$(call install,--no-deps torchvision==0.28.0)
 endif
-	@# Some packages carry files for other Pythons; those are never imported, and neither are tests.
-	@$(BIN)/python -m compileall -q -j 0 -x '/(tests|rllib)/' $(VENV)/lib > /dev/null 2>&1 || true
+	@said=$$($(BIN)/python -c 'import $(IMPORTED)' 2>&1) || { echo "$$said" >&2; exit 1; }
 	@rm -f $(VENV)/.consomme-*
 	@touch $@
 
