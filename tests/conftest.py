@@ -25,6 +25,16 @@ settings.register_profile("consomme", deadline=None, derandomize=True, database=
 settings.load_profile("consomme")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import files without tests on Ray, where nothing else is asked for."""
+    is_unasked = (
+        str(config.getoption("markexpr")).startswith("ray")
+        and collection_path.name.startswith("test_")
+        and "mark.ray" not in collection_path.read_text()
+    )
+    return is_unasked or None
+
+
 @pytest.fixture(scope="session")
 def debug_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the debug model; not to be written to."""

@@ -5,17 +5,16 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from consomme.models.debug import make_debug_vlm
@@ -40,15 +39,31 @@ def free_ports(number: int) -> list[int]:
         return found
 
 
-def processes_naming(text: str) -> list[int]:
-    """List our processes whose command line has a text in it: a folder that only they know."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            line = (entry / "cmdline").read_bytes().decode(errors="replace")
-            if text in line and int(entry.name) != os.getpid():
-                found.append(int(entry.name))
-    return found
+def processes_of(folder: str) -> list[psutil.Process]:
+    """List our processes that name a folder only they know, and all that these have started.
+
+    Ray's agents and workers change their command lines, and an agent that is left alone keeps a
+    core busy for a minute.
+    """
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if folder in " ".join(process.cmdline()) and process.pid != os.getpid():
+                for one in (process, *process.children(recursive=True)):
+                    found[one.pid] = one
+    return list(found.values())
+
+
+def end(processes: list[psutil.Process]) -> None:
+    """End them, by force those that will not."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, left = psutil.wait_procs(processes, timeout=3)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=10)
 
 
 @dataclass(frozen=True)
@@ -110,11 +125,7 @@ def head() -> Iterator[Head]:
         subprocess.run(command, env=env, check=True, capture_output=True, timeout=120)
         yield Head(port=gcs, env=env)
     finally:
-        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
-            for process in processes_naming(folder):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, number)
-            time.sleep(1)
+        end(processes_of(folder))
         shutil.rmtree(folder, ignore_errors=True)
 
 

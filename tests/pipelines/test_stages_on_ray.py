@@ -77,7 +77,7 @@ def test_recaptions_carry_their_provenance(recaptions, view):
 def test_two_workers_train_and_the_loss_falls(full):
     assert full.decisions["world_size"] == 2
     losses = [step["loss"] for step in json.loads((Path(full.url) / "curve.json").read_text())]
-    assert len(losses) == 6
+    assert len(losses) == 14
     assert sum(losses[-2:]) < sum(losses[:2])
     assert (Path(full.url) / "model" / "config.json").exists()
 

@@ -8,6 +8,7 @@ rank 0 as one file per case, for the test to look at.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -98,7 +99,7 @@ def run_ranks(
 
 
 def train(
-    folder: Path,
+    opened: tuple[Any, Any],
     case: str,
     device: str,
     rank: int,
@@ -115,7 +116,6 @@ def train(
     import torch
     from talks import batches_of
 
-    from consomme.models.weights import open_vlm
     from consomme.train.divergence import DivergedError
     from consomme.train.loop import Pace, StepReport, fit_in_turns
     from consomme.train.parallel import PARALLELISMS
@@ -125,7 +125,8 @@ def train(
 
     how, layers, state = case.split("-")
     torch.manual_seed(0)
-    model, processor = open_vlm(folder)
+    untouched, processor = opened
+    model = copy.deepcopy(untouched)
     part = FULL if state == "full" else Part(state="lora", rank=2, alpha=4)
     # Only a frozen projector lets gradients end where the lowest layer is.
     projector = FROZEN if layers == "top" else FULL
@@ -194,6 +195,7 @@ def main() -> None:
     import torch.distributed as dist
 
     from consomme.base.errors import CheckpointError
+    from consomme.models.weights import open_vlm
     from consomme.train.spread import BACKENDS
 
     folder, out, device = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
@@ -204,6 +206,7 @@ def main() -> None:
     dist.init_process_group(
         BACKENDS[device], init_method=f"file://{out}/meet-{world}", rank=rank, world_size=world
     )
+    opened = open_vlm(folder)
     found: dict[str, Any] = {}
     held: dict[str, int] = {}
     for case in sys.argv[6:]:
@@ -212,7 +215,7 @@ def main() -> None:
         scratch = out / f"{name}-{ranks or world}"
         try:
             losses, weights, held[case] = train(
-                folder,
+                opened,
                 name,
                 device,
                 rank,
