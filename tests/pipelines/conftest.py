@@ -89,7 +89,7 @@ def train_recipe(root: str, view: Manifest) -> train.TrainRecipe:
 
 @pytest.fixture(scope="session")
 def full_recipe(train_recipe: train.TrainRecipe) -> train.TrainRecipe:
-    """By two workers, who find that it diverges: of few samples to a step, losses go up and down."""
+    """Two workers find that it diverges: a step has few samples, so losses go up and down."""
     return replace(
         train_recipe,
         num_steps=14,
