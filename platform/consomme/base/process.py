@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 WORKER_HOOK = f"{__name__}.leave_fast"
-"""For Ray's `worker_process_setup_hook`."""
+"""What Ray's workers call when they start."""
 
 
 @contextlib.contextmanager

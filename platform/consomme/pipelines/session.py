@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -55,22 +55,12 @@ def ray_session() -> Iterator[None]:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # Processes that read for one stage are still there for the next, with all they imported.
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
-    options: dict[str, Any] = {}
-    environment: dict[str, Any] = {"env_vars": WORKER_ENV}
-    if not address:
-        options = {"address": "local", "include_dashboard": False}
-        environment = {
-            "env_vars": WORKER_ENV | PRIVATE_ENV,
-            "worker_process_setup_hook": WORKER_HOOK,
-        }
     try:
-        ray.init(
-            **options,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            configure_logging=False,
-            runtime_env=environment,
-        )
+        if address:
+            _init(runtime_env={"env_vars": WORKER_ENV})
+        else:
+            with _environment(_private_env()):
+                _init(address="local", include_dashboard=False)
     # Ray raises plain Exception, ConnectionError, RuntimeError and more when it cannot start.
     except Exception as error:
         where = (
@@ -85,6 +75,38 @@ def ray_session() -> Iterator[None]:
     finally:
         if not _SHARED.get():
             ray.shutdown()
+
+
+def _init(**options: Any) -> None:
+    import ray
+
+    ray.init(**options, log_to_driver=False, logging_level=logging.WARNING, configure_logging=False)
+
+
+def _private_env() -> dict[str, str]:
+    """What workers of a private Ray have in their environment.
+
+    They inherit it. Given as a `runtime_env`, each worker's Python would start twice, which is half
+    of what starting it takes; Ray 2.60 has the hook of a `runtime_env` in a variable as well.
+    """
+    from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+
+    return WORKER_ENV | PRIVATE_ENV | {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: WORKER_HOOK}
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Have these variables inside the block, for what is started there."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def is_private() -> bool:
