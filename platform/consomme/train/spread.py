@@ -127,7 +127,9 @@ def make_optimizer(model: nn.Module, groups: Sequence[Group]) -> torch.optim.Ada
                     "weight_decay": group.weight_decay,
                 }
             )
-    return torch.optim.AdamW(made, betas=BETAS)
+    # By itself torch makes a handful of kernels of it, each of which reads and writes everything.
+    is_fused = all(p.device.type == "cuda" for group in made for p in group["params"])
+    return torch.optim.AdamW(made, betas=BETAS, fused=is_fused or None)
 
 
 def names_of(groups: Sequence[Group], moving: Collection[str] | None) -> frozenset[str]:
