@@ -115,7 +115,7 @@ def make_optimizer(model: nn.Module, groups: Sequence[Group]) -> torch.optim.Ada
         groups: By names of the bare model.
     """
     named = dict(model.named_parameters())
-    made = []
+    made: list[dict[str, Any]] = []
     for group in groups:
         some = [named[name] for name in group.names if named[name].requires_grad]
         if some:
