@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +86,13 @@ def bench_score() -> list[Row]:
     return [*scoring.rows(), *through]
 
 
-def bench_score_gpu() -> list[Row]:
+def bench_score_gpu() -> Iterator[Row]:
     """Score with a billion parameters' model three ways, and through Ray."""
     import ray_score
     import scoring
 
-    return [*scoring.gpu_rows(), *ray_score.gpu_rows()]
+    yield from scoring.gpu_rows()
+    yield from ray_score.gpu_rows()
 
 
 def bench_recaption() -> list[Row]:
@@ -353,7 +354,7 @@ FIGURES = (
 DETAILS = ("dedup.d", "dedup.chains", "dedup.stars", "dedup.bits", "dedup.found_at")
 """How keys begin that only the JSON has: figures behind a decision in the code."""
 
-AREAS: dict[str, Callable[[], list[Row]]] = {
+AREAS: dict[str, Callable[[], Iterable[Row]]] = {
     "score": bench_score,
     "recaption": bench_recaption,
     "telling": bench_telling,
@@ -370,7 +371,7 @@ AREAS: dict[str, Callable[[], list[Row]]] = {
     "quickstart": bench_quickstart,
 }
 
-GPU_AREAS: dict[str, Callable[[], list[Row]]] = {
+GPU_AREAS: dict[str, Callable[[], Iterable[Row]]] = {
     "score_gpu": bench_score_gpu,
     "train_gpu": bench_train_gpu,
 }
@@ -396,7 +397,12 @@ def main() -> None:
         sys.stdout.write(f"no GPU here, so not measured: {', '.join(GPU_AREAS)}\n")
         measures = AREAS
     for area in named or measures:
-        rows = measures[area]()
+        rows = []
+        for figure in measures[area]():
+            # At once: what comes after may fail.
+            sys.stdout.write(f"  {figure['key']}: {figure['value']} {figure['unit']}\n")
+            sys.stdout.flush()
+            rows.append(figure)
         text = {
             "machine": machine(on_gpu=area in GPU_AREAS),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -405,8 +411,7 @@ def main() -> None:
         path = HERE / "results" / f"{area}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(text, indent=1) + "\n")
-        lines = [f"  {r['key']}: {r['value']} {r['unit']}\n" for r in rows]
-        sys.stdout.write(f"{path}\n" + "".join(lines))
+        sys.stdout.write(f"{path}\n")
     fill_readme()
     fill_figures()
     fill_telling()
