@@ -21,6 +21,7 @@ class ChatServer(ThreadingHTTPServer):
     """Answers on 127.0.0.1, at a port of its own."""
 
     daemon_threads = True
+    request_queue_size = 128  # More than anybody asks at once: five, as it is, turns some away.
 
     def __init__(self, writer: Writer | None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

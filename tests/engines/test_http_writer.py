@@ -16,7 +16,14 @@ from chat_server import ChatServer, answer, serving, to_request
 
 from consomme.base.errors import ClusterError, RecipeError
 from consomme.engines.http_writer import HTTPWriter, _pause_s
-from consomme.engines.writing import NotWritten, Request, Sampling, Written
+from consomme.engines.writing import (
+    EngineLostError,
+    Load,
+    NotWritten,
+    Request,
+    Sampling,
+    Written,
+)
 
 HELLO = Written(text="hello", num_tokens=2, finish_reason="stop")
 
@@ -53,6 +60,27 @@ def fails(server: ChatServer, times: int, *reply: Any, text: str = "", **headers
         return True
 
     server.tricks.insert(0, trick)
+
+
+def test_closed_while_it_takes_requests_it_says_so(server: ChatServer) -> None:
+    writer = opened(server)
+    some = [Request.about(f"number {number}?") for number in range(6)]
+
+    class Requests(list[Request]):
+        """As if another thread closed the writer after three of them."""
+
+        num_looks = 0
+
+        def __iter__(self) -> Iterator[Request]:
+            self.num_looks += 1
+            yield from self[:3]
+            if self.num_looks == 2:
+                writer.close()
+            yield from self[3:]
+
+    with pytest.raises(EngineLostError, match="the engine was closed"):
+        writer.write(Requests(some))
+    assert writer.load() == Load(running=0, waiting=0)
 
 
 def test_what_is_sent_is_what_was_asked(server: ChatServer, monkeypatch: Any) -> None:

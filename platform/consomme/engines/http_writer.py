@@ -19,7 +19,7 @@ import random
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 from PIL import Image
@@ -104,14 +104,19 @@ class HTTPWriter:
             raise EngineLostError("the engine was closed")
         with self._count:
             self._total += len(requests)
-        coming = [self._threads.submit(self._one, request) for request in requests]
+        coming: list[Future[Written | NotWritten]] = []
         try:
+            for request in requests:
+                coming.append(self._threads.submit(self._one, request))
             return [one.result() for one in coming]
-        except CancelledError as error:
+        except (CancelledError, RuntimeError) as error:
+            # Threads that were shut down meanwhile take no request, and say it with a RuntimeError.
+            if isinstance(error, RuntimeError) and not self._closed.is_set():
+                raise
             raise EngineLostError("the engine was closed") from error
         finally:
             # Of a call that failed, what has not begun is not sent any more.
-            dropped = sum(one.cancel() for one in coming)
+            dropped = len(requests) - len(coming) + sum(one.cancel() for one in coming)
             with self._count:
                 self._total -= dropped
 
