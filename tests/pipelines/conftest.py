@@ -88,10 +88,12 @@ def train_recipe(root: str, view: Manifest) -> train.TrainRecipe:
 
 
 @pytest.fixture(scope="session")
-def full_recipe(train_recipe: train.TrainRecipe) -> train.TrainRecipe:
+def full_recipe(train_recipe: train.TrainRecipe, pairs: Manifest) -> train.TrainRecipe:
     """Two workers find that it diverges: a step has few samples, so losses go up and down."""
     return replace(
         train_recipe,
+        data=(train.TrainSource(inputs=(f"{pairs.url}/data",)),),
+        max_reject_fraction=0.1,
         num_steps=14,
         global_batch=8,
         checkpoint_every=4,

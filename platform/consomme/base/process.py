@@ -1,4 +1,4 @@
-"""Begin and end a process without work that nobody needs.
+"""Begin and end a process without work that nobody needs; what those it starts inherit.
 
 Two decisions are made here, both for processes that import torch and transformers, of which a run
 has a handful. Python does not look for garbage among what it imports: an import makes objects by
@@ -12,7 +12,7 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
 WORKER_HOOK = f"{__name__}.leave_fast"
@@ -50,3 +50,18 @@ def end(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Have these variables inside the block, for what is started or read there."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

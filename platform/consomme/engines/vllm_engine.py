@@ -11,13 +11,13 @@ import contextlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from consomme.base.errors import CheckpointError, RecipeError
-from consomme.base.process import kept_for_good
+from consomme.base.process import environment, kept_for_good
 from consomme.base.schema import runtime
 
 _GIB = 1024**3
@@ -140,7 +140,7 @@ def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) ->
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     import torch
 
-    environment: dict[str, str] = {}
+    variables: dict[str, str] = {}
     placement: dict[str, Any] = {
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "tensor_parallel_size": options.tensor_parallel,
@@ -155,18 +155,18 @@ def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) ->
         own_process = bool(own_process)
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         set_threads(threads)
-        environment["OMP_NUM_THREADS"] = str(threads)
+        variables["OMP_NUM_THREADS"] = str(threads)
         placement = {
             "dtype": "float32",
             "enforce_eager": True,
             "kv_cache_memory_bytes": int(options.kv_cache_gb * _GIB),
         }
     if own_process is not None:
-        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(own_process))
+        variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(own_process))
     if own_process is not False:
         # A fork of a process that has threads, as an actor has, can hang.
-        environment["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    with warnings.catch_warnings(), _environment(environment):
+        variables["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    with warnings.catch_warnings(), environment(variables):
         warnings.simplefilter("ignore", FutureWarning)
         with kept_for_good():
             import vllm
@@ -214,21 +214,6 @@ def set_threads(threads: int) -> None:
     import torch
 
     torch._C.set_num_threads(threads)
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set variables for a while; vLLM reads some of its settings from nowhere else."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _adapter_options(adapter: str | None, *, is_vlm: bool) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
 from consomme.base.errors import ClusterError
-from consomme.base.process import WORKER_HOOK
+from consomme.base.process import WORKER_HOOK, environment
 from consomme.pipelines.failures import own_errors
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def ray_session() -> Iterator[None]:
         if address:
             _init(runtime_env={"env_vars": WORKER_ENV})
         else:
-            with _environment(_private_env()):
+            with environment(_private_env()):
                 _init(address="local", include_dashboard=False)
     # Ray raises plain Exception, ConnectionError, RuntimeError and more when it cannot start.
     except Exception as error:
@@ -92,21 +92,6 @@ def _private_env() -> dict[str, str]:
     from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 
     return WORKER_ENV | PRIVATE_ENV | {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: WORKER_HOOK}
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Have these variables inside the block, for what is started there."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def is_private() -> bool:
