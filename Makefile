@@ -20,7 +20,7 @@ TORCH := $(if $(filter gpu,$(EXTRA)),torch===2.13.0,torch==2.13.0)
 # that it imports anew, and Ray starts many: so it is allowed here, and what all of them import is
 # compiled once with the set-up. Compiling all that is installed would take three times as long.
 export PYTHONDONTWRITEBYTECODE :=
-IMPORTED := consomme.engines.transformers_scorer, consomme.engines.vllm_writer, \
+IMPORTED := consomme.engines.scoring.transformers, consomme.engines.generation.vllm, \
             vllm.v1.engine.async_llm, ray.data, ray.train.torch, ray.tune, \
             torch.distributed.fsdp, deepspeed
 
@@ -112,14 +112,14 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 bench: setup
-	$(BIN)/python tests/benchmarks/run.py $(ARGS)
+	$(BIN)/python -m tests.benchmarks.run $(ARGS)
 
 chaos: setup
 	$(BIN)/python -m pytest tests -m long
-	$(BIN)/python tests/chaos/engines.py
-	$(BIN)/python tests/chaos/training.py
-	$(BIN)/python tests/chaos/training.py ranks=2
-	$(BIN)/python tests/chaos/matrix.py $(ARGS)
+	$(BIN)/python -m tests.chaos.engines
+	$(BIN)/python -m tests.chaos.training
+	$(BIN)/python -m tests.chaos.training ranks=2
+	$(BIN)/python -m tests.chaos.matrix $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -5,7 +5,8 @@ ray job submit --runtime-env cluster/runtime-env.yaml -- \
 """
 
 from consomme.cli import main
-from consomme.pipelines import dedup
+from consomme.pipelines.dedup.recipe import DedupRecipe
+from consomme.pipelines.dedup.run import run
 
 if __name__ == "__main__":
-    main(dedup.DedupRecipe, dedup.run)
+    main(DedupRecipe, run)

@@ -5,7 +5,8 @@ ray job submit --runtime-env cluster/runtime-env.yaml -- \
 """
 
 from consomme.cli import main
-from consomme.pipelines import download
+from consomme.pipelines.download.recipe import DownloadRecipe
+from consomme.pipelines.download.run import run
 
 if __name__ == "__main__":
-    main(download.DownloadRecipe, download.run)
+    main(DownloadRecipe, run)

@@ -5,7 +5,8 @@ ray job submit --runtime-env cluster/runtime-env.yaml -- \
 """
 
 from consomme.cli import main
-from consomme.pipelines import evaluate
+from consomme.pipelines.evaluate.recipe import EvaluateRecipe
+from consomme.pipelines.evaluate.run import run
 
 if __name__ == "__main__":
-    main(evaluate.EvaluateRecipe, evaluate.run)
+    main(EvaluateRecipe, run)

@@ -5,7 +5,8 @@ ray job submit --runtime-env cluster/runtime-env.yaml -- \
 """
 
 from consomme.cli import main
-from consomme.pipelines import filter
+from consomme.pipelines.filter.recipe import FilterRecipe
+from consomme.pipelines.filter.run import run
 
 if __name__ == "__main__":
-    main(filter.FilterRecipe, filter.run)
+    main(FilterRecipe, run)

@@ -5,7 +5,8 @@ ray job submit --runtime-env cluster/runtime-env.yaml -- \
 """
 
 from consomme.cli import main
-from consomme.pipelines import loop
+from consomme.pipelines.loop.recipe import LoopRecipe
+from consomme.pipelines.loop.run import run
 
 if __name__ == "__main__":
-    main(loop.LoopRecipe, loop.run)
+    main(LoopRecipe, run)

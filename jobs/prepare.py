@@ -5,7 +5,8 @@ ray job submit --runtime-env cluster/runtime-env.yaml -- \
 """
 
 from consomme.cli import main
-from consomme.pipelines import prepare
+from consomme.pipelines.prepare.recipe import PrepareRecipe
+from consomme.pipelines.prepare.run import run
 
 if __name__ == "__main__":
-    main(prepare.PrepareRecipe, prepare.run)
+    main(PrepareRecipe, run)

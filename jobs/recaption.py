@@ -5,7 +5,8 @@ ray job submit --runtime-env cluster/runtime-env.yaml -- \
 """
 
 from consomme.cli import main
-from consomme.pipelines import recaption
+from consomme.pipelines.recaption.recipe import RecaptionRecipe
+from consomme.pipelines.recaption.run import run
 
 if __name__ == "__main__":
-    main(recaption.RecaptionRecipe, recaption.run)
+    main(RecaptionRecipe, run)

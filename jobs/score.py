@@ -5,7 +5,8 @@ ray job submit --runtime-env cluster/runtime-env.yaml -- \
 """
 
 from consomme.cli import main
-from consomme.pipelines import score
+from consomme.pipelines.score.recipe import ScoreRecipe
+from consomme.pipelines.score.run import run
 
 if __name__ == "__main__":
-    main(score.ScoreRecipe, score.run)
+    main(ScoreRecipe, run)

@@ -5,7 +5,8 @@ ray job submit --runtime-env cluster/runtime-env.yaml -- \
 """
 
 from consomme.cli import main
-from consomme.pipelines import soup
+from consomme.pipelines.soup.recipe import SoupRecipe
+from consomme.pipelines.soup.run import run
 
 if __name__ == "__main__":
-    main(soup.SoupRecipe, soup.run)
+    main(SoupRecipe, run)

@@ -5,7 +5,8 @@ ray job submit --runtime-env cluster/runtime-env.yaml -- \
 """
 
 from consomme.cli import main
-from consomme.pipelines import sweep
+from consomme.pipelines.sweep.recipe import SweepRecipe
+from consomme.pipelines.sweep.run import run
 
 if __name__ == "__main__":
-    main(sweep.SweepRecipe, sweep.run)
+    main(SweepRecipe, run)

@@ -5,7 +5,8 @@ ray job submit --runtime-env cluster/runtime-env.yaml -- \
 """
 
 from consomme.cli import main
-from consomme.pipelines import tag
+from consomme.pipelines.tag.recipe import TagRecipe
+from consomme.pipelines.tag.run import run
 
 if __name__ == "__main__":
-    main(tag.TagRecipe, tag.run)
+    main(TagRecipe, run)

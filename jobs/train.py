@@ -5,7 +5,8 @@ ray job submit --runtime-env cluster/runtime-env.yaml -- \
 """
 
 from consomme.cli import main
-from consomme.pipelines import train
+from consomme.pipelines.train.recipe import TrainRecipe
+from consomme.pipelines.train.run import run
 
 if __name__ == "__main__":
-    main(train.TrainRecipe, train.run)
+    main(TrainRecipe, run)

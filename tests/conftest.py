@@ -1,7 +1,6 @@
 """Settings and models shared by all tests."""
 
 import os
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +13,12 @@ from hypothesis import settings
 # times as long as one. Commands that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Servers and proxies that tests anywhere may import: `s3_server`, `faulty_proxy`.
-sys.path.append(str(Path(__file__).parent / "storage"))
-
 if TYPE_CHECKING:
-    from s3_server import S3Server
+    from tests.support.s3_server import S3Server
 
 # The same cases every time and no timing failures: a slow machine is not a bug.
+pytest_plugins = ["tests.support.runs"]
+
 settings.register_profile("consomme", deadline=None, derandomize=True, database=None)
 settings.load_profile("consomme")
 
@@ -51,7 +49,7 @@ def lent_ray(s3_server: "S3Server") -> Iterator[None]:
 
     Its workers have the credentials of the S3 server, as those of a cluster have.
     """
-    from consomme.pipelines.session import shared_ray
+    from consomme.execution.session import shared_ray
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_server.env().items():
@@ -63,7 +61,7 @@ def lent_ray(s3_server: "S3Server") -> Iterator[None]:
 @pytest.fixture
 def one_ray(lent_ray: None) -> Iterator[dict[str, str]]:
     """Have the shared Ray running; the environment lets a command that is started join it."""
-    from consomme.pipelines.session import ray_session
+    from consomme.execution.session import ray_session
 
     with ray_session():
         import ray
@@ -74,7 +72,7 @@ def one_ray(lent_ray: None) -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="session")
 def s3_server() -> "Iterator[S3Server]":
     """A real S3 server; started when a test first asks for it, one for all of them."""
-    from s3_server import seaweedfs
+    from tests.support.s3_server import seaweedfs
 
     with seaweedfs() as server:
         yield server
@@ -83,7 +81,7 @@ def s3_server() -> "Iterator[S3Server]":
 @pytest.fixture
 def s3_root(s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch) -> str:
     """URL of an empty folder on the S3 server; the environment is set so that it can be opened."""
-    from s3_server import BUCKET
+    from tests.support.s3_server import BUCKET
 
     for name, value in s3_server.env().items():
         monkeypatch.setenv(name, value)

@@ -1,6 +1,5 @@
 """What the README shows is true: its commands load, its files exist, its example works."""
 
-import importlib
 import re
 import shlex
 import subprocess
@@ -10,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from consomme.base.hashing import hash_ids
 from consomme.base.recipe import load_recipe
-from consomme.cli import VERBS, run_command
-from consomme.curate.keep import KEEP_POLICIES, hash_ids
+from consomme.cli import run_command
+from consomme.curate.keep.policy import KEEP_POLICIES
+from consomme.pipelines.verbs import VERBS, resolve
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -30,9 +31,9 @@ def commands() -> list[list[str]]:
 def test_commands_load(words: list[str]) -> None:
     verb = VERBS[words[1]]
     if verb.recipe:
-        schema = getattr(importlib.import_module(verb.module), verb.recipe)
+        schema = resolve(verb.recipe)
         options = [word for word in words[3:] if word.startswith("-")]
-        assert options in ([], [verb.look.option] if verb.look else [])
+        assert options in ([], [verb.dry_run.option] if verb.dry_run else [])
         settings = [word for word in words[3:] if word not in options]
         assert load_recipe(schema, ROOT / words[2], settings)
 

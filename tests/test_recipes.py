@@ -1,6 +1,5 @@
 """Every shipped recipe loads, with the very command that its header shows."""
 
-import importlib
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 
 from consomme.base.recipe import load_recipe, to_yaml
-from consomme.cli import VERBS
+from consomme.pipelines.verbs import VERBS, resolve
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path.relative_to(ROOT) for path in (ROOT / "recipes").rglob("*.yaml"))
@@ -19,11 +18,11 @@ NANO = Path("recipes/train/nano.yaml")
 def schema_of(path: Path) -> type[Any]:
     """A recipe's folder is its verb; what lies at the top is a loop."""
     if path == NANO:
-        from consomme.train.nano import NanoRecipe
+        from consomme.nano.train import NanoRecipe
 
         return NanoRecipe
     verb = VERBS["loop" if path.parent.name == "recipes" else path.parent.name]
-    schema: type[Any] = getattr(importlib.import_module(verb.module), verb.recipe)
+    schema: type[Any] = resolve(verb.recipe)
     return schema
 
 

@@ -4,7 +4,6 @@ Verbs are a table; a verb's pipeline, and with it Ray and torch, is imported whe
 verb does, and what its recipe may say, is the pipeline's business.
 """
 
-import importlib
 import io
 import logging
 import os
@@ -12,7 +11,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -21,124 +19,16 @@ from consomme.base.errors import (
     EXIT_BUG,
     EXIT_INTERRUPTED,
     EXIT_OK,
-    ConsommeError,
     RecipeError,
 )
 from consomme.base.process import end, leave_fast
 from consomme.base.suggest import did_you_mean
+from consomme.execution.errors import _find_ours
+from consomme.pipelines.verbs import VERBS, Verb, recipe_class, resolve
 
 _LOG = logging.getLogger(__name__)
 _HELP = ("-h", "--help", "help")
 
-
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """A way to see what a recipe would do without doing it."""
-
-    option: str
-    """What is written behind the recipe; the module's function has the same name."""
-
-    module: str
-    """Where it is: takes the recipe, returns `name`, `table` and `notes`."""
-
-    help: str
-    """What it shows, in one line."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verb:
-    """One thing the command line can do."""
-
-    module: str
-    """Where its `run` is."""
-
-    recipe: str
-    """Name of its recipe class there; empty if it takes a run folder instead of a recipe."""
-
-    help: str
-    """What it does, in one line."""
-
-    switches: Mapping[str, str] = field(default_factory=dict)
-    """What may follow a run folder as `name=true` or `name=false`, and what it does."""
-
-    look: Look | None = None
-    """How to look at what a run of a recipe would do, if there is a way."""
-
-    only_looks: bool = False
-    """Whether it does nothing but look, without being asked to."""
-
-
-_LOOKS = {
-    "filter": Look(
-        option="--preview",
-        module="consomme.pipelines.preview",
-        help="show what the run would do, on the terminal and on a page, and write no run folder",
-    ),
-    "train": Look(
-        option="--plan",
-        module="consomme.pipelines.train_plan",
-        help="show what the run would take, memory by kind and time, and train nothing",
-    ),
-    "loop": Look(
-        option="--plan",
-        module="consomme.pipelines.loop_plan",
-        help="show every stage and whether it is done, and run nothing",
-    ),
-}
-
-
-def _verb(name: str, text: str) -> Verb:
-    recipe = f"{name.capitalize()}Recipe"
-    return Verb(
-        module=f"consomme.pipelines.{name}",
-        recipe=recipe,
-        help=text,
-        look=_LOOKS.get(name),
-    )
-
-
-VERBS: Mapping[str, Verb] = {
-    name: _verb(name, text)
-    for name, text in {
-        "score": "give each sample a perplexity, with and without its image",
-        "tag": "say what each sample is: language, main object, class, embedding, verdicts",
-        "filter": "decide exactly which samples stay, and write a view of them",
-        "dedup": "find copies of pictures, exact and near, and keep the best of each",
-        "recaption": "let a model write new captions for the samples of a view",
-        "train": "train a model on a view, all of it or chosen layers only",
-        "evaluate": "measure a model on benchmarks",
-        "sweep": "try values of any keys of a train recipe, and compare what comes out",
-        "soup": "average fine-tuned models, choosing what goes in",
-        "loop": "run a chain of these from one recipe, skipping what is done",
-        "download": "fetch the pictures of URL lists and write shards",
-        "prepare": "write the embedded data sets as shards to work on",
-    }.items()
-} | {
-    "plan": Verb(
-        module="consomme.pipelines.train",
-        recipe="TrainRecipe",
-        help="say what a training would take, from shapes alone: memory by kind, time, checkpoints",
-        look=_LOOKS["train"],
-        only_looks=True,
-    ),
-    "report": Verb(
-        module="consomme.pipelines.report", recipe="", help="draw the report of a finished run"
-    ),
-    "status": Verb(
-        module="consomme.ops.status",
-        recipe="",
-        help="tell how far a run is, from its folder alone, while it runs or after",
-    ),
-    "verify": Verb(
-        module="consomme.ops.verify",
-        recipe="",
-        help="prove that a finished run is complete and uncorrupted",
-        switches={
-            "checksums": "read every output and compare its checksum (true unless you say false)",
-            "repair": "forget damaged units, so that running the recipe again redoes them",
-        },
-    ),
-}
 
 _INTRO = """\
 consomme {version}: clarify the data, soup the models.
@@ -182,18 +72,18 @@ def entry() -> NoReturn:
 
 
 def main(
-    recipe_class: type[Any], run: Callable[[Any], Any], argv: Sequence[str] | None = None
+    schema: type[Any], run: Callable[[Any], Any], argv: Sequence[str] | None = None
 ) -> NoReturn:
     """Run one pipeline as a script, as `jobs/*.py` do: `script RECIPE [key=value …]`.
 
     Args:
-        recipe_class: The pipeline's recipe.
+        schema: The pipeline's recipe.
         run: Takes the recipe and returns a manifest.
         argv: Arguments after the script's name; by default the process's own.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verb = recipe_class.__name__.removesuffix("Recipe").lower()
-    code = _guard(verb, lambda: _run_recipe(verb, recipe_class, run, arguments))
+    verb = schema.__name__.removesuffix("Recipe").lower()
+    code = _guard(verb, lambda: _run_recipe(verb, schema, run, arguments))
     _leave(code, is_own=argv is None)
 
 
@@ -238,8 +128,7 @@ def _run_verb(name: str, arguments: list[str]) -> None:
         )
     verb = VERBS[name]
     if verb.recipe:
-        module = importlib.import_module(verb.module)
-        _run_recipe(name, getattr(module, verb.recipe), module.run, arguments)
+        _run_recipe(name, recipe_class(name), lambda recipe: resolve(verb.run)(recipe), arguments)
         return
     _run_on_folder(name, verb, arguments)
 
@@ -261,7 +150,7 @@ def _run_on_folder(name: str, verb: Verb, arguments: list[str]) -> None:
         found = " ".join(arguments) or "nothing"
         raise RecipeError(f"found {found}, expected one run folder: {usage}")
     _configure()
-    result = importlib.import_module(verb.module).run_folder(arguments[0], **options)
+    result = resolve(verb.run)(arguments[0], **options)
     if isinstance(result, str):
         print(result)
     else:
@@ -269,28 +158,28 @@ def _run_on_folder(name: str, verb: Verb, arguments: list[str]) -> None:
 
 
 def _run_recipe(
-    verb: str, recipe_class: type[Any], run: Callable[[Any], Any], arguments: list[str]
+    verb: str, schema: type[Any], run: Callable[[Any], Any], arguments: list[str]
 ) -> None:
     if any(text in _HELP for text in arguments):
-        print(_verb_help(verb, recipe_class))
+        print(_verb_help(verb, schema))
         return
-    look = VERBS[verb].look if verb in VERBS else None
-    always_looks = verb in VERBS and VERBS[verb].only_looks
-    only_looks = look is not None and (always_looks or look.option in arguments)
-    if look and not always_looks:
-        arguments = [text for text in arguments if text != look.option]
+    dry_run = VERBS[verb].dry_run if verb in VERBS else None
+    is_always_dry = verb in VERBS and VERBS[verb].is_always_dry
+    is_dry = dry_run is not None and (is_always_dry or dry_run.option in arguments)
+    if dry_run and not is_always_dry:
+        arguments = [text for text in arguments if text != dry_run.option]
     options = [text for text in arguments if text.startswith("-")]
     if options:
-        known = f"; the one option is {look.option}" if look and not always_looks else ""
+        known = f"; the one option is {dry_run.option}" if dry_run and not is_always_dry else ""
         raise RecipeError(f"unknown option {options[0]}; settings are written key=value{known}")
     if not arguments or "=" in arguments[0]:
         raise RecipeError(f"no recipe is named; expected {verb} RECIPE [key=value …]")
     from consomme.base.recipe import load_recipe
 
-    recipe = load_recipe(recipe_class, arguments[0], arguments[1:])
+    recipe = load_recipe(schema, arguments[0], arguments[1:])
     _configure()
-    if look and only_looks:
-        seen = getattr(importlib.import_module(look.module), look.option.strip("-"))(recipe)
+    if dry_run and is_dry:
+        seen = resolve(dry_run.target)(recipe)
         _print_table(seen.table)
         print("\n".join([*seen.notes, f"{verb} {seen.name}: only a preview, no run was made"]))
         return
@@ -303,20 +192,20 @@ def _configure() -> None:
     configure_logging()
 
 
-def _verb_help(verb: str, recipe_class: type[Any]) -> str:
+def _verb_help(verb: str, schema: type[Any]) -> str:
     import inspect
 
     from consomme.base.describe import describe
 
     about = VERBS[verb].help.capitalize() if verb in VERBS else verb
-    look = VERBS[verb].look if verb in VERBS and not VERBS[verb].only_looks else None
-    option = f" [{look.option}]" if look else ""
-    meaning = f"  {look.option}  {look.help}\n\n" if look else ""
+    dry_run = VERBS[verb].dry_run if verb in VERBS and not VERBS[verb].is_always_dry else None
+    option = f" [{dry_run.option}]" if dry_run else ""
+    meaning = f"  {dry_run.option}  {dry_run.help}\n\n" if dry_run else ""
     return (
         f"consomme {verb} RECIPE [key=value …]{option}\n\n{about}.\n\n{meaning}"
-        f"{inspect.getdoc(recipe_class) or ''}\n\n"
+        f"{inspect.getdoc(schema) or ''}\n\n"
         f"Keys of the recipe, each of which may be overridden as key=value:\n\n"
-        f"{describe(recipe_class, '  ')}"
+        f"{describe(schema, '  ')}"
     )
 
 
@@ -410,17 +299,6 @@ class _CtrlC:
     def _press(self, number: int, frame: FrameType | None) -> None:
         self.was_pressed = True
         signal.default_int_handler(number, frame)
-
-
-def _find_ours(error: BaseException) -> ConsommeError | None:
-    """Find the error a user should see; Ray wraps what was raised on a worker."""
-    current: BaseException | None = error
-    while current is not None:
-        wrapped = getattr(current, "cause", None)
-        if isinstance(current, ConsommeError) and not isinstance(wrapped, ConsommeError):
-            return current
-        current = wrapped if isinstance(wrapped, BaseException) else current.__cause__
-    return None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast pictures are decoded at the size a model needs, against Pillow at full size.
 
-python tests/benchmarks/decode.py
+python -m tests.benchmarks.decode
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How well copies are found, what is mistaken for one, and what deciding about millions costs.
 
-    python tests/benchmarks/dedup.py            # prints the figures; run.py writes them down
+    python -m tests.benchmarks.dedup            # prints the figures; run.py writes them down
 
 Pictures are the embedded emoji (hard: many differ by design in a colour or a hand), scenes, and
 clouds: noise with the spectrum of photographs, which stand for them. Two pictures count as a copy
@@ -19,15 +19,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dedup_pictures import EDITS, WHOLE, Picture, bases, cloud, decoded, resized, saved
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
+from tests.benchmarks.dedup_pictures import (
+    EDITS,
+    WHOLE,
+    Picture,
+    bases,
+    cloud,
+    decoded,
+    resized,
+    saved,
+)
 
-from consomme.curate.dedup import Nearness, find_copies, rank_order, stars
-from consomme.curate.keep import hash_ids
-from consomme.curate.phash import Looks, colour_gap, look_at, mirrored_colour
+from consomme.base.hashing import hash_ids
+from consomme.curate.dedup.copies import Nearness, find_copies, rank_order, stars
+from consomme.curate.dedup.phash import Looks, colour_gap, look_at, mirrored_colour
 from consomme.datasets import emoji, scenes
-from consomme.pipelines.dedup import DedupRecipe
+from consomme.pipelines.dedup.recipe import DedupRecipe
 
 Row = dict[str, Any]
 RECIPE = DedupRecipe(name="defaults", view="none")
@@ -278,7 +287,7 @@ def scale() -> list[Row]:
     """Time and memory of the decision, each in a process of its own."""
     rows = []
     for name, num in (("1m", 10**6), ("10m", 10**7)):
-        command = [sys.executable, str(Path(__file__)), "decide", str(num)]
+        command = [sys.executable, "-m", "tests.benchmarks.dedup", "decide", str(num)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
         how = f"{num:,} planted hashes, distance {DISTANCE}; {found['kept']:.3f} stay"

@@ -1,6 +1,6 @@
 """What it costs to choose among a hundred million scores: seconds and memory of the whole command.
 
-    python tests/benchmarks/filtering.py FOLDER     # used by run.py, one process
+    python -m tests.benchmarks.filtering FOLDER     # used by run.py, one process
 
 The sidecars are simulated: normal perplexities, many of them equal, and hashes that are random
 numbers; no names, which a filter does not read. Ten million of them also lie in units of 1,024
@@ -27,10 +27,10 @@ SMALL_ROWS, SMALL_UNIT = 10_000_000, 1_024
 
 def write_scores(root: str, num_rows: int, unit_rows: int) -> str:
     """Write a finished score run."""
-    from consomme.pipelines.runs import begin
-    from consomme.pipelines.score import ScoreRecipe
+    from consomme.execution.runs import begin
+    from consomme.pipelines.score.recipe import ScoreRecipe
     from consomme.storage.sidecar import table_bytes
-    from consomme.storage.units import Unit
+    from consomme.storage.unit import Unit
 
     attempt = begin("score", ScoreRecipe(name="simulated", root=root, inputs=("x",), model="none"))
     folder, number = attempt.folder, attempt.folder.start_attempt()
@@ -66,10 +66,11 @@ def write_scores(root: str, num_rows: int, unit_rows: int) -> str:
 
 def choose(scores: str, root: str) -> dict[str, Any]:
     """Run the filter in this process."""
-    from consomme.pipelines import filter as filter_
+    from consomme.pipelines.filter import run as filter_
+    from consomme.pipelines.filter.recipe import FilterRecipe
 
     began = time.monotonic()
-    done = filter_.run(filter_.FilterRecipe(
+    done = filter_.run(FilterRecipe(
         name="lowest", root=root, scores=scores, keep={"name": "lowest_fraction"}
     ))  # fmt: skip
     seconds = time.monotonic() - began
@@ -89,7 +90,7 @@ def rows() -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as scratch:
             scores = write_scores(scratch, num_rows, unit_rows)
             done = subprocess.run(
-                [sys.executable, str(Path(__file__)), scores, scratch],
+                [sys.executable, "-m", "tests.benchmarks.filtering", scores, scratch],
                 check=True,
                 stdout=subprocess.PIPE,
                 text=True,

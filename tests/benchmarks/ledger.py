@@ -1,6 +1,6 @@
 """What a restart costs when a million units are in the ledger, on local disk and on S3.
 
-    python tests/benchmarks/ledger.py STEP URL NUM_UNITS     # used by run.py, one process per step
+    python -m tests.benchmarks.ledger STEP URL NUM_UNITS     # used by run.py, one process per step
 
 The ledger is written through the code a run uses; 2,000 single records are left lying about, as
 after a crash. Then a fresh process begins a new attempt and works out what is left to do.
@@ -15,7 +15,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 LOOSE = 2000
@@ -55,12 +54,12 @@ class CountingStore:
 
 def make(url: str, num_units: int) -> None:
     """Write plan and ledger of a run that died just before its end."""
-    from consomme.pipelines.planning import UNITS_PER_PART
-    from consomme.storage import attempts
-    from consomme.storage.ledger import RunFolder
+    from consomme.execution.planning import UNITS_PER_PART
+    from consomme.storage.ledger import attempts
+    from consomme.storage.ledger.commits import CommitRecord, OutputFile
+    from consomme.storage.ledger.run_folder import RunFolder
     from consomme.storage.plan import Plan, Work, write_part
-    from consomme.storage.records import CommitRecord, OutputFile
-    from consomme.storage.units import Unit
+    from consomme.storage.unit import Unit
 
     run = RunFolder.at(url)
     run.begin("name: simulated\n")
@@ -113,11 +112,11 @@ def make(url: str, num_units: int) -> None:
 
 def restart(url: str) -> dict[str, Any]:
     """Begin a new attempt and find what is left, as `run_units` does."""
-    import consomme.pipelines.feed  # noqa: F401 (imports are not part of a restart)
-    from consomme.pipelines.feed import pending
-    from consomme.storage.files import open_store
-    from consomme.storage.ledger import RunFolder
+    import consomme.execution.pending  # noqa: F401 (imports are not part of a restart)
+    from consomme.execution.pending import pending
+    from consomme.storage.ledger.run_folder import RunFolder
     from consomme.storage.plan import Plan
+    from consomme.storage.stores.open import open_store
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     began = time.monotonic()
@@ -145,7 +144,7 @@ def measure(url: str, num_units: int) -> dict[str, Any]:
     """Make a ledger and restart it, in two processes."""
     for step in ("make", "restart"):
         done = subprocess.run(
-            [sys.executable, str(Path(__file__)), step, url, str(num_units)],
+            [sys.executable, "-m", "tests.benchmarks.ledger", step, url, str(num_units)],
             check=True,
             capture_output=True,
             text=True,
@@ -162,9 +161,7 @@ def rows() -> list[dict[str, Any]]:
     import shutil
     import tempfile
 
-    here = Path(__file__).parent
-    sys.path.append(str(here.parent / "storage"))
-    from s3_server import BUCKET, seaweedfs
+    from tests.support.s3_server import BUCKET, seaweedfs
 
     found: dict[str, dict[str, Any]] = {}
     for number in (100_000, 1_000_000):

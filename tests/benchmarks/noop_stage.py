@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from consomme.pipelines.stage import Decoded, Outcome, UnitStage
-from consomme.storage.ledger import SAMPLES
+from consomme.execution.stage import Decoded, Outcome, UnitStage
+from consomme.storage.ledger.run_folder import SAMPLES
 from consomme.storage.writers import tar_bytes
 
 

@@ -1,6 +1,6 @@
 """What it costs to plan 10,000 and 100,000 shards: time, and the driver's memory.
 
-    python tests/benchmarks/planning.py SHARDS RUN     # used by run.py, one process per size
+    python -m tests.benchmarks.planning SHARDS RUN     # used by run.py, one process per size
 
 The shards are tars of two samples, so that what is measured is the number of shards: listing,
 walking headers in tasks, writing the plan. On S3 there are 5,000, on a server beside it.
@@ -27,7 +27,7 @@ SHARDS_PER_FOLDER = 1_000
 def write_shards(url: str, num: int) -> None:
     """Write small tars, a thousand in a folder."""
     from consomme.datasets.sources import SceneSource
-    from consomme.storage.files import open_store
+    from consomme.storage.stores.open import open_store
     from consomme.storage.writers import tar_bytes
 
     data = tar_bytes(list(SceneSource(num=2)()))
@@ -39,9 +39,9 @@ def write_shards(url: str, num: int) -> None:
 
 def plan(shards_url: str, run_url: str) -> dict[str, Any]:
     """List and plan, as a verb does; report time and this process's peak of memory."""
-    from consomme.pipelines.planning import plan_shards
-    from consomme.pipelines.session import ray_session
-    from consomme.storage.ledger import RunFolder
+    from consomme.execution.planning import plan_shards
+    from consomme.execution.session import ray_session
+    from consomme.storage.ledger.run_folder import RunFolder
     from consomme.storage.shards import find_shards
 
     def peak_mb() -> float:
@@ -69,7 +69,7 @@ def plan(shards_url: str, run_url: str) -> dict[str, Any]:
 def in_a_process(shards_url: str, run_url: str) -> dict[str, Any]:
     """Plan in a process of its own."""
     done = subprocess.run(
-        [sys.executable, str(Path(__file__)), shards_url, run_url],
+        [sys.executable, "-m", "tests.benchmarks.planning", shards_url, run_url],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -80,9 +80,7 @@ def in_a_process(shards_url: str, run_url: str) -> dict[str, Any]:
 
 def rows() -> list[dict[str, Any]]:
     """Measure both sizes on disk and one on S3."""
-    here = Path(__file__).parent
-    sys.path.append(str(here.parent / "storage"))
-    from s3_server import BUCKET, seaweedfs
+    from tests.support.s3_server import BUCKET, seaweedfs
 
     found = {}
     for num in SIZES:

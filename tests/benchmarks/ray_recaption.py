@@ -1,6 +1,6 @@
 """Recaptioning through Ray against vLLM's own offline generation, on the same requests.
 
-    python tests/benchmarks/run.py recaption
+    python -m tests.benchmarks.run recaption
 
 Both sides have one engine with one thread, opened with the same options, and start when it is up:
 through Ray from the moment its queue is first seen to be filled to the last unit that was written,
@@ -27,22 +27,23 @@ PROMPT = "plain"
 def rows() -> list[dict[str, Any]]:
     """Measure."""
     from consomme.base.sample import Turn
-    from consomme.curate.prompts import resolve_prompts
+    from consomme.curate.caption.prompts import resolve_prompts
     from consomme.engines.vllm_engine import EngineOptions, close_engine, open_engine
-    from consomme.models.dialogue import Dialogue
+    from consomme.execution.session import shared_ray
+    from consomme.models.chat import Dialogue
     from consomme.models.weights import open_talk
-    from consomme.pipelines import prepare, recaption
-    from consomme.pipelines.checkpoints import model_folder
-    from consomme.pipelines.session import shared_ray
+    from consomme.pipelines.prepare import run as prepare
+    from consomme.pipelines.prepare.recipe import PrepareRecipe
+    from consomme.pipelines.recaption import run as recaption
+    from consomme.pipelines.recaption.recipe import RecaptionRecipe
+    from consomme.storage.model_folder import model_folder
     from consomme.storage.units import plan_units, read_unit
     from consomme.vision.decode import decode
 
     nano = model_folder("package://models/nano")
     with tempfile.TemporaryDirectory() as scratch, shared_ray():
         data = prepare.run(
-            prepare.PrepareRecipe(
-                name="data", root=scratch, source={"name": "scenes", "num": UNITS * ROWS}
-            )
+            PrepareRecipe(name="data", root=scratch, source={"name": "scenes", "num": UNITS * ROWS})
         )
         units = plan_units([f"{data.url}/data"], "data", ROWS)
         pictures = [decode(sample.image) for unit in units for _, sample in read_unit(unit)[0]]
@@ -57,7 +58,7 @@ def rows() -> list[dict[str, Any]]:
 
         def through_ray() -> float:
             done = recaption.run(
-                recaption.RecaptionRecipe(
+                RecaptionRecipe(
                     name="captions",
                     root=scratch,
                     inputs=(f"{data.url}/data",),

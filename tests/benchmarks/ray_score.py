@@ -1,6 +1,6 @@
 """Scoring through Ray against the bare engine: one actor, the same units, starts left out.
 
-    python tests/benchmarks/run.py score
+    python -m tests.benchmarks.run score
 
 Both sides read, decode and score the same units with one thread, in turn. A run through Ray is
 timed from the first unit that was written to the last, so that neither Ray's start nor the model's
@@ -27,7 +27,7 @@ ACTORS = (1, 2)
 
 def rate(recipe: Any, num_units: int) -> float:
     """Score through Ray, and forget it; samples per second after each actor's first unit."""
-    from consomme.pipelines import score
+    from consomme.pipelines.score import run as score
 
     done = score.run(recipe)
     assert done.counts["samples"] == num_units * recipe.unit_rows
@@ -42,16 +42,18 @@ def rate(recipe: Any, num_units: int) -> float:
 
 def gpu_rows() -> list[dict[str, Any]]:
     """Score a billion parameters' model through Ray: one actor on a GPU, and two."""
-    import scoring
+    from tests.benchmarks import scoring
 
-    from consomme.pipelines import prepare, score
-    from consomme.pipelines.session import shared_ray
+    from consomme.execution.session import shared_ray
+    from consomme.pipelines.prepare import run as prepare
+    from consomme.pipelines.prepare.recipe import PrepareRecipe
+    from consomme.pipelines.score.recipe import ScoreRecipe
 
     scoring.use_gpu()
     with tempfile.TemporaryDirectory() as scratch, shared_ray():
         model = scoring.random_vlm("large", Path(scratch) / "large")
         data = prepare.run(
-            prepare.PrepareRecipe(
+            PrepareRecipe(
                 name="data",
                 root=scratch,
                 source={"name": "scenes", "num": GPU_UNITS * GPU_ROWS},
@@ -60,7 +62,7 @@ def gpu_rows() -> list[dict[str, Any]]:
         )
         rates = [
             rate(
-                score.ScoreRecipe(
+                ScoreRecipe(
                     name="scores",
                     root=scratch,
                     inputs=(f"{data.url}/data",),
@@ -90,11 +92,13 @@ def gpu_rows() -> list[dict[str, Any]]:
 def rows() -> list[dict[str, Any]]:
     """Measure."""
     from consomme.curate.perplexity import token_nll
-    from consomme.engines.questions import Question
-    from consomme.engines.transformers_scorer import TransformersScorer
-    from consomme.pipelines import prepare, score
-    from consomme.pipelines.checkpoints import model_folder
-    from consomme.pipelines.session import shared_ray
+    from consomme.engines.scoring.requests import Question
+    from consomme.engines.scoring.transformers import TransformersScorer
+    from consomme.execution.session import shared_ray
+    from consomme.pipelines.prepare import run as prepare
+    from consomme.pipelines.prepare.recipe import PrepareRecipe
+    from consomme.pipelines.score.recipe import ScoreRecipe
+    from consomme.storage.model_folder import model_folder
     from consomme.storage.units import plan_units, read_unit
     from consomme.vision.decode import decode
 
@@ -102,9 +106,7 @@ def rows() -> list[dict[str, Any]]:
     scorer = TransformersScorer(nano, token_nll)
     with tempfile.TemporaryDirectory() as scratch, shared_ray():
         data = prepare.run(
-            prepare.PrepareRecipe(
-                name="data", root=scratch, source={"name": "scenes", "num": UNITS * ROWS}
-            )
+            PrepareRecipe(name="data", root=scratch, source={"name": "scenes", "num": UNITS * ROWS})
         )
 
         rows_after = (UNITS - 1) * ROWS
@@ -117,7 +119,7 @@ def rows() -> list[dict[str, Any]]:
                 ends.append(time.monotonic())
             return ends[-1] - ends[0]
 
-        recipe = score.ScoreRecipe(
+        recipe = ScoreRecipe(
             name="scores",
             root=scratch,
             inputs=(f"{data.url}/data",),

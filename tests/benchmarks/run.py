@@ -1,7 +1,7 @@
 """Measure what consomme promises and write it as JSON; the README's table is made from these files.
 
     make bench                    # everything
-    python tests/benchmarks/run.py score quickstart
+    python -m tests.benchmarks.run score quickstart
 
 Ratios are measured in one run on one machine, both sides in turn; nothing here asserts a time.
 """
@@ -79,8 +79,7 @@ def bench_quickstart() -> list[Row]:
 
 def bench_score() -> list[Row]:
     """Score with the engine, two other ways, and through Ray."""
-    import ray_score
-    import scoring
+    from tests.benchmarks import ray_score, scoring
 
     through = ray_score.rows()
     return [*scoring.rows(), *through]
@@ -88,8 +87,7 @@ def bench_score() -> list[Row]:
 
 def bench_score_gpu() -> Iterator[Row]:
     """Score with a billion parameters' model three ways, and through Ray."""
-    import ray_score
-    import scoring
+    from tests.benchmarks import ray_score, scoring
 
     yield from scoring.gpu_rows()
     yield from ray_score.gpu_rows()
@@ -97,35 +95,35 @@ def bench_score_gpu() -> Iterator[Row]:
 
 def bench_recaption() -> list[Row]:
     """Recaption through Ray against vLLM alone."""
-    import ray_recaption
+    from tests.benchmarks import ray_recaption
 
     return ray_recaption.rows()
 
 
 def bench_self_augment() -> list[Row]:
     """VILA²'s loop over three seeds; a loop that was interrupted goes on."""
-    import self_augment
+    from tests.benchmarks import self_augment
 
     return [*self_augment.rows(), *self_augment.emoji_rows()]
 
 
 def bench_visual_region() -> list[Row]:
     """Which layers to train, how many, on how much data; a sweep that was interrupted goes on."""
-    import visual_region
+    from tests.benchmarks import visual_region
 
     return visual_region.rows()
 
 
 def bench_stream() -> list[Row]:
     """What packing saves, and how long going on far into the data takes."""
-    import streaming
+    from tests.benchmarks import streaming
 
     return streaming.rows()
 
 
 def bench_telling() -> list[Row]:
     """What scores tell apart: areas under the curve by kind of noise."""
-    import telling
+    from tests.benchmarks import telling
 
     return telling.rows()
 
@@ -260,7 +258,7 @@ def fill_rounds() -> None:
 
 def fill_visual_region() -> None:
     """Put the study of layers into the README, a line per choice of layers."""
-    import visual_region
+    from tests.benchmarks import visual_region
 
     path = HERE / "results" / "visual_region.json"
     if path.exists():
@@ -278,56 +276,56 @@ def between(name: str, text: list[str]) -> None:
 
 def bench_io() -> list[Row]:
     """Read, decode, no-op, write against a loop and against Ray Data."""
-    import throughput
+    from tests.benchmarks import throughput
 
     return throughput.measure()
 
 
 def bench_ledger() -> list[Row]:
     """Restart of a run with a hundred thousand and a million units, on disk and on S3."""
-    import ledger
+    from tests.benchmarks import ledger
 
     return ledger.rows()
 
 
 def bench_planning() -> list[Row]:
     """Planning of a hundred thousand shards."""
-    import planning
+    from tests.benchmarks import planning
 
     return planning.rows()
 
 
 def bench_filter() -> list[Row]:
     """A cut through a hundred million scores."""
-    import filtering
+    from tests.benchmarks import filtering
 
     return filtering.rows()
 
 
 def bench_decode() -> list[Row]:
     """Decoding at reduced size against decoding in full."""
-    import decode
+    from tests.benchmarks import decode
 
     return decode.measure()
 
 
 def bench_dedup() -> list[Row]:
     """What is found among edited copies, what is wrongly found, and what ten million cost."""
-    import dedup
+    from tests.benchmarks import dedup
 
     return dedup.measure()
 
 
 def bench_train() -> list[Row]:
     """The training loop against a bare one, and selections of layers against all of them."""
-    import training
+    from tests.benchmarks import training
 
     return training.measure()
 
 
 def bench_train_gpu() -> list[Row]:
     """Selections of layers of a billion parameters' model, and how much of the GPU a step uses."""
-    import training
+    from tests.benchmarks import training
 
     return training.gpu_rows()
 
@@ -386,7 +384,6 @@ def has_gpu() -> bool:
 
 def main() -> None:
     """Measure the areas named on the command line, or all that this machine can."""
-    sys.path.append(str(HERE))
     measures = AREAS | GPU_AREAS
     named = sys.argv[1:]
     if unknown := set(named) - measures.keys():

@@ -1,6 +1,6 @@
 """Scoring captions: consomme's engine against the script POINTS released and a plain batched loop.
 
-    python tests/benchmarks/scoring.py CONTESTANT MODEL DATA FOLDER     # one process each
+    python -m tests.benchmarks.scoring CONTESTANT MODEL DATA FOLDER     # one process each
 
 All three score the same captions with the same model, with the picture and without, in float32 with
 one thread; each runs in a process of its own, three times in turn, so that time and peak of memory
@@ -55,11 +55,11 @@ def use_gpu() -> None:
 def random_vlm(name: str, folder: Path) -> Path:
     """Write a model with a real vocabulary's size, which speaks as the nano VLM does."""
     from consomme.models.weights import open_scorer
-    from consomme.pipelines.checkpoints import model_folder
+    from consomme.storage.model_folder import model_folder
 
     _, processor = open_scorer(model_folder("package://models/nano"))
     import transformers as hf
-    from training import LLAMA_1B, Shape, vision_config
+    from tests.benchmarks.training import LLAMA_1B, Shape, vision_config
 
     shapes = {
         "wide": Shape(
@@ -118,7 +118,7 @@ def data(kind: str, num: int) -> tuple[list[Any], list[str]]:
 def conversations(folder: str, captions: Sequence[str]) -> tuple[Any, Any, list[dict[str, str]]]:
     """Model, processor, and for each caption its text with picture and without, and where it is."""
     from consomme.base.sample import Turn
-    from consomme.models.dialogue import messages
+    from consomme.models.chat import messages
     from consomme.models.weights import open_scorer
 
     model, processor = open_scorer(folder, DTYPE)
@@ -186,8 +186,8 @@ def batched(folder: str, images: Sequence[Any], captions: Sequence[str]) -> list
 def ours(folder: str, images: Sequence[Any], captions: Sequence[str]) -> list[float]:
     """Score as an actor does."""
     from consomme.curate.perplexity import token_nll
-    from consomme.engines.questions import Question
-    from consomme.engines.transformers_scorer import TransformersScorer
+    from consomme.engines.scoring.requests import Question
+    from consomme.engines.scoring.transformers import TransformersScorer
 
     scorer = TransformersScorer(folder, token_nll)
     questions = [
@@ -244,7 +244,7 @@ def run(name: str, model: str, kind: str, folder: str) -> dict[str, Any]:
 
 def rows() -> list[dict[str, Any]]:
     """Measure all with both models, on both kinds of data."""
-    from consomme.pipelines.checkpoints import model_folder
+    from consomme.storage.model_folder import model_folder
 
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -257,7 +257,15 @@ def rows() -> list[dict[str, Any]]:
             for model, kind in cells:
                 for name in CONTESTANTS:
                     done = subprocess.run(
-                        [sys.executable, str(Path(__file__)), name, model, kind, folders[model]],
+                        [
+                            sys.executable,
+                            "-m",
+                            "tests.benchmarks.scoring",
+                            name,
+                            model,
+                            kind,
+                            folders[model],
+                        ],
                         # Engines take a GPU by themselves.
                         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
                         check=True,

@@ -3,8 +3,8 @@
 The first and the last round are also tuned three times as long, to tell what tuning does from what
 pre-training did.
 
-    python tests/benchmarks/run.py self_augment
-    python tests/benchmarks/self_augment.py path/to/base [SEED]     # only a base to start from
+    python -m tests.benchmarks.run self_augment
+    python -m tests.benchmarks.self_augment path/to/base [SEED]     # only a base to start from
 
 Each seed is a loop of its own under `runs/self-augment`; one that was interrupted goes on.
 """
@@ -49,7 +49,7 @@ def make_base(folder: Path, seed: int) -> str:
     """Make the start of all trainings: the shipped vision encoder, everything else untrained."""
     from consomme.models.assembly import LlavaShape, build_llava, build_processor
     from consomme.models.weights import open_vlm, save_vlm
-    from consomme.pipelines.checkpoints import model_folder
+    from consomme.storage.model_folder import model_folder
 
     if not (folder / "config.json").exists():
         nano, processor = open_vlm(model_folder("package://models/nano"))
@@ -86,12 +86,11 @@ def rows(root: Path = ROOT / "runs" / "self-augment") -> list[dict[str, Any]]:
 def emoji_rows(root: Path = ROOT / "runs" / "self-augment-emoji") -> list[dict[str, Any]]:
     """Run the loop on emoji, one seed: names that are right, by what was trained on."""
     from consomme.base.recipe import load_recipe
-    from consomme.pipelines import loop
-    from consomme.storage.ledger import load_manifest
+    from consomme.pipelines.loop import run as loop
+    from consomme.pipelines.loop.recipe import LoopRecipe
+    from consomme.storage.ledger.run_folder import load_manifest
 
-    recipe = load_recipe(
-        loop.LoopRecipe, RECIPE.with_name("self_augment_emoji.yaml"), [f"root={root}"]
-    )
+    recipe = load_recipe(LoopRecipe, RECIPE.with_name("self_augment_emoji.yaml"), [f"root={root}"])
     parents = [load_manifest(parent.url) for parent in loop.run(recipe).parents]
     return [
         {
@@ -113,12 +112,13 @@ def emoji_rows(root: Path = ROOT / "runs" / "self-augment-emoji") -> list[dict[s
 def _run_seed(root: Path, seed: int) -> dict[str, dict[str, float]]:
     """Run one loop; figures by arm: a round, a control, or a specialist."""
     from consomme.base.recipe import load_recipe
-    from consomme.pipelines import loop
-    from consomme.storage.ledger import load_manifest
+    from consomme.pipelines.loop import run as loop
+    from consomme.pipelines.loop.recipe import LoopRecipe
+    from consomme.storage.ledger.run_folder import load_manifest
 
     base = make_base(root / f"base-{seed}", seed)
     words = [f"name=seed-{seed}", f"root={root}/seed-{seed}", f"values.base={base}"]
-    recipe = load_recipe(loop.LoopRecipe, RECIPE, [*words, f"values.seed={seed}"])
+    recipe = load_recipe(LoopRecipe, RECIPE, [*words, f"values.seed={seed}"])
     done = loop.run(recipe)
     manifests = {m.name: m for m in (load_manifest(parent.url) for parent in done.parents)}
     found: dict[str, dict[str, float]] = {}
@@ -140,15 +140,18 @@ def _run_seed(root: Path, seed: int) -> dict[str, dict[str, float]]:
 def _tune_longer(manifests: dict[str, Any], arm: str) -> dict[str, float]:
     """Give instruction tuning after some pre-training three times the steps: is it too short?"""
     from consomme.base.recipe import load_recipe
-    from consomme.pipelines import evaluate, train
+    from consomme.pipelines.evaluate import run as evaluate
+    from consomme.pipelines.evaluate.recipe import EvaluateRecipe
+    from consomme.pipelines.train import run as train
+    from consomme.pipelines.train.recipe import TrainRecipe
 
     def again(schema: Any, stage: str, *words: str) -> Any:
         url = manifests[f"{stage}-{arm}"].url
         return load_recipe(schema, Path(url, "recipe.yaml"), [f"name={stage}-{arm}-longer", *words])
 
     steps = 3 * manifests[f"tune-{arm}"].recipe["num_steps"]
-    tuned = train.run(again(train.TrainRecipe, "tune", f"num_steps={steps}"))
-    judge = again(evaluate.EvaluateRecipe, "evaluate", f"models.model={tuned.url}")
+    tuned = train.run(again(TrainRecipe, "tune", f"num_steps={steps}"))
+    judge = again(EvaluateRecipe, "evaluate", f"models.model={tuned.url}")
     return _pick(evaluate.run(judge).metrics, FIGURES, "evaluate/model/")
 
 

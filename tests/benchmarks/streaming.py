@@ -21,15 +21,15 @@ import torch
 from consomme.base.sample import Sample, Turn
 from consomme.datasets.scenes import encode, make_scene, questions, render
 from consomme.models.batches import Batcher
-from consomme.models.prefix_dialogue import dialogue_for
+from consomme.models.chat_prefix import dialogue_for
 from consomme.models.weights import open_scorer
-from consomme.pipelines import train_feed
-from consomme.pipelines.checkpoints import model_folder
-from consomme.pipelines.train import TrainRecipe, TrainSource
-from consomme.pipelines.train_data import UnitContents
-from consomme.pipelines.train_dealer import Tables
-from consomme.pipelines.train_feed import ReadUnits, TrainFeed
-from consomme.storage.files import open_store
+from consomme.pipelines.train import feed as train_feed
+from consomme.pipelines.train.batches import Tables
+from consomme.pipelines.train.feed import ReadUnits, TrainFeed
+from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
+from consomme.pipelines.train.samples import UnitContents
+from consomme.storage.model_folder import model_folder
+from consomme.storage.stores.open import open_store
 from consomme.storage.writers import WebDatasetWriter
 from consomme.train.loop import sum_nll
 

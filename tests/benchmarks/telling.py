@@ -1,6 +1,6 @@
 """How well scores tell noise from good captions: a real language model's, and the nano VLM's.
 
-    python tests/benchmarks/run.py telling
+    python -m tests.benchmarks.run telling
 
 SmolLM2-135M has no eyes: it scores emoji names and scene captions against damaged ones by fluency.
 The nano VLM scores web noise of every kind, by perplexity and by what the picture adds.
@@ -9,7 +9,6 @@ The nano VLM scores web noise of every kind, by perplexity and by what the pictu
 from __future__ import annotations
 
 import random
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,15 +40,14 @@ def shuffled(text: str, rng: random.Random) -> str:
 
 def language_rows() -> list[Row]:
     """Real captions against shuffled ones, spam and file names, by SmolLM2's perplexity."""
-    sys.path.append(str(Path(__file__).parents[1] / "models"))
-    import smollm2
+    from tests.support import smollm2
 
-    from consomme.curate.noise_metrics import auc_by_kind
+    from consomme.curate.keep.noise_metrics import auc_by_kind
     from consomme.curate.perplexity import token_nll
     from consomme.datasets.sources import EmojiSource, SceneSource
     from consomme.datasets.web_noise import add_noise
-    from consomme.engines.questions import Question, Score
-    from consomme.engines.transformers_scorer import TransformersScorer
+    from consomme.engines.scoring.requests import Question, Score
+    from consomme.engines.scoring.transformers import TransformersScorer
 
     made = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -98,13 +96,13 @@ def language_rows() -> list[Row]:
 
 def nano_rows() -> list[Row]:
     """Web noise by kind: perplexity given the picture, and image gain, of the nano VLM."""
-    from consomme.curate.noise_metrics import auc_by_kind
+    from consomme.curate.keep.noise_metrics import auc_by_kind
     from consomme.curate.perplexity import token_nll
     from consomme.datasets.sources import EmojiSource, SceneSource
     from consomme.datasets.web_noise import KINDS, NEAR_DUPLICATE, add_noise
-    from consomme.engines.questions import Question, Score
-    from consomme.engines.transformers_scorer import TransformersScorer
-    from consomme.pipelines.checkpoints import model_folder
+    from consomme.engines.scoring.requests import Question, Score
+    from consomme.engines.scoring.transformers import TransformersScorer
+    from consomme.storage.model_folder import model_folder
     from consomme.vision.decode import decode
 
     scorer = TransformersScorer(model_folder("package://models/nano"), token_nll, threads=2)

@@ -87,11 +87,11 @@ def two_loops(shards: Sequence[str], out: str) -> int:
 
 def consomme(shards: Sequence[str], out: str) -> int:
     """Do it as a verb does: plan, units, ledger, checksums, commits."""
-    from noop_stage import NoopStage
+    from tests.benchmarks.noop_stage import NoopStage
 
-    from consomme.pipelines.flow import Pool, run_units
-    from consomme.pipelines.planning import plan_shards
-    from consomme.storage.ledger import RunFolder
+    from consomme.execution.driver import Pool, run_units
+    from consomme.execution.planning import plan_shards
+    from consomme.storage.ledger.run_folder import RunFolder
     from consomme.storage.shards import find_shards
 
     folder = RunFolder.at(out)
@@ -128,13 +128,7 @@ def ray_webdataset(shards: Sequence[str], out: str) -> int:
 
 def measure() -> list[dict[str, Any]]:
     """Time the contestants in turn."""
-    import os
-    import sys
-
-    here = str(Path(__file__).parent)
-    sys.path.insert(0, here)
-    os.environ["PYTHONPATH"] = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
-    from consomme.pipelines.session import ray_session
+    from consomme.execution.session import ray_session
 
     contestants: dict[str, Callable[[Sequence[str], str], int]] = {
         "loop": loop,

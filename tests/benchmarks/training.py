@@ -31,10 +31,10 @@ from consomme.train.activations import kept  # noqa: E402
 from consomme.train.cost import SampleShape, StepCost, peak_flops, step_cost  # noqa: E402
 from consomme.train.layers import LAYER_SELECTORS  # noqa: E402
 from consomme.train.loop import Pace, fit  # noqa: E402
+from consomme.train.parallel.ddp_fsdp2 import Ddp  # noqa: E402
+from consomme.train.parallel.strategy import BETAS, optimizer_bytes  # noqa: E402
 from consomme.train.parts import FROZEN, Trainability  # noqa: E402
 from consomme.train.planner import OPTIMIZER, WEIGHTS, make_plan, tensors_of  # noqa: E402
-from consomme.train.spread import BETAS, optimizer_bytes  # noqa: E402
-from consomme.train.torch_spread import Ddp  # noqa: E402
 from consomme.train.trainable import multiply_in_bfloat16, remember_no_past, set_trainable  # noqa: E402
 
 ROUNDS = 7
@@ -389,20 +389,21 @@ def overhead() -> list[dict[str, Any]]:
 
 def through_ray() -> list[dict[str, Any]]:
     """Compare `consomme train` with one worker with a loop by hand that reads the same samples."""
-    from consomme.pipelines import train
-    from consomme.pipelines.checkpoints import model_folder
-    from consomme.pipelines.session import shared_ray
+    from consomme.execution.session import shared_ray
+    from consomme.pipelines.train import run as train
+    from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
+    from consomme.storage.model_folder import model_folder
 
     num_steps, rounds = 24, 3
     times: dict[str, list[float]] = {"ray": [], "bare": []}
     with tempfile.TemporaryDirectory() as scratch, shared_ray():
         shard = write_shard(Path(scratch))
         for number in range(rounds):
-            recipe = train.TrainRecipe(
+            recipe = TrainRecipe(
                 name=f"overhead-{number}",
                 root=scratch,
                 model="package://models/nano",
-                data=(train.TrainSource(inputs=(str(shard),)),),
+                data=(TrainSource(inputs=(str(shard),)),),
                 num_steps=num_steps,
                 checkpoint_every=num_steps,
                 seed=number,
@@ -423,10 +424,11 @@ def through_ray() -> list[dict[str, Any]]:
 
 def write_shard(folder: Path) -> Path:
     """Write some hundred emoji as a tar."""
-    from consomme.pipelines import prepare
+    from consomme.pipelines.prepare import run as prepare
+    from consomme.pipelines.prepare.recipe import PrepareRecipe
 
     made = prepare.run(
-        prepare.PrepareRecipe(name="emoji", root=str(folder), source={"name": "emoji", "every": 4})
+        PrepareRecipe(name="emoji", root=str(folder), source={"name": "emoji", "every": 4})
     )
     return next(Path(made.url).rglob("*.tar"))
 
@@ -436,9 +438,9 @@ def bare_epoch(recipe: Any, start: str) -> Iterator[float]:
     import random
 
     from consomme.models.batches import Batcher
-    from consomme.models.prefix_dialogue import dialogue_for
+    from consomme.models.chat_prefix import dialogue_for
     from consomme.models.weights import open_scorer
-    from consomme.pipelines.train_data import Preparer, encode, plan_source
+    from consomme.pipelines.train.samples import Preparer, encode, plan_source
 
     model, processor = open_scorer(start)
     dialogue = dialogue_for(model.config, processor)

@@ -8,7 +8,7 @@ The rates are those of a pilot with another seed, one training each, by the mean
 questions on outlines: all layers had 0.613 at 5e-4, 0.592 at 1e-3, 0.523 at 2e-3; a quarter of
 them, sparse and uniform, had 0.575 at 1e-3, 0.571 at 2e-3, 0.501 at 4e-3.
 
-    python tests/benchmarks/run.py visual_region
+    python -m tests.benchmarks.run visual_region
 
 All runs lie under `runs/visual-region`; what was interrupted goes on.
 """
@@ -151,13 +151,16 @@ def rows() -> list[dict[str, Any]]:
 def _trials() -> Iterator[Arm]:
     """Every trial, as the row it belongs to and its figures; the start is one of them."""
     from consomme.base.recipe import load_recipe
-    from consomme.pipelines import evaluate, sweep
+    from consomme.pipelines.evaluate import run as evaluate
+    from consomme.pipelines.evaluate.recipe import EvaluateRecipe
+    from consomme.pipelines.sweep import run as sweep
+    from consomme.pipelines.sweep.recipe import SweepRecipe
 
     data = json.dumps([{"inputs": _data()}])
     settings = [f"root={RUNS}", f"train.data={data}"]
-    recipe = load_recipe(sweep.SweepRecipe, RECIPE, settings)
+    recipe = load_recipe(SweepRecipe, RECIPE, settings)
     seeds = recipe.space["seed"]
-    judge = evaluate.EvaluateRecipe(
+    judge = EvaluateRecipe(
         name="start", models={"model": START}, benchmarks=recipe.benchmarks, root=str(RUNS)
     )
     yield "start", _figures(evaluate.run(judge).metrics, START), []
@@ -194,10 +197,11 @@ def _trials() -> Iterator[Arm]:
 
 def _sweep(name: str, settings: Sequence[str], space: Mapping[str, Any]) -> Any:
     from consomme.base.recipe import load_recipe
-    from consomme.pipelines import sweep
+    from consomme.pipelines.sweep import run as sweep
+    from consomme.pipelines.sweep.recipe import SweepRecipe
 
     words = [*settings, f"name={name}", f"space={json.dumps(space)}"]
-    return sweep.run(load_recipe(sweep.SweepRecipe, RECIPE, words))
+    return sweep.run(load_recipe(SweepRecipe, RECIPE, words))
 
 
 def _choice(values: Sequence[Any]) -> dict[str, Any]:
@@ -206,21 +210,22 @@ def _choice(values: Sequence[Any]) -> dict[str, Any]:
 
 def _data() -> list[str]:
     """Questions about words, and about outlines: one question to a picture."""
-    from consomme.pipelines import prepare
+    from consomme.pipelines.prepare import run as prepare
+    from consomme.pipelines.prepare.recipe import PrepareRecipe
 
     sources = {
         "words": {"name": "scene_ocr", "num": 1000, "num_turns": 1, "narrate_fraction": 0.0},
         "outlines": {"name": "scene_talk", "style": "outline", "num": 1000, "num_turns": 1},
     }
     made = [
-        prepare.run(prepare.PrepareRecipe(name=name, root=str(RUNS), source=source))
+        prepare.run(PrepareRecipe(name=name, root=str(RUNS), source=source))
         for name, source in sources.items()
     ]
     return [f"{one.url}/data" for one in made]
 
 
 def _of(done: Any) -> Iterator[Arm]:
-    from consomme.storage.ledger import load_manifest
+    from consomme.storage.ledger.run_folder import load_manifest
     from consomme.train.layers import LAYER_SELECTORS, Rotating
 
     for trial in done.decisions["trials"]:
@@ -262,10 +267,9 @@ def text_nats(model: str) -> float:
     the model has by itself is kept beside it, so this is worked out once.
     """
     from consomme.curate.perplexity import token_nll
-    from consomme.engines.questions import Score
-    from consomme.engines.transformers_scorer import TransformersScorer
-    from consomme.evaluate.cache import model_content_hash
-    from consomme.pipelines.checkpoints import model_folder
+    from consomme.engines.scoring.requests import Score
+    from consomme.engines.scoring.transformers import TransformersScorer
+    from consomme.storage.model_folder import model_content_hash, model_folder
 
     folder = model_folder(model)
     kept = RUNS / "text" / f"{model_content_hash(folder)}.json"
@@ -284,7 +288,7 @@ def text_nats(model: str) -> float:
 def _texts() -> list[Any]:
     from consomme.base.sample import Turn
     from consomme.datasets.sources import EmojiSource, SceneSource
-    from consomme.engines.questions import Question
+    from consomme.engines.scoring.requests import Question
 
     scenes = list(SceneSource(num=NUM_TEXTS // 2, first_seed=600_000)())
     names = list(EmojiSource(styles=("noto",), every=12)())[: NUM_TEXTS // 2]
@@ -307,13 +311,13 @@ def step_seconds(layers: Mapping[str, Sequence[int]]) -> dict[str, float]:
     import torch
 
     from consomme.models.batches import Batcher
-    from consomme.models.dialogue import Dialogue
+    from consomme.models.chat import Dialogue
     from consomme.models.weights import open_scorer
-    from consomme.pipelines.checkpoints import model_folder
+    from consomme.storage.model_folder import model_folder
     from consomme.train.loop import Pace, StepReport, fit
-    from consomme.train.parallel import PARALLELISMS
+    from consomme.train.parallel.registry import PARALLELISMS
+    from consomme.train.parallel.strategy import Spread
     from consomme.train.parts import FROZEN, FULL, Trainability
-    from consomme.train.spread import Spread
     from consomme.train.trainable import set_trainable
 
     torch.set_num_threads(1)

@@ -19,11 +19,11 @@ import pyarrow as pa
 from consomme.base.manifest import Manifest
 from consomme.base.schema import runtime
 from consomme.cli import main
-from consomme.pipelines.flow import Pool, run_units
-from consomme.pipelines.planning import plan_shards
-from consomme.pipelines.runs import begin
-from consomme.pipelines.session import ray_session
-from consomme.pipelines.stage import Decoded, Outcome, UnitStage
+from consomme.execution.driver import Pool, run_units
+from consomme.execution.planning import plan_shards
+from consomme.execution.runs import begin
+from consomme.execution.session import ray_session
+from consomme.execution.stage import Decoded, Outcome, UnitStage
 from consomme.storage.shards import find_shards, shards_fingerprint
 
 

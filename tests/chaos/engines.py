@@ -1,6 +1,6 @@
 """Kill or stop what writes captions, in the middle of a run: the engine, its actor, the driver.
 
-    python tests/chaos/engines.py [number=3] [kinds=engine,hang,actor,driver] [seed=1]
+    python -m tests.chaos.engines [number=3] [kinds=engine,hang,actor,driver] [seed=1]
 
 The engine is vLLM in a process of its own, as on a GPU. A disturbed run is compared with an
 undisturbed one, file by file. Writes `tests/benchmarks/results/engine_chaos.json`. Some minutes per
@@ -18,9 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent))
-
-import harness
+from tests.chaos import harness
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "engine_chaos.json"
 STALL_S = 15

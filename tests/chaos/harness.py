@@ -20,9 +20,9 @@ from datetime import date
 from pathlib import Path
 
 from consomme.datasets.scenes import caption, encode, make_scene, render
-from consomme.storage.files import open_store
-from consomme.storage.ledger import RunFolder
+from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.sidecar import read_columns
+from consomme.storage.stores.open import open_store
 from consomme.storage.units import plan_units, read_unit
 
 DRIVER = Path(__file__).with_name("driver.py")

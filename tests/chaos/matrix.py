@@ -1,6 +1,6 @@
 """The whole matrix of deaths: every kind, at random moments, on local storage and on S3.
 
-    python tests/chaos/matrix.py [seed=1] [number=20] [kinds=driver,worker,…] [storages=local,s3]
+    python -m tests.chaos.matrix [seed=1] [number=20] [kinds=driver,worker,…] [storages=local,s3]
                                  [keep=true]
 
 Prints the count of kills and what was lost, doubled or different, and writes the figures for the
@@ -24,14 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "storage")]
-
-import harness
-from faulty_proxy import FaultyProxy
-from harness import Job, Tally
-from s3_server import BUCKET, S3Server, seaweedfs
-
-from cluster import SmallCluster
+from tests.chaos import harness
+from tests.chaos.cluster import SmallCluster
+from tests.chaos.harness import Job, Tally
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.s3_server import BUCKET, S3Server, seaweedfs
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "chaos.json"
 NUM_SHARDS = 16

@@ -1,16 +1,12 @@
 """A picture that crashes the process costs one sample, on a real Ray with real crashes."""
 
 import hashlib
-import sys
 from pathlib import Path
 
 import pytest
+from tests.chaos import harness
 
-sys.path.append(str(Path(__file__).parent))
-
-import harness
-
-from consomme.storage.ledger import RunFolder
+from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.sidecar import read_columns
 from consomme.storage.units import plan_units, read_unit
 from consomme.vision.decode import DecodeProblem, decode

@@ -1,18 +1,14 @@
 """A cloud takes a node away after a warning: what was learned until then is kept."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.chaos import harness
+from tests.chaos.cluster import SmallCluster, small_cluster
 
-sys.path.append(str(Path(__file__).parent))
-
-import harness
-
-from cluster import SmallCluster, small_cluster
-from consomme.storage.ledger import RunFolder
+from consomme.storage.ledger.run_folder import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 

@@ -1,18 +1,14 @@
 """The short form of the matrix of deaths; `make chaos` is the whole of it."""
 
 import random
-import sys
 from pathlib import Path
 
 import pytest
 import ray
+from tests.chaos import matrix
+from tests.support.faulty_proxy import FaultyProxy
 
-sys.path.append(str(Path(__file__).parent))
-
-import matrix
-from faulty_proxy import FaultyProxy
-
-from consomme.pipelines.session import ray_session
+from consomme.execution.session import ray_session
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -1,18 +1,14 @@
 """Every kind of bad input at once, through a whole run on Ray: one reject each, rightly named."""
 
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parent))
-
-import harness
-from zoo import CONTAINERS, write_data_set
+from tests.chaos import harness
+from tests.support.zoo import CONTAINERS, write_data_set
 
 from consomme.ops.verify import verify
-from consomme.storage.ledger import RunFolder
+from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.sidecar import read_columns
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -1,6 +1,6 @@
 """Kill what trains, at random steps: a worker, the feed of its data, the driver; or press Ctrl-C.
 
-    python tests/chaos/training.py [number=3] [seed=1] [ranks=1] \
+    python -m tests.chaos.training [number=3] [seed=1] [ranks=1] \
         [kinds=worker,feed,driver,interrupt]
 
 A disturbed run is compared with an undisturbed one: loss, gradient norm and tokens of every step,
@@ -20,9 +20,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent))
-
-import harness
+from tests.chaos import harness
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "train_chaos.json"
 NUM_STEPS = 80

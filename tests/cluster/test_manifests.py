@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from crd import crd_problems
-from rules import rule_problems
+from tests.cluster.crd import crd_problems
+from tests.cluster.rules import rule_problems
 
 from consomme.base.recipe import load_recipe
-from consomme.cli import VERBS
+from consomme.pipelines.verbs import VERBS, resolve
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -203,9 +203,8 @@ def test_the_entrypoint_is_a_command_that_loads() -> None:
     words = shlex.split(job["spec"]["entrypoint"])
     assert words[0] == "consomme"
     verb = VERBS[words[1]]
-    module = __import__(verb.module, fromlist=[verb.recipe])
     path = ROOT / Path(words[2]).relative_to("/opt/consomme")
-    recipe = load_recipe(getattr(module, verb.recipe), path, words[3:])
+    recipe = load_recipe(resolve(verb.recipe), path, words[3:])
     assert recipe.root.startswith("/data/")
     assert all(shard.startswith("/data/") for shard in recipe.inputs)
     mounts = [pod["containers"][0]["volumeMounts"] for pod in pods_of(job)]
@@ -276,6 +275,6 @@ def test_the_runtime_env_sends_the_code_and_little_else() -> None:
     assert (ROOT / environment["env_vars"]["PYTHONPATH"] / "consomme").is_dir()
     assert {"/.venv", "/.git", "/runs"} <= set(environment["excludes"])
     # Ray refuses a job whose variables meet those a pipeline sets for its workers.
-    from consomme.pipelines.session import WORKER_ENV
+    from consomme.execution.session import WORKER_ENV
 
     assert not set(environment["env_vars"]) & set(WORKER_ENV)

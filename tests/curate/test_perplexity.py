@@ -11,8 +11,8 @@ from PIL import Image
 from consomme.base.errors import DataError
 from consomme.base.sample import REJECT_REASONS
 from consomme.curate.perplexity import IGNORE_INDEX, caption_nll, token_nll
-from consomme.engines.questions import NotScored, Question, Score
-from consomme.engines.transformers_scorer import TransformersScorer
+from consomme.engines.scoring.requests import NotScored, Question, Score
+from consomme.engines.scoring.transformers import TransformersScorer
 from consomme.models.weights import open_vlm
 
 pytestmark = pytest.mark.slow
@@ -180,8 +180,8 @@ def test_a_caption_that_cannot_be_scored_costs_one_sample(debug_vlm: Path) -> No
 
 def test_image_gain_is_what_the_picture_saves_per_token(debug_vlm: Path) -> None:
     from consomme.base.sample import Sample, caption_turns
-    from consomme.pipelines.score import PerplexityStage
-    from consomme.pipelines.stage import Decoded
+    from consomme.execution.stage import Decoded
+    from consomme.pipelines.score.stage import PerplexityStage
 
     stage = PerplexityStage(str(debug_vlm), PROMPT, ["noise"], 256, 4096)
     images = pictures(2)

@@ -83,7 +83,7 @@ def test_the_held_out_style_is_never_trained_on() -> None:
 
 
 def test_the_views_the_nano_vlm_trains_on_are_of_training_styles() -> None:
-    from consomme.train.nano_data import EmojiViews
+    from consomme.nano.data import EmojiViews
 
     views = EmojiViews(("noto",))
     assert {e.style for entries in views.by_name.values() for e, _ in entries} == {"noto"}

@@ -1,15 +1,10 @@
 """Models of every family, each made once for all tests of engines."""
 
-import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "models"))
-
-from families import make
+from tests.support.families import make
 
 
 @pytest.fixture(scope="session")

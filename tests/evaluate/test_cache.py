@@ -5,8 +5,9 @@ import shutil
 import pytest
 
 from consomme.base.errors import CheckpointError, DataError
-from consomme.evaluate.cache import ResultCache, model_content_hash, result_key, soup_content_hash
-from consomme.storage.files import open_store
+from consomme.evaluate.cache import ResultCache, result_key, soup_content_hash
+from consomme.storage.model_folder import model_content_hash
+from consomme.storage.stores.open import open_store
 
 KEY = {
     "model_hash": "m",

@@ -1,14 +1,10 @@
 """What tests on a GPU share; every one of them is skipped where there is none."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-
-for folder in ("train", "models"):
-    sys.path.append(str(Path(__file__).parents[1] / folder))
 
 HERE = Path(__file__).parent
 
@@ -26,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def gpu_ray() -> Iterator[None]:
     """Let tests of stages share one local Ray, which finds the GPU by itself."""
-    from consomme.pipelines.session import shared_ray
+    from consomme.execution.session import shared_ray
 
     with shared_ray():
         yield

@@ -8,12 +8,12 @@ import torch
 from consomme.base.sample import Turn
 from consomme.curate.perplexity import token_nll
 from consomme.datasets import scenes
-from consomme.engines.questions import Question, Score
-from consomme.engines.transformers_scorer import TransformersScorer
-from consomme.engines.transformers_writer import TransformersWriter
-from consomme.engines.writing import Request, Sampling, Written
+from consomme.engines.generation.requests import Request, Sampling, Written
+from consomme.engines.generation.transformers import TransformersWriter
+from consomme.engines.scoring.requests import Question, Score
+from consomme.engines.scoring.transformers import TransformersScorer
 from consomme.models.debug import make_debug_vlm
-from consomme.pipelines.checkpoints import model_folder
+from consomme.storage.model_folder import model_folder
 
 PROMPT = "describe the image."
 NUM = 64

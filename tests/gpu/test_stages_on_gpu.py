@@ -10,11 +10,20 @@ import torch
 
 from consomme.base.manifest import Manifest
 from consomme.curate.perplexity import token_nll
-from consomme.engines.questions import Question
-from consomme.engines.transformers_scorer import TransformersScorer
-from consomme.pipelines import evaluate, prepare, recaption, score, train
-from consomme.pipelines.checkpoints import model_folder
-from consomme.storage.ledger import RunFolder
+from consomme.engines.scoring.requests import Question
+from consomme.engines.scoring.transformers import TransformersScorer
+from consomme.pipelines.evaluate import run as evaluate
+from consomme.pipelines.evaluate.recipe import EvaluateRecipe
+from consomme.pipelines.prepare import run as prepare
+from consomme.pipelines.prepare.recipe import PrepareRecipe
+from consomme.pipelines.recaption import run as recaption
+from consomme.pipelines.recaption.recipe import RecaptionRecipe
+from consomme.pipelines.score import run as score
+from consomme.pipelines.score.recipe import ScoreRecipe
+from consomme.pipelines.train import run as train
+from consomme.pipelines.train.recipe import Evaluation, TrainRecipe, TrainSource
+from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.model_folder import model_folder
 from consomme.storage.sidecar import read_columns
 from consomme.storage.units import read_unit
 from consomme.vision.decode import DecodeProblem, decode
@@ -32,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, gpu_ray: None) -> str:
 @pytest.fixture(scope="module")
 def pairs(root: str) -> Manifest:
     return prepare.run(
-        prepare.PrepareRecipe(
+        PrepareRecipe(
             name="pairs",
             root=root,
             source={"name": "scenes", "num": 120},
@@ -46,7 +55,7 @@ def pairs(root: str) -> Manifest:
 @pytest.fixture(scope="module")
 def scores(root: str, pairs: Manifest) -> Manifest:
     return score.run(
-        score.ScoreRecipe(
+        ScoreRecipe(
             name="s",
             root=root,
             inputs=(f"{pairs.url}/data",),
@@ -85,7 +94,7 @@ def test_scores_are_those_of_a_cpu(
 
 def test_captions_are_written(root: str, pairs: Manifest) -> None:
     made = recaption.run(
-        recaption.RecaptionRecipe(
+        RecaptionRecipe(
             name="r",
             root=root,
             inputs=(f"{pairs.url}/data",),
@@ -112,9 +121,9 @@ def test_captions_are_written(root: str, pairs: Manifest) -> None:
     ids=lambda changes: changes["name"],
 )
 def test_training_takes_the_gpu(root: str, pairs: Manifest, changes: dict[str, Any]) -> None:
-    data = (train.TrainSource(inputs=(f"{pairs.url}/data",)),)
+    data = (TrainSource(inputs=(f"{pairs.url}/data",)),)
     made = train.run(
-        train.TrainRecipe(
+        TrainRecipe(
             root=root,
             model=NANO,
             data=data,
@@ -123,7 +132,7 @@ def test_training_takes_the_gpu(root: str, pairs: Manifest, changes: dict[str, A
             global_batch=24,
             checkpoint_every=4,
             max_reject_fraction=0.1,
-            evaluation=train.Evaluation(data=data, max_samples=16, gpus=0.0),
+            evaluation=Evaluation(data=data, max_samples=16, gpus=0.0),
             **changes,
         )
     )
@@ -134,7 +143,7 @@ def test_training_takes_the_gpu(root: str, pairs: Manifest, changes: dict[str, A
     assert sum(losses[-2:]) < sum(losses[:2])
     assert math.isfinite(made.metrics["eval/best_loss_nats"])
     measured = evaluate.run(
-        evaluate.EvaluateRecipe(
+        EvaluateRecipe(
             name=f"of-{changes['name']}",
             root=root,
             models={"it": made.url},

@@ -8,10 +8,10 @@ from consomme.models.weights import open_shapes, open_vlm
 from consomme.train.activations import kept
 from consomme.train.cost import SampleShape, step_cost
 from consomme.train.loop import Pace, fit
+from consomme.train.parallel.ddp_fsdp2 import Ddp
+from consomme.train.parallel.strategy import optimizer_bytes
 from consomme.train.parts import Trainability
 from consomme.train.planner import OPTIMIZER, make_plan, tensors_of
-from consomme.train.spread import optimizer_bytes
-from consomme.train.torch_spread import Ddp
 from consomme.train.trainable import multiply_in_bfloat16, remember_no_past, set_trainable
 
 

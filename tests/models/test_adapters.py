@@ -1,17 +1,13 @@
 """A merged adapter is the sum it says; anything else is refused before a weight changes."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
-sys.path.append(str(Path(__file__).parent))
-
-from adapters import make_adapter
+from tests.support.adapters import make_adapter
 
 from consomme.base.errors import CheckpointError
 from consomme.models.adapters import merge_adapter, open_adapter

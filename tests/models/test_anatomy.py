@@ -1,19 +1,13 @@
 """Every parameter of every family has its place, whatever the family calls it."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parent))
-
-from families import FAMILIES
+from tests.support.families import FAMILIES
 from torch import nn
 
 from consomme.base.errors import CheckpointError
 from consomme.models.anatomy import anatomy
-from consomme.models.torchvision_shim import allow_torchvision
+from consomme.models.imports import allow_torchvision
 
 allow_torchvision()
 

@@ -11,7 +11,8 @@ from PIL import Image
 from consomme.base.errors import DataError
 from consomme.base.sample import Turn
 from consomme.models.batches import IGNORE_INDEX, Batcher, labels_of
-from consomme.models.dialogue import Dialogue, Spoken
+from consomme.models.chat import Dialogue
+from consomme.models.encoded import Spoken
 from consomme.models.tokenizer import SPECIAL_TOKENS
 from consomme.models.weights import open_vlm
 

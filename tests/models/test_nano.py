@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from consomme.engines.transformers_writer import TransformersWriter
+from consomme.engines.generation.transformers import TransformersWriter
 from consomme.evaluate.benchmarks import BENCHMARKS
-from consomme.pipelines.checkpoints import model_folder
+from consomme.storage.model_folder import model_folder
 
 
 @pytest.fixture(scope="module")

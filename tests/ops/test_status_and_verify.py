@@ -11,10 +11,10 @@ from consomme.base.manifest import Manifest
 from consomme.base.sample import Reject
 from consomme.cli import run_command
 from consomme.ops import status, verify
-from consomme.storage.ledger import RunFolder
+from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import Plan, Work, read_part, write_part
 from consomme.storage.sidecar import table_bytes
-from consomme.storage.units import Unit
+from consomme.storage.unit import Unit
 
 NUM_UNITS = 4
 

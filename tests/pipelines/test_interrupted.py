@@ -14,8 +14,8 @@ import pytest
 
 from consomme.base.errors import CheckpointError
 from consomme.base.recipe import to_yaml
-from consomme.pipelines.checkpoints import model_folder
-from consomme.storage.files import open_store
+from consomme.storage.model_folder import model_folder
+from consomme.storage.stores.open import open_store
 
 pytestmark = pytest.mark.ray
 

@@ -18,8 +18,9 @@ import psutil
 import pytest
 
 from consomme.models.debug import make_debug_vlm
-from consomme.pipelines import prepare
-from consomme.storage.ledger import RunFolder
+from consomme.pipelines.prepare import run as prepare
+from consomme.pipelines.prepare.recipe import PrepareRecipe
+from consomme.storage.ledger.run_folder import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -143,7 +144,7 @@ def run_folder(shown: str) -> str:
 def test_score(head: Head, model: str, tmp_path: Path) -> None:
     source = {"name": "emoji", "every": 28}
     prepared = prepare.run(
-        prepare.PrepareRecipe(
+        PrepareRecipe(
             name="noisy-emoji", root=str(tmp_path), source=source, bad_images=2, rows_per_shard=25
         )
     )
@@ -185,7 +186,7 @@ def test_the_code_that_was_sent_runs_on_the_cluster_it_was_sent_to(
     """Driver and workers import the uploaded copy, and no job starts a Ray of its own."""
     script = """
         import consomme, ray
-        from consomme.pipelines.session import ray_session
+        from consomme.execution.session import ray_session
         with ray_session():
             there = ray.remote(lambda: __import__("consomme").__file__).remote()
             print("joined", ray.get_runtime_context().gcs_address)

@@ -9,9 +9,14 @@ import pytest
 from safetensors.torch import load_file
 
 from consomme.base.errors import CheckpointError
-from consomme.pipelines import evaluate, loop, soup
-from consomme.pipelines.checkpoints import model_folder
-from consomme.storage.ledger import RunFolder
+from consomme.pipelines.evaluate import run as evaluate
+from consomme.pipelines.evaluate.recipe import EvaluateRecipe
+from consomme.pipelines.loop import run as loop
+from consomme.pipelines.loop.recipe import LoopRecipe, LoopStage, SummaryRow
+from consomme.pipelines.soup import run as soup
+from consomme.pipelines.soup.recipe import SoupRecipe
+from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.model_folder import model_folder
 from consomme.storage.sidecar import read_columns
 from consomme.storage.view import View
 
@@ -31,8 +36,8 @@ def test_every_sample_is_scored_once_and_bad_pictures_cost_one_reject_each(pairs
 
 def test_scores_through_ray_are_those_of_the_bare_engine(pairs, scores):
     from consomme.curate.perplexity import token_nll
-    from consomme.engines.questions import Question
-    from consomme.engines.transformers_scorer import TransformersScorer
+    from consomme.engines.scoring.requests import Question
+    from consomme.engines.scoring.transformers import TransformersScorer
     from consomme.storage.units import read_unit
     from consomme.vision.decode import DecodeProblem, decode
 
@@ -96,7 +101,7 @@ def test_layers_outside_the_selection_stay_bit_identical(sparse):
 
 
 def test_soup_through_tune_is_never_below_its_best_ingredient(root, full, sparse):
-    recipe = soup.SoupRecipe(
+    recipe = SoupRecipe(
         name="soup",
         root=root,
         ingredients={"full": full.url, "sparse": sparse.url, "start": NANO_FLOAT(root)},
@@ -107,7 +112,7 @@ def test_soup_through_tune_is_never_below_its_best_ingredient(root, full, sparse
     assert greedy >= single
     assert done.counts["evaluations"] <= 3 + 2 + 1
     again = soup.run(
-        soup.SoupRecipe(**{**vars(recipe), "name": "again", "searches": ({"name": "uniform"},)})
+        SoupRecipe(**{**vars(recipe), "name": "again", "searches": ({"name": "uniform"},)})
     )
     assert again.counts["evaluations"] == 0  # every candidate was scored before
     model_folder(f"{done.url}/greedy")
@@ -123,7 +128,7 @@ def NANO_FLOAT(root: str) -> str:  # noqa: N802
 def test_soup_of_strangers_is_refused(root, full):
     with pytest.raises(CheckpointError, match="stranger"):
         soup.run(
-            soup.SoupRecipe(
+            SoupRecipe(
                 name="strangers",
                 root=root,
                 ingredients={"full": full.url, "start": NANO},
@@ -134,7 +139,7 @@ def test_soup_of_strangers_is_refused(root, full):
 
 def test_evaluation_falls_to_guessing_when_the_picture_is_blank(root):
     done = evaluate.run(
-        evaluate.EvaluateRecipe(
+        EvaluateRecipe(
             name="seeing",
             root=root,
             models={"nano": NANO},
@@ -155,12 +160,12 @@ def test_a_loop_runs_once_and_is_then_found_done(tmp_path):
         "name": "tiny",
         "root": str(tmp_path),
         "stages": (
-            loop.LoopStage(
+            LoopStage(
                 name="pairs",
                 verb="prepare",
                 recipe={"source": {"name": "scenes", "num": 30}, "noise_fraction": 0.5},
             ),
-            loop.LoopStage(
+            LoopStage(
                 name="scores",
                 verb="score",
                 recipe={
@@ -170,7 +175,7 @@ def test_a_loop_runs_once_and_is_then_found_done(tmp_path):
                     "num_actors": 1,
                 },
             ),
-            loop.LoopStage(
+            LoopStage(
                 name="low",
                 verb="filter",
                 recipe={
@@ -180,14 +185,12 @@ def test_a_loop_runs_once_and_is_then_found_done(tmp_path):
                 },
             ),
         ),
-        "summary": (
-            loop.SummaryRow(label="auc", value="low:filter/noise_auc_perplexity_fraction"),
-        ),
+        "summary": (SummaryRow(label="auc", value="low:filter/noise_auc_perplexity_fraction"),),
     }
-    done = loop.run(loop.LoopRecipe(**values))
+    done = loop.run(LoopRecipe(**values))
     page = (Path(done.url) / "report.html").read_text()
     assert "Scores: scores" in page
     assert "data:image/png;base64" in page
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
-    assert loop.run(loop.LoopRecipe(**values)).fingerprint == done.fingerprint
+    assert loop.run(LoopRecipe(**values)).fingerprint == done.fingerprint
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before

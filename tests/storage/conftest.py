@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
-from faulty_proxy import FaultyProxy
-from s3_server import BUCKET, S3Server
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.s3_server import BUCKET, S3Server
 
-from consomme.storage.object_store import S3Store
-from consomme.storage.retries import RetryPolicy
+from consomme.storage.stores.retries import RetryPolicy
+from consomme.storage.stores.s3 import S3Store
 
 HASTY = RetryPolicy(base_s=0.001, cap_s=0.01)
 

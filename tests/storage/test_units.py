@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Reject, Sample, Turn, caption_turns
-from consomme.storage.files import LocalStore
-from consomme.storage.units import Unit, plan_units, read_unit
+from consomme.storage.stores.local import LocalStore
+from consomme.storage.unit import Unit
+from consomme.storage.units import plan_units, read_unit
 from consomme.storage.view import View, read_view_unit
 from consomme.storage.writers import ParquetWriter, WebDatasetWriter, parquet_bytes, tar_bytes
 

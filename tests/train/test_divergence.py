@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from talks import batches_of
-from test_loop import open_model, replicated
+from tests.support.conversations import batches_of
+from tests.train.test_loop import open_model, replicated
 
 from consomme.train.divergence import WARM, DivergedError, LossWatch, check_norm
 from consomme.train.loop import Batch, Pace, fit

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, make
-from talks import batcher_of, batches_of
+from tests.support.conversations import batcher_of, batches_of
+from tests.support.families import FAMILIES, make
 from torch import Tensor
 
 from consomme.models.anatomy import anatomy

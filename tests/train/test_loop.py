@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from talks import batches_of
+from tests.support.conversations import batches_of
 from torch import nn
 
 from consomme.models.batches import IGNORE_INDEX
 from consomme.models.weights import open_vlm
 from consomme.train.loop import Batch, Pace, StepReport, fit, lr_factor
+from consomme.train.parallel.ddp_fsdp2 import Ddp
+from consomme.train.parallel.strategy import Spread, make_optimizer
 from consomme.train.parts import Group, Trainability
-from consomme.train.spread import Spread, make_optimizer
-from consomme.train.torch_spread import Ddp
 from consomme.train.trainable import multiply_in_bfloat16, set_trainable
 
 

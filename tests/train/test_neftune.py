@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from talks import batcher_of
-from test_packed_loss import spoken
+from tests.support.conversations import batcher_of
+from tests.train.test_packed_loss import spoken
 
 from consomme.models.weights import open_vlm
 from consomme.train.neftune import add_noise

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, make, noise
-from talks import batcher_of
+from tests.support.conversations import batcher_of
+from tests.support.families import FAMILIES, make, noise
 
 from consomme.base.errors import RecipeError
 from consomme.base.sample import Turn
 from consomme.models.batches import IGNORE_INDEX, Batcher
-from consomme.models.dialogue import Spoken
+from consomme.models.encoded import Spoken
 from consomme.models.weights import open_scorer
 from consomme.train.loop import sum_nll
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, make
-from talks import batches_of
+from tests.support.conversations import batches_of
+from tests.support.families import FAMILIES, make
 
 from consomme.models.debug import make_debug_vlm
 from consomme.models.weights import open_shapes, open_vlm
@@ -17,6 +17,8 @@ from consomme.train.activations import Kept, kept
 from consomme.train.cost import SampleShape, StepCost, peak_flops, step_cost
 from consomme.train.layers import LAYER_SELECTORS
 from consomme.train.loop import Pace, fit, sum_nll
+from consomme.train.parallel.ddp_fsdp2 import Ddp, Fsdp2
+from consomme.train.parallel.strategy import optimizer_bytes
 from consomme.train.parts import FROZEN, FULL, Part, Trainability, Trained
 from consomme.train.planner import (
     BUFFERS,
@@ -29,8 +31,6 @@ from consomme.train.planner import (
     spread_bytes,
     tensors_of,
 )
-from consomme.train.spread import optimizer_bytes
-from consomme.train.torch_spread import Ddp, Fsdp2
 from consomme.train.trainable import (
     forget_activations,
     multiply_in_bfloat16,

@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, hf, make
-from talks import batches_of
+from tests.support.conversations import batches_of
+from tests.support.families import FAMILIES, hf, make
 
 from consomme.base.errors import RecipeError
 from consomme.models.adapters import merge_adapter, open_adapter
 from consomme.models.anatomy import anatomy
 from consomme.models.lora import merge_lora, save_adapter
 from consomme.models.weights import open_vlm, save_vlm
-from consomme.pipelines.train_driver import told
+from consomme.pipelines.train.telling import told
 from consomme.train.layers import LAYER_SELECTORS, SparseUniform
 from consomme.train.loop import Pace, fit
+from consomme.train.parallel.ddp_fsdp2 import Ddp
+from consomme.train.parallel.strategy import make_optimizer
 from consomme.train.parts import FROZEN, FULL, Part, Trainability, Trained, summarise
-from consomme.train.spread import make_optimizer
-from consomme.train.torch_spread import Ddp
 from consomme.train.trainable import forget_activations, remember_no_past, set_trainable
 
 LORA = Part(state="lora", rank=4, alpha=8)

@@ -10,7 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
-from zoo_images import BAD_IMAGES, chunk, encoded, jpeg, jpeg_of_many_scans, noise, png
+from tests.support.zoo_images import (
+    BAD_IMAGES,
+    chunk,
+    encoded,
+    jpeg,
+    jpeg_of_many_scans,
+    noise,
+    png,
+)
 
 from consomme.base.sample import REJECT_REASONS
 from consomme.vision.decode import DecodeProblem, decode

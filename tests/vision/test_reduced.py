@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from zoo_images import encoded, noise
+from tests.support.zoo_images import encoded, noise
 
 from consomme.vision.decode import DecodeProblem, decode, num_pixels, shrink_factor, shrunk
 

@@ -58,3 +58,7 @@ class SupersededError(ConsommeError):
 
     # Not "try again": two schedulers that both do would overtake each other for ever.
     exit_code = EXIT_USER
+
+
+class EngineLostError(ClusterError):
+    """The engine died, hangs, or cannot be reached: a fresh one may do the same work."""

@@ -119,7 +119,8 @@ def lineage(manifest: Manifest, load: Callable[[str], Manifest]) -> list[Manifes
 
     Args:
         manifest: Where to begin.
-        load: Reads the manifest of a run folder, such as `consomme.storage.ledger.load_manifest`.
+        load: Reads the manifest of a run folder, such as
+            `consomme.storage.ledger.run_folder.load_manifest`.
 
     Returns:
         All ancestors and the manifest itself, each once, parents before children.

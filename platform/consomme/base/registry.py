@@ -21,7 +21,7 @@ class Registry(Generic[T]):
 
     Args:
         kind: What a strategy is called in messages, such as `"keep policy"`.
-        module: Where a reader finds them, such as `"consomme/curate/keep.py"`.
+        module: Where a reader finds them, such as `"consomme/curate/keep/policy.py"`.
     """
 
     def __init__(self, kind: str, module: str = "") -> None:

@@ -37,7 +37,8 @@ def strategy(registry: str, *, default: Any = _NO_DEFAULT, keyed: bool = False) 
     registry is imported when a recipe is checked, not when the schema is defined.
 
     Args:
-        registry: `"module:NAME"` of the registry, as in `"consomme.curate.keep:KEEP_POLICIES"`.
+        registry: `"module:NAME"` of the registry, as in
+            `"consomme.curate.keep.registry:KEEP_POLICIES"`.
         default: Node (or list of nodes, or None) to use when the recipe is silent. Without one
             the field is required. A recipe that gives `name` replaces the default; one that
             gives only parameters changes those and keeps the rest.

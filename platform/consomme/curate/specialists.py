@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from consomme.base.errors import RecipeError
-from consomme.curate.keep import check_fraction
+from consomme.curate.checks import check_fraction
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,7 +134,7 @@ def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) ->
     positions = config.get("text_config", config).get("max_position_embeddings")
     max_model_len = min(options.max_model_len, positions or options.max_model_len)
     adapter = _adapter_options(options.adapter, is_vlm="text_config" in config)
-    from consomme.engines.torchvision_shim import prepare_environment
+    from consomme.engines.vllm_environment import prepare_environment
 
     prepare_environment()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

@@ -8,43 +8,10 @@ again.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from consomme.base.errors import CheckpointError, DataError
-from consomme.storage.files import Store
-
-_MODEL_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
-_NOT_MODEL = ("soup.json", "manifest.json", "trainer_state.json")
-_CHUNK = 1 << 22
-
-
-def model_content_hash(folder: str | Path) -> str:
-    """Return the SHA-256 of everything in a model folder that decides what the model says.
-
-    Weights, configuration, tokenizer, processor and chat template count; notes on where the model
-    came from do not, nor do the folder's name and place.
-
-    Raises:
-        CheckpointError: The folder holds no safetensors file.
-    """
-    files = sorted(
-        p
-        for p in Path(folder).glob("*")
-        if p.is_file() and p.suffix in _MODEL_SUFFIXES and p.name not in _NOT_MODEL
-    )
-    if not any(p.suffix == ".safetensors" for p in files):
-        raise CheckpointError(
-            f"{str(folder)!r} holds no *.safetensors file; expected a model folder"
-        )
-    digest = hashlib.sha256()
-    for path in files:
-        inner = hashlib.sha256()
-        with path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                inner.update(chunk)
-        digest.update(f"{path.name}\0{inner.hexdigest()}\n".encode())
-    return digest.hexdigest()
+from consomme.base.errors import DataError
+from consomme.storage.stores.store import Store
 
 
 def soup_content_hash(ingredient_hashes: Sequence[str], shares: Sequence[float]) -> str:

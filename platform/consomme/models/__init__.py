@@ -1,7 +1,7 @@
 """VLMs: assembly, loading, chat templates, weights; torch and transformers, as in `engines`."""
 
 from consomme.base.process import kept_for_good
-from consomme.models.torchvision_shim import allow_torchvision
+from consomme.models.imports import allow_torchvision
 
 with kept_for_good():
     # Every import of transformers below this package goes through here first.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from consomme.base.errors import RecipeError
-from consomme.models.dialogue import Asked, Spoken, pad_and_join
+from consomme.models.encoded import Asked, Spoken, pad_and_join
 
 # Shapes: B conversations, T token positions.
 

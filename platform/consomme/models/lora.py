@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from consomme.base.errors import CheckpointError
-from consomme.models.torchvision_shim import allow_torchvision
+from consomme.models.imports import allow_torchvision
 
 allow_torchvision()
 

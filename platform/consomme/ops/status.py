@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from consomme.base.errors import DataError
-from consomme.storage import attempts
-from consomme.storage.ledger import MANIFEST, PROGRESS, RECIPE, RunFolder
+from consomme.storage.ledger import attempts
+from consomme.storage.ledger.commits import reject_reasons
+from consomme.storage.ledger.run_folder import MANIFEST, PROGRESS, RECIPE, RunFolder
 from consomme.storage.plan import Plan
-from consomme.storage.records import reject_reasons
 
 STALE_S = 90.0
 """A heartbeat older than this means that the driver is gone."""

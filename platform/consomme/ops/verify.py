@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 
 from consomme.base.errors import DataError
 from consomme.base.manifest import lineage
-from consomme.storage import attempts
-from consomme.storage.files import Store
-from consomme.storage.ledger import RunFolder, load_manifest
-from consomme.storage.listing import list_parallel
+from consomme.storage.ledger import attempts
+from consomme.storage.ledger.commits import CommitRecord, OutputFile
+from consomme.storage.ledger.run_folder import RunFolder, load_manifest
 from consomme.storage.plan import Plan, read_part
-from consomme.storage.records import CommitRecord, OutputFile
+from consomme.storage.stores.listing import list_parallel
+from consomme.storage.stores.store import Store
 
 _READERS = 16
 _SHOWN = 20

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from consomme.base.errors import DataError
-from consomme.storage.files import Store, join_url
 from consomme.storage.sidecar import table_bytes
-from consomme.storage.units import Unit
+from consomme.storage.stores.store import Store, join_url
+from consomme.storage.unit import Unit
 
 _HEAD = "plan/plan.json"
 

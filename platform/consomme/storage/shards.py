@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 
 from consomme.base.errors import RecipeError
 from consomme.base.suggest import did_you_mean
-from consomme.storage.files import absolute_url, join_url, open_store, split_url
-from consomme.storage.listing import list_parallel
+from consomme.storage.stores.listing import list_parallel
+from consomme.storage.stores.open import absolute_url, open_store, split_url
+from consomme.storage.stores.store import join_url
 
 SHARD_SUFFIXES = (".tar", ".parquet", ".jsonl", ".json")
 """What can be read; a folder must hold one kind only."""

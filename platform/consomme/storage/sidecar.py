@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from consomme.base.errors import DataError
-from consomme.storage.files import join_url
-from consomme.storage.ledger import RunFolder
-from consomme.storage.records import CommitRecord
+from consomme.storage.ledger.commits import CommitRecord
+from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.stores.store import join_url
 
 _READERS = 8
 _AHEAD = 32

@@ -4,61 +4,16 @@ Planning looks at headers, footers and line ends, never at pixels, and covers ev
 shard exactly once. The same shards always give the same units, wherever they are mounted.
 """
 
-import dataclasses
-import hashlib
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Reject, Sample
-from consomme.storage.files import Store, split_url
 from consomme.storage.readers import parquet, records, webdataset
 from consomme.storage.readers.text import RawRow, RowError, check_sample, printable
 from consomme.storage.shards import Shard, find_shards
-
-MAX_UNIT_ROWS = 1024
-MAX_UNIT_BYTES = 128 * 2**20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """A contiguous range of rows of one shard."""
-
-    unit_id: str
-    """Safe in a file name, unique in a run, and the same on every machine."""
-
-    source: str
-    """Name of the data set, as the recipe gives it."""
-
-    shard: str
-    """URL of the shard."""
-
-    start: int
-    """First row in the shard, from 0."""
-
-    count: int
-    """Rows, good and bad."""
-
-    num_bytes: int
-    """Bytes of the range; for Parquet an estimate, unpacked."""
-
-    offset: int = 0
-    """Where in the shard the range begins; 0 for Parquet, which is reached by rows."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Unit":
-        """Read what `to_dict` wrote."""
-        return cls(**values)
-
-
-ReadUnit = Callable[[Unit], tuple[list[tuple[int, Sample]], list[tuple[int, Reject]]]]
-"""Reads one unit: samples and rejects, each with its row."""
+from consomme.storage.stores.open import split_url
+from consomme.storage.stores.store import Store
+from consomme.storage.unit import MAX_UNIT_BYTES, MAX_UNIT_ROWS, Unit, unit_name
 
 
 def plan_units(
@@ -107,16 +62,6 @@ def plan_shard(
         )
         start += count
     return units
-
-
-def unit_name(shard: Shard, start: int) -> str:
-    """Name the unit of a shard that begins at a row."""
-    path = shard.url.rpartition("/")[2]
-    named = f"{shard.source}\t{shard.name}".encode("utf-8", "surrogateescape")
-    digest = hashlib.sha256(named).hexdigest()[:8]
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", path.rpartition(".")[0] or path)[:60]
-    label = re.sub(r"[^A-Za-z0-9_-]+", "_", shard.source)[:30]
-    return f"{label}-{stem}-{digest}-{start:09d}"
 
 
 def read_unit(unit: Unit) -> tuple[list[tuple[int, Sample]], list[tuple[int, Reject]]]:
@@ -224,3 +169,20 @@ def _raw_rows(unit: Unit) -> list[RawRow]:
         start=unit.start,
         source=unit.source,
     )
+
+
+def fetch(units: Mapping[str, Unit], wanted: Sequence[tuple[str, int]]) -> list[Sample]:
+    """Read single samples: each unit once, and one unit in memory at a time.
+
+    Args:
+        units: Units by id.
+        wanted: Unit id and row of each sample.
+
+    Raises:
+        DataError: A shard is gone or has changed.
+    """
+    found: dict[tuple[str, int], Sample] = {}
+    for unit_id in dict.fromkeys(unit_id for unit_id, _ in wanted):
+        samples = dict(read_unit(units[unit_id])[0])
+        found |= {place: samples[place[1]] for place in wanted if place[0] == unit_id}
+    return [found[place] for place in wanted]

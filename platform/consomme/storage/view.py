@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Sample
-from consomme.storage.files import join_url
-from consomme.storage.ledger import RunFolder
+from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import PLAN_SCHEMA, pack_rows, unpack_rows
 from consomme.storage.sidecar import table_bytes
-from consomme.storage.units import Unit, read_unit
+from consomme.storage.stores.store import join_url
+from consomme.storage.unit import Unit
+from consomme.storage.units import read_unit
 
 VIEW = "view.parquet"
 """Name of the view in its run folder."""

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Sample, samples_to_table
-from consomme.storage.files import FileInfo, Store, is_safe_path
 from consomme.storage.readers.webdataset import IMAGE_EXTENSIONS, OWN_KEY, split_name
+from consomme.storage.stores.store import FileInfo, Store, is_safe_path
 
 _ESCAPES = {ord(mark): f"%{ord(mark):02X}" for mark in '%./\\:*?"<>|\0'}
 
@@ -191,3 +191,6 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     header.size = len(data)
     header.mode = 0o644
     tar.addfile(header, io.BytesIO(data))
+
+
+FORMATS = {"webdataset": ("tar", tar_bytes), "parquet": ("parquet", parquet_bytes)}

@@ -21,8 +21,8 @@ from torch.nn.functional import cross_entropy
 from consomme.base.errors import DataError
 from consomme.models.batches import IGNORE_INDEX
 from consomme.train.divergence import LossWatch
+from consomme.train.parallel.strategy import Spread, world_size
 from consomme.train.parts import Group
-from consomme.train.spread import Spread, world_size
 
 Batch = dict[str, Tensor]
 Schedule = Literal["cosine", "linear", "constant"]

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from consomme.models.anatomy import anatomy
 from consomme.train.activations import Kept
 from consomme.train.cost import StepCost
+from consomme.train.parallel.ddp_fsdp2 import Ddp, Fsdp2
+from consomme.train.parallel.deepspeed import DeepSpeed
+from consomme.train.parallel.strategy import Parallelism
 from consomme.train.parts import Trained
-from consomme.train.spread import Parallelism
-from consomme.train.torch_spread import Ddp, Fsdp2
-from consomme.train.zero import DeepSpeed
 
 WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer"
 BUFFERS, ACTIVATIONS = "buffers", "activations"

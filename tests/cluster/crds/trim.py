@@ -1,6 +1,6 @@
 """Cut KubeRay's CustomResourceDefinitions down to what the tests read.
 
-    python tests/cluster/crds/trim.py FOLDER_WITH_THE_THREE_YAML_FILES
+    python -m tests.cluster.crds.trim FOLDER_WITH_THE_THREE_YAML_FILES
 
 Keeps `spec.versions[name=v1].schema.openAPIV3Schema` as sorted JSON, gzipped without a time, so the
 same input gives the same bytes: 3.3 MB become 31 kB. Nothing else is changed.

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from consomme.base.errors import ConsommeError, DataError
 from consomme.base.sample import Sample
-from consomme.storage.files import Store
 from consomme.storage.readers.records import read_image
 from consomme.storage.readers.text import (
     CAPTION_KEYS,
@@ -30,6 +29,7 @@ from consomme.storage.readers.text import (
     take_id,
     take_turns,
 )
+from consomme.storage.stores.store import Store
 
 _BATCH = 256
 """Rows that are decoded at once at most; fewer where they are large."""

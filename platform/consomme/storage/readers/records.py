@@ -13,7 +13,6 @@ from typing import Any, BinaryIO
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Sample
-from consomme.storage.files import Store, is_safe_path
 from consomme.storage.readers.text import (
     MAX_RECORD_BYTES,
     MAX_SAMPLE_BYTES,
@@ -25,6 +24,7 @@ from consomme.storage.readers.text import (
     take_id,
     take_turns,
 )
+from consomme.storage.stores.store import Store, is_safe_path
 
 IMAGE_KEYS = ("image", "image_path", "file_name")
 """Where a record may hold its picture's path, best first."""

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Reject, Sample, caption_turns
-from consomme.storage.files import split_url
 from consomme.storage.shards import Shard
-from consomme.storage.units import Unit, unit_name
+from consomme.storage.stores.open import split_url
+from consomme.storage.unit import Unit, unit_name
 
 URL_COLUMNS = ("url", "URL", "image_url")
 CAPTION_COLUMNS = ("caption", "TEXT", "text", "alt_text")

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from consomme.base.sample import Sample, caption_turns
-from consomme.storage.files import is_safe_path
 from consomme.storage.readers.tar import Member, walk
 from consomme.storage.readers.text import (
     MAX_NAME_BYTES,
@@ -24,6 +23,7 @@ from consomme.storage.readers.text import (
     refuse_encoded,
     take_turns,
 )
+from consomme.storage.stores.store import is_safe_path
 
 IMAGE_EXTENSIONS = frozenset(
     "avif bmp gif heic jfif jp2 jpe jpeg jpg png pnm ppm tif tiff webp".split()

@@ -1,0 +1,43 @@
+"""Hash sample ids, and take shares of samples by those hashes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def hash_ids(sample_ids: Iterable[str]) -> NDArray[np.uint64]:
+    """Return a stable 64-bit hash per sample id: the same on every machine and in every version.
+
+    Pass ids that are unique over the whole run: prefix the source where sources may share ids.
+    """
+    digests = (hashlib.blake2b(i.encode(), digest_size=8).digest() for i in sample_ids)
+    return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
+
+
+def is_in_share(sample_id: str, fraction: float) -> bool:
+    """Tell whether a sample is in a fixed share of all samples, by a hash of its own.
+
+    A smaller share lies inside a larger one. What `random_fraction` keeps is drawn otherwise, so a
+    share of that is a fair one.
+
+    Args:
+        sample_id: The sample's id.
+        fraction: The share, in [0, 1]; 1 is every sample.
+    """
+    digest = hashlib.blake2b(sample_id.encode(), digest_size=8, person=b"share").digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64
+
+
+def mix_hash(hash_N: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
+    """Return other, equally good 64-bit hashes for a seed (a bijection: no new collisions).
+
+    Source: the finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+    """
+    mixed = hash_N + np.uint64((seed * 0x9E3779B97F4A7C15) % (1 << 64))
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))

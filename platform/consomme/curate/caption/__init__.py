@@ -1,0 +1,1 @@
+"""How captions are asked for, checked and merged: prompts, guards, refusals, canaries."""

@@ -1,0 +1,224 @@
+"""The prompts that ask for captions, each under an id that goes into every caption's provenance.
+
+The one decision: a prompt never changes under its id. The hash of its text is stored beside the id,
+so a caption can always be traced to the words that asked for it. A new wording is a new id.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consomme.base.errors import RecipeError
+from consomme.base.hashing import mix_hash
+from consomme.base.suggest import did_you_mean
+from consomme.curate.caption.prompt_pools import NAMED_POOLS
+from consomme.datasets.boxes import BOX_PATTERN
+from consomme.datasets.scene_tasks import TASK_PROMPTS
+
+# Shapes: N samples.
+
+_SLOT = re.compile(r"\{(original|written)\}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionPrompt:
+    """One way to ask for a caption."""
+
+    prompt_id: str
+    """Name in recipes and in provenance columns."""
+
+    text: str
+    """The user's turn, without picture placeholder and chat template; may have slots, written
+    `{original}` and `{written}`."""
+
+    source: str = ""
+    """Where the wording comes from."""
+
+    pattern: str = ""
+    """Regular expression that an answer has to match as a whole, for engines that can hold a model
+    to one; empty for free text."""
+
+    @property
+    def text_hash(self) -> str:
+        """Return 12 hex digits of the SHA-256 of the text; its slots are not filled."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Return the names of the slots, in order; none in a prompt that only needs a picture."""
+        return tuple(_SLOT.findall(self.text))
+
+    @property
+    def needs_written(self) -> bool:
+        """Say whether the prompt is about a caption that a model has written before."""
+        return "written" in self.slots
+
+    def fill(self, *, original: str | None = None, written: str | None = None) -> str:
+        """Return the text with a sample's texts in its slots, whatever these contain.
+
+        Args:
+            original: The text that came with the picture.
+            written: A caption that a model has written of it.
+
+        Raises:
+            RecipeError: There is a slot, and nothing to fill it with.
+        """
+        given = {"original": original, "written": written}
+        missing = [slot for slot in self.slots if given[slot] is None]
+        if missing:
+            raise RecipeError(
+                f"prompt {self.prompt_id!r} has a slot for the {' and the '.join(missing)} text,"
+                " and there is none here; use it where captions are merged, or take a prompt"
+                " without slots"
+            )
+        return _SLOT.sub(lambda slot: str(given[slot[1]]), self.text)
+
+
+def _pool_id(pool: str, number: int) -> str:
+    return f"{pool}_{number:02d}"
+
+
+CAPTION_PROMPTS: dict[str, CaptionPrompt] = {
+    prompt.prompt_id: prompt
+    for prompt in (
+        CaptionPrompt(
+            prompt_id="plain",
+            text="describe the image.",
+            source="what the nano VLM was trained to answer with a caption",
+        ),
+        CaptionPrompt(
+            prompt_id="points",
+            text="please generate a caption for this image.",
+            source="arXiv 2409.04828 (POINTS), released perplexity script",
+        ),
+        CaptionPrompt(
+            prompt_id="simple",
+            text="Describe the image briefly.",
+            source="short prompt of the ablation in arXiv 2407.17453 (VILA²): brings no gain there",
+        ),
+        CaptionPrompt(
+            prompt_id="long_v1",
+            text="Describe the image in details.",
+            source="arXiv 2407.17453 (VILA²), long prompt 1",
+        ),
+        CaptionPrompt(
+            prompt_id="long_v2",
+            text="Elaborate on the visual and narrative elements of the image in detail.",
+            source="own wording, in the substance of long prompt 2 of arXiv 2407.17453 (VILA²)",
+        ),
+        CaptionPrompt(
+            prompt_id="long_v3",
+            text=(
+                "Describe this image in flowing sentences. Mention only what can be determined "
+                "with confidence from the image itself; do not make a list, and do not dwell on "
+                "its mood or beauty."
+            ),
+            source="own wording, in the substance of long prompt 3 of arXiv 2407.17453 (VILA²)",
+        ),
+        CaptionPrompt(
+            prompt_id="fuse",
+            text=(
+                "Here are two texts about one picture. The first came with the picture: it holds "
+                "facts about the real world, but may be badly written. The second was written by "
+                "a model that saw the picture: it reads well, but lacks such facts and may be "
+                "wrong. Turn them into one fluent text that keeps the facts of the first.\n"
+                "1. Weave both together so that no seam shows.\n"
+                "2. Add nothing that is in neither of them.\n"
+                "3. Answer with the merged text and nothing else.\n"
+                "First text: {original}\n"
+                "Second text: {written}"
+            ),
+            source="own wording, in the substance of CapFusion as arXiv 2409.04828 (POINTS) has it",
+        ),
+        CaptionPrompt(
+            prompt_id="main_box",
+            text="Where is the main object of the image? Answer with its box.",
+            source="own wording",
+            pattern=BOX_PATTERN,
+        ),
+        *(
+            CaptionPrompt(
+                prompt_id=task,
+                text=text,
+                source=f"own wording, in the substance of the {task} prompt of arXiv 2407.17453",
+            )
+            for task, text in TASK_PROMPTS.items()
+        ),
+        *(
+            CaptionPrompt(
+                prompt_id=_pool_id(pool, number),
+                text=text,
+                source="own wording; pools as in arXiv 2412.08443 (POINTS1.5)",
+            )
+            for pool, texts in NAMED_POOLS.items()
+            for number, text in enumerate(texts, 1)
+        ),
+    )
+}
+"""Prompt id -> prompt."""
+
+PROMPT_POOLS: Mapping[str, tuple[str, ...]] = {
+    "vila2_long": ("long_v1", "long_v2", "long_v3"),
+    **{
+        pool: tuple(_pool_id(pool, number) for number in range(1, len(texts) + 1))
+        for pool, texts in NAMED_POOLS.items()
+    },
+}
+"""Pool name -> ids of its prompts; `describe_en` and `describe_zh` are the pools of POINTS1.5."""
+
+
+def caption_prompt(prompt_id: str) -> CaptionPrompt:
+    """Return the prompt with this id.
+
+    Raises:
+        RecipeError: There is none; the message names the closest one.
+    """
+    if prompt_id not in CAPTION_PROMPTS:
+        raise RecipeError(_unknown(prompt_id, [*CAPTION_PROMPTS]))
+    return CAPTION_PROMPTS[prompt_id]
+
+
+def resolve_prompts(names: Sequence[str]) -> tuple[CaptionPrompt, ...]:
+    """Return the prompts that a recipe names, each once, in the order they are named.
+
+    Args:
+        names: Ids of prompts and names of pools; a pool stands for all of its prompts.
+
+    Raises:
+        RecipeError: None is named, or some are unknown; all of them are listed.
+    """
+    if not names:
+        raise RecipeError(
+            "no caption prompt given; name at least one, such as 'long_v1', or a pool, such as"
+            " 'vila2_long'"
+        )
+    known = [*CAPTION_PROMPTS, *PROMPT_POOLS]
+    problems = [_unknown(name, known) for name in names if name not in known]
+    if problems:
+        raise RecipeError.from_problems("prompts", problems)
+    ids = [prompt_id for name in names for prompt_id in PROMPT_POOLS.get(name, (name,))]
+    return tuple(CAPTION_PROMPTS[prompt_id] for prompt_id in dict.fromkeys(ids))
+
+
+def draw_prompts(
+    names: Sequence[str], hash_N: NDArray[np.uint64], seed: int
+) -> list[CaptionPrompt]:
+    """Draw a prompt for each sample, uniformly over all that the names stand for.
+
+    The draw depends on the sample's hash and the seed only, so any number of workers asks the same
+    questions. Source: arXiv 2407.17453 (VILA²) draws from three long prompts.
+    """
+    prompts = resolve_prompts(names)
+    drawn_N = mix_hash(hash_N, seed) % np.uint64(len(prompts))
+    return [prompts[int(i)] for i in drawn_N]
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    return (
+        f"unknown caption prompt {name!r}{did_you_mean(name, known)}; known prompts:"
+        f" {', '.join(known)}"
+    )

@@ -1,0 +1,1 @@
+"""Find exact and near copies of pictures: perceptual hashes, hash tables, groups of copies."""

@@ -1,0 +1,1 @@
+"""Keep policies: which samples stay, decided exactly and globally from columns of scores."""

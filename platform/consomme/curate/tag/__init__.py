@@ -1,0 +1,1 @@
+"""Taggers: columns about samples, from text, objects, pictures, or the verdict of a model."""

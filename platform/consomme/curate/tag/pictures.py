@@ -1,0 +1,179 @@
+"""What a VLM sees in pictures: an embedding, and the likeliest of some classes.
+
+One decision is made here: class names compete as whole answers, by the probability of all their
+tokens and the one that ends them. So none is divided by its length, and the shares of the classes
+are what the model itself believes, if it has to name one of them. `prior: equal` divides by the
+probability of the name without the picture, so that a name which the model likes to say anyway wins
+nothing; by Bayes' rule that is what one believes if all classes are equally frequent.
+
+Neither is better everywhere. Right answers of the shipped nano VLM, by the model's prior and by
+equal ones, on 200 rendered scenes with one object: its colour, of eight, 1.00 and 1.00; its shape,
+of six, 0.79 and 0.78, but 0.75 and 0.84 if asked in words that it never met in training; the names
+of 60 emoji in a style that it never saw, mean of three draws, 0.82 and 0.78.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from consomme.base.errors import RecipeError
+from consomme.curate.tag.tagger import (
+    TAGGERS,
+    Choice,
+    Model,
+    OpenModel,
+    Problem,
+    Subject,
+    Tag,
+    Tags,
+    open_seeing,
+    shares,
+)
+
+# Shapes: A classes, W width of the language model.
+
+
+@TAGGERS.register("embedding")
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """How a picture looks to a VLM: the mean of its picture tokens, scaled to length 1.
+
+    These are the tokens behind the projector, as the language model gets them. Their mean is cheap
+    and of the same width for every picture; it knows what is there better than where.
+    """
+
+    model: str
+    """The VLM whose vision encoder and projector look: a Hugging Face folder."""
+
+    column: str = "embedding"
+    """Name of the column: a list of float32 for each sample."""
+
+    needs_pictures: ClassVar[bool] = True
+    knowledge: ClassVar[str] = ""
+
+    @property
+    def columns(self) -> Mapping[str, pa.DataType]:
+        """One column."""
+        return {self.column: pa.list_(pa.float32())}
+
+    def open(self, open_model: OpenModel) -> Tag:
+        """Open the VLM."""
+        model = open_seeing(open_model, self.model)
+
+        def tag(subjects: Sequence[Subject]) -> Tags:
+            vectors: list[NDArray[np.float32] | None] = []
+            problems = {}
+            for k, found in enumerate(model.look(subjects)):
+                if isinstance(found, Problem):
+                    problems[k] = found
+                elif not np.isfinite(found).all():
+                    detail = "the embedding is not finite"
+                    problems[k] = Problem(reason="score_not_finite", detail=detail)
+                vectors.append(None if k in problems or isinstance(found, Problem) else found)
+            return Tags(columns={self.column: vectors}, problems=problems)
+
+        return tag
+
+
+@TAGGERS.register("classes")
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """Pseudo-labels: which of some class names a VLM would answer with, and how sure it is.
+
+    Costs one short pass through the language model per picture and class; each picture is encoded
+    once. Source: pseudo-labels choose what to label in PCB (Active Prompt Learning in
+    Vision-Language Models, CVPR 2024), there from CLIP.
+    """
+
+    model: str
+    """The VLM that answers: a Hugging Face folder."""
+
+    question: str
+    """What it is asked about each picture."""
+
+    classes: tuple[str, ...]
+    """The answers to choose from, two at least, in the order of `class_probs`."""
+
+    prior: Literal["model", "equal"] = "model"
+    """How frequent classes are thought to be: as the `model` would have it, or all `equal`, which
+    takes away what makes it say some names without having seen anything."""
+
+    column: str = "class"
+    """Name of the column of the likeliest class; beside it COLUMN_probs, COLUMN_entropy (nats; 0 is
+    sure) and COLUMN_margin (first probability less the second)."""
+
+    needs_pictures: ClassVar[bool] = True
+    knowledge: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        """Check the classes."""
+        if len(self.classes) < 2:
+            raise RecipeError(f"classes: found {len(self.classes)}, expected two names at least")
+        names = [name.strip() for name in self.classes]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated or "" in names:
+            found = f"{', '.join(repeated)} more than once" if repeated else "an empty name"
+            raise RecipeError(f"classes: found {found}; expected different names")
+
+    @property
+    def columns(self) -> Mapping[str, pa.DataType]:
+        """Return the likeliest class, and how sure it is."""
+        return {
+            self.column: pa.string(),
+            f"{self.column}_probs": pa.list_(pa.float32()),
+            f"{self.column}_entropy": pa.float32(),
+            f"{self.column}_margin": pa.float32(),
+        }
+
+    def open(self, open_model: OpenModel) -> Tag:
+        """Open the VLM, and ask it once what it would say without a picture."""
+        model = open_seeing(open_model, self.model)
+        (blind_A,) = model.weigh([Choice(question=self.question, answers=self.classes)])
+        if isinstance(blind_A, Problem):
+            raise RecipeError(
+                f"classes: {self.model} cannot be asked {self.question!r}: {blind_A.detail}"
+            )
+        prior_A = blind_A if self.prior == "equal" else np.zeros_like(blind_A)
+        return lambda subjects: self._tag(model, prior_A, subjects)
+
+    def _tag(self, model: Model, prior_A: NDArray[np.float64], subjects: Sequence[Subject]) -> Tags:
+        pictures: dict[bytes, Subject] = {}
+        for subject in subjects:
+            pictures.setdefault(subject.key, subject)
+        answers = model.weigh(
+            [
+                Choice(question=self.question, answers=self.classes, subject=subject)
+                for subject in pictures.values()
+            ]
+        )
+        by_key = dict(zip(pictures, answers, strict=True))
+        rows: list[tuple[Any, ...]] = []
+        problems: dict[int, Problem] = {}
+        for k, subject in enumerate(subjects):
+            nll_A = by_key[subject.key]
+            if not isinstance(nll_A, Problem) and not np.isfinite(nll_A).all():
+                detail = f"{self.column}: {np.isfinite(nll_A).sum()} of {len(nll_A)} finite"
+                nll_A = Problem(reason="score_not_finite", detail=detail)
+            if isinstance(nll_A, Problem):
+                problems[k] = nll_A
+                rows.append((None, None, None, None))
+                continue
+            prob_A = shares(prior_A - nll_A)
+            second, first = np.sort(prob_A)[-2:]
+            rows.append(
+                (self.classes[int(prob_A.argmax())], prob_A, entropy(prob_A), first - second)
+            )
+        columns = zip(*rows, strict=True) if rows else [()] * len(self.columns)
+        return Tags(columns=dict(zip(self.columns, columns, strict=True)), problems=problems)
+
+
+def entropy(prob_A: NDArray[np.float64]) -> float:
+    """Entropy in nats: 0 if one class has all, ln A if all have the same."""
+    some = prob_A[prob_A > 0]
+    return float(-(some * np.log(some)).sum())

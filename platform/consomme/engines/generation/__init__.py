@@ -1,0 +1,1 @@
+"""Engines that generate text: transformers, vLLM, or an OpenAI-compatible server."""

@@ -1,0 +1,102 @@
+"""Prepares a process, and every process it starts, for importing vLLM.
+
+The one decision: where torchvision's compiled operators do not load, each child process gets the
+same mending as its parent (see `consomme.models.imports`), through a generated
+`sitecustomize` folder at the head of `PYTHONPATH`. vLLM starts children of its own (model
+inspection, engine core, workers) in which nothing else of ours runs before torchvision is imported.
+Where the operators load, nothing is set.
+"""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from consomme.models.imports import (
+    MISSING_SCHEMAS,
+    allow_torchvision,
+    hidden_packages,
+    operators_missing,
+)
+
+_SITECUSTOMIZE = '''\
+"""Generated: mends imports of media packages beside a CPU build of torch in child processes."""
+import importlib
+import sys
+from pathlib import Path
+
+SCHEMAS = {schemas!r}
+HIDDEN = {hidden!r}
+HERE = str(Path(__file__).parent)
+
+
+class DeclareOperators:
+    """Declares torchvision's missing operators when it is first imported, then steps aside."""
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name == "torchvision" and cls in sys.meta_path:
+            sys.meta_path.remove(cls)
+            import torch
+
+            for operator, schema in SCHEMAS.items():
+                if not hasattr(torch.ops.torchvision, operator):
+                    torch.library.define("torchvision::" + operator, schema)
+        return None
+
+
+if SCHEMAS:
+    sys.meta_path.insert(0, DeclareOperators)
+for hidden in HIDDEN:
+    sys.modules.setdefault(hidden, None)
+
+# Another sitecustomize further down the path must still run.
+sys.path[:] = [entry for entry in sys.path if entry != HERE]
+ours = sys.modules.pop("sitecustomize", None)
+try:
+    importlib.import_module("sitecustomize")
+except ModuleNotFoundError as error:
+    if error.name != "sitecustomize":
+        raise
+if ours is not None:
+    # The import that runs this file expects to find the module when it is done.
+    sys.modules.setdefault("sitecustomize", ours)
+'''
+
+
+def sitecustomize_folder() -> Path:
+    """Write the generated `sitecustomize` and return its folder, the same for the same text."""
+    text = _SITECUSTOMIZE.format(
+        schemas=MISSING_SCHEMAS if operators_missing("torchvision") else {},
+        hidden=list(hidden_packages()),
+    )
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    folder = Path(tempfile.gettempdir()) / f"consomme-sitecustomize-{os.getuid()}-{digest}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    target = folder / "sitecustomize.py"
+    if not target.exists() or target.read_text() != text:
+        temporary = folder / f".{os.getpid()}.tmp"
+        temporary.write_text(text)
+        temporary.replace(target)
+    return folder
+
+
+def prepare_environment() -> bool:
+    """Make vLLM importable here and in the children of this process; call before importing it.
+
+    Safe to repeat. It also points Hugging Face libraries at local files only and switches vLLM's
+    usage reports off, because an engine inside an actor has no business on the network.
+
+    Returns:
+        Whether the shim was needed.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    if not allow_torchvision():
+        return False
+    folder = str(sitecustomize_folder())
+    entries = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    if folder not in entries:
+        os.environ["PYTHONPATH"] = os.pathsep.join([folder, *entries])
+    return True

@@ -1,0 +1,1 @@
+"""What every verb shares on Ray: sessions, run folders, planning, reading, workers, the driver."""

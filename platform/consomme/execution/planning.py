@@ -1,0 +1,137 @@
+"""Plan a run on the cluster: many shards are looked through at once, and nobody holds all units.
+
+The driver knows the shards; tasks walk headers and write the plan's parts. Which shards make a part
+depends on nothing but the list, so a plan that was interrupted goes on with the parts it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from consomme.base.telemetry import Progress
+from consomme.execution.errors import own_errors
+from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.plan import Part, Plan, Work, read_part, write_part
+from consomme.storage.shards import Shard
+from consomme.storage.stores.open import open_store
+from consomme.storage.unit import Unit
+from consomme.storage.units import plan_shard
+from consomme.storage.view import View
+
+SHARDS_PER_PART = 64
+UNITS_PER_PART = 4096
+_AT_ONCE = 4
+"""Planning tasks under way per CPU: they wait for storage most of the time."""
+
+
+def plan_shards(
+    folder: RunFolder,
+    shards: Sequence[Shard],
+    unit_rows: int,
+    plan_one: Callable[[Shard, int], list[Unit]] = plan_shard,
+) -> Plan:
+    """Return the run's plan; make it if there is none.
+
+    Args:
+        folder: The run; Ray must be running if there are many shards.
+        shards: What `find_shards` found.
+        unit_rows: Most rows per unit.
+        plan_one: Cuts one shard into units.
+
+    Raises:
+        DataError: A shard cannot be read at all.
+    """
+    plan = Plan.load(folder.store)
+    if plan is not None:
+        return plan
+    planned = _planned_before(folder)
+    done = sum(len(shards[k * SHARDS_PER_PART :][:SHARDS_PER_PART]) for k in planned)
+    with own_errors(), Progress(len(shards), "plan", "shards", done=done) as progress:
+        if 0 < len(shards) - done <= SHARDS_PER_PART:
+            # What is left is one part, which a single process walks anyhow: starting one takes
+            # longer than most of them.
+            (number,) = set(range(-(-len(shards) // SHARDS_PER_PART))) - set(planned)
+            chunk = shards[number * SHARDS_PER_PART :][:SHARDS_PER_PART]
+            planned[number] = _plan_part(folder.url, number, chunk, unit_rows, plan_one)
+            progress.advance(len(chunk))
+        else:
+            _plan_on_cluster(folder, shards, unit_rows, plan_one, planned, progress)
+    plan = Plan(parts=tuple(part for _, part in sorted(planned.items())), num_shards=len(shards))
+    plan.save(folder.store)
+    return plan
+
+
+def _plan_on_cluster(
+    folder: RunFolder,
+    shards: Sequence[Shard],
+    unit_rows: int,
+    plan_one: Callable[[Shard, int], list[Unit]],
+    planned: dict[int, Part],
+    progress: Progress,
+) -> None:
+    """Let tasks make the parts that are missing in `planned`, many at once."""
+    import ray
+
+    remote = ray.remote(num_cpus=0.25)(_plan_part)
+    before = set(planned)
+    chunks = enumerate(_chunks(shards, SHARDS_PER_PART))
+    limit = _AT_ONCE * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    running: dict[Any, int] = {}
+    while True:
+        todo = ((k, chunk) for k, chunk in chunks if k not in before)
+        for number, chunk in islice(todo, limit - len(running)):
+            made = remote.remote(folder.url, number, chunk, unit_rows, plan_one)
+            running[made] = number
+        if not running:
+            return
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        number = running.pop(ready)
+        planned[number] = ray.get(ready)
+        progress.advance(len(shards[number * SHARDS_PER_PART :][:SHARDS_PER_PART]))
+
+
+def plan_view(folder: RunFolder, view: View) -> Plan:
+    """Return the run's plan over the samples a view keeps; make it if there is none."""
+    plan = Plan.load(folder.store)
+    if plan is not None:
+        return plan
+    kept = (Work(unit=unit, bitmap=bitmap) for unit, bitmap in view.entries if any(bitmap))
+    parts: list[Part] = []
+    while chunk := list(islice(kept, UNITS_PER_PART)):
+        parts.append(write_part(folder.store, len(parts), chunk))
+    num_shards = len({unit.shard for unit, _ in view.entries})
+    plan = Plan(parts=tuple(parts), num_shards=num_shards)
+    plan.save(folder.store)
+    return plan
+
+
+def _plan_part(
+    run_url: str,
+    number: int,
+    shards: Sequence[Shard],
+    max_rows: int,
+    plan_one: Callable[[Shard, int], list[Unit]],
+) -> Part:
+    units = (Work(unit=unit) for shard in shards for unit in plan_one(shard, max_rows))
+    return write_part(open_store(run_url), number, units)
+
+
+def _planned_before(folder: RunFolder) -> dict[int, Part]:
+    """Find the parts an interrupted attempt wrote; each appears whole or not at all."""
+    found = {}
+    for file in folder.store.list("plan/part-"):
+        work = list(read_part(folder.store, file.path))
+        found[int(file.path[-len("000000.parquet") :].partition(".")[0])] = Part(
+            path=file.path,
+            num_units=len(work),
+            num_rows=sum(item.num_rows for item in work),
+            num_bytes=sum(item.unit.num_bytes for item in work),
+        )
+    return found
+
+
+def _chunks(shards: Sequence[Shard], size: int) -> Iterator[Sequence[Shard]]:
+    for begin in range(0, len(shards), size):
+        yield shards[begin : begin + size]

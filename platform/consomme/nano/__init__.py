@@ -1,0 +1,1 @@
+"""How the nano VLM that ships was made; no verb uses it."""

@@ -1,0 +1,1 @@
+"""`dedup`: find copies of pictures and keep the best of each."""

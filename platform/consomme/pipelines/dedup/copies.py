@@ -1,0 +1,272 @@
+"""From hashes in a ledger to a view and groups: the second half of a dedup run.
+
+One decision is made here: the driver holds columns of numbers, about 70 bytes per sample, and no
+names; sample ids are read again for those that have copies. Deciding takes another 180 bytes per
+sample for a while, so a hundred million pictures want 25 GB on the driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from consomme.base.errors import DataError
+from consomme.curate.dedup.copies import Copies, Nearness, find_copies, rank_order
+from consomme.curate.dedup.hash_tables import Index, Words
+from consomme.curate.dedup.phash import mirrored_colour
+from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.plan import pack_rows
+from consomme.storage.sidecar import ID_HASH, iter_columns, table_bytes
+from consomme.storage.unit import Unit
+from consomme.storage.view import View
+
+# Shapes: N samples in the order of unit ids and rows, U units, R samples by rank.
+HASHES = "hashes"
+"""Kind of the output files that hold a unit's hashes."""
+
+GROUPS = "groups.parquet"
+"""Name of the table of groups in its run folder."""
+
+_COLUMNS = (
+    "content_hash",
+    "phash",
+    "phash_flipped",
+    "colour",
+    "is_flat",
+    "num_pixels",
+    "num_bytes",
+    ID_HASH,
+)
+_GROUPS_SCHEMA = pa.schema(
+    [
+        ("group", pa.int64()),
+        ("unit_id", pa.string()),
+        ("row", pa.int32()),
+        ("sample_id", pa.string()),
+        ("kept", pa.bool_()),
+        ("distance", pa.uint8()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hashed:
+    """What a dedup run knows about all its samples."""
+
+    units: tuple[Unit, ...]
+    """All units, in the order of their ids."""
+
+    begin_U: Index  # noqa: N815
+    """Number of the first sample of each unit, and at last of all samples."""
+
+    row_N: NDArray[np.int32]  # noqa: N815
+    content_N2: Words  # noqa: N815
+    phash_N: Words  # noqa: N815
+    flipped_N: Words  # noqa: N815
+    colour_N: Words  # noqa: N815
+    is_flat_N: NDArray[np.bool_]  # noqa: N815
+    pixels_N: NDArray[np.int64]  # noqa: N815
+    num_bytes_N: NDArray[np.int32]  # noqa: N815
+    id_hash_N: Words  # noqa: N815
+    """Hash of source and sample id."""
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples there are."""
+        return len(self.row_N)
+
+    @property
+    def unit_N(self) -> Index:  # noqa: N802
+        """Place of each sample's unit in `units`."""
+        return np.repeat(np.arange(len(self.units)), np.diff(self.begin_U))
+
+
+def load_hashed(url: str) -> Hashed:
+    """Read the hashes of a run.
+
+    Raises:
+        DataError: It has none.
+    """
+    units: list[Unit] = []
+    parts: dict[str, list[NDArray[np.generic]]] = {}
+    for record, table in iter_columns(url, _COLUMNS, HASHES, with_ids=False):
+        found: dict[str, NDArray[np.generic]] = {
+            "row": table["row"].to_numpy(),
+            "content": _words(table["content_hash"]),
+            "phash": table["phash"].to_numpy(),
+            "flipped": table["phash_flipped"].to_numpy(),
+            "colour": table["colour"].to_numpy(),
+            "is_flat": table["is_flat"].to_numpy(),
+            "pixels": table["num_pixels"].to_numpy(),
+            "num_bytes": table["num_bytes"].to_numpy(),
+            "id_hash": table[ID_HASH].to_numpy(),
+        }
+        units.append(record.unit)
+        for name, values in found.items():
+            parts.setdefault(name, []).append(values)
+    sizes = [len(rows) for rows in parts.get("row", [])]
+    if not sum(sizes):
+        raise DataError(f"{url}: found no hashes of pictures; expected a dedup run with samples")
+    joined = {f"{name}_N": np.concatenate(parts.pop(name)) for name in list(parts)}
+    joined["content_N2"] = joined.pop("content_N")
+    return Hashed(units=tuple(units), begin_U=np.cumsum([0, *sizes]), **joined)
+
+
+def read_scores(url: str, column: str, hashed: Hashed) -> NDArray[np.float32]:
+    """Read one column of a score run, aligned with the samples; NaN where there is no score.
+
+    Samples are matched by shard and row, so the two runs may cut shards into other units.
+
+    Raises:
+        DataError: There is no such column of numbers, no sample has a score, or a sample of another
+            name has: the scores are of other data.
+    """
+    names = dict.fromkeys(map(_shard, hashed.units))
+    shards = {name: number for number, name in enumerate(names)}
+    keys, ids, values = [], [], []
+    for record, table in iter_columns(url, [column, ID_HASH], with_ids=False):
+        number = shards.get(_shard(record.unit))
+        if number is None:
+            continue
+        kind = table.schema.field(column).type
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+            raise DataError(f"{url}: column {column} holds {kind}, expected numbers")
+        keys.append((number << 32) + record.unit.start + table["row"].to_numpy().astype(np.int64))
+        ids.append(table[ID_HASH].to_numpy())
+        values.append(table[column].to_numpy(zero_copy_only=False).astype(np.float32))
+    score_N = np.full(hashed.num_samples, np.nan, dtype=np.float32)
+    if sum(map(len, keys)):
+        key = np.concatenate(keys)
+        order = np.argsort(key)
+        key, value, id_hash = (np.concatenate(part)[order] for part in (keys, values, ids))
+        first_U = [(shards[_shard(unit)] << 32) + unit.start for unit in hashed.units]
+        wanted_N = np.array(first_U)[hashed.unit_N] + hashed.row_N
+        place_N = np.minimum(np.searchsorted(key, wanted_N), len(key) - 1)
+        is_there_N = key[place_N] == wanted_N
+        num_others = int((is_there_N & (id_hash[place_N] != hashed.id_hash_N)).sum())
+        if num_others:
+            raise DataError(
+                f"{url}: {num_others:,} of the {hashed.num_samples:,} samples have another id"
+                " there; these are scores of other data, or the shards have changed since"
+            )
+        score_N = np.where(is_there_N, value[place_N], score_N)
+    if np.isnan(score_N).all():
+        raise DataError(
+            f"{url}: none of the {hashed.num_samples:,} samples has a {column} there; expected a"
+            " score run of the same shards under the same source name"
+        )
+    return score_N
+
+
+def decide(
+    hashed: Hashed,
+    score_N: NDArray[np.float32] | None,
+    nearness: Nearness | None,
+    *,
+    flips: bool,
+) -> tuple[Index, Copies]:
+    """Rank the samples, the higher score first, and find copies.
+
+    Returns:
+        order_R: Number of the sample at each rank.
+        copies: By rank.
+    """
+    order_R = rank_order(score_N, hashed.pixels_N, hashed.num_bytes_N, hashed.id_hash_N)
+    hashes, colours = [hashed.phash_N[order_R]], [hashed.colour_N[order_R]]
+    if flips:
+        hashes.append(hashed.flipped_N[order_R])
+        colours.append(mirrored_colour(colours[0]))
+    copies = find_copies(
+        hashed.content_N2[order_R],
+        np.stack(hashes, axis=1),
+        np.stack(colours, axis=1),
+        hashed.is_flat_N[order_R],
+        nearness,
+    )
+    return order_R, copies
+
+
+def save_view(folder: RunFolder, hashed: Hashed, staying: Index) -> str:
+    """Write the view of the samples that stay, and return its path in the folder."""
+    stays_N = np.zeros(hashed.num_samples, dtype=bool)
+    stays_N[staying] = True
+    entries = []
+    for unit, begin, end in zip(hashed.units, hashed.begin_U[:-1], hashed.begin_U[1:], strict=True):
+        rows = hashed.row_N[begin:end][stays_N[begin:end]].tolist()
+        entries.append((unit, pack_rows(unit, rows)))
+    return View(entries=tuple(entries)).save(folder)
+
+
+def save_groups(
+    folder: RunFolder, hashes_url: str, hashed: Hashed, order_R: Index, copies: Copies
+) -> str:
+    """Write who is whose copy, for all who have copies: the best first, then the nearest."""
+    size_R = np.bincount(copies.kept_N, minlength=len(order_R))
+    members = np.flatnonzero(size_R[copies.kept_N] > 1)
+    kept, distance = copies.kept_N[members], copies.distance_N[members]
+    members = members[np.lexsort((members, distance, kept != members, kept))]
+    kept, samples = copies.kept_N[members], order_R[members]
+    is_kept = kept == members
+    reasons = np.where(copies.is_exact_N[members], "exact", "near")
+    names, unit_N = _sample_ids(hashes_url, hashed, samples), hashed.unit_N
+    columns = {
+        "group": np.cumsum(is_kept) - 1,
+        "unit_id": [hashed.units[number].unit_id for number in unit_N[samples]],
+        "row": hashed.row_N[samples],
+        "sample_id": [names[number] for number in samples.tolist()],
+        "kept": is_kept,
+        "distance": copies.distance_N[members],
+        "reason": pa.array(reasons, pa.string(), mask=is_kept),
+    }
+    folder.store.write(GROUPS, table_bytes(pa.table(columns, schema=_GROUPS_SCHEMA)))
+    return GROUPS
+
+
+def group_sizes(copies: Copies) -> dict[str, int]:
+    """Count groups of copies by how many samples they hold: `2`, `3-4`, `5-8` and so on."""
+    sizes = np.bincount(copies.kept_N)
+    counts: dict[str, int] = {}
+    high = 2
+    while (sizes >= (low := high // 2 + 1)).any():
+        number = int(((sizes >= low) & (sizes <= high)).sum())
+        if number:
+            counts[str(high) if low == high else f"{low}-{high}"] = number
+        high *= 2
+    return counts
+
+
+def distances(copies: Copies) -> dict[str, int]:
+    """Count near copies by the distance from what stays for them."""
+    is_near_R = ~copies.is_exact_N & ~copies.stays_N
+    counts = np.bincount(copies.distance_N[is_near_R])
+    return {str(bits): int(number) for bits, number in enumerate(counts) if number}
+
+
+def _words(column: pa.ChunkedArray) -> Words:
+    """View hashes of 16 bytes as pairs of words."""
+    words = np.frombuffer(b"".join(column.to_pylist()), dtype="<u8")
+    return words.reshape(-1, 2).astype(np.uint64)
+
+
+def _shard(unit: Unit) -> str:
+    """What the ids of all units of one shard begin with."""
+    return unit.unit_id.rpartition("-")[0]
+
+
+def _sample_ids(url: str, hashed: Hashed, samples: Index) -> Mapping[int, str]:
+    """Read the ids of some samples."""
+    is_wanted_N = np.zeros(hashed.num_samples, dtype=bool)
+    is_wanted_N[samples] = True
+    names: dict[int, str] = {}
+    for begin, (_, table) in zip(
+        hashed.begin_U.tolist(), iter_columns(url, [], HASHES), strict=False
+    ):
+        places = np.flatnonzero(is_wanted_N[begin : begin + table.num_rows])
+        found = table["sample_id"].take(pa.array(places)).to_pylist()
+        names.update(zip((places + begin).tolist(), found, strict=True))
+    return names

@@ -1,0 +1,91 @@
+"""The part of a report that shows what a dedup run took for copies."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from consomme.base.manifest import Manifest
+from consomme.base.sample import Sample
+from consomme.pipelines.dedup.copies import GROUPS
+from consomme.report import model as page
+from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.units import read_unit
+
+NUM_GROUPS = 12
+MOST_SHOWN = 4
+
+
+def dedup_section(manifest: Manifest) -> page.Section:
+    """Show counts, distances, and the groups that a person should look at first."""
+    counts, decisions = manifest.counts, manifest.decisions
+    text = (
+        f"{counts['kept']:,} of {counts['samples']:,} pictures stay; {counts['exact']:,} have the"
+        f" same bytes as one that stays, {counts['near']:,} look like one"
+    )
+    if decisions["max_distance"] is not None:
+        text += (
+            f" (at most {decisions['max_distance']} of 64 bits and {decisions['max_colour']} of 255"
+            " colour levels apart)"
+        )
+    text += (
+        f". Of each group the best stays: {decisions['best']}. {decisions['num_flat']:,} pictures"
+        " are nearly uniform and were compared by their bytes only."
+    )
+    blocks: list[page.Block] = [
+        _table("samples in a group", "groups", decisions["groups_by_size"]),
+        _table("bits apart", "near copies", decisions["near_by_distance"]),
+    ]
+    groups = RunFolder.at(manifest.url).store.read(GROUPS)
+    rows = _worth_a_look(pq.read_table(io.BytesIO(groups)).to_pylist())
+    if rows:
+        items = [
+            _item(row, sample) for row, sample in zip(rows, _fetch(manifest, rows), strict=True)
+        ]
+        caption = (
+            "Groups whose farthest member is farthest from the one that stays, that one first:"
+            " if these are not copies, lower max_distance or max_colour."
+        )
+        blocks.append(page.Gallery(items=items, caption=caption))
+    return page.Section(title=f"Dedup: {manifest.name}", lead_text=text, blocks=blocks)
+
+
+def _table(first: str, second: str, counts: Mapping[str, int]) -> page.Table:
+    return page.Table(columns=(first, second), rows=list(counts.items()))
+
+
+def _worth_a_look(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Choose the loosest groups, and of each the one that stays and its farthest copies."""
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row)
+    loosest = sorted(groups.values(), key=lambda group: (-group[-1]["distance"], group[0]["group"]))
+    return [
+        row for kept, *others in loosest[:NUM_GROUPS] for row in (kept, *others[:-MOST_SHOWN:-1])
+    ]
+
+
+def _fetch(manifest: Manifest, rows: Sequence[dict[str, Any]]) -> list[Sample]:
+    """Read the samples of some rows, each unit once."""
+    hashes = manifest.recipe.get("hashes") or manifest.url
+    wanted = {row["unit_id"] for row in rows}
+    units = {
+        record.unit_id: dict(read_unit(record.unit)[0])
+        for record in RunFolder.at(hashes).iter_commits()
+        if record.unit_id in wanted
+    }
+    return [units[row["unit_id"]][row["row"]] for row in rows]
+
+
+def _item(row: Mapping[str, Any], sample: Sample) -> page.GalleryItem:
+    what = "same bytes" if row["reason"] == "exact" else f"{row['distance']} bits apart"
+    return page.GalleryItem(
+        image_bytes=sample.image,
+        title=sample.caption,
+        lines=(f"group {row['group']}", *(() if row["kept"] else (what,))),
+        badge="kept" if row["kept"] else row["reason"],
+        badge_kind="good" if row["kept"] else "bad",
+    )

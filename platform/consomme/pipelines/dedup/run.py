@@ -1,0 +1,131 @@
+"""Find copies of pictures, exact and near, and keep the best of each: a view of what stays.
+
+One decision is made here: a dedup run is two things in one folder. Workers hash every picture, unit
+by unit through the ledger; then one process reads the hashes, decides, and writes the view and the
+groups. A second run can decide anew on the hashes of the first (`hashes`), without a picture read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from consomme.base.manifest import Manifest
+from consomme.curate.dedup.copies import Nearness
+from consomme.execution.driver import Pool, run_units
+from consomme.execution.planning import plan_shards, plan_view
+from consomme.execution.rejects import check_rejects
+from consomme.execution.runs import Run, begin, folders_of
+from consomme.execution.session import num_cpus, ray_session
+from consomme.pipelines.dedup.copies import (
+    HASHES,
+    decide,
+    distances,
+    group_sizes,
+    load_hashed,
+    read_scores,
+    save_groups,
+    save_view,
+)
+from consomme.pipelines.dedup.recipe import DedupRecipe
+from consomme.pipelines.dedup.stage import HashStage
+from consomme.storage.shards import Shard, find_shards, shards_fingerprint
+from consomme.storage.view import View
+
+
+def run(recipe: DedupRecipe) -> Manifest:
+    """Hash every picture exactly once, then keep the best copy of each."""
+    has_shards = bool(recipe.inputs or recipe.sources)
+    shards = find_shards(recipe.inputs, recipe.source, recipe.sources) if has_shards else []
+    attempt = begin(
+        "dedup",
+        recipe,
+        inputs={"data": shards_fingerprint(shards)} if shards else {},
+        parents=[url for url in (recipe.view, recipe.hashes, recipe.scores) if url],
+        reads=folders_of(shards),
+    )
+    if attempt.folder.is_done:
+        return attempt.folder.manifest()
+    if recipe.hashes is None:
+        _hash(recipe, attempt, shards)
+    return _decide(recipe, attempt)
+
+
+def _hash(recipe: DedupRecipe, attempt: Run, shards: Sequence[Shard]) -> None:
+    """Fill the ledger with hashes."""
+    folder = attempt.folder
+    with ray_session():
+        run_units(
+            plan_view(folder, View.load(recipe.view))
+            if recipe.view
+            else plan_shards(folder, shards, recipe.unit_rows),
+            folder,
+            kind=HASHES,
+            stage=HashStage,
+            stage_options={},
+            what="hash",
+            pool=Pool(
+                max_actors=recipe.num_actors or num_cpus(),
+                min_actors=recipe.min_actors,
+                num_readers=recipe.num_readers,
+                cpus=0.8,
+            ),
+            max_reject_fraction=recipe.max_reject_fraction,
+        )
+    check_rejects(folder.total_counts(), recipe.max_reject_fraction, folder.url)
+
+
+def _decide(recipe: DedupRecipe, attempt: Run) -> Manifest:
+    """Read the hashes, decide, and write the view and the groups."""
+    clock = time.monotonic()
+    folder = attempt.folder
+    source = recipe.hashes or folder.url
+    hashed = load_hashed(source)
+    score_N = None
+    if recipe.scores is not None and recipe.best_by is not None:
+        score_N = read_scores(recipe.scores, recipe.best_by, hashed)
+    nearness = None
+    if recipe.max_distance is not None:
+        nearness = Nearness(max_distance=recipe.max_distance, max_colour=recipe.max_colour)
+    sign = -1 if recipe.best_is == "lowest" else 1
+    order, copies = decide(
+        hashed, None if score_N is None else sign * score_N, nearness, flips=recipe.flips
+    )
+    view = save_view(folder, hashed, order[copies.stays_N])
+    groups = save_groups(folder, source, hashed, order, copies)
+    total, kept = hashed.num_samples, int(copies.stays_N.sum())
+    exact = int(copies.is_exact_N.sum())
+    near = total - kept - exact
+    return attempt.finish(
+        counts={
+            **folder.total_counts(),
+            "samples": total,
+            "kept": kept,
+            "exact": exact,
+            "near": near,
+        },
+        decisions={
+            "max_distance": recipe.max_distance,
+            "max_colour": recipe.max_colour,
+            "best": _best(recipe),
+            "num_flat": int(hashed.is_flat_N.sum()),
+            "num_unscored": 0 if score_N is None else int(np.isnan(score_N).sum()),
+            "groups_by_size": group_sizes(copies),
+            "near_by_distance": distances(copies),
+        },
+        metrics={
+            "dedup/kept_fraction": kept / total,
+            "dedup/exact_fraction": exact / total,
+            "dedup/near_fraction": near / total,
+            "dedup/decide_s": round(time.monotonic() - clock, 2),
+        },
+        outputs={"view": view, "groups": groups}
+        | ({} if recipe.hashes else {"hashes": "data", "rejects": "rejects"}),
+    )
+
+
+def _best(recipe: DedupRecipe) -> str:
+    size = "largest picture, then most bytes"
+    return f"{recipe.best_is} {recipe.best_by}, then {size}" if recipe.best_by else size

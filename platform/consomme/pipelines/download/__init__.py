@@ -1,0 +1,1 @@
+"""`download`: fetch the pictures of URL lists and write shards."""

@@ -1,0 +1,46 @@
+"""Fetch the pictures of URL lists and write shards; a stage of its own, done before anything else.
+
+What the web gives today it may not give tomorrow, so everything later reads shards, never URLs.
+"""
+
+from __future__ import annotations
+
+from consomme.base.manifest import Manifest
+from consomme.execution.driver import Pool, run_units
+from consomme.execution.planning import plan_shards
+from consomme.execution.rejects import check_rejects
+from consomme.execution.runs import begin, folders_of
+from consomme.execution.session import num_cpus, ray_session
+from consomme.pipelines.download.recipe import DownloadRecipe
+from consomme.pipelines.download.stage import FetchStage
+from consomme.storage.readers.url_list import plan_urls, read_urls
+from consomme.storage.shards import find_shards, shards_fingerprint
+
+
+def run(recipe: DownloadRecipe) -> Manifest:
+    """Fetch every URL once; running again fetches what is missing."""
+    shards = find_shards(recipe.inputs, recipe.source, recipe.sources)
+    inputs = {"data": shards_fingerprint(shards)}
+    attempt = begin("download", recipe, inputs=inputs, reads=folders_of(shards))
+    folder = attempt.folder
+    if folder.is_done:
+        return folder.manifest()
+    with ray_session():
+        run_units(
+            plan_shards(folder, shards, recipe.unit_rows, plan_urls),
+            folder,
+            kind="fetched",
+            stage=FetchStage,
+            stage_options={"policy": recipe.fetch, "file_format": recipe.file_format},
+            what="download",
+            pool=Pool(max_actors=recipe.num_actors or num_cpus(), cpus=0.5),
+            max_reject_fraction=recipe.max_reject_fraction,
+            read=read_urls,
+        )
+    counts = folder.total_counts()
+    check_rejects(counts, recipe.max_reject_fraction, folder.url)
+    return attempt.finish(
+        counts=counts,
+        metrics={"download/fetched_bytes": folder.total_sums().get("bytes", 0.0)},
+        outputs={"shards": "shards", "rejects": "rejects"},
+    )

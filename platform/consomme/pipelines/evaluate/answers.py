@@ -1,0 +1,81 @@
+"""Let a model answer the items of benchmarks, on a pool of actors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from consomme.base.telemetry import Progress
+from consomme.evaluate.cache import ResultCache, result_key
+from consomme.execution.session import num_cpus, ray_session
+from consomme.storage.stores.open import open_store
+from consomme.storage.stores.store import join_url
+
+
+class Answerer:
+    """An actor that holds one model at a time and answers benchmarks."""
+
+    def __init__(self) -> None:
+        """Start without a model."""
+        self.model = ""
+        self.engine: Any = None
+
+    def answer(self, number: int, model: str, benchmark: dict[str, Any]) -> tuple[int, list[str]]:
+        """Answer every request of a benchmark with one model; `number` comes back with them."""
+        from consomme.engines.generation.transformers import TransformersWriter
+        from consomme.evaluate.benchmarks import BENCHMARKS
+
+        if model != self.model:
+            self.engine, self.model = TransformersWriter(model, dtype="float32"), model
+        built = BENCHMARKS.build(benchmark)
+        items = built.items()
+        answers: list[str] = self.engine.answer(
+            [item.image for item in items], [item.prompt for item in items], built.max_tokens
+        )
+        return number, answers
+
+
+def answer_all(
+    root: str, requests: Sequence[tuple[str, str, Mapping[str, Any]]], num_actors: int | None
+) -> list[list[str]]:
+    """Answer (model folder, model fingerprint, benchmark) requests, if possible from the cache.
+
+    The cache lies in `<root>/cache/answers`, keyed by the content of the model and the benchmark: a
+    new checkpoint written to an old path is a new key.
+    """
+    from consomme.evaluate.benchmarks import BENCHMARKS, describe
+
+    cache = ResultCache(open_store(join_url(root, "cache")), "answers")
+    keys = [
+        result_key(
+            model_hash=print_,
+            benchmark=str(node["name"]),
+            benchmark_hash=describe(BENCHMARKS.build(node)),
+            decoding={"engine": "transformers", "temperature": 0},
+        )
+        for _, print_, node in requests
+    ]
+    known = {key: found for key in dict.fromkeys(keys) if (found := cache.get(key)) is not None}
+    missing = [n for n, key in enumerate(keys) if key not in known]
+    if missing:
+        with ray_session(), Progress(len(missing), "evaluate", "benchmarks") as progress:
+            import ray
+
+            gpus = int(ray.cluster_resources().get("GPU", 0))
+            size = min(len(missing), num_actors or gpus or num_cpus())
+            # "DEFAULT" because a trial of a sweep claims nothing that its actors could share.
+            actor = ray.remote(
+                num_cpus=0.9, num_gpus=1 if gpus else 0, scheduling_strategy="DEFAULT"
+            )(Answerer)
+            pool = ray.util.ActorPool([actor.remote() for _ in range(size)])
+            for number in missing:
+                folder, _, node = requests[number]
+                pool.submit(
+                    lambda member, given: member.answer.remote(*given), (number, folder, dict(node))
+                )
+            while pool.has_next():
+                number, given = pool.get_next_unordered()
+                known[keys[number]] = {"answers": given}
+                cache.put(keys[number], known[keys[number]])
+                progress.advance()
+    return [known[key]["answers"] for key in keys]

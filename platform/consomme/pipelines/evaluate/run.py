@@ -1,0 +1,54 @@
+"""Measure models on benchmarks, one answering actor per worker, every result cached by content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from consomme.base.manifest import Manifest
+from consomme.execution.runs import begin
+from consomme.pipelines.evaluate.answers import answer_all
+from consomme.pipelines.evaluate.recipe import EvaluateRecipe, benchmark_name
+from consomme.storage.model_folder import model_content_hash, model_folder
+
+
+def run(recipe: EvaluateRecipe) -> Manifest:
+    """Measure every model on every benchmark."""
+    from consomme.evaluate.benchmarks import BENCHMARKS
+
+    folders = {label: model_folder(model) for label, model in recipe.models.items()}
+    prints = {label: model_content_hash(folder) for label, folder in folders.items()}
+    attempt = begin("evaluate", recipe, inputs=prints, reads=list(folders.values()))
+    if attempt.folder.is_done:
+        return attempt.folder.manifest()
+    benchmarks = [BENCHMARKS.build(node, "benchmarks") for node in recipe.benchmarks]
+    wanted = [(label, number) for label in folders for number in range(len(benchmarks))]
+    answers = answer_all(
+        recipe.root,
+        [(folders[label], prints[label], recipe.benchmarks[number]) for label, number in wanted],
+        recipe.num_actors,
+    )
+    table: dict[str, dict[str, dict[str, float]]] = {label: {} for label in folders}
+    metrics: dict[str, float] = {}
+    for (label, number), given in zip(wanted, answers, strict=True):
+        name = benchmark_name(recipe.benchmarks[number])
+        table[label][name] = benchmarks[number].measure(given)
+        for figure, value in table[label][name].items():
+            metrics[f"evaluate/{label}/{name}/{figure}"] = value
+    return attempt.finish(
+        counts={"models": len(folders), "benchmarks": len(benchmarks)},
+        decisions={"results": table, "table": _main_figures(table)},
+        metrics=metrics,
+    )
+
+
+def _main_figures(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """The first figure of every benchmark, one row per model, for the command line."""
+    labels = list(table)
+    names = list(table[labels[0]])
+    rows = []
+    for name in names:
+        figure = next(iter(table[labels[0]][name]))
+        shown = f"{name}: {figure.removesuffix('_fraction').replace('_', ' ')}"
+        rows.append([shown, *(table[label][name][figure] for label in labels)])
+    return {"title": "main figure of each benchmark", "columns": ["", *labels], "rows": rows}

@@ -1,0 +1,1 @@
+"""`filter`: decide exactly which samples stay, and write a view of them."""

@@ -1,0 +1,53 @@
+"""The stage that copies samples into new shards, names and bytes as they came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+
+from consomme.base.errors import DataError
+from consomme.base.sample import Reject
+from consomme.execution.stage import BytesStage, Item, Outcome, reject_of
+from consomme.storage.ledger.run_folder import SAMPLES
+from consomme.storage.writers import FORMATS
+
+
+class CopyStage(BytesStage):
+    """Write each unit's samples as one shard of its own."""
+
+    def __init__(self, file_format: str) -> None:
+        """Choose the writer.
+
+        Args:
+            file_format: `webdataset` or `parquet`.
+        """
+        self.suffix, self.pack = FORMATS[file_format]
+
+    def work(self, samples: Sequence[Item]) -> Outcome:
+        """Copy one unit."""
+        good, rejects = self._storable(samples)
+        return Outcome(
+            rejects=rejects,
+            table=pa.table(
+                {
+                    "row": pa.array([item.row for item in good], pa.int32()),
+                    "sample_id": pa.array([item.sample.sample_id for item in good], pa.string()),
+                }
+            ),
+            files=[(SAMPLES, self.suffix, self.pack([item.sample for item in good]))],
+        )
+
+    def _storable(self, samples: Sequence[Item]) -> tuple[list[Item], list[tuple[int, Reject]]]:
+        """Tell samples that the format can hold from those it cannot."""
+        good, rejects = [], []
+        for item in samples:
+            try:
+                self.pack([replace(item.sample, image=b"")])
+            except DataError as error:
+                reject = reject_of(item.sample, "record_malformed", str(error))
+                rejects.append((item.row, reject))
+            else:
+                good.append(item)
+        return good, rejects

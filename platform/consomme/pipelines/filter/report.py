@@ -1,0 +1,135 @@
+"""The part of a report that shows what a filter kept and what it dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consomme.base.manifest import Manifest
+from consomme.curate.keep.ranking import Ranking
+from consomme.curate.keep.registry import KEEP_POLICIES
+from consomme.pipelines.filter.columns import ScoreWalk
+from consomme.pipelines.filter.inputs import Runs
+from consomme.pipelines.filter.join import sidecar_kind
+from consomme.report import model as page
+from consomme.storage.ledger.run_folder import load_manifest
+from consomme.storage.plan import unpack_rows
+from consomme.storage.sidecar import ID_HASH, column_names
+from consomme.storage.units import fetch
+from consomme.storage.view import View
+
+CLEAN = "clean"
+NUM_SHOWN = 24
+
+
+def filter_section(manifest: Manifest) -> page.Section:
+    """Show how many stay, the cut, the truth where it is known, and samples in order of score."""
+    decisions = manifest.decisions
+    keep = manifest.recipe["keep"]
+    text = (
+        f"`{phrase(keep)}` kept {manifest.counts['kept']:,}"
+        f" of {manifest.counts['samples']:,} samples"
+        + (f"; the cut is {decisions['cut']:.4g}." if decisions.get("cut") is not None else ".")
+    )
+    blocks: list[page.Block] = []
+    if "auc_by_kind" in decisions:
+        by = decisions["auc_by_kind"]
+        rows = [
+            (
+                kind,
+                total,
+                total - kept,
+                by["perplexity"].get(kind),
+                by["image_gain"].get(kind),
+            )
+            for kind, (kept, total) in decisions["kept_by_kind"].items()
+        ]
+        blocks.append(
+            page.Table(
+                columns=("kind", "samples", "dropped", "AUC perplexity", "AUC image gain"),
+                rows=rows,
+                caption="What was noise and what was not. An AUC of 0.5 is blind, 1 is perfect.",
+            )
+        )
+    blocks.append(_quantile_gallery(manifest))
+    return page.Section(title=f"Filter: {manifest.name}", lead_text=text, blocks=blocks)
+
+
+def phrase(node: Mapping[str, Any]) -> str:
+    """Write a strategy as recipes do."""
+    options = ", ".join(f"{key}: {_say(value)}" for key, value in node.items() if key != "name")
+    return f"{node['name']} ({options})" if options else str(node["name"])
+
+
+def _say(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return phrase(value) if "name" in value else str(dict(value))
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_say, value))}]"
+    return str(value)
+
+
+def _quantile_gallery(manifest: Manifest) -> page.Gallery:
+    """Samples at even quantiles of the deciding score, kept and dropped."""
+    recipe = manifest.recipe
+    runs = Runs(
+        scores=recipe["scores"], beside=recipe.get("beside", {}), views=recipe.get("views", {})
+    )
+    policy = KEEP_POLICIES.build(recipe["keep"], "keep")
+    label = recipe.get("noise_label")
+    scores = load_manifest(runs.scores)
+    known = column_names(runs.scores, sidecar_kind(scores, "scores"))
+    spare = [name for name in ("perplexity",) if name in known]
+    with ScoreWalk(runs, [*policy.columns, *spare, *([label] if label else [])]) as walk:
+        columns = {name: walk.whole(name) for name in dict.fromkeys([*policy.columns, *spare])}
+        column, value_N = _order(policy, columns, walk.whole(ID_HASH))
+        hash_N = walk.whole(ID_HASH)
+        there = np.flatnonzero(~np.isnan(value_N))
+        order = there[np.lexsort((hash_N[there], value_N[there]))]
+        picked = [
+            int(order[round(q * (len(order) - 1))])
+            for q in np.linspace(0, 1, min(NUM_SHOWN, len(order)))
+        ]
+        places = [walk.place(number) for number in picked]
+        truth = [walk.whole(label)[number] or CLEAN for number in picked] if label else []
+    units = {unit.unit_id: unit for unit, _ in places}
+    kept = {
+        (unit.unit_id, row)
+        for unit, bitmap in View.iter_entries(manifest.url)
+        if unit.unit_id in units
+        for row in unpack_rows(unit, bitmap)
+    }
+    wanted = [(unit.unit_id, row) for unit, row in places]
+    items = []
+    for k, (number, place, sample) in enumerate(
+        zip(picked, wanted, fetch(units, wanted), strict=True)
+    ):
+        lines = [f"{column} {value_N[number]:.4g}"] if column else []
+        if truth:
+            lines.append(f"truth: {truth[k]}")
+        items.append(
+            page.GalleryItem(
+                image_bytes=sample.image,
+                title=sample.caption,
+                lines=lines,
+                badge="kept" if place in kept else "dropped",
+                badge_kind="good" if place in kept else "bad",
+            )
+        )
+    caption = f"Samples at even steps through {column}, lowest first."
+    return page.Gallery(items=items, caption=caption if column else "Samples at random.")
+
+
+def _order(
+    policy: Any, columns: Mapping[str, NDArray[Any]], hash_N: NDArray[np.uint64]
+) -> tuple[str, NDArray[Any]]:
+    """Find the numbers to show samples by: what ranks, or any column of numbers, or their hash."""
+    if isinstance(policy, Ranking):
+        return policy.label, policy.values(columns)
+    for name, value_N in columns.items():
+        if value_N.ndim == 1 and value_N.dtype.kind == "f":
+            return name, value_N
+    return "", hash_N.astype(np.float64)

@@ -1,0 +1,125 @@
+"""Decide which samples stay: an exact global cut over sidecar scores, written as a view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consomme.base.errors import DataError
+from consomme.base.manifest import Manifest
+from consomme.curate.keep.noise_metrics import auc, auc_by_kind, noise_share
+from consomme.curate.keep.registry import KEEP_POLICIES
+from consomme.execution.driver import Pool, run_units
+from consomme.execution.planning import plan_view
+from consomme.execution.runs import begin
+from consomme.execution.session import num_cpus, ray_session
+from consomme.pipelines.filter.columns import ScoreWalk
+from consomme.pipelines.filter.copying import CopyStage
+from consomme.pipelines.filter.decide import decide
+from consomme.pipelines.filter.recipe import FilterRecipe, runs_of
+from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.plan import pack_rows
+from consomme.storage.view import View
+
+CLEAN = "clean"
+
+
+def run(recipe: FilterRecipe) -> Manifest:
+    """Make the view, and measure it where the truth is known."""
+    runs = runs_of(recipe)
+    attempt = begin("filter", recipe, parents=runs.urls)
+    if attempt.folder.is_done:
+        return attempt.folder.manifest()
+    policy = KEEP_POLICIES.build(recipe.keep, "keep")
+    measured = [*MEASURED, recipe.noise_label] if recipe.noise_label else []
+    with ScoreWalk(runs, [*policy.columns, *measured]) as walk:
+        num_rows = walk.num_rows
+        decided = decide(policy, walk)
+        decisions = dict(decided.told)
+        view, mask_N = _view(walk, decided.mask)
+        if not view.num_samples:
+            raise DataError(
+                f"keep: {recipe.keep} keeps none of {walk.num_rows} samples; raise the fraction"
+            )
+        metrics: dict[str, float] = {}
+        if recipe.noise_label:
+            metrics, told = _measure(walk, recipe.noise_label, mask_N)
+            decisions |= told
+    path = view.save(attempt.folder)
+    outputs = {"view": path}
+    if recipe.materialize:
+        _copy(recipe, attempt.folder, view)
+        outputs["shards"] = "shards"
+    return attempt.finish(
+        counts={"samples": num_rows, "kept": view.num_samples},
+        decisions=decisions,
+        metrics=metrics,
+        outputs=outputs,
+    )
+
+
+MEASURED = ("perplexity", "image_gain")
+"""What is compared with the truth, where it is known."""
+
+
+def _view(
+    walk: ScoreWalk, mask: Callable[..., NDArray[np.bool_]]
+) -> tuple[View, NDArray[np.bool_]]:
+    """Walk once more and write down what stays, unit by unit."""
+    entries = []
+    mask_N = np.zeros(walk.num_rows, dtype=bool)
+    at = 0
+    for some, columns, hash_N in walk.parts():
+        part_N = mask(columns, hash_N)
+        mask_N[at : at + len(part_N)] = part_N
+        for unit, rows in walk.kept_rows(some, part_N, at):
+            entries.append((unit, pack_rows(unit, rows)))
+        at += len(part_N)
+    return View(entries=tuple(entries)), mask_N
+
+
+def _measure(
+    walk: ScoreWalk, label: str, mask_N: NDArray[np.bool_]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Compare scores and choice with the truth."""
+    scores = {name: walk.whole(name) for name in MEASURED}
+    kinds = [kind or CLEAN for kind in walk.whole(label)]
+    is_noise = np.array([kind != CLEAN for kind in kinds])
+    damage = ["" if kind == CLEAN else kind for kind in kinds]
+    share = noise_share(mask_N, is_noise)
+    metrics = {
+        "filter/noise_auc_perplexity_fraction": auc(scores["perplexity"], is_noise),
+        "filter/noise_auc_image_gain_fraction": auc(-scores["image_gain"], is_noise),
+        "filter/noise_kept_fraction": share.kept_fraction,
+        "filter/noise_dropped_fraction": share.dropped_fraction,
+    }
+    return metrics, {
+        "auc_by_kind": {
+            "perplexity": auc_by_kind(scores["perplexity"], damage),
+            "image_gain": auc_by_kind(-scores["image_gain"], damage),
+        },
+        "kept_by_kind": {
+            kind: [
+                int(sum(k == kind and m for k, m in zip(kinds, mask_N, strict=True))),
+                kinds.count(kind),
+            ]
+            for kind in sorted(set(kinds))
+        },
+    }
+
+
+def _copy(recipe: FilterRecipe, folder: RunFolder, view: View) -> None:
+    """Copy what the view keeps, each unit into a shard of its own."""
+    with ray_session():
+        run_units(
+            plan_view(folder, view),
+            folder,
+            kind="rows",
+            stage=CopyStage,
+            stage_options={"file_format": recipe.file_format},
+            what="copy",
+            pool=Pool(max_actors=recipe.num_actors or num_cpus(), cpus=0.5),
+        )

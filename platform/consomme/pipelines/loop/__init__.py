@@ -1,0 +1,1 @@
+"""`loop`: run a chain of verbs from one recipe, in rounds."""

@@ -1,0 +1,130 @@
+"""Show what a loop would do, and what of it is done, without doing anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from consomme.base.recipe import check_recipe
+from consomme.execution.runs import NotDoneError, looking
+from consomme.pipelines.loop.recipe import LoopRecipe
+from consomme.pipelines.loop.run import Chain
+from consomme.pipelines.loop.steps import (
+    Step,
+    check,
+    first_steps,
+    last_steps,
+    references,
+    round_steps,
+    values_of,
+)
+from consomme.pipelines.verbs import VERBS, recipe_class, resolve
+from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopPlan:
+    """What there is to do."""
+
+    name: str
+    table: dict[str, Any]
+    """Title, columns and rows: each stage, and whether it is done."""
+
+    notes: tuple[str, ...]
+    """What is known of the rounds."""
+
+
+def plan(recipe: LoopRecipe) -> LoopPlan:
+    """Look at every stage.
+
+    Raises:
+        RecipeError: The recipe is wrong.
+    """
+    check(recipe)
+    look = _Look(recipe)
+    with looking():
+        look.walk()
+    return LoopPlan(
+        name=recipe.name,
+        table={
+            "title": f"{recipe.name}: {look.num_done} of {len(look.rows)} stages are done",
+            "columns": ["stage", "verb", "state"],
+            "rows": look.rows,
+        },
+        notes=tuple(look.notes),
+    )
+
+
+class _Look:
+    """Walks a chain as far as it is done."""
+
+    def __init__(self, recipe: LoopRecipe) -> None:
+        self.recipe, self.chain = recipe, Chain(recipe)
+        self.rows: list[list[str]] = []
+        self.notes: list[str] = []
+
+    @property
+    def num_done(self) -> int:
+        return len(self.chain.manifests)
+
+    def walk(self) -> None:
+        for step in first_steps(self.recipe):
+            self.see(step)
+        rounds = self.recipe.rounds
+        number = 0
+        # What a rule looks at is there when the stages before the rounds are done.
+        is_known = self.num_done == len(self.rows)
+        while rounds and number < rounds.most:
+            if is_known and not self.chain.wants_more:
+                break
+            number += 1
+            for step in round_steps(self.recipe, number):
+                self.see(step)
+            is_known = is_known and f"{rounds.stages[-1].name}-{number}" in self.chain.manifests
+            if is_known:
+                self.chain.end_round()
+        if rounds and rounds.stop:
+            if self.chain.last:
+                self.notes.append(self.chain.verdict(rounds.stop))
+            if number > self.chain.last:
+                self.notes.append(
+                    f"rounds {self.chain.last + 1} to {number} are run unless {rounds.stop.metric}"
+                    " stops getting better before"
+                )
+        best = self.chain.best if is_known else number
+        for step in last_steps(self.recipe, best, number):
+            self.see(step)
+
+    def see(self, step: Step) -> None:
+        """Say of one stage whether it is done."""
+        self.rows.append([step.name, step.verb, self._state(step)])
+
+    def _state(self, step: Step) -> str:
+        missing = sorted(
+            {
+                step.names[name]
+                for name in references(step.recipe)
+                if step.names[name] not in self.chain.manifests
+            }
+        )
+        if missing:
+            return f"to do, after {', '.join(missing)}"
+        values = values_of(step, self.chain.urls, self.recipe.root)
+        node = check_recipe(recipe_class(step.verb), values, f"stage {step.name}")
+        try:
+            manifest = resolve(VERBS[step.verb].run)(node)
+        except NotDoneError as pending:
+            return _begun(pending.folder)
+        self.chain.manifests[step.name] = manifest
+        return f"done in {manifest.seconds:,.0f} s: {manifest.url}"
+
+
+def _begun(folder: RunFolder) -> str:
+    """How far a run is that is not done."""
+    there = Plan.load(folder.store)
+    if there is None:
+        return "to do"
+    counts = folder.total_counts()
+    done = counts.get("samples", 0) + counts.get("rejected", 0)
+    return f"to do, begun: {done:,} of {there.num_rows:,} samples"

@@ -1,0 +1,201 @@
+"""Run a chain of stages from one recipe, each once, in rounds until nothing is gained.
+
+One decision is made here: a loop has no state of its own. What is done is what has a run folder, so
+a loop that was interrupted, or is asked for one more round, walks the same chain and finds most of
+it done.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from consomme.base.errors import RecipeError
+from consomme.base.manifest import Manifest
+from consomme.base.recipe import check_recipe
+from consomme.base.suggest import did_you_mean
+from consomme.execution.runs import begin
+from consomme.execution.session import shared_ray
+from consomme.pipelines.loop.recipe import LoopRecipe, Saturation, SummaryRow
+from consomme.pipelines.loop.rounds import best_of, is_saturated
+from consomme.pipelines.loop.steps import (
+    Step,
+    check,
+    first_steps,
+    last_steps,
+    round_steps,
+    values_of,
+)
+from consomme.pipelines.verbs import VERBS, recipe_class, resolve
+
+logger = logging.getLogger(__name__)
+
+
+def run(recipe: LoopRecipe) -> Manifest:
+    """Run every stage that is not done, then write the report."""
+    from consomme.pipelines.report.loop import loop_report
+
+    check(recipe)
+    chain = Chain(recipe)
+    with shared_ray():
+        chain.run()
+    attempt = begin("loop", recipe, parents=[m.url for m in chain.manifests.values()])
+    if attempt.folder.is_done:
+        return attempt.folder.manifest()
+    table = [summary_row(row, chain.manifests) for row in recipe.summary]
+    rounds = chain.rounds()
+    page = loop_report(recipe, chain.manifests, table, rounds)
+    attempt.folder.store.write("report.html", page.encode())
+    attempt.folder.store.write("summary.json", json.dumps(table, indent=1).encode())
+    return attempt.finish(
+        counts={"stages": len(chain.manifests)} | ({"rounds": chain.last} if rounds else {}),
+        decisions={
+            "summary": table,
+            "rounds": rounds,
+            "seconds": {name: m.seconds for name, m in chain.manifests.items()},
+            "table": _shown(recipe.name, table, rounds),
+        },
+        outputs={"report": "report.html", "summary": "summary.json"},
+    )
+
+
+class Chain:
+    """A loop while it runs, or while one looks what is done of it."""
+
+    def __init__(self, recipe: LoopRecipe) -> None:
+        self.recipe = recipe
+        self.manifests: dict[str, Manifest] = {}
+        self.last = 0
+        """Rounds that were run."""
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """Run folders by name."""
+        return {name: manifest.url for name, manifest in self.manifests.items()}
+
+    def run(self) -> None:
+        """Run everything, in order."""
+        for step in first_steps(self.recipe):
+            self.do(step)
+        while self.wants_more:
+            for step in round_steps(self.recipe, self.last + 1):
+                self.do(step)
+            self.end_round()
+        for step in last_steps(self.recipe, self.best, self.last):
+            self.do(step)
+
+    def do(self, step: Step) -> None:
+        """Run one stage, or find that it is done."""
+        values = values_of(step, self.urls, self.recipe.root)
+        node = check_recipe(recipe_class(step.verb), values, f"stage {step.name}")
+        logger.info("stage %d: %s %s", len(self.manifests) + 1, step.verb, step.name)
+        self.manifests[step.name] = resolve(VERBS[step.verb].run)(node)
+
+    def end_round(self) -> None:
+        """Count a round that is done."""
+        self.last += 1
+        stop = self.recipe.rounds and self.recipe.rounds.stop
+        if stop:
+            logger.info("round %d: %s", self.last, self.verdict(stop))
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether another round is to be run."""
+        rounds = self.recipe.rounds
+        if rounds is None or self.last >= rounds.most:
+            return False
+        return rounds.stop is None or not is_saturated(self.values, rounds.stop)
+
+    @property
+    def values(self) -> list[float | None]:
+        """What the rule looks at, of the start and of each round; None if there is no start."""
+        stop = self.recipe.rounds and self.recipe.rounds.stop
+        if not stop:
+            return []
+        start = figure(stop.start, self.manifests) if stop.start else None
+        later = [
+            figure(_of_round(stop.metric, number), self.manifests)
+            for number in range(1, self.last + 1)
+        ]
+        return [start, *later]
+
+    @property
+    def best(self) -> int:
+        """The best round; 0 if none was better than the start, the last if there is no rule."""
+        stop = self.recipe.rounds and self.recipe.rounds.stop
+        return best_of(self.values, stop) if stop else self.last
+
+    def verdict(self, stop: Saturation) -> str:
+        """Say what the rule makes of the rounds so far."""
+        values = " → ".join("–" if value is None else f"{value:.4g}" for value in self.values)
+        if is_saturated(self.values, stop):
+            return f"{stop.metric} {values}: saturated, round {self.best} is the best"
+        return f"{stop.metric} {values}"
+
+    def rounds(self) -> dict[str, Any]:
+        """Everything about the rounds that goes into the manifest; empty without rounds."""
+        rounds = self.recipe.rounds
+        if rounds is None:
+            return {}
+        rows = []
+        for row in rounds.table:
+            start, _, value = row.value.rpartition(" > ")
+            cells = [figure(start, self.manifests) if start else None]
+            cells += [
+                figure(_of_round(value, number), self.manifests)
+                for number in range(1, self.last + 1)
+            ]
+            rows.append({"label": row.label, "values": cells, "note": row.note})
+        found: dict[str, Any] = {"num": self.last, "table": rows}
+        if rounds.stop:
+            is_over = is_saturated(self.values, rounds.stop)
+            found |= {
+                "metric": rounds.stop.metric,
+                "values": self.values,
+                "best": self.best,
+                "ended": "saturated" if is_over else "all rounds were run",
+            }
+        return found
+
+
+def figure(source: str, manifests: Mapping[str, Manifest]) -> float:
+    """Read `stage:metric`.
+
+    Raises:
+        RecipeError: The stage has no such metric.
+    """
+    stage, _, metric = source.partition(":")
+    metrics = manifests[stage].metrics
+    if metric not in metrics:
+        hint = did_you_mean(metric, list(metrics))
+        raise RecipeError(f"{source}: stage {stage} has no metric {metric!r}{hint}")
+    return metrics[metric]
+
+
+def summary_row(row: SummaryRow, manifests: Mapping[str, Manifest]) -> dict[str, Any]:
+    """Work out one line of the final table."""
+    values = [figure(source, manifests) for source in row.value.split(" | ")]
+    return {"label": row.label, "values": values, "note": row.note}
+
+
+def _of_round(source: str, number: int) -> str:
+    stage, _, metric = source.partition(":")
+    return f"{stage}-{number}:{metric}"
+
+
+def _shown(
+    name: str, table: Sequence[Mapping[str, Any]], rounds: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The table that is printed at the end."""
+    rows = [(row["label"], row["values"]) for row in table]
+    rows += [(f"{row['label']}, by round", row["values"]) for row in rounds.get("table", ())]
+    return {
+        "title": f"{name}: what came out",
+        "columns": ["figure", "value"],
+        "rows": [
+            [label, " | ".join("–" if value is None else f"{value:.3g}" for value in values)]
+            for label, values in rows
+        ],
+    }

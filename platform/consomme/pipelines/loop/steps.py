@@ -1,0 +1,236 @@
+"""What a loop consists of: stages before, rounds, stages after; and who refers to whom.
+
+One decision is made here: a stage names what it reads by the stage that made it, so the chain, with
+every round of it, is known and checked before the first stage starts. Which round was the best one
+is only known at the end, so what comes after the rounds is put together then.
+
+    @name             a stage before the rounds, or one of the same round
+    @previous:name    that stage of the round before; in the first round what `rounds.first` says
+    @best:name        that stage of the best round, for stages after the rounds
+    @last:name        that stage of the last round
+    {round}           the round's number
+    {other}           what the recipe has under `values.other`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from consomme.base.errors import RecipeError
+from consomme.base.recipe import recipe_problems
+from consomme.base.suggest import did_you_mean
+from consomme.pipelines.verbs import recipe_class
+from consomme.storage.stores.store import join_url
+
+if TYPE_CHECKING:
+    from consomme.pipelines.loop.recipe import LoopRecipe, LoopRounds, LoopStage, SummaryRow
+
+STAGE_VERBS = (
+    "prepare",
+    "score",
+    "tag",
+    "filter",
+    "dedup",
+    "recaption",
+    "train",
+    "soup",
+    "evaluate",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A stage with its name, and who its references mean."""
+
+    name: str
+    """Of the run."""
+
+    verb: str
+    recipe: Mapping[str, Any]
+    names: Mapping[str, str]
+    """Run names by what the recipe calls them."""
+
+    where: str
+    """Its place in the loop's recipe."""
+
+
+def first_steps(recipe: LoopRecipe) -> list[Step]:
+    """The stages before the rounds."""
+    names = {stage.name: stage.name for stage in recipe.stages}
+    return _steps("stages", recipe.stages, names, recipe.values)
+
+
+def round_steps(recipe: LoopRecipe, number: int) -> list[Step]:
+    """The stages of one round, counted from 1."""
+    rounds = recipe.rounds
+    assert rounds is not None
+    names = {stage.name: stage.name for stage in recipe.stages}
+    names |= {stage.name: f"{stage.name}-{number}" for stage in rounds.stages}
+    if number == 1:
+        names |= {f"previous:{name}": target for name, target in rounds.first.items()}
+    else:
+        names |= {f"previous:{s.name}": f"{s.name}-{number - 1}" for s in rounds.stages}
+    values = {**recipe.values, "round": number}
+    return _steps("rounds.stages", rounds.stages, names, values)
+
+
+def last_steps(recipe: LoopRecipe, best: int, last: int) -> list[Step]:
+    """The stages after the rounds, once it is known which round was best and which last."""
+    names = {stage.name: stage.name for stage in (*recipe.stages, *recipe.after)}
+    for stage in recipe.rounds.stages if recipe.rounds else ():
+        names[f"best:{stage.name}"] = f"{stage.name}-{best}" if best else _start(recipe, stage)
+        names[f"last:{stage.name}"] = f"{stage.name}-{last}"
+    return _steps("after", recipe.after, names, recipe.values)
+
+
+def _steps(
+    key: str, stages: Sequence[LoopStage], names: Mapping[str, str], values: Mapping[str, Any]
+) -> list[Step]:
+    return [
+        Step(
+            name=names[stage.name],
+            verb=stage.verb,
+            recipe=_filled(stage.recipe, values),
+            names=names,
+            where=f"{key}[{number}] ({stage.name})",
+        )
+        for number, stage in enumerate(stages)
+    ]
+
+
+def _start(recipe: LoopRecipe, stage: LoopStage) -> str:
+    """What stands for a stage if no round was better than the start."""
+    assert recipe.rounds is not None
+    return recipe.rounds.first.get(stage.name, f"{stage.name}-1")
+
+
+def all_steps(recipe: LoopRecipe) -> list[Step]:
+    """Every step there may be, in order, as if the last possible round were the best."""
+    steps = first_steps(recipe)
+    most = recipe.rounds.most if recipe.rounds else 0
+    for number in range(1, most + 1):
+        steps += round_steps(recipe, number)
+    return steps + last_steps(recipe, most, most)
+
+
+def values_of(step: Step, urls: Mapping[str, str], root: str) -> dict[str, Any]:
+    """Fill in a step's recipe: run folders for references."""
+    found = {name: urls[run] for name, run in step.names.items() if run in urls}
+    return {**_resolve(step.recipe, found), "name": step.name, "root": root}
+
+
+def check(recipe: LoopRecipe) -> None:
+    """Find everything that is wrong with the chain before any of it runs.
+
+    Raises:
+        RecipeError: Something is; all of it at once.
+    """
+    problems = list(dict.fromkeys(_problems(recipe)))
+    if problems:
+        raise RecipeError.from_problems("loop", problems)
+
+
+def _problems(recipe: LoopRecipe) -> Iterator[str]:
+    seen: list[str] = []
+    for step in all_steps(recipe):
+        where = step.where
+        if step.name in seen:
+            yield f"{where}: the name is taken by an earlier stage"
+        if step.verb not in STAGE_VERBS:
+            yield f"{where}: unknown verb {step.verb!r}{did_you_mean(step.verb, STAGE_VERBS)}"
+            seen.append(step.name)
+            continue
+        known = [name for name, run in step.names.items() if run in seen]
+        for target in references(step.recipe):
+            if target not in known:
+                hint = did_you_mean(target, known)
+                if not hint and target.startswith("previous:"):
+                    hint = "; say what it is in the first round, under rounds.first"
+                yield f"{where}: @{target} is no earlier stage{hint}"
+        values = {**step.recipe, "name": step.name, "root": recipe.root}
+        for problem in recipe_problems(recipe_class(step.verb), values):
+            yield (
+                problem.replace("recipe", where, 1)
+                if problem.startswith("recipe")
+                else f"{where}: {problem}"
+            )
+        seen.append(step.name)
+    yield from _row_problems("summary", recipe.summary, seen)
+    if recipe.rounds:
+        yield from _round_problems(recipe, recipe.rounds)
+
+
+def _round_problems(recipe: LoopRecipe, rounds: LoopRounds) -> Iterator[str]:
+    before = [stage.name for stage in recipe.stages]
+    inside = [stage.name for stage in rounds.stages]
+    if rounds.most < 1:
+        yield f"rounds.most: found {rounds.most}, expected 1 or more"
+    for name, target in rounds.first.items():
+        if name not in inside:
+            yield f"rounds.first: {name!r} is no stage of the rounds{did_you_mean(name, inside)}"
+        if target not in before:
+            yield f"rounds.first.{name}: no stage {target!r}{did_you_mean(target, before)}"
+    if rounds.stop:
+        yield from _stage_problems("rounds.stop.metric", rounds.stop.metric, inside)
+        if rounds.stop.start:
+            yield from _stage_problems("rounds.stop.start", rounds.stop.start, before)
+        if rounds.stop.patience < 1:
+            yield f"rounds.stop.patience: found {rounds.stop.patience}, expected 1 or more"
+    for number, row in enumerate(rounds.table):
+        start, arrow, value = row.value.rpartition(" > ")
+        where = f"rounds.table[{number}]"
+        yield from _stage_problems(where, value, inside)
+        if arrow:
+            yield from _stage_problems(where, start, before)
+
+
+def _row_problems(key: str, rows: Sequence[SummaryRow], seen: Sequence[str]) -> Iterator[str]:
+    for number, row in enumerate(rows):
+        for source in row.value.split(" | "):
+            yield from _stage_problems(f"{key}[{number}]", source, seen)
+
+
+def _stage_problems(where: str, source: str, known: Iterable[str]) -> Iterator[str]:
+    name = source.partition(":")[0]
+    known = list(known)
+    if name not in known:
+        yield f"{where}: {source!r} names no stage{did_you_mean(name, known)}"
+
+
+def references(value: Any) -> list[str]:
+    """List whom a recipe refers to."""
+    if isinstance(value, str):
+        return [value[1:].split("/")[0]] if value.startswith("@") else []
+    if isinstance(value, Mapping):
+        return [name for item in value.values() for name in references(item)]
+    if isinstance(value, list | tuple):
+        return [name for item in value for name in references(item)]
+    return []
+
+
+def _resolve(value: Any, urls: Mapping[str, str]) -> Any:
+    if isinstance(value, str) and value.startswith("@"):
+        name, _, rest = value[1:].partition("/")
+        return join_url(urls[name], rest) if rest else urls[name]
+    if isinstance(value, Mapping):
+        return {key: _resolve(item, urls) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_resolve(item, urls) for item in value]
+    return value
+
+
+def _filled(value: Any, known: Mapping[str, Any]) -> Any:
+    """Put values for `{name}`; other braces stay as they are."""
+    if isinstance(value, str):
+        if value.startswith("{") and value.endswith("}") and value[1:-1] in known:
+            return known[value[1:-1]]
+        for name, own in known.items():
+            value = value.replace("{" + name + "}", str(own))
+        return value
+    if isinstance(value, Mapping):
+        return {key: _filled(item, known) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_filled(item, known) for item in value]
+    return value

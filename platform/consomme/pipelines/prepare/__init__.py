@@ -1,0 +1,1 @@
+"""`prepare`: write the embedded data sets as shards."""

@@ -1,0 +1,142 @@
+"""The part of a report about new captions: what they say, what was not believed, how it went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from consomme.base.manifest import Manifest
+from consomme.base.sample import Sample
+from consomme.datasets.sources import judge_caption
+from consomme.execution.gauges import load_gauges
+from consomme.report import model as page
+from consomme.storage.captions import CAPTIONS
+from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.sidecar import read_columns
+from consomme.storage.units import fetch
+
+SHOWN = 12
+SHOWN_FLAGGED = 4
+
+
+def recaption_section(manifest: Manifest) -> page.Section:
+    """Draw one recaption run."""
+    table = read_columns(
+        manifest.url,
+        ["caption", "written", "parent_caption", "guard", "is_new", "prompt_id"],
+        kind=CAPTIONS,
+    ).to_pylist()
+    blocks: list[page.Block] = []
+    rows = claims_rows(manifest)
+    if rows:
+        blocks.append(
+            page.Table(
+                columns=("captions", "true claims", "false claims", "missing"),
+                rows=rows,
+                caption="Claims per sample that was asked about, judged exactly against the scenes;"
+                " where a guard spoke, the old caption stands.",
+            )
+        )
+    blocks.append(_figures(manifest))
+    common = manifest.decisions["most_common"]
+    if common:
+        blocks.append(
+            page.Table(
+                columns=("text", "share"),
+                rows=[(text, share) for text, share in common],
+                caption="What was written most often: captions that fit everything say nothing.",
+            )
+        )
+    queue = load_gauges(RunFolder.at(manifest.url).store)
+    if queue:
+        blocks.append(
+            page.Curves(
+                series=queue,
+                x_label="seconds since the first request",
+                y_label="requests",
+                caption="The engine is busy as long as some wait, or many run at once.",
+            )
+        )
+    blocks.append(page.BeforeAfter(items=_items(manifest, table)))
+    return page.Section(
+        title=f"Recaption: {manifest.name}", lead_text=_lead(manifest), blocks=blocks
+    )
+
+
+def _lead(manifest: Manifest) -> str:
+    counts, recipe = manifest.counts, manifest.recipe
+    flagged = [(k.partition("/")[2], v) for k, v in counts.items() if k.startswith("guard/")]
+    prompts = ", ".join(recipe["prompts"])
+    doubts = ", ".join(f"{reason} {number:,}" for reason, number in sorted(flagged)) or "none"
+    return (
+        f"`{recipe['model']}` was asked about {counts.get('asked', 0):,} of {counts['samples']:,}"
+        f" samples, with {prompts}, and wrote {counts.get('new', 0):,} new texts in"
+        f" {manifest.seconds:.0f} s, merged by {recipe['merge']['name']}."
+        f" Guards did not believe: {doubts}. {counts.get('rejected', 0):,} samples were rejected."
+    )
+
+
+def _figures(manifest: Manifest) -> page.Table:
+    """Words, and what the canaries say."""
+    found = manifest.metrics
+    rows = [
+        ("words per caption, before", found["recaption/words_before"]),
+        ("words per caption, after", found["recaption/words_per_caption"]),
+        ("… standard deviation", found["recaption/words_sd"]),
+        (
+            "share of texts that recur too often",
+            found["recaption/mass_identical_fraction"],
+        ),
+    ]
+    for how, meaning in (("blank", "a grey picture"), ("swap", "another sample's picture")):
+        key = f"recaption/canary_{how}_same_fraction"
+        if key in found:
+            rows.append((f"share of canaries that say the same of {meaning}", found[key]))
+    return page.Table(columns=("figure", "value"), rows=rows)
+
+
+def _items(manifest: Manifest, table: Sequence[Mapping[str, Any]]) -> list[page.BeforeAfterItem]:
+    """Pick samples over the whole run, some of them such that a guard did not believe."""
+    flagged = [row for row in table if row["guard"]]
+    others = [row for row in table if not row["guard"] and row["written"] is not None]
+    picked = _spread(others, SHOWN) + _spread(flagged, SHOWN_FLAGGED)
+    samples = fetch(
+        {r.unit_id: r.unit for r in RunFolder.at(manifest.url).iter_commits()},
+        [(row["unit_id"], row["row"]) for row in picked],
+    )
+    return [_item(row, sample) for row, sample in zip(picked, samples, strict=True)]
+
+
+def _item(row: Mapping[str, Any], sample: Sample) -> page.BeforeAfterItem:
+    text = row["caption"] if row["is_new"] else row["written"] or ""
+    notes: list[tuple[str, page.Tone]] = []
+    if row["guard"]:
+        notes.append((row["guard"], "bad"))
+    judged = judge_caption(sample, text)
+    if judged:
+        tone: page.Tone = "bad" if judged[1] else "neutral"
+        notes += [(f"{judged[0]} true", "good"), (f"{judged[1]} false", tone)]
+    return page.BeforeAfterItem(
+        image_bytes=sample.image, before=row["parent_caption"], after=text, notes=notes
+    )
+
+
+def _spread(rows: Sequence[Mapping[str, Any]], number: int) -> list[Mapping[str, Any]]:
+    step = max(1, len(rows) // number)
+    return list(rows[::step][:number])
+
+
+def claims_rows(manifest: Manifest) -> list[tuple[str, float, float, float]]:
+    """Claims per caption before and after recaptioning; empty where no truth is known."""
+    claims = manifest.metrics
+    if "recaption/after_true_claims" not in claims:
+        return []
+    return [
+        (
+            when,
+            claims[f"recaption/{when}_true_claims"],
+            claims[f"recaption/{when}_false_claims"],
+            claims[f"recaption/{when}_missing_claims"],
+        )
+        for when in ("before", "after")
+    ]

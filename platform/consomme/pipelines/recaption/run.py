@@ -1,0 +1,123 @@
+"""Let a VLM write new captions for a view or for shards, on a pool of engines."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from consomme.base.errors import RecipeError
+from consomme.base.manifest import Manifest
+from consomme.curate.caption.prompts import resolve_prompts
+from consomme.execution.driver import Pool, run_units
+from consomme.execution.planning import plan_shards, plan_view
+from consomme.execution.rejects import check_rejects
+from consomme.execution.runs import begin, folders_of
+from consomme.execution.session import ray_session
+from consomme.pipelines.recaption.metrics import check_canaries, metrics_of, most_common, texts_of
+from consomme.pipelines.recaption.recipe import RecaptionRecipe, sampling_of
+from consomme.storage.captions import CAPTIONS, check_units, planned_units, reader
+from consomme.storage.model_folder import model_content_hash, model_folder
+from consomme.storage.shards import find_shards, shards_fingerprint
+from consomme.storage.view import View
+
+
+def run(recipe: RecaptionRecipe) -> Manifest:
+    """Write a caption for every sample exactly once; running again does what is missing."""
+    from consomme.engines.generation.registry import WRITERS
+
+    has_shards = bool(recipe.inputs or recipe.sources)
+    _check(recipe, has_shards)
+    engine = WRITERS.build(recipe.engine, "engine")
+    model, inputs = _writer(recipe.model, engine)
+    parents = [url for url in (recipe.view, recipe.captions) if url]
+    shards = find_shards(recipe.inputs, recipe.source, recipe.sources) if has_shards else []
+    if shards:
+        inputs["data"] = shards_fingerprint(shards)
+    reads = folders_of(shards) if engine.is_remote else [model, *folders_of(shards)]
+    attempt = begin("recaption", recipe, inputs=inputs, parents=parents, reads=reads)
+    folder = attempt.folder
+    if folder.is_done:
+        return folder.manifest()
+    with ray_session():
+        from consomme.pipelines.recaption.stage import CaptionStage
+
+        plan = (
+            plan_view(folder, View.load(recipe.view))
+            if recipe.view
+            else plan_shards(folder, shards, recipe.unit_rows)
+        )
+        check_units(recipe.captions, (u.unit_id for u in planned_units(folder, plan)))
+        run_units(
+            plan,
+            folder,
+            kind=CAPTIONS,
+            stage=CaptionStage,
+            stage_options={"recipe": recipe, "model": model, "model_hash": inputs["model"]},
+            what="recaption",
+            pool=_pool(recipe, engine),
+            max_reject_fraction=recipe.max_reject_fraction,
+            read=reader(recipe.captions),
+            check=partial(check_canaries, folder.url, recipe.canary_max_same),
+        )
+    counts = folder.total_counts()
+    check_rejects(counts, recipe.max_reject_fraction, folder.url)
+    texts = texts_of(folder.url)
+    return attempt.finish(
+        counts=counts,
+        metrics=metrics_of(counts, folder.total_sums(), texts),
+        decisions={"most_common": most_common(texts)},
+        outputs={CAPTIONS: "data", "rejects": "rejects"},
+    )
+
+
+def _check(recipe: RecaptionRecipe, has_shards: bool) -> None:
+    """Refuse what contradicts itself, before Ray starts; all of it at once."""
+    problems = []
+    if (recipe.view is None) != has_shards:
+        problems.append("expected either view or inputs (or sources): found both, or neither")
+    for name in ("fraction", "canary_fraction", "canary_max_same"):
+        value = getattr(recipe, name)
+        if not 0 <= value <= 1:
+            problems.append(f"{name}: found {value}, expected 0 to 1")
+    if not recipe.fraction:
+        problems.append("fraction: found 0, so nothing would be asked; expected more")
+    try:
+        sampling_of(recipe)
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise RecipeError.from_problems("recaption", problems)
+    for prompt in resolve_prompts(recipe.prompts):
+        if prompt.needs_written and recipe.captions is None:
+            raise RecipeError(
+                f"prompts: {prompt.prompt_id} is about two captions of one picture; name the run"
+                " that wrote the second one, captions: RUN"
+            )
+
+
+def _writer(model: str, engine: Any) -> tuple[str, dict[str, str]]:
+    """Find the model an engine runs, and what names its content."""
+    if engine.is_remote:
+        return model, {"model": f"{model} at {engine.url}"}
+    folder = model_folder(model)
+    marks = {"model": model_content_hash(folder)}
+    if engine.adapter:
+        marks["adapter"] = model_content_hash(engine.adapter)
+        marks["model"] += "+" + marks["adapter"]
+    return folder, marks
+
+
+def _pool(recipe: RecaptionRecipe, engine: Any) -> Pool:
+    """One engine per GPU, or group of GPUs; one where there is none."""
+    import ray
+
+    gpus = 0 if engine.is_remote else int(ray.cluster_resources().get("GPU", 0))
+    each = engine.num_gpus if gpus else 0
+    if gpus and gpus < each:
+        raise RecipeError(f"engine.tensor_parallel: found {each}, but the cluster has {gpus} GPUs")
+    return Pool(
+        max_actors=recipe.num_actors or max(1, gpus // max(1, each)),
+        min_actors=recipe.min_actors,
+        num_readers=recipe.num_readers,
+        gpus=float(each),
+    )

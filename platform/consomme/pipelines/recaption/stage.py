@@ -1,0 +1,287 @@
+"""What an actor does to recaption a unit: ask, guard, merge, and say where each word comes from.
+
+One decision is made here: everything random about a sample (whether it is asked, with which prompt
+and seed, whether it is a canary) comes from its id, so a run that is cut or resumed otherwise asks
+the same questions.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from consomme.base.sample import Sample, Turn
+from consomme.datasets.sources import judge_caption
+from consomme.execution.stage import Decoded, Gauge, Outcome, UnitStage, reject_of
+from consomme.storage.captions import CAPTION_BEFORE
+
+if TYPE_CHECKING:
+    from consomme.curate.caption.prompts import CaptionPrompt
+    from consomme.engines.generation.requests import Load, NotWritten, Request, Written
+    from consomme.pipelines.recaption.recipe import RecaptionRecipe
+
+# Shapes: N samples.
+
+_CHOICE, _PROMPT, _SEED = 101, 102, 103
+"""So that which samples are asked, with which prompt and seed, are independent of each other."""
+
+TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+QUEUE_INTERVAL_S = 0.5
+
+
+class CaptionStage(UnitStage):
+    """Write one text per sample; starts one engine per actor."""
+
+    is_shared = True
+
+    def __init__(self, recipe: RecaptionRecipe, model: str, model_hash: str) -> None:
+        """Start the engine."""
+        from consomme.curate.caption.merges import MERGES
+        from consomme.engines.generation.registry import WRITERS
+        from consomme.pipelines.recaption.recipe import sampling_of
+
+        self.recipe, self.model_hash = recipe, model_hash
+        self.merge = MERGES.build(recipe.merge, "merge")
+        self.guards = recipe.guards
+        self.engine = WRITERS.build(recipe.engine, "engine")(model, sampling_of(recipe))
+        self.queue = QueueWatch(self.engine.load)
+
+    def gauges(self) -> list[Gauge]:
+        """How long the engine's queue was."""
+        return self.queue.take()
+
+    def work(self, samples: Sequence[Decoded]) -> Outcome:
+        """Recaption samples of one unit."""
+        from consomme.base.hashing import hash_ids, mix_hash
+        from consomme.curate.caption.canary import choose_canaries, choose_partners
+        from consomme.curate.caption.prompts import draw_prompts
+        from consomme.engines.generation.requests import NotWritten
+
+        if not samples:
+            return self._outcome([], [], [], {}, [])
+        recipe = self.recipe
+        hash_N = hash_ids([item.sample.sample_id for item in samples])
+        share_N = mix_hash(hash_N, recipe.seed + _CHOICE) / 2.0**64
+        seeds = [int(value) % 2**31 for value in mix_hash(hash_N, recipe.seed + _SEED)]
+        asked = [n for n in range(len(samples)) if share_N[n] < recipe.fraction]
+        prompts = draw_prompts(recipe.prompts, hash_N, recipe.seed + _PROMPT)
+        canaries: list[int] = []
+        if recipe.shows_picture and recipe.canary_fraction:
+            among_N = choose_canaries(hash_N, recipe.canary_fraction, recipe.seed)
+            canaries = [n for n in asked if among_N[n]]
+        partners = choose_partners(hash_N, canaries, _picture_hashes(samples))
+        requests = [self._ask(samples[n], prompts[n], seeds[n]) for n in asked]
+        for n in canaries:
+            requests.append(self._ask(samples[n], prompts[n], seeds[n], blank(samples[n].image)))
+        for n, other in partners.items():
+            requests.append(self._ask(samples[n], prompts[n], seeds[n], samples[other].image))
+        answers = iter(self.engine.write(requests))
+        written: dict[int, Written | NotWritten] = {n: next(answers) for n in asked}
+        looks = {"blank": {n: _text(next(answers)) for n in canaries}}
+        looks["swap"] = {n: _text(next(answers)) for n in partners}
+        rejects = [
+            (samples[n].row, reject_of(samples[n].sample, answer.reason, answer.detail))
+            for n, answer in written.items()
+            if isinstance(answer, NotWritten)
+        ]
+        kept = [n for n in range(len(samples)) if not isinstance(written.get(n), NotWritten)]
+        rows = []
+        for n in kept:
+            answer = written.get(n)
+            assert not isinstance(answer, NotWritten)
+            row = self._row(samples[n], prompts[n], seeds[n], answer)
+            rows.append(row | {f"canary_{how}": texts.get(n) for how, texts in looks.items()})
+        return self._outcome([samples[n] for n in kept], rows, rejects, looks, kept)
+
+    def _ask(
+        self, item: Decoded, prompt: CaptionPrompt, seed: int, image: Image.Image | None = None
+    ) -> Request:
+        from consomme.engines.generation.requests import Request
+
+        caption = _said(item.sample.turns)
+        before = str(item.sample.meta.get(CAPTION_BEFORE, caption))
+        text = prompt.fill(original=before, written=caption)
+        return Request(
+            turns=(Turn(role="user", content=text),),
+            image=(image or item.image) if self.recipe.shows_picture else None,
+            seed=seed,
+            pattern=prompt.pattern or None,
+        )
+
+    def _row(
+        self, item: Decoded, prompt: CaptionPrompt, seed: int, answer: Written | None
+    ) -> dict[str, Any]:
+        """What is known of one sample; `answer` is None if it was not asked."""
+        sample = item.sample
+        text = answer.text.strip() if answer else None
+        before = _said(sample.turns)
+        guard = None
+        if answer and text is not None:
+            guard = self.guards(text, answer.finish_reason, prompt=prompt.text, original=before)
+        is_new = answer is not None and guard is None
+        turns = sample.turns
+        if is_new and text is not None:
+            turns = self.merge(
+                turns,
+                text,
+                prompt=prompt.text,
+                question_for_caption=self.recipe.caption_question,
+            )
+        return {
+            "row": item.row,
+            "sample_id": sample.sample_id,
+            "turns": [{"role": turn.role, "content": turn.content} for turn in turns],
+            "caption": _said(turns),
+            "written": text,
+            "parent_caption": before,
+            "guard": guard,
+            "is_new": is_new,
+            "num_tokens": answer.num_tokens if answer else 0,
+            "prompt_id": prompt.prompt_id if answer else None,
+            "prompt_hash": prompt.text_hash if answer else None,
+            "seed": seed if answer else None,
+        }
+
+    def _outcome(
+        self,
+        samples: Sequence[Decoded],
+        rows: Sequence[dict[str, Any]],
+        rejects: list[Any],
+        looks: dict[str, dict[int, str | None]],
+        numbers: Sequence[int],
+    ) -> Outcome:
+        recipe, size = self.recipe, len(rows)
+        columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in OWN.items()}
+        columns |= {
+            "round": pa.array([recipe.round] * size, pa.int32()),
+            "model_hash": pa.array([self.model_hash] * size, pa.string()),
+            "merge": pa.array([recipe.merge["name"]] * size, pa.string()),
+            "temperature": pa.array([recipe.temperature] * size, pa.float32()),
+            "top_p": pa.array([recipe.top_p] * size, pa.float32()),
+            "max_tokens": pa.array([recipe.max_tokens] * size, pa.int32()),
+            "engine": pa.array([self.engine.version] * size, pa.string()),
+        }
+        flagged = [row["guard"] for row in rows if row["guard"]]
+        counts = {f"guard/{reason}": flagged.count(reason) for reason in sorted(set(flagged))}
+        asked = [
+            (item.sample, row)
+            for item, row in zip(samples, rows, strict=True)
+            if row["written"] is not None
+        ]
+        counts |= {"asked": len(asked), "new": sum(row["is_new"] for row in rows)}
+        # Of the text that stands now: where a guard spoke, that is the old one.
+        words = [len(row["caption"].split()) for _, row in asked]
+        sums = {
+            "num_tokens": float(sum(row["num_tokens"] for row in rows)),
+            "words": float(sum(words)),
+            "words_squared": float(sum(number**2 for number in words)),
+            "words_before": float(sum(len(row["parent_caption"].split()) for _, row in asked)),
+            **_claims(asked),
+            **_canary_sums(rows, looks, numbers),
+        }
+        return Outcome(table=pa.table(columns), rejects=rejects, counts=counts, sums=sums)
+
+
+OWN: dict[str, pa.DataType] = {
+    "row": pa.int32(),
+    "sample_id": pa.string(),
+    "turns": TURNS,
+    "caption": pa.string(),
+    "written": pa.string(),
+    "parent_caption": pa.string(),
+    "guard": pa.string(),
+    "is_new": pa.bool_(),
+    "num_tokens": pa.int32(),
+    "prompt_id": pa.string(),
+    "prompt_hash": pa.string(),
+    "seed": pa.int64(),
+    "canary_blank": pa.string(),
+    "canary_swap": pa.string(),
+}
+"""Columns that differ from sample to sample."""
+
+
+class QueueWatch:
+    """Looks at an engine's queue now and then, from a thread of its own."""
+
+    def __init__(self, load: Callable[[], Load], interval_s: float = QUEUE_INTERVAL_S) -> None:
+        self._load, self._interval_s = load, interval_s
+        self._seen: list[Gauge] = []
+        self._lock = threading.Lock()
+        threading.Thread(target=self._look, name="queue", daemon=True).start()
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(self._interval_s)
+            load, now = self._load(), time.time()
+            with self._lock:
+                self._seen += [(now, "running", load.running), (now, "waiting", load.waiting)]
+
+    def take(self) -> list[Gauge]:
+        """Return what was seen since the last call."""
+        with self._lock:
+            seen, self._seen = self._seen, []
+        return seen
+
+
+def _picture_hashes(samples: Sequence[Decoded]) -> NDArray[np.uint64]:
+    """Name the pictures, so that a canary is not shown its own again under another id."""
+    digests = [blake2b(item.sample.image, digest_size=8).digest() for item in samples]
+    return np.frombuffer(b"".join(digests), np.uint64)
+
+
+def blank(image: Image.Image) -> Image.Image:
+    """A grey picture of the same size."""
+    return Image.new("RGB", image.size, (127, 127, 127))
+
+
+def _said(turns: Sequence[Turn]) -> str:
+    """The caption among the turns: the first thing the assistant says."""
+    return next((turn.content for turn in turns if turn.role == "assistant"), "")
+
+
+def _text(answer: Written | NotWritten) -> str | None:
+    from consomme.engines.generation.requests import Written
+
+    return answer.text.strip() if isinstance(answer, Written) else None
+
+
+def _canary_sums(
+    rows: Sequence[dict[str, Any]],
+    looks: dict[str, dict[int, str | None]],
+    numbers: Sequence[int],
+) -> dict[str, float]:
+    """Count the canaries, and those whose text stayed the same though the picture did not."""
+    from consomme.curate.caption.canary import is_same
+
+    texts = dict(zip(numbers, (row["written"] for row in rows), strict=True))
+    sums: dict[str, float] = {}
+    for how, seen in looks.items():
+        pairs = [(texts[n], text) for n, text in seen.items() if n in texts and text is not None]
+        sums[f"canary_{how}"] = float(len(pairs))
+        sums[f"canary_{how}_same"] = float(sum(is_same(first, text) for first, text in pairs))
+    return sums
+
+
+def _claims(asked: Sequence[tuple[Sample, dict[str, Any]]]) -> dict[str, float]:
+    """Add up true, false and missing claims before and after, where the truth is known."""
+    sums: dict[str, float] = {}
+    for sample, row in asked:
+        before = judge_caption(sample, row["parent_caption"])
+        after = judge_caption(sample, row["caption"])
+        if before is None or after is None:
+            continue
+        sums["judged"] = sums.get("judged", 0.0) + 1
+        for when, verdict in (("before", before), ("after", after)):
+            for what, number in zip(("true", "false", "missing"), verdict, strict=True):
+                sums[f"{when}_{what}"] = math.fsum((sums.get(f"{when}_{what}", 0.0), number))
+    return sums

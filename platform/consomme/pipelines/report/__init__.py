@@ -1,0 +1,1 @@
+"""`report`: draw the report of a finished run."""

@@ -1,0 +1,49 @@
+"""Gather what finished runs left behind into one page with pictures.
+
+One decision is made here: every number and picture is read from run folders; nothing is computed
+that a stage did not decide or measure, so a report can be drawn again at any time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from consomme.base.manifest import Manifest, lineage
+from consomme.pipelines.report.loop import _loop_page
+from consomme.pipelines.report.sections import _facts, _lineage, _sections, _versions
+from consomme.pipelines.sweep.report import sweep_report
+from consomme.report import model as page
+from consomme.report.html import render
+from consomme.storage.ledger.run_folder import RunFolder, load_manifest
+
+
+def run_folder(url: str) -> Manifest:
+    """Draw the report of one finished run into its folder.
+
+    Args:
+        url: The run folder.
+    """
+    manifest = load_manifest(url)
+    folder = RunFolder.at(url)
+    if manifest.verb == "loop":
+        manifests = {m.name: m for m in lineage(manifest, load_manifest) if m.verb != "loop"}
+        table = manifest.decisions.get("summary", [])
+        story = str(manifest.recipe.get("story", ""))
+        rounds = manifest.decisions.get("rounds", {})
+        text = render(_loop_page(manifest.name, story, manifests, table, rounds))
+    elif manifest.verb == "sweep":
+        story = str(manifest.recipe.get("story", ""))
+        text = sweep_report(manifest.name, story, manifest.fingerprint, manifest.decisions)
+    else:
+        text = render(
+            page.Report(
+                title=f"{manifest.verb} {manifest.name}",
+                subtitle=f"run `{manifest.fingerprint}`, {manifest.seconds:.0f} s",
+                facts=_facts(manifest),
+                sections=[*_sections({manifest.name: manifest}), _lineage(manifest)],
+                footer=_versions(manifest),
+            )
+        )
+    folder.store.write("report.html", text.encode())
+    # The manifest on disk is never changed; this one tells the command line where to look.
+    return replace(manifest, outputs={**manifest.outputs, "report": "report.html"})

@@ -1,0 +1,1 @@
+"""`score`: perplexity and image gain of every caption."""

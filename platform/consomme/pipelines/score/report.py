@@ -1,0 +1,80 @@
+"""The section of a report about scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from consomme.base.manifest import Manifest
+from consomme.report import model as page
+from consomme.storage.ledger.commits import reject_reasons
+from consomme.storage.sidecar import read_columns
+
+CLEAN = "clean"
+
+
+def _score(manifest: Manifest, manifests: Mapping[str, Manifest]) -> list[page.Section]:
+    labels = manifest.recipe.get("labels", [])
+    has_noise = "noise" in labels
+    columns = ["perplexity", "image_gain", *(["noise"] if has_noise else [])]
+    table = read_columns(manifest.url, columns)
+    noise = table["noise"].to_pylist() if has_noise else [CLEAN] * table.num_rows
+    groups = {
+        "clean": np.array([kind in (None, CLEAN) for kind in noise]),
+        "noise": np.array([kind not in (None, CLEAN) for kind in noise]),
+    }
+    if not has_noise:
+        groups = {"all samples": groups["clean"]}
+    # Only of filters that choose from these scores: one that reads them beside others names them
+    # otherwise.
+    cuts: dict[str, tuple[float | None, Literal["left", "right"]]] = {
+        m.recipe["keep"].get("column"): (
+            m.decisions.get("cut"),
+            "right" if m.recipe["keep"]["name"].startswith("highest") else "left",
+        )
+        for m in manifests.values()
+        if m.verb == "filter"
+        and m.decisions.get("cut") is not None
+        and m.parents[0].url == manifest.url
+    }
+    blocks: list[page.Block] = []
+    for column, log_x, label in (
+        ("perplexity", True, "perplexity of the caption, given the picture"),
+        ("image_gain", False, "image gain, nats per token"),
+    ):
+        values = table[column].to_numpy(zero_copy_only=False)
+        cut, side = cuts.get(column, (None, None))
+        edges = _edges(values, log_x)
+        blocks.append(
+            page.Histogram(
+                series={
+                    name: np.histogram(values[mask].clip(edges[0], edges[-1]), edges)[0].tolist()
+                    for name, mask in groups.items()
+                },
+                edges=edges.tolist(),
+                x_label=label,
+                cut=cut,
+                kept_side=side,
+                log_x=log_x,
+                normalise=has_noise,
+                caption="Shares of clean and of damaged captions." if has_noise else "",
+            )
+        )
+    rejects = reject_reasons(manifest.counts)
+    text = (
+        f"{manifest.counts['samples']:,} samples were scored in {manifest.seconds:.0f} s by"
+        f" `{manifest.recipe['model']}`; {manifest.counts.get('rejected', 0)} were rejected"
+        + (": " if rejects else "")
+        + ", ".join(f"{reason} {number}" for reason, number in rejects)
+        + "."
+    )
+    return [page.Section(title=f"Scores: {manifest.name}", lead_text=text, blocks=blocks)]
+
+
+def _edges(values: Any, log_x: bool) -> Any:
+    low, high = np.quantile(values, (0.002, 0.995))
+    if high <= low:
+        high = low + 1.0
+    return np.geomspace(max(low, 1e-3), high, 41) if log_x else np.linspace(low, high, 41)

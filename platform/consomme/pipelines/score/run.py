@@ -1,0 +1,124 @@
+"""Score captions by perplexity and by what the picture adds, on a pool of actors."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from consomme.base.errors import RecipeError
+from consomme.base.manifest import Manifest
+from consomme.curate.caption.prompt_pools import PromptPools
+from consomme.execution.driver import Pool, run_units
+from consomme.execution.planning import plan_shards
+from consomme.execution.rejects import check_rejects
+from consomme.execution.runs import begin, folders_of
+from consomme.execution.session import num_cpus, ray_session
+from consomme.pipelines.score.recipe import ScoreRecipe
+from consomme.pipelines.score.stage import PerplexityStage
+from consomme.storage.captions import check_units, planned_units, reader
+from consomme.storage.shards import find_shards, shards_fingerprint
+
+if TYPE_CHECKING:
+    pass
+
+
+def run(recipe: ScoreRecipe) -> Manifest:
+    """Score every sample of the inputs exactly once; running again does what is missing."""
+    from consomme.storage.model_folder import model_content_hash, model_folder
+
+    _check(recipe)
+    shards = find_shards(recipe.inputs, recipe.source, recipe.sources)
+    model = model_folder(recipe.model)
+    inputs = {"data": shards_fingerprint(shards), "model": model_content_hash(model)}
+    attempt = begin(
+        "score",
+        recipe,
+        inputs=inputs,
+        parents=[recipe.captions] if recipe.captions else [],
+        reads=[*folders_of(shards), model],
+    )
+    if attempt.folder.is_done:
+        return attempt.folder.manifest()
+    with ray_session():
+        plan = plan_shards(attempt.folder, shards, recipe.unit_rows)
+        check_units(recipe.captions, (u.unit_id for u in planned_units(attempt.folder, plan)))
+        run_units(
+            plan,
+            attempt.folder,
+            kind="scores",
+            stage=PerplexityStage,
+            stage_options={
+                "model": model,
+                "prompt": recipe.prompt,
+                "labels": list(recipe.labels),
+                "max_caption_tokens": recipe.max_caption_tokens,
+                "token_budget": recipe.token_budget,
+                "too_long": recipe.too_long,
+                "dtype": recipe.dtype,
+                "formula": recipe.formula,
+                "prompts": recipe.prompts,
+                "prompt_key": recipe.prompt_key,
+                "engine": recipe.engine,
+                "tensor_parallel": recipe.tensor_parallel,
+            },
+            what="score",
+            pool=_pool(recipe),
+            max_reject_fraction=recipe.max_reject_fraction,
+            read=reader(recipe.captions),
+        )
+    counts = attempt.folder.total_counts()
+    check_rejects(counts, recipe.max_reject_fraction, attempt.folder.url)
+    sums = attempt.folder.total_sums()
+    tokens = max(sums.get("num_tokens", 0.0), 1.0)
+    return attempt.finish(
+        counts=counts,
+        metrics={
+            "score/perplexity_per_token": math.exp(sums["nll"] / tokens),
+            "score/image_gain_nats": (sums["nll_text"] - sums["nll"]) / tokens,
+        },
+        outputs={"scores": "data", "rejects": "rejects"},
+    )
+
+
+def _check(recipe: ScoreRecipe) -> None:
+    """Refuse what no engine can do, before Ray starts."""
+    PromptPools.read(recipe.prompts, recipe.prompt_key, recipe.prompt)
+    if recipe.engine == "vllm":
+        for name, only in (
+            ("formula", "exact"),
+            ("dtype", "auto"),
+            ("token_budget", None),
+            ("actors_per_gpu", 1),
+        ):
+            found = getattr(recipe, name)
+            if found != only:
+                raise RecipeError(
+                    f"{name}: found {found}, but engine vllm decides this itself; leave it out, or"
+                    " score with engine: transformers"
+                )
+    elif recipe.tensor_parallel != 1:
+        raise RecipeError(
+            f"tensor_parallel: found {recipe.tensor_parallel}, but engine transformers keeps a"
+            " model on one GPU; say engine: vllm"
+        )
+    if recipe.actors_per_gpu < 1:
+        raise RecipeError(f"actors_per_gpu: found {recipe.actors_per_gpu}, expected 1 or more")
+
+
+def _pool(recipe: ScoreRecipe) -> Pool:
+    """As many actors as GPUs hold where there are GPUs; else one per CPU, with room for reading."""
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if gpus and gpus < recipe.tensor_parallel:
+        raise RecipeError(
+            f"tensor_parallel: found {recipe.tensor_parallel}, but the cluster has {gpus} GPUs"
+        )
+    held = gpus * recipe.actors_per_gpu // recipe.tensor_parallel
+    return Pool(
+        max_actors=recipe.num_actors or held or num_cpus(),
+        min_actors=recipe.min_actors,
+        num_readers=recipe.num_readers,
+        cpus=0.8,
+        gpus=recipe.tensor_parallel / recipe.actors_per_gpu if gpus else 0.0,
+    )

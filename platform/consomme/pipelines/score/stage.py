@@ -1,0 +1,151 @@
+"""The stage of `score`: nll with and without the picture, as columns."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from consomme.base.sample import turns_of
+from consomme.curate.caption.prompt_pools import PromptPools
+from consomme.execution.stage import Decoded, Item, Outcome, UnitStage, reject_of
+
+if TYPE_CHECKING:
+    from consomme.engines.scoring.requests import Score, ScoringEngine
+
+
+class PerplexityStage(UnitStage):
+    """Attach the columns of `score_columns`; loads the model once per actor."""
+
+    def __init__(
+        self,
+        model: str,
+        prompt: str,
+        labels: Sequence[str],
+        max_caption_tokens: int,
+        token_budget: int | None,
+        too_long: str = "reject",
+        dtype: str = "auto",
+        formula: str = "exact",
+        prompts: Mapping[str, Sequence[str]] | None = None,
+        prompt_key: str = "text_type",
+        engine: str = "transformers",
+        tensor_parallel: int = 1,
+    ) -> None:
+        """Load the scorer."""
+        self.labels = labels
+        self.prompts = PromptPools.read(prompts or {}, prompt_key, prompt)
+        self.keeps_prompts = bool(prompts)
+        self.scorer: ScoringEngine
+        if engine == "vllm":
+            from consomme.engines.scoring.vllm import VLLMScorer
+            from consomme.engines.vllm_engine import EngineOptions
+
+            self.scorer = VLLMScorer(
+                model,
+                max_caption_tokens=max_caption_tokens,
+                truncates=too_long == "truncate",
+                options=EngineOptions(tensor_parallel=tensor_parallel),
+            )
+            return
+        from consomme.curate.perplexity import FORMULAS
+        from consomme.engines.scoring.transformers import TransformersScorer
+
+        self.scorer = TransformersScorer(
+            model,
+            FORMULAS[formula],
+            max_caption_tokens=max_caption_tokens,
+            truncates=too_long == "truncate",
+            token_budget=token_budget,
+            dtype=dtype,
+        )
+
+    def work(self, samples: Sequence[Decoded]) -> Outcome:
+        """Score one unit."""
+        from consomme.engines.scoring.requests import NotScored, Question
+
+        asked = [self.prompts.draw(item.sample.sample_id, item.sample.meta) for item in samples]
+        questions = [
+            Question(
+                turns=turns_of(item.sample, prompt),
+                image=item.image,
+                key=hashlib.blake2b(item.sample.image, digest_size=16).digest(),
+            )
+            for item, prompt in zip(samples, asked, strict=True)
+        ]
+        scores = self.scorer.score(questions)
+        rejects, rows, prompts = [], [], []
+        for item, score, prompt in zip(samples, scores, asked, strict=True):
+            if isinstance(score, NotScored):
+                reject = reject_of(item.sample, score.reason, score.detail)
+                rejects.append((item.row, reject))
+                continue
+            if not math.isfinite(score.nll + score.nll_text):
+                detail = f"nll {score.nll}, text-only {score.nll_text}"
+                rejects.append((item.row, reject_of(item.sample, "score_not_finite", detail)))
+                continue
+            rows.append((item, score))
+            prompts.append(prompt)
+        columns: dict[str, Any] = {
+            "row": pa.array([item.row for item, _ in rows], pa.int32()),
+            "sample_id": pa.array([item.sample.sample_id for item, _ in rows], pa.string()),
+            **score_columns([score for _, score in rows], [_num_bytes(item) for item, _ in rows]),
+        }
+        if self.keeps_prompts:
+            columns["prompt"] = pa.array(prompts, pa.string())
+        for label in self.labels:
+            values = [item.sample.meta.get(label) for item, _ in rows]
+            columns[label] = pa.array(
+                [None if value is None else str(value) for value in values], pa.string()
+            )
+        return Outcome(
+            table=pa.table(columns),
+            rejects=rejects,
+            sums={
+                "nll": math.fsum(s.nll for _, s in rows),
+                "nll_text": math.fsum(s.nll_text for _, s in rows),
+                "num_tokens": sum(s.num_tokens for _, s in rows),
+            },
+        )
+
+
+def score_columns(scores: Sequence[Score], num_bytes: Sequence[int]) -> dict[str, pa.Array]:
+    """Put scores into columns.
+
+    Args:
+        scores: What the engine found.
+        num_bytes: UTF-8 bytes of what the assistant says in each.
+
+    Returns:
+        `nll`, `num_tokens`, `perplexity`, `nll_text`, `image_gain` (nats per token),
+        `bits_per_byte` (comparable between tokenizers), `max_token_nll`, `is_truncated`, and by
+        assistant turn `turn_nll`, `turn_nll_text`, `turn_tokens`.
+    """
+    floats = pa.list_(pa.float32())
+    return {
+        "nll": pa.array([s.nll for s in scores], pa.float32()),
+        "num_tokens": pa.array([s.num_tokens for s in scores], pa.int32()),
+        "perplexity": pa.array(
+            [math.exp(min(s.nll / s.num_tokens, 80.0)) for s in scores], pa.float32()
+        ),
+        "nll_text": pa.array([s.nll_text for s in scores], pa.float32()),
+        "image_gain": pa.array([(s.nll_text - s.nll) / s.num_tokens for s in scores], pa.float32()),
+        "bits_per_byte": pa.array(
+            [s.nll / math.log(2) / max(1, size) for s, size in zip(scores, num_bytes, strict=True)],
+            pa.float32(),
+        ),
+        "max_token_nll": pa.array([s.max_token_nll for s in scores], pa.float32()),
+        "is_truncated": pa.array([s.is_truncated for s in scores], pa.bool_()),
+        "turn_nll": pa.array([[t.nll for t in s.turns] for s in scores], floats),
+        "turn_nll_text": pa.array([[t.nll_text for t in s.turns] for s in scores], floats),
+        "turn_tokens": pa.array(
+            [[t.num_tokens for t in s.turns] for s in scores], pa.list_(pa.int32())
+        ),
+    }
+
+
+def _num_bytes(item: Item) -> int:
+    return sum(len(t.content.encode()) for t in item.sample.turns if t.role == "assistant")

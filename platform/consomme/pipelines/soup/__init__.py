@@ -1,0 +1,1 @@
+"""`soup`: average fine-tuned models, choosing what goes in."""

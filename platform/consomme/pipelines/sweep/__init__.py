@@ -1,0 +1,1 @@
+"""`sweep`: train and evaluate over values of any keys of a train recipe."""

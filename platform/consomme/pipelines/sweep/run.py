@@ -1,0 +1,71 @@
+"""Try recipes: Ray Tune runs trials, each an ordinary training and an ordinary evaluation.
+
+One decision is made here: a trial has no state of its own. It is what its train recipe says, so one
+that was made by another sweep or by hand is found done, and each is found again in its folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from consomme.base.errors import RecipeError
+from consomme.base.manifest import Manifest, Parent
+from consomme.base.schema import to_plain
+from consomme.execution.runs import begin
+from consomme.pipelines.sweep.plan import SweepPlan
+from consomme.pipelines.sweep.recipe import SweepRecipe
+from consomme.pipelines.sweep.table import best_of, means, terminal_table
+from consomme.pipelines.sweep.trial import Trial
+from consomme.pipelines.sweep.tuner import run_trials
+from consomme.storage.ledger.run_folder import load_manifest
+
+
+def run(recipe: SweepRecipe) -> Manifest:
+    """Run every trial that is not done, then compare them."""
+    from consomme.pipelines.sweep.report import sweep_report
+
+    plan = SweepPlan.of(recipe)
+    # The saved recipe says everything, whatever becomes of the file that it builds on.
+    attempt = begin("sweep", dataclasses.replace(recipe, train=plan.base), inputs=plan.inputs)
+    if attempt.folder.is_done:
+        return attempt.folder.manifest()
+    trials = run_trials(plan, attempt.folder.store)
+    done = [trial for trial in trials if trial.state == "done"]
+    if not done:
+        reasons = "; ".join(f"{t.name}: {t.reason or t.state}" for t in trials[:3])
+        raise RecipeError(f"none of {len(trials)} trials came to its end: {reasons}")
+    attempt.parents = _parents(done)
+    best = best_of(done, plan.mode)
+    found: dict[str, Any] = {
+        "metric": plan.metric,
+        "mode": plan.mode,
+        "figures": list(plan.figures),
+        "trials": to_plain(trials),
+        "best": best.number,
+        "means": to_plain(means(done)),
+        "table": terminal_table(recipe.name, trials, plan.figures),
+    }
+    attempt.folder.store.write("trials.json", json.dumps(found["trials"], indent=1).encode())
+    page = sweep_report(recipe.name, recipe.story, attempt.fingerprint, found)
+    attempt.folder.store.write("report.html", page.encode())
+    counts = {"trials": len(trials)} | {
+        state: sum(trial.state == state for trial in trials)
+        for state in ("done", "stopped", "failed")
+    }
+    return attempt.finish(
+        counts=counts,
+        decisions=found,
+        metrics={"sweep/best_value": best.value or 0.0},
+        outputs={"report": "report.html", "trials": "trials.json"},
+    )
+
+
+def _parents(trials: Sequence[Trial]) -> tuple[Parent, ...]:
+    urls = dict.fromkeys(url for trial in trials for url in (trial.train, trial.evaluate) if url)
+    return tuple(
+        Parent(verb=one.verb, url=url, fingerprint=one.fingerprint)
+        for url, one in ((url, load_manifest(url)) for url in urls)
+    )

@@ -1,0 +1,1 @@
+"""`tag`: columns about samples, kept beside them."""

@@ -1,0 +1,111 @@
+"""Put columns of one or more taggers beside samples, for a filter to use beside scores.
+
+One decision is made here: taggers of one recipe share everything they can. A unit is read once, its
+pictures are decoded once, and only if any tagger looks at pictures; a model that several taggers
+name is loaded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from consomme.base.manifest import Manifest
+from consomme.curate.tag.registry import TAGGERS
+from consomme.curate.tag.tagger import Tagger
+from consomme.execution.driver import Pool, run_units
+from consomme.execution.planning import plan_shards
+from consomme.execution.rejects import check_rejects
+from consomme.execution.runs import begin, folders_of
+from consomme.execution.session import num_cpus, ray_session
+from consomme.pipelines.tag.recipe import TagRecipe
+from consomme.pipelines.tag.stage import TAGS, BlindTagStage, SeeingTagStage
+from consomme.storage.shards import find_shards, shards_fingerprint
+
+_SHOWN = 12
+"""Most frequent values of a column that the final table shows."""
+
+
+def run(recipe: TagRecipe) -> Manifest:
+    """Tag every sample of the inputs exactly once; running again does what is missing."""
+    from consomme.storage.model_folder import model_content_hash, model_folder
+
+    taggers = [TAGGERS.build(node, "taggers") for node in recipe.taggers]
+    shards = find_shards(recipe.inputs, recipe.source, recipe.sources)
+    folders = {tagger.model: model_folder(tagger.model) for tagger in taggers if tagger.model}
+    inputs = {"data": shards_fingerprint(shards)}
+    inputs |= {f"model {name}": model_content_hash(path) for name, path in folders.items()}
+    inputs |= {
+        f"tagger {node['name']}": tagger.knowledge
+        for node, tagger in zip(recipe.taggers, taggers, strict=True)
+        if tagger.knowledge
+    }
+    reads = [*folders_of(shards), *folders.values()]
+    attempt = begin("tag", recipe, inputs=inputs, reads=reads)
+    if attempt.folder.is_done:
+        return attempt.folder.manifest()
+    sees = any(tagger.needs_pictures for tagger in taggers)
+    with ray_session():
+        run_units(
+            plan_shards(attempt.folder, shards, recipe.unit_rows),
+            attempt.folder,
+            kind=TAGS,
+            stage=SeeingTagStage if sees else BlindTagStage,
+            stage_options={
+                "nodes": [dict(node) for node in recipe.taggers],
+                "folders": folders,
+                "token_budget": recipe.token_budget,
+                "dtype": recipe.dtype,
+            },
+            what="tag",
+            pool=_pool(recipe, asks_models=bool(folders)),
+            max_reject_fraction=recipe.max_reject_fraction,
+        )
+    counts = attempt.folder.total_counts()
+    check_rejects(counts, recipe.max_reject_fraction, attempt.folder.url)
+    return attempt.finish(
+        counts=counts,
+        decisions=_table(taggers, counts),
+        outputs={"tags": "data", "rejects": "rejects"},
+    )
+
+
+def _table(taggers: Sequence[Tagger], counts: Mapping[str, int]) -> dict[str, Any]:
+    """Show how often each value of the columns of text was found."""
+    rows: list[list[Any]] = []
+    for column in [c for t in taggers for c, kind in t.columns.items() if kind == pa.string()]:
+        found = {
+            name.removeprefix(f"{column}/"): number
+            for name, number in counts.items()
+            if name.startswith(f"{column}/")
+        }
+        ranked = sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
+        rows += [[column, value or "(none)", f"{number:,}"] for value, number in ranked[:_SHOWN]]
+        rest = sum(number for _, number in ranked[_SHOWN:])
+        if rest:
+            rows.append([column, f"{len(ranked) - _SHOWN} more values", f"{rest:,}"])
+    if not rows:
+        return {}
+    return {
+        "table": {
+            "title": "What was found",
+            "columns": ["column", "value", "samples"],
+            "rows": rows,
+        }
+    }
+
+
+def _pool(recipe: TagRecipe, *, asks_models: bool) -> Pool:
+    """One actor per GPU where models are asked and GPUs are there; else one per CPU."""
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if asks_models else 0
+    return Pool(
+        max_actors=recipe.num_actors or gpus or num_cpus(),
+        min_actors=recipe.min_actors,
+        num_readers=recipe.num_readers,
+        cpus=0.8,
+        gpus=1.0 if gpus else 0.0,
+    )

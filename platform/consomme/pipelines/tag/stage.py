@@ -1,0 +1,83 @@
+"""The stages of `tag`: with decoded pictures, or without a look at them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from consomme.curate.tag.registry import TAGGERS
+from consomme.curate.tag.tagger import Problem, Subject
+from consomme.execution.stage import BytesStage, Decoded, Item, Outcome, UnitStage, reject_of
+
+TAGS = "tags"
+"""Kind of the output files that hold a unit's columns."""
+
+
+class _Taggers:
+    """All taggers of a recipe, open."""
+
+    def __init__(
+        self,
+        nodes: Sequence[Mapping[str, Any]],
+        folders: Mapping[str, str],
+        token_budget: int | None,
+        dtype: str,
+    ) -> None:
+        from consomme.pipelines.tag.models import OpenModels
+
+        models = OpenModels(folders, token_budget, dtype)
+        self.taggers = [TAGGERS.build(node, "taggers") for node in nodes]
+        self.tags = [tagger.open(models) for tagger in self.taggers]
+
+    def outcome(self, rows: Sequence[int], subjects: Sequence[Subject]) -> Outcome:
+        """Tag some samples; one that any tagger has a problem with is rejected."""
+        found = [tag(subjects) for tag in self.tags]
+        problems: dict[int, Problem] = {}
+        for tags in reversed(found):
+            problems |= tags.problems
+        good = [k for k in range(len(subjects)) if k not in problems]
+        columns: dict[str, Any] = {
+            "row": pa.array([rows[k] for k in good], pa.int32()),
+            "sample_id": pa.array([subjects[k].sample.sample_id for k in good], pa.string()),
+        }
+        counts: dict[str, int] = {}
+        for tagger, tags in zip(self.taggers, found, strict=True):
+            for name, kind in tagger.columns.items():
+                values = [tags.columns[name][k] for k in good]
+                columns[name] = pa.array(values, kind)
+                if kind == pa.string():
+                    for value in values:
+                        counts[f"{name}/{value}"] = counts.get(f"{name}/{value}", 0) + 1
+        rejects = [
+            (rows[k], reject_of(subjects[k].sample, problem.reason, problem.detail))
+            for k, problem in sorted(problems.items())
+        ]
+        return Outcome(table=pa.table(columns), rejects=rejects, counts=counts)
+
+
+class SeeingTagStage(UnitStage):
+    """Tag samples with their pictures decoded."""
+
+    def __init__(self, **options: Any) -> None:
+        """Open the taggers."""
+        self.taggers = _Taggers(**options)
+
+    def work(self, samples: Sequence[Decoded]) -> Outcome:
+        """Tag one unit, or a piece of it."""
+        subjects = [Subject(sample=item.sample, image=item.image) for item in samples]
+        return self.taggers.outcome([item.row for item in samples], subjects)
+
+
+class BlindTagStage(BytesStage):
+    """Tag samples without a look at their pictures."""
+
+    def __init__(self, **options: Any) -> None:
+        """Open the taggers."""
+        self.taggers = _Taggers(**options)
+
+    def work(self, samples: Sequence[Item]) -> Outcome:
+        """Tag one unit."""
+        subjects = [Subject(sample=item.sample) for item in samples]
+        return self.taggers.outcome([item.row for item in samples], subjects)

@@ -1,0 +1,1 @@
+"""`train`: fine-tune a VLM under Ray Train, all of it or chosen layers."""

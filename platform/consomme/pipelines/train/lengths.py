@@ -1,0 +1,111 @@
+"""How long the samples of a train recipe are, and how they go through the model.
+
+One decision is made here: lengths are those of the first samples of each source, since memory and
+time depend on them and a recipe does not say them. Nothing more of the data is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from consomme.base.sample import Reject
+from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
+from consomme.pipelines.train.samples import Prepared, Preparer, encode, plan_source
+from consomme.storage.captions import reader
+from consomme.storage.shards import expand
+
+NUM_LOOKED_AT = 32
+"""Samples of each source whose lengths are taken."""
+
+NOMINAL_TOKENS = 512
+"""Length that time is worked out for where no sample could be looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """How long samples are, and how they go through the model."""
+
+    mean: Any
+    """A `SampleShape`."""
+
+    in_pass: Any | None
+    """The longest rows that go through together; None if no sample could be looked at."""
+
+    num_rows: int
+    """Of a pass."""
+
+    num_passes: int
+    """Of one rank's step."""
+
+
+def lengths_of(recipe: TrainRecipe, start: str, notes: list[str]) -> Lengths:
+    """Look at the first samples of each source."""
+    from consomme.models.chat_prefix import dialogue_for
+    from consomme.models.weights import open_talk
+    from consomme.train.cost import SampleShape
+
+    config, processor = open_talk(start)
+    dialogue = dialogue_for(config, processor)
+    limit = config.get_text_config().max_position_embeddings
+    preparer = Preparer(recipe, dialogue, limit)
+    samples = [
+        one for number, source in enumerate(recipe.data) for one in _first(preparer, source, number)
+    ]
+    mine = math.ceil(recipe.global_batch / recipe.num_workers)
+    passes = math.ceil(mine / recipe.micro_batch)
+    rows = math.ceil(mine / passes)
+    if not samples:
+        notes.append(
+            "none of the first samples can be trained on: activations are not known, and time is"
+            f" for {NOMINAL_TOKENS} tokens without a picture"
+        )
+        nominal = SampleShape(num_tokens=NOMINAL_TOKENS, num_labelled=NOMINAL_TOKENS)
+        return Lengths(mean=nominal, in_pass=None, num_rows=rows, num_passes=passes)
+    figures = [_figures(encode(dialogue, sample)) for sample in samples]
+    columns = list(zip(*figures, strict=True))
+    mean, most = [sum(c) / len(c) for c in columns], [max(c) for c in columns]
+    notes.append(
+        f"lengths are those of the first {len(samples)} samples: {mean[0]:,.0f} tokens on average,"
+        f" {most[0]:,} at most, of which pictures take {most[2]:,}; longer ones take more"
+    )
+    if recipe.pack_tokens is not None:
+        # One row at a time, as full as samples of mean length make it.
+        together = max(1.0, min(recipe.pack_tokens / mean[0], mine))
+        most = [max(together * a, b) for a, b in zip(mean, most, strict=True)]
+        rows, passes = 1, math.ceil(mine / together)
+    names = ("num_tokens", "num_labelled", "num_image_tokens", "num_pixel_values")
+    return Lengths(
+        mean=SampleShape(**dict(zip(names, mean, strict=True))),
+        in_pass=SampleShape(**dict(zip(names, most, strict=True))),
+        num_rows=rows,
+        num_passes=passes,
+    )
+
+
+def _figures(row: Any) -> tuple[int, int, int, int]:
+    """Tokens of a sample, those with a loss, those of its pictures, and numbers in those."""
+    if row.pixels is None:
+        return len(row.input_ids), row.num_tokens, 0, 0
+    values = sum(v.numel() for v in row.pixels.inputs.values() if v.is_floating_point())
+    return len(row.input_ids), row.num_tokens, row.pixels.num_tokens, values
+
+
+def _first(preparer: Preparer, source: TrainSource, number: int) -> list[Prepared]:
+    """Prepare the first samples of a source: of its first unit, and of its first shard."""
+    if source.inputs:
+        source = dataclasses.replace(source, inputs=tuple(expand(source.inputs))[:1])
+    work = plan_source(source, f"data[{number}]").works[0]
+    wanted = None if work.rows is None else set(work.rows)
+    found: list[Prepared] = []
+    for row, sample in reader(source.captions, only_new=source.only_recaptioned)(work.unit)[0]:
+        if len(found) == NUM_LOOKED_AT:
+            break
+        if wanted is None or row in wanted:
+            made = preparer.prepare(sample, source, random.Random(0))
+            if not isinstance(made, Reject):
+                found.append(made)
+    return found

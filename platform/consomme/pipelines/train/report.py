@@ -1,0 +1,137 @@
+"""What trainings were planned to take, beside what they took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from consomme.base.manifest import Manifest
+from consomme.pipelines.train.outputs import PLAN, evaluations
+from consomme.report import model as page
+from consomme.storage.ledger.run_folder import RunFolder
+from consomme.train.parts import TrainableRow, summarise
+
+MB = 2.0**20
+
+
+def plan_tables(manifests: Sequence[Manifest]) -> list[page.Block]:
+    """Draw the plans of train runs; nothing if none of them has one."""
+    rows: list[tuple[page.Cell, ...]] = []
+    for manifest in manifests:
+        store = RunFolder.at(manifest.url).store
+        if not store.exists(PLAN):
+            continue
+        plan = json.loads(store.read(PLAN))
+        kinds = {kind: (one["device"] + one["host"]) / MB for kind, one in plan["kinds"].items()}
+        rows.append(
+            (
+                manifest.name,
+                kinds["weights"],
+                kinds["gradients"],
+                kinds["optimizer"],
+                manifest.decisions["optimizer_bytes"] / MB,
+                kinds["activations"] if plan["kept"] else "",
+                (plan["step"]["device"] + plan["step"]["host"]) / MB,
+                manifest.metrics["train/peak_bytes"] / MB,
+                plan["checkpoint_bytes"] / MB,
+                plan["saving_fraction"],
+            )
+        )
+    if not rows:
+        return []
+    return [
+        page.Table(
+            columns=(
+                "run",
+                "weights MB",
+                "gradients MB",
+                "optimizer MB",
+                "… measured",
+                "activations MB, about",
+                "at most in a step MB",
+                "… measured",
+                "checkpoint MB",
+                "predicted saving of a step",
+            ),
+            rows=rows,
+            caption=(
+                "Planned before the start, of one worker, beside what was measured. Without a GPU"
+                " what is measured is the whole process, some hundred MB of libraries included."
+                " The saving is against training all layers."
+            ),
+        )
+    ]
+
+
+def _train(manifests: Sequence[Manifest]) -> page.Section:
+    curves = {}
+    for manifest in manifests:
+        text = RunFolder.at(manifest.url).store.read("curve.json")
+        points = [(p["step"], p["loss"]) for p in json.loads(text)]
+        curves[manifest.name] = _smooth(points)
+        if seen := evaluations(RunFolder.at(manifest.url)):
+            label = f"{manifest.name}, on other samples"
+            curves[label] = [(point["step"], point["loss"]) for point in seen]
+    strip = page.LayerStrip(
+        rows=[(m.name, m.decisions["num_layers"], m.decisions["layers"]) for m in manifests],
+        caption="Layers of the language model that received updates.",
+    )
+    table = page.Table(
+        columns=("run", "samples", "steps", "trained", "of", "step s", "optimizer MB", "last loss"),
+        rows=[
+            (
+                m.name,
+                m.counts["samples"],
+                m.recipe["num_steps"],
+                m.decisions["num_trainable"],
+                m.decisions["num_parameters"],
+                m.metrics["train/step_s"],
+                m.decisions["optimizer_bytes"] / 2**20,
+                m.metrics["train/last_loss_nats"],
+            )
+            for m in manifests
+        ],
+    )
+    parts = page.Table(
+        columns=("run", "part", "state", "tensors", "trained", "of", "learning rate"),
+        rows=[
+            (
+                m.name,
+                line.part,
+                line.state,
+                line.num_tensors,
+                line.num_trained,
+                line.num_parameters,
+                "" if line.lr is None else f"{line.lr:g}",
+            )
+            for m in manifests
+            for line in summarise(TrainableRow(**row) for row in m.decisions["trainable"])
+            if line.num_parameters
+        ],
+    )
+    went_back = [
+        f"`{m.name}` went back to a checkpoint: {reason}."
+        for m in manifests
+        for reason in m.decisions.get("rollbacks", ())
+    ]
+    return page.Section(
+        title="Training",
+        lead_text=" ".join(went_back),
+        blocks=[
+            page.Curves(series=curves, x_label="step", y_label="loss, nats per token"),
+            table,
+            *plan_tables(manifests),
+            strip,
+            parts,
+        ],
+    )
+
+
+def _smooth(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+    width = max(1, len(points) // 20)
+    return [
+        (float(step), float(np.mean([loss for _, loss in points[max(0, k - width + 1) : k + 1]])))
+        for k, (step, _) in enumerate(points)
+    ]

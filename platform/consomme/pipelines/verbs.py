@@ -1,0 +1,133 @@
+"""The table of verbs: name, recipe, run, dry run and report section of each.
+
+Adding a verb is adding a folder beside this file and an entry here. Everything is named by
+`module:attribute` and imported when it is used, so `consomme --help` imports neither Ray nor torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_HERE = "consomme.pipelines"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """A way to see what a run of a recipe would do without doing it."""
+
+    option: str
+    """What is written behind the recipe on the command line."""
+
+    target: str
+    """`module:function` that takes the recipe and returns `name`, `table` and `notes`."""
+
+    help: str
+    """What it shows, in one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """One thing the command line can do."""
+
+    help: str
+    """What it does, in one line."""
+
+    run: str
+    """`module:function` that does it: takes a recipe, or a run folder if there is no recipe."""
+
+    recipe: str = ""
+    """`module:Class` of its recipe; empty if it takes a run folder instead."""
+
+    switches: Mapping[str, str] = field(default_factory=dict)
+    """What may follow a run folder as `name=true` or `name=false`, and what it does."""
+
+    dry_run: DryRun | None = None
+    """How to see what a run of a recipe would do, if there is a way."""
+
+    is_always_dry: bool = False
+    """Whether it does nothing but a dry run, without being asked to."""
+
+
+def resolve(target: str) -> Any:
+    """Import what `module:attribute` names."""
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def recipe_class(verb: str) -> type[Any]:
+    """Return the recipe class of a verb that takes a recipe."""
+    found: type[Any] = resolve(VERBS[verb].recipe)
+    return found
+
+
+_PLAN = DryRun(
+    option="--plan",
+    target=f"{_HERE}.train.plan:plan",
+    help="show what the run would take, memory by kind and time, and train nothing",
+)
+
+_DRY_RUNS = {
+    "filter": DryRun(
+        option="--preview",
+        target=f"{_HERE}.filter.preview:preview",
+        help="show what the run would do, on the terminal and on a page, and write no run folder",
+    ),
+    "train": _PLAN,
+    "loop": DryRun(
+        option="--plan",
+        target=f"{_HERE}.loop.plan:plan",
+        help="show every stage and whether it is done, and run nothing",
+    ),
+}
+
+
+def _verb(name: str, text: str) -> Verb:
+    return Verb(
+        help=text,
+        run=f"{_HERE}.{name}.run:run",
+        recipe=f"{_HERE}.{name}.recipe:{name.capitalize()}Recipe",
+        dry_run=_DRY_RUNS.get(name),
+    )
+
+
+VERBS: Mapping[str, Verb] = {
+    name: _verb(name, text)
+    for name, text in {
+        "score": "give each sample a perplexity, with and without its image",
+        "tag": "say what each sample is: language, main object, class, embedding, verdicts",
+        "filter": "decide exactly which samples stay, and write a view of them",
+        "dedup": "find copies of pictures, exact and near, and keep the best of each",
+        "recaption": "let a model write new captions for the samples of a view",
+        "train": "train a model on a view, all of it or chosen layers only",
+        "evaluate": "measure a model on benchmarks",
+        "sweep": "try values of any keys of a train recipe, and compare what comes out",
+        "soup": "average fine-tuned models, choosing what goes in",
+        "loop": "run a chain of these from one recipe, skipping what is done",
+        "download": "fetch the pictures of URL lists and write shards",
+        "prepare": "write the embedded data sets as shards to work on",
+    }.items()
+} | {
+    "plan": Verb(
+        help="say what a training would take, from shapes alone: memory by kind, time, checkpoints",
+        run=f"{_HERE}.train.run:run",
+        recipe=f"{_HERE}.train.recipe:TrainRecipe",
+        dry_run=_PLAN,
+        is_always_dry=True,
+    ),
+    "report": Verb(help="draw the report of a finished run", run=f"{_HERE}.report.run:run_folder"),
+    "status": Verb(
+        help="tell how far a run is, from its folder alone, while it runs or after",
+        run="consomme.ops.status:run_folder",
+    ),
+    "verify": Verb(
+        help="prove that a finished run is complete and uncorrupted",
+        run="consomme.ops.verify:run_folder",
+        switches={
+            "checksums": "read every output and compare its checksum (true unless you say false)",
+            "repair": "forget damaged units, so that running the recipe again redoes them",
+        },
+    ),
+}

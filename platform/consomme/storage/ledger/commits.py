@@ -1,0 +1,194 @@
+"""Commit records: what one finished unit left behind, as JSON and packed by the thousand.
+
+A record holds no clock, no host and no attempt, so the same work makes the same bytes. Many records
+are packed into one Parquet file, a segment, sorted by unit id; a restart reads segments, not
+records.
+"""
+
+import dataclasses
+import heapq
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from consomme.base.errors import DataError
+from consomme.storage.unit import Unit
+
+ROWS_PER_GROUP = 1024
+"""Records that are unpacked together when a segment is read through."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFile:
+    """One file a unit made."""
+
+    kind: str
+    """What it holds: `scores`, `samples`, `rejects`, …"""
+
+    path: str
+    """Inside the run folder."""
+
+    num_bytes: int
+    """Its size."""
+
+    sha256: str
+    """Its checksum, in hexadecimal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitRecord:
+    """What one finished unit left behind."""
+
+    unit: Unit
+    """The unit."""
+
+    files: tuple[OutputFile, ...] = ()
+    """Its files, rejects included."""
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Rows by outcome; `rejected/<reason>` for each reason."""
+
+    sums: Mapping[str, float] = field(default_factory=dict)
+    """Sums that later stages add up over units, such as `nll` and `num_tokens`."""
+
+    histogram: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Exact counts by column and bucket."""
+
+    @property
+    def unit_id(self) -> str:
+        """The unit's id."""
+        return self.unit.unit_id
+
+    def path_of(self, kind: str) -> str | None:
+        """Return the path of the file of one kind; None if the unit has none."""
+        return next((file.path for file in self.files if file.kind == kind), None)
+
+    def to_json(self) -> bytes:
+        """Write as JSON; equal records make equal bytes."""
+        return _json(dataclasses.asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> "CommitRecord":
+        """Read what `to_json` wrote.
+
+        Raises:
+            DataError: It is something else; `where` names the file.
+        """
+        try:
+            content: dict[str, Any] = json.loads(data)
+            return cls(
+                unit=Unit.from_dict(content.pop("unit")),
+                files=tuple(OutputFile(**file) for file in content.pop("files")),
+                **content,
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(
+                f"{where}: not a commit record ({error}); delete it to have its unit done again"
+            ) from error
+
+
+def reject_reasons(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """List the reasons in counts like a record's, with their numbers; the most frequent first."""
+    mark = "rejected/"
+    found = [(key.removeprefix(mark), n) for key, n in counts.items() if key.startswith(mark)]
+    return sorted(found, key=lambda item: (-item[1], item[0]))
+
+
+def pack(records: Iterable[CommitRecord]) -> bytes:
+    """Pack records, given in the order of unit ids, into one segment."""
+    items = list(records)
+    units = {
+        field.name: [getattr(item.unit, field.name) for item in items]
+        for field in dataclasses.fields(Unit)
+    }
+    rest = {
+        "files": [_json([dataclasses.asdict(file) for file in item.files]) for item in items],
+        "counts": [_json(item.counts) for item in items],
+        "sums": [_json(item.sums) for item in items],
+        "histogram": [_json(item.histogram) for item in items],
+    }
+    buffer = io.BytesIO()
+    table = pa.table({**units, **rest}, schema=SEGMENT_SCHEMA)
+    pq.write_table(table, buffer, row_group_size=ROWS_PER_GROUP, compression="zstd")
+    return buffer.getvalue()
+
+
+def unpack(file: BinaryIO, where: str) -> Iterator[CommitRecord]:
+    """Yield the records of one segment, one row group in memory at a time.
+
+    Raises:
+        DataError: The file is not a segment, or is damaged.
+    """
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_PER_GROUP):
+            yield from map(_record, batch.to_pylist())
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{where}: a segment of commit records cannot be read: {error}") from error
+
+
+def unpack_one(file: BinaryIO, unit_id: str, where: str) -> CommitRecord | None:
+    """Read one unit's record of a segment, and no row group that cannot hold it.
+
+    Raises:
+        DataError: The file is not a segment, or is damaged.
+    """
+    try:
+        wanted = [("unit_id", "==", unit_id)]
+        rows = pq.read_table(file, filters=wanted, use_threads=False).to_pylist()
+        return _record(rows[0]) if rows else None
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{where}: a segment of commit records cannot be read: {error}") from error
+
+
+def unpack_column(file: BinaryIO, name: str, where: str) -> pa.ChunkedArray:
+    """Read one column of a segment, such as `unit_id` or `counts`.
+
+    Raises:
+        DataError: The file is not a segment, or is damaged.
+    """
+    try:
+        return pq.read_table(file, columns=[name], use_threads=False)[name]
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise DataError(f"{where}: a segment of commit records cannot be read: {error}") from error
+
+
+def merge(streams: Sequence[Iterator[CommitRecord]]) -> Iterator[CommitRecord]:
+    """Merge sorted streams by unit id; of several records of a unit the first stream's counts."""
+    last = None
+    for record in heapq.merge(*streams, key=lambda record: record.unit_id):
+        if record.unit_id != last:
+            last = record.unit_id
+            yield record
+
+
+def _record(row: Mapping[str, Any]) -> CommitRecord:
+    return CommitRecord(
+        unit=Unit(**{name: row[name] for name in _UNIT_FIELDS}),
+        files=tuple(OutputFile(**item) for item in json.loads(row["files"])),
+        counts=json.loads(row["counts"]),
+        sums=json.loads(row["sums"]),
+        histogram=json.loads(row["histogram"]),
+    )
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=dict)
+
+
+_UNIT_FIELDS = tuple(field.name for field in dataclasses.fields(Unit))
+
+SEGMENT_SCHEMA = pa.schema(
+    [
+        *(
+            pa.field(field.name, pa.string() if field.type is str else pa.int64())
+            for field in dataclasses.fields(Unit)
+        ),
+        *(pa.field(name, pa.string()) for name in ("files", "counts", "sums", "histogram")),
+    ]
+)
+"""Columns of a segment: the unit, then the rest as JSON."""

@@ -1,0 +1,268 @@
+"""The ledger: a run's output appears unit by unit, exactly once, whoever dies and whenever.
+
+A unit's files are written first, under names that contain their own checksum; then one small
+commit record is created, which only one of many committers can do. Readers see what commit records
+name and nothing else. So a crash leaves stray files at worst, a second attempt writes the same
+names, and a restart lists the commit records and does the rest. Who may write, and how many records
+become few objects, is decided in `attempts`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from consomme.base.errors import DataError, RecipeError
+from consomme.base.manifest import Manifest, from_json, to_json
+from consomme.base.sample import Reject
+from consomme.storage.ledger import attempts
+from consomme.storage.ledger.commits import CommitRecord, OutputFile
+from consomme.storage.stores.open import open_store
+from consomme.storage.stores.store import Store, join_url
+from consomme.storage.unit import Unit
+
+MANIFEST = "manifest.json"
+RECIPE = "recipe.yaml"
+METRICS = "metrics.jsonl"
+PROGRESS = "progress.json"
+REPORT = "report.html"
+SAMPLES = "samples"
+"""Kind of the output files that are shards of samples."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's folder. Cheap to make, can be pickled, and any number may be open at once."""
+
+    url: str
+    """Where it is."""
+
+    store: Store
+    """The same, opened."""
+
+    @classmethod
+    def open(cls, root: str, verb: str, name: str, fingerprint: str) -> "RunFolder":
+        """Open the folder `<root>/<verb>/<name>-<fingerprint>/`; nothing is written yet.
+
+        Raises:
+            RecipeError: The name cannot be part of a path.
+        """
+        if not _NAME.fullmatch(name):
+            raise RecipeError(
+                f"name: found {name!r}, expected letters, digits, '.', '_' and '-'; "
+                "it becomes part of a path"
+            )
+        return cls.at(join_url(root, verb, f"{name}-{fingerprint}"))
+
+    @classmethod
+    def at(cls, url: str) -> "RunFolder":
+        """Open a run folder by its own URL."""
+        store = open_store(url)
+        return cls(store.url, store)
+
+    @property
+    def path(self) -> str:
+        """The same as `url`: a plain path when the run is on a local disk."""
+        return self.url
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run finished: the manifest is written last."""
+        return self.store.exists(MANIFEST)
+
+    def begin(self, recipe_yaml: str) -> None:
+        """Save the recipe, so that an unfinished run can be told from its folder alone."""
+        self.store.write(RECIPE, recipe_yaml.encode())
+
+    def start_attempt(self) -> int:
+        """Begin writing units: fence off earlier attempts and return this one's number.
+
+        If the ledger is closed already, its closing number comes back; nothing is left to do.
+        """
+        return attempts.start(self.store).number
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether all units are committed and the ledger has its final form."""
+        return attempts.latest(self.store).is_closed
+
+    def write_output(self, unit: Unit, kind: str, data: bytes, suffix: str) -> OutputFile:
+        """Write one of a unit's files, as `data/<unit_id>-<checksum>.<suffix>`.
+
+        Samples go to `shards/` instead, so that the folder can be read as a data set. Nobody sees
+        the file before `commit` names it; writing it again changes nothing.
+        """
+        folder = "shards" if kind == SAMPLES else "data"
+        return self._write_hashed(folder, unit, kind, data, suffix)
+
+    def commit(
+        self,
+        attempt: int,
+        unit: Unit,
+        files: Sequence[OutputFile],
+        counts: Mapping[str, int],
+        rejects: Sequence[Reject] = (),
+        sums: Mapping[str, float] | None = None,
+        histogram: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> CommitRecord:
+        """Make a unit's output visible, at most once.
+
+        Rejects are written first and counted as `rejected` and `rejected/<reason>`, unless
+        `counts` says so already.
+
+        Args:
+            attempt: What `start_attempt` returned.
+            unit: The unit.
+            files: What `write_output` returned.
+            counts: Rows by outcome.
+            rejects: Samples that were left out, in row order.
+            sums: Numbers to be added up over units.
+            histogram: Exact counts by column and bucket, to be added up over units.
+
+        Returns:
+            The record that counts: this one, or the one another worker of the attempt committed
+            before; then this one's output is never seen.
+
+        Raises:
+            SupersededError: A later attempt has begun; nothing was committed.
+        """
+        made = list(files)
+        counted = dict(counts)
+        if rejects:
+            made.append(
+                self._write_hashed("rejects", unit, "rejects", _json_lines(rejects), "jsonl")
+            )
+            counted.setdefault("rejected", len(rejects))
+            for reason in sorted({reject.reason for reject in rejects}):
+                number = sum(reject.reason == reason for reject in rejects)
+                counted.setdefault(f"rejected/{reason}", number)
+        record = CommitRecord(
+            unit=unit,
+            files=tuple(made),
+            counts=counted,
+            sums=dict(sums or {}),
+            histogram=dict(histogram or {}),
+        )
+        attempts.check_current(self.store, attempt)
+        path = attempts.commit_path(attempt, unit.unit_id)
+        if self.store.create(path, record.to_json()):
+            return record
+        try:
+            return CommitRecord.from_json(self.store.read(path), join_url(self.url, path))
+        except FileNotFoundError:
+            # It has been packed since, or the attempt was overtaken.
+            attempts.check_current(self.store, attempt)
+            return record
+
+    def pack_commits(self, attempt: int, sequence: int, records: Sequence[CommitRecord]) -> None:
+        """Put the records of finished units into one object; see `attempts.write_segment`."""
+        attempts.write_segment(self.store, attempt, sequence, records)
+
+    def close(self, attempt: int) -> None:
+        """End the ledger when every unit is committed; it then holds nothing else.
+
+        Raises:
+            SupersededError: A later attempt has begun.
+        """
+        if not self.is_closed:
+            attempts.close(self.store, attempt)
+        attempts.sweep(self.store)
+
+    def done_units(self) -> set[str]:
+        """List the ids of committed units, without opening their records."""
+        return attempts.done_units(self.store)
+
+    def iter_commits(self) -> Iterator[CommitRecord]:
+        """Yield commit records in the order of unit ids, few in memory at a time.
+
+        Raises:
+            DataError: A record cannot be read.
+        """
+        return attempts.iter_records(self.store)
+
+    def find_commit(self, unit_id: str) -> CommitRecord | None:
+        """Read the commit record of one unit of a finished run; None if it has no such unit.
+
+        Raises:
+            DataError: The run is not finished, or a record cannot be read.
+        """
+        return attempts.find_record(self.store, unit_id)
+
+    def commits(self) -> dict[str, CommitRecord]:
+        """Read all commit records, by unit id, in the order of unit ids."""
+        return {record.unit_id: record for record in self.iter_commits()}
+
+    def rejects(self) -> Iterator[Reject]:
+        """Yield all committed rejects in the order of units and rows."""
+        for record in self.iter_commits():
+            path = record.path_of("rejects")
+            for line in self.store.read(path).splitlines() if path else []:
+                yield Reject(**json.loads(line))
+
+    def total_counts(self) -> dict[str, int]:
+        """Add up the counts of all committed units; keys come sorted."""
+        totals: dict[str, int] = {}
+        for counts in attempts.columns(self.store, "counts"):
+            for key, number in counts.items():
+                totals[key] = totals.get(key, 0) + number
+        return dict(sorted(totals.items()))
+
+    def total_sums(self) -> dict[str, float]:
+        """Add up the sums of all committed units, exactly rounded; keys come sorted."""
+        parts: dict[str, list[float]] = {}
+        for sums in attempts.columns(self.store, "sums"):
+            for key, value in sums.items():
+                parts.setdefault(key, []).append(value)
+        return {key: math.fsum(values) for key, values in sorted(parts.items())}
+
+    def finish(self, manifest: Manifest, recipe_yaml: str) -> Manifest:
+        """Sweep up after attempts that died, write the recipe and, last, the manifest.
+
+        Returns:
+            The manifest with its URL.
+        """
+        self.store.sweep()
+        self.store.write(RECIPE, recipe_yaml.encode())
+        self.store.write(MANIFEST, to_json(manifest).encode())
+        return dataclasses.replace(manifest, url=self.url)
+
+    def manifest(self) -> Manifest:
+        """Read the manifest of a finished run.
+
+        Raises:
+            DataError: The run has not finished, or there is none.
+        """
+        try:
+            text = self.store.read(MANIFEST).decode()
+        except FileNotFoundError as error:
+            state = "not finished; run it again to go on" if self._exists() else "no run is there"
+            raise DataError(
+                f"{self.url}: expected a finished run, found no {MANIFEST}: {state}"
+            ) from error
+        return from_json(text, self.url)
+
+    def _exists(self) -> bool:
+        return next(self.store.list(), None) is not None
+
+    def _write_hashed(
+        self, folder: str, unit: Unit, kind: str, data: bytes, suffix: str
+    ) -> OutputFile:
+        digest = hashlib.sha256(data).hexdigest()
+        path = f"{folder}/{unit.unit_id}-{digest[:8]}.{suffix}"
+        self.store.write(path, data)
+        return OutputFile(kind=kind, path=path, num_bytes=len(data), sha256=digest)
+
+
+def load_manifest(url: str) -> Manifest:
+    """Read the manifest of a finished run by the run's URL; see `RunFolder.manifest`."""
+    return RunFolder.at(url).manifest()
+
+
+def _json_lines(rejects: Sequence[Reject]) -> bytes:
+    lines = [json.dumps(dataclasses.asdict(reject), sort_keys=True) for reject in rejects]
+    return ("\n".join(lines) + "\n").encode()

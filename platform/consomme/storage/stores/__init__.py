@@ -1,0 +1,1 @@
+"""Where bytes lie: local disk, S3, GCS, behind one protocol."""

@@ -1,0 +1,91 @@
+"""Files by name, wherever they are: the one place that knows local disks from object stores.
+
+A store is rooted at a URL and takes relative paths with `/`. It promises only what both a file
+system and an object store can keep: whole-file writes that appear in one go, creation that one of
+many wins, ranged reads, and listings in byte order.
+"""
+
+import os
+from pathlib import Path
+
+import consomme
+from consomme.base.errors import RecipeError
+from consomme.storage.stores.local import LocalStore
+from consomme.storage.stores.store import Store, is_safe_path
+
+PACKAGE_SCHEME = "package://"
+_BUCKET_SCHEMES = ("s3", "gs")
+
+
+def open_store(url: str) -> Store:
+    """Open the store rooted at a URL. Nothing is read or connected to yet.
+
+    Args:
+        url: A local folder (relative ones count from the current directory, `~` is the home),
+            `s3://bucket/folder`, `gs://bucket/folder`, or `package://x/y` for a folder shipped
+            inside the consomme package.
+
+    Raises:
+        RecipeError: Nothing here can open such a URL.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return LocalStore(os.path.abspath(os.path.expanduser(url)))
+    if scheme == "file":
+        return open_store(rest)
+    if scheme == "package":
+        inside = rest.strip("/")
+        if inside and not is_safe_path(inside):
+            raise RecipeError(f"{url}: leads out of the consomme package")
+        return LocalStore(str(Path(consomme.__path__[0]) / inside), PACKAGE_SCHEME + inside)
+    if scheme in _BUCKET_SCHEMES:
+        return _open_bucket(url, scheme, rest)
+    raise RecipeError(
+        f"{url}: found {scheme}://, expected a local path, file://, s3://, gs:// or package://"
+    )
+
+
+def split_url(url: str) -> tuple[Store, str]:
+    """Open the store that holds a file.
+
+    Returns:
+        A store rooted at the file's folder, and the file's name in it.
+
+    Raises:
+        RecipeError: The URL names no file, or nothing here can open it.
+    """
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    folder, slash, name = rest.rpartition("/")
+    if not name or name in (".", ".."):
+        raise RecipeError(f"{url!r}: found a folder, expected a file")
+    if scheme in _BUCKET_SCHEMES and not slash:
+        raise RecipeError(f"{url!r}: found a bucket, expected a file in one")
+    if slash and not folder:
+        folder = "/"
+    return open_store(f"{scheme}{separator}{folder}" if separator else folder or "."), name
+
+
+def absolute_url(url: str) -> str:
+    """Make a URL mean the same in every process: local paths become absolute."""
+    return open_store(url).url
+
+
+def read_url(url: str) -> bytes:
+    """Return the bytes of one file by its URL."""
+    store, path = split_url(url)
+    return store.read(path)
+
+
+def _open_bucket(url: str, scheme: str, rest: str) -> Store:
+    bucket, _, folder = rest.partition("/")
+    folder = folder.rstrip("/")
+    if not bucket or (folder and not is_safe_path(folder)):
+        raise RecipeError(f"{url}: expected {scheme}://bucket/folder, without '..' or '//'")
+    # These take a second to import, and most commands run on local files.
+    if scheme == "s3":
+        from consomme.storage.stores.s3 import S3Store
+
+        return S3Store(bucket, folder)
+    from consomme.storage.stores.gcs import GcsStore
+
+    return GcsStore(bucket, folder)

@@ -1,0 +1,1 @@
+"""How a model is sharded over ranks: DDP, FSDP2, DeepSpeed."""

@@ -1,0 +1,1 @@
+"""Tests; a package, so that helpers are imported as `tests.support.NAME`."""

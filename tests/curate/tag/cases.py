@@ -1,0 +1,20 @@
+"""Samples for the tests of taggers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from consomme.base.sample import Sample, Turn
+from consomme.curate.tag.tagger import Subject
+
+
+def subject(*said: str, name: str = "a", image: bytes = b"", **meta: Any) -> Subject:
+    """One sample: a caption, or questions and answers in turn."""
+    turns = [
+        Turn(role="user" if k % 2 == 0 and len(said) > 1 else "assistant", content=text)
+        for k, text in enumerate(said)
+    ]
+    sample = Sample(
+        sample_id=name, image=image, image_name="a.png", turns=tuple(turns), source="s", meta=meta
+    )
+    return Subject(sample=sample)

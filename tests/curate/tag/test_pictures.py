@@ -1,0 +1,127 @@
+"""Pseudo-labels and embeddings, on likelihoods made by hand."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+from tests.curate.tag.cases import subject
+
+from consomme.base.errors import CheckpointError, RecipeError
+from consomme.curate.tag.pictures import Classes, Embedding, entropy
+from consomme.curate.tag.tagger import Choice, Problem, Subject, shares
+
+COLORS = ("red", "light blue", "green")
+
+
+class ByHand:
+    """Knows the probability of each answer about each picture; b"" is what is said of none."""
+
+    def __init__(self, probs: Mapping[bytes, Sequence[float]], *, has_eyes: bool = True) -> None:
+        self.probs, self.has_eyes = probs, has_eyes
+        self.asked: list[bytes] = []
+
+    def weigh(self, choices: Sequence[Choice]) -> list:
+        found: list = []
+        for choice in choices:
+            assert choice.question == "what color is it?"
+            assert choice.answers == COLORS
+            name = choice.subject.sample.image if choice.subject else b""
+            self.asked.append(name)
+            if name == b"bad":
+                found.append(Problem(reason="sequence_too_long", detail="as long as it gets"))
+                continue
+            with np.errstate(divide="ignore"):
+                found.append(-np.log(np.array(self.probs[name], np.float64)))
+        return found
+
+    def look(self, subjects: Sequence[Subject]) -> list:
+        return [np.array(self.probs[s.sample.image], np.float32) for s in subjects]
+
+
+def tagger(**changes) -> Classes:
+    return Classes(model="m", question="what color is it?", classes=COLORS, **changes)
+
+
+def test_classes_share_what_the_model_believes_of_them():
+    model = ByHand({b"": (0.1, 0.2, 0.1), b"x": (0.3, 0.05, 0.15), b"y": (0.01, 0.3, 0.01)})
+    subjects = [subject("a", image=image) for image in (b"x", b"y", b"x")]
+    found = tagger().open(lambda _: model)(subjects).columns
+    assert list(found["class"]) == ["red", "light blue", "red"]
+    np.testing.assert_allclose(found["class_probs"][0], [0.6, 0.1, 0.3])
+    assert found["class_margin"][0] == pytest.approx(0.3)
+    by_hand = -(0.6 * math.log(0.6) + 0.1 * math.log(0.1) + 0.3 * math.log(0.3))
+    assert found["class_entropy"][0] == pytest.approx(by_hand)
+    assert model.asked == [b"", b"x", b"y"], "each picture once, and once no picture"
+
+
+def test_equal_priors_divide_by_what_is_said_without_a_picture():
+    model = ByHand({b"": (0.6, 0.1, 0.1), b"x": (0.6, 0.3, 0.1)})
+    found = tagger(prior="equal", column="hue").open(lambda _: model)([subject("a", image=b"x")])
+    assert found.columns["hue"] == ("light blue",)
+    # 0.6 / 0.6, 0.3 / 0.1 and 0.1 / 0.1, divided by their sum.
+    np.testing.assert_allclose(found.columns["hue_probs"][0], [0.2, 0.6, 0.2])
+    own = tagger().open(lambda _: model)([subject("a", image=b"x")]).columns
+    assert own["class"] == ("red",)
+
+
+def test_a_picture_that_cannot_be_asked_about_is_one_problem():
+    model = ByHand({b"": (0.1, 0.2, 0.1), b"x": (0.3, 0.05, 0.15), b"nan": (math.nan, 0.1, 0.1)})
+    subjects = [subject("a", image=image) for image in (b"x", b"bad", b"nan")]
+    found = tagger().open(lambda _: model)(subjects)
+    assert {k: problem.reason for k, problem in found.problems.items()} == {
+        1: "sequence_too_long",
+        2: "score_not_finite",
+    }
+    assert "2 of 3 finite" in found.problems[2].detail
+    assert found.columns["class"] == ("red", None, None)
+
+
+def test_no_samples_give_empty_columns():
+    model = ByHand({b"": (0.1, 0.2, 0.1)})
+    some = tagger()
+    found = some.open(lambda _: model)([]).columns
+    assert {name: len(values) for name, values in found.items()} == dict.fromkeys(some.columns, 0)
+
+
+def test_sure_and_unsure():
+    assert entropy(np.array([1.0, 0.0])) == 0.0
+    assert entropy(np.full(8, 0.125)) == pytest.approx(math.log(8))
+    np.testing.assert_allclose(shares(np.array([-1000.0, -1000.0])), [0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (("red",), "found 1, expected two names at least"),
+        (("red", "blue", "red "), "found red more than once; expected different names"),
+        (("red", " "), "found an empty name"),
+    ],
+)
+def test_wrong_classes_are_refused(classes, message):
+    with pytest.raises(RecipeError, match=message):
+        Classes(model="m", question="?", classes=classes)
+
+
+def test_classes_that_the_model_cannot_say_are_refused():
+    class Mute(ByHand):
+        def weigh(self, choices):
+            return [Problem(reason="text_not_encodable", detail="answer '<s>': special")]
+
+    with pytest.raises(RecipeError, match=r"m cannot be asked 'what color is it\?': answer '<s>'"):
+        tagger().open(lambda _: Mute({}))
+
+
+def test_models_without_eyes_are_refused():
+    blind = ByHand({b"": (0.1, 0.2, 0.1)}, has_eyes=False)
+    for some in (tagger(), Embedding(model="m")):
+        with pytest.raises(CheckpointError, match="'m' is a language model without eyes"):
+            some.open(lambda _: blind)
+
+
+def test_an_embedding_that_is_not_finite_is_one_problem():
+    model = ByHand({b"x": (0.6, 0.8), b"nan": (math.nan, 0.1)})
+    subjects = [subject("a", image=image) for image in (b"x", b"nan")]
+    found = Embedding(model="m").open(lambda _: model)(subjects)
+    np.testing.assert_allclose(found.columns["embedding"][0], [0.6, 0.8])
+    assert {k: problem.reason for k, problem in found.problems.items()} == {1: "score_not_finite"}

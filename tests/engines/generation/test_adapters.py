@@ -1,0 +1,151 @@
+"""An adapter, and a model without eyes: both engines write what the plain weights would."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.support.adapters import make_adapter
+
+from consomme.base.errors import CheckpointError
+from consomme.base.sample import Turn
+from consomme.engines.generation.registry import WRITERS
+from consomme.engines.generation.requests import Request, Sampling, Written
+from consomme.engines.generation.transformers import TransformersWriter
+from consomme.models.tokenizer import train_tokenizer
+from consomme.models.weights import open_vlm
+
+SAMPLING = Sampling(max_tokens=16)
+ENGINES = ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)]
+MODULES = [
+    f"model.language_model.layers.{layer}.{name}"
+    for layer in (0, 5, 11)
+    for name in ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
+]
+
+
+def pictures(count: int, seed: int = 0) -> list[Image.Image]:
+    """Noise over a coloured ground, each picture different."""
+    rng = np.random.default_rng(seed)
+    ground = rng.integers(0, 128, (count, 1, 1, 3))
+    noise = rng.integers(0, 128, (count, 48, 48, 3))
+    return [Image.fromarray(picture) for picture in (ground + noise).astype(np.uint8)]
+
+
+def opened(engine: str, folder: Path, **options: Any) -> Any:
+    if engine == "vllm":
+        options["kv_cache_gb"] = 0.25
+    return WRITERS.build({"name": engine, **options})(str(folder), SAMPLING)
+
+
+@pytest.fixture(scope="module")
+def adapter(debug_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Folder of an adapter, and what the model says when it is added to the weights by hand."""
+    folder = tmp_path_factory.mktemp("adapter")
+    model, processor = open_vlm(debug_vlm)
+    products = make_adapter(folder, model, MODULES)
+    with torch.no_grad():
+        for name, product in products.items():
+            model.get_submodule(name).weight += product
+    said = []
+    for image in pictures(6):
+        prompt = "<bos><user><image>describe the image.<assistant>"
+        inputs = processor(images=image, text=prompt, return_tensors="pt")
+        ids = model.generate(**inputs, max_new_tokens=16, do_sample=False)
+        new = ids[0, inputs["input_ids"].shape[1] :]
+        said.append(processor.tokenizer.decode(new, skip_special_tokens=True))
+    return folder, said
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_adapter_writes_what_the_merged_weights_write(
+    engine: str, debug_vlm: Path, adapter: Any
+) -> None:
+    folder, said = adapter
+    asked = [Request.about("describe the image.", image) for image in pictures(6)]
+    writer = opened(engine, debug_vlm, adapter=str(folder))
+    try:
+        assert [one.text for one in writer.write(asked)] == said
+    finally:
+        writer.close()
+    plain = [one.text for one in TransformersWriter(debug_vlm, SAMPLING).write(asked)]
+    assert sum(a != b for a, b in zip(plain, said, strict=True)) >= 5
+
+
+@pytest.mark.vllm
+def test_vllm_refuses_what_it_would_leave_out(debug_vlm: Path, tmp_path: Path) -> None:
+    model, _ = open_vlm(debug_vlm)
+    make_adapter(tmp_path, model, [*MODULES, "model.multi_modal_projector.linear_1"])
+    with pytest.raises(CheckpointError, match=r"adapts model\.multi_modal_projector\.linear_1"):
+        opened("vllm", debug_vlm, adapter=str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def blind(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small language model with a chat template; it has learned nothing."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("blind")
+    tokenizer = train_tokenizer(["a large red circle, and a small blue square. what is it?"], 300)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_model_without_eyes_writes(engine: str, blind: Path) -> None:
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    questions = ["what is it?", "a red circle", "blue?", "what is a large blue square, then?"]
+    model = LlamaForCausalLM.from_pretrained(blind, dtype=torch.float32).eval()
+    words = AutoTokenizer.from_pretrained(blind)
+    said = []
+    for question in questions:
+        ids = words(f"<bos><user>{question}<assistant>", return_tensors="pt")
+        new = model.generate(**ids, max_new_tokens=16, do_sample=False)
+        said.append(words.decode(new[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+    writer = opened(engine, blind)
+    try:
+        written = writer.write([Request.about(question) for question in questions])
+        assert [one.text for one in written if isinstance(one, Written)] == said
+        with pytest.raises(CheckpointError, match="without eyes"):
+            writer.write([Request.about("what?", pictures(1)[0])])
+    finally:
+        writer.close()
+    assert len(set(said)) == 4
+
+
+@pytest.mark.vllm
+def test_missing_folders_are_named(tmp_path: Path, debug_vlm: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        opened("vllm", tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json is not there"):
+        opened("vllm", debug_vlm, adapter=str(tmp_path))
+
+
+def test_turns_of_a_request_end_with_a_question() -> None:
+    with pytest.raises(ValueError, match="found: user, assistant"):
+        Request(turns=(Turn(role="user", content="a"), Turn(role="assistant", content="b")))
+    with pytest.raises(ValueError, match="no turns at all"):
+        Request(turns=())

@@ -1,0 +1,115 @@
+"""Every family writes with transformers what its own processor and `generate` write."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tests.support.families import FAMILIES, noise
+
+from consomme.base.sample import Turn
+from consomme.engines.generation.requests import NotWritten, Request, Sampling, Written
+from consomme.engines.generation.transformers import TransformersWriter
+from consomme.models.chat import messages
+from consomme.models.weights import open_scorer
+
+pytestmark = pytest.mark.slow
+SIZES = [(40, 40), (90, 30), (25, 70), (64, 48)]
+QUESTIONS = [
+    "describe the image.",
+    "star?",
+    "what color is the triangle that is below the blue star at the top left?",
+    "größer — 日本語",
+]
+
+
+def picture(number: int) -> Image.Image:
+    return noise(number, *SIZES[number])
+
+
+def naive(folder: Path, request: Request) -> str:
+    """One request, with nothing of ours in between."""
+    model, processor = open_scorer(folder)
+    words = processor.tokenizer
+    images = {} if request.image is None else {"images": [[request.image]]}
+    if getattr(processor, "chat_template", None) is None:
+        question = request.turns[0].content
+        if images:
+            inputs = processor(text=[f"<image>{question}"], **images, return_tensors="pt")
+            inputs.pop("labels", None)
+        else:
+            text = f"{words.bos_token}{question}\n"
+            inputs = words([text], add_special_tokens=False, return_tensors="pt")
+            inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    else:
+        text = processor.apply_chat_template(
+            messages(request.turns, has_image=bool(images)),
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        special = not (words.bos_token and text.startswith(words.bos_token))
+        inputs = processor(text=[text], **images, return_tensors="pt", add_special_tokens=special)
+    ids = model.generate(
+        **inputs,
+        max_new_tokens=10,
+        do_sample=False,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+    new = ids[0, inputs["input_ids"].shape[1] :]
+    return spelled(new.tolist())
+
+
+def spelled(ids: list[int]) -> str:
+    """Write tokens as numbers: much of what models of random weights say is no text."""
+    return " ".join(str(token) for token in ids)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_texts_equal_a_naive_reference_in_any_batch(
+    folders: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [Request.about(question, picture(number)) for number, question in enumerate(QUESTIONS)]
+    asked += [Request.about(question) for question in QUESTIONS[:3]]
+    expected = [naive(folders(name), request) for request in asked]
+    assert len(set(expected)) >= 4, "texts must depend on what is asked"
+    for size in (1, 64):
+        writer = TransformersWriter(folders(name), Sampling(max_tokens=10), batch_size=size)
+        monkeypatch.setattr(writer, "_decode", spelled)
+        found = writer.write(asked)
+        assert [one.text for one in found if isinstance(one, Written)] == expected
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_cannot_be_asked_costs_one_request(folders: Any, name: str) -> None:
+    writer = TransformersWriter(folders(name), Sampling(max_tokens=4))
+    special = writer.dialogue.special[-1]
+    asked = [
+        Request.about("star?", picture(0)),
+        Request.about(f"what is {special}?", picture(0)),
+        Request.about("star " * 5000, picture(0)),
+        Request.about("star?", Image.new("RGB", (3, 900))),
+    ]
+    found = writer.write(asked)
+    assert isinstance(found[0], Written)
+    assert [one.reason for one in found[1:3] if isinstance(one, NotWritten)] == [
+        "text_not_encodable",
+        "sequence_too_long",
+    ]
+    if "qwen" in name:
+        # Theirs refuse shapes of more than 200 to 1.
+        assert isinstance(found[3], NotWritten)
+        assert found[3].reason == "image_not_encodable"
+        assert "3 x 900" in found[3].detail
+
+
+def test_a_model_that_was_never_taught_to_converse_takes_one_question(folders: Any) -> None:
+    turns = (
+        Turn(role="user", content="star?"),
+        Turn(role="assistant", content="green"),
+        Turn(role="user", content="why?"),
+    )
+    (found,) = TransformersWriter(folders("paligemma")).write([Request(turns=turns)])
+    assert isinstance(found, NotWritten)
+    assert found.reason == "text_not_encodable"

@@ -1,0 +1,81 @@
+"""The verb `download`: URL lists become shards that others read; each bad URL is one reject."""
+
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from consomme.datasets.scenes import encode, make_scene, render
+from consomme.ops.verify import verify
+from consomme.pipelines.download import run as download
+from consomme.pipelines.download.recipe import DownloadRecipe
+from consomme.storage.fetch import FetchPolicy
+from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.units import plan_units, read_unit
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[str]:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number}.png").write_bytes(encode(render(make_scene(number))))
+    (folder / "page.jpg").write_bytes(b"<html>this is not a picture</html>")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments, directory=str(folder))
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://localhost:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_url_list_becomes_shards(tmp_path: Path, site: str, lent_ray: None) -> None:
+    urls = [f"{site}/{number}.png" for number in range(12)]
+    urls += [f"{site}/page.jpg", f"{site}/missing.png", "http://127.0.0.1/x.png", None, urls[0]]
+    captions = [f"scene {number}" for number in range(12)] + ["a page", "gone", "in", "?", " "]
+    (tmp_path / "lists").mkdir()
+    table = pa.table({"url": urls, "caption": captions, "width": list(range(17))})
+    pq.write_table(table, tmp_path / "lists" / "part.parquet", row_group_size=5)
+    recipe = DownloadRecipe(
+        name="urls",
+        root=str(tmp_path / "runs"),
+        inputs=(str(tmp_path / "lists"),),
+        unit_rows=7,
+        fetch=FetchPolicy(private_hosts=("localhost",), timeout_s=10),
+    )
+    done = download.run(recipe)
+    assert verify(done.url).problems == ()
+    samples = [
+        sample
+        for unit in plan_units([f"{done.url}/shards"], "data")
+        for _, sample in read_unit(unit)[0]
+    ]
+    assert [sample.caption for sample in samples] == captions[:12]
+    for number, sample in enumerate(samples):
+        assert sample.image == encode(render(make_scene(number)))
+        assert sample.meta["url"] == urls[number]
+        assert sample.meta["width"] == number
+    reasons = {r.sample_id[-2:]: r.reason for r in RunFolder.at(done.url).rejects()}
+    assert reasons == {
+        "12": "url_not_image",
+        "13": "url_status",
+        "14": "url_refused",
+        "15": "image_missing",
+        "16": "caption_empty",
+    }
+    assert download.run(recipe).url == done.url

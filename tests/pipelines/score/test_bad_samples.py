@@ -1,0 +1,180 @@
+"""What one bad sample costs: itself. The stages step by step, without Ray."""
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from consomme.base.errors import DataError, RecipeError
+from consomme.base.sample import Reject, Sample, Turn, caption_turns, turns_of
+from consomme.datasets.sources import SceneSource
+from consomme.execution.loading import name_row, sample_row
+from consomme.execution.rejects import check_rejects
+from consomme.execution.worker import UnitWorker
+from consomme.models.chat import Dialogue
+from consomme.models.weights import open_vlm
+from consomme.pipelines.score.stage import PerplexityStage
+from consomme.pipelines.train import run as train
+from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
+from consomme.pipelines.train.samples import Prepared, Preparer, encode, plan_source
+from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.plan import Work
+from consomme.storage.sidecar import read_columns
+from consomme.storage.stores.open import open_store
+from consomme.storage.units import plan_units, read_unit
+from consomme.storage.writers import WebDatasetWriter
+from consomme.train.parts import Part
+from consomme.vision.decode import decode
+
+PROMPT = "describe the image."
+GOOD = list(SceneSource(num=6)())
+
+
+def bad_samples() -> list[Sample]:
+    """Six scenes: one truncated, one with a special token in it, one longer than the model."""
+    changed = list(GOOD)
+    changed[1] = Sample(**{**vars(GOOD[1]), "image": GOOD[1].image[:90]})
+    changed[3] = GOOD[3].with_caption("a red <image> circle <end>")
+    changed[4] = GOOD[4].with_caption("a large word " * 300)
+    return changed
+
+
+EXPECTED = {
+    GOOD[1].sample_id: "image_truncated",
+    GOOD[3].sample_id: "text_not_encodable",
+}
+
+
+def score(
+    folder: Path, samples: list[Sample], model: Path, *, is_read_ahead: bool = False
+) -> RunFolder:
+    """Read, score and commit as a score run does."""
+    writer = WebDatasetWriter(open_store(str(folder / "shards")), "s", max_rows=100)
+    for sample in samples:
+        writer.write(sample)
+    writer.close()
+    run = RunFolder.at(str(folder / "run"))
+    options = {
+        "model": str(model),
+        "prompt": PROMPT,
+        "labels": [],
+        "max_caption_tokens": 256,
+        "token_budget": 4096,
+    }
+    attempt = run.start_attempt()
+    worker = UnitWorker(PerplexityStage, options, run.url, attempt, "scores")
+    for unit in plan_units([str(folder / "shards")], "data", 100):
+        work = Work(unit=unit)
+        worker(sample_row(run.store, work, read_unit) if is_read_ahead else name_row(work))
+    run.close(attempt)
+    return run
+
+
+@pytest.mark.parametrize("is_read_ahead", [True, False])
+def test_scoring_leaves_out_what_cannot_be_scored_and_nothing_else(
+    tmp_path: Path, debug_vlm: Path, is_read_ahead: bool
+) -> None:
+    run = score(tmp_path / "bad", bad_samples(), debug_vlm, is_read_ahead=is_read_ahead)
+    reasons = {reject.sample_id: reject.reason for reject in run.rejects()}
+    assert reasons == EXPECTED | {GOOD[4].sample_id: "caption_too_long"}
+    counts = run.total_counts()
+    assert (counts["samples"], counts["rejected"]) == (3, 3)
+    assert counts["rejected/text_not_encodable"] == 1
+
+    columns = ["nll", "num_tokens", "perplexity", "image_gain"]
+    undisturbed = read_columns(score(tmp_path / "good", GOOD, debug_vlm).url, columns).to_pylist()
+    wanted = {row["sample_id"]: row for row in undisturbed}
+    kept = read_columns(run.url, columns).to_pylist()
+    assert [row["row"] for row in kept] == [0, 2, 5]
+    for row in kept:
+        for column in columns:
+            assert row[column] == pytest.approx(wanted[row["sample_id"]][column], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def dialogue(debug_vlm: Path) -> Dialogue:
+    model, processor = open_vlm(debug_vlm)
+    return Dialogue(model.config, processor)
+
+
+def preparer(dialogue: Dialogue, max_tokens: int = 512) -> Preparer:
+    recipe = TrainRecipe(name="t", model="m", data=(), prompt=PROMPT)
+    return Preparer(recipe, dialogue, max_tokens)
+
+
+def test_training_reads_only_what_it_can_train_on(dialogue: Dialogue, tmp_path: Path) -> None:
+    writer = WebDatasetWriter(open_store(str(tmp_path)), "s", max_rows=100)
+    for sample in bad_samples():
+        writer.write(sample)
+    writer.close()
+    source = TrainSource(inputs=(str(tmp_path),))
+    (work,) = plan_source(source, "data[0]").works
+    contents = preparer(dialogue).read(source, work, 0, 0)
+    reasons = {reject.sample_id: reject.reason for reject in contents.rejects}
+    assert reasons == EXPECTED | {GOOD[4].sample_id: "sequence_too_long"}
+    good = [GOOD[0], GOOD[2], GOOD[5]]
+    assert [one.sample.sample_id for one in contents.samples] == [one.sample_id for one in good]
+    for one, sample in zip(contents.samples, good, strict=True):
+        assert one.sample.image == sample.image
+        spoken = dialogue.encode(turns_of(sample, PROMPT), decode(sample.image))
+        assert encode(dialogue, one).input_ids == spoken.input_ids
+        assert one.num_tokens == len(spoken.input_ids)
+
+
+def test_conversations_keep_their_own_questions(dialogue: Dialogue) -> None:
+    turns = (Turn(role="user", content="what?"), Turn(role="assistant", content="a circle"))
+    talk = Sample(**{**vars(GOOD[0]), "turns": turns})
+    assert turns_of(talk, PROMPT) == turns
+    assert turns_of(GOOD[0], PROMPT) == (
+        Turn(role="user", content=PROMPT),
+        *caption_turns(GOOD[0].caption),
+    )
+    broken = Sample(**{**vars(talk), "turns": (Turn(role="user", content="<end>"), turns[1])})
+    source = TrainSource(inputs=("x",))
+    made = preparer(dialogue).prepare(talk, source, Random(0))
+    assert isinstance(made, Prepared)
+    assert made.sample.turns == turns
+    refused = preparer(dialogue).prepare(broken, source, Random(0))
+    assert isinstance(refused, Reject)
+    assert refused.reason == "text_not_encodable"
+
+
+def test_too_many_rejects_fail_with_the_top_reasons() -> None:
+    counts = {"samples": 90, "rejected": 10, "rejected/image_empty": 3, "rejected/image_missing": 7}
+    check_rejects(counts, 0.1, "runs/x")
+    with pytest.raises(DataError, match=r"10 of 100 .*image_missing 7, image_empty 3.*=0\.05"):
+        check_rejects(counts, 0.05, "runs/x")
+    with pytest.raises(DataError, match="no samples at all"):
+        check_rejects({}, 1.0, "runs/x")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"keeps_adapter": True}, r"keeps_adapter: .* found projector: full, language_model: full"),
+        (
+            {
+                "keeps_adapter": True,
+                "projector": Part(state="lora", rank=4),
+                "language_model": Part(state="lora", rank=8),
+            },
+            "found projector: lora of rank 4, language_model: lora of rank 8",
+        ),
+        ({"data": ()}, "data: found no source"),
+        ({"data": (TrainSource(),)}, r"data\[0\]: expected either view or inputs"),
+        ({"global_batch": 2, "num_workers": 3}, "global_batch=2 is less than num_workers=3"),
+    ],
+)
+def test_a_train_recipe_is_checked_before_ray_starts(
+    debug_vlm: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    options: dict[str, Any] = {
+        "name": "t",
+        "root": str(tmp_path),
+        "model": str(debug_vlm),
+        "data": (TrainSource(view="nowhere"),),
+        **changes,
+    }
+    with pytest.raises(RecipeError, match=message):
+        train.run(TrainRecipe(**options))

@@ -1,0 +1,375 @@
+"""Sweeps: trials are ordinary runs, found again; wrong recipes are refused whole before Ray."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consomme.base.errors import RecipeError
+from consomme.base.manifest import Manifest, lineage
+from consomme.base.recipe import load_recipe
+from consomme.base.schema import to_plain
+from consomme.execution.runs import NotDoneError, looking
+from consomme.ops import status
+from consomme.pipelines.evaluate import run as evaluate
+from consomme.pipelines.evaluate.recipe import EvaluateRecipe
+from consomme.pipelines.prepare import run as prepare
+from consomme.pipelines.prepare.recipe import PrepareRecipe
+from consomme.pipelines.report import run as report
+from consomme.pipelines.sweep import run as sweep
+from consomme.pipelines.sweep.plan import SweepPlan
+from consomme.pipelines.sweep.recipe import SweepRecipe
+from consomme.pipelines.sweep.table import best_of, means
+from consomme.pipelines.sweep.trial import Trial, checkpoint_losses
+from consomme.pipelines.sweep.walk import Walk
+from consomme.pipelines.sweep.worker import kept_step
+from consomme.pipelines.train import run as train
+from consomme.pipelines.train.recipe import TrainRecipe
+from consomme.storage.ledger.run_folder import RunFolder, load_manifest
+from consomme.storage.stores.open import open_store
+
+NANO = "package://models/nano"
+TOO_MANY = {"name": "sparse_uniform", "count": 40}
+NAMES = {"name": "emoji_names", "style": "twemoji", "every": 400}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    made = prepare.run(
+        PrepareRecipe(
+            name="scenes",
+            root=str(tmp_path_factory.mktemp("data")),
+            source={"name": "scenes", "num": 40},
+        )
+    )
+    return f"{made.url}/data"
+
+
+def base(data: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": "tiny",
+        "model": NANO,
+        "data": [{"inputs": [data]}],
+        "num_steps": 3,
+        "global_batch": 4,
+        **changes,
+    }
+
+
+def recipe(root: Path | str, data: str, **changes: Any) -> SweepRecipe:
+    layers = [TOO_MANY, {"name": "all"}, {"name": "sparse_uniform", "fraction": 0.25}]
+    values: dict[str, Any] = {
+        "name": "layers",
+        "root": str(root),
+        "train": base(data),
+        "space": {
+            "layers": {"name": "choice", "values": layers},
+            "seed": {"name": "choice", "values": [0]},
+        },
+        "benchmarks": (NAMES,),
+        **changes,
+    }
+    return SweepRecipe(**values)
+
+
+@pytest.fixture(scope="module")
+def grid(sparse_recipe: TrainRecipe, data: str) -> SweepRecipe:
+    """Over trainings like one that is there already."""
+    settings = to_plain(sparse_recipe)
+    del settings["root"], settings["layers"]
+    return recipe(sparse_recipe.root, data, train=settings)
+
+
+@pytest.fixture(scope="module")
+def done(grid: SweepRecipe, sparse: Manifest) -> Manifest:
+    return sweep.run(grid)
+
+
+@pytest.mark.ray
+def test_a_grid_is_trained_measured_and_compared(done: Manifest) -> None:
+    assert done.counts == {"trials": 3, "done": 2, "stopped": 0, "failed": 1}
+    trials = [Trial(**trial) for trial in done.decisions["trials"] if trial["state"] == "done"]
+    assert [(t.keys["layers"]["name"], t.keys["seed"]) for t in trials] == [
+        ("all", 0),
+        ("sparse_uniform", 0),
+    ]
+    metric = "evaluate/model/emoji_names_twemoji/accuracy_fraction"
+    assert done.decisions["metric"] == metric
+    for trial in trials:
+        trained, judged = load_manifest(trial.train), load_manifest(trial.evaluate)
+        assert trained.recipe["layers"] == {**trained.recipe["layers"], **trial.keys["layers"]}
+        assert trained.recipe["seed"] == trial.keys["seed"]
+        assert judged.recipe["models"] == {"model": trial.train}
+        assert trial.value == judged.metrics[metric]
+        # A torch process with a model cannot be smaller, and this one is not much larger.
+        assert 2**27 < trained.metrics["train/peak_bytes"] < 2**33
+    best = max(trials, key=lambda t: (t.value or 0.0, -t.number))
+    assert done.decisions["best"] == best.number
+    assert done.metrics["sweep/best_value"] == best.value
+    assert [mean["numbers"] for mean in done.decisions["means"]] == [[1], [2]]
+    assert {p.url for p in done.parents} == {u for t in trials for u in (t.train, t.evaluate)}
+    assert done in lineage(done, load_manifest)
+
+
+def test_means_are_over_seeds() -> None:
+    trials = [
+        Trial(
+            number=k,
+            keys={"lr": lr, "seed": seed, "layers": layers},
+            state="done",
+            value=value,
+            metrics={"loss": value} | ({"rare": 1.0} if k else {}),
+        )
+        for k, (layers, lr, seed, value) in enumerate(
+            [
+                ({"name": "all"}, 0.1, 1, 4.0),
+                ({"name": "all"}, 0.2, 1, 3.0),
+                ({"name": "all"}, 0.1, 2, 8.0),
+                ({"name": "sparse_uniform"}, 0.2, 2, 3.0),
+            ]
+        )
+    ]
+    found = means(trials)
+    assert [(mean.numbers, mean.mean["loss"]) for mean in found] == [
+        ((0, 2), 6.0),
+        ((1,), 3.0),
+        ((3,), 3.0),
+    ]
+    # Not every trial of the first group has the other figure, and one trial has no spread.
+    assert found[0].spread == {"loss": pytest.approx(8**0.5)}
+    assert found[1].spread == {}
+    assert [best_of(trials, mode).number for mode in ("max", "min")] == [2, 1]
+    assert means([replace(trial, keys={"lr": 1.0}) for trial in trials]) == []
+
+
+@pytest.mark.ray
+def test_the_page_shows_every_trial(done: Manifest) -> None:
+    text = RunFolder.at(done.url).store.read("report.html").decode()
+    assert text.count("<circle") == 2 * 2 * 2
+    for trial in done.decisions["trials"]:
+        assert trial["train"] in text if trial["state"] == "done" else trial["reason"] in text
+    assert "emoji names twemoji: accuracy</th>" in text
+    drawn = report.run_folder(done.url)
+    assert RunFolder.at(drawn.url).store.read("report.html").decode() == text
+
+
+@pytest.mark.ray
+def test_it_is_done_when_run_again_and_knows_trials_of_others(
+    done: Manifest, grid: SweepRecipe, sparse: Manifest
+) -> None:
+    assert sweep.run(grid) == done
+    # Trained by hand before, and evaluated by the sweep as by hand.
+    one = done.decisions["trials"][2]
+    assert one["train"] == sparse.url
+    models = {"model": sparse.url}
+    with looking():
+        judged = evaluate.run(
+            EvaluateRecipe(
+                name=grid.train["name"], root=grid.root, models=models, benchmarks=(NAMES,)
+            )
+        )
+    assert judged.url == one["evaluate"]
+    # Another sweep of one of them finds it done.
+    layers = grid.space["layers"]
+    space = grid.space | {"layers": layers | {"values": layers["values"][-1:]}}
+    plan = SweepPlan.of(replace(grid, name="other", space=space))
+    walk = Walk(plan, open_store(f"{grid.root}/scratch"))
+    assert walk.next() is None
+    assert [trial.train for trial in walk.trials] == [one["train"]]
+
+
+@pytest.mark.ray
+def test_a_trial_that_fails_says_why_and_the_others_go_on(done: Manifest) -> None:
+    trials = done.decisions["trials"]
+    assert [trial["state"] for trial in trials] == ["failed", "done", "done"]
+    assert trials[0]["keys"]["layers"] == TOO_MANY
+    assert "the language model has 12 layers" in trials[0]["reason"]
+    assert done.decisions["best"] in (1, 2)
+    assert "the language model has 12 layers" in (Path(done.url) / "report.html").read_text()
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_asha_gives_up_what_is_behind_and_it_can_go_on_later(
+    tmp_path: Path, data: str, lent_ray: None
+) -> None:
+    import ray
+
+    # Drawn in a way that the model has never seen, so that there is something to learn.
+    made = prepare.run(
+        PrepareRecipe(
+            name="outlines",
+            root=str(tmp_path),
+            source={"name": "scenes", "num": 40, "style": "outline"},
+        )
+    )
+    steps = 100
+    one = recipe(
+        tmp_path,
+        data,
+        train=base(f"{made.url}/data", num_steps=steps, checkpoint_every=10, schedule="constant"),
+        space={"lr": {"name": "choice", "values": [1e-3, 1e-7]}},
+        benchmarks=(),
+        stopper={"name": "asha", "grace_steps": 10, "factor": 2},
+        max_concurrent=1,
+    )
+    made = sweep.run(one)
+    assert made.counts == {"trials": 2, "done": 1, "stopped": 1, "failed": 0}
+    stopped = made.decisions["trials"][1]
+    assert stopped["reason"].startswith("after 10 of 100 steps, loss ")
+    assert stopped["rungs"]["10"] > made.decisions["trials"][0]["rungs"]["10"]
+    with pytest.raises(NotDoneError) as pending, looking():
+        train.run(SweepPlan.of(one).train_recipe(stopped["keys"]))
+    # What it held is free again.
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.5)
+    # What was learned is kept, and its training goes on from there, here by hand.
+    by_hand = train.run(SweepPlan.of(one).train_recipe(stopped["keys"]))
+    assert by_hand.url == pending.value.folder.url
+    assert 10 <= by_hand.decisions["resumed_from_step"] < steps
+
+
+def test_without_a_benchmark_losses_are_compared(tmp_path: Path, data: str) -> None:
+    plan = SweepPlan.of(recipe(tmp_path, data, benchmarks=()))
+    assert (plan.metric, plan.mode) == ("train/last_loss_nats", "min")
+
+
+def test_losses_at_checkpoints_are_means_since_the_one_before() -> None:
+    curve = [{"loss": float(number)} for number in range(7)]
+    assert checkpoint_losses(curve, 3) == [1.0, 4.0]
+
+
+def test_only_checkpoints_in_storage_count(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    assert kept_step(store) == 0
+    path = "checkpoints/checkpoint_manager_snapshot.json"
+    kept = {"latest_checkpoint_result": {"metrics": {"step": 30, "loss": 0.5}}}
+    for text, step in (('{"latest_ch', 0), ('{"latest_checkpoint_result": null}', 0)):
+        store.write(path, text.encode())
+        assert kept_step(store) == step
+    store.write(path, json.dumps(kept).encode())
+    assert kept_step(store) == 30
+
+
+def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path, data: str) -> None:
+    wrong = recipe(
+        tmp_path,
+        data,
+        train=base(data, learning=3),
+        space={
+            "lr": {"name": "choice", "values": [0.1, "fast"]},
+            "layer.name": {"name": "choice", "values": ["all"]},
+            "data.7.weight": {"name": "choice", "values": [1.0]},
+            "layers": {"name": "choice", "values": [{"name": "al"}]},
+            "name": {"name": "choice", "values": ["x"]},
+        },
+        metric="emoji_name",
+        stopper={"name": "asha", "grace_steps": 10},
+    )
+    with pytest.raises(RecipeError) as caught:
+        SweepPlan.of(wrong)
+    text = str(caught.value)
+    for part in (
+        "learning: unknown key",
+        "space.lr: found 'fast' (str), expected float",
+        "space.layer: unknown key; did you mean 'layers'?",
+        "space.data.7: found '7', expected a number below 1",
+        "space.layers.name: unknown layer selector 'al'; did you mean 'all'?",
+        "space.name: is not to be tried",
+        "metric: unknown 'emoji_name'; did you mean 'emoji_names_twemoji'?",
+    ):
+        assert part in text
+
+
+def test_what_a_training_would_refuse_is_refused_before_any_of_them(
+    tmp_path: Path, data: str
+) -> None:
+    space = {
+        "data.0.inputs": {"name": "choice", "values": [[data], [str(tmp_path / "nothing")]]},
+        "global_batch": {"name": "choice", "values": [4, 0]},
+    }
+    with pytest.raises(RecipeError) as caught:
+        SweepPlan.of(recipe(tmp_path, data, space=space))
+    assert "nothing" in str(caught.value)
+    assert "global_batch=0 is less than num_workers=1" in str(caught.value)
+
+
+def test_other_data_is_another_sweep(tmp_path: Path, data: str) -> None:
+    shard = next(Path(data).iterdir())
+    own = tmp_path / "own" / shard.name
+    own.parent.mkdir()
+    own.write_bytes(shard.read_bytes())
+    before = SweepPlan.of(recipe(tmp_path, str(own.parent))).inputs
+    assert before == SweepPlan.of(recipe(tmp_path, str(own.parent))).inputs
+    (own.parent / f"more-{shard.name}").write_bytes(shard.read_bytes())
+    assert before != SweepPlan.of(recipe(tmp_path, str(own.parent))).inputs
+
+
+def test_a_train_recipe_may_be_a_file(tmp_path: Path, data: str) -> None:
+    file = tmp_path / "base.yaml"
+    file.write_text(json.dumps(base(data, layers={"name": "sparse_uniform", "count": 2})))
+    settings = {"recipe": str(file), "num_steps": 7}
+    plan = SweepPlan.of(recipe(tmp_path, data, train=settings, space={"lr": _lrs()}))
+    found = plan.train_recipe({"lr": 0.25})
+    assert (found.num_steps, found.lr, found.layers["count"]) == (7, 0.25, 2)
+    assert "recipe" not in plan.base
+
+
+def test_an_interrupted_sweep_asks_for_what_it_had_asked_for(tmp_path: Path, data: str) -> None:
+    space = {"lr": {"name": "log_uniform", "low": 1e-5, "high": 1e-3}}
+    searcher = {"name": "optuna", "num_trials": 4, "num_random": 2}
+    plan = SweepPlan.of(recipe(tmp_path, data, space=space, searcher=searcher, benchmarks=()))
+    store = open_store(str(tmp_path / "sweep"))
+    store.write("recipe.yaml", b"")
+    first = Walk(plan, store)
+    asked = [first.next() for _ in range(2)]
+    assert asked[0] is not None
+    first.end(replace(asked[0], state="stopped", reason="after 1 step"))
+    assert "  trials    1 stopped, 1 asked" in status.describe(status.look(f"{tmp_path}/sweep"), 0)
+    # A second attempt: the stopped one stays so, the other is handed out again, then new ones.
+    again = Walk(plan, store)
+    assert [trial.state for trial in again.trials] == ["stopped", "asked"]
+    following = [again.next() for _ in range(4)]
+    assert following[0] == asked[1]
+    assert following[3] is None
+    assert [t.number for t in following[:3] if t] == [1, 2, 3]
+
+
+def test_trials_that_make_one_run_end_with_it(tmp_path: Path, data: str) -> None:
+    values = [{"name": "sparse_uniform"}, {"name": "sparse_uniform", "fraction": 0.25}, _ALL]
+    space = {"layers": {"name": "choice", "values": values}}
+    walk = Walk(
+        SweepPlan.of(recipe(tmp_path, data, space=space)), open_store(str(tmp_path / "sweep"))
+    )
+    first, other = walk.next(), walk.next()
+    assert first is not None
+    assert other is not None
+    assert (first.number, other.number) == (0, 2)
+    assert walk.next() is None
+    walk.end(replace(first, state="done", value=0.5))
+    assert [(t.number, t.state, t.value) for t in walk.trials] == [
+        (0, "done", 0.5),
+        (1, "done", 0.5),
+        (2, "asked", None),
+    ]
+    assert walk.trials[1].keys == {"layers": values[1]}
+    assert walk.num_ended == 2
+
+
+def test_all_shipped_recipes_are_plans(data: str, tmp_path: Path) -> None:
+    for path in sorted(Path("recipes/sweep").glob("*.yaml")):
+        settings = [f"train.data=[{{inputs: [{data}]}}]", f"root={tmp_path}"]
+        plan = SweepPlan.of(load_recipe(SweepRecipe, path, settings))
+        assert plan.num_trials > 1
+
+
+_ALL = {"name": "all"}
+
+
+def _lrs() -> dict[str, Any]:
+    return {"name": "choice", "values": [0.1, 0.2]}

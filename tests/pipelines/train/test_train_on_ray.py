@@ -1,0 +1,145 @@
+"""What a training run does beside training: it evaluates, keeps, exports, packs and tells."""
+
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from consomme.base.errors import ClusterError, RecipeError
+from consomme.base.manifest import Manifest
+from consomme.models.batches import IGNORE_INDEX, Batcher
+from consomme.models.chat import Dialogue
+from consomme.models.weights import open_vlm
+from consomme.pipelines.report import run as report
+from consomme.pipelines.train import run as train
+from consomme.pipelines.train.recipe import Evaluation, TrainRecipe, TrainSource
+from consomme.pipelines.train.samples import Preparer, encode, plan_source
+from consomme.storage.model_folder import model_folder
+from consomme.train.divergence import WARM
+from consomme.train.loop import sum_nll
+from consomme.train.parts import Part
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def recipe(train_recipe: TrainRecipe, pairs: Manifest) -> TrainRecipe:
+    """Adapters, packed rows, every checkpoint evaluated; too high a rate, so it gets worse."""
+    return replace(
+        train_recipe,
+        name="cared",
+        language_model=Part(state="lora", rank=4),
+        lr=0.02,
+        schedule="constant",
+        num_workers=1,
+        pack_tokens=200,
+        checkpoint_every=2,
+        keeps=1,
+        exports="best",
+        evaluation=Evaluation(data=(TrainSource(inputs=(f"{pairs.url}/data",)),), max_samples=24),
+        sinks=({"name": "tensorboard"},),
+        compile="aot_eager",
+        max_reject_fraction=0.1,
+    )
+
+
+@pytest.fixture(scope="module")
+def cared(recipe: TrainRecipe) -> Manifest:
+    return train.run(recipe)
+
+
+def loss_of(folder: str, recipe: TrainRecipe) -> float:
+    """Mean loss of a model on what the recipe evaluates on, one sample at a time."""
+    model, processor = open_vlm(folder)
+    dialogue = Dialogue(model.config, processor)
+    batcher = Batcher(model, dialogue.tokenizer)
+    (source,) = recipe.evaluation.data
+    preparer = Preparer(recipe, dialogue, 512)
+    samples = [
+        one
+        for work in plan_source(source, "e").works
+        for one in preparer.read(source, work, 0, 0).samples
+    ][: recipe.evaluation.max_samples]
+    total, tokens = 0.0, 0
+    with torch.inference_mode():
+        for sample in samples:
+            batch = batcher.join([encode(dialogue, sample)])
+            total += float(sum_nll(model, batch))
+            tokens += int((batch["labels"] != IGNORE_INDEX).sum())
+    return total / tokens
+
+
+def test_the_best_checkpoint_becomes_the_model(cared: Manifest, recipe: TrainRecipe) -> None:
+    found = [
+        json.loads(path.read_text())
+        for path in sorted((Path(cared.url) / "evaluations").glob("*.json"))
+    ]
+    assert [one["step"] for one in found] == [2, 4, 6]
+    best = min(found, key=lambda one: one["loss"])
+    assert cared.decisions["exported_step"] == best["step"]
+    assert cared.metrics["eval/best_loss_nats"] == best["loss"]
+    exported = loss_of(model_folder(cared.url), recipe)
+    assert exported == pytest.approx(best["loss"], rel=1e-4)
+    assert all(abs(one["loss"] - exported) > 1e-3 for one in found if one is not best)
+
+
+def test_what_is_kept_is_the_best_and_the_last(cared: Manifest) -> None:
+    kept = {
+        len(json.loads(path.read_text())["curve"])
+        for path in (Path(cared.url) / "checkpoints").glob("checkpoint_*/meta.json")
+    }
+    assert kept == {cared.decisions["exported_step"], 6} or kept == {6}
+
+
+def test_checkpoints_hold_what_moves_and_nothing_else(cared: Manifest) -> None:
+    (path, *_) = (Path(cared.url) / "checkpoints").glob("checkpoint_*/state.pt")
+    saved = torch.load(path, weights_only=True)["model"]
+    assert all(".lora_" in name or "projector" in name for name in saved)
+    whole = load_file(Path(model_folder(cared.url)) / "model.safetensors")
+    assert sum(v.numel() for v in saved.values()) < 0.3 * sum(v.numel() for v in whole.values())
+
+
+def test_figures_went_to_the_sink(cared: Manifest) -> None:
+    (events,) = (Path(cared.url) / "tensorboard").iterdir()
+    assert events.read_bytes().count(b"train/loss_nats") == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"exports": "best", "evaluation": Evaluation()}, "evaluation.data is empty"),
+        ({"min_workers": 3}, r"min_workers: found 3, expected 1 to num_workers=1"),
+        ({"keeps": 0}, "keeps: found 0, expected at least 1"),
+        ({"pack_tokens": 0}, "pack_tokens: found 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    recipe: TrainRecipe, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        train.run(replace(recipe, name="refused", **changes))  # type: ignore[arg-type]
+
+
+def test_evaluation_needs_room_beside_training(recipe: TrainRecipe) -> None:
+    wide = replace(recipe.evaluation, cpus=400.0)
+    with pytest.raises(ClusterError, match=r"needs 1 CPUs and evaluation 400, the cluster has"):
+        train.run(replace(recipe, name="wide", evaluation=wide))
+
+
+def test_a_run_that_diverges_goes_back_and_on_with_other_samples(
+    full: Manifest, full_recipe: TrainRecipe
+) -> None:
+    rollbacks = full.decisions["rollbacks"]
+    assert rollbacks
+    assert all("more than max_loss_ratio=1.02 times" in reason for reason in rollbacks)
+    curve = json.loads((Path(full.url) / "curve.json").read_text())
+    assert [step["step"] for step in curve] == list(range(1, full_recipe.num_steps + 1))
+    losses = [step["loss"] for step in curve]
+    assert all(losses[k] <= 1.02 * statistics.median(losses[:k]) for k in range(WARM, len(losses)))
+    report.run_folder(full.url)
+    page = (Path(full.url) / "report.html").read_text()
+    assert "went back to a checkpoint: step" in page

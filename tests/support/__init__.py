@@ -1,0 +1,1 @@
+"""Servers, models, data and runs that tests of several folders share."""

@@ -1,0 +1,112 @@
+"""A small server with OpenAI's interface that answers with a writer, or as it is told."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from PIL import Image
+
+from consomme.base.sample import Turn
+from consomme.engines.generation.requests import NotWritten, Request, Writer
+
+
+class ChatServer(ThreadingHTTPServer):
+    """Answers on 127.0.0.1, at a port of its own."""
+
+    daemon_threads = True
+    request_queue_size = 128  # More than anybody asks at once: five, as it is, turns some away.
+
+    def __init__(self, writer: Writer | None) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.writer = writer
+        self.tricks: list[Callable[[_Handler, dict[str, Any]], bool]] = []
+        """Called with each question before it is answered; True: it was dealt with."""
+        self.asked: list[dict[str, Any]] = []
+        self.ends = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients may hang up."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: ChatServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.reply(200, {"object": "list", "data": []})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(body)
+        if any(trick(self, body) for trick in list(self.server.tricks)):
+            return
+        assert self.server.writer is not None
+        (written,) = self.server.writer.write([to_request(body)])
+        if isinstance(written, NotWritten):
+            self.reply(400, {"error": {"message": f"{written.reason}: {written.detail}"}})
+            return
+        self.reply(200, answer(written.text, written.num_tokens, written.finish_reason))
+
+    def reply(self, status: int, body: Any, **headers: str) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", headers.pop("length", str(len(data))))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def answer(text: str, num_tokens: int, finish_reason: str) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text}
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "served",
+        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": num_tokens, "total_tokens": 1},
+    }
+
+
+def to_request(body: dict[str, Any]) -> Request:
+    """Read a question as a server does."""
+    turns, image = [], None
+    for message in body["messages"]:
+        content = message["content"]
+        if isinstance(content, list):
+            url = next(p["image_url"]["url"] for p in content if p["type"] == "image_url")
+            assert url.startswith("data:image/png;base64,")
+            image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+            content = next(part["text"] for part in content if part["type"] == "text")
+        turns.append(Turn(role=message["role"], content=content))
+    return Request(turns=tuple(turns), image=image, seed=body["seed"])
+
+
+@contextlib.contextmanager
+def serving(writer: Writer | None = None) -> Iterator[ChatServer]:
+    server = ChatServer(writer)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.ends.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,37 @@
+"""Small batches of real samples for tiny models of any family."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from consomme.base.sample import Turn
+from consomme.models.batches import Batcher
+from consomme.models.chat_prefix import dialogue_for
+from consomme.train.loop import Batch
+from tests.support.families import noise
+
+TEXTS = ("a red circle", "a large blue square at the top left.", "star", "a green star, left of it")
+
+
+def batcher_of(model: Any, processor: Any) -> tuple[Any, Batcher]:
+    dialogue = dialogue_for(model.config, processor)
+    return dialogue, Batcher(model, dialogue.tokenizer)
+
+
+def batches_of(
+    model: Any, processor: Any, num_parts: int = 1, texts: Sequence[str] = TEXTS
+) -> Callable[[int], list[Batch]]:
+    """Other pictures and questions in every step, cut into micro-batches."""
+    dialogue, batcher = batcher_of(model, processor)
+
+    def batches(step: int) -> list[Batch]:
+        prompt = Turn(role="user", content=f"describe the image {step}.")
+        rows = [
+            dialogue.encode(
+                (prompt, Turn(role="assistant", content=text)), noise(10 * step + number, 40, 32)
+            )
+            for number, text in enumerate(texts)
+        ]
+        size = len(rows) // num_parts
+        return [batcher.join(rows[at : at + size]) for at in range(0, len(rows), size)]
+
+    return batches

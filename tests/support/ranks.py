@@ -1,0 +1,245 @@
+"""Train a tiny VLM on several ranks in many ways; run as a program, one process per rank.
+
+    python ranks.py FOLDER OUT DEVICE RANK WORLD CASE…
+
+Each case is trained from the same start on the same global batches. What came out is written by
+rank 0 as one file per case, for the test to look at.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+NUM_LAYERS = 8
+NUM_STEPS = 4
+SAVED = 2
+LAYERS = {
+    "all": {"name": "all"},
+    "sparse": {"name": "sparse_uniform"},
+    "bottom": {"name": "consecutive", "where": "bottom"},
+    "midbottom": {"name": "consecutive", "where": "mid_bottom"},
+    "midtop": {"name": "consecutive", "where": "mid_top"},
+    "top": {"name": "consecutive", "where": "top"},
+    "hybrid": {"name": "hybrid"},
+    "every": {"name": "every", "k": 5},
+    "listed": {"name": "listed", "ids": [2, -1]},
+    "scored": {"name": "by_score", "measure": "block_influence"},
+}
+HOW = {
+    "ddp": {"name": "ddp"},
+    "fsdp2": {"name": "fsdp2"},
+    "zero1": {"name": "deepspeed", "stage": 1},
+    "zero2": {"name": "deepspeed", "stage": 2},
+    "zero3": {"name": "deepspeed", "stage": 3},
+    "fsdp2off": {"name": "fsdp2", "offload": True},
+    "zero2off": {"name": "deepspeed", "stage": 2, "offload": True},
+    "zero3off": {"name": "deepspeed", "stage": 3, "offload": True},
+}
+STATES = ("full", "lora")
+SCORES = [0.1 * (number % 5) for number in range(NUM_LAYERS)]
+CASES = [f"{how}-{layers}-{state}" for how in HOW for layers in LAYERS for state in STATES]
+
+
+def chosen(layers: str, step: int = 0) -> tuple[int, ...]:
+    from consomme.train.layers import LAYER_SELECTORS, Rotating
+
+    if layers == "rotating":
+        return Rotating(count=2, every_steps=1).at(step, NUM_LAYERS)
+    return LAYER_SELECTORS.build(LAYERS[layers])(NUM_LAYERS, SCORES)
+
+
+def run_ranks(
+    folder: Path, out: Path, world: int, cases: Sequence[str], device: str = "cpu"
+) -> dict[str, Any]:
+    """Let so many processes train; what rank 0 says."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    processes = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "tests.support.ranks",
+                str(folder),
+                str(out),
+                device,
+                str(rank),
+                str(world),
+                *cases,
+            ],
+            env=environment,
+            cwd=ROOT,
+            stderr=(out / f"stderr-{world}-{rank}").open("w"),
+        )
+        for rank in range(world)
+    ]
+    try:
+        # For those that hang.
+        until = time.monotonic() + 200 + 10 * len(cases)
+        while any(process.poll() is None for process in processes) and time.monotonic() < until:
+            if any(process.poll() for process in processes):
+                break
+            time.sleep(0.1)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    errors = [(out / f"stderr-{world}-{rank}").read_text()[-3000:] for rank in range(world)]
+    assert [process.returncode for process in processes] == [0] * world, "\n".join(errors)
+    found: dict[str, Any] = json.loads((out / f"losses-{world}.json").read_text())
+    return found
+
+
+def train(
+    opened: tuple[Any, Any],
+    case: str,
+    device: str,
+    rank: int,
+    world: int,
+    *,
+    scratch: Path,
+    resumes: bool = False,
+    poisoned: bool = False,
+) -> tuple[list[float], dict[str, Any], int]:
+    """Losses, on rank 0 all weights by the names of the bare model, and bytes of the optimizer.
+
+    If it is poisoned, the pictures of a step are no numbers once; it goes back to its checkpoint.
+    """
+    import torch
+
+    from consomme.train.divergence import DivergedError
+    from consomme.train.loop import Pace, StepReport, fit_in_turns
+    from consomme.train.parallel.registry import PARALLELISMS
+    from consomme.train.parallel.strategy import optimizer_bytes
+    from consomme.train.parts import FROZEN, FULL, Part, Trainability
+    from consomme.train.trainable import set_trainable
+    from tests.support.conversations import batches_of
+
+    how, layers, state = case.split("-")
+    torch.manual_seed(0)
+    untouched, processor = opened
+    model = copy.deepcopy(untouched)
+    part = FULL if state == "full" else Part(state="lora", rank=2, alpha=4)
+    # Only a frozen projector lets gradients end where the lowest layer is.
+    projector = FROZEN if layers == "top" else FULL
+    choice = Trainability(language_model=part, projector=projector)
+    start = SAVED if resumes else 0
+
+    def mark(selected: tuple[int, ...]) -> Any:
+        return set_trainable(model, choice, selected, lr=1e-3, weight_decay=0.1).groups
+
+    moving = None
+    if layers == "rotating":
+        every = {index for step in range(NUM_STEPS) for index in chosen(layers, step)}
+        moving = {name for group in mark(tuple(every)) for name in group.names}
+    groups = mark(chosen(layers, max(0, start - 1)))
+    names = [name for name, _ in model.named_parameters()]
+    spread: Any = PARALLELISMS.build(HOW[how])(model, groups, torch.device(device), moving)
+    of_step = batches_of(model, processor, num_parts=4)
+
+    def batches(step: int) -> list[Any]:
+        # Two micro-batches per rank and step at two ranks, four at one.
+        parts = of_step(step)[rank::world]
+        if poisoned and step == SAVED + 1 and not diverged:
+            parts[0]["pixel_values"].fill_(torch.nan)
+        return [{name: value.to(device) for name, value in part.items()} for part in parts]
+
+    losses: list[float] = []
+    diverged: list[str] = []
+
+    def after_step(report: StepReport) -> None:
+        losses.append(report.loss)
+        if report.step == SAVED and not resumes:
+            scratch.mkdir(parents=True, exist_ok=True)
+            spread.save(scratch)
+
+    if resumes:
+        spread.load(scratch)
+
+    def go_on(start: int) -> None:
+        fit_in_turns(
+            spread,
+            batches,
+            Pace(num_steps=NUM_STEPS),
+            start=start,
+            after_step=after_step,
+            layers_at=lambda step: chosen(layers, step),
+            mark=mark,
+        )
+
+    try:
+        go_on(start)
+    except DivergedError as error:
+        diverged.append(str(error))
+        if layers == "rotating":
+            spread.reselect(mark(chosen(layers, SAVED - 1)))
+        spread.load(scratch)
+        del losses[SAVED:]
+        go_on(SAVED)
+    assert bool(diverged) == poisoned
+    # All of them: what should not move has to be looked at too.
+    spread.moving = frozenset(names)
+    return losses, spread.moved(), optimizer_bytes(spread.optimizer)
+
+
+def main() -> None:
+    import torch
+    import torch.distributed as dist
+
+    from consomme.base.errors import CheckpointError
+    from consomme.models.weights import open_vlm
+    from consomme.train.parallel.strategy import BACKENDS
+
+    folder, out, device = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    rank, world = map(int, sys.argv[4:6])
+    torch.set_num_threads(1)
+    # As Ray Train does.
+    os.environ["LOCAL_RANK"] = str(rank)
+    dist.init_process_group(
+        BACKENDS[device], init_method=f"file://{out}/meet-{world}", rank=rank, world_size=world
+    )
+    opened = open_vlm(folder)
+    found: dict[str, Any] = {}
+    held: dict[str, int] = {}
+    for case in sys.argv[6:]:
+        # `case@2` goes on from the checkpoint that two ranks wrote, `case!` diverges on the way.
+        name, _, ranks = case.rstrip("!").partition("@")
+        scratch = out / f"{name}-{ranks or world}"
+        try:
+            losses, weights, held[case] = train(
+                opened,
+                name,
+                device,
+                rank,
+                world,
+                scratch=scratch,
+                resumes=bool(ranks),
+                poisoned=case.endswith("!"),
+            )
+        except CheckpointError as error:
+            found[case] = str(error)
+            continue
+        found[case] = losses
+        if rank == 0:
+            torch.save(weights, out / f"{case}-{world}.pt")
+        dist.barrier()
+    if rank == 0:
+        (out / f"losses-{world}.json").write_text(json.dumps(found))
+        (out / f"bytes-{world}.json").write_text(json.dumps(held))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    from consomme.base.process import end
+
+    main()
+    end(0)
