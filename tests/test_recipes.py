@@ -36,7 +36,8 @@ def header(path: Path) -> list[str]:
 def command(path: Path) -> list[str]:
     """Return the words of the header's first command."""
     starts = ("consomme ", "python -m consomme", "make ")
-    line = next((line for line in header(path) if line.startswith(starts)), "")
+    lines = "\n".join(header(path)).replace("\\\n", " ").splitlines()
+    line = next((line for line in lines if line.startswith(starts)), "")
     assert line, f"{path}: the header shows no command"
     return shlex.split(line)
 

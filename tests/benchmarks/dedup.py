@@ -34,7 +34,7 @@ from tests.benchmarks.dedup_pictures import (
 
 from consomme.base.hashing import hash_ids
 from consomme.curate.dedup.copies import Nearness, find_copies, rank_order, stars
-from consomme.curate.dedup.phash import Looks, colour_gap, look_at, mirrored_colour
+from consomme.curate.dedup.phash import PictureHashes, colour_gap, hash_picture, mirrored_colour
 from consomme.datasets import emoji, scenes
 from consomme.pipelines.dedup.recipe import DedupRecipe
 
@@ -46,7 +46,7 @@ STYLES = (*emoji.TRAIN_STYLES, emoji.HELD_OUT_STYLE)
 BILLION = 10**9
 
 
-def apart(one: Looks, other: Looks, *, flips: bool = False) -> NDArray[np.int64]:
+def apart(one: PictureHashes, other: PictureHashes, *, flips: bool = False) -> NDArray[np.int64]:
     """Bits between pictures, pair by pair; 99 where the colours differ too much."""
     gaps = [_gap(one.phash_N, one.colour_N, other.phash_N, other.colour_N)]
     if flips:
@@ -64,12 +64,12 @@ def _gap(*sides: NDArray[np.uint64]) -> NDArray[np.int64]:
 def recall() -> tuple[list[Row], NDArray[np.float64]]:
     """Share of edited copies that are found, and for each distance the mean over usual edits."""
     rows, usual = [], []
-    before = {kind: look_at(bases(kind)) for kind in ("emoji", "scenes", "clouds")}
+    before = {kind: hash_picture(bases(kind)) for kind in ("emoji", "scenes", "clouds")}
     for name, edits in EDITS.items():
         gaps = {
             kind: np.concatenate(
                 [
-                    apart(looks, look_at([edit(p) for p in bases(kind)]), flips=name == "flip")
+                    apart(looks, hash_picture([edit(p) for p in bases(kind)]), flips=name == "flip")
                     for edit in edits
                 ]
             )
@@ -85,7 +85,9 @@ def recall() -> tuple[list[Row], NDArray[np.float64]]:
     return rows, np.mean(usual, axis=0)
 
 
-def _pair_gaps(looks: Looks) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _pair_gaps(
+    looks: PictureHashes,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """All pairs of pictures at most 8 bits apart: first, second, bits; 99 for other colours."""
     firsts, seconds, gaps = [], [], []
     for number in range(len(looks.phash_N)):
@@ -111,7 +113,7 @@ def precision() -> tuple[list[Row], NDArray[np.float64]]:
     for kind, pictures in pools.items():
         copies = [saved(resized(p, 0.75), "JPEG", quality=75) for p in pictures]
         size = len(pictures)
-        one, other, gap = _pair_gaps(look_at([*pictures, *copies]))
+        one, other, gap = _pair_gaps(hash_picture([*pictures, *copies]))
         is_copy = other - one == size
         shares = [_share(is_copy[gap <= d]) for d in range(9)]
         how = f"pairs of {size} {kind} and a copy of each (0.75 ×, JPEG 75); defaults"
@@ -120,7 +122,7 @@ def precision() -> tuple[list[Row], NDArray[np.float64]]:
         how = "the same with max_colour: 255"
         rows.append(_row(f"precision_{kind}_any_colour", by_shape, "fraction", how))
         # Without the copies: whatever goes was no copy.
-        looks = look_at(pictures)
+        looks = hash_picture(pictures)
         middle, _ = stars(
             looks.phash_N[:, None],
             looks.colour_N[:, None],
@@ -143,7 +145,7 @@ def styles() -> list[Row]:
     looks, found, total = {}, 0, 0
     for style in STYLES:
         entries = emoji.load(style)
-        seen = look_at([decoded(entry.image) for entry in entries])
+        seen = hash_picture([decoded(entry.image) for entry in entries])
         looks[style] = ({entry.code: k for k, entry in enumerate(entries)}, seen)
     for index, style in enumerate(STYLES):
         for other in STYLES[index + 1 :]:
@@ -158,14 +160,16 @@ def styles() -> list[Row]:
     return [_row("styles_called_copies", found / total, "fraction", how)]
 
 
-def _take(looks: Looks, places: list[int]) -> Looks:
-    return Looks(**{name: getattr(looks, name)[places] for name in Looks.__dataclass_fields__})
+def _take(looks: PictureHashes, places: list[int]) -> PictureHashes:
+    return PictureHashes(
+        **{name: getattr(looks, name)[places] for name in PictureHashes.__dataclass_fields__}
+    )
 
 
 def chains() -> list[Row]:
     """What transitive closure would have merged, against stars; by hashes alone."""
     entries = emoji.load("twemoji")
-    hashes = look_at([decoded(entry.image) for entry in entries]).phash_N
+    hashes = hash_picture([decoded(entry.image) for entry in entries]).phash_N
     hashes = hashes[np.argsort(hash_ids([entry.sample_id for entry in entries]))]
     is_near = np.bitwise_count(hashes[:, None] ^ hashes[None]) <= DISTANCE
     chain = np.arange(len(hashes))
@@ -193,7 +197,7 @@ def median() -> list[Row]:
     """The usual bits (above the median) against ours, on all Noto emoji."""
     pictures = [decoded(entry.image) for entry in emoji.load("noto")]
     copies = [saved(p, "JPEG", quality=30) for p in pictures]
-    ours = [look_at(side).phash_N for side in (pictures, copies)]
+    ours = [hash_picture(side).phash_N for side in (pictures, copies)]
     usual = [np.array([_median_hash(p) for p in side], np.uint64) for side in (pictures, copies)]
     rows = []
     for name, (before, after) in (("median", usual), ("ours", ours)):
@@ -230,7 +234,7 @@ def flatness() -> list[Row]:
     ]
     small = [p.resize((32, 32), Image.Resampling.BILINEAR).convert("L") for p in pale]
     levels = np.array([np.asarray(p).std() for p in small])
-    before, after = look_at(pale), look_at([saved(p, "JPEG", quality=60) for p in pale])
+    before, after = hash_picture(pale), hash_picture([saved(p, "JPEG", quality=60) for p in pale])
     is_found = np.bitwise_count(before.phash_N ^ after.phash_N) <= DISTANCE
     rows = []
     for low, high in ((0.25, 1), (1, 1.5), (1.5, 2), (2, 3), (3, 5), (5, 10), (10, 20)):
@@ -304,7 +308,7 @@ def hashing() -> list[Row]:
     data = buffer.getvalue()
     picture = decoded(data)
     costs = []
-    for action in (lambda: decoded(data), lambda: look_at([picture])):
+    for action in (lambda: decoded(data), lambda: hash_picture([picture])):
         action()
         began = time.process_time()
         for _ in range(20):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from consomme.execution.stage import Decoded, Outcome, UnitStage
+from consomme.execution.stage import DecodedSample, Outcome, UnitStage
 from consomme.storage.ledger.run_folder import SAMPLES
 from consomme.storage.writers import tar_bytes
 
@@ -14,7 +14,7 @@ from consomme.storage.writers import tar_bytes
 class NoopStage(UnitStage):
     """Pass samples through."""
 
-    def work(self, samples: Sequence[Decoded]) -> Outcome:
+    def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         """Write one shard per unit."""
         rows = pa.array([item.row for item in samples], pa.int32())
         ids = pa.array([item.sample.sample_id for item in samples], pa.string())

@@ -30,7 +30,7 @@ def rows() -> list[dict[str, Any]]:
     from consomme.curate.caption.prompts import resolve_prompts
     from consomme.engines.vllm_engine import EngineOptions, close_engine, open_engine
     from consomme.execution.session import shared_ray
-    from consomme.models.chat import Dialogue
+    from consomme.models.chat import ChatEncoder
     from consomme.models.weights import open_talk
     from consomme.pipelines.prepare import run as prepare
     from consomme.pipelines.prepare.recipe import PrepareRecipe
@@ -48,7 +48,7 @@ def rows() -> list[dict[str, Any]]:
         units = plan_units([f"{data.url}/data"], "data", ROWS)
         pictures = [decode(sample.image) for unit in units for _, sample in read_unit(unit)[0]]
         (prompt,) = resolve_prompts([PROMPT])
-        ids = Dialogue(*open_talk(nano)).ask_short(
+        ids = ChatEncoder(*open_talk(nano)).ask_short(
             (Turn(role="user", content=prompt.text),), has_image=True
         )
         requests = [

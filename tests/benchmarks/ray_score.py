@@ -92,7 +92,7 @@ def gpu_rows() -> list[dict[str, Any]]:
 def rows() -> list[dict[str, Any]]:
     """Measure."""
     from consomme.curate.perplexity import token_nll
-    from consomme.engines.scoring.requests import Question
+    from consomme.engines.scoring.requests import ScoringRequest
     from consomme.engines.scoring.transformers import TransformersScorer
     from consomme.execution.session import shared_ray
     from consomme.pipelines.prepare import run as prepare
@@ -115,7 +115,9 @@ def rows() -> list[dict[str, Any]]:
             ends = []
             for unit in plan_units([f"{data.url}/data"], "data", ROWS):
                 samples = [sample for _, sample in read_unit(unit)[0]]
-                scorer.score([Question.about(PROMPT, s.caption, decode(s.image)) for s in samples])
+                scorer.score(
+                    [ScoringRequest.about(PROMPT, s.caption, decode(s.image)) for s in samples]
+                )
                 ends.append(time.monotonic())
             return ends[-1] - ends[0]
 

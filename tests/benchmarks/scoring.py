@@ -186,12 +186,12 @@ def batched(folder: str, images: Sequence[Any], captions: Sequence[str]) -> list
 def ours(folder: str, images: Sequence[Any], captions: Sequence[str]) -> list[float]:
     """Score as an actor does."""
     from consomme.curate.perplexity import token_nll
-    from consomme.engines.scoring.requests import Question
+    from consomme.engines.scoring.requests import ScoringRequest
     from consomme.engines.scoring.transformers import TransformersScorer
 
     scorer = TransformersScorer(folder, token_nll)
     questions = [
-        replace(Question.about(PROMPT, caption, image), key=id(image))
+        replace(ScoringRequest.about(PROMPT, caption, image), key=id(image))
         for image, caption in zip(images, captions, strict=True)
     ]
     return [value for s in scorer.score(questions) for value in (s.nll, s.nll_text)]

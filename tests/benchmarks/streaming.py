@@ -21,11 +21,11 @@ import torch
 from consomme.base.sample import Sample, Turn
 from consomme.datasets.scenes import encode, make_scene, questions, render
 from consomme.models.batches import Batcher
-from consomme.models.chat_prefix import dialogue_for
+from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.weights import open_scorer
 from consomme.pipelines.train import feed as train_feed
-from consomme.pipelines.train.batches import Tables
-from consomme.pipelines.train.feed import ReadUnits, TrainFeed
+from consomme.pipelines.train.batches import Collator
+from consomme.pipelines.train.feed import BatchServer, ReadUnits
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
 from consomme.pipelines.train.samples import UnitContents
 from consomme.storage.model_folder import model_folder
@@ -92,17 +92,17 @@ def rows() -> list[dict[str, Any]]:
             return made + resuming(recipe, Path(scratch))
 
 
-def feed(recipe: TrainRecipe, folder: Path, state: dict[str, Any] | None = None) -> TrainFeed:
+def feed(recipe: TrainRecipe, folder: Path, state: dict[str, Any] | None = None) -> BatchServer:
     """Deal out samples that this process reads."""
-    return TrainFeed(recipe, model_folder(recipe.model), str(folder / "run"), state, directly)
+    return BatchServer(recipe, model_folder(recipe.model), str(folder / "run"), state, directly)
 
 
 def packing(recipe: TrainRecipe, folder: Path) -> list[dict[str, Any]]:
     """Forward and backward of the same steps, padded and packed."""
     model, processor = open_scorer(model_folder(NANO))
     model.train()
-    dialogue = dialogue_for(model.config, processor)
-    batcher = Batcher(model, dialogue.tokenizer)
+    chat = chat_encoder_for(model.config, processor)
+    batcher = Batcher(model, chat.tokenizer)
     ways = {"padded": recipe, "packed": replace(recipe, pack_tokens=PACK_TOKENS)}
     feeds = {way: feed(one, folder) for way, one in ways.items()}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
@@ -111,7 +111,7 @@ def packing(recipe: TrainRecipe, folder: Path) -> list[dict[str, Any]]:
     losses = dict.fromkeys(ways, 0.0)
     for number in range(ROUNDS + 1):
         for way in ways if number % 2 else reversed(ways):
-            tables = Tables(batcher=batcher, dialogue=dialogue, is_packed=way == "packed")
+            tables = Collator(batcher=batcher, chat=chat, is_packed=way == "packed")
             batches = tables.of(feeds[way].take(number, 0, 1))
             began = time.perf_counter()
             for batch in batches:

@@ -46,7 +46,7 @@ def language_rows() -> list[Row]:
     from consomme.curate.perplexity import token_nll
     from consomme.datasets.sources import EmojiSource, SceneSource
     from consomme.datasets.web_noise import add_noise
-    from consomme.engines.scoring.requests import Question, Score
+    from consomme.engines.scoring.requests import Score, ScoringRequest
     from consomme.engines.scoring.transformers import TransformersScorer
 
     made = []
@@ -65,7 +65,7 @@ def language_rows() -> list[Row]:
                 texts[kind] = [s.caption for s in noisy]
             kinds = [kind for kind, some in texts.items() for _ in some]
             questions = [
-                Question.about("Describe the picture in one sentence.", text)
+                ScoringRequest.about("Describe the picture in one sentence.", text)
                 for some in texts.values()
                 for text in some
             ]
@@ -100,7 +100,7 @@ def nano_rows() -> list[Row]:
     from consomme.curate.perplexity import token_nll
     from consomme.datasets.sources import EmojiSource, SceneSource
     from consomme.datasets.web_noise import KINDS, NEAR_DUPLICATE, add_noise
-    from consomme.engines.scoring.requests import Question, Score
+    from consomme.engines.scoring.requests import Score, ScoringRequest
     from consomme.engines.scoring.transformers import TransformersScorer
     from consomme.storage.model_folder import model_folder
     from consomme.vision.decode import decode
@@ -115,7 +115,7 @@ def nano_rows() -> list[Row]:
     for data, source in sources:
         noisy = add_noise(list(source()), fraction=0.7, seed=0, kinds=kinds_used)
         found = scorer.score(
-            [Question.about("describe the image.", s.caption, decode(s.image)) for s in noisy]
+            [ScoringRequest.about("describe the image.", s.caption, decode(s.image)) for s in noisy]
         )
         pairs = [(s, f) for s, f in zip(noisy, found, strict=True) if isinstance(f, Score)]
         kinds = ["" if s.meta["noise"] == "clean" else str(s.meta["noise"]) for s, _ in pairs]

@@ -80,7 +80,7 @@ def two_loops(shards: Sequence[str], out: str) -> int:
     for folder in folders:
         folder.mkdir()
     context = multiprocessing.get_context("spawn")
-    with context.Pool(2) as pool:
+    with context.ActorPool(2) as pool:
         halves = [(shards[number::2], str(folders[number])) for number in range(2)]
         return sum(pool.starmap(loop, halves))
 
@@ -89,7 +89,7 @@ def consomme(shards: Sequence[str], out: str) -> int:
     """Do it as a verb does: plan, units, ledger, checksums, commits."""
     from tests.benchmarks.noop_stage import NoopStage
 
-    from consomme.execution.driver import Pool, run_units
+    from consomme.execution.driver import ActorPool, run_units
     from consomme.execution.planning import plan_shards
     from consomme.storage.ledger.run_folder import RunFolder
     from consomme.storage.shards import find_shards
@@ -102,7 +102,7 @@ def consomme(shards: Sequence[str], out: str) -> int:
         stage=NoopStage,
         stage_options={},
         what="no-op",
-        pool=Pool(max_actors=2, min_actors=2, cpus=0.7),
+        pool=ActorPool(max_actors=2, min_actors=2, cpus=0.7),
     )
     return folder.total_counts()["samples"]
 

@@ -27,15 +27,15 @@ allow_torchvision()
 import transformers as hf  # noqa: E402 - after the line above.
 
 from consomme.models.batches import IGNORE_INDEX  # noqa: E402
-from consomme.train.activations import kept  # noqa: E402
+from consomme.train.activations import saved_activations  # noqa: E402
 from consomme.train.cost import SampleShape, StepCost, peak_flops, step_cost  # noqa: E402
 from consomme.train.layers import LAYER_SELECTORS  # noqa: E402
-from consomme.train.loop import Pace, fit  # noqa: E402
+from consomme.train.loop import ScheduleConfig, fit  # noqa: E402
 from consomme.train.parallel.ddp_fsdp2 import Ddp  # noqa: E402
 from consomme.train.parallel.strategy import BETAS, optimizer_bytes  # noqa: E402
 from consomme.train.parts import FROZEN, Trainability  # noqa: E402
 from consomme.train.planner import OPTIMIZER, WEIGHTS, make_plan, tensors_of  # noqa: E402
-from consomme.train.trainable import multiply_in_bfloat16, remember_no_past, set_trainable  # noqa: E402
+from consomme.train.trainable import disable_kv_cache, enable_autocast, set_trainable  # noqa: E402
 
 ROUNDS = 7
 GB = 1e9
@@ -186,7 +186,7 @@ def now(device: torch.device) -> float:
 
 
 class Timed:
-    """A `Spread` that remembers how long its parts took."""
+    """A `ShardedModel` that remembers how long its parts took."""
 
     def __init__(self, inner: Any, device: torch.device) -> None:
         self.inner, self.device = inner, device
@@ -241,9 +241,9 @@ def selections(shape: Shape, device: torch.device, precision: Any) -> dict[str, 
     """Train each choice in turn, a step at a time."""
     torch.manual_seed(0)
     model = build(shape).to(device)
-    remember_no_past(model)
+    disable_kv_cache(model)
     if precision == "bfloat16":
-        multiply_in_bfloat16(model, device.type)
+        enable_autocast(model, device.type)
     batch = make_batch(shape, device)
     spreads: dict[str, Timed] = {}
     for name in CHOICES:
@@ -251,19 +251,19 @@ def selections(shape: Shape, device: torch.device, precision: Any) -> dict[str, 
     seconds: dict[str, list[float]] = {name: [] for name in CHOICES}
     parts: dict[str, list[dict[str, float]]] = {name: [] for name in CHOICES}
     for number in range(ROUNDS + 1):
-        for name, spread in spreads.items():
+        for name, sharded in spreads.items():
             mark(model, name)
             began = now(device)
-            one_step(spread, batch)
+            one_step(sharded, batch)
             took = now(device) - began
             if number:  # The first round makes the optimizers' states.
                 seconds[name].append(took)
-                parts[name].append(dict(spread.parts))
+                parts[name].append(dict(sharded.parts))
     found = {}
-    for name, spread in spreads.items():
+    for name, sharded in spreads.items():
         trained = mark(model, name)
         plan = planned(shape, name, device.type, precision)
-        held = optimizer_bytes(spread.optimizer)
+        held = optimizer_bytes(sharded.optimizer)
         found[name] = Measured(
             seconds=statistics.median(seconds[name]),
             parts={
@@ -271,7 +271,7 @@ def selections(shape: Shape, device: torch.device, precision: Any) -> dict[str, 
                 for part in ("forward", "backward", "optimizer")
             },
             optimizer=held,
-            peak=plan.kinds[WEIGHTS].total + held + peak_of_step(spread, batch, device),
+            peak=plan.kinds[WEIGHTS].total + held + peak_of_step(sharded, batch, device),
             planned_optimizer=plan.kinds[OPTIMIZER].total,
             planned_peak=plan.step.total,
             cost=plan.cost,
@@ -296,7 +296,7 @@ def planned(shape: Shape, name: str, device: str, precision: Any) -> Any:
         world=1,
         num_parts=1,
         device=device,
-        kept=kept(
+        kept=saved_activations(
             model,
             trained.lowest_layer,
             shape.lengths,
@@ -310,23 +310,23 @@ def planned(shape: Shape, name: str, device: str, precision: Any) -> Any:
     )
 
 
-def one_step(spread: Any, batch: dict[str, Tensor]) -> None:
+def one_step(sharded: Any, batch: dict[str, Tensor]) -> None:
     """Let the loop make one step."""
-    pace = Pace(num_steps=1, schedule="constant")
-    fit(spread, lambda _: [batch], pace, start=0, after_step=lambda _: None)
+    schedule = ScheduleConfig(num_steps=1, schedule="constant")
+    fit(sharded, lambda _: [batch], schedule, start=0, after_step=lambda _: None)
 
 
-def peak_of_step(spread: Timed, batch: dict[str, Tensor], device: torch.device) -> int:
+def peak_of_step(sharded: Timed, batch: dict[str, Tensor], device: torch.device) -> int:
     """Most bytes that a step adds to what is there before it."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        one_step(spread, batch)
+        one_step(sharded, batch)
         return torch.cuda.max_memory_allocated(device) - before
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        one_step(spread, batch)
+        one_step(sharded, batch)
     assert seen.profiler is not None
     events: Any = seen.profiler.kineto_results
     changes = sorted(
@@ -362,7 +362,7 @@ def overhead() -> list[dict[str, Any]]:
     model = build(SMALL)
     batch = make_batch(SMALL, device)
     trained = mark(model, "all")
-    spread = Ddp()(model, trained.groups, device)
+    sharded = Ddp()(model, trained.groups, device)
     by_hand = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=1e-5, betas=BETAS
     )
@@ -372,7 +372,7 @@ def overhead() -> list[dict[str, Any]]:
         for name in ("loop", "bare") if number % 2 else ("bare", "loop"):
             began = now(device)
             if name == "loop":
-                one_step(spread, batch)
+                one_step(sharded, batch)
             else:
                 bare_step(model, by_hand, batch)
             if number >= 4:
@@ -438,16 +438,16 @@ def bare_epoch(recipe: Any, start: str) -> Iterator[float]:
     import random
 
     from consomme.models.batches import Batcher
-    from consomme.models.chat_prefix import dialogue_for
+    from consomme.models.chat_prefix import chat_encoder_for
     from consomme.models.weights import open_scorer
     from consomme.pipelines.train.samples import Preparer, encode, plan_source
 
     model, processor = open_scorer(start)
-    dialogue = dialogue_for(model.config, processor)
-    batcher = Batcher(model, dialogue.tokenizer)
+    chat = chat_encoder_for(model.config, processor)
+    batcher = Batcher(model, chat.tokenizer)
     set_trainable(model, recipe.trainability, range(12), lr=1e-5)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-    preparer = Preparer(recipe, dialogue, 512)
+    preparer = Preparer(recipe, chat, 512)
     (source,) = recipe.data
     contents = preparer.read(source, plan_source(source, "data").works[0], 0, 0)
     model.train()
@@ -455,7 +455,7 @@ def bare_epoch(recipe: Any, start: str) -> Iterator[float]:
     for _ in range(recipe.num_steps):
         some = draw.sample(contents.samples, recipe.global_batch)
         began = time.perf_counter()
-        batch = batcher.join([encode(dialogue, one) for one in some])
+        batch = batcher.join([encode(chat, one) for one in some])
         bare_step(model, optimizer, batch)
         yield time.perf_counter() - began
 
@@ -465,7 +465,7 @@ def row(key: str, value: float, baseline: str, how: str, unit: str = "ratio") ->
     return {"key": key, "value": round(value, 4), "unit": unit, "baseline": baseline, "how": how}
 
 
-def told(one: Measured) -> str:
+def describe(one: Measured) -> str:
     """What was measured and planned of one choice."""
     parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in one.parts.items())
     return (
@@ -483,7 +483,7 @@ def selection_rows(found: dict[str, Measured], where: str, prefix: str) -> list[
             f"{prefix}all_step_s",
             every.seconds,
             "",
-            f"{where}; all layers and the projector: {told(every)}",
+            f"{where}; all layers and the projector: {describe(every)}",
             "s",
         )
     ]
@@ -492,7 +492,8 @@ def selection_rows(found: dict[str, Measured], where: str, prefix: str) -> list[
         predicted = one.cost.total / every.cost.total
         floor = (one.cost.forward + one.cost.backward_activations) / every.cost.total
         how = (
-            f"{label}: {told(one)}; the planner said {predicted:.2f}, and {floor:.2f} if gradients"
+            f"{label}: {describe(one)}; the planner said {predicted:.2f}, and {floor:.2f} if"
+            " gradients"
             " of weights and the optimizer took no time"
         )
         rows.append(row(f"{prefix}{name}_step_ratio", one.seconds / every.seconds, "all", how))

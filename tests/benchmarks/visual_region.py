@@ -288,14 +288,14 @@ def text_nats(model: str) -> float:
 def _texts() -> list[Any]:
     from consomme.base.sample import Turn
     from consomme.datasets.sources import EmojiSource, SceneSource
-    from consomme.engines.scoring.requests import Question
+    from consomme.engines.scoring.requests import ScoringRequest
 
     scenes = list(SceneSource(num=NUM_TEXTS // 2, first_seed=600_000)())
     names = list(EmojiSource(styles=("noto",), every=12)())[: NUM_TEXTS // 2]
     pairs = [("describe the image.", one) for one in scenes]
     pairs += [("what emoji is this?", one) for one in names]
     return [
-        Question(
+        ScoringRequest(
             turns=(
                 Turn(role="user", content=prompt),
                 Turn(role="assistant", content=one.caption),
@@ -311,12 +311,12 @@ def step_seconds(layers: Mapping[str, Sequence[int]]) -> dict[str, float]:
     import torch
 
     from consomme.models.batches import Batcher
-    from consomme.models.chat import Dialogue
+    from consomme.models.chat import ChatEncoder
     from consomme.models.weights import open_scorer
     from consomme.storage.model_folder import model_folder
-    from consomme.train.loop import Pace, StepReport, fit
+    from consomme.train.loop import ScheduleConfig, StepReport, fit
     from consomme.train.parallel.registry import PARALLELISMS
-    from consomme.train.parallel.strategy import Spread
+    from consomme.train.parallel.strategy import ShardedModel
     from consomme.train.parts import FROZEN, FULL, Trainability
     from consomme.train.trainable import set_trainable
 
@@ -325,21 +325,21 @@ def step_seconds(layers: Mapping[str, Sequence[int]]) -> dict[str, float]:
         vision_encoder=FROZEN, projector=FULL, language_model=FULL, embeddings=FROZEN, head=FROZEN
     )
     choices = {tuple(chosen) for chosen in layers.values() if chosen}
-    spreads: dict[tuple[int, ...], Spread] = {}
+    spreads: dict[tuple[int, ...], ShardedModel] = {}
     for chosen in sorted(choices):
         model, processor = open_scorer(model_folder(START))
         groups = set_trainable(model, parts, chosen, lr=1e-6).groups
-        spread = PARALLELISMS.build({"name": "ddp"})(model, groups, torch.device("cpu"))
-        spreads[chosen] = spread
-    dialogue = Dialogue(model.config, processor)
-    batcher = Batcher(model, dialogue.tokenizer)
-    batch = batcher.join([dialogue.encode(turns, image) for turns, image in _some(16)])
+        sharded = PARALLELISMS.build({"name": "ddp"})(model, groups, torch.device("cpu"))
+        spreads[chosen] = sharded
+    chat = ChatEncoder(model.config, processor)
+    batcher = Batcher(model, chat.tokenizer)
+    batch = batcher.join([chat.encode(turns, image) for turns, image in _some(16)])
     reports: dict[tuple[int, ...], list[StepReport]] = {chosen: [] for chosen in spreads}
-    pace = Pace(num_steps=TIMED_STEPS + 2)
-    for step in range(pace.num_steps):
-        for chosen, spread in spreads.items():
+    schedule = ScheduleConfig(num_steps=TIMED_STEPS + 2)
+    for step in range(schedule.num_steps):
+        for chosen, sharded in spreads.items():
             after = reports[chosen].append
-            fit(spread, lambda _: [batch], pace, start=step, stop=step + 1, after_step=after)
+            fit(sharded, lambda _: [batch], schedule, start=step, stop=step + 1, after_step=after)
     # The first two make the optimizer's state, and memory ready.
     seconds = {
         chosen: statistics.median(report.seconds for report in found[2:])

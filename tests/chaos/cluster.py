@@ -55,9 +55,9 @@ class SmallCluster:
         """Say that a node will be taken away, and do it then."""
         node = self.workers.pop(index)
         ray = Path(sys.executable).with_name("ray")
-        told = f"--deadline-remaining-seconds={notice_s}"
+        deadline = f"--deadline-remaining-seconds={notice_s}"
         drain = [str(ray), "drain-node", "--address", self.address, "--node-id", node.node_id]
-        drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", told]
+        drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", deadline]
         subprocess.run(drain, check=True, capture_output=True, timeout=60)
         if is_replaced:
             self.add_worker()

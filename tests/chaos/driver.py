@@ -19,11 +19,11 @@ import pyarrow as pa
 from consomme.base.manifest import Manifest
 from consomme.base.schema import runtime
 from consomme.cli import main
-from consomme.execution.driver import Pool, run_units
+from consomme.execution.driver import ActorPool, run_units
 from consomme.execution.planning import plan_shards
 from consomme.execution.runs import begin
 from consomme.execution.session import ray_session
-from consomme.execution.stage import Decoded, Outcome, UnitStage
+from consomme.execution.stage import DecodedSample, Outcome, UnitStage
 from consomme.storage.shards import find_shards, shards_fingerprint
 
 
@@ -51,7 +51,7 @@ class PixelStage(UnitStage):
     def __init__(self, unit_seconds: float, killers: Sequence[str]) -> None:
         self.unit_seconds, self.killers = unit_seconds, set(killers)
 
-    def work(self, samples: Sequence[Decoded]) -> Outcome:
+    def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         time.sleep(self.unit_seconds)
         if any(item.sample.sample_id in self.killers for item in samples):
             os.kill(os.getpid(), signal.SIGSEGV)
@@ -89,7 +89,7 @@ def run(recipe: PixelsRecipe) -> Manifest:
                 "killers": list(recipe.killers),
             },
             what="pixels",
-            pool=Pool(max_actors=recipe.num_actors, cpus=0.3, num_readers=recipe.num_readers),
+            pool=ActorPool(max_actors=recipe.num_actors, cpus=0.3, num_readers=recipe.num_readers),
         )
     return attempt.finish(counts=attempt.folder.total_counts(), outputs={"pixels": "data"})
 

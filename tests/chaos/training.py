@@ -24,7 +24,7 @@ from tests.chaos import harness
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "train_chaos.json"
 NUM_STEPS = 80
-TITLES = {"worker": "ray::RayTrainWorker", "feed": "ray::TrainFeed"}
+TITLES = {"worker": "ray::RayTrainWorker", "feed": "ray::BatchServer"}
 
 
 def titled(pid: int, title: str) -> list[int]:

@@ -11,7 +11,7 @@ from PIL import Image
 from consomme.base.errors import DataError
 from consomme.base.sample import REJECT_REASONS
 from consomme.curate.perplexity import IGNORE_INDEX, caption_nll, token_nll
-from consomme.engines.scoring.requests import NotScored, Question, Score
+from consomme.engines.scoring.requests import NotScored, Score, ScoringRequest
 from consomme.engines.scoring.transformers import TransformersScorer
 from consomme.models.weights import open_vlm
 
@@ -33,9 +33,11 @@ def pictures(count: int, seed: int = 0) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in noise.astype(np.uint8)]
 
 
-def ask(images: list[Image.Image], captions: list[str], prompt: str = PROMPT) -> list[Question]:
+def ask(
+    images: list[Image.Image], captions: list[str], prompt: str = PROMPT
+) -> list[ScoringRequest]:
     return [
-        Question.about(prompt, caption, image)
+        ScoringRequest.about(prompt, caption, image)
         for image, caption in zip(images, captions, strict=True)
     ]
 
@@ -180,13 +182,13 @@ def test_a_caption_that_cannot_be_scored_costs_one_sample(debug_vlm: Path) -> No
 
 def test_image_gain_is_what_the_picture_saves_per_token(debug_vlm: Path) -> None:
     from consomme.base.sample import Sample, caption_turns
-    from consomme.execution.stage import Decoded
+    from consomme.execution.stage import DecodedSample
     from consomme.pipelines.score.stage import PerplexityStage
 
     stage = PerplexityStage(str(debug_vlm), PROMPT, ["noise"], 256, 4096)
     images = pictures(2)
     samples = [
-        Decoded(
+        DecodedSample(
             row=number,
             image=image,
             sample=Sample(

@@ -210,7 +210,7 @@ def test_samples_are_conversations_of_questions_or_one_narrative(name):
     samples = list(source())
     assert samples[:5] == list(SAMPLE_SOURCES.build({"name": name, "num": 5})())
     assert len({s.sample_id for s in samples}) == 200
-    told = 0
+    num_narrated = 0
     for sample in samples:
         task = TASKS[sample.meta["task"]]
         scene = make_scene(sample.meta["scene_seed"], sample.meta["style"])
@@ -220,14 +220,14 @@ def test_samples_are_conversations_of_questions_or_one_narrative(name):
             for q, a in zip(sample.turns[::2], sample.turns[1::2], strict=True)
         ]
         if pairs[0][0] == task.prompt:
-            told += 1
+            num_narrated += 1
             assert pairs == [(task.prompt, task.narrate(scene))]
         else:
             asked = {q.question: q.answer for q in task.ask(scene, sample.meta["scene_seed"])}
             assert 1 <= len(pairs) <= 3
             assert all(asked[question] == answer for question, answer in pairs)
         assert not any(token in turn.content for turn in sample.turns for token in SPECIAL_TOKENS)
-    assert 25 < told < 80
+    assert 25 < num_narrated < 80
     alone = SAMPLE_SOURCES.build({"name": name, "num": 50, "num_turns": 1, "narrate_fraction": 0})
     assert {len(sample.turns) for sample in alone()} == {2}
 

@@ -10,10 +10,10 @@ import pytest
 from consomme.base.errors import CheckpointError, ClusterError, DataError
 from consomme.base.sample import Sample, caption_turns
 from consomme.datasets.scenes import encode, make_scene, render
-from consomme.execution.driver import Pool, run_units
+from consomme.execution.driver import ActorPool, run_units
 from consomme.execution.errors import own_errors
 from consomme.execution.planning import plan_shards
-from consomme.execution.stage import BytesStage, Decoded, Item, Outcome, UnitStage
+from consomme.execution.stage import BytesStage, DecodedSample, Outcome, UnitSample, UnitStage
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.shards import find_shards
 from consomme.storage.writers import tar_bytes
@@ -22,7 +22,7 @@ from consomme.storage.writers import tar_bytes
 class Hashing(UnitStage):
     """Needs pictures, and no model."""
 
-    def work(self, samples: Sequence[Decoded]) -> Outcome:
+    def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         rows = pa.array([one.row for one in samples], pa.int32())
         names = pa.array([one.sample.sample_id for one in samples], pa.string())
         return Outcome(table=pa.table({"row": rows, "sample_id": names}))
@@ -36,7 +36,7 @@ class Failing(BytesStage):
             raise CheckpointError("there is no chat template beside the model; put one there")
         self.kind = kind
 
-    def work(self, samples: Sequence[Item]) -> Outcome:
+    def work(self, samples: Sequence[UnitSample]) -> Outcome:
         if self.kind == "data":
             raise DataError("the shard changed since it was scored; score it again")
         raise ClusterError("the disk is full; make room")
@@ -66,7 +66,7 @@ def test_errors_arrive_as_they_were_raised(tmp_path: Path, one_ray: object) -> N
                 stage=Failing,
                 stage_options={"kind": kind},
                 what="failing",
-                pool=Pool(max_actors=1, cpus=0.5, num_readers=number),
+                pool=ActorPool(max_actors=1, cpus=0.5, num_readers=number),
             )
 
 
@@ -93,7 +93,7 @@ def test_too_many_rejects_end_the_run_with_the_reasons(tmp_path: Path, one_ray: 
             stage=Hashing,
             stage_options={},
             what="hashing",
-            pool=Pool(max_actors=1, cpus=0.5),
+            pool=ActorPool(max_actors=1, cpus=0.5),
             max_reject_fraction=limit,
         )
 

@@ -11,8 +11,8 @@ import pytest
 import ray
 
 from consomme.base.sample import Reject, Sample, caption_turns
-from consomme.execution.driver import Pool, run_units
-from consomme.execution.stage import BytesStage, Item, Outcome
+from consomme.execution.driver import ActorPool, run_units
+from consomme.execution.stage import BytesStage, Outcome, UnitSample
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import Plan, Work, write_part
 from consomme.storage.unit import Unit
@@ -50,7 +50,7 @@ class Stalled(BytesStage):
     def __init__(self, notes: str) -> None:
         self.notes, self.done = Path(notes), 0
 
-    def work(self, samples: Sequence[Item]) -> Outcome:
+    def work(self, samples: Sequence[UnitSample]) -> Outcome:
         while self.done and not (self.notes / "go").exists():
             time.sleep(0.05)
         self.done += 1
@@ -105,7 +105,7 @@ def test_reading_waits_for_a_stage_that_stalls(tmp_path: Path) -> None:
                     stage=Stalled,
                     stage_options={"notes": str(notes)},
                     what="stalled",
-                    pool=Pool(max_actors=ACTORS, min_actors=ACTORS, cpus=0.5, num_readers=2),
+                    pool=ActorPool(max_actors=ACTORS, min_actors=ACTORS, cpus=0.5, num_readers=2),
                     read=Reader(notes),
                 )
             except BaseException as error:  # noqa: BLE001 - told to the test below.

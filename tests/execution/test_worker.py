@@ -15,7 +15,7 @@ from PIL import Image
 from consomme.base.sample import Sample, caption_turns
 from consomme.execution import worker
 from consomme.execution.loading import name_row
-from consomme.execution.stage import Decoded, Outcome, UnitStage
+from consomme.execution.stage import DecodedSample, Outcome, UnitStage
 from consomme.storage.ledger.commits import CommitRecord
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import Work
@@ -45,7 +45,7 @@ class Red(UnitStage):
 
     most = 0
 
-    def work(self, samples: Sequence[Decoded]) -> Outcome:
+    def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         Red.most = max(Red.most, len(samples))
         reds = [item.image.getpixel((0, 0))[0] for item in samples]
         return Outcome(

@@ -8,9 +8,9 @@ import torch
 from consomme.base.sample import Turn
 from consomme.curate.perplexity import token_nll
 from consomme.datasets import scenes
-from consomme.engines.generation.requests import Request, Sampling, Written
-from consomme.engines.generation.transformers import TransformersWriter
-from consomme.engines.scoring.requests import Question, Score
+from consomme.engines.generation.requests import Generation, Request, Sampling
+from consomme.engines.generation.transformers import TransformersEngine
+from consomme.engines.scoring.requests import Score, ScoringRequest
 from consomme.engines.scoring.transformers import TransformersScorer
 from consomme.models.debug import make_debug_vlm
 from consomme.storage.model_folder import model_folder
@@ -31,17 +31,17 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def questions(num: int = NUM) -> list[Question]:
+def questions(num: int = NUM) -> list[ScoringRequest]:
     """Captions of scenes: half of them true, half of them of the next scene."""
     found = []
     for number in range(num):
         scene = scenes.make_scene(820_000 + number)
         said = scenes.caption(scenes.make_scene(820_000 + number + number % 2))
-        found.append(Question.about(PROMPT, said, scenes.render(scene)))
+        found.append(ScoringRequest.about(PROMPT, said, scenes.render(scene)))
     return found
 
 
-def scored(scorer: TransformersScorer, asked: list[Question]) -> list[Score]:
+def scored(scorer: TransformersScorer, asked: list[ScoringRequest]) -> list[Score]:
     found = [one for one in scorer.score(asked) if isinstance(one, Score)]
     assert len(found) == len(asked)
     return found
@@ -92,12 +92,12 @@ def test_greedy_texts_are_those_of_a_cpu(nano: str, on_cpu: pytest.MonkeyPatch) 
     turns = (Turn(role="user", content="what color is the circle?"),)
     requests.append(Request(turns=turns, image=None))
     sampling = Sampling(max_tokens=48)
-    expected = TransformersWriter(nano, sampling).write(requests)
+    expected = TransformersEngine(nano, sampling).write(requests)
     on_cpu.undo()
-    writer = TransformersWriter(nano, sampling, dtype="float32")
+    writer = TransformersEngine(nano, sampling, dtype="float32")
     assert writer.device.type == "cuda"
     assert writer.write(requests) == expected
-    assert all(isinstance(one, Written) for one in expected)
+    assert all(isinstance(one, Generation) for one in expected)
     # In bfloat16 some words differ, but not many, and a text depends on its batch.
-    rough = TransformersWriter(nano, sampling).write(requests)
+    rough = TransformersEngine(nano, sampling).write(requests)
     assert sum(one == other for one, other in zip(rough, expected, strict=True)) > 20

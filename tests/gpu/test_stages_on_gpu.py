@@ -10,7 +10,7 @@ import torch
 
 from consomme.base.manifest import Manifest
 from consomme.curate.perplexity import token_nll
-from consomme.engines.scoring.requests import Question
+from consomme.engines.scoring.requests import ScoringRequest
 from consomme.engines.scoring.transformers import TransformersScorer
 from consomme.pipelines.evaluate import run as evaluate
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe
@@ -85,7 +85,9 @@ def test_scores_are_those_of_a_cpu(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     scorer = TransformersScorer(model_folder(NANO), token_nll)
     assert scorer.device.type == "cpu"
-    asked: list[Any] = [Question.about(PROMPT, one.caption, decode(one.image)) for one in good]
+    asked: list[Any] = [
+        ScoringRequest.about(PROMPT, one.caption, decode(one.image)) for one in good
+    ]
     for sample, direct in zip(good, scorer.score(asked), strict=True):
         row = stored[sample.sample_id]
         assert row["nll"] == pytest.approx(direct.nll, rel=1e-4, abs=1e-4)

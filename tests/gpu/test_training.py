@@ -5,14 +5,14 @@ from pathlib import Path
 import torch
 
 from consomme.models.weights import open_shapes, open_vlm
-from consomme.train.activations import kept
+from consomme.train.activations import saved_activations
 from consomme.train.cost import SampleShape, step_cost
-from consomme.train.loop import Pace, fit
+from consomme.train.loop import ScheduleConfig, fit
 from consomme.train.parallel.ddp_fsdp2 import Ddp
 from consomme.train.parallel.strategy import optimizer_bytes
 from consomme.train.parts import Trainability
 from consomme.train.planner import OPTIMIZER, make_plan, tensors_of
-from consomme.train.trainable import multiply_in_bfloat16, remember_no_past, set_trainable
+from consomme.train.trainable import disable_kv_cache, enable_autocast, set_trainable
 
 
 def test_a_step_takes_what_was_planned(tmp_path: Path) -> None:
@@ -24,9 +24,9 @@ def test_a_step_takes_what_was_planned(tmp_path: Path) -> None:
         shapes = open_shapes(folder)
         trained = set_trainable(shapes, Trainability(), range(12), lr=1e-3)
     model, _ = open_vlm(folder)
-    remember_no_past(model)
+    disable_kv_cache(model)
     set_trainable(model, Trainability(), range(12), lr=1e-3)
-    multiply_in_bfloat16(model, "cuda")
+    enable_autocast(model, "cuda")
     num_image = model.config.image_seq_length
     input_ids = torch.randint(10, 300, (8, 256))
     input_ids[:, :num_image] = model.config.image_token_id
@@ -39,9 +39,11 @@ def test_a_step_takes_what_was_planned(tmp_path: Path) -> None:
         "labels": labels,
     }
     on_gpu = {name: value.to(device) for name, value in batch.items()}
-    spread = Ddp()(model, trained.groups, device)
+    sharded = Ddp()(model, trained.groups, device)
     torch.cuda.reset_peak_memory_stats(device)
-    fit(spread, lambda _: [on_gpu], Pace(num_steps=3), start=0, after_step=lambda _: None)
+    fit(
+        sharded, lambda _: [on_gpu], ScheduleConfig(num_steps=3), start=0, after_step=lambda _: None
+    )
     shape = SampleShape(
         num_tokens=256,
         num_labelled=256 - num_image,
@@ -56,12 +58,12 @@ def test_a_step_takes_what_was_planned(tmp_path: Path) -> None:
         world=1,
         num_parts=1,
         device="cuda",
-        kept=kept(shapes, None, shape, num_samples=8, precision="bfloat16"),
+        kept=saved_activations(shapes, None, shape, num_samples=8, precision="bfloat16"),
         checkpointing=False,
         cost=cost,
         cost_of_all=cost,
         flops_per_token=cost.needed / (8 * 256),
     )
-    assert plan.kinds[OPTIMIZER].device == optimizer_bytes(spread.optimizer)
+    assert plan.kinds[OPTIMIZER].device == optimizer_bytes(sharded.optimizer)
     # Not measured anywhere yet: on a CPU the estimate is within a seventh.
     assert 0.7 < plan.step.device / torch.cuda.max_memory_allocated(device) < 1.4

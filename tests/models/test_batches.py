@@ -11,8 +11,8 @@ from PIL import Image
 from consomme.base.errors import DataError
 from consomme.base.sample import Turn
 from consomme.models.batches import IGNORE_INDEX, Batcher, labels_of
-from consomme.models.chat import Dialogue
-from consomme.models.encoded import Spoken
+from consomme.models.chat import ChatEncoder
+from consomme.models.encoded import EncodedChat
 from consomme.models.tokenizer import SPECIAL_TOKENS
 from consomme.models.weights import open_vlm
 
@@ -27,40 +27,40 @@ def says(text: str) -> Turn:
 
 
 @pytest.fixture(scope="module")
-def talk(debug_vlm: Path) -> tuple[Dialogue, Batcher]:
+def talk(debug_vlm: Path) -> tuple[ChatEncoder, Batcher]:
     model, processor = open_vlm(debug_vlm)
-    dialogue = Dialogue(model.config, processor)
-    return dialogue, Batcher(model, dialogue.tokenizer)
+    chat = ChatEncoder(model.config, processor)
+    return chat, Batcher(model, chat.tokenizer)
 
 
 @pytest.fixture(scope="module")
-def dialogue(talk: tuple[Dialogue, Batcher]) -> Dialogue:
+def chat(talk: tuple[ChatEncoder, Batcher]) -> ChatEncoder:
     return talk[0]
 
 
-def labelled_text(dialogue: Dialogue, row: Spoken) -> str:
+def labelled_text(chat: ChatEncoder, row: EncodedChat) -> str:
     labels = labels_of(row)
     assert len(labels) == len(row.input_ids)
     pairs = zip(labels, row.input_ids, strict=True)
     kept = [(label, token) for label, token in pairs if label != IGNORE_INDEX]
     assert all(label == token for label, token in kept)
     assert row.num_tokens == len(kept)
-    text: str = dialogue.tokenizer.decode([label for label, _ in kept])
+    text: str = chat.tokenizer.decode([label for label, _ in kept])
     return text
 
 
 @pytest.mark.parametrize("has_image", [True, False])
-def test_labels_are_the_caption_and_the_end_token(dialogue: Dialogue, has_image: bool) -> None:
-    row = dialogue.encode((ASK, says(CAPTION)), PICTURE if has_image else None)
-    assert labelled_text(dialogue, row) == CAPTION + "<end>"
-    images = row.input_ids.count(dialogue.image_token_id)
+def test_labels_are_the_caption_and_the_end_token(chat: ChatEncoder, has_image: bool) -> None:
+    row = chat.encode((ASK, says(CAPTION)), PICTURE if has_image else None)
+    assert labelled_text(chat, row) == CAPTION + "<end>"
+    images = row.input_ids.count(chat.image_token_id)
     assert images == (NUM_IMAGE_TOKENS if has_image else 0)
     expected = "<bos><user>" + "<image>" * images + "describe the image.<assistant>"
-    assert dialogue.tokenizer.decode(row.input_ids) == expected + CAPTION + "<end>"
+    assert chat.tokenizer.decode(row.input_ids) == expected + CAPTION + "<end>"
 
 
 def test_in_a_long_conversation_all_answers_are_labelled_no_question(
-    dialogue: Dialogue,
+    chat: ChatEncoder,
 ) -> None:
     turns = (
         ASK,
@@ -70,10 +70,10 @@ def test_in_a_long_conversation_all_answers_are_labelled_no_question(
         Turn(role="user", content="is it large?"),
         says("yes"),
     )
-    row = dialogue.encode(turns, PICTURE)
-    assert labelled_text(dialogue, row) == "a red circle.<end>red<end>yes<end>"
-    assert row.input_ids.count(dialogue.image_token_id) == 16
-    assert row.input_ids.index(dialogue.image_token_id) == 2, "the picture comes first"
+    row = chat.encode(turns, PICTURE)
+    assert labelled_text(chat, row) == "a red circle.<end>red<end>yes<end>"
+    assert row.input_ids.count(chat.image_token_id) == 16
+    assert row.input_ids.index(chat.image_token_id) == 2, "the picture comes first"
 
 
 PLAIN = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(
@@ -83,35 +83,35 @@ PLAIN = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4
 
 @given(PLAIN)
 @settings(max_examples=150)
-def test_any_text_is_labelled_exactly(dialogue: Dialogue, text: str) -> None:
-    row = dialogue.encode((ASK, says(text)), PICTURE)
-    assert labelled_text(dialogue, row) == text.strip() + "<end>"
+def test_any_text_is_labelled_exactly(chat: ChatEncoder, text: str) -> None:
+    row = chat.encode((ASK, says(text)), PICTURE)
+    assert labelled_text(chat, row) == text.strip() + "<end>"
 
 
-def test_nothing_but_space_is_refused(dialogue: Dialogue) -> None:
+def test_nothing_but_space_is_refused(chat: ChatEncoder) -> None:
     with pytest.raises(DataError, match="no tokens say ''"):
-        dialogue.encode((ASK, says(" \n ")), PICTURE)
+        chat.encode((ASK, says(" \n ")), PICTURE)
 
 
 @pytest.mark.parametrize("token", SPECIAL_TOKENS)
-def test_special_tokens_in_a_text_are_refused(dialogue: Dialogue, token: str) -> None:
+def test_special_tokens_in_a_text_are_refused(chat: ChatEncoder, token: str) -> None:
     with pytest.raises(DataError, match=f"the assistant's text holds the special token '{token}'"):
-        dialogue.encode((ASK, says(f"a {token} circle")), PICTURE)
+        chat.encode((ASK, says(f"a {token} circle")), PICTURE)
     with pytest.raises(DataError, match=f"the user's text holds the special token '{token}'"):
-        dialogue.encode((Turn(role="user", content=token), says("a circle")), PICTURE)
+        chat.encode((Turn(role="user", content=token), says("a circle")), PICTURE)
 
 
-def test_training_sees_the_prompt_that_generation_gets(dialogue: Dialogue) -> None:
-    row = dialogue.encode((ASK, says(CAPTION)), PICTURE)
+def test_training_sees_the_prompt_that_generation_gets(chat: ChatEncoder) -> None:
+    row = chat.encode((ASK, says(CAPTION)), PICTURE)
     context = row.input_ids[: -row.num_tokens]
-    assert dialogue.ask((ASK,), PICTURE).input_ids == context
-    short = dialogue.ask_short((ASK,), has_image=True)
-    assert dialogue.tokenizer.decode(short) == "<bos><user><image>describe the image.<assistant>"
+    assert chat.ask((ASK,), PICTURE).input_ids == context
+    short = chat.ask_short((ASK,), has_image=True)
+    assert chat.tokenizer.decode(short) == "<bos><user><image>describe the image.<assistant>"
 
 
-def test_rows_are_padded_on_either_side(talk: tuple[Dialogue, Batcher]) -> None:
-    dialogue, batcher = talk
-    rows = [dialogue.encode((ASK, says(text)), PICTURE) for text in ("red", CAPTION)]
+def test_rows_are_padded_on_either_side(talk: tuple[ChatEncoder, Batcher]) -> None:
+    chat, batcher = talk
+    rows = [chat.encode((ASK, says(text)), PICTURE) for text in ("red", CAPTION)]
     batch = batcher.join(rows)
     short, long = (len(row.input_ids) for row in rows)
     assert batch["input_ids"].shape == batch["labels"].shape == (2, long)
@@ -125,15 +125,15 @@ def test_rows_are_padded_on_either_side(talk: tuple[Dialogue, Batcher]) -> None:
     assert torch.equal(left["input_ids"][1], batch["input_ids"][1])
 
 
-def test_questions_have_no_labels(talk: tuple[Dialogue, Batcher]) -> None:
-    dialogue, batcher = talk
-    assert "labels" not in batcher.join([dialogue.ask((ASK,), PICTURE)])
+def test_questions_have_no_labels(talk: tuple[ChatEncoder, Batcher]) -> None:
+    chat, batcher = talk
+    assert "labels" not in batcher.join([chat.ask((ASK,), PICTURE)])
 
 
-def test_pixels_are_scaled_to_one(talk: tuple[Dialogue, Batcher]) -> None:
-    dialogue, batcher = talk
+def test_pixels_are_scaled_to_one(talk: tuple[ChatEncoder, Batcher]) -> None:
+    chat, batcher = talk
     shades = [Image.new("RGB", (50, 20), shade) for shade in ("white", "black")]
-    batch = batcher.join([dialogue.encode((ASK, says("x")), shade) for shade in shades])
+    batch = batcher.join([chat.encode((ASK, says("x")), shade) for shade in shades])
     assert batch["pixel_values"].shape == (2, 3, 32, 32)
     assert (batch["pixel_values"][0] == 1).all()
     assert (batch["pixel_values"][1] == -1).all()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from consomme.engines.generation.transformers import TransformersWriter
+from consomme.engines.generation.transformers import TransformersEngine
 from consomme.evaluate.benchmarks import BENCHMARKS
 from consomme.storage.model_folder import model_folder
 
@@ -17,11 +17,11 @@ def folder() -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(folder: Path) -> TransformersWriter:
-    return TransformersWriter(folder)
+def engine(folder: Path) -> TransformersEngine:
+    return TransformersEngine(folder)
 
 
-def measure(engine: TransformersWriter, **node: object) -> float:
+def measure(engine: TransformersEngine, **node: object) -> float:
     benchmark = BENCHMARKS.build(node)
     items = benchmark.items()
     answers = engine.answer(

@@ -36,7 +36,7 @@ def test_every_sample_is_scored_once_and_bad_pictures_cost_one_reject_each(pairs
 
 def test_scores_through_ray_are_those_of_the_bare_engine(pairs, scores):
     from consomme.curate.perplexity import token_nll
-    from consomme.engines.scoring.requests import Question
+    from consomme.engines.scoring.requests import ScoringRequest
     from consomme.engines.scoring.transformers import TransformersScorer
     from consomme.storage.units import read_unit
     from consomme.vision.decode import DecodeProblem, decode
@@ -47,7 +47,7 @@ def test_scores_through_ray_are_those_of_the_bare_engine(pairs, scores):
     good = [s for s in samples if not isinstance(decode(s.image), DecodeProblem)]
     scorer = TransformersScorer(model_folder(NANO), token_nll)
     bare = scorer.score(
-        [Question.about("describe the image.", s.caption, decode(s.image)) for s in good]
+        [ScoringRequest.about("describe the image.", s.caption, decode(s.image)) for s in good]
     )
     for row, sample, direct in zip(stored, good, bare, strict=True):
         assert row["sample_id"] == sample.sample_id

@@ -59,7 +59,7 @@ def every_block(words: str) -> list[model.Block]:
     pair = model.BeforeAfterItem(
         image_bytes=PNG, before=words, after=words, notes=[(words, "good")]
     )
-    step = model.Step(candidate=words, score=1.0, best_before=0.5, accepted=True, note=words)
+    step = model.SearchStep(candidate=words, score=1.0, best_before=0.5, accepted=True, note=words)
     nodes = [
         model.LineageNode(node_id="a", verb=words, title=words),
         model.LineageNode(node_id=words, verb="b", title="b"),
@@ -166,8 +166,8 @@ def test_layers_and_decisions_can_be_read_without_colours():
         model.LayerStrip(rows=[("sparse", 12, [0, 4, 8])]),
         model.Steps(
             items=[
-                model.Step(candidate="a", score=0.8, best_before=None, accepted=True),
-                model.Step(candidate="b", score=0.75, best_before=0.8, accepted=False),
+                model.SearchStep(candidate="a", score=0.8, best_before=None, accepted=True),
+                model.SearchStep(candidate="b", score=0.75, best_before=0.8, accepted=False),
             ]
         ),
     )

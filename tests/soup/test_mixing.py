@@ -118,12 +118,12 @@ def test_soup_json_tells_where_it_came_from(tmp_path):
     folders = [checkpoint(tmp_path / n, state(i)) for i, n in enumerate(("emoji", "scenes"))]
     ingredients = [open_ingredient(f) for f in folders]
     soup = write_soup(tmp_path / "soup", ingredients, [1, 3], lineage={"search": "greedy"})
-    told = json.loads((soup / "soup.json").read_text())
-    assert [(i["name"], i["share"]) for i in told["ingredients"]] == [
+    record = json.loads((soup / "soup.json").read_text())
+    assert [(i["name"], i["share"]) for i in record["ingredients"]] == [
         ("emoji", 0.25),
         ("scenes", 0.75),
     ]
-    assert told["search"] == "greedy"
+    assert record["search"] == "greedy"
     assert not (soup / "optimizer.pt").exists()
 
 

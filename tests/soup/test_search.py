@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consomme.base.errors import DataError, RecipeError
-from consomme.soup.search import SEARCHES, Greedy, Maximum, Uniform
+from consomme.soup.search import SEARCHES, GreedySoup, MaximumSoup, UniformSoup
 
 SINGLES = [0.60, 0.70, 0.65, 0.50]
 PAIRS = {(1, 2): 0.70, (0, 1, 2): 0.72, (0, 1, 2, 3): 0.71, (0, 1): 0.71}
@@ -18,7 +18,7 @@ def score(members: tuple[int, ...]) -> float:
 
 
 def test_greedy_goes_by_falling_score_and_accepts_equal():
-    result = Greedy()(4, score)
+    result = GreedySoup()(4, score)
 
     tried = [step.candidate for step in result.trace if len(step.members) > 1]
     assert tried == [2, 0, 3]
@@ -30,7 +30,7 @@ def test_greedy_goes_by_falling_score_and_accepts_equal():
 
 
 def test_greedy_can_ask_for_a_gain():
-    result = Greedy(accept=">")(3, score)
+    result = GreedySoup(accept=">")(3, score)
     assert result.chosen == (0, 1)
     assert [s.accepted for s in result.trace if len(s.members) > 1] == [False, True]
 
@@ -43,7 +43,7 @@ def test_greedy_is_never_below_the_best_single_and_scores_nothing_twice(count, r
         asked.append(members)
         return random.choice([0.1, 0.2, 0.3, 0.4])
 
-    result = Greedy(accept=accept)(count, noisy)
+    result = GreedySoup(accept=accept)(count, noisy)
 
     assert result.score >= max(result.single_scores.values())
     assert set(result.chosen) <= set(range(count))
@@ -52,21 +52,21 @@ def test_greedy_is_never_below_the_best_single_and_scores_nothing_twice(count, r
 
 
 def test_maximum_of_one_is_the_best_and_of_all_is_uniform():
-    assert Maximum(k=1)(4, score).chosen == (1,)
-    everything, uniform = Maximum(k=4)(4, score), Uniform()(4, score)
+    assert MaximumSoup(k=1)(4, score).chosen == (1,)
+    everything, uniform = MaximumSoup(k=4)(4, score), UniformSoup()(4, score)
     assert everything.chosen == uniform.chosen == (0, 1, 2, 3)
     assert everything.score == uniform.score == 0.71
-    assert Maximum(k=2)(4, score).chosen == (1, 2)
+    assert MaximumSoup(k=2)(4, score).chosen == (1, 2)
     assert uniform.num_evaluations == 1
 
 
 def test_impossible_requests_say_what_is_wrong():
     with pytest.raises(RecipeError, match="only 4 ingredients"):
-        Maximum(k=5)(4, score)
+        MaximumSoup(k=5)(4, score)
     with pytest.raises(RecipeError, match="at least one ingredient"):
-        Uniform()(0, score)
+        UniformSoup()(0, score)
     with pytest.raises(DataError, match=r"\[0\] is NaN"):
-        Greedy()(2, lambda members: math.nan)
+        GreedySoup()(2, lambda members: math.nan)
     with pytest.raises(RecipeError, match="greedy"):
         SEARCHES.build({"name": "gready"})
-    assert SEARCHES.build({"name": "greedy", "accept": ">"}) == Greedy(accept=">")
+    assert SEARCHES.build({"name": "greedy", "accept": ">"}) == GreedySoup(accept=">")

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from consomme.base.sample import Turn
-from consomme.engines.generation.requests import NotWritten, Request, Writer
+from consomme.engines.generation.requests import GenerationEngine, GenerationFailure, Request
 
 
 class ChatServer(ThreadingHTTPServer):
@@ -23,7 +23,7 @@ class ChatServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128  # More than anybody asks at once: five, as it is, turns some away.
 
-    def __init__(self, writer: Writer | None) -> None:
+    def __init__(self, writer: GenerationEngine | None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.writer = writer
         self.tricks: list[Callable[[_Handler, dict[str, Any]], bool]] = []
@@ -56,7 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         assert self.server.writer is not None
         (written,) = self.server.writer.write([to_request(body)])
-        if isinstance(written, NotWritten):
+        if isinstance(written, GenerationFailure):
             self.reply(400, {"error": {"message": f"{written.reason}: {written.detail}"}})
             return
         self.reply(200, answer(written.text, written.num_tokens, written.finish_reason))
@@ -99,7 +99,7 @@ def to_request(body: dict[str, Any]) -> Request:
 
 
 @contextlib.contextmanager
-def serving(writer: Writer | None = None) -> Iterator[ChatServer]:
+def serving(writer: GenerationEngine | None = None) -> Iterator[ChatServer]:
     server = ChatServer(writer)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()

@@ -5,7 +5,7 @@ from typing import Any
 
 from consomme.base.sample import Turn
 from consomme.models.batches import Batcher
-from consomme.models.chat_prefix import dialogue_for
+from consomme.models.chat_prefix import chat_encoder_for
 from consomme.train.loop import Batch
 from tests.support.families import noise
 
@@ -13,20 +13,20 @@ TEXTS = ("a red circle", "a large blue square at the top left.", "star", "a gree
 
 
 def batcher_of(model: Any, processor: Any) -> tuple[Any, Batcher]:
-    dialogue = dialogue_for(model.config, processor)
-    return dialogue, Batcher(model, dialogue.tokenizer)
+    chat = chat_encoder_for(model.config, processor)
+    return chat, Batcher(model, chat.tokenizer)
 
 
 def batches_of(
     model: Any, processor: Any, num_parts: int = 1, texts: Sequence[str] = TEXTS
 ) -> Callable[[int], list[Batch]]:
     """Other pictures and questions in every step, cut into micro-batches."""
-    dialogue, batcher = batcher_of(model, processor)
+    chat, batcher = batcher_of(model, processor)
 
     def batches(step: int) -> list[Batch]:
         prompt = Turn(role="user", content=f"describe the image {step}.")
         rows = [
-            dialogue.encode(
+            chat.encode(
                 (prompt, Turn(role="assistant", content=text)), noise(10 * step + number, 40, 32)
             )
             for number, text in enumerate(texts)

@@ -117,7 +117,7 @@ def train(
     import torch
 
     from consomme.train.divergence import DivergedError
-    from consomme.train.loop import Pace, StepReport, fit_in_turns
+    from consomme.train.loop import ScheduleConfig, StepReport, fit_with_rotation
     from consomme.train.parallel.registry import PARALLELISMS
     from consomme.train.parallel.strategy import optimizer_bytes
     from consomme.train.parts import FROZEN, FULL, Part, Trainability
@@ -134,16 +134,20 @@ def train(
     choice = Trainability(language_model=part, projector=projector)
     start = SAVED if resumes else 0
 
-    def mark(selected: tuple[int, ...]) -> Any:
+    def apply_trainability(selected: tuple[int, ...]) -> Any:
         return set_trainable(model, choice, selected, lr=1e-3, weight_decay=0.1).groups
 
-    moving = None
+    trainable_names = None
     if layers == "rotating":
         every = {index for step in range(NUM_STEPS) for index in chosen(layers, step)}
-        moving = {name for group in mark(tuple(every)) for name in group.names}
-    groups = mark(chosen(layers, max(0, start - 1)))
+        trainable_names = {
+            name for group in apply_trainability(tuple(every)) for name in group.names
+        }
+    groups = apply_trainability(chosen(layers, max(0, start - 1)))
     names = [name for name, _ in model.named_parameters()]
-    spread: Any = PARALLELISMS.build(HOW[how])(model, groups, torch.device(device), moving)
+    sharded: Any = PARALLELISMS.build(HOW[how])(
+        model, groups, torch.device(device), trainable_names
+    )
     of_step = batches_of(model, processor, num_parts=4)
 
     def batches(step: int) -> list[Any]:
@@ -160,20 +164,20 @@ def train(
         losses.append(report.loss)
         if report.step == SAVED and not resumes:
             scratch.mkdir(parents=True, exist_ok=True)
-            spread.save(scratch)
+            sharded.save(scratch)
 
     if resumes:
-        spread.load(scratch)
+        sharded.load(scratch)
 
     def go_on(start: int) -> None:
-        fit_in_turns(
-            spread,
+        fit_with_rotation(
+            sharded,
             batches,
-            Pace(num_steps=NUM_STEPS),
+            ScheduleConfig(num_steps=NUM_STEPS),
             start=start,
             after_step=after_step,
             layers_at=lambda step: chosen(layers, step),
-            mark=mark,
+            apply_trainability=apply_trainability,
         )
 
     try:
@@ -181,14 +185,14 @@ def train(
     except DivergedError as error:
         diverged.append(str(error))
         if layers == "rotating":
-            spread.reselect(mark(chosen(layers, SAVED - 1)))
-        spread.load(scratch)
+            sharded.set_param_groups(apply_trainability(chosen(layers, SAVED - 1)))
+        sharded.load(scratch)
         del losses[SAVED:]
         go_on(SAVED)
     assert bool(diverged) == poisoned
     # All of them: what should not move has to be looked at too.
-    spread.moving = frozenset(names)
-    return losses, spread.moved(), optimizer_bytes(spread.optimizer)
+    sharded.trainable_names = frozenset(names)
+    return losses, sharded.trainable_state_dict(), optimizer_bytes(sharded.optimizer)
 
 
 def main() -> None:

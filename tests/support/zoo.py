@@ -172,11 +172,11 @@ def write_data_set(
 
 
 def _write(
-    folder: Path, container: str, stem: str, kinds: Sequence[Kind], last: Kind | None
+    folder: Path, container: str, base_name: str, kinds: Sequence[Kind], last: Kind | None
 ) -> Shard:
-    rows = [Row(key=f"{stem}-good-0")]
+    rows = [Row(key=f"{base_name}-good-0")]
     for number, kind in enumerate(kinds):
-        rows += [Row(key=f"{kind.name}", kind=kind), Row(key=f"{stem}-good-{number + 1}")]
+        rows += [Row(key=f"{kind.name}", kind=kind), Row(key=f"{base_name}-good-{number + 1}")]
     if last:
         rows.append(Row(key=last.name, kind=last))
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,8 +185,8 @@ def _write(
         before = rows[number - 1].key
         built.append(item.kind.build(item.key, before) if item.kind else _good(container, item.key))
     data = _PACK[container](folder, rows, built)
-    (folder / f"{stem}.{container}").write_bytes(data)
-    return Shard(url=str(folder / f"{stem}.{container}"), rows=tuple(rows))
+    (folder / f"{base_name}.{container}").write_bytes(data)
+    return Shard(url=str(folder / f"{base_name}.{container}"), rows=tuple(rows))
 
 
 def _good(container: str, key: str) -> Any:

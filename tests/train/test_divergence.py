@@ -9,7 +9,7 @@ from tests.support.conversations import batches_of
 from tests.train.test_loop import open_model, replicated
 
 from consomme.train.divergence import WARM, DivergedError, LossWatch, check_norm
-from consomme.train.loop import Batch, Pace, fit
+from consomme.train.loop import Batch, ScheduleConfig, fit
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
@@ -45,11 +45,11 @@ def test_the_first_losses_may_be_anything() -> None:
 @pytest.mark.parametrize("is_gradient", [False, True])
 def test_weights_do_not_move_in_a_step_that_diverges(debug_vlm: Path, is_gradient: bool) -> None:
     model, processor, groups = open_model(debug_vlm, lr=1e-3)
-    spread = replicated(model, groups)
+    sharded = replicated(model, groups)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     if is_gradient:
-        moving = next(p for p in model.parameters() if p.requires_grad)
-        moving.register_hook(lambda grad: grad * torch.nan)
+        trainable_names = next(p for p in model.parameters() if p.requires_grad)
+        trainable_names.register_hook(lambda grad: grad * torch.nan)
 
     def batches(step: int) -> list[Batch]:
         parts = batches_of(model, processor)(step)
@@ -58,5 +58,5 @@ def test_weights_do_not_move_in_a_step_that_diverges(debug_vlm: Path, is_gradien
         return parts
 
     with pytest.raises(DivergedError):
-        fit(spread, batches, Pace(num_steps=1), start=0, after_step=lambda report: None)
+        fit(sharded, batches, ScheduleConfig(num_steps=1), start=0, after_step=lambda report: None)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

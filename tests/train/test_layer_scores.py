@@ -92,8 +92,8 @@ def naive_influences(model: Any, batch: dict[str, Tensor], image: int) -> tuple[
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_probe_equals_hidden_states_taken_one_by_one(tmp_path: Path, family: str) -> None:
     model, processor = open_vlm(make(family, tmp_path / family))
-    dialogue, _ = batcher_of(model, processor)
-    image = dialogue.image_token_id
+    chat, _ = batcher_of(model, processor)
+    image = chat.image_token_id
     batches = [batches_of(model, processor)(step)[0] for step in range(1)]
     probe = LayerProbe(model, image)
     probe.watch(batches, attention=True)

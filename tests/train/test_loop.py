@@ -11,29 +11,29 @@ from torch import nn
 
 from consomme.models.batches import IGNORE_INDEX
 from consomme.models.weights import open_vlm
-from consomme.train.loop import Batch, Pace, StepReport, fit, lr_factor
+from consomme.train.loop import Batch, ScheduleConfig, StepReport, fit, lr_factor
 from consomme.train.parallel.ddp_fsdp2 import Ddp
-from consomme.train.parallel.strategy import Spread, make_optimizer
-from consomme.train.parts import Group, Trainability
-from consomme.train.trainable import multiply_in_bfloat16, set_trainable
+from consomme.train.parallel.strategy import ShardedModel, make_optimizer
+from consomme.train.parts import ParamGroup, Trainability
+from consomme.train.trainable import enable_autocast, set_trainable
 
 
 class KilledError(Exception):
     pass
 
 
-def open_model(folder: Path, lr: float = 1e-4) -> tuple[Any, Any, tuple[Group, ...]]:
+def open_model(folder: Path, lr: float = 1e-4) -> tuple[Any, Any, tuple[ParamGroup, ...]]:
     model, processor = open_vlm(folder)
     trained = set_trainable(model, Trainability(), (0, 4, 8), lr=lr, weight_decay=0.01)
     return model, processor, trained.groups
 
 
-def replicated(model: Any, groups: tuple[Group, ...]) -> Spread:
+def replicated(model: Any, groups: tuple[ParamGroup, ...]) -> ShardedModel:
     return Ddp()(model, groups, torch.device("cpu"))
 
 
 def train(
-    spread: Spread,
+    sharded: ShardedModel,
     batches: Callable[[int], list[Batch]],
     num_steps: int,
     *,
@@ -47,7 +47,7 @@ def train(
         if after:
             after(report)
 
-    fit(spread, batches, Pace(num_steps=num_steps), start=start, after_step=after_step)
+    fit(sharded, batches, ScheduleConfig(num_steps=num_steps), start=start, after_step=after_step)
     return reports
 
 
@@ -94,21 +94,21 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(
     reports = train(replicated(undisturbed, groups), batches, 6)
 
     model, _, groups = open_model(debug_vlm, lr=1e-3)
-    spread = replicated(model, groups)
+    sharded = replicated(model, groups)
 
     def save_then_die(report: StepReport) -> None:
         if report.step == 3:
-            spread.save(tmp_path)
+            sharded.save(tmp_path)
         if report.step == 4:
             raise KilledError
 
     with pytest.raises(KilledError):
-        train(spread, batches, 6, after=save_then_die)
+        train(sharded, batches, 6, after=save_then_die)
 
     resumed, _, groups = open_model(debug_vlm, lr=1e-3)
-    spread = replicated(resumed, groups)
-    spread.load(tmp_path)
-    rest = train(spread, batches, 6, start=3)
+    sharded = replicated(resumed, groups)
+    sharded.load(tmp_path)
+    rest = train(sharded, batches, 6, start=3)
 
     assert [(r.step, r.loss, r.lr) for r in rest] == [(r.step, r.loss, r.lr) for r in reports[3:]]
     for (name, a), (_, b) in zip(
@@ -118,22 +118,22 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(
 
 
 def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
-    pace = Pace(num_steps=100, warmup_fraction=0.1)
-    rates = [lr_factor(step, pace) for step in range(100)]
+    schedule = ScheduleConfig(num_steps=100, warmup_fraction=0.1)
+    rates = [lr_factor(step, schedule) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (k + 1) for k in range(10)])
     assert max(rates) == rates[9] == rates[10] == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[55] == pytest.approx(0.1 + 0.9 * 0.5)  # half-way down the cosine
     assert 0.1 < rates[-1] < 0.101
-    assert lr_factor(0, Pace(num_steps=1)) == 1.0
+    assert lr_factor(0, ScheduleConfig(num_steps=1)) == 1.0
 
 
 def test_other_schedules() -> None:
-    linear = Pace(num_steps=100, schedule="linear", final_fraction=0.0)
+    linear = ScheduleConfig(num_steps=100, schedule="linear", final_fraction=0.0)
     rates = [lr_factor(step, linear) for step in range(100)]
     assert rates[55] == pytest.approx(0.5)
     assert rates[99] == pytest.approx(1 / 90)
-    constant = Pace(num_steps=100, schedule="constant", warmup_fraction=0.03)
+    constant = ScheduleConfig(num_steps=100, schedule="constant", warmup_fraction=0.03)
     rates = [lr_factor(step, constant) for step in range(100)]
     assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1])
     assert set(rates[3:]) == {1.0}
@@ -145,13 +145,13 @@ def test_bfloat16_is_for_products_only(debug_vlm: Path) -> None:
         model, processor, groups = open_model(debug_vlm, lr=1e-3)
         frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
         if precision == "bfloat16":
-            multiply_in_bfloat16(model, "cpu")
+            enable_autocast(model, "cpu")
         batches = batches_of(model, processor)
         reports: list[StepReport] = []
         fit(
             replicated(model, groups),
             batches,
-            Pace(num_steps=5),
+            ScheduleConfig(num_steps=5),
             start=0,
             after_step=reports.append,
         )
@@ -177,9 +177,9 @@ def test_each_part_moves_at_its_own_pace() -> None:
     optimizer = make_optimizer(
         model,
         [
-            Group(names=("0.weight",), lr=1.0, weight_decay=0.3),
-            Group(names=("0.bias", "1.weight", "1.bias"), lr=0.5, weight_decay=0.0),
-            Group(names=("2.weight",), lr=0.5, weight_decay=0.0),
+            ParamGroup(names=("0.weight",), lr=1.0, weight_decay=0.3),
+            ParamGroup(names=("0.bias", "1.weight", "1.bias"), lr=0.5, weight_decay=0.0),
+            ParamGroup(names=("2.weight",), lr=0.5, weight_decay=0.0),
         ],
     )
     assert [

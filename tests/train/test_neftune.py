@@ -14,8 +14,8 @@ from consomme.train.neftune import add_noise
 @pytest.mark.parametrize("is_packed", [True, False])
 def test_the_noise_of_each_conversation_has_its_own_bound(debug_vlm: Path, is_packed: bool) -> None:
     model, processor = open_vlm(debug_vlm)
-    dialogue, batcher = batcher_of(model, processor)
-    rows = spoken(dialogue)
+    chat, batcher = batcher_of(model, processor)
+    rows = spoken(chat)
     batch = batcher.pack(rows) if is_packed else batcher.join(rows)
     batch.pop("labels")
     seen: list[torch.Tensor] = []

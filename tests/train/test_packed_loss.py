@@ -11,7 +11,7 @@ from tests.support.families import FAMILIES, make, noise
 from consomme.base.errors import RecipeError
 from consomme.base.sample import Turn
 from consomme.models.batches import IGNORE_INDEX, Batcher
-from consomme.models.encoded import Spoken
+from consomme.models.encoded import EncodedChat
 from consomme.models.weights import open_scorer
 from consomme.train.loop import sum_nll
 
@@ -19,12 +19,12 @@ LOOKS_AHEAD = ("gemma3", "paligemma")
 SHARING = sorted(set(FAMILIES) - set(LOOKS_AHEAD))
 
 
-def spoken(dialogue: Any) -> list[Spoken]:
+def spoken(chat: Any) -> list[EncodedChat]:
     """Pictures of several sizes, a text without one, and a conversation of two answers."""
     ask = Turn(role="user", content="describe the image.")
     texts = ("a red circle", "a large blue square at the top left", "star")
     rows = [
-        dialogue.encode(
+        chat.encode(
             (ask, Turn(role="assistant", content=text)), noise(number, 40 + 30 * number, 64)
         )
         for number, text in enumerate(texts)
@@ -32,23 +32,23 @@ def spoken(dialogue: Any) -> list[Spoken]:
     talk = (ask, Turn(role="assistant", content="a star"), ask, Turn(role="assistant", content="x"))
     return [
         rows[0],
-        dialogue.encode(talk, None),
+        chat.encode(talk, None),
         rows[1],
-        dialogue.encode(talk, noise(9, 64, 40)),
+        chat.encode(talk, noise(9, 64, 40)),
         rows[2],
     ]
 
 
-def alone(model: Any, batcher: Batcher, row: Spoken) -> float:
+def alone(model: Any, batcher: Batcher, row: EncodedChat) -> float:
     return float(sum_nll(model, batcher.join([row])))
 
 
 @pytest.mark.parametrize("family", SHARING)
 def test_each_sample_loses_what_it_loses_alone(family: str, tmp_path: Path) -> None:
     model, processor = open_scorer(make(family, tmp_path))
-    dialogue, batcher = batcher_of(model, processor)
+    chat, batcher = batcher_of(model, processor)
     batcher.check_packing()
-    rows = spoken(dialogue)
+    rows = spoken(chat)
     packed = batcher.pack(rows)
     ends = torch.tensor([len(row.input_ids) for row in rows]).cumsum(0).tolist()
     assert packed["input_ids"].shape == (1, ends[-1])
@@ -67,8 +67,8 @@ def test_each_sample_loses_what_it_loses_alone(family: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("family", SHARING)
 def test_gradients_are_those_of_samples_alone(family: str, tmp_path: Path) -> None:
     model, processor = open_scorer(make(family, tmp_path))
-    dialogue, batcher = batcher_of(model, processor)
-    rows = spoken(dialogue)
+    chat, batcher = batcher_of(model, processor)
+    rows = spoken(chat)
     sum(sum_nll(model, batcher.join([row])) for row in rows).backward()  # type: ignore[union-attr]
     wanted = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     # Some gradients are nothing but rounding, such as those of a bias of keys.
@@ -83,8 +83,8 @@ def test_gradients_are_those_of_samples_alone(family: str, tmp_path: Path) -> No
 
 def test_a_neighbour_changes_nothing(debug_vlm: Path) -> None:
     model, processor = open_scorer(debug_vlm)
-    dialogue, batcher = batcher_of(model, processor)
-    rows = spoken(dialogue)
+    chat, batcher = batcher_of(model, processor)
+    rows = spoken(chat)
     length = len(rows[0].input_ids)
     with torch.no_grad():
         logits = []

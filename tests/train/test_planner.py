@@ -13,10 +13,10 @@ from tests.support.families import FAMILIES, make
 
 from consomme.models.debug import make_debug_vlm
 from consomme.models.weights import open_shapes, open_vlm
-from consomme.train.activations import Kept, kept
+from consomme.train.activations import SavedActivations, saved_activations
 from consomme.train.cost import SampleShape, StepCost, peak_flops, step_cost
 from consomme.train.layers import LAYER_SELECTORS
-from consomme.train.loop import Pace, fit, sum_nll
+from consomme.train.loop import ScheduleConfig, fit, sum_nll
 from consomme.train.parallel.ddp_fsdp2 import Ddp, Fsdp2
 from consomme.train.parallel.strategy import optimizer_bytes
 from consomme.train.parts import FROZEN, FULL, Part, Trainability, Trained
@@ -26,15 +26,15 @@ from consomme.train.planner import (
     GRADIENTS,
     OPTIMIZER,
     WEIGHTS,
-    Plan,
+    ResourcePlan,
     make_plan,
     spread_bytes,
     tensors_of,
 )
 from consomme.train.trainable import (
-    forget_activations,
-    multiply_in_bfloat16,
-    remember_no_past,
+    disable_kv_cache,
+    enable_activation_checkpointing,
+    enable_autocast,
     set_trainable,
 )
 
@@ -83,14 +83,14 @@ def test_exact_kinds_are_what_one_step_holds(
     model, processor = open_vlm(debug_vlm)
     layers = LAYER_SELECTORS.build(node)(12, None)
     trained = set_trainable(model, choice, layers, lr=1e-3)
-    spread = Ddp()(model, trained.groups, torch.device("cpu"))
+    sharded = Ddp()(model, trained.groups, torch.device("cpu"))
     batches = batches_of(model, processor)
-    fit(spread, batches, Pace(num_steps=1), start=0, after_step=lambda report: None)
+    fit(sharded, batches, ScheduleConfig(num_steps=1), start=0, after_step=lambda report: None)
     sum_nll(model, batches(1)[0]).backward()
     planned = spread_bytes(Ddp(), tensors, 1, 1, "cpu")
     named = dict(model.named_parameters())
     gradients = [p.grad for p in named.values() if p.grad is not None]
-    assert planned[OPTIMIZER].total == optimizer_bytes(spread.optimizer)
+    assert planned[OPTIMIZER].total == optimizer_bytes(sharded.optimizer)
     assert planned[GRADIENTS].total == sum(g.numel() * g.element_size() for g in gradients)
     assert planned[WEIGHTS].total == sum(p.numel() * 4 for p in named.values())
     assert planned[BUFFERS].total == 0
@@ -105,7 +105,9 @@ def test_a_70b_model_is_planned_in_seconds_from_its_config(tmp_path: Path) -> No
     model, trained = shapes_of(tmp_path, choice, {"name": "sparse_uniform"})
     tensors = tensors_of(model, trained)
     lengths = SampleShape(num_tokens=2048, num_labelled=512)
-    held = kept(model, trained.lowest_layer, lengths, num_samples=2, precision="bfloat16")
+    held = saved_activations(
+        model, trained.lowest_layer, lengths, num_samples=2, precision="bfloat16"
+    )
     seconds = time.monotonic() - began
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -209,13 +211,13 @@ def test_activations_are_near_what_is_measured(
     assert precision in ("float32", "bfloat16")
     shapes, trained = shapes_of(folder, choice, node)
     model, _ = open_vlm(folder)
-    remember_no_past(model)
+    disable_kv_cache(model)
     set_trainable(model, choice, LAYER_SELECTORS.build(node)(12, None), lr=1e-3)
     model.train()
     if checkpointing:
-        forget_activations(model)
+        enable_activation_checkpointing(model)
     if precision == "bfloat16":
-        multiply_in_bfloat16(model, "cpu")
+        enable_autocast(model, "cpu")
     num_image = model.config.image_seq_length
     input_ids = torch.randint(10, 300, (2, num_tokens))
     input_ids[:, :num_image] = model.config.image_token_id
@@ -234,7 +236,7 @@ def test_activations_are_near_what_is_measured(
         num_image_tokens=num_image,
         num_pixel_values=pixels[0].numel(),
     )
-    held = kept(
+    held = saved_activations(
         shapes,
         trained.lowest_layer,
         shape,
@@ -248,7 +250,9 @@ def test_activations_are_near_what_is_measured(
     assert 0.7 < ratio < 1.25 if checkpointing else 0.95 < ratio < 1.15
 
 
-def planned(model: Any, trained: Trained, held: Kept | None, *, checkpointing: bool) -> Plan:
+def planned(
+    model: Any, trained: Trained, held: SavedActivations | None, *, checkpointing: bool
+) -> ResourcePlan:
     shape = SampleShape(num_tokens=100, num_labelled=50)
     cost = step_cost(model, trained.lowest_layer, shape, num_samples=1)
     return make_plan(
@@ -279,7 +283,7 @@ def test_every_family_can_be_planned(family: str, tmp_path: Path) -> None:
         num_image_tokens=4,
         num_pixel_values=batch["pixel_values"][0].numel(),
     )
-    held = kept(shapes, trained.lowest_layer, shape, num_samples=2)
+    held = saved_activations(shapes, trained.lowest_layer, shape, num_samples=2)
     assert all(held.layers)
     assert held.others
     cost = step_cost(shapes, trained.lowest_layer, shape, num_samples=2)

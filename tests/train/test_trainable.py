@@ -15,13 +15,17 @@ from consomme.models.adapters import merge_adapter, open_adapter
 from consomme.models.anatomy import anatomy
 from consomme.models.lora import merge_lora, save_adapter
 from consomme.models.weights import open_vlm, save_vlm
-from consomme.pipelines.train.telling import told
+from consomme.pipelines.train.telling import summary_lines
 from consomme.train.layers import LAYER_SELECTORS, SparseUniform
-from consomme.train.loop import Pace, fit
+from consomme.train.loop import ScheduleConfig, fit
 from consomme.train.parallel.ddp_fsdp2 import Ddp
 from consomme.train.parallel.strategy import make_optimizer
 from consomme.train.parts import FROZEN, FULL, Part, Trainability, Trained, summarise
-from consomme.train.trainable import forget_activations, remember_no_past, set_trainable
+from consomme.train.trainable import (
+    disable_kv_cache,
+    enable_activation_checkpointing,
+    set_trainable,
+)
 
 LORA = Part(state="lora", rank=4, alpha=8)
 DORA = Part(state="dora", rank=4, alpha=8)
@@ -45,7 +49,7 @@ def one_step(model: Any, processor: Any, trained: Trained) -> None:
     fit(
         Ddp()(model, trained.groups, torch.device("cpu")),
         batches_of(model, processor),
-        Pace(num_steps=1),
+        ScheduleConfig(num_steps=1),
         start=0,
         after_step=lambda report: None,
     )
@@ -176,9 +180,9 @@ def test_an_adapter_has_rank_times_both_sides(debug_vlm: Path) -> None:
     assert trained.num_trained == 4 * (4 * 2 * width + 3 * (width + ffn))
     assert trained.lowest_layer == 3
     assert trained.adapters == ("language_model",)
-    moving = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert moving
-    assert all(".layers.3." in name and "lora_" in name for name in moving)
+    trainable_names = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable_names
+    assert all(".layers.3." in name and "lora_" in name for name in trainable_names)
 
 
 def test_parts_have_their_own_pace(debug_vlm: Path) -> None:
@@ -319,7 +323,7 @@ def test_the_table_is_told_in_a_few_lines(debug_vlm: Path) -> None:
         ("embeddings", "frozen", None),
         ("head", "frozen", None),
     ]
-    lines = told(trained.rows)
+    lines = summary_lines(trained.rows)
     assert lines[0].startswith("vision encoder: frozen, ")
     assert lines[3].startswith("layers 1, 5-7: lora, 56 tensors, ")
     assert lines[3].endswith("lr 0.001")
@@ -334,7 +338,7 @@ def test_forgotten_activations_are_worked_out_again(tmp_path: Path, family: str)
         model, processor = open_vlm(folder)
         trained = set_trainable(model, Trainability(), (1,), lr=1e-2)
         if forgets:
-            forget_activations(model)
+            enable_activation_checkpointing(model)
         one_step(model, processor, trained)
         found.append(weights(model))
     for name, tensor in found[0].items():
@@ -348,7 +352,7 @@ def test_training_keeps_no_past(family: str, tmp_path: Path) -> None:
     batch.pop("labels")
     before = model(**batch)
     assert before.past_key_values is not None
-    remember_no_past(model)
+    disable_kv_cache(model)
     after = model(**batch)
     assert after.past_key_values is None
     assert torch.equal(before.logits, after.logits)

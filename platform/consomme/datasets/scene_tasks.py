@@ -53,7 +53,7 @@ _WORDLESS_EVERY = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class SceneTask:
     """What one specialist is taught."""
 
     prompt: str
@@ -223,26 +223,26 @@ def _ask_anything(scene: Scene, seed: int) -> list[Question]:
     return asked
 
 
-TASKS: Mapping[str, Task] = {
-    "spatial": Task(
+TASKS: Mapping[str, SceneTask] = {
+    "spatial": SceneTask(
         prompt=TASK_PROMPTS["spatial"],
         narrate=_narrate_spatial,
         ask=_ask_spatial,
         suits=lambda scene, seed: True,
     ),
-    "grounding": Task(
+    "grounding": SceneTask(
         prompt=TASK_PROMPTS["grounding"],
         narrate=_narrate_grounding,
         ask=_ask_grounding,
         suits=lambda scene, seed: True,
     ),
-    "talk": Task(
+    "talk": SceneTask(
         prompt="describe the image.",
         narrate=caption,
         ask=_ask_anything,
         suits=lambda scene, seed: True,
     ),
-    "ocr": Task(
+    "ocr": SceneTask(
         prompt=TASK_PROMPTS["ocr"],
         narrate=_narrate_ocr,
         ask=_ask_ocr,
@@ -253,7 +253,9 @@ TASKS: Mapping[str, Task] = {
 """Task name -> task."""
 
 
-def scenes_for(task: Task, first_seed: int, num: int, style: str) -> Iterator[tuple[int, Scene]]:
+def scenes_for(
+    task: SceneTask, first_seed: int, num: int, style: str
+) -> Iterator[tuple[int, Scene]]:
     """Yield the first `num` scenes that suit a task, with their seeds, from `first_seed` on."""
     left = num
     for seed in count(first_seed):
@@ -266,7 +268,7 @@ def scenes_for(task: Task, first_seed: int, num: int, style: str) -> Iterator[tu
 
 
 def conversation(
-    task: Task, scene: Scene, seed: int, *, num_turns: int, narrate_fraction: float
+    task: SceneTask, scene: Scene, seed: int, *, num_turns: int, narrate_fraction: float
 ) -> tuple[Turn, ...]:
     """Make the turns of one sample: either the task's prompt and the whole answer, or questions.
 

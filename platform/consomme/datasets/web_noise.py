@@ -43,12 +43,12 @@ def _mismatched(sample: Sample, others: Sequence[Sample], rng: random.Random) ->
 
 def _file_name(sample: Sample, others: Sequence[Sample], rng: random.Random) -> str:
     number = rng.randrange(10_000)
-    stem = "-".join(sample.caption.lower().split()[:2]).strip(".,")
+    base_name = "-".join(sample.caption.lower().split()[:2]).strip(".,")
     return rng.choice(
         (
             f"IMG_{number:04d}.JPG",
             f"DSC{number:05d}.jpg",
-            f"wp-content/uploads/2019/{rng.randint(1, 12):02d}/{stem}-{number}.jpeg",
+            f"wp-content/uploads/2019/{rng.randint(1, 12):02d}/{base_name}-{number}.jpeg",
             f"Screenshot_{number}-final-v2.png",
         )
     )
@@ -119,13 +119,13 @@ def near_duplicate(sample: Sample, rng: random.Random) -> Sample:
     side = max(8, int(flat.width * rng.uniform(0.85, 0.95)))
     out = io.BytesIO()
     flat.resize((side, side), Image.Resampling.BICUBIC).save(out, "JPEG", quality=80)
-    stem = sample.image_name.rsplit(".", 1)[0]
+    base_name = sample.image_name.rsplit(".", 1)[0]
     edited = rng.choice((sample.caption.capitalize(), sample.caption.rstrip(".") + "!"))
     copy = replace(
         sample,
         sample_id=f"{sample.sample_id}-copy",
         image=out.getvalue(),
-        image_name=f"{stem}-copy.jpg",
+        image_name=f"{base_name}-copy.jpg",
     )
     return copy.with_caption(
         edited,

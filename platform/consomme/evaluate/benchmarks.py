@@ -32,7 +32,7 @@ RIGHT_IOU = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
+class BenchmarkItem:
     """One request."""
 
     image: Image.Image
@@ -45,7 +45,7 @@ class Benchmark(Protocol):
     max_tokens: int
     """Longest answer."""
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[BenchmarkItem]:
         """All requests, always the same."""
 
     def verdicts(self, answers: Sequence[str]) -> list[float]:
@@ -139,11 +139,11 @@ class SceneQuestions:
             if not self.kinds or question.kind in self.kinds
         ]
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[BenchmarkItem]:
         """All questions."""
         pictures = _scene_pictures(self.first_seed, self.num, self.style)
         return [
-            Item(image=_picture(pictures[number], self.blank), prompt=question.question)
+            BenchmarkItem(image=_picture(pictures[number], self.blank), prompt=question.question)
             for number, question in self._asked()
         ]
 
@@ -180,10 +180,12 @@ class SceneCaptions:
     max_tokens: int = 64
     """Longest caption."""
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[BenchmarkItem]:
         """One request per scene."""
         pictures = _scene_pictures(self.first_seed, self.num, self.style)
-        return [Item(image=_picture(p, self.blank), prompt=CAPTION_PROMPT) for p in pictures]
+        return [
+            BenchmarkItem(image=_picture(p, self.blank), prompt=CAPTION_PROMPT) for p in pictures
+        ]
 
     def _claims(self, answers: Sequence[str]) -> list[tuple[int, int, int]]:
         found = []
@@ -235,14 +237,14 @@ class _SceneTask:
         drawn = scene_tasks.scenes_for(task, self.first_seed, self.num, self.style)
         return [(scene, question) for seed, scene in drawn for question in task.ask(scene, seed)]
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[BenchmarkItem]:
         """All questions."""
         pictures: dict[scenes.Scene, Image.Image] = {}
         items = []
         for scene, question in self._asked():
             if scene not in pictures:
                 pictures[scene] = _picture(scenes.render(scene), self.blank)
-            items.append(Item(image=pictures[scene], prompt=question.question))
+            items.append(BenchmarkItem(image=pictures[scene], prompt=question.question))
         return items
 
     def verdicts(self, answers: Sequence[str]) -> list[float]:
@@ -325,10 +327,10 @@ class EmojiNames:
     def _entries(self) -> tuple[emoji.Emoji, ...]:
         return emoji.load(self.style)[self.first :: self.every]
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[BenchmarkItem]:
         """One request per emoji."""
         pictures = [Image.fromarray(plain_view(p, 60)) for p in emoji.pixels(self._entries())]
-        return [Item(image=_picture(p, self.blank), prompt=NAME_PROMPT) for p in pictures]
+        return [BenchmarkItem(image=_picture(p, self.blank), prompt=NAME_PROMPT) for p in pictures]
 
     def verdicts(self, answers: Sequence[str]) -> list[float]:
         """1 where the name is the right one."""

@@ -17,7 +17,7 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 
-class Task(NamedTuple):
+class UnitReadTask(NamedTuple):
     """Reads some units, wherever it is called."""
 
     tables: Callable[[], Iterable[pa.Table]]
@@ -29,7 +29,7 @@ class Task(NamedTuple):
 class UnitSource(Datasource):  # type: ignore[misc]
     """A Ray Data source whose blocks are units; see the module."""
 
-    def __init__(self, name: str, tasks: Sequence[Task]) -> None:
+    def __init__(self, name: str, tasks: Sequence[UnitReadTask]) -> None:
         """Keep the tasks; nothing is read yet.
 
         Args:

@@ -45,7 +45,7 @@ GROWS_AT = 0.875
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pool:
+class ActorPool:
     """The actors that do a stage's work. Ray grows and shrinks the pool between the limits."""
 
     max_actors: int
@@ -81,7 +81,7 @@ def run_units(
     stage: type[Stage],
     stage_options: Mapping[str, Any],
     what: str,
-    pool: Pool,
+    pool: ActorPool,
     max_reject_fraction: float = 1.0,
     read: ReadUnit = read_unit,
     check: Check | None = None,
@@ -107,27 +107,27 @@ def run_units(
     """
     from consomme.execution.pending import pending
 
-    attempt = folder.start_attempt()
+    attempt_no = folder.start_attempt()
     if folder.is_closed:
-        folder.close(attempt)
+        folder.close(attempt_no)
         return
     todo = pending(folder, plan, pool.readers or 1)
     if todo.num_units:
-        driver = _Driver(folder, attempt, plan, what, pool, max_reject_fraction, check)
-        blocks = _dataset(todo, folder, attempt, kind, stage, stage_options, pool, read)
+        driver = _Driver(folder, attempt_no, plan, what, pool, max_reject_fraction, check)
+        blocks = _dataset(todo, folder, attempt_no, kind, stage, stage_options, pool, read)
         with own_errors():
             driver.follow(blocks)
-    folder.close(attempt)
+    folder.close(attempt_no)
 
 
 def _dataset(
     todo: Any,
     folder: RunFolder,
-    attempt: int,
+    attempt_no: int,
     kind: str,
     stage: type[Stage],
     stage_options: Mapping[str, Any],
-    pool: Pool,
+    pool: ActorPool,
     read: ReadUnit,
 ) -> Any:
     """Wire reading and work into one Ray Data pipeline; nothing runs yet."""
@@ -154,7 +154,7 @@ def _dataset(
             "stage": stage,
             "options": dict(stage_options),
             "run_url": folder.url,
-            "attempt": attempt,
+            "attempt": attempt_no,
             "kind": kind,
             "read": read,
         },
@@ -185,15 +185,15 @@ class _Driver:
     def __init__(
         self,
         folder: RunFolder,
-        attempt: int,
+        attempt_no: int,
         plan: Plan,
         what: str,
-        pool: Pool,
+        pool: ActorPool,
         max_reject_fraction: float,
         check: Check | None,
     ) -> None:
         self.check = check
-        self.folder, self.attempt, self.plan, self.what = folder, attempt, plan, what
+        self.folder, self.attempt_no, self.plan, self.what = folder, attempt_no, plan, what
         self.max_reject_fraction = max_reject_fraction
         self.most_rejects = max_reject_fraction * plan.num_rows
         self.watch = StageWatch(
@@ -212,7 +212,7 @@ class _Driver:
         sums = Counter(self.folder.total_sums()) if self.check else Counter()
         done = counts.get("samples", 0) + rejected
         with Progress(self.plan.num_rows, self.what, "samples", done=done) as progress:
-            beat = Heartbeat(self.folder.store, self.attempt, progress, self.watch)
+            beat = Heartbeat(self.folder.store, self.attempt_no, progress, self.watch)
             with beat:
                 for receipt in _receipts(blocks):
                     if receipt["error"]:
@@ -239,7 +239,7 @@ class _Driver:
         self.packed.add(record.unit_id)
         self.fresh.append(record)
         if len(self.fresh) >= RECORDS_PER_SEGMENT:
-            self.folder.pack_commits(self.attempt, self.sequence, self.fresh)
+            self.folder.pack_commits(self.attempt_no, self.sequence, self.fresh)
             self.fresh, self.sequence = [], self.sequence + 1
 
     def _too_many(self, rejected: int) -> str:

@@ -31,14 +31,14 @@ class Heartbeat:
     def __init__(
         self,
         store: Store,
-        attempt: int,
+        attempt_no: int,
         progress: Progress,
         watch: StageWatch,
         *,
         interval_s: float = INTERVAL_S,
         clock: Callable[[], float] = now,
     ) -> None:
-        self._store, self._attempt, self._progress, self._watch = store, attempt, progress, watch
+        self._store, self._attempt, self._progress, self._watch = store, attempt_no, progress, watch
         self._interval_s, self._clock = interval_s, clock
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)

@@ -17,7 +17,7 @@ from consomme.base.errors import DataError
 from consomme.base.sample import Reject, Sample, samples_to_table, table_to_samples
 from consomme.execution.spans import Spans, timed
 from consomme.execution.wire import from_bytes, rejects_from_json, rejects_to_json, to_bytes
-from consomme.storage.ledger.inflight import Gate, clear, work_safely
+from consomme.storage.ledger.inflight import ReadWriteGate, clear, work_safely
 from consomme.storage.plan import Work
 from consomme.storage.stores.store import Store
 from consomme.storage.unit import ReadUnit, Unit
@@ -36,7 +36,7 @@ class Loaded:
     """Rows that could not be read."""
 
 
-def load(store: Store, work: Work, read: ReadUnit, gate: Gate | None = None) -> Loaded:
+def load(store: Store, work: Work, read: ReadUnit, gate: ReadWriteGate | None = None) -> Loaded:
     """Read a unit, or the rows of it that a view keeps.
 
     Args:
@@ -104,7 +104,7 @@ def unpack(row: Row) -> tuple[Work, Loaded | None, Spans]:
 
 
 def _read_safely(
-    store: Store, unit: Unit, read_unit: ReadUnit, gate: Gate | None
+    store: Store, unit: Unit, read_unit: ReadUnit, gate: ReadWriteGate | None
 ) -> tuple[list[tuple[int, Sample]], list[tuple[int, Reject]]]:
     """Read a unit; if native code (Parquet) dies on it, its rows become rejects."""
     if not unit.shard.endswith(".parquet"):
@@ -117,9 +117,9 @@ def _read_safely(
 
     # Rows of one range cannot be told apart while reading: the whole range counts as one "row".
     note = f"read-{unit.unit_id}"
-    found, condemned = work_safely(store, note, [0], read, gate)
+    found, poison_rows = work_safely(store, note, [0], read, gate)
     clear(store, note)
-    if not condemned:
+    if not poison_rows:
         return found
     rejects = [
         (

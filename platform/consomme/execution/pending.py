@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from consomme.execution.datasource import Task, UnitSource
+from consomme.execution.datasource import UnitReadTask, UnitSource
 from consomme.execution.loading import ROW_SCHEMA, name_row, sample_row
 from consomme.storage.ledger.run_folder import RunFolder
-from consomme.storage.plan import Part, Plan, part_unit_ids, read_part
+from consomme.storage.plan import Plan, PlanPart, part_unit_ids, read_part
 from consomme.storage.stores.open import open_store
 from consomme.storage.unit import ReadUnit
 
@@ -46,7 +46,7 @@ def pending(folder: RunFolder, plan: Plan, num_readers: int) -> Pending:
     """Cut what is not committed yet into slices, small enough to keep all readers busy."""
     done = folder.done_units()
 
-    def undone(part: Part) -> tuple[str, list[int]]:
+    def undone(part: PlanPart) -> tuple[str, list[int]]:
         if not done:
             return part.path, list(range(part.num_units))
         ids = part_unit_ids(folder.store, part.path)
@@ -73,7 +73,7 @@ def reading(run_url: str, slices: Sequence[Slice], read: ReadUnit | None) -> Uni
         read: Reads units; None hands on their names, for actors that read themselves.
     """
     return UnitSource(
-        "Unit", [Task(_Read(run_url, chosen, read), len(chosen.rows)) for chosen in slices]
+        "Unit", [UnitReadTask(_Read(run_url, chosen, read), len(chosen.rows)) for chosen in slices]
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from consomme.base.telemetry import Progress
 from consomme.execution.errors import own_errors
 from consomme.storage.ledger.run_folder import RunFolder
-from consomme.storage.plan import Part, Plan, Work, read_part, write_part
+from consomme.storage.plan import Plan, PlanPart, Work, read_part, write_part
 from consomme.storage.shards import Shard
 from consomme.storage.stores.open import open_store
 from consomme.storage.unit import Unit
@@ -68,7 +68,7 @@ def _plan_on_cluster(
     shards: Sequence[Shard],
     unit_rows: int,
     plan_one: Callable[[Shard, int], list[Unit]],
-    planned: dict[int, Part],
+    planned: dict[int, PlanPart],
     progress: Progress,
 ) -> None:
     """Let tasks make the parts that are missing in `planned`, many at once."""
@@ -98,7 +98,7 @@ def plan_view(folder: RunFolder, view: View) -> Plan:
     if plan is not None:
         return plan
     kept = (Work(unit=unit, bitmap=bitmap) for unit, bitmap in view.entries if any(bitmap))
-    parts: list[Part] = []
+    parts: list[PlanPart] = []
     while chunk := list(islice(kept, UNITS_PER_PART)):
         parts.append(write_part(folder.store, len(parts), chunk))
     num_shards = len({unit.shard for unit, _ in view.entries})
@@ -113,17 +113,17 @@ def _plan_part(
     shards: Sequence[Shard],
     max_rows: int,
     plan_one: Callable[[Shard, int], list[Unit]],
-) -> Part:
+) -> PlanPart:
     units = (Work(unit=unit) for shard in shards for unit in plan_one(shard, max_rows))
     return write_part(open_store(run_url), number, units)
 
 
-def _planned_before(folder: RunFolder) -> dict[int, Part]:
+def _planned_before(folder: RunFolder) -> dict[int, PlanPart]:
     """Find the parts an interrupted attempt wrote; each appears whole or not at all."""
     found = {}
     for file in folder.store.list("plan/part-"):
         work = list(read_part(folder.store, file.path))
-        found[int(file.path[-len("000000.parquet") :].partition(".")[0])] = Part(
+        found[int(file.path[-len("000000.parquet") :].partition(".")[0])] = PlanPart(
             path=file.path,
             num_units=len(work),
             num_rows=sum(item.num_rows for item in work),

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _LOOKING: ContextVar[bool] = ContextVar("looking", default=False)
 
 
-class NotDoneError(Exception):
+class RunNotDoneError(Exception):
     """A run that would have to be done, met while only looking."""
 
     def __init__(self, folder: RunFolder) -> None:
@@ -103,7 +103,7 @@ def begin(
 
     Raises:
         DataError: A parent is not finished.
-        NotDoneError: Inside `looking`, if the run is not done.
+        RunNotDoneError: Inside `looking`, if the run is not done.
     """
     found = [*parents, *(run for run in map(run_of, reads) if run)]
     manifests = {url: load_manifest(url) for url in dict.fromkeys(map(absolute_url, found))}
@@ -113,7 +113,7 @@ def begin(
     folder = RunFolder.open(recipe.root, verb, recipe.name, mark)
     if not folder.is_done:
         if _LOOKING.get():
-            raise NotDoneError(folder)
+            raise RunNotDoneError(folder)
         folder.begin(to_yaml(recipe))
     return Run(
         folder=folder,

@@ -33,7 +33,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
+class UnitSample:
     """A sample and where it is in its unit."""
 
     row: int
@@ -41,7 +41,7 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoded(Item):
+class DecodedSample(UnitSample):
     """A sample with its picture decoded."""
 
     image: Image.Image
@@ -66,7 +66,7 @@ class UnitStage:
     """Whether several units may be worked on at once: for engines that put requests of different
     units into one batch, and so are never short of work at the end of a unit."""
 
-    def work(self, samples: Sequence[Decoded]) -> Outcome:
+    def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         """Do the stage's work on samples of one unit whose pictures could be decoded.
 
         Called on each piece of a unit in turn, and on nothing if a unit has no such sample.
@@ -81,7 +81,7 @@ class UnitStage:
 class BytesStage:
     """Base of a stage that wants samples as they are, without a look at their pictures."""
 
-    def work(self, samples: Sequence[Item]) -> Outcome:
+    def work(self, samples: Sequence[UnitSample]) -> Outcome:
         """Do the stage's work on all samples of a unit that could be read."""
         raise TypeError(f"{type(self).__name__} defines no work()")
 

@@ -30,16 +30,16 @@ from consomme.execution.loading import Loaded, Row, load, unpack
 from consomme.execution.spans import Spans, timed
 from consomme.execution.stage import (
     BytesStage,
-    Decoded,
-    Item,
+    DecodedSample,
     Outcome,
     Stage,
+    UnitSample,
     UnitStage,
     merge,
     reject_of,
 )
 from consomme.storage.ledger.commits import CommitRecord
-from consomme.storage.ledger.inflight import Gate, clear, work_safely
+from consomme.storage.ledger.inflight import ReadWriteGate, clear, work_safely
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.sidecar import ID_HASH, table_bytes
 from consomme.storage.unit import ReadUnit, Unit
@@ -66,7 +66,7 @@ class UnitWorker:
         stage: type[Stage],
         options: Mapping[str, Any],
         run_url: str,
-        attempt: int,
+        attempt_no: int,
         kind: str,
         read: ReadUnit = read_unit,
     ) -> None:
@@ -76,12 +76,12 @@ class UnitWorker:
             stage: Its class.
             options: Its constructor's arguments.
             run_url: The run folder.
-            attempt: Which attempt commits.
+            attempt_no: Which attempt commits.
             kind: Kind of the output file.
             read: Reads one unit.
         """
         self.folder = RunFolder.at(run_url)
-        self.attempt, self.kind, self.read = attempt, kind, read
+        self.attempt_no, self.kind, self.read = attempt_no, kind, read
         self.broken: ConsommeError | None = None
         try:
             self.stage = stage(**options)
@@ -90,7 +90,7 @@ class UnitWorker:
             # first unit.
             self.broken = error
         self.turn = threading.Lock()
-        self.gate = Gate()
+        self.gate = ReadWriteGate()
         self.threads = ThreadPoolExecutor(DECODE_THREADS)
 
     def __call__(self, row: Row) -> Row:
@@ -134,7 +134,7 @@ class UnitWorker:
         def run(rows: Sequence[int]) -> tuple[Outcome, Rejected]:
             chosen = {number: samples[number] for number in rows}
             if isinstance(self.stage, BytesStage):
-                items = [Item(row=number, sample=sample) for number, sample in chosen.items()]
+                items = [UnitSample(row=number, sample=sample) for number, sample in chosen.items()]
                 with self.turn, timed(spans, "work"):
                     return self.stage.work(items), []
             turn = contextlib.nullcontext() if self.stage.is_shared else self.turn
@@ -150,9 +150,9 @@ class UnitWorker:
                     outcomes.append(self.stage.work(piece or []))
 
         store, numbers = self.folder.store, list(samples)
-        (outcome, bad), condemned = work_safely(store, unit.unit_id, numbers, run, self.gate)
+        (outcome, bad), poison_rows = work_safely(store, unit.unit_id, numbers, run, self.gate)
         killers = [
-            (number, reject_of(samples[number], "killed_worker", KILLED)) for number in condemned
+            (number, reject_of(samples[number], "killed_worker", KILLED)) for number in poison_rows
         ]
         every = sorted(
             [*loaded.rejects, *bad, *outcome.rejects, *killers], key=lambda entry: entry[0]
@@ -161,12 +161,12 @@ class UnitWorker:
 
     def _pieces(
         self, samples: Mapping[int, Sample], min_side_px: int | None, bad: Rejected
-    ) -> Iterator[list[Decoded]]:
+    ) -> Iterator[list[DecodedSample]]:
         """Decode pictures in threads, a piece at a time; those that cannot be had go to `bad`."""
         waiting: deque[tuple[int, Sample, Future[Image.Image | DecodeProblem]]] = deque()
         read = partial(decode, min_side_px=min_side_px)
         coming = iter(samples.items())
-        piece: list[Decoded] = []
+        piece: list[DecodedSample] = []
         size = 0
         while True:
             for number, sample in coming:
@@ -180,7 +180,7 @@ class UnitWorker:
             if isinstance(image, DecodeProblem):
                 bad.append((number, reject_of(sample, image.reason, image.detail)))
                 continue
-            piece.append(Decoded(row=number, sample=sample, image=image))
+            piece.append(DecodedSample(row=number, sample=sample, image=image))
             size += image.width * image.height * 3
             if size >= PIECE_BYTES:
                 yield piece
@@ -198,7 +198,7 @@ class UnitWorker:
             ]
         ]
         counts = {"samples": outcome.table.num_rows, **outcome.counts}
-        record = self.folder.commit(self.attempt, unit, files, counts, rejects, outcome.sums)
+        record = self.folder.commit(self.attempt_no, unit, files, counts, rejects, outcome.sums)
         clear(self.folder.store, unit.unit_id)
         return record
 

@@ -138,14 +138,14 @@ def _pairs(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, tuple[Tenso
                 f"{folder}: the tensor {name} is none of a plain LoRA's; expected names such as"
                 f" {_PREFIX}model.layers.0.self_attn.q_proj{_KINDS[0]}"
             )
-        stem = name.removesuffix(kind)
-        both = [tensors.get(stem + kind) for kind in _KINDS]
+        base_name = name.removesuffix(kind)
+        both = [tensors.get(base_name + kind) for kind in _KINDS]
         if both[0] is None or both[1] is None or both[0].shape[0] != both[1].shape[1]:
             raise CheckpointError(
                 f"{folder}: {name} has no partner that fits; expected {_KINDS[0]} of (rank,"
                 f" inputs) and {_KINDS[1]} of (outputs, rank)"
             )
-        pairs[stem.removeprefix(_PREFIX)] = (both[0], both[1])
+        pairs[base_name.removeprefix(_PREFIX)] = (both[0], both[1])
     if not pairs:
         raise CheckpointError(f"{folder}: the adapter is empty")
     return pairs

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from consomme.base.errors import RecipeError
-from consomme.models.encoded import Asked, Spoken, pad_and_join
+from consomme.models.encoded import EncodedChat, EncodedPrompt, pad_and_join
 
 # Shapes: B conversations, T token positions.
 
@@ -63,7 +63,10 @@ class Batcher:
             )
 
     def join(
-        self, rows: Sequence[Asked | Spoken], *, pad: Literal["left", "right"] = "right"
+        self,
+        rows: Sequence[EncodedPrompt | EncodedChat],
+        *,
+        pad: Literal["left", "right"] = "right",
     ) -> dict[str, Tensor]:
         """Pad to the longest row.
 
@@ -89,12 +92,12 @@ class Batcher:
             if name in self.takes:
                 inputs[name] = padded([row.token_types for row in rows], 0)
         inputs |= self._pixels(rows)
-        spoken = [row for row in rows if isinstance(row, Spoken)]
+        spoken = [row for row in rows if isinstance(row, EncodedChat)]
         if len(spoken) == len(rows):
             inputs["labels"] = padded([labels_of(row) for row in spoken], IGNORE_INDEX)
         return inputs
 
-    def pack(self, rows: Sequence[Spoken]) -> dict[str, Tensor]:
+    def pack(self, rows: Sequence[EncodedChat]) -> dict[str, Tensor]:
         """Put conversations one after the other into one row, T tokens long.
 
         Returns:
@@ -118,7 +121,7 @@ class Batcher:
             )
         return inputs | self._pixels(rows)
 
-    def _pixels(self, rows: Sequence[Asked | Spoken]) -> dict[str, Tensor]:
+    def _pixels(self, rows: Sequence[EncodedPrompt | EncodedChat]) -> dict[str, Tensor]:
         pixels = [row.pixels for row in rows if row.pixels is not None]
         names = sorted(self.takes.intersection(pixels[0].inputs if pixels else ()))
         return {name: pad_and_join([one.inputs[name] for one in pixels]) for name in names}
@@ -135,7 +138,7 @@ class Batcher:
         mask_TT = torch.zeros(sees_TT.shape).masked_fill_(~sees_TT, torch.finfo(torch.float32).min)
         return mask_TT[None, None]
 
-    def _positions(self, row: Spoken) -> Tensor:
+    def _positions(self, row: EncodedChat) -> Tensor:
         if self._rope is None:
             return torch.arange(len(row.input_ids))[None]
         if row.pixels is None:
@@ -151,7 +154,7 @@ class Batcher:
         return found
 
 
-def labels_of(row: Spoken) -> list[int]:
+def labels_of(row: EncodedChat) -> list[int]:
     """The spoken tokens at their places, `IGNORE_INDEX` everywhere else."""
     labels = [IGNORE_INDEX] * len(row.input_ids)
     for begin, end in row.spans:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from consomme.base.errors import CheckpointError, DataError
 from consomme.base.sample import Turn
-from consomme.models.encoded import Asked, PictureRefusedError, Pixels, Spoken
+from consomme.models.encoded import EncodedChat, EncodedPrompt, PictureRefusedError, Pixels
 
 # Shapes: T token positions, S spoken tokens.
 
@@ -47,7 +47,7 @@ def taking(image: Image.Image) -> Iterator[None]:
         ) from error
 
 
-class Dialogue:
+class ChatEncoder:
     """Encodes conversations for one model, as its own processor and chat template have it."""
 
     def __init__(self, config: Any, processor: Any) -> None:
@@ -60,24 +60,24 @@ class Dialogue:
         Raises:
             CheckpointError: There is no chat template.
         """
-        self.has_eyes = hasattr(processor, "image_processor")
-        self.tokenizer = processor.tokenizer if self.has_eyes else processor
+        self.has_vision = hasattr(processor, "image_processor")
+        self.tokenizer = processor.tokenizer if self.has_vision else processor
         if not (getattr(processor, "chat_template", None) or self.tokenizer.chat_template):
             raise CheckpointError(
                 "there is no chat template beside the model, so consomme cannot know how it wants"
                 " to be asked; put chat_template.jinja into its folder"
             )
         self.template_owner = processor
-        if self.has_eyes and not getattr(processor, "chat_template", None):
+        if self.has_vision and not getattr(processor, "chat_template", None):
             processor.chat_template = self.tokenizer.chat_template
         self.image_token: str = getattr(processor, "image_token", "")
         self.special: tuple[str, ...] = tuple(
             dict.fromkeys([*self.tokenizer.all_special_tokens, self.image_token])
         )
         self._special_ids = frozenset(self.tokenizer.all_special_ids)
-        self._text = _Watched(self.tokenizer)
-        if self.has_eyes:
-            self._images = Remembering(processor.image_processor)
+        self._text = RecordingTokenizer(self.tokenizer)
+        if self.has_vision:
+            self._images = CachedImageProcessor(processor.image_processor)
             self._processor = copy.copy(processor)
             self._processor.tokenizer = self._text
             self._processor.image_processor = self._images
@@ -88,7 +88,7 @@ class Dialogue:
 
     def encode(
         self, turns: Sequence[Turn], image: Image.Image | None, key: object = None
-    ) -> Spoken:
+    ) -> EncodedChat:
         """Encode one conversation that ends with the assistant.
 
         Args:
@@ -111,9 +111,13 @@ class Dialogue:
             self._span(begin + shift, end + shift, turn)
             for (begin, end), turn in zip(marks, _assistant(turns), strict=True)
         ]
-        return Spoken(input_ids=list(self._text.ids), spans=spans, token_types=types, pixels=pixels)
+        return EncodedChat(
+            input_ids=list(self._text.ids), spans=spans, token_types=types, pixels=pixels
+        )
 
-    def ask(self, turns: Sequence[Turn], image: Image.Image | None, key: object = None) -> Asked:
+    def ask(
+        self, turns: Sequence[Turn], image: Image.Image | None, key: object = None
+    ) -> EncodedPrompt:
         """Encode a conversation that ends with a question, ready for its answer.
 
         Args:
@@ -128,7 +132,7 @@ class Dialogue:
         check_text(turns, self.special)
         rendered = self._render(turns, has_image=image is not None, asks=True)
         types, pixels = self._prepare(rendered, image, key)
-        return Asked(input_ids=list(self._text.ids), token_types=types, pixels=pixels)
+        return EncodedPrompt(input_ids=list(self._text.ids), token_types=types, pixels=pixels)
 
     def ask_short(self, turns: Sequence[Turn], *, has_image: bool) -> list[int]:
         """Return the tokens of a question with one placeholder for its picture, however large.
@@ -170,7 +174,7 @@ class Dialogue:
 
     def _render(self, turns: Sequence[Turn], *, has_image: bool, asks: bool = False) -> str:
         text: str = self.template_owner.apply_chat_template(
-            messages(turns, has_image=has_image, has_parts=self.has_eyes),
+            messages(turns, has_image=has_image, has_parts=self.has_vision),
             tokenize=False,
             add_generation_prompt=asks,
         )
@@ -297,7 +301,7 @@ def messages(
     return found
 
 
-class _Watched:
+class RecordingTokenizer:
     """A tokenizer that remembers the one text it was given last, its tokens and where they are."""
 
     def __init__(self, inner: Any) -> None:
@@ -307,6 +311,7 @@ class _Watched:
         self.offsets: list[tuple[int, int]] = []
 
     def __call__(self, text: Any, **options: Any) -> Any:
+        """Tokenize one text, and keep it with its ids and offsets."""
         is_many = not isinstance(text, str)
         (self.text,) = text if is_many else [text]
         # Tensors are made when offsets are out of the way, which are most of the numbers.
@@ -318,10 +323,11 @@ class _Watched:
         return output.convert_to_tensors(tensors, prepend_batch_axis=not is_many)
 
     def __getattr__(self, name: str) -> Any:
+        """Everything else is the tokenizer's own."""
         return getattr(self._inner, name)
 
 
-class Remembering:
+class CachedImageProcessor:
     """An image processor that remembers the picture it prepared last."""
 
     def __init__(self, inner: Any) -> None:

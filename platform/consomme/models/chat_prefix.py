@@ -2,7 +2,7 @@
 
 One decision is made here: such a model has no chat template; its processor takes the question as a
 prefix, which may look ahead, and the answer as a suffix, and says itself which tokens are which.
-Those of the answer are decoded again and compared with what was said, as `dialogue` does.
+Those of the answer are decoded again and compared with what was said, as `chat` does.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from transformers import PaliGemmaProcessor
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Turn
-from consomme.models.chat import Dialogue, Remembering, check_text, taking
-from consomme.models.encoded import Asked, Pixels, Spoken
+from consomme.models.chat import CachedImageProcessor, ChatEncoder, check_text, taking
+from consomme.models.encoded import EncodedChat, EncodedPrompt, Pixels
 
 
-def dialogue_for(config: Any, processor: Any) -> Dialogue | PrefixDialogue:
+def chat_encoder_for(config: Any, processor: Any) -> ChatEncoder | PrefixChatEncoder:
     """Choose how conversations are encoded for a model.
 
     Raises:
         CheckpointError: It has no chat template and is none of PaliGemma's.
     """
     if isinstance(processor, PaliGemmaProcessor):
-        return PrefixDialogue(config, processor)
-    return Dialogue(config, processor)
+        return PrefixChatEncoder(config, processor)
+    return ChatEncoder(config, processor)
 
 
-class PrefixDialogue:
-    """Encodes questions and answers for one model; offers what `Dialogue` does."""
+class PrefixChatEncoder:
+    """Encodes questions and answers for one model; offers what `ChatEncoder` does."""
 
-    has_eyes = True
+    has_vision = True
 
     def __init__(self, config: Any, processor: Any) -> None:
         """Look at a model's config and processor.
@@ -48,13 +48,13 @@ class PrefixDialogue:
         self.special: tuple[str, ...] = tuple(
             dict.fromkeys([*self.tokenizer.all_special_tokens, self.image_token])
         )
-        self._images = Remembering(processor.image_processor)
+        self._images = CachedImageProcessor(processor.image_processor)
         self._processor = processor
         self._processor.image_processor = self._images
 
     def encode(
         self, turns: Sequence[Turn], image: Image.Image | None, key: object = None
-    ) -> Spoken:
+    ) -> EncodedChat:
         """Encode one question and its answer.
 
         Args:
@@ -89,10 +89,14 @@ class PrefixDialogue:
                 " the tokenizer changes the text"
             )
         pixels = self._pixels(output, ids)
-        return Spoken(input_ids=ids, spans=[(begin, len(ids))], token_types=types, pixels=pixels)
+        return EncodedChat(
+            input_ids=ids, spans=[(begin, len(ids))], token_types=types, pixels=pixels
+        )
 
-    def ask(self, turns: Sequence[Turn], image: Image.Image | None, key: object = None) -> Asked:
-        """Encode one question, ready for its answer; as `Dialogue.ask`.
+    def ask(
+        self, turns: Sequence[Turn], image: Image.Image | None, key: object = None
+    ) -> EncodedPrompt:
+        """Encode one question, ready for its answer; as `ChatEncoder.ask`.
 
         Raises:
             DataError: There are more turns than one, or the text holds a special token.
@@ -106,7 +110,9 @@ class PrefixDialogue:
         check_text(turns, self.special)
         output = self._prepare(turns[0].content.strip(), None, image, key)
         ids = [int(token) for token in output["input_ids"][0]]
-        return Asked(input_ids=ids, token_types=[0] * len(ids), pixels=self._pixels(output, ids))
+        return EncodedPrompt(
+            input_ids=ids, token_types=[0] * len(ids), pixels=self._pixels(output, ids)
+        )
 
     def _prepare(
         self, question: str, answer: str | None, image: Image.Image | None, key: object

@@ -37,7 +37,7 @@ class Pixels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spoken:
+class EncodedChat:
     """One conversation in tokens."""
 
     input_ids: list[int]
@@ -57,7 +57,7 @@ class Spoken:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class EncodedPrompt:
     """One conversation in tokens, up to where the assistant begins to speak."""
 
     input_ids: list[int]

@@ -31,7 +31,7 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class VerifyProblem:
     """One thing that is wrong."""
 
     unit_id: str
@@ -41,18 +41,18 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class VerifyReport:
     """What verification found."""
 
     url: str
     num_units: int
     num_files: int
     num_bytes: int
-    problems: tuple[Problem, ...]
+    problems: tuple[VerifyProblem, ...]
     is_closed: bool
 
 
-def verify(url: str, *, checksums: bool = True) -> Verdict:
+def verify(url: str, *, checksums: bool = True) -> VerifyReport:
     """Check a run; see the module.
 
     Args:
@@ -64,16 +64,16 @@ def verify(url: str, *, checksums: bool = True) -> Verdict:
     """
     folder = RunFolder.at(url)
     manifest = folder.manifest()
-    problems: list[Problem] = []
+    problems: list[VerifyProblem] = []
     try:
         lineage(manifest, load_manifest)
     except DataError as error:
-        problems.append(Problem(unit_id="", text=f"a run it was made from: {error}"))
+        problems.append(VerifyProblem(unit_id="", text=f"a run it was made from: {error}"))
     entry = attempts.latest(folder.store)
     if not entry.number:
         # Runs that are one piece, such as a filter: the manifest is the record.
         problems += _check_outputs(folder.store, manifest.outputs)
-        return Verdict(
+        return VerifyReport(
             url=folder.url,
             num_units=0,
             num_files=len(manifest.outputs),
@@ -82,7 +82,7 @@ def verify(url: str, *, checksums: bool = True) -> Verdict:
             is_closed=True,
         )
     if not entry.is_closed:
-        problems.append(Problem(unit_id="", text="the ledger is not closed"))
+        problems.append(VerifyProblem(unit_id="", text="the ledger is not closed"))
     planned = _planned(folder.store)
     sizes = {
         file.path: file.size
@@ -98,7 +98,7 @@ def verify(url: str, *, checksums: bool = True) -> Verdict:
             for record in chunk:
                 num_units += 1
                 if record.unit_id == last:
-                    problems.append(Problem(unit_id=last, text="the unit is recorded twice"))
+                    problems.append(VerifyProblem(unit_id=last, text="the unit is recorded twice"))
                 last = record.unit_id
                 problems += _check_counts(record, planned)
                 for key, number in record.counts.items():
@@ -110,13 +110,15 @@ def verify(url: str, *, checksums: bool = True) -> Verdict:
                 num_bytes += sum(file.num_bytes for file in record.files)
                 for file in record.files:
                     sizes.pop(file.path, None)
-    problems += [Problem(unit_id=unit, text="the unit has no record") for unit in sorted(planned)]
-    problems += [Problem(unit_id="", text=f"{path} is named by no record") for path in sizes]
+    problems += [
+        VerifyProblem(unit_id=unit, text="the unit has no record") for unit in sorted(planned)
+    ]
+    problems += [VerifyProblem(unit_id="", text=f"{path} is named by no record") for path in sizes]
     # What a filter counts is its input; its ledger holds the copies.
     if "view" not in manifest.outputs and dict(manifest.counts) != totals:
         text = f"the manifest counts {dict(manifest.counts)}, the records {totals}"
-        problems.append(Problem(unit_id="", text=text))
-    return Verdict(
+        problems.append(VerifyProblem(unit_id="", text=text))
+    return VerifyReport(
         url=folder.url,
         num_units=num_units,
         num_files=num_files,
@@ -126,7 +128,7 @@ def verify(url: str, *, checksums: bool = True) -> Verdict:
     )
 
 
-def redo_damaged(url: str, verdict: Verdict) -> int:
+def redo_damaged(url: str, verdict: VerifyReport) -> int:
     """Open a run again without its damaged units, so that the next run of its recipe redoes them.
 
     Returns:
@@ -180,18 +182,18 @@ def _planned(store: Store) -> dict[str, int]:
     }
 
 
-def _check_counts(record: CommitRecord, planned: dict[str, int]) -> Iterator[Problem]:
+def _check_counts(record: CommitRecord, planned: dict[str, int]) -> Iterator[VerifyProblem]:
     wanted = planned.pop(record.unit_id, None)
     rows = record.counts.get("samples", 0) + record.counts.get("rejected", 0)
     if wanted is None:
-        yield Problem(unit_id=record.unit_id, text="the unit is recorded but not planned")
+        yield VerifyProblem(unit_id=record.unit_id, text="the unit is recorded but not planned")
     elif rows != wanted:
-        yield Problem(unit_id=record.unit_id, text=f"{rows} rows are recorded of {wanted}")
+        yield VerifyProblem(unit_id=record.unit_id, text=f"{rows} rows are recorded of {wanted}")
 
 
 def _check_files(
     store: Store, record: CommitRecord, sizes: dict[str, int], checksums: bool
-) -> list[Problem]:
+) -> list[VerifyProblem]:
     texts = []
     for file in record.files:
         if file.path not in sizes:
@@ -200,7 +202,7 @@ def _check_files(
             texts.append(f"{file.path} has {sizes[file.path]} bytes, recorded {file.num_bytes}")
         elif checksums:
             texts += _check_content(store, record, file)
-    return [Problem(unit_id=record.unit_id, text=text) for text in texts]
+    return [VerifyProblem(unit_id=record.unit_id, text=text) for text in texts]
 
 
 def _check_content(store: Store, record: CommitRecord, file: OutputFile) -> Iterator[str]:
@@ -223,7 +225,7 @@ def _check_content(store: Store, record: CommitRecord, file: OutputFile) -> Iter
         yield f"{file.path} has {rows} rows, recorded {wanted}"
 
 
-def _check_outputs(store: Store, outputs: Mapping[str, str]) -> Iterator[Problem]:
+def _check_outputs(store: Store, outputs: Mapping[str, str]) -> Iterator[VerifyProblem]:
     for what, path in outputs.items():
         if next(store.list(str(path)), None) is None:
-            yield Problem(unit_id="", text=f"{what} ({path}) is missing")
+            yield VerifyProblem(unit_id="", text=f"{what} ({path}) is missing")

@@ -18,7 +18,7 @@ Point = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class GraphLayout:
     """Who stands where: node ids in layers, and the stations of every arrow between them."""
 
     layers: list[list[str]]
@@ -62,7 +62,7 @@ def lineage_svg(block: Lineage, *, vertical: bool) -> str:
     )
 
 
-def arrange(nodes: Sequence[LineageNode], edges: Sequence[tuple[str, str]]) -> Layout:
+def arrange(nodes: Sequence[LineageNode], edges: Sequence[tuple[str, str]]) -> GraphLayout:
     """Sort nodes into layers, near their parents, with lanes for arrows that pass a layer."""
     depth = _depths([node.node_id for node in nodes], edges)
     layers: list[list[str]] = [[] for _ in range(max(depth.values(), default=-1) + 1)]
@@ -82,7 +82,7 @@ def arrange(nodes: Sequence[LineageNode], edges: Sequence[tuple[str, str]]) -> L
     for layer in layers:
         layer.sort(key=lambda n: _mean([rank[p] for p in before.get(n, [])]))
         rank |= {n: (place + 0.5) / len(layer) for place, n in enumerate(layer)}
-    return Layout(layers=layers, routes=routes)
+    return GraphLayout(layers=layers, routes=routes)
 
 
 def _depths(ids: Sequence[str], edges: Sequence[tuple[str, str]]) -> dict[str, int]:

@@ -209,7 +209,7 @@ class LayerStrip:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class SearchStep:
     """One decision of a search over soups."""
 
     candidate: str
@@ -232,7 +232,7 @@ class Step:
 class Steps:
     """The decisions of a search, in the order they were made."""
 
-    items: Sequence[Step]
+    items: Sequence[SearchStep]
     """First decision first."""
 
     score_label: str = "score"

@@ -77,7 +77,7 @@ SEARCHES: Registry[SoupSearch] = Registry("soup search", "consomme/soup/search.p
 
 @SEARCHES.register("uniform")
 @dataclass(frozen=True, kw_only=True)
-class Uniform:
+class UniformSoup:
     """Average all ingredients; one evaluation.
 
     Source: arXiv 2409.04828 (POINTS), "average soup"; arXiv 2203.05482, "uniform soup".
@@ -93,7 +93,7 @@ class Uniform:
 
 @SEARCHES.register("maximum")
 @dataclass(frozen=True, kw_only=True)
-class Maximum:
+class MaximumSoup:
     """Average the `k` ingredients that score best alone; at most count + 1 evaluations.
 
     Source: arXiv 2409.04828 (POINTS), "maximum soup"; the paper does not state its k.
@@ -125,7 +125,7 @@ class Maximum:
 
 @SEARCHES.register("greedy")
 @dataclass(frozen=True, kw_only=True)
-class Greedy:
+class GreedySoup:
     """Add ingredients in the order of their own score, keeping those that do not hurt.
 
     The result never scores below the best single ingredient on the metric it was chosen by; report

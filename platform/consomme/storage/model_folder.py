@@ -42,7 +42,7 @@ def model_folder(model: str) -> str:
     return str(path.resolve())
 
 
-def anywhere(model: str) -> str:
+def portable_path(model: str) -> str:
     """Name a model so that `model_folder` finds it in another process, on another machine.
 
     Raises:

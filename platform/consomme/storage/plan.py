@@ -46,7 +46,7 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class PlanPart:
     """One file of a plan."""
 
     path: str
@@ -59,7 +59,7 @@ class Part:
 class Plan:
     """All units of a run, by parts."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[PlanPart, ...]
     num_shards: int
 
     @property
@@ -88,11 +88,11 @@ class Plan:
             content: dict[str, Any] = json.loads(store.read(_HEAD))
         except FileNotFoundError:
             return None
-        parts = tuple(Part(**part) for part in content["parts"])
+        parts = tuple(PlanPart(**part) for part in content["parts"])
         return cls(parts=parts, num_shards=content["num_shards"])
 
 
-def write_part(store: Store, number: int, work: Iterable[Work]) -> Part:
+def write_part(store: Store, number: int, work: Iterable[Work]) -> PlanPart:
     """Write the part with this number; the same work makes the same bytes."""
     items = list(work)
     columns: dict[str, list[object]] = {
@@ -101,7 +101,7 @@ def write_part(store: Store, number: int, work: Iterable[Work]) -> Part:
     columns["bitmap"] = [item.bitmap for item in items]
     path = f"plan/part-{number:06d}.parquet"
     store.write(path, table_bytes(pa.table(columns, schema=PLAN_SCHEMA)))
-    return Part(
+    return PlanPart(
         path=path,
         num_units=len(items),
         num_rows=sum(item.num_rows for item in items),

@@ -145,7 +145,7 @@ _FEW = 16
 
 @dataclass
 class _Sizes:
-    """Looks up the sizes of single files; many names in one folder cost one listing."""
+    """Look up the sizes of single files; many names in one folder cost one listing."""
 
     is_listed: bool
     head: str

@@ -60,6 +60,6 @@ def unit_name(shard: Shard, start: int) -> str:
     path = shard.url.rpartition("/")[2]
     named = f"{shard.source}\t{shard.name}".encode("utf-8", "surrogateescape")
     digest = hashlib.sha256(named).hexdigest()[:8]
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", path.rpartition(".")[0] or path)[:60]
+    base_name = re.sub(r"[^A-Za-z0-9_-]+", "_", path.rpartition(".")[0] or path)[:60]
     label = re.sub(r"[^A-Za-z0-9_-]+", "_", shard.source)[:30]
-    return f"{label}-{stem}-{digest}-{start:09d}"
+    return f"{label}-{base_name}-{digest}-{start:09d}"

@@ -51,7 +51,7 @@ CHOICES: Registry[Choice] = Registry("choice", "consomme/sweep/choices.py")
 
 @CHOICES.register("choice")
 @dataclass(frozen=True, kw_only=True)
-class Listed:
+class ListChoice:
     """One of some values of any kind: numbers, words, whole strategies."""
 
     values: tuple[Any, ...]
@@ -114,7 +114,7 @@ class _Range:
 
 @CHOICES.register("uniform")
 @dataclass(frozen=True, kw_only=True)
-class Uniform(_Range):
+class UniformChoice(_Range):
     """Any number of a range, all alike."""
 
     def draw(self, rng: random.Random) -> float:
@@ -128,7 +128,7 @@ class Uniform(_Range):
 
 @CHOICES.register("log_uniform")
 @dataclass(frozen=True, kw_only=True)
-class LogUniform(_Range):
+class LogUniformChoice(_Range):
     """Any number of a range, every factor alike: for learning rates."""
 
     def __post_init__(self) -> None:
@@ -148,7 +148,7 @@ class LogUniform(_Range):
 
 @CHOICES.register("int_uniform")
 @dataclass(frozen=True, kw_only=True)
-class IntUniform:
+class IntUniformChoice:
     """Any whole number of a range, all alike."""
 
     low: int

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from consomme.base.errors import RecipeError
 from consomme.base.registry import Registry
-from consomme.sweep.choices import Choice, Listed
+from consomme.sweep.choices import Choice, ListChoice
 
 Keys = dict[str, Any]
 """One trial: recipe key -> value."""
@@ -197,5 +197,5 @@ class _Study:
 
 
 def _place(choice: Choice, value: Any) -> Any:
-    """What Optuna knows a value by: see `Listed.suggest`."""
-    return choice.values.index(value) if isinstance(choice, Listed) else value
+    """What Optuna knows a value by: see `ListChoice.suggest`."""
+    return choice.values.index(value) if isinstance(choice, ListChoice) else value

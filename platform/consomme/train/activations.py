@@ -25,7 +25,7 @@ from consomme.train.cost import Precision, SampleShape, num_patches
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class SavedActivations:
     """Bytes of one micro-batch."""
 
     layers: tuple[int, ...]
@@ -52,14 +52,14 @@ class Kept:
         return len(self.layers) * self.hidden + self.others + max(self.loss, own)
 
 
-def kept(
+def saved_activations(
     model: Any,
     lowest_layer: int | None,
     shape: SampleShape,
     *,
     num_samples: int,
     precision: Precision = "float32",
-) -> Kept:
+) -> SavedActivations:
     """Count what one micro-batch keeps.
 
     Args:
@@ -129,9 +129,9 @@ def kept(
     model.train(was_training)
     for handle in handles:
         handle.remove()
-    return Kept(
+    return SavedActivations(
         layers=tuple(by_layer),
-        others=others + round(_eyes(model, shape) * num_samples * size),
+        others=others + round(_vision(model, shape) * num_samples * size),
         hidden=num_samples * tokens * config.hidden_size * 4,
         loss=_loss(num_samples, shape, config.vocab_size, size),
     )
@@ -158,7 +158,7 @@ def _loss(num_samples: int, shape: SampleShape, vocabulary: int, size: int) -> i
     return round(2 * everywhere * size + labelled * (4 + 4))
 
 
-def _eyes(model: Any, shape: SampleShape) -> float:
+def _vision(model: Any, shape: SampleShape) -> float:
     """Numbers that the vision encoder and the projector keep of one sample.
 
     Of a linear map the input is kept if its weights are trained, and the output by what comes
@@ -176,8 +176,8 @@ def _eyes(model: Any, shape: SampleShape) -> float:
         if not is_trained and not is_passed:
             continue
         is_passed = True
-        stems = dict.fromkeys(name.rpartition(".")[0] for name in named)
-        for module in (model.get_submodule(stem) for stem in stems):
+        module_paths = dict.fromkeys(name.rpartition(".")[0] for name in named)
+        for module in (model.get_submodule(module_path) for module_path in module_paths):
             if isinstance(module, nn.Linear):
                 moves = module.weight.requires_grad
                 total += positions * (module.out_features + (module.in_features if moves else 0))

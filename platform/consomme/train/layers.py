@@ -195,7 +195,7 @@ class Every:
 
 @LAYER_SELECTORS.register("listed")
 @dataclass(frozen=True, kw_only=True)
-class Listed:
+class LayerList:
     """Train the layers that are named."""
 
     ids: tuple[int, ...]

@@ -21,15 +21,15 @@ from torch.nn.functional import cross_entropy
 from consomme.base.errors import DataError
 from consomme.models.batches import IGNORE_INDEX
 from consomme.train.divergence import LossWatch
-from consomme.train.parallel.strategy import Spread, world_size
-from consomme.train.parts import Group
+from consomme.train.parallel.strategy import ShardedModel, world_size
+from consomme.train.parts import ParamGroup
 
 Batch = dict[str, Tensor]
 Schedule = Literal["cosine", "linear", "constant"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class ScheduleConfig:
     """How fast the weights move."""
 
     num_steps: int
@@ -70,24 +70,24 @@ class StepReport:
     """Of the gradients of all trained parameters, before they were shortened."""
 
 
-def lr_factor(step: int, pace: Pace) -> float:
+def lr_factor(step: int, schedule: ScheduleConfig) -> float:
     """Share of the peak learning rate at step `step`, from 0."""
-    warmup = max(1, round(pace.warmup_fraction * pace.num_steps))
+    warmup = max(1, round(schedule.warmup_fraction * schedule.num_steps))
     if step < warmup:
         return (step + 1) / warmup
-    done = (step - warmup) / max(1, pace.num_steps - warmup)
+    done = (step - warmup) / max(1, schedule.num_steps - warmup)
     left = {
         "cosine": 0.5 * (1 + math.cos(math.pi * done)),
         "linear": 1 - done,
         "constant": 1.0,
-    }[pace.schedule]
-    return pace.final_fraction + (1 - pace.final_fraction) * left
+    }[schedule.schedule]
+    return schedule.final_fraction + (1 - schedule.final_fraction) * left
 
 
 def fit(
-    spread: Spread,
+    sharded: ShardedModel,
     batches: Callable[[int], Iterable[Batch]],
-    pace: Pace,
+    schedule: ScheduleConfig,
     *,
     start: int,
     after_step: Callable[[StepReport], None],
@@ -97,9 +97,9 @@ def fit(
     """Train from step `start` to the end.
 
     Args:
-        spread: A model that takes a batch's tensors as keywords, with its optimizer.
+        sharded: A model that takes a batch's tensors as keywords, with its optimizer.
         batches: Step number -> this rank's micro-batches of that step.
-        pace: Number of steps and learning rate.
+        schedule: Number of steps and learning rate.
         start: Steps already done.
         after_step: Called on every rank after every step.
         stop: Steps that are done when it returns; None for all.
@@ -112,11 +112,11 @@ def fit(
     """
     world = world_size()
     watch = watch or LossWatch()
-    spread.model.train()
-    groups = spread.optimizer.param_groups
-    for step in range(start, pace.num_steps if stop is None else stop):
+    sharded.model.train()
+    groups = sharded.optimizer.param_groups
+    for step in range(start, schedule.num_steps if stop is None else stop):
         began = time.monotonic()
-        factor = lr_factor(step, pace)
+        factor = lr_factor(step, schedule)
         for group in groups:
             group["lr"] = factor * group["peak_lr"]
         parts = list(batches(step))
@@ -126,15 +126,15 @@ def fit(
             raise DataError(f"step {step + 1}: no labelled token in the whole batch")
         losses = []
         for number, part in enumerate(parts):
-            spread.begin(is_last=number == len(parts) - 1)
-            loss = sum_nll(spread.model, part)
+            sharded.begin(is_last=number == len(parts) - 1)
+            loss = sum_nll(sharded.model, part)
             # Gradients are averaged over ranks; times the ranks makes it a sum.
-            spread.backward(loss * world / total)
+            sharded.backward(loss * world / total)
             losses.append(loss.detach())
         summed = torch.stack(losses).double().sum()
         mean = float(_sum_over_ranks(summed, parts)) / total
         watch.look(step + 1, mean)
-        norm = spread.step(pace.max_grad_norm)
+        norm = sharded.step(schedule.max_grad_norm)
         after_step(
             StepReport(
                 step=step + 1,
@@ -148,39 +148,39 @@ def fit(
         )
 
 
-def fit_in_turns(
-    spread: Spread,
+def fit_with_rotation(
+    sharded: ShardedModel,
     batches: Callable[[int], Iterable[Batch]],
-    pace: Pace,
+    schedule: ScheduleConfig,
     *,
     start: int,
     after_step: Callable[[StepReport], None],
     layers_at: Callable[[int], tuple[int, ...]],
-    mark: Callable[[tuple[int, ...]], Sequence[Group]],
+    apply_trainability: Callable[[tuple[int, ...]], Sequence[ParamGroup]],
     watch: LossWatch | None = None,
 ) -> None:
     """Train as `fit` does, other layers in other steps.
 
     Args:
-        spread: Spread with the layers of the last step done; at the beginning those of step 0.
+        sharded: The model, with the layers of the last step done; at the beginning of step 0.
         batches: As in `fit`.
-        pace: As in `fit`.
+        schedule: As in `fit`.
         start: Steps already done.
         after_step: As in `fit`.
         layers_at: Step, from 0 -> layers that are trained in it.
-        mark: Layers -> the groups of what moves then, with the parameters marked.
+        apply_trainability: Layers -> the groups of what moves then, with the parameters marked.
         watch: As in `fit`.
     """
     now = layers_at(max(0, start - 1))
-    while start < pace.num_steps:
+    while start < schedule.num_steps:
         wanted = layers_at(start)
         if wanted != now:
-            spread.reselect(mark(wanted))
+            sharded.set_param_groups(apply_trainability(wanted))
             now = wanted
         stop = start + 1
-        while stop < pace.num_steps and layers_at(stop) == now:
+        while stop < schedule.num_steps and layers_at(stop) == now:
             stop += 1
-        fit(spread, batches, pace, start=start, after_step=after_step, stop=stop, watch=watch)
+        fit(sharded, batches, schedule, start=start, after_step=after_step, stop=stop, watch=watch)
         start = stop
 
 

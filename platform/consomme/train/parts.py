@@ -122,7 +122,7 @@ class TrainableRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class ParamGroup:
     """Parameters that move at one pace."""
 
     names: tuple[str, ...]
@@ -139,7 +139,7 @@ class Trained:
     """A model with its parameters marked, and what was decided."""
 
     rows: tuple[TrainableRow, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[ParamGroup, ...]
     lowest_layer: int | None
     """First layer that has to be gone through backwards, None if the projector or the vision
     encoder is trained, or the embeddings, which stand before all layers."""

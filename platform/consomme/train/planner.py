@@ -12,7 +12,7 @@ from functools import singledispatch
 from typing import Any, NamedTuple
 
 from consomme.models.anatomy import anatomy
-from consomme.train.activations import Kept
+from consomme.train.activations import SavedActivations
 from consomme.train.cost import StepCost
 from consomme.train.parallel.ddp_fsdp2 import Ddp, Fsdp2
 from consomme.train.parallel.deepspeed import DeepSpeed
@@ -202,7 +202,7 @@ def _(how: DeepSpeed, tensors: Tensors) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ResourcePlan:
     """What a training run takes."""
 
     num_workers: int
@@ -220,12 +220,12 @@ class Plan:
     """One rank's memory during a step, by kind."""
 
     loading: Bytes
-    """One rank's when it begins: the whole model, before anything is spread."""
+    """One rank's when it begins: the whole model, before anything is sharded."""
 
     export: Bytes
     """What the first rank takes at the end beside weights and optimizer, to write the model."""
 
-    kept: Kept | None = None
+    kept: SavedActivations | None = None
     """What activations are made of; None if they could not be told."""
 
     checkpointing: bool = False
@@ -294,13 +294,13 @@ def make_plan(
     world: int,
     num_parts: int,
     device: str,
-    kept: Kept | None,
+    kept: SavedActivations | None,
     checkpointing: bool,
     cost: StepCost,
     cost_of_all: StepCost,
     flops_per_token: float,
     notes: Sequence[str] = (),
-) -> Plan:
+) -> ResourcePlan:
     """Put a plan together.
 
     Args:
@@ -322,7 +322,7 @@ def make_plan(
     activations = 0
     if kept is not None:
         activations = kept.checkpointed if checkpointing else kept.whole
-    return Plan(
+    return ResourcePlan(
         num_workers=world,
         num_parts=num_parts,
         device=device,

@@ -21,7 +21,7 @@ from consomme.train.parts import (
     LANGUAGE_MODEL,
     PROJECTOR,
     VISION_ENCODER,
-    Group,
+    ParamGroup,
     Part,
     Trainability,
     TrainableRow,
@@ -68,7 +68,7 @@ def set_trainable(
     adapters = _add_adapters(model, marked)
     rows, groups = [], []
     for name, index, part, named in marked:
-        moving = dict(named) if part.state == "full" else _beside(adapters, named)
+        trainable_names = dict(named) if part.state == "full" else _beside(adapters, named)
         rate = lr if part.lr is None else part.lr
         decay = weight_decay if part.weight_decay is None else part.weight_decay
         rows.append(
@@ -76,16 +76,18 @@ def set_trainable(
                 part=name,
                 layer=index,
                 state=part.state,
-                num_tensors=len(moving),
-                num_trained=sum(p.numel() for p in moving.values()),
+                num_tensors=len(trainable_names),
+                num_trained=sum(p.numel() for p in trainable_names.values()),
                 num_parameters=sum(p.numel() for p in named.values()),
-                lr=rate if moving else None,
+                lr=rate if trainable_names else None,
             )
         )
         for is_matrix in (True, False):
-            some = tuple(n for n, p in moving.items() if (p.ndim >= 2) == is_matrix)
+            some = tuple(n for n, p in trainable_names.items() if (p.ndim >= 2) == is_matrix)
             if some:
-                groups.append(Group(names=some, lr=rate, weight_decay=decay if is_matrix else 0.0))
+                groups.append(
+                    ParamGroup(names=some, lr=rate, weight_decay=decay if is_matrix else 0.0)
+                )
     return Trained(
         rows=tuple(rows),
         groups=tuple(groups),
@@ -100,8 +102,8 @@ _Marked = tuple[str, int | None, Part, Mapping[str, nn.Parameter]]
 
 def _beside(adapters: Mapping[str, nn.Parameter], named: Mapping[str, nn.Parameter]) -> Any:
     """The adapters that stand beside some parameters."""
-    stems = {name.rpartition(".")[0] for name in named}
-    return {name: p for name, p in adapters.items() if name.partition(".lora_")[0] in stems}
+    module_paths = {name.rpartition(".")[0] for name in named}
+    return {name: p for name, p in adapters.items() if name.partition(".lora_")[0] in module_paths}
 
 
 def _chosen_layers(found: Anatomy, layers: Sequence[int]) -> set[int]:
@@ -159,8 +161,8 @@ def _add_adapters(model: nn.Module, marked: Sequence[_Marked]) -> dict[str, nn.P
     for name, _, part, named in marked:
         if not part.has_adapters:
             continue
-        stems = dict.fromkeys(path.rpartition(".")[0] for path in named)
-        found = [path for path in stems if isinstance(model.get_submodule(path), nn.Linear)]
+        module_paths = dict.fromkeys(path.rpartition(".")[0] for path in named)
+        found = [path for path in module_paths if isinstance(model.get_submodule(path), nn.Linear)]
         if not found:
             raise RecipeError(
                 f"{name}.state is {part.state}, but it has no linear maps to put adapters beside;"
@@ -218,7 +220,7 @@ def freeze(model: nn.Module, names: Collection[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def forget_activations(model: Any) -> None:
+def enable_activation_checkpointing(model: Any) -> None:
     """Work out each layer again when its gradients are needed, instead of remembering what it did.
 
     Takes the memory of one layer's activations instead of all of them, for one more forward pass.
@@ -226,7 +228,7 @@ def forget_activations(model: Any) -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def remember_no_past(model: Any) -> None:
+def disable_kv_cache(model: Any) -> None:
     """Keep no keys and values of all layers for tokens to come: in training there are none.
 
     Transformers' models do unless they are told not to, also where no gradient passes; of a model
@@ -237,7 +239,7 @@ def remember_no_past(model: Any) -> None:
         config.use_cache = False
 
 
-def multiply_in_bfloat16(model: Any, device: str) -> None:
+def enable_autocast(model: Any, device: str) -> None:
     """Round the operands of matrix products to bfloat16; weights and gradients stay float32.
 
     It is done inside the model's own forward pass, because DeepSpeed switches off what it finds

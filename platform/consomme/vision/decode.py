@@ -154,11 +154,11 @@ def _problem(data: bytes, error: Exception) -> DecodeProblem:
         detail = f"no image format that is read here, begins {data[:12]!r}"
     if "MAX_TEXT_" in detail:
         return DecodeProblem(reason="image_too_large", detail=printable(detail))
-    told = any(word in str(error).lower() for word in ("truncat", "incomplete"))
+    says_truncated = any(word in str(error).lower() for word in ("truncat", "incomplete"))
     missing = _missing_bytes(data)
     scan = data.find(b"\xff\xda") if data.startswith(b"\xff\xd8") else -1
     is_open = scan >= 0 and data.find(b"\xff\xd9", scan) < 0
-    if told or missing or is_open or isinstance(error, EOFError):
+    if says_truncated or missing or is_open or isinstance(error, EOFError):
         detail += f"; {missing} bytes are missing" if missing else ""
         return DecodeProblem(reason="image_truncated", detail=printable(detail))
     return DecodeProblem(reason="image_undecodable", detail=printable(detail))

@@ -63,11 +63,11 @@ def test_pools_stand_for_their_prompts_each_once():
 
 
 def test_all_typos_are_told_at_once():
-    with pytest.raises(RecipeError) as told:
+    with pytest.raises(RecipeError) as caught:
         resolve_prompts(["plian", "vila_long", "plain"])
-    assert "2 problems" in str(told.value)
-    assert "'plian'; did you mean 'plain'" in str(told.value)
-    assert "'vila_long'; did you mean 'vila2_long'" in str(told.value)
+    assert "2 problems" in str(caught.value)
+    assert "'plian'; did you mean 'plain'" in str(caught.value)
+    assert "'vila_long'; did you mean 'vila2_long'" in str(caught.value)
     with pytest.raises(RecipeError, match="at least one"):
         resolve_prompts([])
 

@@ -12,7 +12,13 @@ from PIL import Image, ImageOps
 
 from consomme.curate.dedup.copies import Nearness, find_copies, first_of_equal, rank_order, stars
 from consomme.curate.dedup.hash_tables import block_masks
-from consomme.curate.dedup.phash import FLAT_LEVELS, colour_gap, hash_grey, look_at, mirrored_colour
+from consomme.curate.dedup.phash import (
+    FLAT_LEVELS,
+    colour_gap,
+    hash_grey,
+    hash_picture,
+    mirrored_colour,
+)
 from consomme.datasets import scenes
 
 Words = NDArray[np.uint64]
@@ -260,12 +266,12 @@ def test_the_hash_is_that_of_the_textbook_formula(seed: int) -> None:
     phash, flipped = hash_grey(np.stack([grey_YX]))
     assert int(phash[0]) == direct_hash(grey_YX)
     assert int(flipped[0]) == direct_hash(grey_YX[:, ::-1])
-    assert int(look_at([scene(seed)]).phash_N[0]) == int(phash[0])
+    assert int(hash_picture([scene(seed)]).phash_N[0]) == int(phash[0])
 
 
 def test_a_mirror_image_has_the_flipped_hash_and_colours() -> None:
     images = [scene(seed) for seed in range(20)]
-    here, there = look_at(images), look_at([ImageOps.mirror(image) for image in images])
+    here, there = hash_picture(images), hash_picture([ImageOps.mirror(image) for image in images])
     assert np.bitwise_count(here.flipped_N ^ there.phash_N).max() <= 2
     assert colour_gap(mirrored_colour(here.colour_N), there.colour_N).max() <= 2
     assert np.bitwise_count(here.phash_N ^ there.phash_N).mean() > 16
@@ -273,13 +279,13 @@ def test_a_mirror_image_has_the_flipped_hash_and_colours() -> None:
 
 def test_copies_look_alike_and_other_pictures_do_not() -> None:
     images = [scene(seed) for seed in range(40)]
-    here = look_at(images)
+    here = hash_picture(images)
     for edit in (
         lambda image: image.resize((90, 90), Image.Resampling.BICUBIC),
         lambda image: saved(image, "JPEG", quality=60),
         lambda image: saved(image, "WEBP", quality=80),
     ):
-        there = look_at([edit(image) for image in images])
+        there = hash_picture([edit(image) for image in images])
         assert (np.bitwise_count(here.phash_N ^ there.phash_N) <= 4).mean() > 0.9
         assert colour_gap(here.colour_N, there.colour_N).max() <= 8
     others = np.bitwise_count(here.phash_N[:, None] ^ here.phash_N[None])
@@ -294,7 +300,7 @@ def disc(colour: tuple[int, int, int]) -> Image.Image:
 
 
 def test_the_same_thing_in_another_colour_is_no_copy() -> None:
-    looks = look_at([disc((200, 30, 30)), disc((30, 30, 200)), disc((205, 32, 28))])
+    looks = hash_picture([disc((200, 30, 30)), disc((30, 30, 200)), disc((205, 32, 28))])
     assert np.bitwise_count(looks.phash_N ^ looks.phash_N[0]).max() <= 4
     hash_NS, colour_NS = looks.phash_N[:, None], looks.colour_N[:, None]
     by_colour, _ = stars(hash_NS, colour_NS, Nearness(max_distance=4, max_colour=8))
@@ -308,12 +314,12 @@ def test_a_nearly_uniform_picture_is_flat_and_a_faint_drawing_is_not() -> None:
     noise = Image.fromarray((200 + rng.integers(-1, 2, (64, 64, 3))).astype(np.uint8))
     faint = disc((244, 244, 244))
     assert np.asarray(faint.convert("L")).std() > FLAT_LEVELS
-    looks = look_at([Image.new("RGB", (9, 9), "white"), noise, faint, scene(0)])
+    looks = hash_picture([Image.new("RGB", (9, 9), "white"), noise, faint, scene(0)])
     assert looks.is_flat_N.tolist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (500, 2), (31, 33)])
 def test_pictures_of_any_shape_and_mode_have_hashes(size: tuple[int, int]) -> None:
     for mode in ("L", "RGB", "CMYK"):
-        assert look_at([Image.new(mode, size)]).is_flat_N.tolist() == [True]
-    assert look_at([]).phash_N.size == 0
+        assert hash_picture([Image.new(mode, size)]).is_flat_N.tolist() == [True]
+    assert hash_picture([]).phash_N.size == 0

@@ -41,10 +41,10 @@ def test_k_center_is_the_greedy_algorithm() -> None:
         picked.append(max(there, key=lambda k: (near[k], -int(keys[k]))))
     node = {"name": "k_center", "samples": 30, "seed": 3}
     assert chosen(node, scores, hashes) == set(picked)
-    told = KEEP_POLICIES.build(node).decide(lambda: [(scores, hashes)]).describe()
+    stats = KEEP_POLICIES.build(node).decide(lambda: [(scores, hashes)]).describe()
     radius = max(min(np.linalg.norm(vectors[k] - vectors[c]) for c in picked) for k in there)
-    assert told["radius"] == pytest.approx(radius, rel=1e-6)
-    assert (told["num_scored"], told["num_missing"]) == (NUM - 1, 1)
+    assert stats["radius"] == pytest.approx(radius, rel=1e-6)
+    assert (stats["num_scored"], stats["num_missing"]) == (NUM - 1, 1)
     # A share is of those with a vector.
     assert len(chosen({"name": "k_center", "fraction": 0.2}, scores, hashes)) == 29
 

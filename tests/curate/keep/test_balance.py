@@ -50,13 +50,13 @@ def test_who_is_thinned_out_is_drawn_by_hashes_and_seed() -> None:
 
 def test_the_manifest_says_what_was_thinned_out() -> None:
     values, hashes = column({**COUNTS, "": 4})
-    told = KEEP_POLICIES.build({"name": "balance"}).decide(
+    stats = KEEP_POLICIES.build({"name": "balance"}).decide(
         lambda: [({"tags.object": values}, hashes)]
     ).describe()  # fmt: skip
-    assert told["mean_count"] == 20.0
-    assert told["thinned"] == {"person": 30, "text": 18}
-    assert told["counts"] == {name: n for name, n in sorted(COUNTS.items()) if n}
-    assert (told["num_scored"], told["num_missing"]) == (120, 4)
+    assert stats["mean_count"] == 20.0
+    assert stats["thinned"] == {"person": 30, "text": 18}
+    assert stats["counts"] == {name: n for name, n in sorted(COUNTS.items()) if n}
+    assert (stats["num_scored"], stats["num_missing"]) == (120, 4)
 
 
 def test_objects_that_nothing_shows_are_refused_with_what_there_is() -> None:

@@ -10,23 +10,23 @@ from tests.curate.tag.cases import subject
 from consomme.base.errors import RecipeError
 from consomme.base.sample import Sample
 from consomme.curate.tag.judges import Answerable, Grammar, questions
-from consomme.curate.tag.tagger import Choice, Problem
+from consomme.curate.tag.tagger import ChoiceQuestion, TagProblem
 
 
 class ByHand:
     """A language model of which a function says how likely an answer to a question is."""
 
-    has_eyes = False
+    has_vision = False
 
     def __init__(self, likelihood: Callable[[str, str], float]) -> None:
         self.likelihood = likelihood
-        self.choices: list[Choice] = []
+        self.choices: list[ChoiceQuestion] = []
 
-    def weigh(self, choices: Sequence[Choice]) -> list:
+    def weigh(self, choices: Sequence[ChoiceQuestion]) -> list:
         assert all(choice.subject is None for choice in choices), "nobody may see a picture"
         self.choices += choices
         return [
-            Problem(reason="sequence_too_long", detail="too long")
+            TagProblem(reason="sequence_too_long", detail="too long")
             if len(c.question) > 500
             else np.array([-math.log(self.likelihood(c.question, a)) for a in c.answers])
             for c in choices

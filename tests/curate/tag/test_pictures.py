@@ -9,7 +9,7 @@ from tests.curate.tag.cases import subject
 
 from consomme.base.errors import CheckpointError, RecipeError
 from consomme.curate.tag.pictures import Classes, Embedding, entropy
-from consomme.curate.tag.tagger import Choice, Problem, Subject, shares
+from consomme.curate.tag.tagger import ChoiceQuestion, Subject, TagProblem, shares
 
 COLORS = ("red", "light blue", "green")
 
@@ -17,11 +17,11 @@ COLORS = ("red", "light blue", "green")
 class ByHand:
     """Knows the probability of each answer about each picture; b"" is what is said of none."""
 
-    def __init__(self, probs: Mapping[bytes, Sequence[float]], *, has_eyes: bool = True) -> None:
-        self.probs, self.has_eyes = probs, has_eyes
+    def __init__(self, probs: Mapping[bytes, Sequence[float]], *, has_vision: bool = True) -> None:
+        self.probs, self.has_vision = probs, has_vision
         self.asked: list[bytes] = []
 
-    def weigh(self, choices: Sequence[Choice]) -> list:
+    def weigh(self, choices: Sequence[ChoiceQuestion]) -> list:
         found: list = []
         for choice in choices:
             assert choice.question == "what color is it?"
@@ -29,7 +29,7 @@ class ByHand:
             name = choice.subject.sample.image if choice.subject else b""
             self.asked.append(name)
             if name == b"bad":
-                found.append(Problem(reason="sequence_too_long", detail="as long as it gets"))
+                found.append(TagProblem(reason="sequence_too_long", detail="as long as it gets"))
                 continue
             with np.errstate(divide="ignore"):
                 found.append(-np.log(np.array(self.probs[name], np.float64)))
@@ -106,14 +106,14 @@ def test_wrong_classes_are_refused(classes, message):
 def test_classes_that_the_model_cannot_say_are_refused():
     class Mute(ByHand):
         def weigh(self, choices):
-            return [Problem(reason="text_not_encodable", detail="answer '<s>': special")]
+            return [TagProblem(reason="text_not_encodable", detail="answer '<s>': special")]
 
     with pytest.raises(RecipeError, match=r"m cannot be asked 'what color is it\?': answer '<s>'"):
         tagger().open(lambda _: Mute({}))
 
 
 def test_models_without_eyes_are_refused():
-    blind = ByHand({b"": (0.1, 0.2, 0.1)}, has_eyes=False)
+    blind = ByHand({b"": (0.1, 0.2, 0.1)}, has_vision=False)
     for some in (tagger(), Embedding(model="m")):
         with pytest.raises(CheckpointError, match="'m' is a language model without eyes"):
             some.open(lambda _: blind)

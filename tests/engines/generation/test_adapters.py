@@ -11,9 +11,9 @@ from tests.support.adapters import make_adapter
 
 from consomme.base.errors import CheckpointError
 from consomme.base.sample import Turn
-from consomme.engines.generation.registry import WRITERS
-from consomme.engines.generation.requests import Request, Sampling, Written
-from consomme.engines.generation.transformers import TransformersWriter
+from consomme.engines.generation.registry import GENERATION_ENGINES
+from consomme.engines.generation.requests import Generation, Request, Sampling
+from consomme.engines.generation.transformers import TransformersEngine
 from consomme.models.tokenizer import train_tokenizer
 from consomme.models.weights import open_vlm
 
@@ -37,7 +37,7 @@ def pictures(count: int, seed: int = 0) -> list[Image.Image]:
 def opened(engine: str, folder: Path, **options: Any) -> Any:
     if engine == "vllm":
         options["kv_cache_gb"] = 0.25
-    return WRITERS.build({"name": engine, **options})(str(folder), SAMPLING)
+    return GENERATION_ENGINES.build({"name": engine, **options})(str(folder), SAMPLING)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_an_adapter_writes_what_the_merged_weights_write(
         assert [one.text for one in writer.write(asked)] == said
     finally:
         writer.close()
-    plain = [one.text for one in TransformersWriter(debug_vlm, SAMPLING).write(asked)]
+    plain = [one.text for one in TransformersEngine(debug_vlm, SAMPLING).write(asked)]
     assert sum(a != b for a, b in zip(plain, said, strict=True)) >= 5
 
 
@@ -128,7 +128,7 @@ def test_a_model_without_eyes_writes(engine: str, blind: Path) -> None:
     writer = opened(engine, blind)
     try:
         written = writer.write([Request.about(question) for question in questions])
-        assert [one.text for one in written if isinstance(one, Written)] == said
+        assert [one.text for one in written if isinstance(one, Generation)] == said
         with pytest.raises(CheckpointError, match="without eyes"):
             writer.write([Request.about("what?", pictures(1)[0])])
     finally:

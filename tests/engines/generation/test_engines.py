@@ -19,17 +19,17 @@ from tests.support.chat_server import serving
 from consomme.base.errors import EngineLostError, RecipeError
 from consomme.base.sample import Turn
 from consomme.datasets import scenes
-from consomme.engines.generation.openai import HTTPWriter
-from consomme.engines.generation.registry import WRITERS
+from consomme.engines.generation.openai import OpenAIEngine
+from consomme.engines.generation.registry import GENERATION_ENGINES
 from consomme.engines.generation.requests import (
+    Generation,
+    GenerationEngine,
+    GenerationFailure,
     Load,
-    NotWritten,
     Request,
     Sampling,
-    Writer,
-    Written,
 )
-from consomme.engines.generation.transformers import TransformersWriter
+from consomme.engines.generation.transformers import TransformersEngine
 from consomme.storage.model_folder import model_folder
 
 MAX_TOKENS = 48
@@ -67,7 +67,7 @@ def folder() -> str:
 
 
 @pytest.fixture(scope="module")
-def expected(folder: str) -> list[Written]:
+def expected(folder: str) -> list[Generation]:
     """What transformers itself writes, one request after the other, nothing of ours in between."""
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
@@ -88,7 +88,7 @@ def expected(folder: str) -> list[Written]:
         text = processor.tokenizer.decode(new, skip_special_tokens=True)
         is_done = new[-1] == processor.tokenizer.eos_token_id
         reason = "stop" if is_done else "length"
-        found.append(Written(text=text, num_tokens=len(new), finish_reason=reason))
+        found.append(Generation(text=text, num_tokens=len(new), finish_reason=reason))
     assert len({one.text for one in found}) > 8, "texts must depend on picture and question"
     return found
 
@@ -97,20 +97,20 @@ def expected(folder: str) -> list[Written]:
     scope="module",
     params=["transformers", "openai", pytest.param("vllm", marks=pytest.mark.vllm)],
 )
-def writer(request: pytest.FixtureRequest, folder: str) -> Iterator[Writer]:
+def writer(request: pytest.FixtureRequest, folder: str) -> Iterator[GenerationEngine]:
     """Each engine, started once."""
     sampling = Sampling(max_tokens=MAX_TOKENS)
     if request.param == "openai":
-        served = TransformersWriter(folder, sampling)
+        served = TransformersEngine(folder, sampling)
         with serving(served) as server:
             node = {"name": "openai", "url": server.url, "max_retries": 0}
-            made = WRITERS.build(node)("nano", sampling)
+            made = GENERATION_ENGINES.build(node)("nano", sampling)
             made.served = served
             yield made
             made.close()
         return
     options = {"kv_cache_gb": 0.25} if request.param == "vllm" else {"batch_size": 6}
-    made = WRITERS.build({"name": request.param, **options})(folder, sampling)
+    made = GENERATION_ENGINES.build({"name": request.param, **options})(folder, sampling)
     yield made
     made.close()
 
@@ -122,19 +122,21 @@ def set_sampling(writer: Any) -> Iterator[Callable[[Sampling], None]]:
 
     def change(sampling: Sampling) -> None:
         writer.sampling = sampling
-        if isinstance(writer, HTTPWriter):
+        if isinstance(writer, OpenAIEngine):
             writer.served.sampling = sampling
 
     yield change
     change(before)
 
 
-def texts(found: list[Written | NotWritten]) -> list[str]:
-    assert all(isinstance(one, Written) for one in found), found
-    return [one.text for one in found if isinstance(one, Written)]
+def texts(found: list[Generation | GenerationFailure]) -> list[str]:
+    assert all(isinstance(one, Generation) for one in found), found
+    return [one.text for one in found if isinstance(one, Generation)]
 
 
-def test_greedy_texts_are_those_of_transformers(writer: Writer, expected: list[Written]) -> None:
+def test_greedy_texts_are_those_of_transformers(
+    writer: GenerationEngine, expected: list[Generation]
+) -> None:
     assert writer.write(requests()) == expected
     assert writer.write([]) == []
     assert re.match(r"(vllm|transformers|openai) \d", writer.version)
@@ -142,7 +144,7 @@ def test_greedy_texts_are_those_of_transformers(writer: Writer, expected: list[W
 
 @pytest.mark.slow
 def test_a_text_depends_neither_on_its_batch_nor_on_other_threads(
-    writer: Writer, expected: list[Written]
+    writer: GenerationEngine, expected: list[Generation]
 ) -> None:
     asked = requests()
     order = [(7 * k) % len(asked) for k in range(len(asked))]
@@ -161,7 +163,7 @@ def test_a_text_depends_neither_on_its_batch_nor_on_other_threads(
 
 
 def test_sampled_texts_depend_on_the_seed_alone(
-    writer: Writer, set_sampling: Callable[[Sampling], None]
+    writer: GenerationEngine, set_sampling: Callable[[Sampling], None]
 ) -> None:
     set_sampling(Sampling(max_tokens=16, temperature=2.0, top_p=0.98))
     # Of a grey picture the model may say anything.
@@ -174,36 +176,36 @@ def test_sampled_texts_depend_on_the_seed_alone(
 
 
 def test_a_small_nucleus_is_greedy(
-    writer: Writer, set_sampling: Callable[[Sampling], None], expected: list[Written]
+    writer: GenerationEngine, set_sampling: Callable[[Sampling], None], expected: list[Generation]
 ) -> None:
     set_sampling(Sampling(max_tokens=MAX_TOKENS, temperature=0.7, top_p=1e-6))
     assert writer.write(requests()) == expected
 
 
 def test_strings_end_a_text(
-    writer: Writer, set_sampling: Callable[[Sampling], None], expected: list[Written]
+    writer: GenerationEngine, set_sampling: Callable[[Sampling], None], expected: list[Generation]
 ) -> None:
     set_sampling(Sampling(max_tokens=MAX_TOKENS, stop=(" at the", " circle")))
     (found,) = writer.write([requests()[0]])
     whole = expected[0].text
     assert " at the" in whole
-    assert isinstance(found, Written)
+    assert isinstance(found, Generation)
     assert found.text == min(whole.split(" at the")[0], whole.split(" circle")[0], key=len)
     assert (found.finish_reason, found.num_tokens < expected[0].num_tokens) == ("stop", True)
 
 
 def test_max_tokens_cut_a_text_off(
-    writer: Writer, set_sampling: Callable[[Sampling], None], expected: list[Written]
+    writer: GenerationEngine, set_sampling: Callable[[Sampling], None], expected: list[Generation]
 ) -> None:
     set_sampling(Sampling(max_tokens=3))
     (found,) = writer.write([requests()[0]])
-    assert isinstance(found, Written)
+    assert isinstance(found, Generation)
     assert (found.num_tokens, found.finish_reason) == (3, "length")
     assert expected[0].text.startswith(found.text)
 
 
 def test_what_is_wrong_with_one_request_costs_one_request(
-    writer: Writer, expected: list[Written]
+    writer: GenerationEngine, expected: list[Generation]
 ) -> None:
     asked = requests()
     bad = [
@@ -213,8 +215,8 @@ def test_what_is_wrong_with_one_request_costs_one_request(
     ]
     found = writer.write([asked[0], bad[0], asked[1], bad[1], bad[2], asked[2]])
     assert [found[k] for k in (0, 2, 5)] == expected[:3]
-    reasons = [one.reason for one in found if isinstance(one, NotWritten)]
-    if isinstance(writer, HTTPWriter):
+    reasons = [one.reason for one in found if isinstance(one, GenerationFailure)]
+    if isinstance(writer, OpenAIEngine):
         # Only the server knows its tokens.
         assert reasons == ["model_refused", "model_refused", "image_not_encodable"]
         assert "sequence_too_long" in found[1].detail
@@ -223,17 +225,17 @@ def test_what_is_wrong_with_one_request_costs_one_request(
         assert "0 x 5" in found[4].detail
 
 
-def test_a_text_matches_its_pattern(writer: Writer, expected: list[Written]) -> None:
+def test_a_text_matches_its_pattern(writer: GenerationEngine, expected: list[Generation]) -> None:
     pattern = r"a (tiny|huge) (pink|grey) (cat|dog)\."
     bound = Request(turns=(user(CAPTION),), image=picture(0), pattern=pattern)
-    if isinstance(writer, HTTPWriter):
+    if isinstance(writer, OpenAIEngine):
         with pytest.raises(RecipeError, match=r"write with \{name: vllm\}"):
             writer.write([bound])
         return
     found = writer.write([requests()[0], bound, requests()[1], bound])
     assert [found[0], found[2]] == expected[:2]
     for one in (found[1], found[3]):
-        assert isinstance(one, Written)
+        assert isinstance(one, Generation)
         assert re.fullmatch(pattern, one.text)
         assert one.finish_reason == "stop"
     with pytest.raises(RecipeError, match=r"'\(a' is no regular expression"):
@@ -248,27 +250,27 @@ def test_a_text_matches_its_pattern(writer: Writer, expected: list[Written]) -> 
 def test_a_deadline_costs_one_request(
     writer: Any,
     set_sampling: Callable[[Sampling], None],
-    expected: list[Written],
+    expected: list[Generation],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     set_sampling(Sampling(max_tokens=300))
     # A clock that moves a second whenever somebody looks at it, which is once a token.
     ticks = count()
     clock = SimpleNamespace(monotonic=lambda: float(next(ticks)))
-    owner = writer if isinstance(writer, TransformersWriter) else writer._pump
-    module = "decoding" if isinstance(writer, TransformersWriter) else "vllm_pump"
+    owner = writer if isinstance(writer, TransformersEngine) else writer._pump
+    module = "decoding" if isinstance(writer, TransformersEngine) else "vllm_pump"
     monkeypatch.setattr(f"consomme.engines.generation.{module}.time", clock)
     monkeypatch.setattr(owner, "deadline_s", 150.0)
     endless = Request(turns=(user(CAPTION),), image=picture(0), pattern="(a ){250}")
     found = writer.write([requests()[0], endless, requests()[2]])
     assert [found[0], found[2]] == [expected[0], expected[2]]
-    assert isinstance(found[1], NotWritten)
+    assert isinstance(found[1], GenerationFailure)
     assert found[1].reason == "model_timeout"
     assert "150 s" in found[1].detail
     assert writer.write(requests()[:2]) == expected[:2]
 
 
-def test_it_tells_how_busy_it_is(writer: Writer) -> None:
+def test_it_tells_how_busy_it_is(writer: GenerationEngine) -> None:
     assert writer.load() == Load(running=0, waiting=0)
     seen: list[Load] = []
     with ThreadPoolExecutor(1) as threads:
@@ -282,7 +284,7 @@ def test_it_tells_how_busy_it_is(writer: Writer) -> None:
     assert writer.load() == Load(running=0, waiting=0)
 
 
-def test_closed_it_writes_no_more(writer: Writer) -> None:
+def test_closed_it_writes_no_more(writer: GenerationEngine) -> None:
     begun = threading.Event()
 
     def work() -> str:
@@ -325,12 +327,12 @@ def test_choosing_an_engine_imports_none() -> None:
 )
 def test_a_mistake_in_a_recipe_is_named(node: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        WRITERS.build(node)
+        GENERATION_ENGINES.build(node)
 
 
 def test_where_an_engine_runs_is_known_before_it_starts() -> None:
-    vllm = WRITERS.build({"name": "vllm", "tensor_parallel": 2})
+    vllm = GENERATION_ENGINES.build({"name": "vllm", "tensor_parallel": 2})
     assert (vllm.is_remote, vllm.num_gpus) == (False, 2)
-    served = WRITERS.build({"name": "openai", "url": "http://127.0.0.1:1/v1"})
+    served = GENERATION_ENGINES.build({"name": "openai", "url": "http://127.0.0.1:1/v1"})
     assert (served.is_remote, served.num_gpus) == (True, 0)
-    assert WRITERS.build({"name": "transformers"}).num_gpus == 1
+    assert GENERATION_ENGINES.build({"name": "transformers"}).num_gpus == 1

@@ -9,8 +9,8 @@ from PIL import Image
 from tests.support.families import FAMILIES, noise
 
 from consomme.base.sample import Turn
-from consomme.engines.generation.requests import NotWritten, Request, Sampling, Written
-from consomme.engines.generation.transformers import TransformersWriter
+from consomme.engines.generation.requests import Generation, GenerationFailure, Request, Sampling
+from consomme.engines.generation.transformers import TransformersEngine
 from consomme.models.chat import messages
 from consomme.models.weights import open_scorer
 
@@ -75,16 +75,16 @@ def test_texts_equal_a_naive_reference_in_any_batch(
     expected = [naive(folders(name), request) for request in asked]
     assert len(set(expected)) >= 4, "texts must depend on what is asked"
     for size in (1, 64):
-        writer = TransformersWriter(folders(name), Sampling(max_tokens=10), batch_size=size)
+        writer = TransformersEngine(folders(name), Sampling(max_tokens=10), batch_size=size)
         monkeypatch.setattr(writer, "_decode", spelled)
         found = writer.write(asked)
-        assert [one.text for one in found if isinstance(one, Written)] == expected
+        assert [one.text for one in found if isinstance(one, Generation)] == expected
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_cannot_be_asked_costs_one_request(folders: Any, name: str) -> None:
-    writer = TransformersWriter(folders(name), Sampling(max_tokens=4))
-    special = writer.dialogue.special[-1]
+    writer = TransformersEngine(folders(name), Sampling(max_tokens=4))
+    special = writer.chat.special[-1]
     asked = [
         Request.about("star?", picture(0)),
         Request.about(f"what is {special}?", picture(0)),
@@ -92,14 +92,14 @@ def test_what_cannot_be_asked_costs_one_request(folders: Any, name: str) -> None
         Request.about("star?", Image.new("RGB", (3, 900))),
     ]
     found = writer.write(asked)
-    assert isinstance(found[0], Written)
-    assert [one.reason for one in found[1:3] if isinstance(one, NotWritten)] == [
+    assert isinstance(found[0], Generation)
+    assert [one.reason for one in found[1:3] if isinstance(one, GenerationFailure)] == [
         "text_not_encodable",
         "sequence_too_long",
     ]
     if "qwen" in name:
         # Theirs refuse shapes of more than 200 to 1.
-        assert isinstance(found[3], NotWritten)
+        assert isinstance(found[3], GenerationFailure)
         assert found[3].reason == "image_not_encodable"
         assert "3 x 900" in found[3].detail
 
@@ -110,6 +110,6 @@ def test_a_model_that_was_never_taught_to_converse_takes_one_question(folders: A
         Turn(role="assistant", content="green"),
         Turn(role="user", content="why?"),
     )
-    (found,) = TransformersWriter(folders("paligemma")).write([Request(turns=turns)])
-    assert isinstance(found, NotWritten)
+    (found,) = TransformersEngine(folders("paligemma")).write([Request(turns=turns)])
+    assert isinstance(found, GenerationFailure)
     assert found.reason == "text_not_encodable"

@@ -12,8 +12,8 @@ import pytest
 
 from consomme.base.errors import EngineLostError
 from consomme.datasets import scenes
-from consomme.engines.generation.requests import Request, Sampling, Written
-from consomme.engines.generation.vllm import VLLMWriter
+from consomme.engines.generation.requests import Generation, Request, Sampling
+from consomme.engines.generation.vllm import VLLMEngine
 from consomme.engines.vllm_engine import EngineOptions
 from consomme.storage.model_folder import model_folder
 
@@ -22,8 +22,8 @@ STALL_S = 2.0
 
 
 @pytest.fixture(params=["hangs", pytest.param("dies", marks=pytest.mark.long)])
-def engine(request: pytest.FixtureRequest) -> Iterator[tuple[str, VLLMWriter]]:
-    writer = VLLMWriter(
+def engine(request: pytest.FixtureRequest) -> Iterator[tuple[str, VLLMEngine]]:
+    writer = VLLMEngine(
         model_folder("package://models/nano"),
         Sampling(max_tokens=400),
         EngineOptions(kv_cache_gb=0.25, own_process=True),
@@ -40,9 +40,9 @@ def captions(count: int) -> list[Request]:
     ]
 
 
-def test_all_who_wait_are_told(engine: tuple[str, VLLMWriter]) -> None:
+def test_all_who_wait_are_told(engine: tuple[str, VLLMEngine]) -> None:
     trouble, writer = engine
-    assert all(isinstance(one, Written) for one in writer.write(captions(8)))
+    assert all(isinstance(one, Generation) for one in writer.write(captions(8)))
 
     (core,) = writer._opened.processes()
     family = [psutil.Process(core.pid), *psutil.Process(core.pid).children(recursive=True)]

@@ -10,10 +10,16 @@ from PIL import Image
 from tests.support.chat_server import ChatServer, answer, serving, to_request
 
 from consomme.base.errors import ClusterError, EngineLostError, RecipeError
-from consomme.engines.generation.openai import HTTPWriter, _pause_s
-from consomme.engines.generation.requests import Load, NotWritten, Request, Sampling, Written
+from consomme.engines.generation.openai import OpenAIEngine, _pause_s
+from consomme.engines.generation.requests import (
+    Generation,
+    GenerationFailure,
+    Load,
+    Request,
+    Sampling,
+)
 
-HELLO = Written(text="hello", num_tokens=2, finish_reason="stop")
+HELLO = Generation(text="hello", num_tokens=2, finish_reason="stop")
 
 
 @pytest.fixture
@@ -31,8 +37,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("consomme.engines.generation.openai._FIRST_PAUSE_S", 0.01)
 
 
-def opened(server: ChatServer, **options: Any) -> HTTPWriter:
-    return HTTPWriter(server.url, "nano", Sampling(max_tokens=7), **options)
+def opened(server: ChatServer, **options: Any) -> OpenAIEngine:
+    return OpenAIEngine(server.url, "nano", Sampling(max_tokens=7), **options)
 
 
 def fails(server: ChatServer, times: int, *reply: Any, text: str = "", **headers: str) -> None:
@@ -75,7 +81,7 @@ def test_what_is_sent_is_what_was_asked(server: ChatServer, monkeypatch: Any) ->
     monkeypatch.setenv("SERVER_KEY", "secret")
     heard: list[str] = []
     server.tricks.insert(0, lambda handler, body: heard.append(handler.headers["Authorization"]))
-    writer = HTTPWriter(
+    writer = OpenAIEngine(
         server.url,
         "nano",
         Sampling(max_tokens=7, temperature=0.5, top_p=0.9, stop=("x",)),
@@ -149,7 +155,7 @@ def test_nobody_there_loses_the_engine() -> None:
     with serving() as server:
         url = server.url
     with pytest.raises(ClusterError, match="after 2 attempts"):
-        HTTPWriter(url, "nano", max_retries=1).write([Request.about("what?")])
+        OpenAIEngine(url, "nano", max_retries=1).write([Request.about("what?")])
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
@@ -158,7 +164,7 @@ def test_a_request_that_the_server_refuses_costs_itself(server: ChatServer, stat
     writer = opened(server)
     found = writer.write([Request.about(text) for text in ("one", "bad", "two")])
     assert [found[0], found[2]] == [HELLO, HELLO]
-    assert isinstance(found[1], NotWritten)
+    assert isinstance(found[1], GenerationFailure)
     assert found[1].reason == "model_refused"
     assert "no such picture" in found[1].detail
     assert len(server.asked) == 3, "it would be refused again"
@@ -180,7 +186,7 @@ def test_a_key_that_is_not_set_is_named(server: ChatServer) -> None:
 def test_a_filtered_text_is_withheld(server: ChatServer) -> None:
     fails(server, 1, 200, answer("", 0, "content_filter"))
     (found,) = opened(server).write([Request.about("what?")])
-    assert isinstance(found, NotWritten)
+    assert isinstance(found, GenerationFailure)
     assert found.reason == "model_output_withheld"
 
 
@@ -193,7 +199,7 @@ def test_a_question_without_an_answer_costs_itself(server: ChatServer) -> None:
         [Request.about(text) for text in ("easy", "hard", "easy")]
     )
     assert [found[0], found[2]] == [HELLO, HELLO]
-    assert isinstance(found[1], NotWritten)
+    assert isinstance(found[1], GenerationFailure)
     assert (found[1].reason, found[1].detail) == ("model_timeout", "no answer after 0.5 s")
 
 

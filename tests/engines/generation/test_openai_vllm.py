@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from consomme.datasets import scenes
-from consomme.engines.generation.registry import WRITERS
-from consomme.engines.generation.requests import NotWritten, Request, Sampling
-from consomme.engines.generation.transformers import TransformersWriter
+from consomme.engines.generation.registry import GENERATION_ENGINES
+from consomme.engines.generation.requests import GenerationFailure, Request, Sampling
+from consomme.engines.generation.transformers import TransformersEngine
 from consomme.engines.vllm_environment import prepare_environment
 from consomme.storage.model_folder import model_folder
 
@@ -80,14 +80,14 @@ def test_texts_are_those_of_transformers(url: str) -> None:
         asked.append(Request.about("describe the image.", image))
         asked.append(Request.about(scenes.questions(scene, number)[0].question, image))
     asked.append(Request.about("what color is the circle?"))
-    here = TransformersWriter(model_folder("package://models/nano"), sampling).write(asked)
-    writer = WRITERS.build({"name": "openai", "url": url})("nano", sampling)
+    here = TransformersEngine(model_folder("package://models/nano"), sampling).write(asked)
+    writer = GENERATION_ENGINES.build({"name": "openai", "url": url})("nano", sampling)
     assert writer.write(asked) == here
 
     long = Request.about("star " * 2000, Image.new("RGB", (64, 64)))
     found = writer.write([asked[0], long, asked[1]])
     assert [found[0], found[2]] == here[:2]
-    assert isinstance(found[1], NotWritten)
+    assert isinstance(found[1], GenerationFailure)
     assert found[1].reason == "model_refused"
     assert "512" in found[1].detail
     writer.close()

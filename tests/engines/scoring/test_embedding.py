@@ -15,7 +15,7 @@ from consomme.base.errors import CheckpointError
 from consomme.base.sample import Turn
 from consomme.engines.scoring.embedding import PictureEmbedder
 from consomme.models.chat import messages
-from consomme.models.chat_prefix import dialogue_for
+from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.weights import open_scorer
 
 pytestmark = pytest.mark.slow
@@ -70,8 +70,8 @@ class WhatGoesIn:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_embedding_is_the_mean_of_what_the_language_model_gets(folders: Any, name: str) -> None:
     model, processor = open_scorer(folders(name), torch.float32)
-    together = PictureEmbedder(model, dialogue_for(model.config, processor)).embed(pictures())
-    alone = PictureEmbedder(model, dialogue_for(model.config, processor), batch_values=1).embed(
+    together = PictureEmbedder(model, chat_encoder_for(model.config, processor)).embed(pictures())
+    alone = PictureEmbedder(model, chat_encoder_for(model.config, processor), batch_values=1).embed(
         pictures()
     )
     reference = WhatGoesIn(folders(name))
@@ -85,7 +85,7 @@ def test_an_embedding_is_the_mean_of_what_the_language_model_gets(folders: Any, 
 
 def test_a_batch_that_does_not_fit_is_halved(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = open_scorer(folders("llava"), torch.float32)
-    embedder = PictureEmbedder(model, dialogue_for(model.config, processor))
+    embedder = PictureEmbedder(model, chat_encoder_for(model.config, processor))
     calm = embedder.embed(pictures())
     sizes: list[int] = []
     inner = embedder.eyes._look
@@ -108,4 +108,4 @@ def test_a_language_model_is_refused(tmp_path: Path) -> None:
     words.chat_template = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
     model = families.hf.LlamaForCausalLM(families.text_config(families.hf.LlamaConfig))
     with pytest.raises(CheckpointError, match="LlamaForCausalLM is a language model without eyes"):
-        PictureEmbedder(model, dialogue_for(model.config, words))
+        PictureEmbedder(model, chat_encoder_for(model.config, words))

@@ -12,7 +12,7 @@ from tests.support.families import FAMILIES, noise
 
 from consomme.base.sample import Turn
 from consomme.curate.perplexity import points_script_nll, token_nll
-from consomme.engines.scoring.requests import NotScored, Question, Score
+from consomme.engines.scoring.requests import NotScored, Score, ScoringRequest
 from consomme.engines.scoring.transformers import TransformersScorer
 from consomme.models.chat import messages
 from consomme.models.weights import open_scorer
@@ -113,7 +113,7 @@ def test_scores_equal_a_naive_reference_for_any_batch(folders: Any, name: str) -
     folder = folders(name)
     reference = Reference(folder)
     questions = [
-        Question(turns=conversation(caption), image=picture(number))
+        ScoringRequest(turns=conversation(caption), image=picture(number))
         for number, caption in enumerate(CAPTIONS)
     ]
     for budget in (1, 200, 100_000):
@@ -135,14 +135,17 @@ def test_captions_of_one_picture_share_its_encoding(
 ) -> None:
     scorer = TransformersScorer(folders(name), token_nll)
     apart = scorer.score(
-        [Question(turns=conversation(c), image=picture(k % 2)) for k, c in enumerate(CAPTIONS)]
+        [
+            ScoringRequest(turns=conversation(c), image=picture(k % 2))
+            for k, c in enumerate(CAPTIONS)
+        ]
     )
     seen: list[int] = []
     inner = scorer.eyes._look
     monkeypatch.setattr(scorer.eyes, "_look", lambda some: seen.append(len(some)) or inner(some))
     shared = scorer.score(
         [
-            Question(turns=conversation(c), image=picture(k % 2), key=f"picture {k % 2}")
+            ScoringRequest(turns=conversation(c), image=picture(k % 2), key=f"picture {k % 2}")
             for k, c in enumerate(CAPTIONS)
         ]
     )
@@ -162,7 +165,7 @@ def test_conversations_are_scored_turn_by_turn(folders: Any, name: str) -> None:
     )
     folder = folders(name)
     (score,) = TransformersScorer(folder, token_nll).score(
-        [Question(turns=turns, image=picture(1))]
+        [ScoringRequest(turns=turns, image=picture(1))]
     )
     assert isinstance(score, Score), score
     nll, count = Reference(folder).nll(turns, picture(1))
@@ -176,7 +179,7 @@ def test_conversations_are_scored_turn_by_turn(folders: Any, name: str) -> None:
 def test_a_model_that_was_never_taught_to_converse_says_so(folders: Any) -> None:
     turns = conversation("star") + conversation("green")
     scorer = TransformersScorer(folders("paligemma"), token_nll)
-    (found,) = scorer.score([Question(turns=turns, image=picture(0))])
+    (found,) = scorer.score([ScoringRequest(turns=turns, image=picture(0))])
     assert isinstance(found, NotScored)
     assert found.reason == "text_not_encodable"
     assert "one question and one answer" in found.detail
@@ -185,10 +188,10 @@ def test_a_model_that_was_never_taught_to_converse_says_so(folders: Any) -> None
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_cannot_be_scored_costs_one_sample(folders: Any, name: str) -> None:
     scorer = TransformersScorer(folders(name), token_nll, max_caption_tokens=60)
-    token = scorer.dialogue.special[0]
+    token = scorer.chat.special[0]
     texts = [CAPTIONS[0], f"a {token} b", "words and words " * 40, CAPTIONS[1]]
     found = scorer.score(
-        [Question(turns=conversation(c), image=picture(k)) for k, c in enumerate(texts)]
+        [ScoringRequest(turns=conversation(c), image=picture(k)) for k, c in enumerate(texts)]
     )
     reasons = [one.reason if isinstance(one, NotScored) else None for one in found]
     assert reasons == [None, "text_not_encodable", "caption_too_long", None]
@@ -218,7 +221,7 @@ def test_the_points_script_is_followed_where_the_recipe_asks_for_it(folders: Any
             logits = model(**inputs).logits[0, -size - 1 : -2]
         chances = logits.float().softmax(-1).gather(1, said[0, :-1, None])[:, 0].bfloat16().tolist()
         expected = torch.exp(-torch.tensor(chances).log().mean())
-        (score,) = scorer.score([Question.about(prompt, caption, picture(number))])
+        (score,) = scorer.score([ScoringRequest.about(prompt, caption, picture(number))])
         assert isinstance(score, Score)
         assert score.num_tokens == len(chances)
         # A probability may round the other way: one part in 256 of one token.
@@ -230,7 +233,7 @@ def test_a_picture_that_the_processor_refuses_costs_one_sample(folders: Any) -> 
     scorer = TransformersScorer(folders("qwen2_vl"), token_nll)
     strip = Image.new("RGB", (4000, 4))
     found = scorer.score(
-        [Question(turns=conversation("star"), image=image) for image in (picture(0), strip)]
+        [ScoringRequest(turns=conversation("star"), image=image) for image in (picture(0), strip)]
     )
     assert isinstance(found[0], Score)
     assert isinstance(found[1], NotScored)
@@ -241,7 +244,7 @@ def test_a_picture_that_the_processor_refuses_costs_one_sample(folders: Any) -> 
 def test_long_answers_can_be_cut(folders: Any) -> None:
     folder = folders("qwen2_vl")
     long = "a large red circle at the top left " * 10
-    question = Question(turns=conversation(long), image=picture(0))
+    question = ScoringRequest(turns=conversation(long), image=picture(0))
     (whole,) = TransformersScorer(folder, token_nll, max_caption_tokens=10_000).score([question])
     scorer = TransformersScorer(folder, token_nll, max_caption_tokens=12, truncates=True)
     (cut,) = scorer.score([question])
@@ -254,7 +257,7 @@ def test_long_answers_can_be_cut(folders: Any) -> None:
 def test_a_batch_that_does_not_fit_is_halved(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = TransformersScorer(folders("llava"), token_nll)
     questions = [
-        Question(turns=conversation(caption), image=picture(k))
+        ScoringRequest(turns=conversation(caption), image=picture(k))
         for k, caption in enumerate(CAPTIONS)
     ]
     calm = scorer.score(questions)
@@ -262,7 +265,7 @@ def test_a_batch_that_does_not_fit_is_halved(folders: Any, monkeypatch: pytest.M
     inner = scorer._forward
 
     def small(trees: Any, features: Any) -> Any:
-        sizes.append(sum(len(tree.branches) for tree in trees))
+        sizes.append(sum(len(tree.suffixes) for tree in trees))
         if sizes[-1] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return inner(trees, features)
@@ -288,7 +291,9 @@ def test_a_language_model_without_eyes_scores_the_text_alone(tmp_path: Path) -> 
     model = families.hf.LlamaForCausalLM(families.text_config(families.hf.LlamaConfig))
     model.save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
-    questions = [Question(turns=conversation(c), image=picture(k)) for k, c in enumerate(CAPTIONS)]
+    questions = [
+        ScoringRequest(turns=conversation(c), image=picture(k)) for k, c in enumerate(CAPTIONS)
+    ]
     scores = TransformersScorer(tmp_path, token_nll).score(questions)
     double = model.double().eval()
     for caption, score in zip(CAPTIONS, scores, strict=True):

@@ -2,45 +2,45 @@
 
 import torch
 
-from consomme.engines.scoring.prefix_tree import Growth, Tree, lay_out, plant
-from consomme.engines.scoring.requests import Passage
-from consomme.models.encoded import Pixels, Spoken
+from consomme.engines.scoring.prefix_tree import PrefixLimits, PrefixTree, build_trees, lay_out
+from consomme.engines.scoring.requests import EncodedConversation
+from consomme.models.encoded import EncodedChat, Pixels
 
 
-def passage(stem: list[int], rest: list[int], picture: object = None) -> Passage:
-    ids = [*stem, *rest]
+def passage(prefix: list[int], rest: list[int], picture: object = None) -> EncodedConversation:
+    ids = [*prefix, *rest]
     pixels = None
     if picture is not None:
         pixels = Pixels(inputs={"pixel_values": torch.zeros(1, 1)}, num_tokens=1)
-    spoken = Spoken(
+    spoken = EncodedChat(
         input_ids=ids,
-        spans=[(len(stem), len(ids))],
+        spans=[(len(prefix), len(ids))],
         token_types=[0] * len(ids),
         pixels=pixels,
     )
-    return Passage(spoken=spoken, picture=picture)
+    return EncodedConversation(spoken=spoken, picture=picture)
 
 
-def seen(tree: Tree) -> dict[tuple[int, ...], list[int]]:
-    """By branch: the tokens its last token may look at, in order of position."""
-    other = plant([passage([1], [2])], None)[0]
+def seen(tree: PrefixTree) -> dict[tuple[int, ...], list[int]]:
+    """By suffix: the tokens its last token may look at, in order of position."""
+    other = build_trees([passage([1], [2])], None)[0]
     layout = lay_out([tree, other], None)
     assert layout.positions is not None
     found, at = {}, len(tree.ids)
-    for branch in tree.branches:
-        at += len(branch.ids)
+    for suffix in tree.suffixes:
+        at += len(suffix.ids)
         places = (layout.mask[0, 0, at - 1] == 0).nonzero().flatten()
         places = places[layout.positions[0, places].argsort()]
         assert layout.positions[0, places].tolist() == list(range(len(places)))
-        found[branch.ids] = layout.ids_BT[0, places].tolist()
+        found[suffix.ids] = layout.ids_BT[0, places].tolist()
     return found
 
 
 def test_every_branch_sees_its_own_conversation_only() -> None:
-    stem = [5, 6, 7]
-    (tree,) = plant(
-        [passage(stem, [10, 11]), passage(stem, [20]), passage(stem, [30, 31, 32])],
-        Growth(cheap=64),
+    prefix = [5, 6, 7]
+    (tree,) = build_trees(
+        [passage(prefix, [10, 11]), passage(prefix, [20]), passage(prefix, [30, 31, 32])],
+        PrefixLimits(cheap=64),
     )
     assert len(tree) == 3 + 6
     assert seen(tree) == {
@@ -51,18 +51,18 @@ def test_every_branch_sees_its_own_conversation_only() -> None:
 
 
 def test_what_is_the_same_goes_through_once_and_pictures_stay_apart() -> None:
-    stem = [5, 6]
-    trees = plant(
+    prefix = [5, 6]
+    trees = build_trees(
         [
-            passage(stem, [10]),
-            passage(stem, [10]),
-            passage(stem, [10], "a"),
-            passage(stem, [10], "b"),
+            passage(prefix, [10]),
+            passage(prefix, [10]),
+            passage(prefix, [10], "a"),
+            passage(prefix, [10], "b"),
             passage([5, 7], [10]),
         ],
-        Growth(cheap=64),
+        PrefixLimits(cheap=64),
     )
-    assert [(tree.picture, [b.numbers for b in tree.branches]) for tree in trees] == [
+    assert [(tree.picture, [b.numbers for b in tree.suffixes]) for tree in trees] == [
         (None, [[0, 1]]),
         ("a", [[2]]),
         ("b", [[3]]),
@@ -72,16 +72,16 @@ def test_what_is_the_same_goes_through_once_and_pictures_stay_apart() -> None:
 
 def test_trees_stay_short_but_long_stems_are_shared() -> None:
     many = [passage([1, 2], [10 + k, 50 + k]) for k in range(9)]
-    assert [len(tree) for tree in plant(many, Growth(cheap=8))] == [8, 8, 8]
-    assert [len(tree) for tree in plant(many, Growth(cheap=8, most=5))] == [4] * 9
+    assert [len(tree) for tree in build_trees(many, PrefixLimits(cheap=8))] == [8, 8, 8]
+    assert [len(tree) for tree in build_trees(many, PrefixLimits(cheap=8, most=5))] == [4] * 9
     long = [passage(list(range(100)), [200 + k]) for k in range(50)]
-    assert [len(tree) for tree in plant(long, Growth(cheap=8))] == [150]
-    assert [tree.is_plain for tree in plant(many, None)] == [True] * 9
+    assert [len(tree) for tree in build_trees(long, PrefixLimits(cheap=8))] == [150]
+    assert [tree.is_plain for tree in build_trees(many, None)] == [True] * 9
 
 
 def test_the_first_spoken_token_is_predicted_from_the_stem() -> None:
-    stem = [5, 6, 7]
-    trees = plant([passage(stem, [10, 11]), passage(stem, [20])], Growth(cheap=64))
+    prefix = [5, 6, 7]
+    trees = build_trees([passage(prefix, [10, 11]), passage(prefix, [20])], PrefixLimits(cheap=64))
     layout = lay_out(trees, None)
     assert layout.labels == [20, 10, 11]
     assert layout.predictors == [2, 2, 4]
@@ -89,13 +89,15 @@ def test_the_first_spoken_token_is_predicted_from_the_stem() -> None:
 
 
 def test_padding_looks_at_something() -> None:
-    trees = plant([passage([1, 2], [3]), passage([1, 2], [4]), passage([9], [8])], Growth(cheap=64))
+    trees = build_trees(
+        [passage([1, 2], [3]), passage([1, 2], [4]), passage([9], [8])], PrefixLimits(cheap=64)
+    )
     mask = lay_out(trees, None).mask
     assert (mask == 0).any(dim=-1).all()
 
 
 def test_a_tree_is_cut_in_halves_with_the_same_stem() -> None:
-    (tree,) = plant([passage([1, 2], [k]) for k in range(3, 8)], Growth(cheap=64))
+    (tree,) = build_trees([passage([1, 2], [k]) for k in range(3, 8)], PrefixLimits(cheap=64))
     first, second = tree.halves()
     assert first.ids == second.ids == (1, 2)
-    assert [b.numbers for b in first.branches + second.branches] == [[k] for k in range(5)]
+    assert [b.numbers for b in first.suffixes + second.suffixes] == [[k] for k in range(5)]

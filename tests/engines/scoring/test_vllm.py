@@ -10,7 +10,7 @@ from consomme.base.errors import CheckpointError
 from consomme.base.sample import Turn
 from consomme.curate.perplexity import token_nll
 from consomme.datasets import scenes
-from consomme.engines.scoring.requests import NotScored, Question, Score
+from consomme.engines.scoring.requests import NotScored, Score, ScoringRequest
 from consomme.engines.scoring.transformers import TransformersScorer
 from consomme.engines.scoring.vllm import VLLMScorer
 from consomme.engines.vllm_engine import EngineOptions
@@ -28,12 +28,12 @@ def engine() -> Iterator[VLLMScorer]:
     made.close()
 
 
-def questions() -> list[Question]:
+def questions() -> list[ScoringRequest]:
     found = []
     for number in range(6):
         scene = scenes.make_scene(700_000 + number)
         image = scenes.render(scene)
-        found.append(Question.about("describe the image.", scenes.caption(scene), image))
+        found.append(ScoringRequest.about("describe the image.", scenes.caption(scene), image))
         asked = scenes.questions(scene, number)[:2]
         turns = [
             turn
@@ -43,10 +43,10 @@ def questions() -> list[Question]:
                 Turn(role="assistant", content=question.answer),
             )
         ]
-        found.append(Question(turns=tuple(turns), image=image))
-    found.append(Question.about("describe the image.", "no picture here"))
-    found.append(Question.about("describe the image.", "star, star " * 40, image))
-    found.append(Question.about("describe the image.", "a <image> in the text", image))
+        found.append(ScoringRequest(turns=tuple(turns), image=image))
+    found.append(ScoringRequest.about("describe the image.", "no picture here"))
+    found.append(ScoringRequest.about("describe the image.", "star, star " * 40, image))
+    found.append(ScoringRequest.about("describe the image.", "a <image> in the text", image))
     return found
 
 

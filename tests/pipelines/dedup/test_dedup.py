@@ -17,7 +17,7 @@ from consomme.base.manifest import Manifest
 from consomme.base.sample import Sample, caption_turns
 from consomme.datasets import scenes
 from consomme.execution.runs import begin
-from consomme.execution.stage import Decoded
+from consomme.execution.stage import DecodedSample
 from consomme.execution.worker import with_id_hash
 from consomme.ops.verify import verify
 from consomme.pipelines.dedup import report as report_dedup
@@ -88,7 +88,9 @@ def hashed(root: Path, inputs: str, unit_rows: int) -> str:
     attempt = begin("dedup", recipe)
     folder, number = attempt.folder, attempt.folder.start_attempt()
     for unit in plan_units(expand([inputs]), "data", unit_rows):
-        decoded = [Decoded(row=r, sample=s, image=decode(s.image)) for r, s in read_unit(unit)[0]]
+        decoded = [
+            DecodedSample(row=r, sample=s, image=decode(s.image)) for r, s in read_unit(unit)[0]
+        ]
         outcome = HashStage().work(decoded)
         file = folder.write_output(
             unit, "hashes", table_bytes(with_id_hash(outcome.table, unit.source)), "parquet"

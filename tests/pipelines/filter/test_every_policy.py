@@ -88,7 +88,7 @@ class Layout:
 
     root: str
     scores: str
-    beside: dict[str, str]
+    columns_from: dict[str, str]
     views: dict[str, str]
     names: dict[tuple[str, int], int]
 
@@ -131,7 +131,7 @@ def lay_out(root: Path, num_files: int) -> Layout:
     return Layout(
         root=str(root),
         scores=write_run("score", recipe("scores"), parts("", None)),
-        beside={
+        columns_from={
             "large": write_run("score", recipe("large"), parts("large", 19)),
             "tags": write_run("tag", recipe("tags"), parts("tags", 17)),
         },
@@ -151,7 +151,7 @@ def choice(layout: Layout, node: Mapping[str, Any]) -> tuple[set[int], dict[str,
             name="f",
             root=layout.root,
             scores=layout.scores,
-            beside=layout.beside,
+            columns_from=layout.columns_from,
             views=layout.views,
             keep=dict(node),
         )

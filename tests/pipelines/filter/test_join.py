@@ -12,7 +12,7 @@ from tests.support.hand_made import HandRecipe, unit_of, write_run, write_view
 from consomme.base.errors import DataError, RecipeError
 from consomme.base.manifest import Manifest
 from consomme.pipelines.filter import run as filter_
-from consomme.pipelines.filter.columns import ScoreWalk
+from consomme.pipelines.filter.columns import ColumnStore
 from consomme.pipelines.filter.inputs import Runs
 from consomme.pipelines.filter.recipe import FilterRecipe
 from consomme.storage.unit import Unit
@@ -70,7 +70,7 @@ def view_of(
 
 
 def walk_over(scores: str, columns: Sequence[str], **runs: Any) -> dict[str, Any]:
-    with ScoreWalk(Runs(scores=scores, **runs), columns) as walk:
+    with ColumnStore(Runs(scores=scores, **runs), columns) as walk:
         return {name: np.array(walk.whole(name)) for name in columns}
 
 
@@ -88,7 +88,7 @@ def test_rows_meet_their_like_and_what_was_rejected_there_is_missing(tmp_path: P
     scores = run_of(tmp_path, "score", "s", [[0, 1, 3, 4, 5], [4, 0, 3, 2], [0, 1, 2, 3]])
     tags = run_of(tmp_path, "tag", "t", [[1, 2, 3, 5, 4], [0, 1, 3, 4], []])
     columns = ["perplexity", "tags.num_words", "tags.object", "tags.embedding", "tags.is_long"]
-    found = walk_over(scores, columns, beside={"tags": tags})
+    found = walk_over(scores, columns, columns_from={"tags": tags})
     here = [0, 1, 3, 4, 5, 14, 10, 13, 12, 20, 21, 22, 23]
     there = [n if n not in {0, 12, 20, 21, 22, 23} else None for n in here]
     assert found["perplexity"].tolist() == here
@@ -108,7 +108,7 @@ def test_rows_meet_their_like_and_what_was_rejected_there_is_missing(tmp_path: P
 
 def test_vectors_stay_on_the_disk_and_have_one_length(tmp_path: Path) -> None:
     scores = run_of(tmp_path, "score", "s")
-    with ScoreWalk(Runs(scores=scores), ["embedding"]) as walk:
+    with ColumnStore(Runs(scores=scores), ["embedding"]) as walk:
         ((columns, hash_N),) = walk.chunks()
         assert isinstance(columns["embedding"], np.memmap)
         assert columns["embedding"].shape == (15, 2) == (len(hash_N), 2)
@@ -163,12 +163,14 @@ def test_all_runs_are_parents_and_part_of_the_fingerprint(tmp_path: Path) -> Non
     large, other = (run_of(tmp_path, "score", "same", remark=text) for text in ("large", "other"))
     unique = view_of(tmp_path, "u", {1})
     keep = {"name": "lowest_fraction", "column": "large.perplexity", "fraction": 0.5}
-    done = filtered(tmp_path, scores, keep, beside={"large": large}, views={"unique": unique})
+    done = filtered(tmp_path, scores, keep, columns_from={"large": large}, views={"unique": unique})
     assert [parent.url for parent in done.parents] == [scores, large, unique]
     # The same places in the recipe, and another run in one of them: the name alone does not tell.
     Path(large).rename(tmp_path / "away")
     Path(other).rename(large)
-    again = filtered(tmp_path, scores, keep, beside={"large": large}, views={"unique": unique})
+    again = filtered(
+        tmp_path, scores, keep, columns_from={"large": large}, views={"unique": unique}
+    )
     assert again.fingerprint != done.fingerprint
 
 
@@ -179,7 +181,7 @@ def test_runs_that_were_cut_otherwise_are_refused_and_named(tmp_path: Path, verb
             recipe = HandRecipe(name=name, root=str(tmp_path), **options)
             return {"views": {"other": write_view("dedup", recipe, units, {})}}
         rows = [range(unit.count) for unit in units]
-        return {"beside": {"other": run_of(tmp_path, verb, name, rows, units, **options)}}
+        return {"columns_from": {"other": run_of(tmp_path, verb, name, rows, units, **options)}}
 
     scores = run_of(tmp_path, "score", "s", unit_rows=6)
     column = "other" if verb == "dedup" else "other.num_words"
@@ -209,7 +211,7 @@ def test_another_sample_in_the_same_place_is_refused(tmp_path: Path) -> None:
     scores = run_of(tmp_path, "score", "s")
     tags = run_of(tmp_path, "tag", "t", make=renamed)
     with pytest.raises(DataError, match="row 2 of web-0001 has another id there"):
-        walk_over(scores, ["tags.num_words"], beside={"tags": tags})
+        walk_over(scores, ["tags.num_words"], columns_from={"tags": tags})
 
 
 def test_mistaken_names_are_told(tmp_path: Path) -> None:
@@ -218,29 +220,29 @@ def test_mistaken_names_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no column perplexty; did you mean 'perplexity'"):
         walk_over(scores, ["perplexty"])
     with pytest.raises(DataError, match="no run 'tgas'; did you mean 'tags'"):
-        walk_over(scores, ["tgas.object"], beside={"tags": tags})
-    with pytest.raises(DataError, match=r"no run 'tags'; add beside: \{tags: FOLDER\}"):
+        walk_over(scores, ["tgas.object"], columns_from={"tags": tags})
+    with pytest.raises(DataError, match=r"no run 'tags'; add columns_from: \{tags: FOLDER\}"):
         walk_over(scores, ["tags.object"])
     with pytest.raises(DataError, match="no column objct; did you mean 'object'"):
-        walk_over(scores, ["tags.objct"], beside={"tags": tags})
+        walk_over(scores, ["tags.objct"], columns_from={"tags": tags})
     with pytest.raises(
         DataError, match="is a dedup run, expected a run of score or tag; a view goes"
     ):
-        walk_over(scores, ["tags.object"], beside={"tags": unique})
+        walk_over(scores, ["tags.object"], columns_from={"tags": unique})
     with pytest.raises(DataError, match="is a tag run, expected a run of filter or dedup; columns"):
         walk_over(scores, ["unique"], views={"unique": tags})
     with pytest.raises(RecipeError, match="the scores have a column of this name"):
         walk_over(scores, ["perplexity"], views={"perplexity": unique})
     with pytest.raises(DataError, match="no run is there"):
-        walk_over(scores, ["tags.object"], beside={"tags": str(tmp_path / "nowhere")})
+        walk_over(scores, ["tags.object"], columns_from={"tags": str(tmp_path / "nowhere")})
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beside": {"a.b": "x"}}, "found the name 'a.b', expected one without a dot"),
+        ({"columns_from": {"a.b": "x"}}, "found the name 'a.b', expected one without a dot"),
         ({"views": {"source": "x"}}, "found the name 'source'"),
-        ({"beside": {"a": "x"}, "views": {"a": "y"}}, "both have 'a'"),
+        ({"columns_from": {"a": "x"}, "views": {"a": "y"}}, "both have 'a'"),
     ],
 )
 def test_names_that_cannot_be_told_apart_are_refused(options: Any, message: str) -> None:
@@ -268,7 +270,7 @@ def test_runs_on_s3_are_joined_as_well(s3_root: str) -> None:
         s3_root,
         scores,
         {"name": "all_of", "policies": policies},
-        beside={"tags": tags},
+        columns_from={"tags": tags},
         views={"unique": unique},
     )
     assert kept(done) == {1, 5, 12}

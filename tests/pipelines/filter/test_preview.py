@@ -98,9 +98,9 @@ def cards(text: str) -> list[tuple[str, str]]:
 def test_its_numbers_are_those_of_the_runs(
     tmp_path: Path, scores: str, samples: list[tuple[str, int, Sample]]
 ) -> None:
-    told = preview(recipe_of(tmp_path, scores))
-    assert told.table["columns"] == ["keep", "samples", "cut", "mean tokens", "web", "books"]
-    rows = {row[0]: row[1:] for row in told.table["rows"]}
+    stats = preview(recipe_of(tmp_path, scores))
+    assert stats.table["columns"] == ["keep", "samples", "cut", "mean tokens", "web", "books"]
+    rows = {row[0]: row[1:] for row in stats.table["rows"]}
     assert list(rows) == ["everything", "5 %", "10 %", "20 %", "30 % (the recipe's)", "40 %"]
     assert rows["everything"][0] == "90"
     assert rows["everything"][3:] == ["60", "30"]
@@ -121,9 +121,9 @@ def test_its_numbers_are_those_of_the_runs(
 def test_the_page_shows_the_last_that_stay_and_the_first_that_go(
     tmp_path: Path, scores: str, samples: list[tuple[str, int, Sample]]
 ) -> None:
-    told = preview(recipe_of(tmp_path, scores, fraction=0.2))
-    assert told.page == str(tmp_path / "previews" / "p.html")
-    text = Path(told.page).read_text()
+    stats = preview(recipe_of(tmp_path, scores, fraction=0.2))
+    assert stats.page == str(tmp_path / "previews" / "p.html")
+    text = Path(stats.page).read_text()
     order = ranked(samples)
     expected = []
     for n in (4, 9, 18, 36):
@@ -157,13 +157,13 @@ def test_other_policies_are_shown_as_they_are(
     tmp_path: Path, scores: str, keep: dict[str, Any], label: str, shown: int
 ) -> None:
     recipe = FilterRecipe(name="p", root=str(tmp_path), scores=scores, keep=keep)
-    told = preview(recipe)
-    row = next(row for row in told.table["rows"] if row[0] == label)
+    stats = preview(recipe)
+    row = next(row for row in stats.table["rows"] if row[0] == label)
     done = filter_.run(recipe)
     assert row[1].startswith(f"{done.counts['kept']} (")
     kept = {(unit.unit_id, row) for unit, some in View.load(done.url).rows() for row in some}
     assert len(kept) == done.counts["kept"]
-    found = cards(Path(told.page).read_text())
+    found = cards(Path(stats.page).read_text())
     assert len(found) == shown
     assert {badge for badge, _ in found} == {"stays", "goes"}
 
@@ -198,11 +198,11 @@ def test_a_policy_of_ones_own_is_shown_too(
     monkeypatch.setitem(KEEP_POLICIES._classes, "own", ShortIds)
     keep = {"name": "own", "fraction": 0.3}
     recipe = FilterRecipe(name="p", root=str(tmp_path), scores=scores, keep=keep)
-    told = preview(recipe).table["rows"]
-    assert [row[0] for row in told[1:]] == ["5 %", "10 %", "20 %", "30 % (the recipe's)", "40 %"]
+    stats = preview(recipe).table["rows"]
+    assert [row[0] for row in stats[1:]] == ["5 %", "10 %", "20 %", "30 % (the recipe's)", "40 %"]
     done = filter_.run(recipe)
-    assert told[4][1].startswith(f"{done.counts['kept']} (")
-    assert {row[2] for row in told[1:]} == {"2.5"}
+    assert stats[4][1].startswith(f"{done.counts['kept']} (")
+    assert {row[2] for row in stats[1:]} == {"2.5"}
 
 
 def test_large_pictures_are_made_small_and_bad_ones_left_out() -> None:
@@ -218,9 +218,9 @@ def test_at_a_remote_root_the_page_is_a_temporary_file(
     tmp_path: Path, scores: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    told = preview(recipe_of("s3://bucket/runs", scores))
-    assert Path(told.page).parent == tmp_path
-    assert "What would stay" in Path(told.page).read_text()
+    stats = preview(recipe_of("s3://bucket/runs", scores))
+    assert Path(stats.page).parent == tmp_path
+    assert "What would stay" in Path(stats.page).read_text()
 
 
 def test_pictures_that_are_gone_cost_the_pictures_only(tmp_path: Path, scores: str) -> None:

@@ -57,7 +57,7 @@ def drawn(runs: dict[str, str], keep: dict[str, Any]) -> tuple[list[tuple[str, s
         name="f",
         root=runs["root"],
         scores=runs["scores"],
-        beside={"large": runs["large"], "tags": runs["tags"]},
+        columns_from={"large": runs["large"], "tags": runs["tags"]},
         keep=keep,
     )
     done = report.run_folder(filter_.run(recipe).url)

@@ -31,8 +31,8 @@ def recipe(root: Path, **changes: Any) -> LoopRecipe:
             {"name": "tune-0", "verb": "train", "recipe": {"model": "{base}", "data": [{}]}},
         ],
         "rounds": {
-            "most": 2,
-            "first": {"tune": "tune-0"},
+            "max_rounds": 2,
+            "initial": {"tune": "tune-0"},
             "stages": [
                 {
                     "name": "words",
@@ -111,28 +111,30 @@ def test_each_round_reads_what_the_one_before_made(tmp_path: Path) -> None:
 
 def test_everything_wrong_with_the_rounds_is_said_at_once(tmp_path: Path) -> None:
     rounds = {
-        "most": 0,
-        "first": {"tun": "tune-0"},
+        "max_rounds": 0,
+        "initial": {"tun": "tune-0"},
         "stages": [
             {"name": "words", "verb": "recaption", "recipe": {"model": "@previous:tune"}},
             {"name": "tune", "verb": "train", "recipe": {"model": "@word", "data": [{}]}},
         ],
-        "stop": {"metric": "evaluat:x", "start": "nobody:x", "patience": 0},
+        "early_stop": {"metric": "evaluat:x", "start": "nobody:x", "patience": 0},
         "table": [{"label": "a", "value": "tune-0:x > tunes:x"}],
     }
     with pytest.raises(RecipeError) as raised:
         check(recipe(tmp_path, rounds=rounds, after=[]))
     for expected in (
-        "rounds.most: found 0",
+        "rounds.max_rounds: found 0",
         "'tun' is no stage of the rounds; did you mean 'tune'",
-        "rounds.stop.metric: 'evaluat:x' names no stage",
-        "rounds.stop.start: 'nobody:x' names no stage",
-        "rounds.stop.patience: found 0",
+        "rounds.early_stop.metric: 'evaluat:x' names no stage",
+        "rounds.early_stop.start: 'nobody:x' names no stage",
+        "rounds.early_stop.patience: found 0",
         "rounds.table[0]: 'tunes:x' names no stage; did you mean 'tune'",
     ):
         assert expected in str(raised.value), f"{expected!r} not in:\n{raised.value}"
     with pytest.raises(RecipeError) as raised:
-        check(recipe(tmp_path, rounds={**rounds, "most": 2, "first": {}, "stop": None}))
+        check(
+            recipe(tmp_path, rounds={**rounds, "max_rounds": 2, "initial": {}, "early_stop": None})
+        )
     message = str(raised.value)
     assert "rounds.stages[0] (words): @previous:tune is no earlier stage; say what" in message
     assert "rounds.stages[1] (tune): @word is no earlier stage; did you mean 'words'" in message
@@ -146,7 +148,7 @@ def test_a_plan_says_what_is_done_and_does_nothing(
         {"name": "more", "verb": "prepare", "recipe": scenes(first_seed=9)},
     ]
     rounds = {
-        "most": 2,
+        "max_rounds": 2,
         "stages": [{"name": "extra", "verb": "prepare", "recipe": scenes(first_seed="{round}")}],
     }
     first = recipe(tmp_path, stages=stages[:1], rounds=None, after=[])

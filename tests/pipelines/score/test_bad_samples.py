@@ -12,12 +12,12 @@ from consomme.datasets.sources import SceneSource
 from consomme.execution.loading import name_row, sample_row
 from consomme.execution.rejects import check_rejects
 from consomme.execution.worker import UnitWorker
-from consomme.models.chat import Dialogue
+from consomme.models.chat import ChatEncoder
 from consomme.models.weights import open_vlm
 from consomme.pipelines.score.stage import PerplexityStage
 from consomme.pipelines.train import run as train
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
-from consomme.pipelines.train.samples import Prepared, Preparer, encode, plan_source
+from consomme.pipelines.train.samples import PreparedSample, Preparer, encode, plan_source
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import Work
 from consomme.storage.sidecar import read_columns
@@ -93,36 +93,36 @@ def test_scoring_leaves_out_what_cannot_be_scored_and_nothing_else(
 
 
 @pytest.fixture(scope="module")
-def dialogue(debug_vlm: Path) -> Dialogue:
+def chat(debug_vlm: Path) -> ChatEncoder:
     model, processor = open_vlm(debug_vlm)
-    return Dialogue(model.config, processor)
+    return ChatEncoder(model.config, processor)
 
 
-def preparer(dialogue: Dialogue, max_tokens: int = 512) -> Preparer:
+def preparer(chat: ChatEncoder, max_tokens: int = 512) -> Preparer:
     recipe = TrainRecipe(name="t", model="m", data=(), prompt=PROMPT)
-    return Preparer(recipe, dialogue, max_tokens)
+    return Preparer(recipe, chat, max_tokens)
 
 
-def test_training_reads_only_what_it_can_train_on(dialogue: Dialogue, tmp_path: Path) -> None:
+def test_training_reads_only_what_it_can_train_on(chat: ChatEncoder, tmp_path: Path) -> None:
     writer = WebDatasetWriter(open_store(str(tmp_path)), "s", max_rows=100)
     for sample in bad_samples():
         writer.write(sample)
     writer.close()
     source = TrainSource(inputs=(str(tmp_path),))
     (work,) = plan_source(source, "data[0]").works
-    contents = preparer(dialogue).read(source, work, 0, 0)
+    contents = preparer(chat).read(source, work, 0, 0)
     reasons = {reject.sample_id: reject.reason for reject in contents.rejects}
     assert reasons == EXPECTED | {GOOD[4].sample_id: "sequence_too_long"}
     good = [GOOD[0], GOOD[2], GOOD[5]]
     assert [one.sample.sample_id for one in contents.samples] == [one.sample_id for one in good]
     for one, sample in zip(contents.samples, good, strict=True):
         assert one.sample.image == sample.image
-        spoken = dialogue.encode(turns_of(sample, PROMPT), decode(sample.image))
-        assert encode(dialogue, one).input_ids == spoken.input_ids
+        spoken = chat.encode(turns_of(sample, PROMPT), decode(sample.image))
+        assert encode(chat, one).input_ids == spoken.input_ids
         assert one.num_tokens == len(spoken.input_ids)
 
 
-def test_conversations_keep_their_own_questions(dialogue: Dialogue) -> None:
+def test_conversations_keep_their_own_questions(chat: ChatEncoder) -> None:
     turns = (Turn(role="user", content="what?"), Turn(role="assistant", content="a circle"))
     talk = Sample(**{**vars(GOOD[0]), "turns": turns})
     assert turns_of(talk, PROMPT) == turns
@@ -132,10 +132,10 @@ def test_conversations_keep_their_own_questions(dialogue: Dialogue) -> None:
     )
     broken = Sample(**{**vars(talk), "turns": (Turn(role="user", content="<end>"), turns[1])})
     source = TrainSource(inputs=("x",))
-    made = preparer(dialogue).prepare(talk, source, Random(0))
-    assert isinstance(made, Prepared)
+    made = preparer(chat).prepare(talk, source, Random(0))
+    assert isinstance(made, PreparedSample)
     assert made.sample.turns == turns
-    refused = preparer(dialogue).prepare(broken, source, Random(0))
+    refused = preparer(chat).prepare(broken, source, Random(0))
     assert isinstance(refused, Reject)
     assert refused.reason == "text_not_encodable"
 
@@ -152,10 +152,10 @@ def test_too_many_rejects_fail_with_the_top_reasons() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"keeps_adapter": True}, r"keeps_adapter: .* found projector: full, language_model: full"),
+        ({"save_adapter": True}, r"save_adapter: .* found projector: full, language_model: full"),
         (
             {
-                "keeps_adapter": True,
+                "save_adapter": True,
                 "projector": Part(state="lora", rank=4),
                 "language_model": Part(state="lora", rank=8),
             },

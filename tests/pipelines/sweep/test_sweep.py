@@ -12,7 +12,7 @@ from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest, lineage
 from consomme.base.recipe import load_recipe
 from consomme.base.schema import to_plain
-from consomme.execution.runs import NotDoneError, looking
+from consomme.execution.runs import RunNotDoneError, looking
 from consomme.ops import status
 from consomme.pipelines.evaluate import run as evaluate
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe
@@ -221,7 +221,7 @@ def test_asha_gives_up_what_is_behind_and_it_can_go_on_later(
     stopped = made.decisions["trials"][1]
     assert stopped["reason"].startswith("after 10 of 100 steps, loss ")
     assert stopped["rungs"]["10"] > made.decisions["trials"][0]["rungs"]["10"]
-    with pytest.raises(NotDoneError) as pending, looking():
+    with pytest.raises(RunNotDoneError) as pending, looking():
         train.run(SweepPlan.of(one).train_recipe(stopped["keys"]))
     # What it held is free again.
     deadline = time.monotonic() + 60

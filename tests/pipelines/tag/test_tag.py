@@ -20,7 +20,7 @@ from consomme.curate.tag.judges import Answerable, Grammar
 from consomme.curate.tag.pictures import Classes, Embedding
 from consomme.curate.tag.tagger import Subject
 from consomme.datasets import scenes
-from consomme.execution.stage import Decoded
+from consomme.execution.stage import DecodedSample
 from consomme.models.weights import open_scorer
 from consomme.ops.verify import verify
 from consomme.pipelines.filter import run as filter_
@@ -291,7 +291,7 @@ def stage() -> SeeingTagStage:
 
 def test_how_units_are_cut_makes_no_difference(stage: SeeingTagStage) -> None:
     samples = [
-        Decoded(row=seed, sample=subject.sample, image=subject.image)
+        DecodedSample(row=seed, sample=subject.sample, image=subject.image)
         for seed in range(NUM)
         if (subject := seen(scene_sample(seed))).image
     ]
@@ -333,7 +333,7 @@ def test_types_are_the_same_for_a_unit_without_samples(stage: SeeingTagStage) ->
     assert (
         schema
         == stage.work(
-            [Decoded(row=0, sample=scene_sample(0), image=seen(scene_sample(0)).image)]
+            [DecodedSample(row=0, sample=scene_sample(0), image=seen(scene_sample(0)).image)]
         ).table.schema
     )
     assert schema.field("embedding").type == pa.list_(pa.float32())

@@ -13,11 +13,17 @@ import pytest
 from consomme.base.errors import DataError, RecipeError
 from consomme.base.sample import Sample, Turn
 from consomme.datasets.sources import SceneSource
-from consomme.models.chat import Dialogue
+from consomme.models.chat import ChatEncoder
 from consomme.models.weights import open_vlm
-from consomme.pipelines.train.feed import ReadUnits, TrainFeed
+from consomme.pipelines.train.feed import BatchServer, ReadUnits
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
-from consomme.pipelines.train.samples import Prepared, UnitContents, encode, plan_source, shuffled
+from consomme.pipelines.train.samples import (
+    PreparedSample,
+    UnitContents,
+    encode,
+    plan_source,
+    shuffled,
+)
 from consomme.storage.stores.open import open_store
 from consomme.storage.writers import WebDatasetWriter
 from consomme.vision.decode import decode
@@ -70,11 +76,11 @@ def recipe(shards: str, debug_vlm: Path) -> TrainRecipe:
 
 def feed(
     recipe: TrainRecipe, folder: Path, state: dict[str, Any] | None = None, read: Any = None
-) -> TrainFeed:
-    return TrainFeed(recipe, recipe.model, str(folder), state, read or Directly())
+) -> BatchServer:
+    return BatchServer(recipe, recipe.model, str(folder), state, read or Directly())
 
 
-def dealt(feed: TrainFeed, batch: int, world: int) -> tuple[list[str], dict[str, Any]]:
+def dealt(feed: BatchServer, batch: int, world: int) -> tuple[list[str], dict[str, Any]]:
     shares = [feed.take(batch, rank, world) for rank in range(world)]
     ids = [
         one.sample.sample_id
@@ -163,13 +169,13 @@ def test_peeking_deals_nothing_out(recipe: TrainRecipe, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def dialogue(debug_vlm: Path) -> Dialogue:
+def chat(debug_vlm: Path) -> ChatEncoder:
     model, processor = open_vlm(debug_vlm)
-    return Dialogue(model.config, processor)
+    return ChatEncoder(model.config, processor)
 
 
 def test_pictures_are_enlarged_by_another_factor_in_every_epoch(
-    recipe: TrainRecipe, tmp_path: Path, dialogue: Dialogue
+    recipe: TrainRecipe, tmp_path: Path, chat: ChatEncoder
 ) -> None:
     scales: dict[str, set[float]] = {}
     fed = feed(replace(recipe, max_upscale=2.0), tmp_path)
@@ -182,7 +188,7 @@ def test_pictures_are_enlarged_by_another_factor_in_every_epoch(
     assert all(1 <= scale <= 2 for some in scales.values() for scale in some)
 
     class Sees:
-        has_eyes = True
+        has_vision = True
 
         def encode(self, turns: Any, image: Any) -> tuple[int, int]:
             size: tuple[int, int] = image.size
@@ -190,7 +196,7 @@ def test_pictures_are_enlarged_by_another_factor_in_every_epoch(
 
     sample = SCENES[0]
     width, height = decode(sample.image).size  # type: ignore[union-attr]
-    made = Prepared(sample=sample, num_tokens=0, scale=1.5)
+    made = PreparedSample(sample=sample, num_tokens=0, scale=1.5)
     assert encode(Sees(), made) == (round(1.5 * width), round(1.5 * height))
     assert encode(Sees(), replace(made, scale=1.0)) == (width, height)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from consomme.pipelines.train.driver import from_anywhere
+from consomme.pipelines.train.driver import with_absolute_paths
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
 
 
@@ -19,7 +19,7 @@ def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             TrainSource(inputs=("*.jsonl",), weight=2.0),
         ),
     )
-    views, shards = from_anywhere(recipe).data
+    views, shards = with_absolute_paths(recipe).data
     assert views.view == f"{tmp_path}/runs/filter/a"
     assert views.captions == f"{tmp_path}/runs/recaption/b"
     assert views.inputs == ()

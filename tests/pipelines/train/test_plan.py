@@ -12,7 +12,7 @@ from consomme.base.errors import RecipeError
 from consomme.base.sample import Sample, caption_turns
 from consomme.cli import run_command
 from consomme.pipelines.train.machine import Machine, check, misfit, utilization
-from consomme.pipelines.train.plan import plan, plan_of, told
+from consomme.pipelines.train.plan import plan, plan_of, summary_lines
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
 from consomme.storage.writers import tar_bytes
 
@@ -55,7 +55,7 @@ def test_what_is_told_is_what_the_parts_are(recipe: TrainRecipe, debug_vlm: Path
     assert some.num_trained < trained / 2
     assert some.kinds["buffers"].device == 4 * some.num_trained
     assert 1 / 4 < plan_of(sparse, str(debug_vlm), CPU).saving_fraction < 1 / 2
-    text = "\n".join(told(some))
+    text = "\n".join(summary_lines(some))
     assert f"predicted to take {some.saving_fraction:.0%} less time" in text
     # Three lengths of text in turn, of which the longest counts.
     assert "lengths are those of the first 32 samples" in some.notes[0]

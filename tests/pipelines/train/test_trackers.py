@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from consomme.base.errors import RecipeError
-from consomme.pipelines.train.trackers import SINKS, opened
+from consomme.pipelines.train.trackers import TRACKERS, opened
 
 RECIPE = {"name": "t", "lr": 0.1, "data": [{"view": "x" * 9000}]}
 
@@ -76,7 +76,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     monkeypatch.setattr("importlib.import_module", refuse)
     with pytest.raises(RecipeError, match=r"wandb is not installed .*`pip install wandb`"):
-        SINKS.build({"name": "wandb"})(str(tmp_path), "t", "m", {})
+        TRACKERS.build({"name": "wandb"})(str(tmp_path), "t", "m", {})
 
 
 def test_sinks_close_if_the_run_fails(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from consomme.base.errors import ClusterError, RecipeError
 from consomme.base.manifest import Manifest
 from consomme.models.batches import IGNORE_INDEX, Batcher
-from consomme.models.chat import Dialogue
+from consomme.models.chat import ChatEncoder
 from consomme.models.weights import open_vlm
 from consomme.pipelines.report import run as report
 from consomme.pipelines.train import run as train
@@ -38,10 +38,10 @@ def recipe(train_recipe: TrainRecipe, pairs: Manifest) -> TrainRecipe:
         num_workers=1,
         pack_tokens=200,
         checkpoint_every=2,
-        keeps=1,
-        exports="best",
+        keep_checkpoints=1,
+        export_checkpoint="best",
         evaluation=Evaluation(data=(TrainSource(inputs=(f"{pairs.url}/data",)),), max_samples=24),
-        sinks=({"name": "tensorboard"},),
+        trackers=({"name": "tensorboard"},),
         compile="aot_eager",
         max_reject_fraction=0.1,
     )
@@ -55,10 +55,10 @@ def cared(recipe: TrainRecipe) -> Manifest:
 def loss_of(folder: str, recipe: TrainRecipe) -> float:
     """Mean loss of a model on what the recipe evaluates on, one sample at a time."""
     model, processor = open_vlm(folder)
-    dialogue = Dialogue(model.config, processor)
-    batcher = Batcher(model, dialogue.tokenizer)
+    chat = ChatEncoder(model.config, processor)
+    batcher = Batcher(model, chat.tokenizer)
     (source,) = recipe.evaluation.data
-    preparer = Preparer(recipe, dialogue, 512)
+    preparer = Preparer(recipe, chat, 512)
     samples = [
         one
         for work in plan_source(source, "e").works
@@ -67,7 +67,7 @@ def loss_of(folder: str, recipe: TrainRecipe) -> float:
     total, tokens = 0.0, 0
     with torch.inference_mode():
         for sample in samples:
-            batch = batcher.join([encode(dialogue, sample)])
+            batch = batcher.join([encode(chat, sample)])
             total += float(sum_nll(model, batch))
             tokens += int((batch["labels"] != IGNORE_INDEX).sum())
     return total / tokens
@@ -111,9 +111,9 @@ def test_figures_went_to_the_sink(cared: Manifest) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"exports": "best", "evaluation": Evaluation()}, "evaluation.data is empty"),
+        ({"export_checkpoint": "best", "evaluation": Evaluation()}, "evaluation.data is empty"),
         ({"min_workers": 3}, r"min_workers: found 3, expected 1 to num_workers=1"),
-        ({"keeps": 0}, "keeps: found 0, expected at least 1"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints: found 0, expected at least 1"),
         ({"pack_tokens": 0}, "pack_tokens: found 0"),
     ],
 )

@@ -35,8 +35,8 @@ def killing(killers):
 @pytest.mark.parametrize("killers", [set(), {0}, {999}, {17, 18}, {3, 500, 998}])
 def test_exactly_the_killers_are_left_out(tmp_path, killers):
     store = LocalStore(str(tmp_path))
-    done, condemned, deaths = survive(store, range(1000), killing(killers))
-    assert set(condemned) == killers
+    done, poison_rows, deaths = survive(store, range(1000), killing(killers))
+    assert set(poison_rows) == killers
     assert done == [row for row in range(1000) if row not in killers]
     assert deaths <= 2 + 6 * len(killers)
     clear(store, "u")
@@ -67,8 +67,8 @@ def test_chance_deaths_while_trying_out_condemn_nobody(tmp_path):
             raise Dead
         return list(rows)
 
-    done, condemned, _ = survive(store, range(64), work)
-    assert condemned == [40]
+    done, poison_rows, _ = survive(store, range(64), work)
+    assert poison_rows == [40]
     assert len(done) == 63
 
 

@@ -142,8 +142,8 @@ class DyingStore:
         for path in paths:
             self.delete(path)
 
-    def sweep(self, prefix: str = "") -> int:
-        return self.inner.sweep(prefix)
+    def remove_orphans(self, prefix: str = "") -> int:
+        return self.inner.remove_orphans(prefix)
 
     def open(self, path: str) -> BinaryIO:
         return self.inner.open(path)

@@ -50,7 +50,7 @@ def test_a_fault_that_passes_is_survived_by_every_call(
         lambda: store.create("a/g", b"x"),
         lambda: store.delete("a/g"),
         lambda: store.delete_many(["a/g", "a/h"]),
-        lambda: store.sweep(),
+        lambda: store.remove_orphans(),
     ):
         proxy.force(fault, fault)
         call()
@@ -104,17 +104,17 @@ def test_an_upload_in_parts_that_was_swept_away_is_sent_again(
     store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = random.Random(1).randbytes(11 * MIB)
-    other, sweeps = S3Store(store.bucket, store.folder), []
+    other, removals = S3Store(store.bucket, store.folder), []
     decide = S3Store._decide
 
     def sweep_first(self: S3Store, *place: Any, **options: Any) -> bool:
-        if not sweeps:
-            sweeps.append(other.sweep())
+        if not removals:
+            removals.append(other.remove_orphans())
         return decide(self, *place, **options)
 
     monkeypatch.setattr(S3Store, "_decide", sweep_first)
     store.write("large", data)
-    assert sweeps == [1]
+    assert removals == [1]
     assert hashlib.sha256(store.read("large")).digest() == hashlib.sha256(data).digest()
 
 
@@ -135,10 +135,10 @@ def test_uploads_that_were_broken_off_are_swept_up(store: S3Store, s3_server: S3
     for name in ("a/x", "a/y", "ab"):
         client.create_multipart_upload(Bucket=BUCKET, Key=f"{store.folder}/{name}")
     client.create_multipart_upload(Bucket=BUCKET, Key=f"{store.folder}-other/x")
-    assert S3Store(store.bucket, f"{store.folder}/a").sweep() == 2
-    assert store.sweep() == 1
-    assert store.sweep() == 0
-    assert S3Store(store.bucket, f"{store.folder}-other").sweep() == 1
+    assert S3Store(store.bucket, f"{store.folder}/a").remove_orphans() == 2
+    assert store.remove_orphans() == 1
+    assert store.remove_orphans() == 0
+    assert S3Store(store.bucket, f"{store.folder}-other").remove_orphans() == 1
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -276,7 +276,7 @@ def test_a_sweep_that_is_not_allowed_ends_no_run(
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with caplog.at_level(logging.WARNING):
-        assert store.sweep() == 0
+        assert store.remove_orphans() == 0
     assert "AbortIncompleteMultipartUpload" in caplog.text
 
 

@@ -253,7 +253,7 @@ def test_a_folder_is_no_prefix_of_its_neighbour(root: str) -> None:
     open_store(f"{root}/ab").write("y", b"2")
     assert paths(open_store(f"{root}/a").list()) == ["x"]
     assert paths(open_store(f"{root}/a/").list_level()) == ["x"]
-    assert open_store(f"{root}/a").sweep() == 0
+    assert open_store(f"{root}/a").remove_orphans() == 0
 
 
 def test_a_listing_says_when_a_file_was_written(store: Store) -> None:
@@ -294,7 +294,7 @@ def test_a_large_file_is_written_in_parts(store: Store) -> None:
     assert store.size("large") == len(data)
     assert hashlib.sha256(store.read("large")).digest() == hashlib.sha256(data).digest()
     assert store.read("large", 16 * 2**20 - 3, 6) == data[16 * 2**20 - 3 : 16 * 2**20 + 3]
-    assert store.sweep() == 0
+    assert store.remove_orphans() == 0
 
 
 def test_an_open_file_reads_and_seeks_like_any_other(store: Store) -> None:
@@ -367,7 +367,7 @@ def test_half_written_files_are_not_listed_and_can_be_swept_up(tmp_path: Path) -
         (tmp_path / name).write_bytes(b"ha")
     assert paths(store.list()) == ["a/whole"]
     assert paths(store.list_level()) == ["a/"]
-    assert store.sweep() == 2
+    assert store.remove_orphans() == 2
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "whole"]
 
 

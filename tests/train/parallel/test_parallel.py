@@ -1,4 +1,4 @@
-"""However a model is spread over ranks: the same losses, and not one bit more is changed."""
+"""However a model is sharded over ranks: the same losses, and not one bit more is changed."""
 
 import json
 from pathlib import Path
@@ -176,8 +176,8 @@ def check_bits(folder: Path, case: str, weights: dict[str, Tensor]) -> None:
     adapters = {name for name in weights if "lora_B" in name}
     assert bool(adapters) == (state == "lora")
     assert all(weights[name].any() for name in adapters), "every adapter moved"
-    stems = {name.partition(".lora_")[0] + ".weight" for name in adapters}
-    assert stems <= selected
+    module_paths = {name.partition(".lora_")[0] + ".weight" for name in adapters}
+    assert module_paths <= selected
 
 
 @pytest.mark.slow

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from consomme.base.errors import DataError
 from consomme.models.batches import IGNORE_INDEX
-from consomme.train.loop import Batch, Pace, StepReport, fit
+from consomme.train.loop import Batch, ScheduleConfig, StepReport, fit
 from consomme.train.parallel.ddp_fsdp2 import Ddp
-from consomme.train.parts import Group
+from consomme.train.parts import ParamGroup
 
 
 def train(model: Any, batches: Any, num_steps: int) -> list[StepReport]:
     reports: list[StepReport] = []
-    group = Group(names=("table.weight",), lr=0.1, weight_decay=0.0)
-    spread = Ddp()(model, [group], torch.device("cpu"))
-    fit(spread, batches, Pace(num_steps=num_steps), start=0, after_step=reports.append)
+    group = ParamGroup(names=("table.weight",), lr=0.1, weight_decay=0.0)
+    sharded = Ddp()(model, [group], torch.device("cpu"))
+    fit(sharded, batches, ScheduleConfig(num_steps=num_steps), start=0, after_step=reports.append)
     return reports
 
 

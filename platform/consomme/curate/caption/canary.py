@@ -24,13 +24,13 @@ from consomme.curate.checks import check_fraction
 
 # Shapes: N samples of a unit.
 
-Look = Literal["blank", "swap"]
+CanaryKind = Literal["blank", "swap"]
 """What a canary is shown instead of its picture: a blank one, or another sample's."""
 
 CONFIDENCE = 0.99
 """How sure one has to be to stop a run."""
 
-_LOOKS: Mapping[Look, str] = MappingProxyType(
+_LOOKS: Mapping[CanaryKind, str] = MappingProxyType(
     {"blank": "a blank picture", "swap": "another sample's picture"}
 )
 _CHOICE, _ORDER = 7701, 7702
@@ -92,7 +92,7 @@ def is_same(first: str, second: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class CanaryVerdict:
     """What the canaries have shown so far."""
 
     num: int
@@ -121,7 +121,7 @@ class Verdict:
             _tail(self.num_same, self.num, self.max_same) < 1 - self.confidence
         )
 
-    def explain(self, how: Look) -> str:
+    def explain(self, how: CanaryKind) -> str:
         """Say what was seen, why that may be, and what to do."""
         return (
             f"of {self.num} captions {self.num_same} stayed the same when the model was shown"
@@ -142,7 +142,7 @@ class Verdict:
 
 def judge_canaries(
     num: int, num_same: int, max_same: float = 0.8, confidence: float = CONFIDENCE
-) -> Verdict:
+) -> CanaryVerdict:
     """Judge by how many canaries said the same with another picture.
 
     Args:
@@ -159,7 +159,7 @@ def judge_canaries(
     check_fraction(max_same)
     if not 0 <= num_same <= num:
         raise DataError(f"found {num_same} canaries that stayed the same, of {num}; expected fewer")
-    return Verdict(num=num, num_same=num_same, max_same=max_same, confidence=confidence)
+    return CanaryVerdict(num=num, num_same=num_same, max_same=max_same, confidence=confidence)
 
 
 def lower_bound(successes: int, total: int, confidence: float) -> float:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from consomme.curate.dedup.hash_tables import PIECE, Index, Table, Words, block_masks
+from consomme.curate.dedup.hash_tables import PIECE, HashTable, Index, Words, block_masks
 from consomme.curate.dedup.phash import colour_gap
 
 # Shapes: N samples by rank, S sides (the picture; its mirror image), C columns, P pairs,
@@ -129,7 +129,7 @@ def rank_order(
 def first_of_equal(row_NC: Words) -> Index:
     """Return for each row the number of the first row that equals it."""
     first_N = np.arange(len(row_NC))
-    table = Table(len(row_NC))
+    table = HashTable(len(row_NC))
     mixed_N = np.zeros(len(row_NC), dtype=np.uint64)
     for column_N in row_NC.T:
         mixed_N = mixed_N * np.uint64(0x9E3779B97F4A7C15) + column_N
@@ -222,7 +222,7 @@ def _has_better(looks: _Sides, samples: Index) -> NDArray[np.bool_]:
     entry_E = looks.of(samples)
     hash_E = looks.hashes[entry_E]
     is_done_N = np.zeros(len(samples), dtype=bool)
-    table = Table(len(entry_E))
+    table = HashTable(len(entry_E))
     every = np.arange(len(entry_E))
 
     def seek(one: Index, better: Index) -> NDArray[np.bool_]:
@@ -263,7 +263,7 @@ def _nearest_better(looks: _Sides, sought: Index, among: Index) -> Words:
         return found_N
     entry_Q, entry_B = looks.of(sought), looks.of(among)
     hash_Q, hash_B = looks.hashes[entry_Q], looks.hashes[entry_B]
-    table = Table(max(len(entry_Q), len(entry_B)))
+    table = HashTable(max(len(entry_Q), len(entry_B)))
     for mask in block_masks(len(entry_Q) + len(entry_B), looks.nearness.max_distance):
         slot_Q, slot_B = table.slots(hash_Q, mask), table.slots(hash_B, mask)
         asking, asked = np.arange(len(slot_Q)), np.arange(len(slot_B))

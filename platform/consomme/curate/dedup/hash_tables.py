@@ -29,8 +29,8 @@ _LOOK_UP, _COMPARE = 100.0, 40.0
 """Measured nanoseconds for one hash in one table, and for a chance meeting."""
 
 
-class Table:
-    """Looks up hashes by some of their bits.
+class HashTable:
+    """Look up hashes by some of their bits.
 
     Args:
         num_hashes: How many there are at most; a quarter of the slots will be taken.

@@ -45,7 +45,7 @@ _MIRRORED = [2, 3, 0, 1, 6, 7, 4, 5]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looks:
+class PictureHashes:
     """What some pictures look like."""
 
     phash_N: NDArray[np.uint64]  # noqa: N815
@@ -61,7 +61,7 @@ class Looks:
     """Nearly uniform: the hash means nothing."""
 
 
-def look_at(images: Sequence[Image.Image]) -> Looks:
+def hash_picture(images: Sequence[Image.Image]) -> PictureHashes:
     """Hash decoded pictures of any size and mode."""
     grey_NYX = np.zeros((len(images), SIDE_PX, SIDE_PX), dtype=np.uint8)
     colour_N8 = np.zeros((len(images), 8), dtype=np.uint8)
@@ -72,7 +72,7 @@ def look_at(images: Sequence[Image.Image]) -> Looks:
         quarters = small.resize((2, 2), Image.Resampling.BOX).convert("YCbCr")
         colour_N8[index] = np.asarray(quarters)[:, :, 1:].reshape(-1)
     phash_N, flipped_N = hash_grey(grey_NYX)
-    return Looks(
+    return PictureHashes(
         phash_N=phash_N,
         flipped_N=flipped_N,
         colour_N=colour_N8.view("<u8").reshape(-1).astype(np.uint64),

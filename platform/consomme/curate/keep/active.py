@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from consomme.base.hashing import mix_hash
 from consomme.curate.checks import check_count, check_fraction
-from consomme.curate.keep.kcenter import Center, Chosen, Pool, row_slices
+from consomme.curate.keep.kcenter import CandidatePool, Center, Chosen, row_slices
 from consomme.curate.keep.policy import KEEP_POLICIES, Chunks, Decision, FromChunks, floor_count
 
 # Shapes: N samples of a chunk, D numbers of an embedding, C classes, B rows of a block.
@@ -35,7 +35,7 @@ class _Choosing(FromChunks):
         check_fraction(self.fraction)
         check_count(self.samples or 0)
 
-    def count(self, pool: Pool) -> int:
+    def count(self, pool: CandidatePool) -> int:
         """Say how many are chosen."""
         if self.samples is not None:
             return min(self.samples, pool.num_samples)
@@ -74,7 +74,7 @@ class KCenter(_Choosing):
 
     def decide(self, chunks: Chunks) -> Decision:
         """Look at all vectors once for each choice."""
-        pool = Pool(chunks, [self.column], self.seed)
+        pool = CandidatePool(chunks, [self.column], self.seed)
 
         def from_center(center: Center) -> Callable[[int, slice], NDArray[np.floating]]:
             center_D = np.array(pool.vectors[center[0]][0][center[1]])
@@ -91,7 +91,7 @@ class KCenter(_Choosing):
             "k_center", self.count(pool), from_center, lambda _, number: pool.near[number]
         )
         radius = max((float(near_N.max(initial=0.0)) for near_N in pool.near), default=0.0) ** 0.5
-        return Chosen.of(chosen, {**pool.told, **({"radius": radius} if chosen else {})})
+        return Chosen.of(chosen, {**pool.stats, **({"radius": radius} if chosen else {})})
 
 
 @KEEP_POLICIES.register("badge")
@@ -131,7 +131,7 @@ class Badge(_Choosing):
 
     def decide(self, chunks: Chunks) -> Decision:
         """Look at all vectors once for each choice."""
-        pool = Pool(chunks, [self.probs, self.column], self.seed)
+        pool = CandidatePool(chunks, [self.probs, self.column], self.seed)
         top: list[NDArray[np.intp]] = []
         norms: list[NDArray[np.float64]] = []
         for number, (probs_NC, embedding_ND) in enumerate(pool.vectors):
@@ -171,7 +171,7 @@ class Badge(_Choosing):
             return drawn
 
         chosen = pool.choose("badge", self.count(pool), from_center, prefer)
-        return Chosen.of(chosen, pool.told)
+        return Chosen.of(chosen, pool.stats)
 
 
 def _dot(left_BD: NDArray[Any], right_D: NDArray[Any]) -> NDArray[np.float64]:

@@ -59,11 +59,11 @@ class Strata:
 
     def describe(self) -> dict[str, Any]:
         """Return what each stratum says, and sums."""
-        told = {str(name): decision.describe() for name, decision in self.decisions.items()}
+        stats = {str(name): decision.describe() for name, decision in self.decisions.items()}
         return {
-            "strata": told,
-            "num_scored": sum(one.get("num_scored", 0) for one in told.values()),
-            "num_missing": sum(one.get("num_missing", 0) for one in told.values()),
+            "strata": stats,
+            "num_scored": sum(one.get("num_scored", 0) for one in stats.values()),
+            "num_missing": sum(one.get("num_missing", 0) for one in stats.values()),
         }
 
 

@@ -55,12 +55,12 @@ class Chosen:
     hashes: NDArray[np.uint64]
     """Ascending."""
 
-    told: dict[str, Any]
+    stats: dict[str, Any]
 
     @classmethod
-    def of(cls, hashes: Sequence[int] | NDArray[np.uint64], told: dict[str, Any]) -> Chosen:
+    def of(cls, hashes: Sequence[int] | NDArray[np.uint64], stats: dict[str, Any]) -> Chosen:
         """Sort the hashes."""
-        return cls(hashes=np.sort(np.asarray(hashes, dtype=np.uint64)), told=told)
+        return cls(hashes=np.sort(np.asarray(hashes, dtype=np.uint64)), stats=stats)
 
     def mask(self, scores: Scores, hash_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Say for each sample whether it stays."""
@@ -73,7 +73,7 @@ class Chosen:
 
     def describe(self) -> dict[str, Any]:
         """Return what the manifest says."""
-        return {"cut": None, "tie_count": 0, **self.told}
+        return {"cut": None, "tie_count": 0, **self.stats}
 
 
 Center = tuple[int, int]
@@ -83,7 +83,7 @@ FromCenter = Callable[[Center], Callable[[int, slice], NDArray[np.floating]]]
 """Given a center, a function that gives the squared distances of some rows of a chunk from it."""
 
 
-class Pool:
+class CandidatePool:
     """The samples to choose from: chunks of vectors, and how far each is from what is chosen."""
 
     def __init__(self, chunks: Chunks, columns: Sequence[str], seed: int) -> None:
@@ -118,7 +118,7 @@ class Pool:
         ]
 
     @property
-    def told(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """What the manifest says of it."""
         return {"num_scored": self.num_samples, "num_missing": self.num_missing}
 

@@ -125,13 +125,13 @@ class FromChunks:
 def call(policy: KeepPolicy, scores: Scores, hash_N: NDArray[np.uint64]) -> Kept:
     """Decide about samples held in arrays, by a policy that walks over chunks."""
     decision = policy.decide(lambda: [(scores, hash_N)])
-    told = decision.describe()
+    stats = decision.describe()
     return Kept(
         mask_N=decision.mask(scores, hash_N),
-        cut=told.get("cut"),
-        tie_count=told.get("tie_count", 0),
-        num_scored=told.get("num_scored", len(hash_N)),
-        num_missing=told.get("num_missing", 0),
+        cut=stats.get("cut"),
+        tie_count=stats.get("tie_count", 0),
+        num_scored=stats.get("num_scored", len(hash_N)),
+        num_missing=stats.get("num_missing", 0),
     )
 
 

@@ -239,8 +239,8 @@ class ByLot:
 
     def describe(self) -> dict[str, Any]:
         """Return what the manifest says: no score has decided."""
-        told = {"cut": None, "tie_count": 0, "num_missing": 0}
-        return {**told, "num_scored": self.cut.num_scored}
+        stats = {"cut": None, "tie_count": 0, "num_missing": 0}
+        return {**stats, "num_scored": self.cut.num_scored}
 
 
 def draw(chunks: Chunks, count: Count, seed: int) -> ByLot:

@@ -30,12 +30,12 @@ from consomme.base.hashing import hash_ids
 from consomme.base.sample import Sample
 from consomme.curate.tag.tagger import (
     TAGGERS,
-    Choice,
+    ChoiceQuestion,
     Model,
     OpenModel,
-    Problem,
     Subject,
     Tag,
+    TagProblem,
     Tags,
     shares,
 )
@@ -95,13 +95,15 @@ class Grammar:
         texts = ["\n".join(t.content for t in s.sample.turns) for s in subjects]
         found = model.weigh(
             [
-                Choice(question=self.prompt.replace(TEXT, text), answers=(self.yes, self.no))
+                ChoiceQuestion(
+                    question=self.prompt.replace(TEXT, text), answers=(self.yes, self.no)
+                )
                 for text in texts
             ]
         )
         problems = {k: p for k, nll_A in enumerate(found) if (p := _problem(nll_A)) is not None}
         values = [
-            None if k in problems or isinstance(nll_A, Problem) else float(shares(-nll_A)[0])
+            None if k in problems or isinstance(nll_A, TagProblem) else float(shares(-nll_A)[0])
             for k, nll_A in enumerate(found)
         ]
         return Tags(columns={self.column: values}, problems=problems)
@@ -171,12 +173,12 @@ class Answerable:
         found = model.weigh([choice for _, choice in asked])
         ranks: dict[int, list[int]] = {}
         probs: dict[int, list[float]] = {}
-        problems: dict[int, Problem] = {}
+        problems: dict[int, TagProblem] = {}
         for (k, _), nll_A in zip(asked, found, strict=True):
             problem = _problem(nll_A)
             if problem is not None:
                 problems.setdefault(k, problem)
-            elif not isinstance(nll_A, Problem):
+            elif not isinstance(nll_A, TagProblem):
                 # The true answer is the first.
                 ranks.setdefault(k, []).append(1 + int((nll_A < nll_A[0]).sum()))
                 probs.setdefault(k, []).append(float(shares(-nll_A)[0]))
@@ -188,7 +190,7 @@ class Answerable:
         }
         return Tags(columns=columns, problems=problems)
 
-    def _choices(self, sample: Sample) -> list[Choice]:
+    def _choices(self, sample: Sample) -> list[ChoiceQuestion]:
         """Make a choice of each question: the true answer, then wrong ones."""
         found = []
         for number, (question, answer) in enumerate(questions(sample)):
@@ -196,7 +198,7 @@ class Answerable:
                 f"{number}\t{sample.sample_id}", answer
             )
             if wrong:
-                found.append(Choice(question=question, answers=[answer, *wrong]))
+                found.append(ChoiceQuestion(question=question, answers=[answer, *wrong]))
         return found
 
     def _own(self, sample: Sample, answer: str) -> list[str]:
@@ -234,9 +236,9 @@ def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _problem(nll_A: NDArray[np.float64] | Problem) -> Problem | None:
-    if isinstance(nll_A, Problem):
+def _problem(nll_A: NDArray[np.float64] | TagProblem) -> TagProblem | None:
+    if isinstance(nll_A, TagProblem):
         return nll_A
     if not np.isfinite(nll_A).all():
-        return Problem(reason="score_not_finite", detail=f"the judge's nats: {nll_A.tolist()}")
+        return TagProblem(reason="score_not_finite", detail=f"the judge's nats: {nll_A.tolist()}")
     return None

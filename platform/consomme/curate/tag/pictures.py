@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from consomme.base.errors import RecipeError
 from consomme.curate.tag.tagger import (
     TAGGERS,
-    Choice,
+    ChoiceQuestion,
     Model,
     OpenModel,
-    Problem,
     Subject,
     Tag,
+    TagProblem,
     Tags,
     open_seeing,
     shares,
@@ -70,12 +70,12 @@ class Embedding:
             vectors: list[NDArray[np.float32] | None] = []
             problems = {}
             for k, found in enumerate(model.look(subjects)):
-                if isinstance(found, Problem):
+                if isinstance(found, TagProblem):
                     problems[k] = found
                 elif not np.isfinite(found).all():
                     detail = "the embedding is not finite"
-                    problems[k] = Problem(reason="score_not_finite", detail=detail)
-                vectors.append(None if k in problems or isinstance(found, Problem) else found)
+                    problems[k] = TagProblem(reason="score_not_finite", detail=detail)
+                vectors.append(None if k in problems or isinstance(found, TagProblem) else found)
             return Tags(columns={self.column: vectors}, problems=problems)
 
         return tag
@@ -134,8 +134,8 @@ class Classes:
     def open(self, open_model: OpenModel) -> Tag:
         """Open the VLM, and ask it once what it would say without a picture."""
         model = open_seeing(open_model, self.model)
-        (blind_A,) = model.weigh([Choice(question=self.question, answers=self.classes)])
-        if isinstance(blind_A, Problem):
+        (blind_A,) = model.weigh([ChoiceQuestion(question=self.question, answers=self.classes)])
+        if isinstance(blind_A, TagProblem):
             raise RecipeError(
                 f"classes: {self.model} cannot be asked {self.question!r}: {blind_A.detail}"
             )
@@ -148,19 +148,19 @@ class Classes:
             pictures.setdefault(subject.key, subject)
         answers = model.weigh(
             [
-                Choice(question=self.question, answers=self.classes, subject=subject)
+                ChoiceQuestion(question=self.question, answers=self.classes, subject=subject)
                 for subject in pictures.values()
             ]
         )
         by_key = dict(zip(pictures, answers, strict=True))
         rows: list[tuple[Any, ...]] = []
-        problems: dict[int, Problem] = {}
+        problems: dict[int, TagProblem] = {}
         for k, subject in enumerate(subjects):
             nll_A = by_key[subject.key]
-            if not isinstance(nll_A, Problem) and not np.isfinite(nll_A).all():
+            if not isinstance(nll_A, TagProblem) and not np.isfinite(nll_A).all():
                 detail = f"{self.column}: {np.isfinite(nll_A).sum()} of {len(nll_A)} finite"
-                nll_A = Problem(reason="score_not_finite", detail=detail)
-            if isinstance(nll_A, Problem):
+                nll_A = TagProblem(reason="score_not_finite", detail=detail)
+            if isinstance(nll_A, TagProblem):
                 problems[k] = nll_A
                 rows.append((None, None, None, None))
                 continue

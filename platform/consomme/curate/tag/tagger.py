@@ -44,7 +44,7 @@ class Subject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class TagProblem:
     """Why a sample cannot be tagged."""
 
     reason: str
@@ -60,12 +60,12 @@ class Tags:
     columns: Mapping[str, Sequence[Any]]
     """By the names the tagger has promised; None where nothing can be said."""
 
-    problems: Mapping[int, Problem]
+    problems: Mapping[int, TagProblem]
     """By position: samples that have to be rejected."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class ChoiceQuestion:
     """A question, and answers to choose from."""
 
     question: str
@@ -78,10 +78,10 @@ class Model(Protocol):
     """What a tagger may ask of an open model."""
 
     @property
-    def has_eyes(self) -> bool:
+    def has_vision(self) -> bool:
         """Tell whether it takes pictures."""
 
-    def weigh(self, choices: Sequence[Choice]) -> list[NDArray[np.float64] | Problem]:
+    def weigh(self, choices: Sequence[ChoiceQuestion]) -> list[NDArray[np.float64] | TagProblem]:
         """Find how surprising each answer is.
 
         Returns:
@@ -89,7 +89,7 @@ class Model(Protocol):
             question and picture. `exp(-nll_A)` are probabilities of different whole answers.
         """
 
-    def look(self, subjects: Sequence[Subject]) -> list[NDArray[np.float32] | Problem]:
+    def look(self, subjects: Sequence[Subject]) -> list[NDArray[np.float32] | TagProblem]:
         """Find how pictures look to it.
 
         Returns:
@@ -143,7 +143,7 @@ def open_seeing(open_model: OpenModel, folder: str) -> Model:
         CheckpointError: It takes no pictures.
     """
     model = open_model(folder)
-    if not model.has_eyes:
+    if not model.has_vision:
         raise CheckpointError(
             f"model {folder!r} is a language model without eyes, and is to look at pictures;"
             " expected the folder of a VLM"

@@ -26,7 +26,13 @@ from PIL import Image
 
 from consomme.base.errors import ClusterError, EngineLostError, RecipeError
 from consomme.base.sample import printable
-from consomme.engines.generation.requests import Load, NotWritten, Request, Sampling, Written
+from consomme.engines.generation.requests import (
+    Generation,
+    GenerationFailure,
+    Load,
+    Request,
+    Sampling,
+)
 
 _ABOUT_THE_REQUEST = (400, 413, 415, 422)
 _ABOUT_THE_RECIPE = (401, 403, 404, 405)
@@ -37,7 +43,7 @@ _ALIVE_S = 10.0
 """How soon a server that lives lists its models."""
 
 
-class HTTPWriter:
+class OpenAIEngine:
     """Sends requests to one server, some at a time."""
 
     def __init__(
@@ -93,8 +99,8 @@ class HTTPWriter:
         self._count = threading.Lock()
         self._running = self._total = 0
 
-    def write(self, requests: Sequence[Request]) -> list[Written | NotWritten]:
-        """Answer requests; see `Writer.write`."""
+    def write(self, requests: Sequence[Request]) -> list[Generation | GenerationFailure]:
+        """Answer requests; see `GenerationEngine.write`."""
         if any(request.pattern is not None for request in requests):
             raise RecipeError(
                 "OpenAI's interface has no way to hold a whole text to a pattern; write with"
@@ -104,7 +110,7 @@ class HTTPWriter:
             raise EngineLostError("the engine was closed")
         with self._count:
             self._total += len(requests)
-        coming: list[Future[Written | NotWritten]] = []
+        coming: list[Future[Generation | GenerationFailure]] = []
         try:
             for request in requests:
                 coming.append(self._threads.submit(self._one, request))
@@ -131,7 +137,7 @@ class HTTPWriter:
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._client.close()
 
-    def _one(self, request: Request) -> Written | NotWritten:
+    def _one(self, request: Request) -> Generation | GenerationFailure:
         with self._count:
             self._running += 1
         try:
@@ -141,12 +147,12 @@ class HTTPWriter:
                 self._running -= 1
                 self._total -= 1
 
-    def _answer(self, request: Request) -> Written | NotWritten:
+    def _answer(self, request: Request) -> Generation | GenerationFailure:
         """Send one request until there is an answer."""
         try:
             messages = self._messages(request)
         except (OSError, ValueError, SystemError) as error:
-            return NotWritten(reason="image_not_encodable", detail=f"no PNG of it: {error}")
+            return GenerationFailure(reason="image_not_encodable", detail=f"no PNG of it: {error}")
         trouble = ""
         for attempt in range(self.max_retries + 1):
             if self._closed.is_set():
@@ -174,7 +180,7 @@ class HTTPWriter:
             f" {printable(trouble)}. Run the same command again when it is back"
         )
 
-    def _send(self, messages: list[dict[str, Any]], seed: int) -> Written | NotWritten:
+    def _send(self, messages: list[dict[str, Any]], seed: int) -> Generation | GenerationFailure:
         sampling = self.sampling
         answer = self._client.chat.completions.create(
             model=self.model,
@@ -191,23 +197,23 @@ class HTTPWriter:
         reason, text = choices[0].finish_reason, choices[0].message.content
         if reason not in ("stop", "length"):
             detail = f"the server ended the text with {reason!r}"
-            return NotWritten(reason="model_output_withheld", detail=detail)
+            return GenerationFailure(reason="model_output_withheld", detail=detail)
         num_tokens = getattr(answer.usage, "completion_tokens", None)
         if num_tokens is None:
             raise RecipeError(
                 f"{self.url} does not say how many tokens it wrote (usage.completion_tokens);"
                 " consomme needs a server that does"
             )
-        return Written(text=text or "", num_tokens=num_tokens, finish_reason=reason)
+        return Generation(text=text or "", num_tokens=num_tokens, finish_reason=reason)
 
-    def _refused(self, error: Any) -> NotWritten | None:
+    def _refused(self, error: Any) -> GenerationFailure | None:
         """Tell what a status means; None if the same request may fare better later.
 
         Raises:
             RecipeError: No request will fare better.
         """
         if error.status_code in _ABOUT_THE_REQUEST:
-            return NotWritten(reason="model_refused", detail=printable(_said(error)))
+            return GenerationFailure(reason="model_refused", detail=printable(_said(error)))
         if error.status_code in _ABOUT_THE_RECIPE:
             raise RecipeError(
                 f"{self.url} does not serve {self.model!r} to us: {printable(_said(error))};"
@@ -215,7 +221,7 @@ class HTTPWriter:
             )
         return None
 
-    def _late(self) -> NotWritten:
+    def _late(self) -> GenerationFailure:
         """Time has run out: say whose fault it is.
 
         Raises:
@@ -227,7 +233,7 @@ class HTTPWriter:
                 " command again when it is back"
             )
         detail = f"no answer after {self.deadline_s:g} s"
-        return NotWritten(reason="model_timeout", detail=detail)
+        return GenerationFailure(reason="model_timeout", detail=detail)
 
     def _is_alive(self) -> bool:
         try:

@@ -11,11 +11,11 @@ from typing import ClassVar, Literal, Protocol
 
 from consomme.base.registry import Registry
 from consomme.base.schema import runtime
-from consomme.engines.generation.requests import Sampling, Writer
+from consomme.engines.generation.requests import GenerationEngine, Sampling
 from consomme.engines.vllm_engine import EngineOptions
 
 
-class WriterChoice(Protocol):
+class EngineChoice(Protocol):
     """What every engine of this list offers."""
 
     is_remote: ClassVar[bool]
@@ -25,7 +25,9 @@ class WriterChoice(Protocol):
     def num_gpus(self) -> int:
         """GPUs that one writer takes, where there are any."""
 
-    def __call__(self, model_path: str, sampling: Sampling, *, threads: int = 1) -> Writer:
+    def __call__(
+        self, model_path: str, sampling: Sampling, *, threads: int = 1
+    ) -> GenerationEngine:
         """Open a writer.
 
         Args:
@@ -36,12 +38,12 @@ class WriterChoice(Protocol):
         """
 
 
-WRITERS: Registry[WriterChoice] = Registry(
+GENERATION_ENGINES: Registry[EngineChoice] = Registry(
     "caption engine", "consomme/engines/generation/registry.py"
 )
 
 
-@WRITERS.register("vllm")
+@GENERATION_ENGINES.register("vllm")
 @dataclass(frozen=True, kw_only=True)
 class VLLM(EngineOptions):
     """vLLM in the actor: continuous batching, one model on one or more GPUs, or on a CPU."""
@@ -65,12 +67,14 @@ class VLLM(EngineOptions):
         """Refuse times that no text could keep."""
         _check_positive(deadline_s=self.deadline_s, stall_s=self.stall_s)
 
-    def __call__(self, model_path: str, sampling: Sampling, *, threads: int = 1) -> Writer:
+    def __call__(
+        self, model_path: str, sampling: Sampling, *, threads: int = 1
+    ) -> GenerationEngine:
         """Open a writer."""
-        from consomme.engines.generation.vllm import VLLMWriter
+        from consomme.engines.generation.vllm import VLLMEngine
 
         options = {field.name: getattr(self, field.name) for field in fields(EngineOptions)}
-        return VLLMWriter(
+        return VLLMEngine(
             model_path,
             sampling,
             EngineOptions(**options),
@@ -80,7 +84,7 @@ class VLLM(EngineOptions):
         )
 
 
-@WRITERS.register("transformers")
+@GENERATION_ENGINES.register("transformers")
 @dataclass(frozen=True, kw_only=True)
 class Transformers:
     """transformers in the actor: every family that consomme scores with, in plain batches."""
@@ -105,11 +109,13 @@ class Transformers:
         """Refuse sizes and times that no text could keep."""
         _check_positive(batch_size=self.batch_size, deadline_s=self.deadline_s)
 
-    def __call__(self, model_path: str, sampling: Sampling, *, threads: int = 1) -> Writer:
+    def __call__(
+        self, model_path: str, sampling: Sampling, *, threads: int = 1
+    ) -> GenerationEngine:
         """Open a writer."""
-        from consomme.engines.generation.transformers import TransformersWriter
+        from consomme.engines.generation.transformers import TransformersEngine
 
-        return TransformersWriter(
+        return TransformersEngine(
             model_path,
             sampling,
             batch_size=self.batch_size,
@@ -120,7 +126,7 @@ class Transformers:
         )
 
 
-@WRITERS.register("openai")
+@GENERATION_ENGINES.register("openai")
 @dataclass(frozen=True, kw_only=True)
 class OpenAI:
     """A server with OpenAI's interface: vLLM, SGLang, or a service; no weights are needed here."""
@@ -156,11 +162,13 @@ class OpenAI:
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(f"url: found {self.url!r}, expected http://… or https://…")
 
-    def __call__(self, model_path: str, sampling: Sampling, *, threads: int = 1) -> Writer:
+    def __call__(
+        self, model_path: str, sampling: Sampling, *, threads: int = 1
+    ) -> GenerationEngine:
         """Open a writer; `model_path` is the name of a model there."""
-        from consomme.engines.generation.openai import HTTPWriter
+        from consomme.engines.generation.openai import OpenAIEngine
 
-        return HTTPWriter(
+        return OpenAIEngine(
             self.url,
             model_path,
             sampling,

@@ -1,7 +1,7 @@
 """What every engine that writes takes and gives: requests, and their texts.
 
-One decision is made here: what one request does wrong is an answer (`NotWritten`) and costs nobody
-else anything; an error means that the engine itself is gone, or that no request could ever be
+What is wrong with one request is an answer, a `GenerationFailure`, and costs no other request
+anything. An exception means that the engine itself is gone, or that no request could ever be
 answered with these settings. So several units may share one engine and its batches.
 """
 
@@ -72,7 +72,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
+class Generation:
     """What the model wrote for one request."""
 
     text: str
@@ -86,7 +86,7 @@ class Written:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NotWritten:
+class GenerationFailure:
     """Why there is no text for one request."""
 
     reason: str
@@ -111,13 +111,13 @@ class Load:
     """Requests that wait for their turn."""
 
 
-class Writer(Protocol):
+class GenerationEngine(Protocol):
     """Writes texts with one model; several threads may use it at once."""
 
     version: str
     """Engine and version, for the provenance."""
 
-    def write(self, requests: Sequence[Request]) -> list[Written | NotWritten]:
+    def write(self, requests: Sequence[Request]) -> list[Generation | GenerationFailure]:
         """Answer requests; aligned with them.
 
         Safe to call from several threads at once; their requests share the engine's batches.
@@ -134,13 +134,13 @@ class Writer(Protocol):
         """End the engine and give its memory back; waiting callers get an `EngineLostError`."""
 
 
-def check_eyes(has_eyes: bool, requests: Sequence[Request]) -> None:
+def check_vision(has_vision: bool, requests: Sequence[Request]) -> None:
     """Refuse to show pictures to a model that cannot see.
 
     Raises:
         CheckpointError: A request has a picture.
     """
-    if not has_eyes and any(one.image is not None for one in requests):
+    if not has_vision and any(one.image is not None for one in requests):
         raise CheckpointError(
             "the model is a language model without eyes and cannot be asked about pictures;"
             " expected the folder of a VLM"

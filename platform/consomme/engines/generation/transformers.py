@@ -30,18 +30,18 @@ from consomme.engines.generation.decoding import (
     version,
 )
 from consomme.engines.generation.requests import (
+    Generation,
+    GenerationFailure,
     Load,
-    NotWritten,
     Request,
     Sampling,
-    Written,
-    check_eyes,
+    check_vision,
 )
 from consomme.engines.memory import halving
 from consomme.models.adapters import merge_adapter, open_adapter
 from consomme.models.batches import Batcher
-from consomme.models.chat_prefix import dialogue_for
-from consomme.models.encoded import Asked, PictureRefusedError
+from consomme.models.chat_prefix import chat_encoder_for
+from consomme.models.encoded import EncodedPrompt, PictureRefusedError
 from consomme.models.weights import load_tensors, open_scorer
 
 # Shapes: B rows, T token positions.
@@ -56,9 +56,9 @@ class _Ticket:
 
     request: Request
     sampling: Sampling
-    asked: Asked | None = None
+    asked: EncodedPrompt | None = None
     pattern: Any = None
-    written: Future[Written | NotWritten] = field(default_factory=Future)
+    written: Future[Generation | GenerationFailure] = field(default_factory=Future)
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -66,7 +66,7 @@ class _Ticket:
         return (self.sampling, self.request.image is None)
 
 
-class TransformersWriter:
+class TransformersEngine:
     """Holds one model and writes."""
 
     def __init__(
@@ -104,20 +104,18 @@ class TransformersWriter:
         if adapter is not None:
             merge_adapter(self.model, open_adapter(adapter))
         self.model.to(self.device)
-        self.dialogue = dialogue_for(self.model.config, processor)
+        self.chat = chat_encoder_for(self.model.config, processor)
         self.batch_size, self.deadline_s = batch_size, deadline_s
         self.version = version()
         text = self.model.config.get_text_config()
         self.max_positions: int = text.max_position_embeddings
         stop_ids = self.model.generation_config.eos_token_id
         if stop_ids is None:
-            stop_ids = self.dialogue.tokenizer.eos_token_id
+            stop_ids = self.chat.tokenizer.eos_token_id
         self._stop_ids: list[int] = stop_ids if isinstance(stop_ids, list) else [stop_ids]
-        self._batcher = Batcher(self.model, self.dialogue.tokenizer)
+        self._batcher = Batcher(self.model, self.chat.tokenizer)
         head = self.model.get_output_embeddings()
-        self._patterns = PatternCompiler(
-            self.dialogue.tokenizer, head.weight.shape[0], self._stop_ids
-        )
+        self._patterns = PatternCompiler(self.chat.tokenizer, head.weight.shape[0], self._stop_ids)
         self._model = threading.Lock()
         self._queue = threading.Lock()
         self._waiting: list[_Ticket] = []
@@ -133,8 +131,8 @@ class TransformersWriter:
         with self._model:
             load_tensors(self.model, weights)
 
-    def write(self, requests: Sequence[Request]) -> list[Written | NotWritten]:
-        """Answer requests; see `Writer.write`."""
+    def write(self, requests: Sequence[Request]) -> list[Generation | GenerationFailure]:
+        """Answer requests; see `GenerationEngine.write`."""
         return self._write(requests, self.sampling)
 
     def answer(
@@ -159,7 +157,7 @@ class TransformersWriter:
         ]
         answers = []
         for number, one in enumerate(self._write(requests, Sampling(max_tokens=max_tokens))):
-            if isinstance(one, NotWritten):
+            if isinstance(one, GenerationFailure):
                 raise DataError(
                     f"question {number}, {questions[number][:80]!r}, cannot be put to this model:"
                     f" {one.reason}: {one.detail}"
@@ -180,8 +178,10 @@ class TransformersWriter:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _write(self, requests: Sequence[Request], sampling: Sampling) -> list[Written | NotWritten]:
-        check_eyes(self.dialogue.has_eyes, requests)
+    def _write(
+        self, requests: Sequence[Request], sampling: Sampling
+    ) -> list[Generation | GenerationFailure]:
+        check_vision(self.chat.has_vision, requests)
         tickets = [_Ticket(request=request, sampling=sampling) for request in requests]
         for ticket in tickets:
             if ticket.request.pattern is not None:
@@ -233,16 +233,20 @@ class TransformersWriter:
         """Put a request into tokens, or say why it cannot be."""
         image = ticket.request.image
         try:
-            asked = self.dialogue.ask(ticket.request.turns, image and image.convert("RGB"))
+            asked = self.chat.ask(ticket.request.turns, image and image.convert("RGB"))
         except PictureRefusedError as error:
-            ticket.written.set_result(NotWritten(reason="image_not_encodable", detail=str(error)))
+            ticket.written.set_result(
+                GenerationFailure(reason="image_not_encodable", detail=str(error))
+            )
             return
         except DataError as error:
-            ticket.written.set_result(NotWritten(reason="text_not_encodable", detail=str(error)))
+            ticket.written.set_result(
+                GenerationFailure(reason="text_not_encodable", detail=str(error))
+            )
             return
         if len(asked.input_ids) >= self.max_positions:
             detail = f"{len(asked.input_ids)} tokens, the model has {self.max_positions} positions"
-            ticket.written.set_result(NotWritten(reason="sequence_too_long", detail=detail))
+            ticket.written.set_result(GenerationFailure(reason="sequence_too_long", detail=detail))
         ticket.asked = asked
 
     def _serve(self, batch: Sequence[_Ticket]) -> None:
@@ -252,7 +256,7 @@ class TransformersWriter:
                 ticket.written.set_result(written)
 
     @torch.inference_mode()
-    def _generate(self, batch: Sequence[_Ticket]) -> list[Written | NotWritten]:
+    def _generate(self, batch: Sequence[_Ticket]) -> list[Generation | GenerationFailure]:
         asked = [ticket.asked for ticket in batch if ticket.asked is not None]
         inputs = self._inputs(asked)
         sampling = batch[0].sampling
@@ -279,7 +283,7 @@ class TransformersWriter:
         rows = output_BT[:, width:].tolist()
         return [self._written(row, ids, sampling.stop, endings) for row, ids in enumerate(rows)]
 
-    def _inputs(self, asked: Sequence[Asked]) -> dict[str, Any]:
+    def _inputs(self, asked: Sequence[EncodedPrompt]) -> dict[str, Any]:
         """Put conversations side by side, padded on the left."""
         dtype = self.model.dtype
         return {
@@ -289,24 +293,24 @@ class TransformersWriter:
 
     def _written(
         self, row: int, ids: list[int], stop: Sequence[str], endings: Endings
-    ) -> Written | NotWritten:
+    ) -> Generation | GenerationFailure:
         """Take one row of new tokens for what it is."""
         if row in endings.ended:
             ids = ids[: endings.ended[row]]
             text = cut(self._decode(ids), stop) or ""
-            return Written(text=text, num_tokens=len(ids), finish_reason="stop")
+            return Generation(text=text, num_tokens=len(ids), finish_reason="stop")
         ids = ids[: endings.limits[row]]
         end = next((k for k, token in enumerate(ids) if token in self._stop_ids), None)
         if end is not None:
             ids = ids[: end + 1]
-            return Written(text=self._decode(ids), num_tokens=len(ids), finish_reason="stop")
+            return Generation(text=self._decode(ids), num_tokens=len(ids), finish_reason="stop")
         if len(ids) < endings.limits[row]:
             detail = f"still writing after {self.deadline_s:g} s, at token {len(ids)}"
-            return NotWritten(reason="model_timeout", detail=detail)
-        return Written(text=self._decode(ids), num_tokens=len(ids), finish_reason="length")
+            return GenerationFailure(reason="model_timeout", detail=detail)
+        return Generation(text=self._decode(ids), num_tokens=len(ids), finish_reason="length")
 
     def _decode(self, ids: Sequence[int]) -> str:
-        text: str = self.dialogue.tokenizer.decode(ids, skip_special_tokens=True)
+        text: str = self.chat.tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
 

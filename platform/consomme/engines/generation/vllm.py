@@ -1,7 +1,7 @@
 """Write texts with vLLM inside an actor, for many units at once.
 
-One decision is made here: prompts go in as tokens that our own `Dialogue` made, so a family is
-asked in the same way by every engine, and scored as it is asked. Moving requests through it is
+One decision is made here: prompts go in as tokens that our own `ChatEncoder` made, so a family is
+asked in the same way by every engine, and scored as it is asked. Passing requests through it is
 `vllm_pump`'s business.
 """
 
@@ -12,21 +12,21 @@ from typing import Any
 
 from consomme.base.errors import CheckpointError, DataError, RecipeError
 from consomme.engines.generation.requests import (
+    Generation,
+    GenerationFailure,
     Load,
-    NotWritten,
     Request,
     Sampling,
-    Written,
-    check_eyes,
+    check_vision,
 )
-from consomme.engines.generation.vllm_pump import Prepared, Pump
+from consomme.engines.generation.vllm_pump import PreparedRequest, Pump
 from consomme.engines.vllm_engine import EngineOptions, close_engine, open_engine
-from consomme.models.chat import Dialogue
-from consomme.models.chat_prefix import dialogue_for
+from consomme.models.chat import ChatEncoder
+from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.weights import open_talk
 
 
-class VLLMWriter:
+class VLLMEngine:
     """Holds one engine and writes.
 
     Greedy decoding in float32 on a CPU gives the tokens that transformers gives. Sampling is
@@ -60,7 +60,7 @@ class VLLMWriter:
         self._opened = open_engine(str(model_path), options, threads=threads)
         self.version = self._opened.version
         try:
-            self.dialogue = _dialogue(model_path)
+            self.chat = _chat_encoder(model_path)
         except CheckpointError:
             close_engine(self._opened.llm)
             raise
@@ -76,9 +76,9 @@ class VLLMWriter:
             threads=threads,
         )
 
-    def write(self, requests: Sequence[Request]) -> list[Written | NotWritten]:
-        """Answer requests; see `Writer.write`."""
-        check_eyes(self.dialogue.has_eyes, requests)
+    def write(self, requests: Sequence[Request]) -> list[Generation | GenerationFailure]:
+        """Answer requests; see `GenerationEngine.write`."""
+        check_vision(self.chat.has_vision, requests)
         for pattern in {one.pattern for one in requests} - self._verified:
             if pattern is not None:
                 self._verify(pattern)
@@ -94,16 +94,16 @@ class VLLMWriter:
         if self._pump.close():
             close_engine(self._opened.llm)
 
-    def _prepare(self, request: Request) -> Prepared | NotWritten:
+    def _prepare(self, request: Request) -> PreparedRequest | GenerationFailure:
         """Put a request into tokens and pixels."""
         from vllm.exceptions import VLLMClientError
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
         limit: int = self._config.max_model_len
         try:
-            ids = self.dialogue.ask_short(request.turns, has_image=request.image is not None)
+            ids = self.chat.ask_short(request.turns, has_image=request.image is not None)
         except DataError as error:
-            return NotWritten(reason="text_not_encodable", detail=str(error))
+            return GenerationFailure(reason="text_not_encodable", detail=str(error))
         prompt: dict[str, Any] = {"prompt_token_ids": ids}
         if len(ids) >= limit:
             return _too_long(len(ids), limit)
@@ -116,11 +116,11 @@ class VLLMWriter:
             except (ValueError, ZeroDivisionError, VLLMClientError) as error:
                 size = f"{request.image.width} x {request.image.height}"
                 detail = f"the model's processor does not take a picture of {size}: {error}"
-                return NotWritten(reason="image_not_encodable", detail=detail)
+                return GenerationFailure(reason="image_not_encodable", detail=detail)
         num_tokens = len(rendered["prompt_token_ids"])
         if num_tokens >= limit:
             return _too_long(num_tokens, limit)
-        return Prepared(prompt=rendered, params=self._params(request.seed, request.pattern))
+        return PreparedRequest(prompt=rendered, params=self._params(request.seed, request.pattern))
 
     def _params(self, seed: int, pattern: str | None) -> Any:
         from vllm import SamplingParams
@@ -160,17 +160,17 @@ class VLLMWriter:
         self._verified.add(pattern)
 
 
-def _dialogue(model_path: str) -> Dialogue:
+def _chat_encoder(model_path: str) -> ChatEncoder:
     config, processor = open_talk(model_path)
-    dialogue = dialogue_for(config, processor)
-    if not isinstance(dialogue, Dialogue):
+    chat = chat_encoder_for(config, processor)
+    if not isinstance(chat, ChatEncoder):
         raise CheckpointError(
             f"{model_path}: PaliGemma's prompts look ahead, which vLLM does not do; write with"
             " {name: transformers}"
         )
-    return dialogue
+    return chat
 
 
-def _too_long(num_tokens: int, limit: int) -> NotWritten:
+def _too_long(num_tokens: int, limit: int) -> GenerationFailure:
     detail = f"{num_tokens} tokens, the engine takes fewer than {limit} and writes at least one"
-    return NotWritten(reason="sequence_too_long", detail=detail)
+    return GenerationFailure(reason="sequence_too_long", detail=detail)

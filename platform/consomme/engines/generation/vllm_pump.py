@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from consomme.base.errors import EngineLostError
-from consomme.engines.generation.requests import Load, NotWritten, Request, Written
+from consomme.engines.generation.requests import Generation, GenerationFailure, Load, Request
 from consomme.engines.vllm_engine import Opened, set_threads
 
 CLOSED = "the engine was closed"
@@ -31,7 +31,7 @@ AHEAD = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class PreparedRequest:
     """A request as the engine wants it."""
 
     prompt: Any
@@ -46,8 +46,8 @@ class Ticket:
     """A request on its way, and where its answer will be."""
 
     request: Request
-    written: Future[Written | NotWritten] = field(default_factory=Future)
-    prepared: Prepared | None = None
+    written: Future[Generation | GenerationFailure] = field(default_factory=Future)
+    prepared: PreparedRequest | None = None
     began: float | None = None
     """When the engine took it up."""
 
@@ -58,7 +58,7 @@ class Pump:
     def __init__(
         self,
         opened: Opened,
-        prepare: Callable[[Request], Prepared | NotWritten],
+        prepare: Callable[[Request], PreparedRequest | GenerationFailure],
         *,
         max_running: int,
         deadline_s: float,
@@ -105,7 +105,7 @@ class Pump:
         for thread in (self._pump, *self._helpers):
             thread.start()
 
-    def submit(self, requests: Sequence[Request]) -> list[Future[Written | NotWritten]]:
+    def submit(self, requests: Sequence[Request]) -> list[Future[Generation | GenerationFailure]]:
         """Put requests in line.
 
         Raises:
@@ -169,7 +169,7 @@ class Pump:
         except Exception as error:  # noqa: BLE001 - our own bug; the caller's thread raises it
             self._settle(ticket, error)
             return True
-        if isinstance(prepared, NotWritten):
+        if isinstance(prepared, GenerationFailure):
             self._settle(ticket, prepared)
             return True
         ticket.prepared = prepared
@@ -221,7 +221,7 @@ class Pump:
                     lora_request=self.opened.adapter,
                 )
             except self._refusals as error:
-                self._leave(name, NotWritten(reason="model_refused", detail=str(error)))
+                self._leave(name, GenerationFailure(reason="model_refused", detail=str(error)))
             # The engine has it now; the pixels would only take up memory here.
             ticket.prepared = None
         if self._inside:
@@ -241,7 +241,7 @@ class Pump:
             raise RuntimeError(f"a request ended with {reason!r}")
         self._leave(
             output.request_id,
-            Written(text=first.text, num_tokens=len(first.token_ids), finish_reason=reason),
+            Generation(text=first.text, num_tokens=len(first.token_ids), finish_reason=reason),
         )
 
     def _end_late_ones(self) -> None:
@@ -257,16 +257,16 @@ class Pump:
             self.engine.abort_request(late)
         for name in late:
             detail = f"still writing after {self.deadline_s:g} s"
-            self._leave(name, NotWritten(reason="model_timeout", detail=detail))
+            self._leave(name, GenerationFailure(reason="model_timeout", detail=detail))
 
-    def _leave(self, name: str, result: Written | NotWritten) -> None:
+    def _leave(self, name: str, result: Generation | GenerationFailure) -> None:
         with self._changed:
             ticket = self._inside.pop(name, None)
             self._num_done += 1
         if ticket is not None:
             self._settle(ticket, result)
 
-    def _settle(self, ticket: Ticket, result: Written | NotWritten | Exception) -> None:
+    def _settle(self, ticket: Ticket, result: Generation | GenerationFailure | Exception) -> None:
         with self._changed:
             self._num_held -= 1
             if not ticket.written.done():

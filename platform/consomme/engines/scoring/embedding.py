@@ -17,9 +17,9 @@ from PIL import Image
 from consomme.base.errors import CheckpointError
 from consomme.base.sample import Turn
 from consomme.engines.scoring.requests import NotScored
-from consomme.engines.scoring.vision_cache import Eyes
-from consomme.models.chat import Dialogue
-from consomme.models.chat_prefix import PrefixDialogue
+from consomme.engines.scoring.vision_cache import VisionFeatureCache
+from consomme.models.chat import ChatEncoder
+from consomme.models.chat_prefix import PrefixChatEncoder
 from consomme.models.encoded import PictureRefusedError, Pixels
 
 # Shapes: T picture tokens of all pictures, W width of the language model.
@@ -32,25 +32,25 @@ class PictureEmbedder:
     """Embeds pictures with an open model, such as a scorer's, so that it is loaded once."""
 
     def __init__(
-        self, model: Any, dialogue: Dialogue | PrefixDialogue, *, batch_values: int = 1 << 20
+        self, model: Any, chat: ChatEncoder | PrefixChatEncoder, *, batch_values: int = 1 << 20
     ) -> None:
         """Look at the model.
 
         Args:
             model: A VLM in eval mode.
-            dialogue: Its dialogue, which prepares pictures.
+            chat: Its chat, which prepares pictures.
             batch_values: Numbers in the prepared pictures of one batch; bounds memory.
 
         Raises:
             CheckpointError: It is a language model without eyes.
         """
-        if not dialogue.has_eyes:
+        if not chat.has_vision:
             raise CheckpointError(
                 f"{type(model).__name__} is a language model without eyes and cannot embed"
                 " pictures; expected the folder of a VLM"
             )
-        self.dialogue, self.batch_values = dialogue, batch_values
-        self.eyes = Eyes(model, batch_values)
+        self.chat, self.batch_values = chat, batch_values
+        self.vision_cache = VisionFeatureCache(model, batch_values)
 
     def embed(self, pictures: Sequence[Image.Image]) -> list[NDArray[np.float32] | NotScored]:
         """Embed pictures, some at a time, in their order.
@@ -63,7 +63,7 @@ class PictureEmbedder:
         size = 0
         for number, picture in enumerate(pictures):
             try:
-                pixels = self.dialogue.encode(_TURNS, picture).pixels
+                pixels = self.chat.encode(_TURNS, picture).pixels
             except PictureRefusedError as error:
                 found[number] = NotScored(reason="image_not_encodable", detail=str(error))
                 continue
@@ -78,7 +78,7 @@ class PictureEmbedder:
 
     def _embed(self, batch: Mapping[int, Pixels]) -> dict[int, NDArray[np.float32]]:
         vectors = {}
-        for number, (tokens_TW, *_) in self.eyes.encode(batch).items():
+        for number, (tokens_TW, *_) in self.vision_cache.encode(batch).items():
             mean_W = tokens_TW.float().mean(dim=0)
             vectors[number] = (mean_W / mean_W.norm()).cpu().numpy()
         return vectors

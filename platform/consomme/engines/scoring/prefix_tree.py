@@ -1,8 +1,8 @@
 """Conversations that begin alike, laid out as trees: what they share goes through the model once.
 
-Two decisions are made here. All captions of one picture hang on one stem, its picture and its
-prompt; and all captions without a picture hang on their prompt alone. A token sees its stem and
-what stands before it on its own branch, never another branch, so each caption is scored as if it
+Two decisions are made here. All captions of one picture hang on one prefix, its picture and its
+prompt; and all captions without a picture hang on their prompt alone. A token sees its prefix and
+what stands before it on its own suffix, never another suffix, so each caption is scored as if it
 stood alone. And a row is no longer than is cheap: attention costs what rows are long, squared.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consomme.engines.scoring.requests import Passage
+from consomme.engines.scoring.requests import EncodedConversation
 from consomme.models.encoded import Pixels
 
 # Shapes: B rows, T token positions.
@@ -25,8 +25,8 @@ _STEM, _NOTHING = 0, -1
 
 
 @dataclass(kw_only=True)
-class Branch:
-    """What follows a stem, once for all passages that go on alike."""
+class Suffix:
+    """What follows a prefix, once for all passages that go on alike."""
 
     ids: tuple[int, ...]
     types: tuple[int, ...]
@@ -38,113 +38,115 @@ class Branch:
 
 
 @dataclass(kw_only=True)
-class Tree:
-    """A stem and the branches on it: one row of a batch."""
+class PrefixTree:
+    """A prefix and the suffixes on it: one row of a batch."""
 
     ids: tuple[int, ...]
-    """Of the stem."""
+    """Of the prefix."""
 
     types: tuple[int, ...]
     picture: object
     pixels: Pixels | None
-    branches: list[Branch]
+    suffixes: list[Suffix]
 
     def __len__(self) -> int:
         """Count tokens."""
-        return len(self.ids) + sum(len(branch.ids) for branch in self.branches)
+        return len(self.ids) + sum(len(suffix.ids) for suffix in self.suffixes)
 
     @property
     def is_plain(self) -> bool:
         """Whether it is one conversation as it stands."""
-        return len(self.branches) == 1
+        return len(self.suffixes) == 1
 
-    def halves(self) -> list[Tree]:
-        """Two trees with the same stem and half of the branches each."""
-        half = len(self.branches) // 2
-        return [self._with(self.branches[:half]), self._with(self.branches[half:])]
+    def halves(self) -> list[PrefixTree]:
+        """Two trees with the same prefix and half of the suffixes each."""
+        half = len(self.suffixes) // 2
+        return [self._with(self.suffixes[:half]), self._with(self.suffixes[half:])]
 
-    def _with(self, branches: list[Branch]) -> Tree:
-        return Tree(
+    def _with(self, suffixes: list[Suffix]) -> PrefixTree:
+        return PrefixTree(
             ids=self.ids,
             types=self.types,
             picture=self.picture,
             pixels=self.pixels,
-            branches=branches,
+            suffixes=suffixes,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Growth:
-    """How long a tree of several branches may become, in tokens."""
+class PrefixLimits:
+    """Limits of the length of a tree with several suffixes, in tokens."""
 
     cheap: int
-    """So long, or twice its stem, which several branches had better share."""
+    """Maximum tree length in tokens: this, or twice the prefix if that is longer."""
 
     most: int | None = None
     """Never longer: the window that attention looks through, where there is one."""
 
-    def limit(self, stem: int) -> int:
-        """Say how long a tree with such a stem may become."""
-        limit = max(self.cheap, 2 * stem)
+    def limit(self, prefix: int) -> int:
+        """Say how long a tree with such a prefix may become."""
+        limit = max(self.cheap, 2 * prefix)
         return limit if self.most is None else min(limit, self.most)
 
 
-def plant(passages: Sequence[Passage], growth: Growth | None) -> list[Tree]:
+def build_trees(
+    passages: Sequence[EncodedConversation], growth: PrefixLimits | None
+) -> list[PrefixTree]:
     """Put passages on trees.
 
     Args:
         passages: In any order; trees come in the order of their first passages.
         growth: How long trees may become; None makes one tree of each passage.
     """
-    grown: dict[Any, dict[Any, Branch]] = {}
-    firsts: dict[Any, Passage] = {}
+    grown: dict[Any, dict[Any, Suffix]] = {}
+    firsts: dict[Any, EncodedConversation] = {}
     for number, passage in enumerate(passages):
         spoken = passage.spoken
         cut = spoken.spans[0][0]
-        stem = tuple(spoken.input_ids[:cut])
-        branch = Branch(
+        prefix = tuple(spoken.input_ids[:cut])
+        suffix = Suffix(
             ids=tuple(spoken.input_ids[cut:]),
             types=tuple(spoken.token_types[cut:]),
             spans=spoken.spans,
         )
-        key = (passage.picture, stem) if growth is not None else number
+        key = (passage.picture, prefix) if growth is not None else number
         firsts.setdefault(key, passage)
         known = grown.setdefault(key, {})
-        known.setdefault((branch.ids, *branch.spans), branch).numbers.append(number)
+        known.setdefault((suffix.ids, *suffix.spans), suffix).numbers.append(number)
     trees = []
-    for key, branches in grown.items():
+    for key, suffixes in grown.items():
         first = firsts[key].spoken
         cut = first.spans[0][0]
         # In an order of their own, so that the order of passages does not matter.
-        ordered = sorted(branches.values(), key=lambda one: (len(one.ids), one.ids))
+        ordered = sorted(suffixes.values(), key=lambda one: (len(one.ids), one.ids))
         for some in _rows(ordered, cut, growth.limit(cut) if growth else 0):
             trees.append(
-                Tree(
+                PrefixTree(
                     ids=tuple(first.input_ids[:cut]),
                     types=tuple(first.token_types[:cut]),
                     picture=firsts[key].picture,
                     pixels=first.pixels,
-                    branches=some,
+                    suffixes=some,
                 )
             )
     return trees
 
 
-def _rows(branches: Iterable[Branch], stem: int, longest: int) -> list[list[Branch]]:
-    rows: list[list[Branch]] = []
+def _rows(suffixes: Iterable[Suffix], prefix: int, longest: int) -> list[list[Suffix]]:
+    rows: list[list[Suffix]] = []
     size = 0
-    for branch in branches:
-        if rows and size + len(branch.ids) <= longest:
-            rows[-1].append(branch)
-            size += len(branch.ids)
+    for suffix in suffixes:
+        if rows and size + len(suffix.ids) <= longest:
+            rows[-1].append(suffix)
+            size += len(suffix.ids)
         else:
-            rows.append([branch])
-            size = stem + len(branch.ids)
+            rows.append([suffix])
+            size = prefix + len(suffix.ids)
     return rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class TreeBatch:
     """Trees as the rows of a batch."""
 
     ids_BT: Tensor  # noqa: N815
@@ -158,7 +160,7 @@ class Layout:
     """(B, T), or (3, B, T) for families with three of them; None if every tree is plain."""
 
     rows: list[int]
-    """Row of each spoken token, branch by branch."""
+    """Row of each spoken token, suffix by suffix."""
 
     predictors: list[int]
     """Place of the token it is predicted from."""
@@ -167,48 +169,52 @@ class Layout:
     """The spoken tokens."""
 
     counts: list[int]
-    """Spoken tokens of each branch."""
+    """Spoken tokens of each suffix."""
 
 
-def lay_out(trees: Sequence[Tree], stem_positions: Callable[[Tree], Tensor] | None) -> Layout:
+def lay_out(
+    trees: Sequence[PrefixTree], prefix_positions: Callable[[PrefixTree], Tensor] | None
+) -> TreeBatch:
     """Lay trees out.
 
     Args:
         trees: One per row.
-        stem_positions: Positions (3, stem) of a stem with a picture, for families that have three;
-            None if positions just count.
+        prefix_positions: Positions (3, prefix) of a prefix with a picture, for families that have
+            three; None if positions just count.
     """
     width = max(len(tree) for tree in trees)
     is_plain = all(tree.is_plain for tree in trees)
     ids_BT = torch.full((len(trees), width), _PAD)
     types_BT = torch.zeros((len(trees), width), dtype=torch.long)
     branch_BT = torch.full((len(trees), width), _NOTHING)
-    axes = 1 if stem_positions is None else 3
+    axes = 1 if prefix_positions is None else 3
     positions_ABT = torch.zeros((axes, len(trees), width), dtype=torch.long)
     rows, predictors, labels, counts = [], [], [], []
     for row, tree in enumerate(trees):
-        stem = len(tree.ids)
+        prefix = len(tree.ids)
         ids = list(tree.ids)
         types = list(tree.types)
-        branch_BT[row, :stem] = _STEM
+        branch_BT[row, :prefix] = _STEM
         if not is_plain:
-            first = _stem(tree, stem_positions)
-            positions_ABT[:, row, :stem] = first
-            following = int(first.max()) + 1 if stem else 0
-        for number, branch in enumerate(tree.branches):
-            begin, length = len(ids), len(branch.ids)
-            ids += branch.ids
-            types += branch.types
+            first = _prefix(tree, prefix_positions)
+            positions_ABT[:, row, :prefix] = first
+            following = int(first.max()) + 1 if prefix else 0
+        for number, suffix in enumerate(tree.suffixes):
+            begin, length = len(ids), len(suffix.ids)
+            ids += suffix.ids
+            types += suffix.types
             branch_BT[row, begin : begin + length] = number + 1
             if not is_plain:
                 positions_ABT[:, row, begin : begin + length] = torch.arange(
                     following, following + length
                 )
-            places = [t for first, last in branch.spans for t in range(first - stem, last - stem)]
+            places = [
+                t for first, last in suffix.spans for t in range(first - prefix, last - prefix)
+            ]
             rows += [row] * len(places)
-            # What follows the stem is predicted from the stem's last token.
-            predictors += [begin + t - 1 if t else stem - 1 for t in places]
-            labels += [branch.ids[t] for t in places]
+            # What follows the prefix is predicted from the prefix's last token.
+            predictors += [begin + t - 1 if t else prefix - 1 for t in places]
+            labels += [suffix.ids[t] for t in places]
             counts.append(len(places))
         ids_BT[row, : len(ids)] = torch.tensor(ids)
         types_BT[row, : len(types)] = torch.tensor(types)
@@ -217,7 +223,7 @@ def lay_out(trees: Sequence[Tree], stem_positions: Callable[[Tree], Tensor] | No
     else:
         mask = _tree_mask(branch_BT)
         positions = positions_ABT if axes == 3 else positions_ABT[0]
-    return Layout(
+    return TreeBatch(
         ids_BT=ids_BT,
         types_BT=types_BT,
         mask=mask,
@@ -229,10 +235,10 @@ def lay_out(trees: Sequence[Tree], stem_positions: Callable[[Tree], Tensor] | No
     )
 
 
-def _stem(tree: Tree, stem_positions: Callable[[Tree], Tensor] | None) -> Tensor:
-    if stem_positions is None or tree.pixels is None:
+def _prefix(tree: PrefixTree, prefix_positions: Callable[[PrefixTree], Tensor] | None) -> Tensor:
+    if prefix_positions is None or tree.pixels is None:
         return torch.arange(len(tree.ids))[None]
-    return stem_positions(tree)
+    return prefix_positions(tree)
 
 
 def _tree_mask(branch_BT: Tensor) -> Tensor:
@@ -240,7 +246,7 @@ def _tree_mask(branch_BT: Tensor) -> Tensor:
     width = branch_BT.shape[1]
     key_B1T, query_BT1 = branch_BT[:, None, :], branch_BT[:, :, None]
     before_TT = torch.ones((width, width), dtype=torch.bool).tril()
-    # Padding looks at the stem, so that no row of the softmax is empty.
+    # Padding looks at the prefix, so that no row of the softmax is empty.
     sees_BTT = before_TT & ((key_B1T == _STEM) | (key_B1T == query_BT1))
     mask_BTT = torch.zeros(sees_BTT.shape)
     return mask_BTT.masked_fill_(~sees_BTT, torch.finfo(torch.float32).min)[:, None]

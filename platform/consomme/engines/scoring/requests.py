@@ -15,15 +15,15 @@ from torch import Tensor, split
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Turn
-from consomme.models.chat import Dialogue
-from consomme.models.chat_prefix import PrefixDialogue
-from consomme.models.encoded import PictureRefusedError, Spoken
+from consomme.models.chat import ChatEncoder
+from consomme.models.chat_prefix import PrefixChatEncoder
+from consomme.models.encoded import EncodedChat, PictureRefusedError
 
 # Shapes: S spoken tokens.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class ScoringRequest:
     """What is to be scored: a conversation, and the picture it is about."""
 
     turns: tuple[Turn, ...]
@@ -32,7 +32,7 @@ class Question:
     """Names the picture; neighbours with the same key share its encoding."""
 
     @classmethod
-    def about(cls, prompt: str, caption: str, image: Image.Image | None = None) -> Question:
+    def about(cls, prompt: str, caption: str, image: Image.Image | None = None) -> ScoringRequest:
         """Ask for a caption."""
         turns = (Turn(role="user", content=prompt), Turn(role="assistant", content=caption))
         return cls(turns=turns, image=image)
@@ -83,15 +83,15 @@ class NotScored:
 class ScoringEngine(Protocol):
     """Scores conversations with one model."""
 
-    def score(self, questions: Sequence[Question]) -> list[Score | NotScored]:
+    def score(self, questions: Sequence[ScoringRequest]) -> list[Score | NotScored]:
         """Score each conversation; aligned with `questions`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passage:
+class EncodedConversation:
     """One conversation on its way through a model, with its picture or without."""
 
-    spoken: Spoken
+    spoken: EncodedChat
     picture: object = None
     """Names the picture; None without one."""
 
@@ -117,29 +117,29 @@ class Limits:
 class Encoded:
     """One conversation in tokens."""
 
-    passages: list[Passage]
+    passages: list[EncodedConversation]
     """With its picture, if there is one and the model has eyes; and without."""
 
     is_truncated: bool
 
 
 def encode(
-    dialogue: Dialogue | PrefixDialogue, question: Question, number: int, limits: Limits
+    chat: ChatEncoder | PrefixChatEncoder, question: ScoringRequest, number: int, limits: Limits
 ) -> Encoded | NotScored:
     """Put a conversation into tokens, with its picture and without.
 
     Args:
-        dialogue: Of the model.
+        chat: Of the model.
         question: The conversation.
         number: Names its picture, if nothing else does.
         limits: What is too long.
     """
     try:
-        passages = [Passage(spoken=dialogue.encode(question.turns, None))]
-        if question.image is not None and dialogue.has_eyes:
-            spoken = dialogue.encode(question.turns, question.image, question.key)
+        passages = [EncodedConversation(spoken=chat.encode(question.turns, None))]
+        if question.image is not None and chat.has_vision:
+            spoken = chat.encode(question.turns, question.image, question.key)
             picture = ("unnamed", number) if question.key is None else question.key
-            passages.insert(0, Passage(spoken=spoken, picture=picture))
+            passages.insert(0, EncodedConversation(spoken=spoken, picture=picture))
     except PictureRefusedError as error:
         return NotScored(reason="image_not_encodable", detail=str(error))
     except DataError as error:
@@ -158,7 +158,7 @@ def encode(
     return Encoded(passages=passages, is_truncated=is_truncated)
 
 
-def _cut(passage: Passage, num_tokens: int) -> Passage:
+def _cut(passage: EncodedConversation, num_tokens: int) -> EncodedConversation:
     """Keep the first spoken tokens of a passage, and nothing behind them."""
     spoken = passage.spoken
     left, spans = num_tokens, []
@@ -167,17 +167,17 @@ def _cut(passage: Passage, num_tokens: int) -> Passage:
             spans.append((begin, min(end, begin + left)))
             left -= end - begin
     stop = spans[-1][1]
-    short = Spoken(
+    short = EncodedChat(
         input_ids=spoken.input_ids[:stop],
         spans=spans,
         token_types=spoken.token_types[:stop],
         pixels=spoken.pixels,
     )
     num_cut = len(spoken.input_ids) - stop
-    return Passage(spoken=short, picture=passage.picture, num_cut=num_cut)
+    return EncodedConversation(spoken=short, picture=passage.picture, num_cut=num_cut)
 
 
-def put_together(
+def to_score(
     with_image_S: Tensor, without_S: Tensor, spans: Sequence[tuple[int, int]], is_truncated: bool
 ) -> Score:
     """Make a score of the nats of all spoken tokens, with the picture and without."""

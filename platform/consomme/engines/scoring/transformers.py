@@ -22,19 +22,19 @@ import torch
 from torch import Tensor
 
 from consomme.engines.memory import groups, halving
-from consomme.engines.scoring.prefix_tree import Growth, Tree, lay_out, plant
+from consomme.engines.scoring.prefix_tree import PrefixLimits, PrefixTree, build_trees, lay_out
 from consomme.engines.scoring.requests import (
     Encoded,
+    EncodedConversation,
     Limits,
     NotScored,
-    Passage,
-    Question,
     Score,
+    ScoringRequest,
     encode,
-    put_together,
+    to_score,
 )
-from consomme.engines.scoring.vision_cache import Eyes
-from consomme.models.chat_prefix import dialogue_for
+from consomme.engines.scoring.vision_cache import VisionFeatureCache
+from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.encoded import Pixels
 from consomme.models.weights import open_scorer
 
@@ -55,7 +55,7 @@ class _Window:
     conversations: list[tuple[int, Encoded]] = field(default_factory=list)
     """Which question, and how it is in tokens."""
 
-    passages: list[Passage] = field(default_factory=list)
+    passages: list[EncodedConversation] = field(default_factory=list)
     pictures: dict[object, Pixels] = field(default_factory=dict)
 
 
@@ -92,7 +92,7 @@ class TransformersScorer:
             dtype = "bfloat16" if self.device.type == "cuda" else "float32"
         self.model, processor = open_scorer(model_path, getattr(torch, dtype))
         self.model.to(self.device)
-        self.dialogue = dialogue_for(self.model.config, processor)
+        self.chat = chat_encoder_for(self.model.config, processor)
         self.token_nll = token_nll
         self.token_budget = token_budget or (16_384 if self.device.type == "cuda" else 1_024)
         self.body = self.model.model
@@ -100,7 +100,7 @@ class TransformersScorer:
         self._body_takes = frozenset(inspect.signature(self.body.forward).parameters)
         # A picture may have as many numbers as a thousand tokens, roughly, for the same work.
         values = self.token_budget * 1024
-        self.eyes = Eyes(self.model, values) if self.dialogue.has_eyes else None
+        self.vision_cache = VisionFeatureCache(self.model, values) if self.chat.has_vision else None
         text = self.model.config.get_text_config()
         self.limits = Limits(
             max_caption_tokens=max_caption_tokens,
@@ -110,11 +110,11 @@ class TransformersScorer:
         self._has_three_positions = hasattr(self.body, "get_rope_index")
         if self._has_three_positions:
             self._rope_takes = frozenset(inspect.signature(self.body.get_rope_index).parameters)
-        self.growth = self._growth(text)
+        self.growth = self._prefix_limits(text)
         chunk = (1 << 24) // max(1, self.head.weight.shape[0])
         self._head_rows = max(16, chunk)
 
-    def _growth(self, text: Any) -> Growth | None:
+    def _prefix_limits(self, text: Any) -> PrefixLimits | None:
         """How trees may grow; None for families whose attention has rules of its own."""
         if "token_type_ids" in self._body_takes or "position_ids" not in self._body_takes:
             # Gemma's pictures and PaliGemma's prompts look ahead.
@@ -122,10 +122,12 @@ class TransformersScorer:
         if text._attn_implementation not in ("sdpa", "eager"):
             return None
         # A token costs about 24 W² in dense layers and 4 T W in attention, so this is a sixth more.
-        return Growth(cheap=max(256, text.hidden_size), most=getattr(text, "sliding_window", None))
+        return PrefixLimits(
+            cheap=max(256, text.hidden_size), most=getattr(text, "sliding_window", None)
+        )
 
     @torch.inference_mode()
-    def score(self, questions: Sequence[Question]) -> list[Score | NotScored]:
+    def score(self, questions: Sequence[ScoringRequest]) -> list[Score | NotScored]:
         """Score each conversation.
 
         Returns:
@@ -133,21 +135,21 @@ class TransformersScorer:
         """
         found: dict[int, Score | NotScored] = {}
         for window in _ahead(self._windows(questions, found)):
-            features = self.eyes.encode(window.pictures) if self.eyes else {}
+            features = self.vision_cache.encode(window.pictures) if self.vision_cache else {}
             nats = iter(self._nats(window.passages, features))
             for number, encoded in window.conversations:
                 parts = [next(nats) for _ in encoded.passages]
                 spans = encoded.passages[0].spoken.spans
-                found[number] = put_together(parts[0], parts[-1], spans, encoded.is_truncated)
+                found[number] = to_score(parts[0], parts[-1], spans, encoded.is_truncated)
         return [found[number] for number in range(len(questions))]
 
     def _windows(
-        self, questions: Sequence[Question], found: dict[int, Score | NotScored]
+        self, questions: Sequence[ScoringRequest], found: dict[int, Score | NotScored]
     ) -> Iterator[_Window]:
         """Encode conversations, and hand them out a window at a time; note what is not scored."""
         window, values, most = _Window(), 0, FIRST_WINDOW_ROWS
         for number, question in enumerate(questions):
-            encoded = encode(self.dialogue, question, number, self.limits)
+            encoded = encode(self.chat, question, number, self.limits)
             if isinstance(encoded, NotScored):
                 found[number] = encoded
                 continue
@@ -166,23 +168,25 @@ class TransformersScorer:
             yield window
 
     def _nats(
-        self, passages: Sequence[Passage], features: dict[object, list[Tensor]]
+        self, passages: Sequence[EncodedConversation], features: dict[object, list[Tensor]]
     ) -> list[Tensor]:
         """Run passages through the language model; nats of their spoken tokens (S,), on the CPU."""
-        trees = plant(passages, self.growth)
-        trees.sort(key=lambda tree: (len(tree), tree.branches[0].ids, tree.branches[0].numbers))
+        trees = build_trees(passages, self.growth)
+        trees.sort(key=lambda tree: (len(tree), tree.suffixes[0].ids, tree.suffixes[0].numbers))
         nats: dict[int, Tensor] = {}
         sizes = [(k, len(tree)) for k, tree in enumerate(trees)]
         for group in groups(sizes, self.token_budget):
             some = [trees[k] for k in group]
             parts = halving(lambda few: self._forward(few, features), some, _halves)
-            branches = [branch for tree in some for branch in tree.branches]
-            for branch, part in zip(branches, parts, strict=True):
-                nats |= dict.fromkeys(branch.numbers, part)
+            suffixes = [suffix for tree in some for suffix in tree.suffixes]
+            for suffix, part in zip(suffixes, parts, strict=True):
+                nats |= dict.fromkeys(suffix.numbers, part)
         return [nats[number] for number in range(len(passages))]
 
-    def _forward(self, trees: Sequence[Tree], features: dict[object, list[Tensor]]) -> list[Tensor]:
-        """Return nats of the spoken tokens, (S,) float32 on the CPU, branch by branch."""
+    def _forward(
+        self, trees: Sequence[PrefixTree], features: dict[object, list[Tensor]]
+    ) -> list[Tensor]:
+        """Return nats of the spoken tokens, (S,) float32 on the CPU, suffix by suffix."""
         layout = lay_out(trees, self._three_positions if self._has_three_positions else None)
         inputs: dict[str, Any] = {"input_ids": layout.ids_BT, "attention_mask": layout.mask}
         if layout.positions is not None:
@@ -192,12 +196,12 @@ class TransformersScorer:
             if name in self._body_takes:
                 inputs[name] = layout.types_BT
         seeing = [tree for tree in trees if tree.pixels is not None]
-        if self.eyes and seeing:
-            inputs |= self.eyes.beside([tree.pixels for tree in seeing if tree.pixels])
+        if self.vision_cache and seeing:
+            inputs |= self.vision_cache.beside([tree.pixels for tree in seeing if tree.pixels])
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
-        if self.eyes and seeing:
+        if self.vision_cache and seeing:
             inputs["mm_encoder_outputs"] = {
-                "image": self.eyes.joined([features[tree.picture] for tree in seeing])
+                "image": self.vision_cache.joined([features[tree.picture] for tree in seeing])
             }
         hidden_BTW = self.body(**inputs, use_cache=False).last_hidden_state
         hidden_SW = hidden_BTW[
@@ -215,11 +219,11 @@ class TransformersScorer:
         ]
         return list(torch.split(torch.cat(nats).float().cpu(), layout.counts))
 
-    def _three_positions(self, tree: Tree) -> Tensor:
-        """Where a stem with a picture is, for families that count time, height and width."""
+    def _three_positions(self, tree: PrefixTree) -> Tensor:
+        """Where a prefix with a picture is, for families that count time, height and width."""
         assert tree.pixels is not None
-        assert self.eyes is not None
-        beside = self.eyes.beside([tree.pixels])
+        assert self.vision_cache is not None
+        beside = self.vision_cache.beside([tree.pixels])
         inputs = {name: value for name, value in beside.items() if name in self._rope_takes}
         positions, _ = self.body.get_rope_index(
             input_ids=torch.tensor([tree.ids]),
@@ -240,5 +244,5 @@ def _ahead(windows: Iterator[_Window]) -> Iterator[_Window]:
             yield window
 
 
-def _halves(tree: Tree) -> list[Tree]:
+def _halves(tree: PrefixTree) -> list[PrefixTree]:
     return [] if tree.is_plain else tree.halves()

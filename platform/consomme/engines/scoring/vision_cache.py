@@ -21,7 +21,7 @@ from consomme.models.encoded import Pixels, pad_and_join
 # Shapes: W width of the language model.
 
 
-class Eyes:
+class VisionFeatureCache:
     """The part of an open VLM that looks."""
 
     def __init__(self, model: Any, batch_values: int) -> None:

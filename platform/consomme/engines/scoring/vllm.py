@@ -1,7 +1,7 @@
 """Score what is said about pictures with vLLM, for models that are too large for one GPU.
 
 One decision is made here: vLLM spreads a model over GPUs, takes a prompt with its answer, and says
-how likely each of its tokens was. What is spoken comes from the same `Dialogue` as for our own
+how likely each of its tokens was. What is spoken comes from the same `ChatEncoder` as for our own
 forward pass, and the end of vLLM's prompt is compared with it, token by token. It repeats a picture
 for each of its captions, and computes logits for all of the prompt; where a model fits on one GPU,
 `TransformersScorer` does less work.
@@ -20,17 +20,17 @@ from torch import Tensor
 from consomme.base.errors import CheckpointError
 from consomme.engines.scoring.requests import (
     Encoded,
+    EncodedConversation,
     Limits,
     NotScored,
-    Passage,
-    Question,
     Score,
+    ScoringRequest,
     encode,
-    put_together,
+    to_score,
 )
 from consomme.engines.vllm_engine import EngineOptions, close_engine, open_engine
-from consomme.models.chat import Dialogue
-from consomme.models.chat_prefix import dialogue_for
+from consomme.models.chat import ChatEncoder
+from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.weights import open_talk
 
 # Shapes: S spoken tokens.
@@ -64,13 +64,13 @@ class VLLMScorer:
         self._llm, self._adapter = opened.llm, opened.adapter
         self.version = opened.version
         config, processor = open_talk(model_path)
-        dialogue = dialogue_for(config, processor)
-        if not isinstance(dialogue, Dialogue):
+        chat = chat_encoder_for(config, processor)
+        if not isinstance(chat, ChatEncoder):
             raise CheckpointError(
                 f"{model_path}: PaliGemma's prompts look ahead, which vLLM does not do; score with"
                 " engine: transformers"
             )
-        self.dialogue = dialogue
+        self.chat = chat
         self.limits = Limits(
             max_caption_tokens=max_caption_tokens,
             truncates=truncates,
@@ -81,7 +81,7 @@ class VLLMScorer:
 
         self._params = vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
 
-    def score(self, questions: Sequence[Question]) -> list[Score | NotScored]:
+    def score(self, questions: Sequence[ScoringRequest]) -> list[Score | NotScored]:
         """Score each conversation.
 
         Returns:
@@ -91,7 +91,7 @@ class VLLMScorer:
             CheckpointError: vLLM puts the answer into other tokens than the model's own processor.
         """
         found = [
-            encode(self.dialogue, question, number, self.limits)
+            encode(self.chat, question, number, self.limits)
             for number, question in enumerate(questions)
         ]
         requests, passages = [], []
@@ -115,17 +115,17 @@ class VLLMScorer:
                 continue
             parts = [next(nats) for _ in encoded.passages]
             spans = encoded.passages[0].spoken.spans
-            scores.append(put_together(parts[0], parts[-1], spans, encoded.is_truncated))
+            scores.append(to_score(parts[0], parts[-1], spans, encoded.is_truncated))
         return scores
 
-    def _request(self, question: Question, passage: Passage) -> dict[str, Any]:
+    def _request(self, question: ScoringRequest, passage: EncodedConversation) -> dict[str, Any]:
         """Write a prompt: vLLM puts in as many placeholders as the picture needs by itself."""
         ids = passage.spoken.input_ids
         if passage.picture is None:
             return {"prompt_token_ids": ids}
         assert question.image is not None
         image = question.image.convert("RGB")
-        short = self.dialogue.short_ids(question.turns)
+        short = self.chat.short_ids(question.turns)
         short = short[: len(short) - passage.num_cut]
         return {"prompt_token_ids": short, "multi_modal_data": {"image": image}}
 
@@ -143,7 +143,7 @@ def _as_it_is() -> contextlib.AbstractContextManager[None]:
     return stance
 
 
-def _nats(passage: Passage, output: Any) -> Tensor:
+def _nats(passage: EncodedConversation, output: Any) -> Tensor:
     """Nats of the spoken tokens (S,), float32."""
     spoken = passage.spoken
     begin = spoken.spans[0][0]

@@ -14,7 +14,7 @@ import numpy as np
 
 from consomme.base.manifest import Manifest
 from consomme.curate.dedup.copies import Nearness
-from consomme.execution.driver import Pool, run_units
+from consomme.execution.driver import ActorPool, run_units
 from consomme.execution.planning import plan_shards, plan_view
 from consomme.execution.rejects import check_rejects
 from consomme.execution.runs import Run, begin, folders_of
@@ -66,7 +66,7 @@ def _hash(recipe: DedupRecipe, attempt: Run, shards: Sequence[Shard]) -> None:
             stage=HashStage,
             stage_options={},
             what="hash",
-            pool=Pool(
+            pool=ActorPool(
                 max_actors=recipe.num_actors or num_cpus(),
                 min_actors=recipe.min_actors,
                 num_readers=recipe.num_readers,

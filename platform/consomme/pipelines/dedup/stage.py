@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from consomme.execution.stage import Decoded, Outcome, UnitStage
+from consomme.execution.stage import DecodedSample, Outcome, UnitStage
 from consomme.vision.decode import num_pixels
 
 
@@ -17,11 +17,11 @@ class HashStage(UnitStage):
     # A hash sees 32 × 32 pixels; from twice as many on, where they come from makes no difference.
     min_side_px = 64
 
-    def work(self, samples: Sequence[Decoded]) -> Outcome:
+    def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         """Hash one unit."""
-        from consomme.curate.dedup.phash import look_at
+        from consomme.curate.dedup.phash import hash_picture
 
-        looks = look_at([item.image for item in samples])
+        looks = hash_picture([item.image for item in samples])
         content = [content_hash(item.sample.image) for item in samples]
         columns = {
             "row": pa.array([item.row for item in samples], pa.int32()),

@@ -6,7 +6,7 @@ What the web gives today it may not give tomorrow, so everything later reads sha
 from __future__ import annotations
 
 from consomme.base.manifest import Manifest
-from consomme.execution.driver import Pool, run_units
+from consomme.execution.driver import ActorPool, run_units
 from consomme.execution.planning import plan_shards
 from consomme.execution.rejects import check_rejects
 from consomme.execution.runs import begin, folders_of
@@ -33,7 +33,7 @@ def run(recipe: DownloadRecipe) -> Manifest:
             stage=FetchStage,
             stage_options={"policy": recipe.fetch, "file_format": recipe.file_format},
             what="download",
-            pool=Pool(max_actors=recipe.num_actors or num_cpus(), cpus=0.5),
+            pool=ActorPool(max_actors=recipe.num_actors or num_cpus(), cpus=0.5),
             max_reject_fraction=recipe.max_reject_fraction,
             read=read_urls,
         )

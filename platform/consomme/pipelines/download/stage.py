@@ -10,7 +10,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from consomme.base.sample import Reject
-from consomme.execution.stage import BytesStage, Item, Outcome, reject_of
+from consomme.execution.stage import BytesStage, Outcome, UnitSample, reject_of
 from consomme.storage.fetch import Fetcher, FetchPolicy, FetchProblem
 from consomme.storage.ledger.run_folder import SAMPLES
 from consomme.storage.writers import FORMATS
@@ -25,7 +25,7 @@ class FetchStage(BytesStage):
         self.fetcher = Fetcher(policy)
         self.suffix, self.pack = FORMATS[file_format]
 
-    def work(self, samples: Sequence[Item]) -> Outcome:
+    def work(self, samples: Sequence[UnitSample]) -> Outcome:
         """Do one unit."""
         results = self.fetcher.fetch([item.sample.image_name for item in samples])
         rejects: list[tuple[int, Reject]] = []

@@ -22,11 +22,11 @@ class Answerer:
 
     def answer(self, number: int, model: str, benchmark: dict[str, Any]) -> tuple[int, list[str]]:
         """Answer every request of a benchmark with one model; `number` comes back with them."""
-        from consomme.engines.generation.transformers import TransformersWriter
+        from consomme.engines.generation.transformers import TransformersEngine
         from consomme.evaluate.benchmarks import BENCHMARKS
 
         if model != self.model:
-            self.engine, self.model = TransformersWriter(model, dtype="float32"), model
+            self.engine, self.model = TransformersEngine(model, dtype="float32"), model
         built = BENCHMARKS.build(benchmark)
         items = built.items()
         answers: list[str] = self.engine.answer(

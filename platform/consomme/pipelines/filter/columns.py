@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consomme.base.errors import DataError
+from consomme.pipelines.filter.column_file import ColumnFile
 from consomme.pipelines.filter.inputs import SOURCE, Runs
-from consomme.pipelines.filter.join import side_by_side
-from consomme.pipelines.filter.spool import Spool
+from consomme.pipelines.filter.join import joined_columns
 from consomme.storage.sidecar import ID_HASH
 from consomme.storage.unit import Unit
 
@@ -26,7 +26,7 @@ CHUNK_ROWS = 1 << 20
 _OWN = ("row", ID_HASH)
 
 
-class ScoreWalk:
+class ColumnStore:
     """Columns of runs, on the local disk. Close it, or use it in a `with` block."""
 
     def __init__(self, runs: Runs, columns: Sequence[str]) -> None:
@@ -46,7 +46,7 @@ class ScoreWalk:
         self.num_rows = 0
         self.has_source = SOURCE in columns
         self._scratch = tempfile.TemporaryDirectory(prefix="consomme-scores-")
-        self._spools: dict[str, Spool] = {}
+        self._spools: dict[str, ColumnFile] = {}
         try:
             self._spool([name for name in dict.fromkeys(columns) if name != SOURCE])
         except BaseException:
@@ -54,7 +54,7 @@ class ScoreWalk:
             self._scratch.cleanup()
             raise
 
-    def __enter__(self) -> ScoreWalk:
+    def __enter__(self) -> ColumnStore:
         """Nothing to prepare."""
         return self
 
@@ -114,7 +114,7 @@ class ScoreWalk:
     def _spool(self, columns: Sequence[str]) -> None:
         folder = Path(self._scratch.name)
         try:
-            for unit, table in side_by_side(self.runs, columns):
+            for unit, table in joined_columns(self.runs, columns):
                 self.units.append(unit)
                 self.sizes.append(table.num_rows)
                 self.num_rows += table.num_rows
@@ -122,7 +122,7 @@ class ScoreWalk:
                     if name not in self._spools:
                         # A column's name may be no name for a file.
                         path = folder / str(len(self._spools))
-                        self._spools[name] = Spool(
+                        self._spools[name] = ColumnFile(
                             path, name, self.runs.scores, as_it_is=name in _OWN
                         )
                     self._spools[name].add(table[name])

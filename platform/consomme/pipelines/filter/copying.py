@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Reject
-from consomme.execution.stage import BytesStage, Item, Outcome, reject_of
+from consomme.execution.stage import BytesStage, Outcome, UnitSample, reject_of
 from consomme.storage.ledger.run_folder import SAMPLES
 from consomme.storage.writers import FORMATS
 
@@ -25,7 +25,7 @@ class CopyStage(BytesStage):
         """
         self.suffix, self.pack = FORMATS[file_format]
 
-    def work(self, samples: Sequence[Item]) -> Outcome:
+    def work(self, samples: Sequence[UnitSample]) -> Outcome:
         """Copy one unit."""
         good, rejects = self._storable(samples)
         return Outcome(
@@ -39,7 +39,9 @@ class CopyStage(BytesStage):
             files=[(SAMPLES, self.suffix, self.pack([item.sample for item in good]))],
         )
 
-    def _storable(self, samples: Sequence[Item]) -> tuple[list[Item], list[tuple[int, Reject]]]:
+    def _storable(
+        self, samples: Sequence[UnitSample]
+    ) -> tuple[list[UnitSample], list[tuple[int, Reject]]]:
         """Tell samples that the format can hold from those it cannot."""
         good, rejects = [], []
         for item in samples:

@@ -22,7 +22,7 @@ NUM_PICTURES = 6
 
 
 @dataclass(frozen=True)
-class Seen:
+class CutSample:
     """One sample at a cut."""
 
     order: int
@@ -40,8 +40,8 @@ class AtEdge:
         self.edge = edge
         self.cut = "nothing" if edge.cut.value is None else f"{edge.cut.value:.6g}"
         self.label = f"around {edge.label} {self.cut}" + (f" ({edge.end})" if edge.end else "")
-        self.before: list[Seen] = []
-        self.behind: list[Seen] = []
+        self.before: list[CutSample] = []
+        self.behind: list[CutSample] = []
 
     def add(
         self,
@@ -65,17 +65,17 @@ class AtEdge:
         if self.edge.among is not None:
             among_N &= self.edge.among(columns, hash_N)
 
-        def seen(rows: NDArray[np.intp]) -> Iterator[Seen]:
+        def seen(rows: NDArray[np.intp]) -> Iterator[CutSample]:
             for row in rows.tolist():
                 score = f"{self.edge.label} {value_N[row]:.6g}"
-                yield Seen(int(order_N[row]), at + row, score, bool(mask_N[row]))
+                yield CutSample(int(order_N[row]), at + row, score, bool(mask_N[row]))
 
         before = [*self.before, *seen(_last(np.flatnonzero(among_N & inside_N), order_N))]
         self.before = sorted(before, key=_by_order)[-NUM_PICTURES:]
         behind = [*self.behind, *seen(_first(np.flatnonzero(among_N & ~inside_N), order_N))]
         self.behind = sorted(behind, key=_by_order)[:NUM_PICTURES]
 
-    def seen(self) -> list[Seen]:
+    def seen(self) -> list[CutSample]:
         """Return what was found, in order."""
         return [*self.before, *self.behind]
 
@@ -86,7 +86,7 @@ class AtRandom:
     label = "some that stay, some that do not"
 
     def __init__(self) -> None:
-        self.found: dict[bool, list[Seen]] = {True: [], False: []}
+        self.found: dict[bool, list[CutSample]] = {True: [], False: []}
 
     def add(
         self,
@@ -99,15 +99,15 @@ class AtRandom:
         del columns
         for stays, found in self.found.items():
             rows = _first(np.flatnonzero(mask_N == stays), hash_N)
-            more = [Seen(int(hash_N[row]), at + row, "", stays) for row in rows.tolist()]
+            more = [CutSample(int(hash_N[row]), at + row, "", stays) for row in rows.tolist()]
             self.found[stays] = sorted([*found, *more], key=_by_order)[:NUM_PICTURES]
 
-    def seen(self) -> list[Seen]:
+    def seen(self) -> list[CutSample]:
         """Return what was found, those that stay first."""
         return [*self.found[True], *self.found[False]]
 
 
-def _by_order(seen: Seen) -> tuple[int, int]:
+def _by_order(seen: CutSample) -> tuple[int, int]:
     return seen.order, seen.number
 
 

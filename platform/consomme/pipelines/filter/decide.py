@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consomme.curate.keep.policy import Edge, HasEdges, KeepPolicy
-from consomme.pipelines.filter.columns import ScoreWalk
+from consomme.pipelines.filter.columns import ColumnStore
 from consomme.storage.sidecar import ID_HASH
 
 
@@ -21,23 +21,23 @@ class Decided:
     mask: Callable[..., NDArray[np.bool_]]
     """Says for columns and hashes of a part which of its samples stay; asked once, in order."""
 
-    told: dict[str, Any]
+    stats: dict[str, Any]
     """What the manifest says."""
 
     edges: tuple[Edge, ...] = ()
     """Where orders of samples were cut."""
 
 
-def decide(policy: KeepPolicy, walk: ScoreWalk) -> Decided:
+def decide(policy: KeepPolicy, walk: ColumnStore) -> Decided:
     """Let a policy decide, in walks if it can."""
     if hasattr(policy, "decide"):
         decision = policy.decide(walk.chunks)
         edges = decision.edges() if isinstance(decision, HasEdges) else ()
-        return Decided(mask=decision.mask, told=decision.describe(), edges=edges)
+        return Decided(mask=decision.mask, stats=decision.describe(), edges=edges)
     # A policy that only knows arrays gets them all.
     scores = {name: walk.whole(name) for name in policy.columns}
     kept = policy(scores, walk.whole(ID_HASH))
-    told = {
+    stats = {
         "cut": kept.cut,
         "tie_count": kept.tie_count,
         "num_scored": kept.num_scored,
@@ -50,4 +50,4 @@ def decide(policy: KeepPolicy, walk: ScoreWalk) -> Decided:
         part, rest = rest[: len(hash_N)], rest[len(hash_N) :]
         return part
 
-    return Decided(mask=mask, told=told)
+    return Decided(mask=mask, stats=stats)

@@ -26,7 +26,7 @@ class Runs:
     scores: str
     """Folder of the run whose samples are chosen from."""
 
-    beside: Mapping[str, str] = field(default_factory=dict)
+    columns_from: Mapping[str, str] = field(default_factory=dict)
     """Folders of runs with more columns, by the name before the dot."""
 
     views: Mapping[str, str] = field(default_factory=dict)
@@ -38,18 +38,20 @@ class Runs:
         Raises:
             RecipeError: A name has a dot, is taken twice, or is one that every run has.
         """
-        for key, runs in (("beside", self.beside), ("views", self.views)):
+        for key, runs in (("columns_from", self.columns_from), ("views", self.views)):
             for name in runs:
                 if not name or "." in name or name in (SOURCE, "row", "sample_id", ID_HASH):
                     raise RecipeError(
                         f"{key}: found the name {name!r}, expected one without a dot that is not a"
                         " column of every run"
                     )
-        both = sorted(set(self.beside) & set(self.views))
+        both = sorted(set(self.columns_from) & set(self.views))
         if both:
-            raise RecipeError(f"beside and views: both have {both[0]!r}; give one another name")
+            raise RecipeError(
+                f"columns_from and views: both have {both[0]!r}; give one another name"
+            )
 
     @property
     def urls(self) -> list[str]:
         """All folders, the scores first."""
-        return list(dict.fromkeys([self.scores, *self.beside.values(), *self.views.values()]))
+        return list(dict.fromkeys([self.scores, *self.columns_from.values(), *self.views.values()]))

@@ -41,7 +41,7 @@ def sidecar_kind(manifest: Manifest, what: str) -> str:
     )
 
 
-def side_by_side(runs: Runs, columns: Sequence[str]) -> Iterator[tuple[Unit, pa.Table]]:
+def joined_columns(runs: Runs, columns: Sequence[str]) -> Iterator[tuple[Unit, pa.Table]]:
     """Yield each unit of the scores with columns of all runs, in the order of unit ids.
 
     Args:
@@ -62,7 +62,7 @@ def side_by_side(runs: Runs, columns: Sequence[str]) -> Iterator[tuple[Unit, pa.
     own, by_run, views = _assign(runs, columns, column_names(runs.scores, kind))
     sides: list[_Columns | _Bits] = []
     for name, names in by_run.items():
-        sides.append(_Columns(name, load_manifest(runs.beside[name]), main, names))
+        sides.append(_Columns(name, load_manifest(runs.columns_from[name]), main, names))
     sides += [_Bits(name, load_manifest(runs.views[name]), main) for name in views]
     for record, table in iter_columns(runs.scores, [*own, ID_HASH], kind, with_ids=False):
         for side in sides:
@@ -87,19 +87,19 @@ def _assign(
                     f"views.{column}: the scores have a column of this name; take another"
                 )
             views.append(column)
-        elif dot and name in runs.beside:
+        elif dot and name in runs.columns_from:
             by_run.setdefault(name, []).append(rest)
         elif column in known:
             own.append(column)
         else:
             raise DataError(_unknown(column, runs, known))
     for name, names in by_run.items():
-        manifest = load_manifest(runs.beside[name])
-        there = column_names(manifest.url, sidecar_kind(manifest, f"beside.{name}"))
+        manifest = load_manifest(runs.columns_from[name])
+        there = column_names(manifest.url, sidecar_kind(manifest, f"columns_from.{name}"))
         for column in names:
             if column not in there:
                 raise DataError(
-                    f"beside.{name}: {manifest.url}: no column {column}"
+                    f"columns_from.{name}: {manifest.url}: no column {column}"
                     f"{did_you_mean(column, there)}; found {', '.join(there)}"
                 )
     return own, by_run, views
@@ -110,12 +110,12 @@ def _unknown(column: str, runs: Runs, known: Sequence[str]) -> str:
     text = f"{runs.scores}: no column {column}{did_you_mean(column, named)}"
     name, dot, _ = column.partition(".")
     if dot:
-        near = did_you_mean(name, runs.beside)
-        text += f"; `beside` has no run {name!r}{near}; add beside: {{{name}: FOLDER}}"
+        near = did_you_mean(name, runs.columns_from)
+        text += f"; `columns_from` has no run {name!r}{near}; add columns_from: {{{name}: FOLDER}}"
     return f"{text}; found {', '.join(named)}"
 
 
-class _Pace(Generic[_T]):
+class _MergeCursor(Generic[_T]):
     """Walks over another run's units as the scores' units come by."""
 
     def __init__(
@@ -171,10 +171,10 @@ class _Columns:
     ) -> None:
         self.name, self.columns = name, columns
         self.url = other.url
-        kind = sidecar_kind(other, f"beside.{name}")
+        kind = sidecar_kind(other, f"columns_from.{name}")
         records = iter_columns(other.url, [*columns, ID_HASH], kind, with_ids=False)
         units = ((record.unit, table) for record, table in records)
-        self.pace = _Pace(f"beside.{name}", other, scores, units)
+        self.pace = _MergeCursor(f"columns_from.{name}", other, scores, units)
 
     def join(self, unit: Unit, table: pa.Table) -> pa.Table:
         """Add the columns to a unit's table; null where the other run has no such row."""
@@ -202,7 +202,8 @@ class _Columns:
         if (is_there_N & other_N).any():
             row = int(table["row"].to_numpy()[is_there_N & other_N][0])
             raise DataError(
-                f"beside.{self.name}: {self.url} is about other samples than the scores: row {row}"
+                f"columns_from.{self.name}: {self.url} is about other samples than the scores:"
+                f" row {row}"
                 f" of {unit.unit_id} has another id there. The shards changed between the runs;"
                 " make both on the same data"
             )
@@ -214,12 +215,12 @@ class _Bits:
     def __init__(self, name: str, other: Manifest, scores: Manifest) -> None:
         self.name = name
         if other.verb not in VIEW_VERBS:
-            hint = "; columns are read by `beside`" if other.verb in KINDS else ""
+            hint = "; columns are read by `columns_from`" if other.verb in KINDS else ""
             raise DataError(
                 f"views.{name}: {other.url} is a {other.verb} run, expected a run of"
                 f" {' or '.join(VIEW_VERBS)}{hint}"
             )
-        self.pace = _Pace(f"views.{name}", other, scores, View.iter_entries(other.url))
+        self.pace = _MergeCursor(f"views.{name}", other, scores, View.iter_entries(other.url))
 
     def join(self, unit: Unit, table: pa.Table) -> pa.Table:
         """Add the column to a unit's table."""
@@ -246,5 +247,5 @@ def _cut_by(manifest: Manifest) -> str:
     """Say what decided a run's units."""
     recipe = manifest.recipe
     keys = ("inputs", "source", "sources", "unit_rows", "view", "scores", "hashes")
-    told = [f"{key} {recipe[key]}" for key in keys if recipe.get(key)]
-    return ", ".join(told) or "none of its own"
+    stats = [f"{key} {recipe[key]}" for key in keys if recipe.get(key)]
+    return ", ".join(stats) or "none of its own"

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from consomme.base.errors import DataError
 from consomme.curate.keep.policy import KeepPolicy
 from consomme.curate.keep.registry import KEEP_POLICIES
-from consomme.pipelines.filter.columns import ScoreWalk
-from consomme.pipelines.filter.cuts import AtEdge, AtRandom, Seen
+from consomme.pipelines.filter.columns import ColumnStore
+from consomme.pipelines.filter.cuts import AtEdge, AtRandom, CutSample
 from consomme.pipelines.filter.decide import decide
 from consomme.pipelines.filter.inputs import SOURCE
 from consomme.pipelines.filter.join import sidecar_kind
@@ -68,7 +68,7 @@ class Preview:
 
 
 @dataclass
-class _Look:
+class _PolicyPreview:
     """What one choice would keep."""
 
     label: str
@@ -80,8 +80,8 @@ class _Look:
     """Where the order is cut; of several rules, each one's cut."""
 
     tokens: float = 0.0
-    told: Mapping[str, Any] = field(default_factory=dict)
-    edges: list[tuple[str, list[Seen]]] = field(default_factory=list)
+    stats: Mapping[str, Any] = field(default_factory=dict)
+    edges: list[tuple[str, list[CutSample]]] = field(default_factory=list)
     """What is shown: where, and samples in order."""
 
     @property
@@ -101,9 +101,9 @@ def preview(recipe: FilterRecipe) -> Preview:
     has_tokens = TOKENS in column_names(runs.scores, kind)
     policy = KEEP_POLICIES.build(recipe.keep, "keep")
     columns = [*policy.columns, SOURCE, *([TOKENS] if has_tokens else [])]
-    with ScoreWalk(runs, columns) as walk:
-        everything = _Look(label="everything", policy=policy)
-        looks = [_Look(label=label, policy=one) for label, one in _choices(policy)]
+    with ColumnStore(runs, columns) as walk:
+        everything = _PolicyPreview(label="everything", policy=policy)
+        looks = [_PolicyPreview(label=label, policy=one) for label, one in _choices(policy)]
         for look in looks:
             _look(walk, look, everything if look is looks[0] else None)
         shown = _pictures(walk, looks)
@@ -126,10 +126,10 @@ def _choices(policy: KeepPolicy) -> list[tuple[str, KeepPolicy]]:
     return choices
 
 
-def _look(walk: ScoreWalk, look: _Look, everything: _Look | None) -> None:
+def _look(walk: ColumnStore, look: _PolicyPreview, everything: _PolicyPreview | None) -> None:
     """Decide, and walk once more to count and to find the samples at the cuts."""
     decided = decide(look.policy, walk)
-    look.told = decided.told
+    look.stats = decided.stats
     finders: list[AtEdge | AtRandom] = [AtEdge(edge) for edge in decided.edges[:MOST_EDGES]]
     finders = finders or [AtRandom()]
     at = 0
@@ -141,7 +141,7 @@ def _look(walk: ScoreWalk, look: _Look, everything: _Look | None) -> None:
         for finder in finders:
             finder.add(columns, hash_N, mask_N, at)
         at += len(mask_N)
-    cut = look.told.get("cut")
+    cut = look.stats.get("cut")
     if decided.edges:
         look.cut = ", ".join(finder.cut for finder in finders if isinstance(finder, AtEdge))
     elif cut is not None:
@@ -149,7 +149,9 @@ def _look(walk: ScoreWalk, look: _Look, everything: _Look | None) -> None:
     look.edges = [(finder.label, finder.seen()) for finder in finders]
 
 
-def _count(look: _Look, columns: Mapping[str, NDArray[Any]], mask_N: NDArray[np.bool_]) -> None:
+def _count(
+    look: _PolicyPreview, columns: Mapping[str, NDArray[Any]], mask_N: NDArray[np.bool_]
+) -> None:
     look.kept.update(columns[SOURCE][mask_N].tolist())
     if TOKENS in columns:
         look.tokens += float(np.nansum(columns[TOKENS][mask_N], dtype=np.float64))
@@ -164,7 +166,7 @@ class _Shown:
     sample_id: str
 
 
-def _pictures(walk: ScoreWalk, looks: Sequence[_Look]) -> dict[int, _Shown]:
+def _pictures(walk: ColumnStore, looks: Sequence[_PolicyPreview]) -> dict[int, _Shown]:
     """Read the samples at the cuts, by number; one that cannot be read any more says so."""
     numbers = {seen.number for look in looks for _, some in look.edges for seen in some}
     places = {number: walk.place(number) for number in sorted(numbers)}
@@ -185,7 +187,7 @@ def _pictures(walk: ScoreWalk, looks: Sequence[_Look]) -> dict[int, _Shown]:
     return shown
 
 
-def _table(looks: Sequence[_Look], has_tokens: bool) -> dict[str, Any]:
+def _table(looks: Sequence[_PolicyPreview], has_tokens: bool) -> dict[str, Any]:
     """Make the table of all choices; of several sources each has a column, the largest first."""
     everything = looks[0]
     sources = sorted(everything.kept, key=lambda name: (-everything.kept[name], name))
@@ -224,8 +226,8 @@ def _short(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def _page(
     recipe: FilterRecipe,
-    everything: _Look,
-    looks: Sequence[_Look],
+    everything: _PolicyPreview,
+    looks: Sequence[_PolicyPreview],
     table: Mapping[str, Any],
     shown: Mapping[int, _Shown],
 ) -> page.Report:
@@ -249,14 +251,16 @@ def _page(
         facts=[
             ("samples", f"{everything.num_kept:,}"),
             ("sources", f"{len(everything.kept):,}"),
-            *(("without a score", f"{n:,}") for n in [looks[0].told.get("num_missing")] if n),
+            *(("without a score", f"{n:,}") for n in [looks[0].stats.get("num_missing")] if n),
         ],
         sections=[first, *(_section(look, everything, shown) for look in looks)],
         footer=f"Scores: {recipe.scores}",
     )
 
 
-def _section(look: _Look, everything: _Look, shown: Mapping[int, _Shown]) -> page.Section:
+def _section(
+    look: _PolicyPreview, everything: _PolicyPreview, shown: Mapping[int, _Shown]
+) -> page.Section:
     share = 100 * look.num_kept / everything.num_kept
     blocks = [
         page.Gallery(
@@ -265,14 +269,14 @@ def _section(look: _Look, everything: _Look, shown: Mapping[int, _Shown]) -> pag
         )
         for label, some in look.edges
     ]
-    tied = look.told.get("tie_count") or 0
+    tied = look.stats.get("tie_count") or 0
     text = f"{look.num_kept:,} samples stay, {share:.3g} % of all."
     if tied > 1:
         text += f" {tied:,} have the very score of the cut; hashes of their ids decide among them."
     return page.Section(title=look.label.capitalize(), lead_text=text, blocks=blocks)
 
 
-def _item(seen: Seen, shown: _Shown) -> page.GalleryItem:
+def _item(seen: CutSample, shown: _Shown) -> page.GalleryItem:
     return page.GalleryItem(
         image_bytes=shown.image,
         title=shown.caption,

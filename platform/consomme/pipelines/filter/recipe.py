@@ -19,7 +19,7 @@ class FilterRecipe:
     scores: str
     """Folder of a finished score run, or tag run: its samples are chosen from."""
 
-    beside: dict[str, str] = field(default_factory=dict)
+    columns_from: dict[str, str] = field(default_factory=dict)
     """Folders of more score and tag runs of the same data with the same `unit_rows`, by a name for
     each: `tags.object` is the column `object` of the run `tags`. A sample that was rejected there
     has no such number, and the empty text."""
@@ -54,4 +54,4 @@ class FilterRecipe:
 
 def runs_of(recipe: FilterRecipe) -> Runs:
     """Return the runs that a recipe reads."""
-    return Runs(scores=recipe.scores, beside=recipe.beside, views=recipe.views)
+    return Runs(scores=recipe.scores, columns_from=recipe.columns_from, views=recipe.views)

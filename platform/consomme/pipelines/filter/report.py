@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from consomme.base.manifest import Manifest
 from consomme.curate.keep.ranking import Ranking
 from consomme.curate.keep.registry import KEEP_POLICIES
-from consomme.pipelines.filter.columns import ScoreWalk
+from consomme.pipelines.filter.columns import ColumnStore
 from consomme.pipelines.filter.inputs import Runs
 from consomme.pipelines.filter.join import sidecar_kind
 from consomme.report import model as page
@@ -76,14 +76,17 @@ def _quantile_gallery(manifest: Manifest) -> page.Gallery:
     """Samples at even quantiles of the deciding score, kept and dropped."""
     recipe = manifest.recipe
     runs = Runs(
-        scores=recipe["scores"], beside=recipe.get("beside", {}), views=recipe.get("views", {})
+        scores=recipe["scores"],
+        # Runs of before call the key `beside`.
+        columns_from=recipe.get("columns_from", recipe.get("beside", {})),
+        views=recipe.get("views", {}),
     )
     policy = KEEP_POLICIES.build(recipe["keep"], "keep")
     label = recipe.get("noise_label")
     scores = load_manifest(runs.scores)
     known = column_names(runs.scores, sidecar_kind(scores, "scores"))
     spare = [name for name in ("perplexity",) if name in known]
-    with ScoreWalk(runs, [*policy.columns, *spare, *([label] if label else [])]) as walk:
+    with ColumnStore(runs, [*policy.columns, *spare, *([label] if label else [])]) as walk:
         columns = {name: walk.whole(name) for name in dict.fromkeys([*policy.columns, *spare])}
         column, value_N = _order(policy, columns, walk.whole(ID_HASH))
         hash_N = walk.whole(ID_HASH)

@@ -12,11 +12,11 @@ from consomme.base.errors import DataError
 from consomme.base.manifest import Manifest
 from consomme.curate.keep.noise_metrics import auc, auc_by_kind, noise_share
 from consomme.curate.keep.registry import KEEP_POLICIES
-from consomme.execution.driver import Pool, run_units
+from consomme.execution.driver import ActorPool, run_units
 from consomme.execution.planning import plan_view
 from consomme.execution.runs import begin
 from consomme.execution.session import num_cpus, ray_session
-from consomme.pipelines.filter.columns import ScoreWalk
+from consomme.pipelines.filter.columns import ColumnStore
 from consomme.pipelines.filter.copying import CopyStage
 from consomme.pipelines.filter.decide import decide
 from consomme.pipelines.filter.recipe import FilterRecipe, runs_of
@@ -35,10 +35,10 @@ def run(recipe: FilterRecipe) -> Manifest:
         return attempt.folder.manifest()
     policy = KEEP_POLICIES.build(recipe.keep, "keep")
     measured = [*MEASURED, recipe.noise_label] if recipe.noise_label else []
-    with ScoreWalk(runs, [*policy.columns, *measured]) as walk:
+    with ColumnStore(runs, [*policy.columns, *measured]) as walk:
         num_rows = walk.num_rows
         decided = decide(policy, walk)
-        decisions = dict(decided.told)
+        decisions = dict(decided.stats)
         view, mask_N = _view(walk, decided.mask)
         if not view.num_samples:
             raise DataError(
@@ -46,8 +46,8 @@ def run(recipe: FilterRecipe) -> Manifest:
             )
         metrics: dict[str, float] = {}
         if recipe.noise_label:
-            metrics, told = _measure(walk, recipe.noise_label, mask_N)
-            decisions |= told
+            metrics, stats = _measure(walk, recipe.noise_label, mask_N)
+            decisions |= stats
     path = view.save(attempt.folder)
     outputs = {"view": path}
     if recipe.materialize:
@@ -66,7 +66,7 @@ MEASURED = ("perplexity", "image_gain")
 
 
 def _view(
-    walk: ScoreWalk, mask: Callable[..., NDArray[np.bool_]]
+    walk: ColumnStore, mask: Callable[..., NDArray[np.bool_]]
 ) -> tuple[View, NDArray[np.bool_]]:
     """Walk once more and write down what stays, unit by unit."""
     entries = []
@@ -82,7 +82,7 @@ def _view(
 
 
 def _measure(
-    walk: ScoreWalk, label: str, mask_N: NDArray[np.bool_]
+    walk: ColumnStore, label: str, mask_N: NDArray[np.bool_]
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Compare scores and choice with the truth."""
     scores = {name: walk.whole(name) for name in MEASURED}
@@ -121,5 +121,5 @@ def _copy(recipe: FilterRecipe, folder: RunFolder, view: View) -> None:
             stage=CopyStage,
             stage_options={"file_format": recipe.file_format},
             what="copy",
-            pool=Pool(max_actors=recipe.num_actors or num_cpus(), cpus=0.5),
+            pool=ActorPool(max_actors=recipe.num_actors or num_cpus(), cpus=0.5),
         )

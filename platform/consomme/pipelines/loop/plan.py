@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from consomme.base.recipe import check_recipe
-from consomme.execution.runs import NotDoneError, looking
+from consomme.execution.runs import RunNotDoneError, looking
 from consomme.pipelines.loop.recipe import LoopRecipe
 from consomme.pipelines.loop.run import Chain
 from consomme.pipelines.loop.steps import (
-    Step,
+    LoopStep,
     check,
     first_steps,
     last_steps,
@@ -42,7 +42,7 @@ def plan(recipe: LoopRecipe) -> LoopPlan:
         RecipeError: The recipe is wrong.
     """
     check(recipe)
-    look = _Look(recipe)
+    look = _PlanWalk(recipe)
     with looking():
         look.walk()
     return LoopPlan(
@@ -56,7 +56,7 @@ def plan(recipe: LoopRecipe) -> LoopPlan:
     )
 
 
-class _Look:
+class _PlanWalk:
     """Walks a chain as far as it is done."""
 
     def __init__(self, recipe: LoopRecipe) -> None:
@@ -75,7 +75,7 @@ class _Look:
         number = 0
         # What a rule looks at is there when the stages before the rounds are done.
         is_known = self.num_done == len(self.rows)
-        while rounds and number < rounds.most:
+        while rounds and number < rounds.max_rounds:
             if is_known and not self.chain.wants_more:
                 break
             number += 1
@@ -84,23 +84,23 @@ class _Look:
             is_known = is_known and f"{rounds.stages[-1].name}-{number}" in self.chain.manifests
             if is_known:
                 self.chain.end_round()
-        if rounds and rounds.stop:
+        if rounds and rounds.early_stop:
             if self.chain.last:
-                self.notes.append(self.chain.verdict(rounds.stop))
+                self.notes.append(self.chain.verdict(rounds.early_stop))
             if number > self.chain.last:
                 self.notes.append(
-                    f"rounds {self.chain.last + 1} to {number} are run unless {rounds.stop.metric}"
-                    " stops getting better before"
+                    f"rounds {self.chain.last + 1} to {number} are run unless"
+                    f" {rounds.early_stop.metric} stops getting better before"
                 )
         best = self.chain.best if is_known else number
         for step in last_steps(self.recipe, best, number):
             self.see(step)
 
-    def see(self, step: Step) -> None:
+    def see(self, step: LoopStep) -> None:
         """Say of one stage whether it is done."""
         self.rows.append([step.name, step.verb, self._state(step)])
 
-    def _state(self, step: Step) -> str:
+    def _state(self, step: LoopStep) -> str:
         missing = sorted(
             {
                 step.names[name]
@@ -114,7 +114,7 @@ class _Look:
         node = check_recipe(recipe_class(step.verb), values, f"stage {step.name}")
         try:
             manifest = resolve(VERBS[step.verb].run)(node)
-        except NotDoneError as pending:
+        except RunNotDoneError as pending:
             return _begun(pending.folder)
         self.chain.manifests[step.name] = manifest
         return f"done in {manifest.seconds:,.0f} s: {manifest.url}"

@@ -63,13 +63,13 @@ class LoopRounds:
     stages: tuple[LoopStage, ...]
     """One round; the run of stage `train` in round 2 is called `train-2`."""
 
-    most: int = 3
+    max_rounds: int = 3
     """Rounds at most."""
 
-    first: dict[str, str] = field(default_factory=dict)
+    initial: dict[str, str] = field(default_factory=dict)
     """What `@previous:name` means in the first round: names of stages before the rounds."""
 
-    stop: Saturation | None = None
+    early_stop: Saturation | None = None
     """Ends the rounds early; None runs all."""
 
     table: tuple[SummaryRow, ...] = ()
@@ -103,5 +103,5 @@ class LoopRecipe:
     summary: tuple[SummaryRow, ...] = ()
     """The final table, made from the stages' metrics."""
 
-    story: str = ""
+    description: str = ""
     """What the report says first."""

@@ -21,7 +21,7 @@ from consomme.execution.session import shared_ray
 from consomme.pipelines.loop.recipe import LoopRecipe, Saturation, SummaryRow
 from consomme.pipelines.loop.rounds import best_of, is_saturated
 from consomme.pipelines.loop.steps import (
-    Step,
+    LoopStep,
     check,
     first_steps,
     last_steps,
@@ -86,7 +86,7 @@ class Chain:
         for step in last_steps(self.recipe, self.best, self.last):
             self.do(step)
 
-    def do(self, step: Step) -> None:
+    def do(self, step: LoopStep) -> None:
         """Run one stage, or find that it is done."""
         values = values_of(step, self.urls, self.recipe.root)
         node = check_recipe(recipe_class(step.verb), values, f"stage {step.name}")
@@ -96,7 +96,7 @@ class Chain:
     def end_round(self) -> None:
         """Count a round that is done."""
         self.last += 1
-        stop = self.recipe.rounds and self.recipe.rounds.stop
+        stop = self.recipe.rounds and self.recipe.rounds.early_stop
         if stop:
             logger.info("round %d: %s", self.last, self.verdict(stop))
 
@@ -104,14 +104,14 @@ class Chain:
     def wants_more(self) -> bool:
         """Whether another round is to be run."""
         rounds = self.recipe.rounds
-        if rounds is None or self.last >= rounds.most:
+        if rounds is None or self.last >= rounds.max_rounds:
             return False
-        return rounds.stop is None or not is_saturated(self.values, rounds.stop)
+        return rounds.early_stop is None or not is_saturated(self.values, rounds.early_stop)
 
     @property
     def values(self) -> list[float | None]:
         """What the rule looks at, of the start and of each round; None if there is no start."""
-        stop = self.recipe.rounds and self.recipe.rounds.stop
+        stop = self.recipe.rounds and self.recipe.rounds.early_stop
         if not stop:
             return []
         start = figure(stop.start, self.manifests) if stop.start else None
@@ -124,7 +124,7 @@ class Chain:
     @property
     def best(self) -> int:
         """The best round; 0 if none was better than the start, the last if there is no rule."""
-        stop = self.recipe.rounds and self.recipe.rounds.stop
+        stop = self.recipe.rounds and self.recipe.rounds.early_stop
         return best_of(self.values, stop) if stop else self.last
 
     def verdict(self, stop: Saturation) -> str:
@@ -149,10 +149,10 @@ class Chain:
             ]
             rows.append({"label": row.label, "values": cells, "note": row.note})
         found: dict[str, Any] = {"num": self.last, "table": rows}
-        if rounds.stop:
-            is_over = is_saturated(self.values, rounds.stop)
+        if rounds.early_stop:
+            is_over = is_saturated(self.values, rounds.early_stop)
             found |= {
-                "metric": rounds.stop.metric,
+                "metric": rounds.early_stop.metric,
                 "values": self.values,
                 "best": self.best,
                 "ended": "saturated" if is_over else "all rounds were run",

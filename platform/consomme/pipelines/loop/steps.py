@@ -5,7 +5,7 @@ every round of it, is known and checked before the first stage starts. Which rou
 is only known at the end, so what comes after the rounds is put together then.
 
     @name             a stage before the rounds, or one of the same round
-    @previous:name    that stage of the round before; in the first round what `rounds.first` says
+    @previous:name    that stage of the round before; in the first round what `rounds.initial` says
     @best:name        that stage of the best round, for stages after the rounds
     @last:name        that stage of the last round
     {round}           the round's number
@@ -41,7 +41,7 @@ STAGE_VERBS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class LoopStep:
     """A stage with its name, and who its references mean."""
 
     name: str
@@ -56,27 +56,27 @@ class Step:
     """Its place in the loop's recipe."""
 
 
-def first_steps(recipe: LoopRecipe) -> list[Step]:
+def first_steps(recipe: LoopRecipe) -> list[LoopStep]:
     """The stages before the rounds."""
     names = {stage.name: stage.name for stage in recipe.stages}
     return _steps("stages", recipe.stages, names, recipe.values)
 
 
-def round_steps(recipe: LoopRecipe, number: int) -> list[Step]:
+def round_steps(recipe: LoopRecipe, number: int) -> list[LoopStep]:
     """The stages of one round, counted from 1."""
     rounds = recipe.rounds
     assert rounds is not None
     names = {stage.name: stage.name for stage in recipe.stages}
     names |= {stage.name: f"{stage.name}-{number}" for stage in rounds.stages}
     if number == 1:
-        names |= {f"previous:{name}": target for name, target in rounds.first.items()}
+        names |= {f"previous:{name}": target for name, target in rounds.initial.items()}
     else:
         names |= {f"previous:{s.name}": f"{s.name}-{number - 1}" for s in rounds.stages}
     values = {**recipe.values, "round": number}
     return _steps("rounds.stages", rounds.stages, names, values)
 
 
-def last_steps(recipe: LoopRecipe, best: int, last: int) -> list[Step]:
+def last_steps(recipe: LoopRecipe, best: int, last: int) -> list[LoopStep]:
     """The stages after the rounds, once it is known which round was best and which last."""
     names = {stage.name: stage.name for stage in (*recipe.stages, *recipe.after)}
     for stage in recipe.rounds.stages if recipe.rounds else ():
@@ -87,9 +87,9 @@ def last_steps(recipe: LoopRecipe, best: int, last: int) -> list[Step]:
 
 def _steps(
     key: str, stages: Sequence[LoopStage], names: Mapping[str, str], values: Mapping[str, Any]
-) -> list[Step]:
+) -> list[LoopStep]:
     return [
-        Step(
+        LoopStep(
             name=names[stage.name],
             verb=stage.verb,
             recipe=_filled(stage.recipe, values),
@@ -103,19 +103,19 @@ def _steps(
 def _start(recipe: LoopRecipe, stage: LoopStage) -> str:
     """What stands for a stage if no round was better than the start."""
     assert recipe.rounds is not None
-    return recipe.rounds.first.get(stage.name, f"{stage.name}-1")
+    return recipe.rounds.initial.get(stage.name, f"{stage.name}-1")
 
 
-def all_steps(recipe: LoopRecipe) -> list[Step]:
+def all_steps(recipe: LoopRecipe) -> list[LoopStep]:
     """Every step there may be, in order, as if the last possible round were the best."""
     steps = first_steps(recipe)
-    most = recipe.rounds.most if recipe.rounds else 0
+    most = recipe.rounds.max_rounds if recipe.rounds else 0
     for number in range(1, most + 1):
         steps += round_steps(recipe, number)
     return steps + last_steps(recipe, most, most)
 
 
-def values_of(step: Step, urls: Mapping[str, str], root: str) -> dict[str, Any]:
+def values_of(step: LoopStep, urls: Mapping[str, str], root: str) -> dict[str, Any]:
     """Fill in a step's recipe: run folders for references."""
     found = {name: urls[run] for name, run in step.names.items() if run in urls}
     return {**_resolve(step.recipe, found), "name": step.name, "root": root}
@@ -147,7 +147,7 @@ def _problems(recipe: LoopRecipe) -> Iterator[str]:
             if target not in known:
                 hint = did_you_mean(target, known)
                 if not hint and target.startswith("previous:"):
-                    hint = "; say what it is in the first round, under rounds.first"
+                    hint = "; say what it is in the first round, under rounds.initial"
                 yield f"{where}: @{target} is no earlier stage{hint}"
         values = {**step.recipe, "name": step.name, "root": recipe.root}
         for problem in recipe_problems(recipe_class(step.verb), values):
@@ -165,19 +165,20 @@ def _problems(recipe: LoopRecipe) -> Iterator[str]:
 def _round_problems(recipe: LoopRecipe, rounds: LoopRounds) -> Iterator[str]:
     before = [stage.name for stage in recipe.stages]
     inside = [stage.name for stage in rounds.stages]
-    if rounds.most < 1:
-        yield f"rounds.most: found {rounds.most}, expected 1 or more"
-    for name, target in rounds.first.items():
+    if rounds.max_rounds < 1:
+        yield f"rounds.max_rounds: found {rounds.max_rounds}, expected 1 or more"
+    for name, target in rounds.initial.items():
         if name not in inside:
-            yield f"rounds.first: {name!r} is no stage of the rounds{did_you_mean(name, inside)}"
+            yield f"rounds.initial: {name!r} is no stage of the rounds{did_you_mean(name, inside)}"
         if target not in before:
-            yield f"rounds.first.{name}: no stage {target!r}{did_you_mean(target, before)}"
-    if rounds.stop:
-        yield from _stage_problems("rounds.stop.metric", rounds.stop.metric, inside)
-        if rounds.stop.start:
-            yield from _stage_problems("rounds.stop.start", rounds.stop.start, before)
-        if rounds.stop.patience < 1:
-            yield f"rounds.stop.patience: found {rounds.stop.patience}, expected 1 or more"
+            yield f"rounds.initial.{name}: no stage {target!r}{did_you_mean(target, before)}"
+    if rounds.early_stop:
+        yield from _stage_problems("rounds.early_stop.metric", rounds.early_stop.metric, inside)
+        if rounds.early_stop.start:
+            yield from _stage_problems("rounds.early_stop.start", rounds.early_stop.start, before)
+        if rounds.early_stop.patience < 1:
+            found = rounds.early_stop.patience
+            yield f"rounds.early_stop.patience: found {found}, expected 1 or more"
     for number, row in enumerate(rounds.table):
         start, arrow, value = row.value.rpartition(" > ")
         where = f"rounds.table[{number}]"

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from consomme.base.errors import DataError
 from consomme.base.hashing import mix_hash
-from consomme.curate.caption.canary import Look, judge_canaries
+from consomme.curate.caption.canary import CanaryKind, judge_canaries
 from consomme.curate.caption.guards import mass_identical, squeezed
 from consomme.storage.captions import CAPTIONS
 from consomme.storage.ledger.run_folder import RunFolder
@@ -29,7 +29,7 @@ def check_canaries(run_url: str, max_same: float, sums: Mapping[str, float]) -> 
     Raises:
         DataError: It is certain; says what was seen and what to look at.
     """
-    looks: tuple[Look, ...] = ("blank", "swap")
+    looks: tuple[CanaryKind, ...] = ("blank", "swap")
     verdicts = {
         how: judge_canaries(int(sums[f"canary_{how}"]), int(sums[f"canary_{how}_same"]), max_same)
         for how in looks

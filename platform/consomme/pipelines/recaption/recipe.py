@@ -41,7 +41,7 @@ class RecaptionRecipe:
     """Where run folders are made: a local path or a URL."""
 
     engine: dict[str, Any] = strategy(
-        "consomme.engines.generation.registry:WRITERS", default={"name": "vllm"}
+        "consomme.engines.generation.registry:GENERATION_ENGINES", default={"name": "vllm"}
     )
     """What runs the model: `vllm`, `transformers` or `openai`; see
     consomme/engines/generation/registry.py."""

@@ -8,7 +8,7 @@ from typing import Any
 from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
 from consomme.curate.caption.prompts import resolve_prompts
-from consomme.execution.driver import Pool, run_units
+from consomme.execution.driver import ActorPool, run_units
 from consomme.execution.planning import plan_shards, plan_view
 from consomme.execution.rejects import check_rejects
 from consomme.execution.runs import begin, folders_of
@@ -23,11 +23,11 @@ from consomme.storage.view import View
 
 def run(recipe: RecaptionRecipe) -> Manifest:
     """Write a caption for every sample exactly once; running again does what is missing."""
-    from consomme.engines.generation.registry import WRITERS
+    from consomme.engines.generation.registry import GENERATION_ENGINES
 
     has_shards = bool(recipe.inputs or recipe.sources)
     _check(recipe, has_shards)
-    engine = WRITERS.build(recipe.engine, "engine")
+    engine = GENERATION_ENGINES.build(recipe.engine, "engine")
     model, inputs = _writer(recipe.model, engine)
     parents = [url for url in (recipe.view, recipe.captions) if url]
     shards = find_shards(recipe.inputs, recipe.source, recipe.sources) if has_shards else []
@@ -107,7 +107,7 @@ def _writer(model: str, engine: Any) -> tuple[str, dict[str, str]]:
     return folder, marks
 
 
-def _pool(recipe: RecaptionRecipe, engine: Any) -> Pool:
+def _pool(recipe: RecaptionRecipe, engine: Any) -> ActorPool:
     """One engine per GPU, or group of GPUs; one where there is none."""
     import ray
 
@@ -115,7 +115,7 @@ def _pool(recipe: RecaptionRecipe, engine: Any) -> Pool:
     each = engine.num_gpus if gpus else 0
     if gpus and gpus < each:
         raise RecipeError(f"engine.tensor_parallel: found {each}, but the cluster has {gpus} GPUs")
-    return Pool(
+    return ActorPool(
         max_actors=recipe.num_actors or max(1, gpus // max(1, each)),
         min_actors=recipe.min_actors,
         num_readers=recipe.num_readers,

@@ -21,12 +21,12 @@ from PIL import Image
 
 from consomme.base.sample import Sample, Turn
 from consomme.datasets.sources import judge_caption
-from consomme.execution.stage import Decoded, Gauge, Outcome, UnitStage, reject_of
+from consomme.execution.stage import DecodedSample, Gauge, Outcome, UnitStage, reject_of
 from consomme.storage.captions import CAPTION_BEFORE
 
 if TYPE_CHECKING:
     from consomme.curate.caption.prompts import CaptionPrompt
-    from consomme.engines.generation.requests import Load, NotWritten, Request, Written
+    from consomme.engines.generation.requests import Generation, GenerationFailure, Load, Request
     from consomme.pipelines.recaption.recipe import RecaptionRecipe
 
 # Shapes: N samples.
@@ -46,25 +46,25 @@ class CaptionStage(UnitStage):
     def __init__(self, recipe: RecaptionRecipe, model: str, model_hash: str) -> None:
         """Start the engine."""
         from consomme.curate.caption.merges import MERGES
-        from consomme.engines.generation.registry import WRITERS
+        from consomme.engines.generation.registry import GENERATION_ENGINES
         from consomme.pipelines.recaption.recipe import sampling_of
 
         self.recipe, self.model_hash = recipe, model_hash
         self.merge = MERGES.build(recipe.merge, "merge")
         self.guards = recipe.guards
-        self.engine = WRITERS.build(recipe.engine, "engine")(model, sampling_of(recipe))
+        self.engine = GENERATION_ENGINES.build(recipe.engine, "engine")(model, sampling_of(recipe))
         self.queue = QueueWatch(self.engine.load)
 
     def gauges(self) -> list[Gauge]:
         """How long the engine's queue was."""
         return self.queue.take()
 
-    def work(self, samples: Sequence[Decoded]) -> Outcome:
+    def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         """Recaption samples of one unit."""
         from consomme.base.hashing import hash_ids, mix_hash
         from consomme.curate.caption.canary import choose_canaries, choose_partners
         from consomme.curate.caption.prompts import draw_prompts
-        from consomme.engines.generation.requests import NotWritten
+        from consomme.engines.generation.requests import GenerationFailure
 
         if not samples:
             return self._outcome([], [], [], {}, [])
@@ -85,25 +85,29 @@ class CaptionStage(UnitStage):
         for n, other in partners.items():
             requests.append(self._ask(samples[n], prompts[n], seeds[n], samples[other].image))
         answers = iter(self.engine.write(requests))
-        written: dict[int, Written | NotWritten] = {n: next(answers) for n in asked}
+        written: dict[int, Generation | GenerationFailure] = {n: next(answers) for n in asked}
         looks = {"blank": {n: _text(next(answers)) for n in canaries}}
         looks["swap"] = {n: _text(next(answers)) for n in partners}
         rejects = [
             (samples[n].row, reject_of(samples[n].sample, answer.reason, answer.detail))
             for n, answer in written.items()
-            if isinstance(answer, NotWritten)
+            if isinstance(answer, GenerationFailure)
         ]
-        kept = [n for n in range(len(samples)) if not isinstance(written.get(n), NotWritten)]
+        kept = [n for n in range(len(samples)) if not isinstance(written.get(n), GenerationFailure)]
         rows = []
         for n in kept:
             answer = written.get(n)
-            assert not isinstance(answer, NotWritten)
+            assert not isinstance(answer, GenerationFailure)
             row = self._row(samples[n], prompts[n], seeds[n], answer)
             rows.append(row | {f"canary_{how}": texts.get(n) for how, texts in looks.items()})
         return self._outcome([samples[n] for n in kept], rows, rejects, looks, kept)
 
     def _ask(
-        self, item: Decoded, prompt: CaptionPrompt, seed: int, image: Image.Image | None = None
+        self,
+        item: DecodedSample,
+        prompt: CaptionPrompt,
+        seed: int,
+        image: Image.Image | None = None,
     ) -> Request:
         from consomme.engines.generation.requests import Request
 
@@ -118,7 +122,7 @@ class CaptionStage(UnitStage):
         )
 
     def _row(
-        self, item: Decoded, prompt: CaptionPrompt, seed: int, answer: Written | None
+        self, item: DecodedSample, prompt: CaptionPrompt, seed: int, answer: Generation | None
     ) -> dict[str, Any]:
         """What is known of one sample; `answer` is None if it was not asked."""
         sample = item.sample
@@ -153,7 +157,7 @@ class CaptionStage(UnitStage):
 
     def _outcome(
         self,
-        samples: Sequence[Decoded],
+        samples: Sequence[DecodedSample],
         rows: Sequence[dict[str, Any]],
         rejects: list[Any],
         looks: dict[str, dict[int, str | None]],
@@ -233,7 +237,7 @@ class QueueWatch:
         return seen
 
 
-def _picture_hashes(samples: Sequence[Decoded]) -> NDArray[np.uint64]:
+def _picture_hashes(samples: Sequence[DecodedSample]) -> NDArray[np.uint64]:
     """Name the pictures, so that a canary is not shown its own again under another id."""
     digests = [blake2b(item.sample.image, digest_size=8).digest() for item in samples]
     return np.frombuffer(b"".join(digests), np.uint64)
@@ -249,10 +253,10 @@ def _said(turns: Sequence[Turn]) -> str:
     return next((turn.content for turn in turns if turn.role == "assistant"), "")
 
 
-def _text(answer: Written | NotWritten) -> str | None:
-    from consomme.engines.generation.requests import Written
+def _text(answer: Generation | GenerationFailure) -> str | None:
+    from consomme.engines.generation.requests import Generation
 
-    return answer.text.strip() if isinstance(answer, Written) else None
+    return answer.text.strip() if isinstance(answer, Generation) else None
 
 
 def _canary_sums(

@@ -26,12 +26,12 @@ def loop_report(
         table: Rows of the final table: label, values, note.
         rounds: What the loop decided about its rounds; empty if it has none.
     """
-    return render(_loop_page(recipe.name, recipe.story, manifests, table, rounds))
+    return render(_loop_page(recipe.name, recipe.description, manifests, table, rounds))
 
 
 def _loop_page(
     name: str,
-    story: str,
+    description: str,
     manifests: Mapping[str, Manifest],
     table: Sequence[Mapping[str, Any]],
     rounds: Mapping[str, Any],
@@ -47,7 +47,7 @@ def _loop_page(
     ]
     first = page.Section(
         title="What came out",
-        lead_text=story,
+        lead_text=description,
         blocks=[summary_block(table)] if table else [],
     )
     return page.Report(

@@ -28,12 +28,12 @@ def run_folder(url: str) -> Manifest:
     if manifest.verb == "loop":
         manifests = {m.name: m for m in lineage(manifest, load_manifest) if m.verb != "loop"}
         table = manifest.decisions.get("summary", [])
-        story = str(manifest.recipe.get("story", ""))
+        description = _description(manifest)
         rounds = manifest.decisions.get("rounds", {})
-        text = render(_loop_page(manifest.name, story, manifests, table, rounds))
+        text = render(_loop_page(manifest.name, description, manifests, table, rounds))
     elif manifest.verb == "sweep":
-        story = str(manifest.recipe.get("story", ""))
-        text = sweep_report(manifest.name, story, manifest.fingerprint, manifest.decisions)
+        description = _description(manifest)
+        text = sweep_report(manifest.name, description, manifest.fingerprint, manifest.decisions)
     else:
         text = render(
             page.Report(
@@ -47,3 +47,8 @@ def run_folder(url: str) -> Manifest:
     folder.store.write("report.html", text.encode())
     # The manifest on disk is never changed; this one tells the command line where to look.
     return replace(manifest, outputs={**manifest.outputs, "report": "report.html"})
+
+
+def _description(manifest: Manifest) -> str:
+    """What the recipe says the run is about; runs of before call the key `story`."""
+    return str(manifest.recipe.get("description", manifest.recipe.get("story", "")))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
 from consomme.curate.caption.prompt_pools import PromptPools
-from consomme.execution.driver import Pool, run_units
+from consomme.execution.driver import ActorPool, run_units
 from consomme.execution.planning import plan_shards
 from consomme.execution.rejects import check_rejects
 from consomme.execution.runs import begin, folders_of
@@ -105,7 +105,7 @@ def _check(recipe: ScoreRecipe) -> None:
         raise RecipeError(f"actors_per_gpu: found {recipe.actors_per_gpu}, expected 1 or more")
 
 
-def _pool(recipe: ScoreRecipe) -> Pool:
+def _pool(recipe: ScoreRecipe) -> ActorPool:
     """As many actors as GPUs hold where there are GPUs; else one per CPU, with room for reading."""
     import ray
 
@@ -115,7 +115,7 @@ def _pool(recipe: ScoreRecipe) -> Pool:
             f"tensor_parallel: found {recipe.tensor_parallel}, but the cluster has {gpus} GPUs"
         )
     held = gpus * recipe.actors_per_gpu // recipe.tensor_parallel
-    return Pool(
+    return ActorPool(
         max_actors=recipe.num_actors or held or num_cpus(),
         min_actors=recipe.min_actors,
         num_readers=recipe.num_readers,

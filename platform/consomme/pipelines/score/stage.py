@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from consomme.base.sample import turns_of
 from consomme.curate.caption.prompt_pools import PromptPools
-from consomme.execution.stage import Decoded, Item, Outcome, UnitStage, reject_of
+from consomme.execution.stage import DecodedSample, Outcome, UnitSample, UnitStage, reject_of
 
 if TYPE_CHECKING:
     from consomme.engines.scoring.requests import Score, ScoringEngine
@@ -63,13 +63,13 @@ class PerplexityStage(UnitStage):
             dtype=dtype,
         )
 
-    def work(self, samples: Sequence[Decoded]) -> Outcome:
+    def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         """Score one unit."""
-        from consomme.engines.scoring.requests import NotScored, Question
+        from consomme.engines.scoring.requests import NotScored, ScoringRequest
 
         asked = [self.prompts.draw(item.sample.sample_id, item.sample.meta) for item in samples]
         questions = [
-            Question(
+            ScoringRequest(
                 turns=turns_of(item.sample, prompt),
                 image=item.image,
                 key=hashlib.blake2b(item.sample.image, digest_size=16).digest(),
@@ -147,5 +147,5 @@ def score_columns(scores: Sequence[Score], num_bytes: Sequence[int]) -> dict[str
     }
 
 
-def _num_bytes(item: Item) -> int:
+def _num_bytes(item: UnitSample) -> int:
     return sum(len(t.content.encode()) for t in item.sample.turns if t.role == "assistant")

@@ -14,7 +14,7 @@ def _soup(manifest: Manifest) -> page.Section:
         for step in result["trace"]:
             members = " + ".join(labels[k] for k in step["members"])
             items.append(
-                page.Step(
+                page.SearchStep(
                     candidate=members,
                     score=step["score"],
                     best_before=step["best_before"],

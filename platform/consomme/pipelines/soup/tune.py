@@ -216,10 +216,10 @@ def _candidate_trainable() -> Any:
         """Scores one candidate soup per trial; the engine stays loaded between trials."""
 
         def setup(self, config: dict[str, Any], folders: Any = None, benchmark: Any = None) -> None:
-            from consomme.engines.generation.transformers import TransformersWriter
+            from consomme.engines.generation.transformers import TransformersEngine
             from consomme.evaluate.benchmarks import BENCHMARKS
 
-            self.engine = TransformersWriter(folders[0], dtype="float32")
+            self.engine = TransformersEngine(folders[0], dtype="float32")
             self.ingredients = [open_ingredient(folder, folder) for folder in folders]
             self.benchmark = BENCHMARKS.build(benchmark)
             self.members = config["members"]

@@ -15,7 +15,7 @@ from consomme.base.errors import CheckpointError, DataError, RecipeError
 from consomme.base.recipe import check_recipe, load_values, recipe_problems
 from consomme.base.suggest import did_you_mean
 from consomme.evaluate.benchmarks import BENCHMARKS, Benchmark
-from consomme.execution.runs import NotDoneError, looking
+from consomme.execution.runs import RunNotDoneError, looking
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe, benchmark_name
 from consomme.pipelines.train import run as train
 from consomme.pipelines.train.recipe import TrainRecipe
@@ -191,7 +191,7 @@ def _fingerprint(recipe: TrainRecipe) -> str:
     try:
         with looking():
             return train.run(recipe).fingerprint
-    except NotDoneError as pending:
+    except RunNotDoneError as pending:
         return pending.folder.url.rpartition("-")[2]
 
 

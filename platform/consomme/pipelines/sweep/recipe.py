@@ -50,5 +50,5 @@ class SweepRecipe:
     max_concurrent: int | None = runtime(None)
     """Trials at once; null: as many as the cluster has GPUs, or CPUs, for."""
 
-    story: str = runtime("")
+    description: str = runtime("")
     """What the report says first."""

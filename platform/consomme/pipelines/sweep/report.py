@@ -17,12 +17,12 @@ COSTS = {
 """What is drawn against what trials are compared by."""
 
 
-def sweep_report(name: str, story: str, mark: str, found: Mapping[str, Any]) -> str:
+def sweep_report(name: str, description: str, mark: str, found: Mapping[str, Any]) -> str:
     """Draw the report of a sweep as one HTML text.
 
     Args:
         name: Of the sweep.
-        story: What the report says first.
+        description: What the report says first.
         mark: The run's fingerprint.
         found: The manifest's decisions.
     """
@@ -36,16 +36,16 @@ def sweep_report(name: str, story: str, mark: str, found: Mapping[str, Any]) -> 
                 ("trials", str(len(trials))),
                 *((state, str(states.count(state))) for state in dict.fromkeys(states)),
             ],
-            sections=sweep_sections(story, found),
+            sections=sweep_sections(description, found),
         )
     )
 
 
-def sweep_sections(story: str, found: Mapping[str, Any]) -> list[page.Section]:
+def sweep_sections(description: str, found: Mapping[str, Any]) -> list[page.Section]:
     """The sections of a sweep's report.
 
     Args:
-        story: What the report says first.
+        description: What the report says first.
         found: The manifest's decisions.
     """
     trials, metric = found["trials"], found["metric"]
@@ -60,7 +60,7 @@ def sweep_sections(story: str, found: Mapping[str, Any]) -> list[page.Section]:
     )
     first = page.Section(
         title="What came out",
-        lead_text=f"{story}\n\n{text}" if story else text,
+        lead_text=f"{description}\n\n{text}" if description else text,
         blocks=[*_means(found["means"], figures), *_costs(found)],
     )
     table = page.Section(title="Trials", blocks=_table(trials, figures, found["best"]))

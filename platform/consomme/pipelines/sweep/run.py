@@ -49,7 +49,7 @@ def run(recipe: SweepRecipe) -> Manifest:
         "table": terminal_table(recipe.name, trials, plan.figures),
     }
     attempt.folder.store.write("trials.json", json.dumps(found["trials"], indent=1).encode())
-    page = sweep_report(recipe.name, recipe.story, attempt.fingerprint, found)
+    page = sweep_report(recipe.name, recipe.description, attempt.fingerprint, found)
     attempt.folder.store.write("report.html", page.encode())
     counts = {"trials": len(trials)} | {
         state: sum(trial.state == state for trial in trials)

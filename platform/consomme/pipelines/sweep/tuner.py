@@ -166,6 +166,6 @@ def _ended(walk: Walk, trial: Trial, result: dict[str, Any]) -> Trial:
         steps = walk.plan.train_recipe(trial.keys).num_steps
         reason = f"after {result[STEP]} of {steps} steps, loss {result[LOSS]:.4g}"
         ended = replace(trial, state="stopped", reason=reason)
-    told = ended.reason or f"{walk.plan.metric} {ended.value:.4g}"
-    logger.info("sweep: trial %s is %s: %s", ended.name, ended.state, told)
+    outcome = ended.reason or f"{walk.plan.metric} {ended.value:.4g}"
+    logger.info("sweep: trial %s is %s: %s", ended.name, ended.state, outcome)
     return ended

@@ -7,7 +7,7 @@ import logging
 from dataclasses import asdict, replace
 
 from consomme.base.manifest import Manifest
-from consomme.execution.runs import NotDoneError, looking
+from consomme.execution.runs import RunNotDoneError, looking
 from consomme.pipelines.evaluate import run as evaluate
 from consomme.pipelines.sweep.plan import SweepPlan
 from consomme.pipelines.sweep.trial import Trial, checkpoint_losses
@@ -83,7 +83,7 @@ class Walk:
                 trained = train.run(self.plan.train_recipe(trial.keys))
                 judge = self.plan.evaluate_recipe(trained.name, trained.url)
                 judged = evaluate.run(judge) if judge else None
-        except NotDoneError:
+        except RunNotDoneError:
             return None
         return self.finished(trial, trained, judged)
 

@@ -16,7 +16,7 @@ from typing import Any
 from consomme.base.errors import ClusterError, ConsommeError
 from consomme.base.recipe import check_recipe
 from consomme.execution.errors import own_errors
-from consomme.execution.runs import NotDoneError, looking
+from consomme.execution.runs import RunNotDoneError, looking
 from consomme.pipelines.evaluate import run as evaluate
 from consomme.pipelines.sweep.plan import judge_of
 from consomme.pipelines.sweep.trial import LOSS, STEP, checkpoint_losses, is_end
@@ -185,7 +185,7 @@ def _store_of(recipe: TrainRecipe) -> Store | None:
     try:
         with looking():
             train.run(recipe)
-    except NotDoneError as pending:
+    except RunNotDoneError as pending:
         return pending.folder.store
     return None
 

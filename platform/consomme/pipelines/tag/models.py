@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from consomme.base.sample import Turn
 from consomme.curate.perplexity import token_nll
-from consomme.curate.tag.tagger import Choice, Model, Problem, Subject
+from consomme.curate.tag.tagger import ChoiceQuestion, Model, Subject, TagProblem
 from consomme.engines.scoring.embedding import PictureEmbedder
-from consomme.engines.scoring.requests import NotScored, Question
+from consomme.engines.scoring.requests import NotScored, ScoringRequest
 from consomme.engines.scoring.transformers import TransformersScorer
 
 # Shapes: A answers, W width of the language model.
@@ -53,13 +53,13 @@ class _ScorerModel:
             max_caption_tokens=_ANY_LENGTH,
             dtype=dtype,
         )
-        self.has_eyes = self.scorer.dialogue.has_eyes
+        self.has_vision = self.scorer.chat.has_vision
         self._embedder: PictureEmbedder | None = None
 
-    def weigh(self, choices: Sequence[Choice]) -> list[NDArray[np.float64] | Problem]:
+    def weigh(self, choices: Sequence[ChoiceQuestion]) -> list[NDArray[np.float64] | TagProblem]:
         """Score each answer by itself; neighbours about the same picture share its encoding."""
         asked = [
-            Question(
+            ScoringRequest(
                 turns=(
                     Turn(role="user", content=choice.question),
                     Turn(role="assistant", content=answer),
@@ -71,11 +71,11 @@ class _ScorerModel:
             for answer in choice.answers
         ]
         scores = iter(self.scorer.score(asked))
-        found: list[NDArray[np.float64] | Problem] = []
+        found: list[NDArray[np.float64] | TagProblem] = []
         for choice in choices:
             mine = [next(scores) for _ in choice.answers]
             problems = [
-                Problem(reason=score.reason, detail=f"answer {answer[:60]!r}: {score.detail}")
+                TagProblem(reason=score.reason, detail=f"answer {answer[:60]!r}: {score.detail}")
                 for answer, score in zip(choice.answers, mine, strict=True)
                 if isinstance(score, NotScored)
             ]
@@ -83,19 +83,19 @@ class _ScorerModel:
             found.append(problems[0] if problems else nll_A)
         return found
 
-    def look(self, subjects: Sequence[Subject]) -> list[NDArray[np.float32] | Problem]:
+    def look(self, subjects: Sequence[Subject]) -> list[NDArray[np.float32] | TagProblem]:
         """Embed each different picture once."""
         if self._embedder is None:
             # As many numbers as the scorer gives its own vision encoder at a time.
             values = self.scorer.token_budget * 1024
             self._embedder = PictureEmbedder(
-                self.scorer.model, self.scorer.dialogue, batch_values=values
+                self.scorer.model, self.scorer.chat, batch_values=values
             )
         pictures = {s.key: s.image for s in subjects if s.image is not None}
         found = dict(zip(pictures, self._embedder.embed(list(pictures.values())), strict=True))
         vectors = [found[subject.key] for subject in subjects]
         return [
-            Problem(reason=vector.reason, detail=vector.detail)
+            TagProblem(reason=vector.reason, detail=vector.detail)
             if isinstance(vector, NotScored)
             else vector
             for vector in vectors

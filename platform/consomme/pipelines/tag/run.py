@@ -15,7 +15,7 @@ import pyarrow as pa
 from consomme.base.manifest import Manifest
 from consomme.curate.tag.registry import TAGGERS
 from consomme.curate.tag.tagger import Tagger
-from consomme.execution.driver import Pool, run_units
+from consomme.execution.driver import ActorPool, run_units
 from consomme.execution.planning import plan_shards
 from consomme.execution.rejects import check_rejects
 from consomme.execution.runs import begin, folders_of
@@ -97,12 +97,12 @@ def _table(taggers: Sequence[Tagger], counts: Mapping[str, int]) -> dict[str, An
     }
 
 
-def _pool(recipe: TagRecipe, *, asks_models: bool) -> Pool:
+def _pool(recipe: TagRecipe, *, asks_models: bool) -> ActorPool:
     """One actor per GPU where models are asked and GPUs are there; else one per CPU."""
     import ray
 
     gpus = int(ray.cluster_resources().get("GPU", 0)) if asks_models else 0
-    return Pool(
+    return ActorPool(
         max_actors=recipe.num_actors or gpus or num_cpus(),
         min_actors=recipe.min_actors,
         num_readers=recipe.num_readers,

@@ -8,8 +8,15 @@ from typing import Any
 import pyarrow as pa
 
 from consomme.curate.tag.registry import TAGGERS
-from consomme.curate.tag.tagger import Problem, Subject
-from consomme.execution.stage import BytesStage, Decoded, Item, Outcome, UnitStage, reject_of
+from consomme.curate.tag.tagger import Subject, TagProblem
+from consomme.execution.stage import (
+    BytesStage,
+    DecodedSample,
+    Outcome,
+    UnitSample,
+    UnitStage,
+    reject_of,
+)
 
 TAGS = "tags"
 """Kind of the output files that hold a unit's columns."""
@@ -34,7 +41,7 @@ class _Taggers:
     def outcome(self, rows: Sequence[int], subjects: Sequence[Subject]) -> Outcome:
         """Tag some samples; one that any tagger has a problem with is rejected."""
         found = [tag(subjects) for tag in self.tags]
-        problems: dict[int, Problem] = {}
+        problems: dict[int, TagProblem] = {}
         for tags in reversed(found):
             problems |= tags.problems
         good = [k for k in range(len(subjects)) if k not in problems]
@@ -64,7 +71,7 @@ class SeeingTagStage(UnitStage):
         """Open the taggers."""
         self.taggers = _Taggers(**options)
 
-    def work(self, samples: Sequence[Decoded]) -> Outcome:
+    def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         """Tag one unit, or a piece of it."""
         subjects = [Subject(sample=item.sample, image=item.image) for item in samples]
         return self.taggers.outcome([item.row for item in samples], subjects)
@@ -77,7 +84,7 @@ class BlindTagStage(BytesStage):
         """Open the taggers."""
         self.taggers = _Taggers(**options)
 
-    def work(self, samples: Sequence[Item]) -> Outcome:
+    def work(self, samples: Sequence[UnitSample]) -> Outcome:
         """Tag one unit."""
         subjects = [Subject(sample=item.sample) for item in samples]
         return self.taggers.outcome([item.row for item in samples], subjects)

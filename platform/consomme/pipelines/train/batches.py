@@ -13,39 +13,39 @@ from dataclasses import dataclass
 from typing import Any
 
 from consomme.execution.errors import own_errors
-from consomme.pipelines.train.feed import Share, TrainFeed
+from consomme.pipelines.train.feed import BatchServer, RankBatch
 from consomme.pipelines.train.recipe import TrainRecipe
-from consomme.pipelines.train.samples import Prepared, encode
+from consomme.pipelines.train.samples import PreparedSample, encode
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tables:
+class Collator:
     """Makes batches for one model."""
 
     batcher: Any
     """Its `Batcher`."""
 
-    dialogue: Any
+    chat: Any
     is_packed: bool
     """Whether samples share rows."""
 
-    def join(self, samples: Sequence[Prepared]) -> dict[str, Any]:
+    def join(self, samples: Sequence[PreparedSample]) -> dict[str, Any]:
         """Give each sample a row."""
         inputs: dict[str, Any] = self.batcher.join([self._encode(sample) for sample in samples])
         return inputs
 
-    def of(self, share: Share) -> list[dict[str, Any]]:
+    def of(self, share: RankBatch) -> list[dict[str, Any]]:
         """Make the batches of a step."""
         return [self._pass(rows) if rows else self._silent(share.filler) for rows in share.passes]
 
-    def _pass(self, rows: Sequence[Sequence[Prepared]]) -> dict[str, Any]:
+    def _pass(self, rows: Sequence[Sequence[PreparedSample]]) -> dict[str, Any]:
         if not self.is_packed:
             return self.join([sample for row in rows for sample in row])
         (row,) = rows
         inputs: dict[str, Any] = self.batcher.pack([self._encode(sample) for sample in row])
         return inputs
 
-    def _silent(self, filler: Prepared) -> dict[str, Any]:
+    def _silent(self, filler: PreparedSample) -> dict[str, Any]:
         """A batch that says nothing."""
         from consomme.models.batches import IGNORE_INDEX
 
@@ -53,11 +53,11 @@ class Tables:
         batch["labels"].fill_(IGNORE_INDEX)
         return batch
 
-    def _encode(self, sample: Prepared) -> Any:
-        return encode(self.dialogue, sample)
+    def _encode(self, sample: PreparedSample) -> Any:
+        return encode(self.chat, sample)
 
 
-class Dealer:
+class RankDataLoader:
     """Asks for one rank's samples."""
 
     def __init__(
@@ -78,18 +78,18 @@ class Dealer:
         self.rank, self.world = rank, world
         feed = None
         if rank == 0:
-            actor = ray.remote(TrainFeed).options(num_cpus=0, max_restarts=0)
+            actor = ray.remote(BatchServer).options(num_cpus=0, max_restarts=0)
             feed = actor.remote(recipe, config["start"], config["folder"], state)
         self.feed = ray.train.collective.broadcast_from_rank_zero(feed)
         self._next = self._last = state["next_batch"] if state else 0
         self._made: Iterator[tuple[list[dict[str, Any]], dict[str, Any]]] = iter(())
 
-    def peek(self, num_samples: int) -> list[Prepared]:
+    def peek(self, num_samples: int) -> list[PreparedSample]:
         """Return the first samples of the run."""
-        samples: list[Prepared] = self._get(self.feed.peek.remote(num_samples))
+        samples: list[PreparedSample] = self._get(self.feed.peek.remote(num_samples))
         return samples
 
-    def deal(self, tables: Tables, device: Any, num_steps: int) -> None:
+    def deal(self, tables: Collator, device: Any, num_steps: int) -> None:
         """Begin to ask for steps.
 
         Args:
@@ -112,7 +112,7 @@ class Dealer:
         return next(self._made)
 
     def _ahead(
-        self, tables: Tables, device: Any
+        self, tables: Collator, device: Any
     ) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any]]]:
         """Make batches in a thread, one step ahead, and send them to the device."""
         shares = self._shares()
@@ -132,7 +132,7 @@ class Dealer:
                     state,
                 )
 
-    def _shares(self) -> Iterator[Share]:
+    def _shares(self) -> Iterator[RankBatch]:
         asked = None
         while True:
             share = asked or self._take()

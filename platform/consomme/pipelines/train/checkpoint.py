@@ -18,7 +18,7 @@ WEIGHTS = "moved.safetensors"
 
 
 @dataclass
-class Seen:
+class TrainState:
     """What a run knows at a checkpoint, apart from weights and optimizer."""
 
     curve: list[dict[str, float]] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Seen:
     """Why the run went back to a checkpoint, each time."""
 
     @classmethod
-    def of(cls, checkpoint: Path | None) -> Seen:
+    def of(cls, checkpoint: Path | None) -> TrainState:
         """Read it from a checkpoint; empty without one."""
         return cls(**json.loads((checkpoint / META).read_text())) if checkpoint else cls()
 

@@ -21,7 +21,7 @@ def _check_adapter(parts: Trainability) -> None:
             for name, part in states.items()
         )
         raise RecipeError(
-            f"keeps_adapter: an adapter is all that differs from the start only if every trained"
+            f"save_adapter: an adapter is all that differs from the start only if every trained"
             f" part is lora, with one rank and alpha; found {found or 'nothing trained'}. Freeze"
             " the others, or take model/, which holds everything"
         )

@@ -25,13 +25,13 @@ from consomme.pipelines.train.outputs import EVAL_LOSS, PLAN
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
 from consomme.pipelines.train.telling import _watch
 from consomme.storage.ledger.run_folder import RunFolder
-from consomme.storage.model_folder import anywhere
+from consomme.storage.model_folder import portable_path
 from consomme.storage.shards import expand
 from consomme.storage.stores.open import absolute_url
 
 if TYPE_CHECKING:
     from consomme.pipelines.train.machine import Machine
-    from consomme.train.planner import Plan
+    from consomme.train.planner import ResourcePlan
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def fit_on_ray(recipe: TrainRecipe, start: str, attempt: Run) -> dict[str, Any]:
             f"num_workers={least} needs {wanted - beside:g} CPUs and evaluation {beside:g}, the"
             f" cluster has {num_cpus()}; lower num_workers, cpus_per_worker or evaluation.cpus"
         )
-    absolute = from_anywhere(recipe)
+    absolute = with_absolute_paths(recipe)
     machine = machine_of_cluster(use_gpu)
     made = _plan(recipe, start, folder, machine)
     trainer = Trainer(
@@ -91,7 +91,7 @@ def fit_on_ray(recipe: TrainRecipe, start: str, attempt: Run) -> dict[str, Any]:
             **storage_of(folder.url),
             failure_config=FailureConfig(max_failures=2),
             checkpoint_config=CheckpointConfig(
-                num_to_keep=recipe.keeps,
+                num_to_keep=recipe.keep_checkpoints,
                 checkpoint_score_attribute=EVAL_LOSS if recipe.evaluation.data else None,
                 checkpoint_score_order="min",
             ),
@@ -100,7 +100,7 @@ def fit_on_ray(recipe: TrainRecipe, start: str, attempt: Run) -> dict[str, Any]:
     )
     plain = to_plain(recipe)
     with (
-        opened(recipe.sinks, folder.url, recipe.name, attempt.fingerprint, plain) as writers,
+        opened(recipe.trackers, folder.url, recipe.name, attempt.fingerprint, plain) as writers,
         Progress(recipe.num_steps, "train", "steps") as progress,
         _watch(folder, progress, writers),
     ):
@@ -108,7 +108,7 @@ def fit_on_ray(recipe: TrainRecipe, start: str, attempt: Run) -> dict[str, Any]:
     summary: dict[str, Any] | ConsommeError = result.return_value
     if isinstance(summary, ConsommeError):
         raise summary
-    if recipe.exports == "best":
+    if recipe.export_checkpoint == "best":
         loss = {one: metrics[EVAL_LOSS] for one, metrics in result.best_checkpoints}
         best = min(loss, key=lambda one: loss[one])
         summary["exported_step"] = ray.get(
@@ -119,13 +119,13 @@ def fit_on_ray(recipe: TrainRecipe, start: str, attempt: Run) -> dict[str, Any]:
     return summary | {"flops_per_token": made.flops_per_token, "gpu_name": machine.gpu_name}
 
 
-def _plan(recipe: TrainRecipe, start: str, folder: RunFolder, machine: Machine) -> Plan:
+def _plan(recipe: TrainRecipe, start: str, folder: RunFolder, machine: Machine) -> ResourcePlan:
     """Work out what the run takes, tell it, and stop what cannot fit."""
     from consomme.pipelines.train import machine as train_fit
     from consomme.pipelines.train import plan as train_plan
 
     made = train_plan.plan_of(recipe, start, machine)
-    for line in (*train_plan.told(made), *made.notes):
+    for line in (*train_plan.summary_lines(made), *made.notes):
         logger.info("train: %s", line)
     folder.store.write(PLAN, json.dumps(train_plan.as_json(made), indent=1).encode())
     train_fit.check(made, machine, recipe)
@@ -154,11 +154,11 @@ def _export_checkpoint(checkpoint: Any, recipe: TrainRecipe, start: str, folder:
     """Make a checkpoint the run's model; returns its step."""
     from safetensors.torch import load_file
 
-    from consomme.pipelines.train.checkpoint import WEIGHTS, Seen
+    from consomme.pipelines.train.checkpoint import WEIGHTS, TrainState
     from consomme.pipelines.train.export import export
 
     with checkpoint.as_directory() as path:
-        seen = Seen.of(Path(path))
+        seen = TrainState.of(Path(path))
         moved = load_file(Path(path) / WEIGHTS)
     export(recipe, start, seen.layers or (), moved, folder)
     return seen.step
@@ -182,7 +182,7 @@ def _in_thread(action: Callable[[], Any]) -> Any:
     return outcome.result()
 
 
-def from_anywhere(recipe: TrainRecipe) -> TrainRecipe:
+def with_absolute_paths(recipe: TrainRecipe) -> TrainRecipe:
     """Make the data's paths absolute: Ray Train's workers have another current directory."""
 
     def found(source: TrainSource) -> TrainSource:
@@ -198,7 +198,7 @@ def from_anywhere(recipe: TrainRecipe) -> TrainRecipe:
     )
     layers = recipe.layers
     if tuned := layers.get("tuned"):
-        layers = layers | {"tuned": anywhere(tuned)}
+        layers = layers | {"tuned": portable_path(tuned)}
     return dataclasses.replace(
         recipe, data=tuple(map(found, recipe.data)), evaluation=evaluation, layers=layers
     )

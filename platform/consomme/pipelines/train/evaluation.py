@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from consomme.pipelines.train.batches import Tables
-from consomme.pipelines.train.checkpoint import WEIGHTS, Seen
+from consomme.pipelines.train.batches import Collator
+from consomme.pipelines.train.checkpoint import WEIGHTS, TrainState
 from consomme.pipelines.train.export import open_trained
 from consomme.pipelines.train.outputs import EVAL_LOSS, EVALUATIONS
 from consomme.pipelines.train.recipe import TrainRecipe
-from consomme.pipelines.train.samples import Prepared, Preparer, plan_source
+from consomme.pipelines.train.samples import PreparedSample, Preparer, plan_source
 from consomme.storage.ledger.run_folder import RunFolder
 
 
@@ -38,22 +38,22 @@ def evaluate_checkpoint(
     from safetensors.torch import load_file
 
     from consomme.models.batches import IGNORE_INDEX, Batcher
-    from consomme.models.chat_prefix import dialogue_for
+    from consomme.models.chat_prefix import chat_encoder_for
     from consomme.train.loop import sum_nll
 
     # A task without a GPU of its own may still see those that training holds.
     device = torch.device("cuda" if recipe.evaluation.gpus else "cpu")
     torch.set_num_threads(max(1, int(recipe.evaluation.cpus)))
     with checkpoint.as_directory() as path:
-        seen = Seen.of(Path(path))
+        seen = TrainState.of(Path(path))
         moved = load_file(Path(path) / WEIGHTS)
     model, processor, _ = open_trained(recipe, start, seen.layers or (), moved)
     model.eval().to(device)
-    dialogue = dialogue_for(model.config, processor)
-    batcher = Batcher(model, dialogue.tokenizer)
-    tables = Tables(batcher=batcher, dialogue=dialogue, is_packed=False)
+    chat = chat_encoder_for(model.config, processor)
+    batcher = Batcher(model, chat.tokenizer)
+    tables = Collator(batcher=batcher, chat=chat, is_packed=False)
     max_tokens = model.config.get_text_config().max_position_embeddings
-    samples = list(_samples(recipe, Preparer(recipe, dialogue, max_tokens)))
+    samples = list(_samples(recipe, Preparer(recipe, chat, max_tokens)))
     total, tokens = 0.0, 0
     with torch.inference_mode():
         for at in range(0, len(samples), recipe.micro_batch):
@@ -66,7 +66,7 @@ def evaluate_checkpoint(
     return {EVAL_LOSS: total / tokens}
 
 
-def _samples(recipe: TrainRecipe, preparer: Preparer) -> Iterator[Prepared]:
+def _samples(recipe: TrainRecipe, preparer: Preparer) -> Iterator[PreparedSample]:
     """Yield the first samples of each source, equally many, as they are."""
     num_sources = len(recipe.evaluation.data)
     for number, source in enumerate(recipe.evaluation.data):

@@ -61,7 +61,7 @@ def export(
         if has_adapters:
             from consomme.models.lora import merge_lora, save_adapter
 
-            if recipe.keeps_adapter:
+            if recipe.save_adapter:
                 save_adapter(model, place / "adapter", recipe.model)
             merge_lora(model)
         save_vlm(place / "model", model, processor)

@@ -23,7 +23,7 @@ from consomme.base.errors import DataError
 from consomme.execution.rejects import check_rejects, top_reasons
 from consomme.pipelines.train.recipe import TrainRecipe
 from consomme.pipelines.train.samples import (
-    Prepared,
+    PreparedSample,
     Preparer,
     SourcePlan,
     UnitContents,
@@ -50,20 +50,20 @@ Through = Callable[[Sequence["ReadUnits"], int | None], Iterator[UnitContents]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class RankBatch:
     """One rank's part of a step."""
 
-    passes: list[list[list[Prepared]]]
+    passes: list[list[list[PreparedSample]]]
     """Rows of each pass through the model, and the samples of each row."""
 
-    filler: Prepared
+    filler: PreparedSample
     """For passes without a row: every rank has to take part in every pass."""
 
     state: dict[str, Any]
-    """What goes on with the next step: for `TrainFeed`."""
+    """What goes on with the next step: for `BatchServer`."""
 
 
-class TrainFeed:
+class BatchServer:
     """Deals out the steps of a run, in order."""
 
     def __init__(
@@ -99,9 +99,9 @@ class TrainFeed:
             mixture,
             next_batch=state["next_batch"] if state else 0,
         )
-        self._made: dict[int, tuple[list[Prepared], dict[str, Any], set[int]]] = {}
+        self._made: dict[int, tuple[list[PreparedSample], dict[str, Any], set[int]]] = {}
 
-    def _source(self, number: int, place: Any) -> SourceStream[Prepared]:
+    def _source(self, number: int, place: Any) -> SourceStream[PreparedSample]:
         plan = self.plans[number]
         order = UnitOrder(
             len(plan.works),
@@ -149,16 +149,16 @@ class TrainFeed:
                 " limit"
             )
 
-    def peek(self, num_samples: int) -> list[Prepared]:
+    def peek(self, num_samples: int) -> list[PreparedSample]:
         """Return the first samples that will be dealt out, without dealing them."""
-        found: list[Prepared] = []
+        found: list[PreparedSample] = []
         for batch in itertools.count(self.stream.next_batch - len(self._made)):
             found += self._batch(batch)[0]
             if len(found) >= num_samples:
                 return found[:num_samples]
         raise AssertionError("the stream is endless")
 
-    def take(self, batch: int, rank: int, world: int) -> Share:
+    def take(self, batch: int, rank: int, world: int) -> RankBatch:
         """Return one rank's part of a batch; every rank asks for every batch, in order.
 
         Raises:
@@ -173,13 +173,13 @@ class TrainFeed:
         else:
             lengths = [sample.num_tokens for sample in samples]
             shares = packed(lengths, world, self.recipe.pack_tokens)
-        return Share(
+        return RankBatch(
             passes=[[[samples[k] for k in row] for row in rows] for rows in shares[rank]],
             filler=samples[0],
             state=state,
         )
 
-    def _batch(self, batch: int) -> tuple[list[Prepared], dict[str, Any], set[int]]:
+    def _batch(self, batch: int) -> tuple[list[PreparedSample], dict[str, Any], set[int]]:
         while batch not in self._made:
             if batch < self.stream.next_batch:
                 raise ValueError(f"batch {batch} was dealt out before")
@@ -263,7 +263,7 @@ class ReadUnits:
 
     def __call__(self) -> Iterator[UnitContents]:
         """Yield what is in each."""
-        preparer = Preparer(self.recipe, *_dialogue(self.start))
+        preparer = Preparer(self.recipe, *_chat_encoder(self.start))
         source = self.recipe.data[self.number]
         for work in self.works:
             yield preparer.read(source, work, self.number, self.epoch)
@@ -275,26 +275,26 @@ class ReadUnits:
 
 
 @functools.cache
-def _dialogue(start: str) -> tuple[Any, int]:
+def _chat_encoder(start: str) -> tuple[Any, int]:
     """Open how to talk to a model, once per process, and how many positions it has."""
-    from consomme.models.chat_prefix import dialogue_for
+    from consomme.models.chat_prefix import chat_encoder_for
     from consomme.models.weights import open_talk
 
     config, processor = open_talk(model_folder(start))
-    return dialogue_for(config, processor), config.get_text_config().max_position_embeddings
+    return chat_encoder_for(config, processor), config.get_text_config().max_position_embeddings
 
 
 def through_ray(reads: Sequence[ReadUnits], num_readers: int | None) -> Iterator[UnitContents]:
     """Read by Ray Data, as far ahead as it has room, and yield the contents in order."""
     import ray.data
 
-    from consomme.execution.datasource import Task, UnitSource, unit_context, where_cpus_are
+    from consomme.execution.datasource import UnitReadTask, UnitSource, unit_context, where_cpus_are
     from consomme.execution.session import num_cpus
 
     # Blocks leave in the order of the units.
     unit_context().execution_options.preserve_order = True
     blocks = ray.data.read_datasource(
-        UnitSource("TrainUnits", [Task(read.tables, len(read.works)) for read in reads]),
+        UnitSource("TrainUnits", [UnitReadTask(read.tables, len(read.works)) for read in reads]),
         override_num_blocks=len(reads),
         concurrency=num_readers or max(1, num_cpus() // 4),
         # Training may hold every CPU there is; on a cluster readers go to all nodes.

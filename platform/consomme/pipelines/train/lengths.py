@@ -14,7 +14,7 @@ from typing import Any
 
 from consomme.base.sample import Reject
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
-from consomme.pipelines.train.samples import Prepared, Preparer, encode, plan_source
+from consomme.pipelines.train.samples import PreparedSample, Preparer, encode, plan_source
 from consomme.storage.captions import reader
 from consomme.storage.shards import expand
 
@@ -44,14 +44,14 @@ class Lengths:
 
 def lengths_of(recipe: TrainRecipe, start: str, notes: list[str]) -> Lengths:
     """Look at the first samples of each source."""
-    from consomme.models.chat_prefix import dialogue_for
+    from consomme.models.chat_prefix import chat_encoder_for
     from consomme.models.weights import open_talk
     from consomme.train.cost import SampleShape
 
     config, processor = open_talk(start)
-    dialogue = dialogue_for(config, processor)
+    chat = chat_encoder_for(config, processor)
     limit = config.get_text_config().max_position_embeddings
-    preparer = Preparer(recipe, dialogue, limit)
+    preparer = Preparer(recipe, chat, limit)
     samples = [
         one for number, source in enumerate(recipe.data) for one in _first(preparer, source, number)
     ]
@@ -65,7 +65,7 @@ def lengths_of(recipe: TrainRecipe, start: str, notes: list[str]) -> Lengths:
         )
         nominal = SampleShape(num_tokens=NOMINAL_TOKENS, num_labelled=NOMINAL_TOKENS)
         return Lengths(mean=nominal, in_pass=None, num_rows=rows, num_passes=passes)
-    figures = [_figures(encode(dialogue, sample)) for sample in samples]
+    figures = [_figures(encode(chat, sample)) for sample in samples]
     columns = list(zip(*figures, strict=True))
     mean, most = [sum(c) / len(c) for c in columns], [max(c) for c in columns]
     notes.append(
@@ -94,13 +94,13 @@ def _figures(row: Any) -> tuple[int, int, int, int]:
     return len(row.input_ids), row.num_tokens, row.pixels.num_tokens, values
 
 
-def _first(preparer: Preparer, source: TrainSource, number: int) -> list[Prepared]:
+def _first(preparer: Preparer, source: TrainSource, number: int) -> list[PreparedSample]:
     """Prepare the first samples of a source: of its first unit, and of its first shard."""
     if source.inputs:
         source = dataclasses.replace(source, inputs=tuple(expand(source.inputs))[:1])
     work = plan_source(source, f"data[{number}]").works[0]
     wanted = None if work.rows is None else set(work.rows)
-    found: list[Prepared] = []
+    found: list[PreparedSample] = []
     for row, sample in reader(source.captions, only_new=source.only_recaptioned)(work.unit)[0]:
         if len(found) == NUM_LOOKED_AT:
             break

@@ -15,7 +15,7 @@ from consomme.base.errors import RecipeError
 from consomme.pipelines.train.recipe import TrainRecipe
 
 if TYPE_CHECKING:
-    from consomme.train.planner import Plan
+    from consomme.train.planner import ResourcePlan
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def _gpu() -> tuple[str, int]:
     return found.name, found.total_memory
 
 
-def check(made: Plan, machine: Machine, recipe: TrainRecipe) -> None:
+def check(made: ResourcePlan, machine: Machine, recipe: TrainRecipe) -> None:
     """Stop what cannot fit, and warn of what may not.
 
     Raises:
@@ -104,7 +104,7 @@ def check(made: Plan, machine: Machine, recipe: TrainRecipe) -> None:
         )
 
 
-def misfit(made: Plan, machine: Machine, recipe: TrainRecipe) -> str | None:
+def misfit(made: ResourcePlan, machine: Machine, recipe: TrainRecipe) -> str | None:
     """Say why a run cannot fit, and what would; None if nothing is known to be against it."""
     found = _misfit(made, machine, only_exact=True)
     if not found:
@@ -122,7 +122,7 @@ def misfit(made: Plan, machine: Machine, recipe: TrainRecipe) -> str | None:
     )
 
 
-def _misfit(made: Plan, machine: Machine, *, only_exact: bool) -> str | None:
+def _misfit(made: ResourcePlan, machine: Machine, *, only_exact: bool) -> str | None:
     if machine.gpu_bytes is not None:
         need = made.on_device(only_exact=only_exact)
         if need > machine.gpu_bytes:

@@ -17,7 +17,7 @@ from consomme.pipelines.train.recipe import TrainRecipe
 from consomme.storage.model_folder import model_folder
 
 if TYPE_CHECKING:
-    from consomme.train.planner import Plan
+    from consomme.train.planner import ResourcePlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +42,15 @@ def plan(recipe: TrainRecipe) -> TrainPlan:
     return TrainPlan(
         name=recipe.name,
         table=table_of(made),
-        notes=(*told(made), *made.notes, *([f"on this machine: {problem}"] if problem else [])),
+        notes=(
+            *summary_lines(made),
+            *made.notes,
+            *([f"on this machine: {problem}"] if problem else []),
+        ),
     )
 
 
-def plan_of(recipe: TrainRecipe, start: str, machine: Machine) -> Plan:
+def plan_of(recipe: TrainRecipe, start: str, machine: Machine) -> ResourcePlan:
     """Plan a run.
 
     Args:
@@ -57,7 +61,7 @@ def plan_of(recipe: TrainRecipe, start: str, machine: Machine) -> Plan:
     import torch
 
     from consomme.models.weights import open_shapes
-    from consomme.train.activations import Kept, kept
+    from consomme.train.activations import SavedActivations, saved_activations
     from consomme.train.cost import step_cost
     from consomme.train.parallel.registry import PARALLELISMS
     from consomme.train.planner import make_plan, tensors_of
@@ -94,10 +98,10 @@ def plan_of(recipe: TrainRecipe, start: str, machine: Machine) -> Plan:
     model, trained = (whole, trained_whole)
     if len(selected) < num_layers:
         model, trained = marked(selected)
-    found: Kept | None = None
+    found: SavedActivations | None = None
     if lengths.in_pass is not None:
         try:
-            found = kept(
+            found = saved_activations(
                 model,
                 trained.lowest_layer,
                 lengths.in_pass,
@@ -130,14 +134,14 @@ def _selected(recipe: TrainRecipe, num_layers: int, notes: list[str]) -> tuple[i
 
     selector = LAYER_SELECTORS.build(recipe.layers, "layers")
     if isinstance(selector, ByScore):
-        notes.append("layers are chosen by score later; planned as if they were spread evenly")
+        notes.append("layers are chosen by score later; planned as if they were distributed evenly")
         selector = SparseUniform(fraction=selector.fraction, count=selector.count)
     if isinstance(selector, Rotating):
         notes.append("layers rotate; planned for one draw, checkpoints hold what all draws move")
     return selector(num_layers, None)
 
 
-def told(made: Plan) -> list[str]:
+def summary_lines(made: ResourcePlan) -> list[str]:
     """Say in a few lines what a run takes."""
     from consomme.train.planner import ACTIVATIONS, EXACT
 
@@ -160,7 +164,7 @@ def told(made: Plan) -> list[str]:
     ]
 
 
-def table_of(made: Plan) -> dict[str, Any]:
+def table_of(made: ResourcePlan) -> dict[str, Any]:
     """Memory by kind as a table."""
     from consomme.train.planner import EXACT
 
@@ -182,7 +186,7 @@ def table_of(made: Plan) -> dict[str, Any]:
     return {"title": title, "columns": ["kind", first, other, "how sure"], "rows": rows}
 
 
-def as_json(made: Plan) -> dict[str, Any]:
+def as_json(made: ResourcePlan) -> dict[str, Any]:
     """A plan as it is stored, with what is derived from it."""
     plain: dict[str, Any] = dataclasses.asdict(made)
     plain["kinds"] = {kind: one._asdict() for kind, one in made.kinds.items()}

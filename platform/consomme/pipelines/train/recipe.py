@@ -102,14 +102,14 @@ class TrainRecipe:
     head: Part | None = None
     """How the final norm and the output matrix are trained; null as for the embeddings."""
 
-    keeps_adapter: bool = False
+    save_adapter: bool = False
     """Also write what `lora` learned as `adapter/`, in PEFT's format, which engines can load beside
     the model that training started from."""
 
     parallelism: dict[str, Any] = strategy(
         "consomme.train.parallel.registry:PARALLELISMS", default={"name": "ddp"}
     )
-    """How the model is spread over the workers; see consomme/train/parallel/registry.py."""
+    """How the model is sharded over the workers; see consomme/train/parallel/registry.py."""
 
     num_steps: int = 100
     """Optimizer updates."""
@@ -176,12 +176,12 @@ class TrainRecipe:
     evaluation: Evaluation = field(default_factory=Evaluation)
     """The loss on other samples at each checkpoint, measured beside training."""
 
-    exports: Literal["last", "best"] = "last"
+    export_checkpoint: Literal["last", "best"] = "last"
     """Which checkpoint becomes the model: the last one, or the one with the least loss in
     `evaluation`."""
 
-    sinks: tuple[dict[str, Any], ...] = strategy(
-        "consomme.pipelines.train.trackers:SINKS", default=()
+    trackers: tuple[dict[str, Any], ...] = strategy(
+        "consomme.pipelines.train.trackers:TRACKERS", default=()
     )
     """Where figures go while training goes on; see consomme/pipelines/train/trackers.py."""
 
@@ -195,7 +195,7 @@ class TrainRecipe:
     checkpoint_every: int = runtime(50)
     """Steps between checkpoints; a killed run goes on from the last one."""
 
-    keeps: int = runtime(2)
+    keep_checkpoints: int = runtime(2)
     """Checkpoints that are kept: the last ones, or if they are evaluated the best and the last."""
 
     micro_batch: int = runtime(32)

@@ -14,7 +14,7 @@ from consomme.execution.session import ray_session
 from consomme.pipelines.train.checks import _check_adapter
 from consomme.pipelines.train.outputs import CURVE
 from consomme.pipelines.train.recipe import TrainRecipe
-from consomme.storage.model_folder import anywhere, model_content_hash, model_folder
+from consomme.storage.model_folder import model_content_hash, model_folder, portable_path
 from consomme.storage.shards import find_shards, shards_fingerprint
 
 if TYPE_CHECKING:
@@ -32,24 +32,24 @@ def run(recipe: TrainRecipe) -> Manifest:
             f"global_batch={recipe.global_batch} is less than num_workers={recipe.num_workers}:"
             " some workers would have no sample in a step; raise it or take fewer workers"
         )
-    at_least_one = ("shuffle_units", "max_upscale", "checkpoint_every", "keeps")
+    at_least_one = ("shuffle_units", "max_upscale", "checkpoint_every", "keep_checkpoints")
     for key, least in ((key, 1) for key in at_least_one):
         if getattr(recipe, key) < least:
             raise RecipeError(f"{key}: found {getattr(recipe, key)}, expected at least {least}")
     for key in ("pack_tokens", "num_readers"):
         if getattr(recipe, key) is not None and getattr(recipe, key) < 1:
             raise RecipeError(f"{key}: found {getattr(recipe, key)}, expected at least 1, or null")
-    if recipe.exports == "best" and not recipe.evaluation.data:
+    if recipe.export_checkpoint == "best" and not recipe.evaluation.data:
         raise RecipeError(
-            "exports: found best, but evaluation.data is empty, so no checkpoint is better than"
-            " another; name samples to measure them on, or set exports=last"
+            "export_checkpoint: found best, but evaluation.data is empty, so no checkpoint is"
+            " better than another; name samples to measure them on, or set export_checkpoint=last"
         )
     if recipe.min_workers is not None and not 1 <= recipe.min_workers <= recipe.num_workers:
         raise RecipeError(
             f"min_workers: found {recipe.min_workers}, expected 1 to num_workers"
             f"={recipe.num_workers}, or null"
         )
-    if recipe.keeps_adapter:
+    if recipe.save_adapter:
         _check_adapter(recipe.trainability)
     start = model_folder(recipe.model)
     inputs = {"model": model_content_hash(start)}
@@ -73,15 +73,15 @@ def run(recipe: TrainRecipe) -> Manifest:
     from consomme.pipelines.train.driver import fit_on_ray
     from consomme.pipelines.train.machine import utilization
     from consomme.pipelines.train.outputs import evaluations
-    from consomme.pipelines.train.telling import figures
+    from consomme.pipelines.train.telling import step_metrics
 
     with ray_session():
-        result = fit_on_ray(recipe, anywhere(recipe.model), attempt)
+        result = fit_on_ray(recipe, portable_path(recipe.model), attempt)
     counts, peak = result.pop("counts"), result.pop("peak_bytes")
     curve = json.loads(attempt.folder.store.read(CURVE))
     with MetricsLog(attempt.folder.store, resume_step=0) as log:
         for point in curve:
-            for name, value in figures(point).items():
+            for name, value in step_metrics(point).items():
                 log.log(name, value, point["step"])
         for point in (found := evaluations(attempt.folder)):
             log.log("eval/loss_nats", point["loss"], int(point["step"]))
@@ -100,5 +100,5 @@ def run(recipe: TrainRecipe) -> Manifest:
         | ({"eval/best_loss_nats": min(p["loss"] for p in found)} if found else {})
         | utilization(recipe, result["gpu_name"], result["flops_per_token"], tokens_per_s),
         outputs={"model": "model", "curve": CURVE, "rejects": "rejects"}
-        | ({"adapter": "adapter"} if recipe.keeps_adapter else {}),
+        | ({"adapter": "adapter"} if recipe.save_adapter else {}),
     )

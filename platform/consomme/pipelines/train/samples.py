@@ -28,7 +28,7 @@ from consomme.vision.decode import DecodeProblem, decode
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class PreparedSample:
     """One sample that can be trained on."""
 
     sample: Sample
@@ -46,7 +46,7 @@ class UnitContents:
     """What of a unit can be trained on, in the order of its rows, and what cannot."""
 
     unit_id: str
-    samples: list[Prepared]
+    samples: list[PreparedSample]
     rejects: list[Reject]
 
 
@@ -102,15 +102,15 @@ def plan_source(source: TrainSource, name: str) -> SourcePlan:
 class Preparer:
     """Reads units for one model."""
 
-    def __init__(self, recipe: TrainRecipe, dialogue: Any, max_tokens: int) -> None:
+    def __init__(self, recipe: TrainRecipe, chat: Any, max_tokens: int) -> None:
         """Keep what samples are made for.
 
         Args:
             recipe: For its sources, and what is varied from epoch to epoch.
-            dialogue: The model's `Dialogue`.
+            chat: The model's `ChatEncoder`.
             max_tokens: Positions the language model has.
         """
-        self.recipe, self.dialogue, self.max_tokens = recipe, dialogue, max_tokens
+        self.recipe, self.chat, self.max_tokens = recipe, chat, max_tokens
 
     def read(self, source: TrainSource, work: Work, number: int, epoch: int) -> UnitContents:
         """Read one unit.
@@ -141,7 +141,7 @@ class Preparer:
 
     def prepare(
         self, sample: Sample, source: TrainSource, draw: random.Random
-    ) -> Prepared | Reject:
+    ) -> PreparedSample | Reject:
         """Make one sample ready, or say why it cannot be trained on."""
         from consomme.models.encoded import PictureRefusedError
 
@@ -152,9 +152,9 @@ class Preparer:
         if source.shuffle_turns:
             turns = shuffled(turns, draw)
         scale = draw.uniform(1, self.recipe.max_upscale)
-        made = Prepared(sample=replace(sample, turns=turns), num_tokens=0, scale=scale)
+        made = PreparedSample(sample=replace(sample, turns=turns), num_tokens=0, scale=scale)
         try:
-            spoken = encode(self.dialogue, made, image)
+            spoken = encode(self.chat, made, image)
         except PictureRefusedError as error:
             return reject_of(sample, "image_not_encodable", str(error))
         except DataError as error:
@@ -166,24 +166,24 @@ class Preparer:
         return replace(made, num_tokens=num_tokens)
 
 
-def encode(dialogue: Any, prepared: Prepared, image: Image.Image | None = None) -> Any:
+def encode(chat: Any, prepared: PreparedSample, image: Image.Image | None = None) -> Any:
     """Put a sample into tokens and pixels; a model without eyes gets its words alone.
 
     Args:
-        dialogue: The model's `Dialogue`.
+        chat: The model's `ChatEncoder`.
         prepared: The sample.
         image: Its picture, if it was decoded before.
     """
     turns = prepared.sample.turns
-    if not dialogue.has_eyes:
-        return dialogue.encode(turns, None)
+    if not chat.has_vision:
+        return chat.encode(turns, None)
     picture = decode(prepared.sample.image) if image is None else image
     if isinstance(picture, DecodeProblem):
         raise DataError(f"{prepared.sample.sample_id}: {picture.reason}: {picture.detail}")
     if prepared.scale != 1.0:
         size = (round(picture.width * prepared.scale), round(picture.height * prepared.scale))
         picture = picture.resize(size, Image.Resampling.BICUBIC)
-    return dialogue.encode(turns, picture)
+    return chat.encode(turns, picture)
 
 
 def shuffled(turns: Sequence[Turn], draw: random.Random) -> tuple[Turn, ...]:

@@ -15,13 +15,15 @@ from consomme.storage.ledger.run_folder import RunFolder
 from consomme.train.parts import TrainableRow, summarise
 
 if TYPE_CHECKING:
-    from consomme.pipelines.train.trackers import Writer
+    from consomme.pipelines.train.trackers import MetricsWriter
 
 logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def _watch(folder: RunFolder, progress: Progress, writers: Sequence[Writer]) -> Iterator[None]:
+def _watch(
+    folder: RunFolder, progress: Progress, writers: Sequence[MetricsWriter]
+) -> Iterator[None]:
     """Advance the progress line by what rank 0 writes into the run folder, wherever it runs.
 
     Steps that are new are handed on to the sinks; those of an earlier attempt were then.
@@ -38,13 +40,13 @@ def _watch(folder: RunFolder, progress: Progress, writers: Sequence[Writer]) -> 
             if not is_told and folder.store.exists(TRAINABLE):
                 is_told = True
                 rows = json.loads(folder.store.read(TRAINABLE))
-                for line in told(TrainableRow(**row) for row in rows):
+                for line in summary_lines(TrainableRow(**row) for row in rows):
                     logger.info("train: %s", line)
             steps = _steps(folder)
             progress.advance(max(0, len(steps) - progress.done))
             for point in steps[told_steps:]:
                 for writer in writers:
-                    writer.log(figures(point), int(point["step"]))
+                    writer.log(step_metrics(point), int(point["step"]))
             told_steps = max(told_steps, len(steps))
             if ended:
                 return
@@ -65,7 +67,7 @@ def _steps(folder: RunFolder) -> list[dict[str, float]]:
     return steps
 
 
-def figures(point: Mapping[str, float]) -> dict[str, float]:
+def step_metrics(point: Mapping[str, float]) -> dict[str, float]:
     """Name the figures of a step."""
     return {
         "train/loss_nats": point["loss"],
@@ -76,7 +78,7 @@ def figures(point: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def told(rows: Iterable[TrainableRow]) -> list[str]:
+def summary_lines(rows: Iterable[TrainableRow]) -> list[str]:
     """Say what is trained, a line for each part, and one for all of it."""
     lines = summarise(rows)
     trained, every = (sum(getattr(x, k) for x in lines) for k in ("num_trained", "num_parameters"))

@@ -17,7 +17,7 @@ from consomme.base.errors import RecipeError
 from consomme.base.registry import Registry
 
 
-class Writer(Protocol):
+class MetricsWriter(Protocol):
     """An open sink."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -27,10 +27,12 @@ class Writer(Protocol):
         """Send what is left."""
 
 
-class Sink(Protocol):
+class Tracker(Protocol):
     """Somewhere that figures go."""
 
-    def __call__(self, folder: str, name: str, mark: str, recipe: Mapping[str, Any]) -> Writer:
+    def __call__(
+        self, folder: str, name: str, mark: str, recipe: Mapping[str, Any]
+    ) -> MetricsWriter:
         """Open it, or open it again.
 
         Args:
@@ -44,10 +46,10 @@ class Sink(Protocol):
         """
 
 
-SINKS: Registry[Sink] = Registry("sink", "consomme/pipelines/train/trackers.py")
+TRACKERS: Registry[Tracker] = Registry("sink", "consomme/pipelines/train/trackers.py")
 
 
-@SINKS.register("tensorboard")
+@TRACKERS.register("tensorboard")
 @dataclass(frozen=True, kw_only=True)
 class TensorBoard:
     """Event files for `tensorboard --logdir`."""
@@ -55,7 +57,9 @@ class TensorBoard:
     folder: str | None = None
     """Where they are written; None puts them into the run folder, as `tensorboard/`."""
 
-    def __call__(self, folder: str, name: str, mark: str, recipe: Mapping[str, Any]) -> Writer:
+    def __call__(
+        self, folder: str, name: str, mark: str, recipe: Mapping[str, Any]
+    ) -> MetricsWriter:
         """Open a file of events; a run that goes on adds another file."""
         from tensorboardX import SummaryWriter
 
@@ -76,7 +80,7 @@ class _TensorBoard:
         self.writer.close()
 
 
-@SINKS.register("mlflow")
+@TRACKERS.register("mlflow")
 @dataclass(frozen=True, kw_only=True)
 class MLflow:
     """A run of an MLflow experiment."""
@@ -87,7 +91,9 @@ class MLflow:
     experiment: str = "consomme"
     """Its name; made if there is none."""
 
-    def __call__(self, folder: str, name: str, mark: str, recipe: Mapping[str, Any]) -> Writer:
+    def __call__(
+        self, folder: str, name: str, mark: str, recipe: Mapping[str, Any]
+    ) -> MetricsWriter:
         """Open the run with this fingerprint, or a new one."""
         mlflow = _needed("mlflow", "mlflow-skinny")
         client = mlflow.MlflowClient(self.uri)
@@ -118,7 +124,7 @@ class _MLflow:
         self.client.set_terminated(self.run)
 
 
-@SINKS.register("wandb")
+@TRACKERS.register("wandb")
 @dataclass(frozen=True, kw_only=True)
 class WeightsAndBiases:
     """A run of a Weights & Biases project."""
@@ -132,7 +138,9 @@ class WeightsAndBiases:
     mode: Literal["online", "offline"] = "online"
     """`offline` writes into the run folder, for `wandb sync` later."""
 
-    def __call__(self, folder: str, name: str, mark: str, recipe: Mapping[str, Any]) -> Writer:
+    def __call__(
+        self, folder: str, name: str, mark: str, recipe: Mapping[str, Any]
+    ) -> MetricsWriter:
         """Open the run with this fingerprint, or a new one."""
         wandb = _needed("wandb", "wandb")
         return _WeightsAndBiases(
@@ -168,15 +176,15 @@ def _needed(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise RecipeError(
-            f"sinks: {module} is not installed ({error}); run `pip install {package}`, or take this"
-            " sink out of the recipe"
+            f"trackers: {module} is not installed ({error}); run `pip install {package}`, or take"
+            " this sink out of the recipe"
         ) from error
 
 
 @contextmanager
 def opened(
     nodes: tuple[dict[str, Any], ...], folder: str, name: str, mark: str, recipe: Mapping[str, Any]
-) -> Iterator[list[Writer]]:
+) -> Iterator[list[MetricsWriter]]:
     """Open the sinks of a recipe, and close them in any case.
 
     Args:
@@ -192,7 +200,7 @@ def opened(
     with ExitStack() as stack:
         writers = []
         for node in nodes:
-            writer = SINKS.build(node, "sinks")(folder, name, mark, recipe)
+            writer = TRACKERS.build(node, "trackers")(folder, name, mark, recipe)
             stack.callback(writer.close)
             writers.append(writer)
         yield writers

@@ -3,7 +3,7 @@
 Ray Train 2.60 starts a process beside each run that frees the run's resources if its controller
 dies. It asks Ray's dashboard for signs of life; a private Ray has none, each question hangs, and
 the end of every run shorter than 40 s waits ten seconds for it. There the resources go with Ray.
-Another process hands out Ray Data sets, which we give it none of: `TrainFeed` deals our samples.
+Another process hands out Ray Data sets, which we give it none of: `BatchServer` deals our samples.
 """
 
 from __future__ import annotations

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from consomme.base.errors import ConsommeError, RecipeError
-from consomme.pipelines.train.batches import Dealer, Tables
-from consomme.pipelines.train.checkpoint import WEIGHTS, Seen, opened
+from consomme.pipelines.train.batches import Collator, RankDataLoader
+from consomme.pipelines.train.checkpoint import WEIGHTS, TrainState, opened
 from consomme.pipelines.train.export import export
 from consomme.pipelines.train.outputs import CURVE, TRAINABLE
 from consomme.pipelines.train.recipe import TrainRecipe
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import model_folder
 from consomme.train.layers import LAYER_SELECTORS, ByScore, Rotating
-from consomme.train.parts import Group, Trained
+from consomme.train.parts import ParamGroup, Trained
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +61,13 @@ class _Rank:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         with opened(ray.train.get_checkpoint()) as checkpoint:
-            self.seen = Seen.of(checkpoint)
-            self.resumed = self.seen.step
+            self.state = TrainState.of(checkpoint)
+            self.resumed = self.state.step
             # Before anything else is imported or opened: reading begins meanwhile.
-            self.dealer = Dealer(config, self.seen.data, self.rank, self.world)
+            self.loader = RankDataLoader(config, self.state.data, self.rank, self.world)
             self._open_model()
             self._choose_layers()
-            self._spread(checkpoint)
+            self._shard(checkpoint)
         self._shown = time.monotonic()
         self._preempted: int | None = -1
         """Deadline of the notice that the last checkpoint out of turn was for."""
@@ -77,32 +77,32 @@ class _Rank:
         from ray.train.torch import get_device
 
         from consomme.models.batches import Batcher
-        from consomme.models.chat_prefix import dialogue_for
+        from consomme.models.chat_prefix import chat_encoder_for
         from consomme.models.weights import open_scorer
-        from consomme.train.trainable import remember_no_past
+        from consomme.train.trainable import disable_kv_cache
 
         torch.manual_seed(self.recipe.seed)
         torch.set_num_threads(max(1, int(self.recipe.cpus_per_worker)))
         self.device = get_device()
         self.model, processor = open_scorer(model_folder(self.config["start"]))
-        remember_no_past(self.model)
-        self.dialogue = dialogue_for(self.model.config, processor)
+        disable_kv_cache(self.model)
+        self.chat = chat_encoder_for(self.model.config, processor)
         self.num_layers: int = self.model.config.get_text_config().num_hidden_layers
-        batcher = Batcher(self.model, self.dialogue.tokenizer)
+        batcher = Batcher(self.model, self.chat.tokenizer)
         is_packed = self.recipe.pack_tokens is not None
         if is_packed:
             batcher.check_packing()
-        self.tables = Tables(batcher=batcher, dialogue=self.dialogue, is_packed=is_packed)
+        self.collator = Collator(batcher=batcher, chat=self.chat, is_packed=is_packed)
 
     def _choose_layers(self) -> None:
         selector = LAYER_SELECTORS.build(self.recipe.layers, "layers")
-        if self.seen.layers is None:
+        if self.state.layers is None:
             if isinstance(selector, ByScore):
-                self.seen.scores = _scores(
-                    selector, self.model, self.dialogue, self.tables, self.dealer
+                self.state.scores = _scores(
+                    selector, self.model, self.chat, self.collator, self.loader
                 )
-            self.seen.layers = list(selector(self.num_layers, self.seen.scores))
-        self.selected = tuple(self.seen.layers)
+            self.state.layers = list(selector(self.num_layers, self.state.scores))
+        self.selected = tuple(self.state.layers)
         self.rotating = selector if isinstance(selector, Rotating) else None
         if self.rotating:
             _check_rotation(self.recipe)
@@ -112,7 +112,7 @@ class _Rank:
     def _layers_at(self, step: int) -> tuple[int, ...]:
         return self.rotating.at(step, self.num_layers) if self.rotating else self.selected
 
-    def _settle(self, layers: tuple[int, ...]) -> Trained:
+    def _set_trainable(self, layers: tuple[int, ...]) -> Trained:
         from consomme.train.trainable import set_trainable
 
         recipe = self.recipe
@@ -120,104 +120,104 @@ class _Rank:
             self.model, recipe.trainability, layers, lr=recipe.lr, weight_decay=recipe.weight_decay
         )
 
-    def _mark(self, layers: tuple[int, ...]) -> Sequence[Group]:
+    def _apply_trainability(self, layers: tuple[int, ...]) -> Sequence[ParamGroup]:
         from consomme.train.trainable import freeze
 
-        groups = self._settle(layers).groups
-        freeze(self.model, self.seen.unused or ())
+        groups = self._set_trainable(layers).groups
+        freeze(self.model, self.state.unused or ())
         return groups
 
-    def _spread(self, checkpoint: Path | None) -> None:
-        """Mark what moves, prepare the model for it, and spread it over the ranks."""
+    def _shard(self, checkpoint: Path | None) -> None:
+        """Mark what moves, prepare the model for it, and shard it over the ranks."""
         from consomme.train.loop import sum_nll
         from consomme.train.neftune import add_noise
         from consomme.train.parallel.registry import PARALLELISMS
         from consomme.train.trainable import (
             compile_layers,
-            forget_activations,
+            enable_activation_checkpointing,
+            enable_autocast,
             freeze,
             freeze_unused,
-            multiply_in_bfloat16,
         )
 
         recipe, model = self.recipe, self.model
-        moving = None
+        trainable_names = None
         if self.rotating:
-            whole = self._settle(tuple(self.every_layer))
-            moving = {name for group in whole.groups for name in group.names}
-        self.trained = self._settle(self._layers_at(max(0, self.seen.step - 1)))
+            whole = self._set_trainable(tuple(self.every_layer))
+            trainable_names = {name for group in whole.groups for name in group.names}
+        self.trained = self._set_trainable(self._layers_at(max(0, self.state.step - 1)))
         if self.rank == 0:
             table = [dataclasses.asdict(line) for line in self.trained.rows]
             self.folder.store.write(TRAINABLE, json.dumps(table, indent=1).encode())
         if recipe.activation_checkpointing:
-            forget_activations(model)
+            enable_activation_checkpointing(model)
         if recipe.precision == "bfloat16":
-            multiply_in_bfloat16(model, self.device.type)
-        if self.seen.unused is None:
-            first = self.tables.join(self.dealer.peek(1))
-            self.seen.unused = list(freeze_unused(model, lambda bare: sum_nll(bare, first)))
+            enable_autocast(model, self.device.type)
+        if self.state.unused is None:
+            first = self.collator.join(self.loader.peek(1))
+            self.state.unused = list(freeze_unused(model, lambda bare: sum_nll(bare, first)))
         else:
-            freeze(model, self.seen.unused)
+            freeze(model, self.state.unused)
         if recipe.neftune_alpha:
             add_noise(model, recipe.neftune_alpha)
         if recipe.compile:
             compile_layers(model, recipe.compile)
         build = PARALLELISMS.build(recipe.parallelism, "parallelism")
-        self.spread = build(model, self.trained.groups, self.device, moving)
+        self.sharded = build(model, self.trained.groups, self.device, trainable_names)
         if checkpoint:
-            self.spread.load(checkpoint)
+            self.sharded.load(checkpoint)
 
     def train(self) -> dict[str, Any]:
         """Train to the end; what rank 0 says of it."""
         from consomme.train.divergence import DivergedError, LossWatch
-        from consomme.train.loop import Pace, fit_in_turns
+        from consomme.train.loop import ScheduleConfig, fit_with_rotation
         from consomme.train.parallel.strategy import optimizer_bytes, peak_bytes
 
         recipe = self.recipe
-        pace = Pace(
+        schedule = ScheduleConfig(
             num_steps=recipe.num_steps,
             schedule=recipe.schedule,
             warmup_fraction=recipe.warmup_fraction,
             final_fraction=recipe.final_lr_fraction,
             max_grad_norm=recipe.max_grad_norm,
         )
-        self.dealer.deal(self.tables, self.device, recipe.num_steps - self.seen.step)
-        while self.seen.step < recipe.num_steps:
+        self.loader.deal(self.collator, self.device, recipe.num_steps - self.state.step)
+        while self.state.step < recipe.num_steps:
             try:
-                fit_in_turns(
-                    self.spread,
+                fit_with_rotation(
+                    self.sharded,
                     self._batches,
-                    pace,
-                    start=self.seen.step,
+                    schedule,
+                    start=self.state.step,
                     after_step=self._after_step,
                     layers_at=self._layers_at,
-                    mark=self._mark,
+                    apply_trainability=self._apply_trainability,
                     watch=LossWatch(
-                        recipe.max_loss_ratio, [point["loss"] for point in self.seen.curve]
+                        recipe.max_loss_ratio, [point["loss"] for point in self.state.curve]
                     ),
                 )
             except DivergedError as error:
                 self._go_back(error)
         # Before the finished model is put together, which is no part of training.
         peak = peak_bytes(self.device)
-        counts = self.dealer.check()
-        state = self.spread.moved()
-        if self.rank == 0 and recipe.exports == "last":
+        counts = self.loader.check()
+        state = self.sharded.trainable_state_dict()
+        if self.rank == 0 and recipe.export_checkpoint == "last":
             export(recipe, self.config["start"], self.selected, state, self.folder.url)
         return {
             "counts": counts,
             "layers": self.every_layer,
             "lowest_layer": self.trained.lowest_layer,
-            "layer_scores": self.seen.scores,
+            "layer_scores": self.state.scores,
             "num_layers": self.num_layers,
             "trainable": [dataclasses.asdict(row) for row in self.trained.rows],
-            "unused": self.seen.unused,
+            "unused": self.state.unused,
             "num_trainable": self.trained.num_trained,
             "num_parameters": self.trained.num_parameters,
             "world_size": self.world,
             "resumed_from_step": self.resumed,
-            "rollbacks": self.seen.rollbacks,
-            "optimizer_bytes": optimizer_bytes(self.spread.optimizer),
+            "rollbacks": self.state.rollbacks,
+            "optimizer_bytes": optimizer_bytes(self.sharded.optimizer),
             "peak_bytes": peak,
         }
 
@@ -228,7 +228,7 @@ class _Rank:
         torch.manual_seed(
             (self.recipe.seed * self.recipe.num_steps + step) * self.world + self.rank
         )
-        made, self.seen.data = self.dealer.next()
+        made, self.state.data = self.loader.next()
         return made
 
     def _after_step(self, done: Any) -> None:
@@ -236,13 +236,13 @@ class _Rank:
         import ray.train
         from safetensors.torch import save_file
 
-        self.seen.curve.append(dataclasses.asdict(done))
+        self.state.curve.append(dataclasses.asdict(done))
         is_last = done.step == self.recipe.num_steps
         # It is written whole: so the longer it is, the more seldom.
         pause = max(2.0, done.step / 1000)
         if self.rank == 0 and (time.monotonic() - self._shown > pause or is_last):
             self._shown = time.monotonic()
-            self.folder.store.write(CURVE, json.dumps(self.seen.curve).encode())
+            self.folder.store.write(CURVE, json.dumps(self.state.curve).encode())
         if (
             done.step % self.recipe.checkpoint_every
             and not is_last
@@ -251,14 +251,14 @@ class _Rank:
             return
         # It is sent to storage in the background, and deleted when it is there.
         scratch = Path(tempfile.mkdtemp(prefix="consomme-checkpoint-"))
-        self.spread.save(scratch)
+        self.sharded.save(scratch)
         is_evaluated = bool(self.recipe.evaluation.data)
         if is_evaluated:
-            moved = self.spread.moved()
+            moved = self.sharded.trainable_state_dict()
             if self.rank == 0:
                 save_file({k: v.contiguous() for k, v in moved.items()}, scratch / WEIGHTS)
         if self.rank == 0:
-            self.seen.save(scratch)
+            self.state.save(scratch)
         kept = None
         if any(scratch.iterdir()):
             kept = ray.train.Checkpoint.from_directory(str(scratch))
@@ -293,26 +293,28 @@ class _Rank:
         """
         from ray.train import CheckpointConsistencyMode, get_all_reported_checkpoints
 
-        rollbacks = [*self.seen.rollbacks, str(error)]
+        rollbacks = [*self.state.rollbacks, str(error)]
         # Waits until the last one is whole: all ranks have to go back to the same.
         kept = get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
         if not kept or len(rollbacks) > self.recipe.max_rollbacks:
             raise error
         last = max(kept, key=lambda one: one.metrics["step"]).checkpoint
-        done = self.seen.step
-        data = self.seen.data
+        done = self.state.step
+        data = self.state.data
         with opened(last) as checkpoint:
-            self.seen = Seen.of(checkpoint)
-            self.seen.data, self.seen.rollbacks = data, rollbacks
+            self.state = TrainState.of(checkpoint)
+            self.state.data, self.state.rollbacks = data, rollbacks
             if self.rotating:
                 # The optimizer has to have the groups that it had then.
-                self.spread.reselect(self._mark(self._layers_at(max(0, self.seen.step - 1))))
-            self.spread.load(checkpoint)
-        self.dealer.extend(done + 1 - self.seen.step)
+                self.sharded.set_param_groups(
+                    self._apply_trainability(self._layers_at(max(0, self.state.step - 1)))
+                )
+            self.sharded.load(checkpoint)
+        self.loader.extend(done + 1 - self.state.step)
         logger.warning(
             "%s; going on from step %d with other samples (%d of at most %d times)",
             error,
-            self.seen.step,
+            self.state.step,
             len(rollbacks),
             self.recipe.max_rollbacks,
         )
@@ -332,7 +334,7 @@ def _check_rotation(recipe: TrainRecipe) -> None:
 
 
 def _scores(
-    selector: ByScore, model: Any, dialogue: Any, tables: Tables, dealer: Dealer
+    selector: ByScore, model: Any, chat: Any, tables: Collator, loader: RankDataLoader
 ) -> list[float]:
     """Measure how much each layer matters."""
     from consomme.models.anatomy import anatomy
@@ -344,8 +346,8 @@ def _scores(
         function = getattr(layer_scores, selector.measure)
         found: list[float] = function(anatomy(model).layers, anatomy(tuned).layers)
         return found
-    probe = layer_scores.LayerProbe(model, dialogue.image_token_id)
-    some = dealer.peek(selector.num_samples)
+    probe = layer_scores.LayerProbe(model, chat.image_token_id)
+    some = loader.peek(selector.num_samples)
     few = [some[at : at + 8] for at in range(0, len(some), 8)]
     probe.watch(map(tables.join, few), attention=selector.measure == "image_attention")
     by_layer: list[float] = getattr(probe, selector.measure)()

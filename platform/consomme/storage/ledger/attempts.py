@@ -216,7 +216,7 @@ def columns(store: Store, name: str) -> Iterator[Any]:
             yield getattr(record, name)
 
 
-def sweep(store: Store) -> int:
+def remove_orphans(store: Store) -> int:
     """Remove from a closed run what no record names, and count it.
 
     These are outputs of workers that died before they committed, or came second.
@@ -232,7 +232,7 @@ def sweep(store: Store) -> int:
         at = int(np.searchsorted(named, _hash(path)))
         return at == len(named) or int(named[at]) != _hash(path)
 
-    number = store.sweep()
+    number = store.remove_orphans()
     for folder in OUTPUTS:
         number += _delete(store, (f.path for f in store.list(folder) if is_stray(f.path)))
     for folder in (_SEGMENTS, "inflight/"):

@@ -3,8 +3,8 @@
 Whoever works on a unit first writes down that it does. If that note is still there when the unit
 comes round again, the process died, or its node did. Once is an accident. After two deaths the unit
 is worked through in groups, each noted down before; a group that kills is split, and a sample that
-kills twice all alone is condemned. Then the unit is done whole, without the condemned: trying out
-changes which samples are left, never a result. Three deaths more cost one sample, not the run.
+kills twice all alone is a poison row. Then the unit is done whole, without its poison rows: trying
+out changes which samples are left, never a result. Three deaths more cost one sample, not the run.
 """
 
 import contextlib
@@ -25,10 +25,12 @@ INNOCENT_DEATHS = 1
 """Deaths a unit may have without being tried out: nodes are lost every day."""
 
 ALONE_DEATHS = 2
-"""Times a sample must kill alone to be condemned; once may be chance."""
+"""Times a sample must kill alone to be a poison row; once may be chance."""
 
-BAFFLING_DEATHS = 3
+UNEXPLAINED_DEATHS = 3
 """Deaths of a whole unit, after each group was found harmless, that fail the run."""
+
+_OLD_KEYS = {"condemned": "poison_rows", "baffling": "unexplained_deaths"}
 
 T = TypeVar("T")
 
@@ -49,20 +51,20 @@ class Note:
     alone: dict[str, int] = field(default_factory=dict)
     """Deaths of single samples, by row."""
 
-    condemned: list[int] = field(default_factory=list)
+    poison_rows: list[int] = field(default_factory=list)
     """Rows that kill."""
 
     is_tried: bool = False
     """Whether all groups were tried out."""
 
-    baffling: int = 0
+    unexplained_deaths: int = 0
     """Deaths of the whole unit after that."""
 
     def add_death(self, rows: Sequence[int]) -> None:
         """Draw the conclusion from one more death."""
         if self.testing is None:
             self.deaths += 1
-            self.baffling += self.is_tried
+            self.unexplained_deaths += self.is_tried
             if self.deaths > INNOCENT_DEATHS and not (self.is_tried or self.groups):
                 self.groups = split(rows)
         elif len(self.testing) > 1:
@@ -71,7 +73,7 @@ class Note:
             (row,) = self.testing
             self.alone[str(row)] = self.alone.get(str(row), 0) + 1
             if self.alone[str(row)] >= ALONE_DEATHS:
-                self.condemned.append(row)
+                self.poison_rows.append(row)
             else:
                 self.groups.append([row])
         self.testing = None
@@ -82,7 +84,7 @@ def note_path(unit_id: str) -> str:
     return f"inflight/{unit_id}.json"
 
 
-class Gate:
+class ReadWriteGate:
     """Lets units work side by side in one process, or one of them alone.
 
     A group that is tried out must not be blamed for its neighbour's death.
@@ -126,7 +128,7 @@ def work_safely(
     unit_id: str,
     rows: Sequence[int],
     work: Callable[[Sequence[int]], T],
-    gate: Gate | None = None,
+    gate: ReadWriteGate | None = None,
 ) -> tuple[T, list[int]]:
     """Work on a unit; if it killed its process before, leave out the samples that do.
 
@@ -141,7 +143,7 @@ def work_safely(
         gate: Shared by the units that one process works on at a time.
 
     Returns:
-        What `work` gave for the rows that are left, and the condemned rows.
+        What `work` gave for the rows that are left, and the poison rows.
 
     Raises:
         ClusterError: The unit keeps killing although no part of it does.
@@ -152,7 +154,7 @@ def work_safely(
         note = Note()
     else:
         note.add_death(rows)
-    if note.baffling >= BAFFLING_DEATHS:
+    if note.unexplained_deaths >= UNEXPLAINED_DEATHS:
         # So that the next attempt tries again from the start.
         store.delete(path)
         raise ClusterError(
@@ -161,7 +163,7 @@ def work_safely(
             " Take fewer samples per unit or a smaller batch, or give workers more memory, then"
             " run the same command again"
         )
-    gate = gate or Gate()
+    gate = gate or ReadWriteGate()
     if note.groups:
         with gate.alone():
             while note.groups:
@@ -173,8 +175,8 @@ def work_safely(
             _save(store, path, note)
     with gate.together():
         _save(store, path, note)
-        condemned = set(note.condemned)
-        return work([row for row in rows if row not in condemned]), sorted(condemned)
+        poison_rows = set(note.poison_rows)
+        return work([row for row in rows if row not in poison_rows]), sorted(poison_rows)
 
 
 def clear(store: Store, unit_id: str) -> None:
@@ -195,7 +197,8 @@ def _load(store: Store, path: str) -> Note | None:
         content: dict[str, Any] = json.loads(store.read(path))
     except FileNotFoundError:
         return None
-    return Note(**content)
+    # Notes of runs that an earlier version began.
+    return Note(**{_OLD_KEYS.get(key, key): value for key, value in content.items()})
 
 
 def _save(store: Store, path: str, note: Note) -> None:

@@ -102,7 +102,7 @@ class RunFolder:
 
     def commit(
         self,
-        attempt: int,
+        attempt_no: int,
         unit: Unit,
         files: Sequence[OutputFile],
         counts: Mapping[str, int],
@@ -116,7 +116,7 @@ class RunFolder:
         `counts` says so already.
 
         Args:
-            attempt: What `start_attempt` returned.
+            attempt_no: What `start_attempt` returned.
             unit: The unit.
             files: What `write_output` returned.
             counts: Rows by outcome.
@@ -148,30 +148,30 @@ class RunFolder:
             sums=dict(sums or {}),
             histogram=dict(histogram or {}),
         )
-        attempts.check_current(self.store, attempt)
-        path = attempts.commit_path(attempt, unit.unit_id)
+        attempts.check_current(self.store, attempt_no)
+        path = attempts.commit_path(attempt_no, unit.unit_id)
         if self.store.create(path, record.to_json()):
             return record
         try:
             return CommitRecord.from_json(self.store.read(path), join_url(self.url, path))
         except FileNotFoundError:
             # It has been packed since, or the attempt was overtaken.
-            attempts.check_current(self.store, attempt)
+            attempts.check_current(self.store, attempt_no)
             return record
 
-    def pack_commits(self, attempt: int, sequence: int, records: Sequence[CommitRecord]) -> None:
+    def pack_commits(self, attempt_no: int, sequence: int, records: Sequence[CommitRecord]) -> None:
         """Put the records of finished units into one object; see `attempts.write_segment`."""
-        attempts.write_segment(self.store, attempt, sequence, records)
+        attempts.write_segment(self.store, attempt_no, sequence, records)
 
-    def close(self, attempt: int) -> None:
+    def close(self, attempt_no: int) -> None:
         """End the ledger when every unit is committed; it then holds nothing else.
 
         Raises:
             SupersededError: A later attempt has begun.
         """
         if not self.is_closed:
-            attempts.close(self.store, attempt)
-        attempts.sweep(self.store)
+            attempts.close(self.store, attempt_no)
+        attempts.remove_orphans(self.store)
 
     def done_units(self) -> set[str]:
         """List the ids of committed units, without opening their records."""
@@ -226,7 +226,7 @@ class RunFolder:
         Returns:
             The manifest with its URL.
         """
-        self.store.sweep()
+        self.store.remove_orphans()
         self.store.write(RECIPE, recipe_yaml.encode())
         self.store.write(MANIFEST, to_json(manifest).encode())
         return dataclasses.replace(manifest, url=self.url)

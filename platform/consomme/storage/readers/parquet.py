@@ -94,7 +94,7 @@ def rows(
     Raises:
         DataError: The shard is no longer what was planned.
     """
-    stem = shard.rpartition("/")[2].rpartition(".")[0]
+    base_name = shard.rpartition("/")[2].rpartition(".")[0]
     parquet = _open(file, shard)
     _check_schema(parquet.schema_arrow, shard)
     found: list[RawRow] = []
@@ -111,7 +111,7 @@ def rows(
                     parquet = _open(file, shard, is_streamed=True)
                 records = _read_rows(parquet, group, begin, end)
             for number, record in enumerate(records, start=first):
-                name, reference = f"{stem}-{number:08d}", f"{shard}#{number}"
+                name, reference = f"{base_name}-{number:08d}", f"{shard}#{number}"
                 found.append(_raw_row(name, reference, record, store, source))
         position += num_rows
     return found
@@ -223,8 +223,8 @@ def _read_rows(parquet: pq.ParquetFile, group: int, begin: int, end: int) -> lis
         problem = f"the row group ends after {position} rows"
     # As above; what is not damage is raised again.
     except Exception as error:
-        told = _judge(error, "", "the row group")
-        if not isinstance(told, DataError):
+        judged = _judge(error, "", "the row group")
+        if not isinstance(judged, DataError):
             raise
         problem = f"the row group cannot be read: {error}"
     missing = end - begin - len(found)

@@ -220,8 +220,8 @@ def _raw_row(
         start: Row in the file at which the range begins.
         source: Name of the data set.
     """
-    stem = shard.rpartition("/")[2].rpartition(".")[0]
-    sample_id = f"{stem}-{start + index:08d}"
+    base_name = shard.rpartition("/")[2].rpartition(".")[0]
+    sample_id = f"{base_name}-{start + index:08d}"
     return RawRow(
         sample_id=sample_id,
         reference=f"{shard}@{offset + span[0]}+{len(span[1])}",

@@ -38,7 +38,7 @@ OWN_KEY = "consomme"
 
 
 @dataclass
-class Group:
+class MemberGroup:
     """The members of one sample."""
 
     key: str
@@ -104,11 +104,11 @@ def rows(data: bytes, *, shard: str, offset: int, source: str, count: int) -> li
     groups = _group(walk(io.BytesIO(data), len(data), is_whole=False))
     if len(groups) == count - 1:
         missing = "the shard ends without an end-of-archive marker; samples may be missing"
-        end = Group(key="", offset=len(data), end=len(data))
+        end = MemberGroup(key="", offset=len(data), end=len(data))
         end.problem = ("record_malformed", missing)
         groups.append(end)
-    stem = shard.rpartition("/")[2].removesuffix(".tar")
-    return [_raw_row(group, data, shard, stem, offset, source) for group in groups]
+    base_name = shard.rpartition("/")[2].removesuffix(".tar")
+    return [_raw_row(group, data, shard, base_name, offset, source) for group in groups]
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -118,21 +118,21 @@ def split_name(name: str) -> tuple[str, str]:
     return (folder + slash + key if key else ""), extension.lower()
 
 
-def _group(members: Iterable[Member]) -> list[Group]:
+def _group(members: Iterable[Member]) -> list[MemberGroup]:
     """Put members together; a damaged stretch joins the neighbours it has left incomplete."""
-    groups: list[Group] = []
-    end: Group | None = None
+    groups: list[MemberGroup] = []
+    end: MemberGroup | None = None
     for member in members:
         last = groups[-1] if groups else None
         if member.damage and member.offset == member.end:
-            end = Group(key="", offset=member.offset, end=member.end)
+            end = MemberGroup(key="", offset=member.offset, end=member.end)
             _add(end, member)
             continue
         if member.damage:
             if not last or not last.key or last.is_complete:
                 if last and member.is_lost and last.end == member.offset and not last.read_end:
                     last.read_end = last.end + 1
-                last = Group(key="", offset=member.offset, end=member.end)
+                last = MemberGroup(key="", offset=member.offset, end=member.end)
                 groups.append(last)
             last.is_damaged = True
             _add(last, member)
@@ -142,11 +142,11 @@ def _group(members: Iterable[Member]) -> list[Group]:
             # Hidden files, such as the ones macOS leaves in every tar, belong to no sample.
             continue
         if not last or not key or last.key != key or extension in last.members:
-            last = Group(key=key, offset=member.offset, end=member.end)
+            last = MemberGroup(key=key, offset=member.offset, end=member.end)
             groups.append(last)
         last.members[extension] = member
         _add(last, member)
-    merged: list[Group] = []
+    merged: list[MemberGroup] = []
     for group in groups:
         is_rest = not (group.images or group.is_damaged or group.is_large or not group.key)
         if merged and merged[-1].is_damaged and is_rest:
@@ -160,7 +160,7 @@ def _group(members: Iterable[Member]) -> list[Group]:
     return merged
 
 
-def _add(group: Group, member: Member) -> None:
+def _add(group: MemberGroup, member: Member) -> None:
     """Lengthen a group by a member, and note the first thing that is wrong."""
     group.end = member.end
     size = (member.end if member.damage else member.data_offset + member.size) - group.offset
@@ -186,8 +186,10 @@ def _add(group: Group, member: Member) -> None:
     group.problem = group.problem or problem
 
 
-def _raw_row(group: Group, data: bytes, shard: str, stem: str, offset: int, source: str) -> RawRow:
-    key = printable(group.key, MAX_NAME_BYTES) or f"{stem}@{offset + group.offset}"
+def _raw_row(
+    group: MemberGroup, data: bytes, shard: str, base_name: str, offset: int, source: str
+) -> RawRow:
+    key = printable(group.key, MAX_NAME_BYTES) or f"{base_name}@{offset + group.offset}"
     return RawRow(
         sample_id=key,
         reference=f"{shard}@{offset + group.offset}+{group.end - group.offset}",
@@ -195,7 +197,7 @@ def _raw_row(group: Group, data: bytes, shard: str, stem: str, offset: int, sour
     )
 
 
-def _parse(group: Group, data: bytes, source: str) -> Sample:
+def _parse(group: MemberGroup, data: bytes, source: str) -> Sample:
     if group.problem:
         raise RowError(*group.problem)
     images = group.images

@@ -130,7 +130,7 @@ class GcsStore(BucketStore):
             while batch := list(itertools.islice(rest, _PAGE)):
                 list(pool.map(self.delete, batch))
 
-    def sweep(self, prefix: str = "") -> int:
+    def remove_orphans(self, prefix: str = "") -> int:
         """Nothing to do: what was not uploaded whole cannot be seen, and goes away by itself."""
         return 0
 

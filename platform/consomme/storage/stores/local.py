@@ -100,7 +100,7 @@ class LocalStore:
         for path in paths:
             self.delete(path)
 
-    def sweep(self, prefix: str = "") -> int:
+    def remove_orphans(self, prefix: str = "") -> int:
         """Remove temporary files that were never renamed; see `Store.sweep`."""
         number = 0
         for file in self._walk(_folder_of(prefix), prefix, temporary=True):

@@ -142,7 +142,7 @@ class S3Store(BucketStore):
             left = set(keys)
             self._try("", functools.partial(self._delete, left))
 
-    def sweep(self, prefix: str = "") -> int:
+    def remove_orphans(self, prefix: str = "") -> int:
         """Drop uploads in parts that were never joined; see `Store.sweep`.
 
         They cannot be seen, but cost as much as files. Where the credentials or the server do not

@@ -76,7 +76,7 @@ class Store(Protocol):
         """Remove files, many in one request where the storage can."""
         ...
 
-    def sweep(self, prefix: str = "") -> int:
+    def remove_orphans(self, prefix: str = "") -> int:
         """Remove what writers that died left half written below `prefix`, and count it.
 
         Call it only when nobody writes there: a write under way would fail, and be repeated.

@@ -1,4 +1,4 @@
-"""What torch itself offers to spread a model: copies of all of it, or shards of each tensor."""
+"""What torch itself offers to shard a model: copies of all of it, or shards of each tensor."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from consomme.models.anatomy import anatomy
 from consomme.train.divergence import check_norm
 from consomme.train.parallel.strategy import (
     PARALLELISMS,
-    Spread,
-    check_moved,
+    ShardedModel,
+    check_trainable_names,
     make_optimizer,
     names_of,
     only,
     there,
     world_size,
 )
-from consomme.train.parts import Group
+from consomme.train.parts import ParamGroup
 
 
 @PARALLELISMS.register("ddp")
@@ -35,19 +35,23 @@ class Ddp:
     def __call__(
         self,
         model: nn.Module,
-        groups: Sequence[Group],
+        groups: Sequence[ParamGroup],
         device: torch.device,
-        moving: Collection[str] | None = None,
-    ) -> Spread:
+        trainable_names: Collection[str] | None = None,
+    ) -> ShardedModel:
         """Replicate it; a single rank is left as it is."""
-        return _Replicated(model.to(device), groups, device, names_of(groups, moving))
+        return _Replicated(model.to(device), groups, device, names_of(groups, trainable_names))
 
 
 class _Replicated:
     def __init__(
-        self, bare: nn.Module, groups: Sequence[Group], device: torch.device, moving: frozenset[str]
+        self,
+        bare: nn.Module,
+        groups: Sequence[ParamGroup],
+        device: torch.device,
+        trainable_names: frozenset[str],
     ) -> None:
-        self.bare, self.device, self.moving = bare, device, moving
+        self.bare, self.device, self.trainable_names = bare, device, trainable_names
         self.model: Any = self._wrapped()
         self.optimizer: torch.optim.Optimizer = make_optimizer(bare, groups)
 
@@ -57,7 +61,7 @@ class _Replicated:
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(self.bare, device_ids=ids)
 
-    def reselect(self, groups: Sequence[Group]) -> None:
+    def set_param_groups(self, groups: Sequence[ParamGroup]) -> None:
         # The old wrapper waits for gradients of what moved until now; it has to go first.
         self.model = None
         self.model = self._wrapped()
@@ -76,23 +80,23 @@ class _Replicated:
 
     def save(self, folder: Path) -> None:
         if not dist.is_initialized() or dist.get_rank() == 0:
-            weights = only(self.bare.state_dict(), self.moving)
+            weights = only(self.bare.state_dict(), self.trainable_names)
             torch.save(
                 {"model": weights, "optimizer": self.optimizer.state_dict()}, folder / "state.pt"
             )
 
     def load(self, folder: Path) -> None:
         saved = torch.load(there(folder / "state.pt"), weights_only=True, map_location="cpu")
-        check_moved(folder, saved["model"], self.moving)
+        check_trainable_names(folder, saved["model"], self.trainable_names)
         self.bare.load_state_dict(saved["model"], strict=False)
         # Of all: what was left behind by rotating layers has gradients too.
         self.bare.zero_grad(set_to_none=True)
         self.optimizer.load_state_dict(saved["optimizer"])
 
-    def moved(self) -> dict[str, Tensor]:
+    def trainable_state_dict(self) -> dict[str, Tensor]:
         if dist.is_initialized() and dist.get_rank() != 0:
             return {}
-        weights = only(self.bare.state_dict(), self.moving)
+        weights = only(self.bare.state_dict(), self.trainable_names)
         return {name: value.cpu() for name, value in weights.items()}
 
 
@@ -110,10 +114,10 @@ class Fsdp2:
     def __call__(
         self,
         model: nn.Module,
-        groups: Sequence[Group],
+        groups: Sequence[ParamGroup],
         device: torch.device,
-        moving: Collection[str] | None = None,
-    ) -> Spread:
+        trainable_names: Collection[str] | None = None,
+    ) -> ShardedModel:
         """Shard layer by layer, then the rest."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
@@ -128,12 +132,14 @@ class Fsdp2:
         for layer in model.get_submodule(anatomy(model).layers_path).children():
             fully_shard(layer, mesh=mesh, offload_policy=policy)
         fully_shard(model, mesh=mesh, offload_policy=policy)
-        return _Sharded(model, groups, names_of(groups, moving))
+        return _Sharded(model, groups, names_of(groups, trainable_names))
 
 
 class _Sharded:
-    def __init__(self, model: Any, groups: Sequence[Group], moving: frozenset[str]) -> None:
-        self.model, self.moving = model, moving
+    def __init__(
+        self, model: Any, groups: Sequence[ParamGroup], trainable_names: frozenset[str]
+    ) -> None:
+        self.model, self.trainable_names = model, trainable_names
         self.optimizer: torch.optim.Optimizer = make_optimizer(model, groups)
 
     def begin(self, *, is_last: bool) -> None:
@@ -145,14 +151,14 @@ class _Sharded:
     def step(self, max_norm: float) -> float:
         return _torch_step(self.model, self.optimizer, max_norm)
 
-    def reselect(self, groups: Sequence[Group]) -> None:
+    def set_param_groups(self, groups: Sequence[ParamGroup]) -> None:
         self.optimizer = _carried(self.optimizer, make_optimizer(self.model, groups))
 
     def _state(self) -> dict[str, Any]:
         from torch.distributed.checkpoint.state_dict import get_state_dict
 
         weights, optimizer = get_state_dict(self.model, self.optimizer)
-        return {"model": only(weights, self.moving), "optimizer": optimizer}
+        return {"model": only(weights, self.trainable_names), "optimizer": optimizer}
 
     def save(self, folder: Path) -> None:
         from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -168,7 +174,7 @@ class _Sharded:
         reader = FileSystemReader(there(folder / "shards"))
         saved = reader.read_metadata().state_dict_metadata
         weights = [name.removeprefix("model.") for name in saved if name.startswith("model.")]
-        check_moved(folder, weights, self.moving)
+        check_trainable_names(folder, weights, self.trainable_names)
         # Of all: what was left behind by rotating layers has gradients too.
         self.model.zero_grad(set_to_none=True)
         # torch makes room for what is saved only in an optimizer that knows nothing at all.
@@ -183,11 +189,11 @@ class _Sharded:
             options=StateDictOptions(strict=False),
         )
 
-    def moved(self) -> dict[str, Tensor]:
+    def trainable_state_dict(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         is_first = dist.get_rank() == 0
         # One at a time: a rank never holds more than one whole tensor beside what it keeps.
-        for name, value in only(self.model.state_dict(), self.moving).items():
+        for name, value in only(self.model.state_dict(), self.trainable_names).items():
             whole = value.full_tensor().cpu() if hasattr(value, "full_tensor") else value.cpu()
             if is_first:
                 found[name] = whole

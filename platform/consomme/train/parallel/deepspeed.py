@@ -19,13 +19,13 @@ from consomme.base.errors import CheckpointError, RecipeError
 from consomme.train.divergence import check_norm
 from consomme.train.parallel.strategy import (
     PARALLELISMS,
-    Spread,
+    ShardedModel,
     make_optimizer,
     names_of,
     there,
     world_size,
 )
-from consomme.train.parts import Group
+from consomme.train.parts import ParamGroup
 
 CANNOT_ROTATE = (
     "layers: DeepSpeed settles at the start which parameters move, so they cannot rotate;"
@@ -36,10 +36,10 @@ CANNOT_ROTATE = (
 @PARALLELISMS.register("deepspeed")
 @dataclass(frozen=True, kw_only=True)
 class DeepSpeed:
-    """DeepSpeed's ZeRO: optimizer (1), gradients (2) and parameters (3) are spread."""
+    """DeepSpeed's ZeRO: optimizer (1), gradients (2) and parameters (3) are sharded."""
 
     stage: Literal[1, 2, 3] = 2
-    """What is spread; each stage spreads what those before it do as well."""
+    """What is sharded; each stage spreads what those before it do as well."""
 
     offload: bool = False
     """Keep the optimizer on the CPU; stages 2 and 3."""
@@ -52,28 +52,32 @@ class DeepSpeed:
     def __call__(
         self,
         model: nn.Module,
-        groups: Sequence[Group],
+        groups: Sequence[ParamGroup],
         device: torch.device,
-        moving: Collection[str] | None = None,
-    ) -> Spread:
+        trainable_names: Collection[str] | None = None,
+    ) -> ShardedModel:
         """Hand model and optimizer to DeepSpeed."""
         if not dist.is_initialized():
             raise RecipeError(
                 "deepspeed needs a process group; train through Ray Train or torchrun"
             )
-        return _ZeRO(model.to(device), groups, self, names_of(groups, moving))
+        return _ZeRO(model.to(device), groups, self, names_of(groups, trainable_names))
 
 
 class _ZeRO:
     def __init__(
-        self, model: nn.Module, groups: Sequence[Group], how: DeepSpeed, moving: frozenset[str]
+        self,
+        model: nn.Module,
+        groups: Sequence[ParamGroup],
+        how: DeepSpeed,
+        trainable_names: frozenset[str],
     ) -> None:
         import deepspeed
 
         if next(model.parameters()).device.type == "cpu":
             # DeepSpeed's own reduction through shared memory would be compiled first, for a minute.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self.stage, self.moving = how.stage, moving
+        self.stage, self.trainable_names = how.stage, trainable_names
         self._is_between = False
         """Whether there are gradients that no step has used."""
         zero: dict[str, Any] = {"stage": how.stage}
@@ -98,7 +102,7 @@ class _ZeRO:
     def begin(self, *, is_last: bool) -> None:
         self.model.set_gradient_accumulation_boundary(is_last)
 
-    def reselect(self, groups: Sequence[Group]) -> None:
+    def set_param_groups(self, groups: Sequence[ParamGroup]) -> None:
         raise RecipeError(CANNOT_ROTATE)
 
     def backward(self, loss: Tensor) -> None:
@@ -130,12 +134,12 @@ class _ZeRO:
             self._is_between = False
         self.model.load_checkpoint(str(folder), tag="zero", load_module_strict=False)
 
-    def moved(self) -> dict[str, Tensor]:
+    def trainable_state_dict(self) -> dict[str, Tensor]:
         import deepspeed
 
         found: dict[str, Tensor] = {}
         for name, parameter in self.model.module.named_parameters():
-            if name not in self.moving:
+            if name not in self.trainable_names:
                 continue
             gathered: Any = contextlib.nullcontext()
             if self.stage == 3:

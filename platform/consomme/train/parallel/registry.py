@@ -1,4 +1,4 @@
-"""All ways to spread a model over ranks: whoever names this module has the registry whole."""
+"""All ways to shard a model over ranks: whoever names this module has the registry whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that is spread over ranks, whichever library does it: the contract, and what all share.
+"""A model that is sharded over ranks, whichever library does it: the contract, and what all share.
 
 One decision is made here: the loop sees a few verbs (begin, backward, step, save, load), and all
 that differs between the libraries stays behind them. Which parameters move is settled before a
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from consomme.base.errors import CheckpointError
 from consomme.base.registry import Registry
-from consomme.train.parts import Group
+from consomme.train.parts import ParamGroup
 
 BETAS = (0.9, 0.98)
 
@@ -28,8 +28,8 @@ BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """What ranks talk through, by device; what is offloaded is spoken of from CPU to CPU."""
 
 
-class Spread(Protocol):
-    """A model and its optimizer on one rank, spread in some way."""
+class ShardedModel(Protocol):
+    """A model and its optimizer on one rank, sharded in some way."""
 
     model: Any
     """What is called; gives an object with `logits`."""
@@ -64,14 +64,14 @@ class Spread(Protocol):
                 something else moved then.
         """
 
-    def reselect(self, groups: Sequence[Group]) -> None:
+    def set_param_groups(self, groups: Sequence[ParamGroup]) -> None:
         """Go on with other parameters, which are marked; what is left loses its optimizer state.
 
         Raises:
             RecipeError: This parallelism settles at the start what moves.
         """
 
-    def moved(self) -> dict[str, Tensor]:
+    def trainable_state_dict(self) -> dict[str, Tensor]:
         """Weights that move, whole, by name, on the CPU; empty on every rank but the first.
 
         All ranks call it.
@@ -79,22 +79,22 @@ class Spread(Protocol):
 
 
 class Parallelism(Protocol):
-    """A way to spread a model."""
+    """A way to shard a model."""
 
     def __call__(
         self,
         model: nn.Module,
-        groups: Sequence[Group],
+        groups: Sequence[ParamGroup],
         device: torch.device,
-        moving: Collection[str] | None = None,
-    ) -> Spread:
-        """Spread a model whose parameters are marked, and make its optimizer.
+        trainable_names: Collection[str] | None = None,
+    ) -> ShardedModel:
+        """Shard a model whose parameters are marked, and make its optimizer.
 
         Args:
             model: Bare.
             groups: What moves first.
             device: Where this rank computes.
-            moving: Names of all that moves during the run; None for those of the groups.
+            trainable_names: Names of all that moves during the run; None for those of the groups.
         """
 
 
@@ -106,7 +106,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def make_optimizer(model: nn.Module, groups: Sequence[Group]) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, groups: Sequence[ParamGroup]) -> torch.optim.AdamW:
     """AdamW over groups of parameters, each with its own peak learning rate.
 
     Args:
@@ -132,23 +132,28 @@ def make_optimizer(model: nn.Module, groups: Sequence[Group]) -> torch.optim.Ada
     return torch.optim.AdamW(made, betas=BETAS, fused=is_fused or None)
 
 
-def names_of(groups: Sequence[Group], moving: Collection[str] | None) -> frozenset[str]:
+def names_of(
+    groups: Sequence[ParamGroup], trainable_names: Collection[str] | None
+) -> frozenset[str]:
     """Names of all that moves during a run."""
-    return frozenset(moving or (name for group in groups for name in group.names))
+    return frozenset(trainable_names or (name for group in groups for name in group.names))
 
 
-def only(state: Mapping[str, Any], moving: Collection[str]) -> dict[str, Any]:
+def only(state: Mapping[str, Any], trainable_names: Collection[str]) -> dict[str, Any]:
     """Leave what moves of a state."""
-    return {name: value for name, value in state.items() if name in moving}
+    return {name: value for name, value in state.items() if name in trainable_names}
 
 
-def check_moved(folder: Path, saved: Collection[str], moving: Collection[str]) -> None:
+def check_trainable_names(
+    folder: Path, saved: Collection[str], trainable_names: Collection[str]
+) -> None:
     """Refuse a checkpoint of a run that moved something else."""
-    strangers = sorted(set(saved) ^ set(moving))
+    strangers = sorted(set(saved) ^ set(trainable_names))
     if strangers:
         raise CheckpointError(
-            f"{folder}: the checkpoint holds {len(saved)} tensors and {len(moving)} move here, such"
-            f" as {strangers[0]} in one only; it belongs to another choice of parts and layers"
+            f"{folder}: the checkpoint holds {len(saved)} tensors and {len(trainable_names)} move"
+            f" here, such as {strangers[0]} in one only; it belongs to another choice of parts"
+            " and layers"
         )
 
 

@@ -21,7 +21,7 @@ MAX_TEXTS = 1_000_000
 """More different texts than this are no names, and would fill the memory."""
 
 
-class Spool:
+class ColumnFile:
     """A column that grows unit by unit and is then read."""
 
     def __init__(self, path: Path, name: str, where: str, *, as_it_is: bool = False) -> None:
