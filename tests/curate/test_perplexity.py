@@ -8,9 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from consomme.base.errors import DataError
 from consomme.base.sample import REJECT_REASONS
-from consomme.curate.perplexity import IGNORE_INDEX, caption_nll, token_nll
+from consomme.curate.perplexity import token_nll
 from consomme.engines.scoring.requests import NotScored, Score, ScoringRequest
 from consomme.engines.scoring.transformers import TransformersScorer
 from consomme.models.weights import open_vlm
@@ -74,24 +73,8 @@ def reference(
 
 
 def test_uniform_logits_give_the_size_of_the_vocabulary() -> None:
-    labels_BT = torch.tensor([[IGNORE_INDEX, 3, 5], [1, IGNORE_INDEX, IGNORE_INDEX]])
-    nll_B, count_B = caption_nll(torch.full((2, 3, 50), 7.0), labels_BT)
-    assert count_B.tolist() == [2, 1]
-    assert torch.exp(nll_B / count_B).tolist() == pytest.approx([50, 50], rel=1e-6)
-
-
-def test_only_labelled_positions_count() -> None:
-    torch.manual_seed(0)
-    logits_BTV = torch.randn(2, 6, 30)
-    labels_BT = torch.full((2, 6), IGNORE_INDEX)
-    labels_BT[0, 3:5] = torch.tensor([4, 9])
-    labels_BT[1, 2] = 0
-    before = caption_nll(logits_BTV, labels_BT)
-    changed = logits_BTV.clone()
-    changed[labels_BT == IGNORE_INDEX] = 1e4 * torch.randn(9, 30)
-    after = caption_nll(changed, labels_BT)
-    assert torch.equal(before[0], after[0])
-    assert torch.equal(before[1], after[1])
+    nll_N = token_nll(torch.full((3, 50), 7.0), torch.tensor([3, 5, 1]))
+    assert torch.exp(nll_N).tolist() == pytest.approx([50, 50, 50], rel=1e-6)
 
 
 def test_bfloat16_logits_are_taken_as_they_are_and_summed_in_float32() -> None:
@@ -109,12 +92,6 @@ def test_chunks_do_not_matter(chunk: int) -> None:
     whole = token_nll(logits_NV, labels_N)
     assert torch.equal(token_nll(logits_NV, labels_N, chunk=chunk), whole)
     assert token_nll(logits_NV[:0], labels_N[:0]).shape == (0,)
-
-
-def test_no_labelled_token_is_an_error_that_names_the_rows() -> None:
-    labels_BT = torch.tensor([[1, 2], [IGNORE_INDEX, IGNORE_INDEX]])
-    with pytest.raises(DataError, match=r"no labelled token in rows \[1\]"):
-        caption_nll(torch.zeros(2, 2, 5), labels_BT)
 
 
 @pytest.mark.parametrize("token_budget", [1, 100, 4096])

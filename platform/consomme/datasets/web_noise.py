@@ -18,6 +18,9 @@ from consomme.base.errors import RecipeError
 from consomme.base.sample import Sample
 from consomme.base.suggest import did_you_mean
 
+CLEAN = "clean"
+"""Value of `meta.noise` of a sample whose caption was not damaged."""
+
 _SPAM = (
     "Buy {name} online! Free shipping, 50% OFF today only. Order now",
     "{name} - best price guaranteed | shop.example.com | add to cart",
@@ -166,16 +169,16 @@ def add_noise(
     for sample in samples:
         rng = random.Random(f"noise-{seed}-{sample.sample_id}")
         if not kinds or rng.random() >= fraction:
-            noisy.append(sample.with_caption(sample.caption, noise="clean"))
+            noisy.append(sample.with_caption(sample.caption, noise=CLEAN))
             continue
         kind = rng.choice(tuple(kinds))
         if kind == NEAR_DUPLICATE:
-            noisy.append(sample.with_caption(sample.caption, noise="clean"))
+            noisy.append(sample.with_caption(sample.caption, noise=CLEAN))
             noisy.append(near_duplicate(sample, rng))
             continue
         text = _KINDS[kind](sample, others, rng)
         if text == sample.caption:
-            noisy.append(sample.with_caption(sample.caption, noise="clean"))
+            noisy.append(sample.with_caption(sample.caption, noise=CLEAN))
             continue
         noisy.append(sample.with_caption(text, noise=kind, clean_caption=sample.caption))
     return noisy

@@ -7,7 +7,7 @@ again.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from consomme.base.errors import DataError
@@ -78,19 +78,6 @@ class ResultCache:
     def put(self, key: str, result: Mapping[str, Any]) -> None:
         """Remember a result; one that is there already stays."""
         self._store.create(self._path(key), json.dumps(result, sort_keys=True).encode())
-
-    def get_or_compute(
-        self, key: str, compute: Callable[[], Mapping[str, Any]]
-    ) -> tuple[dict[str, Any], bool]:
-        """Return a result and whether it was remembered; compute and remember it if not."""
-        known = self.get(key)
-        if known is not None:
-            return known, True
-        self.put(key, compute())
-        stored = self.get(key)
-        if stored is None:
-            raise DataError(f"evaluation {key} vanished from {self._store.url} while being written")
-        return stored, False
 
     def _path(self, key: str) -> str:
         return f"{self._prefix}/{key[:2]}/{key}.json"

@@ -83,35 +83,6 @@ def shares_of(count: int, weights: Sequence[float] | None) -> list[float]:
     return [w / total for w in weights]
 
 
-def average_state_dicts(
-    states: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None
-) -> dict[str, Tensor]:
-    """Average models in memory: a candidate of a search never needs a disk.
-
-    Raises:
-        CheckpointError: The models differ in names, shapes or data types.
-    """
-    if not states:
-        raise CheckpointError("a soup needs at least one ingredient; none was given")
-    shares = shares_of(len(states), weights)
-    first = states[0]
-    for number, state in enumerate(states[1:], 2):
-        unshared = sorted(set(first) ^ set(state))
-        if unshared:
-            raise CheckpointError(
-                f"a soup of strangers: tensor {unshared[0]!r} is not in both model 1 and "
-                f"model {number}"
-            )
-        for name, tensor in first.items():
-            other = state[name]
-            if (tensor.shape, tensor.dtype) != (other.shape, other.dtype):
-                raise CheckpointError(
-                    f"a soup of strangers: tensor {name!r} is {tensor.dtype} {list(tensor.shape)} "
-                    f"in model 1 and {other.dtype} {list(other.shape)} in model {number}"
-                )
-    return {n: mix_tensor([partial(s.__getitem__, n) for s in states], shares) for n in first}
-
-
 def average_ingredients(
     ingredients: Sequence[Ingredient], weights: Sequence[float] | None = None
 ) -> Iterator[tuple[str, Tensor]]:

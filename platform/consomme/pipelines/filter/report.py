@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from consomme.base.manifest import Manifest
 from consomme.curate.keep.ranking import Ranking
 from consomme.curate.keep.registry import KEEP_POLICIES
+from consomme.datasets.web_noise import CLEAN
 from consomme.pipelines.filter.columns import ColumnStore
 from consomme.pipelines.filter.inputs import Runs
 from consomme.pipelines.filter.join import sidecar_kind
@@ -21,7 +22,6 @@ from consomme.storage.sidecar import ID_HASH, column_names
 from consomme.storage.units import fetch
 from consomme.storage.view import View
 
-CLEAN = "clean"
 NUM_SHOWN = 24
 
 

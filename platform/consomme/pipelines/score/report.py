@@ -8,11 +8,10 @@ from typing import Any, Literal
 import numpy as np
 
 from consomme.base.manifest import Manifest
+from consomme.datasets.web_noise import CLEAN
 from consomme.report import model as page
 from consomme.storage.ledger.commits import reject_reasons
 from consomme.storage.sidecar import read_columns
-
-CLEAN = "clean"
 
 
 def _score(manifest: Manifest, manifests: Mapping[str, Manifest]) -> list[page.Section]:
