@@ -10,7 +10,14 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from consomme.storage.fetch import Fetched, Fetcher, FetchPolicy, FetchProblem, is_public, refused
+from consomme.storage.fetch import (
+    Fetched,
+    Fetcher,
+    FetchPolicy,
+    FetchProblem,
+    is_public,
+    refusal_reason,
+)
 
 PICTURE = b"\x89PNG not really, but nobody looks here"
 
@@ -21,6 +28,8 @@ class Site:
 
     robots: str = "User-agent: *\nDisallow: /forbidden/\n"
     robots_status: int = 200
+    robots_pause_s: float = 0.0
+    """How long robots.txt rests in its middle."""
     seen: Counter[str] = field(default_factory=Counter)
     at_once: int = 0
     most_at_once: int = 0
@@ -40,6 +49,14 @@ class Site:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         path = request.path
+        if path == "/robots.txt" and self.robots_pause_s:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            body = self.robots.encode()
+            await response.write(body[: len(body) // 2])
+            await asyncio.sleep(self.robots_pause_s)
+            await response.write(body[len(body) // 2 :])
+            return response
         if path == "/robots.txt":
             return web.Response(text=self.robots, status=self.robots_status)
         if path == "/slow":
@@ -169,6 +186,106 @@ def test_no_robots_txt_means_yes_and_asking_can_be_left_out(site: Site) -> None:
     assert isinstance(fetch(site.url("/forbidden/x.png"), respect_robots=False), Fetched)
 
 
+@pytest.mark.parametrize(
+    ("robots", "refused_paths", "allowed_paths"),
+    [
+        pytest.param(
+            "User-agent: *\nDisallow: /*.jpg$\n",
+            ["/a.jpg", "/deep/er/b.jpg"],
+            ["/a.png", "/a.jpg.png", "/a.jpg?size=big"],
+            id="wildcards",
+        ),
+        pytest.param(
+            "User-agent: *\nAllow: /\nDisallow: /images/\n",
+            ["/images/a.png"],
+            ["/a.png"],
+            id="the longest match decides, not the first",
+        ),
+        pytest.param(
+            "User-agent: *\nDisallow: /images/\nAllow: /images/free/\nDisallow: /images/free/no",
+            ["/images/a.png", "/images/free/no.png"],
+            ["/images/free/a.png"],
+            id="three lengths",
+        ),
+        pytest.param(
+            "User-agent: *\nDisallow: /page\nAllow: /page\n",
+            [],
+            ["/page.png"],
+            id="of two equally long rules, allow decides",
+        ),
+        pytest.param(
+            "User-agent: *\nDisallow: /\n\nUser-agent: other\nUser-agent: consomme\n"
+            "Disallow: /images/\n",
+            ["/images/a.png"],
+            ["/a.png"],
+            id="the group that names us replaces the group for all",
+        ),
+        pytest.param(
+            "User-agent: Consomme\nDisallow: /\n\nUser-agent: *\nAllow: /\n",
+            ["/a.png"],
+            [],
+            id="names are compared without case",
+        ),
+        pytest.param(
+            "User-agent: other\nDisallow: /\n",
+            [],
+            ["/a.png"],
+            id="a group for another crawler says nothing to us",
+        ),
+        pytest.param(
+            "\ufeffUser-agent: *\nDisallow: /images/\n",
+            ["/images/a.png"],
+            ["/a.png"],
+            id="a byte order mark",
+        ),
+        pytest.param(
+            "User-agent: *\nDisallow: /b%61r/\nDisallow: /ü/\n",
+            ["/bar/a.png", "/%C3%BC/a.png", "/ü/b.png"],
+            ["/a.png"],
+            id="percent-encoding makes no difference",
+        ),
+    ],
+)
+def test_robots_txt_is_read_as_rfc_9309_says(
+    site: Site, robots: str, refused_paths: list[str], allowed_paths: list[str]
+) -> None:
+    site.robots = robots
+    fetcher = Fetcher(policy())
+    for path, found in zip(
+        refused_paths, fetcher.fetch([site.url(p) for p in refused_paths]), strict=True
+    ):
+        assert isinstance(found, FetchProblem), path
+        assert found.reason == "url_opted_out", path
+    for path, found in zip(
+        allowed_paths, fetcher.fetch([site.url(p) for p in allowed_paths]), strict=True
+    ):
+        assert isinstance(found, Fetched), path
+
+
+def test_robots_txt_is_read_to_its_end_also_when_it_comes_in_pieces(site: Site) -> None:
+    site.robots = f"# {'a comment ' * 20}\nUser-agent: *\nDisallow: /images/\n"
+    site.robots_pause_s = 0.1
+    found = fetch(site.url("/images/a.png"))
+    assert isinstance(found, FetchProblem)
+    assert found.reason == "url_opted_out"
+
+
+def test_of_a_huge_robots_txt_the_first_500_kib_count(site: Site) -> None:
+    rule = "User-agent: *\nDisallow: /images/\n"
+    site.robots = rule + "#" * (2 << 20)
+    assert isinstance(fetch(site.url("/images/a.png")), FetchProblem)
+    site.robots = "#" * (500 << 10) + "\n" + rule
+    assert isinstance(fetch(site.url("/images/a.png")), Fetched)
+
+
+def test_rules_for_the_user_agent_of_the_policy_count(site: Site) -> None:
+    site.robots = "User-agent: *\nDisallow: /\n\nUser-agent: research-bot\nDisallow: /images/\n"
+    agent = "Research-Bot/2.1 (+https://example.org/bot)"
+    assert isinstance(fetch(site.url("/a.png"), user_agent=agent), Fetched)
+    assert isinstance(fetch(site.url("/images/a.png"), user_agent=agent), FetchProblem)
+    assert isinstance(fetch(site.url("/a.png")), FetchProblem)
+
+
 def test_a_host_gets_few_requests_at_once(site: Site) -> None:
     found = Fetcher(policy(per_host=3)).fetch([site.url(f"/pause{k}") for k in range(30)])
     assert all(isinstance(item, Fetched) for item in found)
@@ -195,5 +312,5 @@ def test_addresses_that_are_not_public(address: str) -> None:
     ],
 )
 def test_urls_that_are_never_fetched(url: str, why: str) -> None:
-    assert why in refused(URL(url))
-    assert refused(URL("https://example.org/a.png")) == ""
+    assert why in refusal_reason(URL(url))
+    assert refusal_reason(URL("https://example.org/a.png")) == ""

@@ -1,9 +1,9 @@
-"""Fetch pictures from the web, politely and without being led anywhere else.
+"""Download images from untrusted URLs, politely and safely.
 
-One decision is made here: what a stranger's URL may make us do. Only http and https, only public
-addresses (the address that was checked is the one that is connected to, at every redirect), a bound
-on time, size and redirects; robots.txt and opt-out headers are respected; few requests per host at
-once. Every URL comes back once, as bytes or as a problem out of the vocabulary of rejects.
+Only http and https, and only public addresses: the address that was checked is the one that is
+connected to, at every redirect. Time, size and number of redirects are bounded. robots.txt
+(RFC 9309) and opt-out headers are respected, and each host gets few requests at once. Every URL
+gives exactly one result: the bytes, or a problem with one of the reject reasons.
 """
 
 from __future__ import annotations
@@ -17,97 +17,98 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.robotparser import RobotFileParser
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
+from protego import Protego
 from yarl import URL
 
-_CHUNK = 1 << 16
-_ROBOTS_BYTES = 500 * 1024
-"""What RFC 9309 asks a crawler to read of a robots.txt at least."""
+_CHUNK_BYTES = 1 << 16
+_MAX_ROBOTS_BYTES = 500 * 1024
+"""Only this much of a robots.txt is read; RFC 9309 asks crawlers for at least as much."""
 
-_BUSY = (429, 503)
-_REDIRECTS = (301, 302, 303, 307, 308)
+_BUSY_STATUS = (429, 503)
+_REDIRECT_STATUS = (301, 302, 303, 307, 308)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FetchPolicy:
-    """How to behave on the web."""
+    """Limits and manners of the downloader."""
 
     user_agent: str = "consomme"
-    """Who we say we are, and whom robots.txt rules are looked up for."""
+    """The `User-Agent` header; robots.txt rules are looked up for it."""
 
     timeout_s: float = 20.0
-    """Seconds for one request, from its turn to the last byte; each redirect is one."""
+    """Timeout in seconds of one request, to the last byte; each redirect is a new request."""
 
     connect_timeout_s: float = 5.0
-    """Seconds until a connection must stand."""
+    """Timeout in seconds for establishing a connection."""
 
     max_mb: float = 32.0
-    """Megabytes (2**20) of one picture."""
+    """Largest image in megabytes (2**20 bytes)."""
 
     max_redirects: int = 5
-    """Redirects that are followed."""
+    """Redirects followed per URL."""
 
     concurrency: int = 64
-    """Requests under way at once, per worker."""
+    """Concurrent requests per worker."""
 
     per_host: int = 4
-    """Of these to one host."""
+    """Concurrent requests to one host."""
 
     num_tries: int = 2
-    """Tries per URL when a server is busy, silent or breaks off; other answers are final."""
+    """Tries per URL if the server is busy, times out or drops the connection; any other answer is
+    final."""
 
     respect_robots: bool = True
-    """Whether robots.txt is asked for, once per host."""
+    """Whether to obey robots.txt, which is read once per host."""
 
     opt_out: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
-    """Directives in `X-Robots-Tag` that mean no."""
+    """Directives in `X-Robots-Tag` that forbid the use of an image."""
 
     private_hosts: tuple[str, ...] = ()
-    """Names of hosts that may have private addresses, such as a server of your own."""
+    """Host names that may resolve to private addresses, such as your own server."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fetched:
-    """A body."""
+    """A downloaded body."""
 
     data: bytes
     url: str
-    """Where it came from in the end."""
+    """The URL after redirects."""
 
     content_type: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FetchProblem:
-    """Why there is none."""
+    """Why a URL could not be downloaded."""
 
     reason: str
-    """A word from `consomme.base.sample.REJECT_REASONS`."""
+    """One of `consomme.base.sample.REJECT_REASONS`."""
 
     detail: str
 
 
 class RefusedAddressError(OSError):
-    """The address is none we may talk to."""
+    """A host resolves to addresses that may not be connected to."""
 
 
 class Fetcher:
-    """Fetches lists of URLs; remembers robots.txt between them.
+    """Downloads lists of URLs; keeps parsed robots.txt files between calls.
 
     Args:
-        policy: How to behave.
+        policy: Limits and manners.
     """
 
     def __init__(self, policy: FetchPolicy) -> None:
         self.policy = policy
-        self._robots: dict[str, RobotFileParser | FetchProblem] = {}
+        self._robots: dict[str, Protego | FetchProblem] = {}
 
     def fetch(self, urls: Sequence[str]) -> list[Fetched | FetchProblem]:
-        """Fetch each URL.
+        """Download URLs concurrently.
 
         Returns:
             One result per URL, in order.
@@ -129,46 +130,46 @@ class Fetcher:
             connector=connector,
             timeout=timeout,
             headers={"User-Agent": policy.user_agent, "Accept": "image/*,*/*;q=0.5"},
-            # A cookie is a memory that pictures do not need.
+            # No cookies are kept.
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
         ) as session:
-            visit = _Visit(session, policy, self._robots)
-            return await asyncio.gather(*(visit.get(url) for url in urls))
+            fetches = _FetchSession(session, policy, self._robots)
+            return await asyncio.gather(*(fetches.get(url) for url in urls))
 
 
 @dataclass
-class _Visit:
+class _FetchSession:
     session: aiohttp.ClientSession
     policy: FetchPolicy
-    robots: dict[str, RobotFileParser | FetchProblem]
-    hosts: dict[str, asyncio.Semaphore] = field(init=False)
-    locks: dict[str, asyncio.Lock] = field(init=False)
-    all: asyncio.Semaphore = field(init=False)
+    robots: dict[str, Protego | FetchProblem]
+    host_slots: dict[str, asyncio.Semaphore] = field(init=False)
+    robots_locks: dict[str, asyncio.Lock] = field(init=False)
+    slots: asyncio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
-        self.hosts = defaultdict(lambda: asyncio.Semaphore(self.policy.per_host))
-        self.locks = defaultdict(asyncio.Lock)
-        self.all = asyncio.Semaphore(self.policy.concurrency)
+        self.host_slots = defaultdict(lambda: asyncio.Semaphore(self.policy.per_host))
+        self.robots_locks = defaultdict(asyncio.Lock)
+        self.slots = asyncio.Semaphore(self.policy.concurrency)
 
     async def get(self, text: str) -> Fetched | FetchProblem:
-        """Fetch one URL, trying again if that may help."""
+        """Download one URL, with retries."""
         problem = FetchProblem(reason="url_unreachable", detail="never tried")
-        for number in range(self.policy.num_tries):
-            if number:
-                await asyncio.sleep(random.uniform(0.2, 1.0) * 2**number)
-            found = await self._try(text)
-            if isinstance(found, Fetched):
-                return found
-            problem, is_final = found
+        for attempt in range(self.policy.num_tries):
+            if attempt:
+                await asyncio.sleep(random.uniform(0.2, 1.0) * 2**attempt)
+            result = await self._get_once(text)
+            if isinstance(result, Fetched):
+                return result
+            problem, is_final = result
             if is_final:
                 break
         return problem
 
-    async def _try(self, text: str) -> Fetched | tuple[FetchProblem, bool]:
-        """Fetch once; a problem says whether it is final."""
+    async def _get_once(self, text: str) -> Fetched | tuple[FetchProblem, bool]:
+        """Try once; with a problem comes whether it is final."""
         try:
-            return await self._follow(text)
+            return await self._follow_redirects(text)
         except TimeoutError:
             return _problem("url_timeout", f"no answer within {self.policy.timeout_s:g} s"), False
         except aiohttp.ClientConnectorError as error:
@@ -180,93 +181,97 @@ class _Visit:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return _problem("url_unreachable", f"{type(error).__name__}: {error}"), False
 
-    async def _follow(self, text: str) -> Fetched | tuple[FetchProblem, bool]:
+    async def _follow_redirects(self, text: str) -> Fetched | tuple[FetchProblem, bool]:
         try:
             url = URL(text.strip())
         except ValueError as error:
             return _problem("url_refused", f"not a URL: {error}"), True
         for _ in range(self.policy.max_redirects + 1):
-            refusal = refused(url, self.policy.private_hosts)
+            refusal = refusal_reason(url, self.policy.private_hosts)
             if refusal:
                 return _problem("url_refused", refusal), True
             if self.policy.respect_robots:
-                banned = await self._banned(url)
-                if banned:
-                    return banned, True
-            async with self._request(url) as answer:
-                if answer.status not in _REDIRECTS:
-                    return await self._body(answer)
-                place = answer.headers.get("Location", "")
-                if not place:
-                    return _problem("url_status", f"{answer.status} without a Location"), True
-                url = url.join(URL(place))
+                problem = await self._check_robots(url)
+                if problem:
+                    return problem, True
+            async with self._request(url) as response:
+                if response.status not in _REDIRECT_STATUS:
+                    return await self._read_body(response)
+                location = response.headers.get("Location", "")
+                if not location:
+                    return _problem("url_status", f"{response.status} without a Location"), True
+                url = url.join(URL(location))
         return _problem("url_status", f"more than {self.policy.max_redirects} redirects"), True
 
     @contextlib.asynccontextmanager
     async def _request(self, url: URL) -> AsyncIterator[aiohttp.ClientResponse]:
-        # A host's own turn comes first, so that one slow host does not take all the places.
-        async with self.hosts[url.host or ""], self.all:
-            async with self.session.get(url, allow_redirects=False) as answer:
-                yield answer
+        # Waiting for the host's slot first keeps a slow host from occupying all slots.
+        async with self.host_slots[url.host or ""], self.slots:
+            async with self.session.get(url, allow_redirects=False) as response:
+                yield response
 
-    async def _body(self, answer: aiohttp.ClientResponse) -> Fetched | tuple[FetchProblem, bool]:
-        if answer.status != 200:
-            text = f"{answer.status} {answer.reason or ''}".strip()
-            return _problem("url_status", text), answer.status not in _BUSY
-        said = {
+    async def _read_body(
+        self, response: aiohttp.ClientResponse
+    ) -> Fetched | tuple[FetchProblem, bool]:
+        if response.status != 200:
+            text = f"{response.status} {response.reason or ''}".strip()
+            return _problem("url_status", text), response.status not in _BUSY_STATUS
+        directives = {
             word.strip().lower()
-            for line in answer.headers.getall("X-Robots-Tag", [])
+            for line in response.headers.getall("X-Robots-Tag", [])
             for word in line.rpartition(":")[2].split(",")
         }
-        no = sorted(said & set(self.policy.opt_out))
-        if no:
-            return _problem("url_opted_out", f"X-Robots-Tag: {', '.join(no)}"), True
-        most = int(self.policy.max_mb * 2**20)
+        opt_outs = sorted(directives & set(self.policy.opt_out))
+        if opt_outs:
+            return _problem("url_opted_out", f"X-Robots-Tag: {', '.join(opt_outs)}"), True
+        max_bytes = int(self.policy.max_mb * 2**20)
         body = bytearray()
-        if (answer.content_length or 0) > most:
-            size = f"{answer.content_length} bytes announced, at most {most}"
+        if (response.content_length or 0) > max_bytes:
+            size = f"{response.content_length} bytes announced, at most {max_bytes}"
             return _problem("url_too_large", size), True
-        async for chunk in answer.content.iter_chunked(_CHUNK):
+        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
             body += chunk
-            if len(body) > most:
-                return _problem("url_too_large", f"more than {most} bytes"), True
-        return Fetched(data=bytes(body), url=str(answer.url), content_type=answer.content_type)
+            if len(body) > max_bytes:
+                return _problem("url_too_large", f"more than {max_bytes} bytes"), True
+        return Fetched(data=bytes(body), url=str(response.url), content_type=response.content_type)
 
-    async def _banned(self, url: URL) -> FetchProblem | None:
-        """Ask the host's robots.txt."""
+    async def _check_robots(self, url: URL) -> FetchProblem | None:
+        """Check a URL against its host's robots.txt; None if it may be fetched."""
         origin = str(url.origin())
-        async with self.locks[origin]:
+        async with self.robots_locks[origin]:
             if origin not in self.robots:
                 self.robots[origin] = await self._read_robots(url.origin())
         rules = self.robots[origin]
         if isinstance(rules, FetchProblem):
             return rules
-        if rules.can_fetch(self.policy.user_agent, str(url)):
+        if rules.can_fetch(str(url), self.policy.user_agent):
             return None
         return _problem("url_opted_out", f"{origin}/robots.txt forbids it")
 
-    async def _read_robots(self, origin: URL) -> RobotFileParser | FetchProblem:
-        """Read robots.txt; RFC 9309: a 4xx allows everything, a failing server forbids."""
-        rules = RobotFileParser()
+    async def _read_robots(self, origin: URL) -> Protego | FetchProblem:
+        """Read robots.txt. By RFC 9309 a 4xx allows everything, a failing server nothing."""
         url = origin / "robots.txt"
         try:
             for _ in range(self.policy.max_redirects + 1):
-                refusal = refused(url, self.policy.private_hosts)
+                refusal = refusal_reason(url, self.policy.private_hosts)
                 if refusal:
                     return _problem("url_refused", refusal)
-                async with self._request(url) as answer:
-                    if answer.status in _REDIRECTS and answer.headers.get("Location"):
-                        url = url.join(URL(answer.headers["Location"]))
+                async with self._request(url) as response:
+                    if response.status in _REDIRECT_STATUS and response.headers.get("Location"):
+                        url = url.join(URL(response.headers["Location"]))
                         continue
-                    if answer.status >= 500 or answer.status in _BUSY:
-                        text = f"{url} answers {answer.status}; asking is not possible now"
+                    if response.status >= 500 or response.status in _BUSY_STATUS:
+                        text = f"{url} answers {response.status}; its rules cannot be read now"
                         return _problem("url_unreachable", text)
-                    text = ""
-                    if answer.status == 200:
-                        body = await answer.content.read(_ROBOTS_BYTES)
-                        text = body.decode("utf-8", "replace")
-                    rules.parse(text.splitlines())
-                    return rules
+                    body = bytearray()
+                    if response.status == 200:
+                        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+                            body += chunk
+                            if len(body) >= _MAX_ROBOTS_BYTES:
+                                break
+                    # `utf-8-sig` drops a byte order mark, which would hide the first line.
+                    text = body[:_MAX_ROBOTS_BYTES].decode("utf-8-sig", "replace")
+                    return Protego.parse(text)
         except aiohttp.ClientConnectorError as error:
             if isinstance(error.os_error, RefusedAddressError):
                 return _problem("url_refused", str(error.os_error))
@@ -279,37 +284,41 @@ class _Visit:
 
 
 class PublicResolver(AbstractResolver):
-    """Resolves names to public addresses only; what it returns is what is connected to."""
+    """Resolves host names to public addresses only; aiohttp connects to what it returns.
+
+    Args:
+        private_hosts: Host names that may have private addresses.
+    """
 
     def __init__(self, private_hosts: Sequence[str] = ()) -> None:
-        """Take names that may have private addresses all the same."""
         self._private_hosts = frozenset(private_hosts)
         self._inner = ThreadedResolver()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Resolve a name.
+        """Resolve a host name.
 
         Raises:
-            OSError: It has no public address.
+            RefusedAddressError: The host has no public address.
+            OSError: The name does not resolve.
         """
-        found = await self._inner.resolve(host, port, family)
+        resolved = await self._inner.resolve(host, port, family)
         if host in self._private_hosts:
-            return found
-        public = [entry for entry in found if is_public(entry["host"])]
+            return resolved
+        public = [entry for entry in resolved if is_public(entry["host"])]
         if not public:
-            addresses = ", ".join(sorted({entry["host"] for entry in found}))
+            addresses = ", ".join(sorted({entry["host"] for entry in resolved}))
             raise RefusedAddressError(f"{host} is {addresses}, which is not a public address")
         return public
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Release the inner resolver."""
         await self._inner.close()
 
 
-def refused(url: URL, private_hosts: Sequence[str] = ()) -> str:
-    """Say why a URL may not be fetched; empty if it may, as far as can be told without its name."""
+def refusal_reason(url: URL, private_hosts: Sequence[str] = ()) -> str:
+    """Explain why a URL may not be fetched; empty if it may. No name is resolved here."""
     if url.scheme not in ("http", "https"):
         return f"found {url.scheme or 'no scheme'}, expected http or https"
     if not url.host:
@@ -324,7 +333,7 @@ def refused(url: URL, private_hosts: Sequence[str] = ()) -> str:
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an IP address is one anybody may reach, also when it is wrapped in another."""
+    """Check that an IP address is globally reachable; embedded IPv4 addresses are unwrapped."""
     ip: Any = ipaddress.ip_address(address.partition("%")[0])
     if ip.version == 6:
         wrapped = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
