@@ -27,13 +27,16 @@ SMALL_ROWS, SMALL_UNIT = 10_000_000, 1_024
 
 def write_scores(root: str, num_rows: int, unit_rows: int) -> str:
     """Write a finished score run."""
-    from consomme.execution.runs import begin
+    from consomme.execution.runs import Run
     from consomme.pipelines.score.recipe import ScoreRecipe
     from consomme.storage.sidecar import table_bytes
     from consomme.storage.unit import Unit
 
-    attempt = begin("score", ScoreRecipe(name="simulated", root=root, inputs=("x",), model="none"))
-    folder, number = attempt.folder, attempt.folder.start_attempt()
+    opened = Run.open(
+        "score", ScoreRecipe(name="simulated", root=root, inputs=("x",), model="none"), None
+    )
+    opened.start()
+    folder, number = opened.folder, opened.folder.start_attempt()
     rng = np.random.default_rng(0)
     fresh = []
     for k, start in enumerate(range(0, num_rows, unit_rows)):
@@ -61,7 +64,7 @@ def write_scores(root: str, num_rows: int, unit_rows: int) -> str:
             folder.pack_commits(number, k // 2000, fresh)
             fresh = []
     folder.close(number)
-    return attempt.finish(counts={"samples": num_rows}).url
+    return opened.finish(counts={"samples": num_rows}).url
 
 
 def choose(scores: str, root: str) -> dict[str, Any]:

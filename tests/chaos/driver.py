@@ -21,7 +21,7 @@ from consomme.base.schema import runtime
 from consomme.cli import main
 from consomme.execution.driver import ActorPool, run_units
 from consomme.execution.planning import plan_shards
-from consomme.execution.runs import begin
+from consomme.execution.runs import Run
 from consomme.execution.session import ray_session
 from consomme.execution.stage import DecodedSample, Outcome, UnitStage
 from consomme.storage.shards import find_shards, shards_fingerprint
@@ -75,13 +75,14 @@ class PixelStage(UnitStage):
 def run(recipe: PixelsRecipe) -> Manifest:
     shards = find_shards(recipe.inputs)
     inputs = {"data": shards_fingerprint(shards)}
-    attempt = begin("pixels", recipe, inputs=inputs)
-    if attempt.folder.is_done:
-        return attempt.folder.manifest()
+    run = Run.open("pixels", recipe, None, inputs=inputs)
+    if run.is_done:
+        return run.folder.manifest()
+    run.start()
     with ray_session():
         run_units(
-            plan_shards(attempt.folder, shards, recipe.unit_rows),
-            attempt.folder,
+            plan_shards(run.folder, shards, recipe.unit_rows),
+            run.folder,
             kind="pixels",
             stage=PixelStage,
             stage_options={
@@ -91,7 +92,7 @@ def run(recipe: PixelsRecipe) -> Manifest:
             what="pixels",
             pool=ActorPool(max_actors=recipe.num_actors, cpus=0.3, num_readers=recipe.num_readers),
         )
-    return attempt.finish(counts=attempt.folder.total_counts(), outputs={"pixels": "data"})
+    return run.finish(counts=run.folder.total_counts(), outputs={"pixels": "data"})
 
 
 if __name__ == "__main__":

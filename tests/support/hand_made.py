@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from consomme.base.schema import runtime
-from consomme.execution.runs import begin
+from consomme.execution.runs import Run
 from consomme.execution.worker import with_id_hash
 from consomme.pipelines.filter.inputs import KINDS
 from consomme.storage.sidecar import table_bytes
@@ -40,20 +40,22 @@ def unit_of(number: int, count: int, source: str = "web") -> Unit:
 
 def write_run(verb: str, recipe: HandRecipe, parts: Sequence[tuple[Unit, pa.Table]]) -> str:
     """Write a finished run of columns; tables have `row` and `sample_id`."""
-    attempt = begin(verb, recipe)
-    folder, number = attempt.folder, attempt.folder.start_attempt()
+    opened = Run.open(verb, recipe, None)
+    opened.start()
+    folder, number = opened.folder, opened.folder.start_attempt()
     for unit, table in parts:
         data = table_bytes(with_id_hash(table, unit.source))
         file = folder.write_output(unit, KINDS[verb], data, "parquet")
         folder.commit(number, unit, [file], {"samples": table.num_rows})
     folder.close(number)
-    return attempt.finish(counts={"samples": sum(t.num_rows for _, t in parts)}).url
+    return opened.finish(counts={"samples": sum(t.num_rows for _, t in parts)}).url
 
 
 def write_view(
     verb: str, recipe: HandRecipe, units: Sequence[Unit], rows: Mapping[str, Sequence[int]]
 ) -> str:
     """Write a finished run with a view."""
-    attempt = begin(verb, recipe)
-    path = View.from_rows(units, rows).save(attempt.folder)
-    return attempt.finish(outputs={"view": path}).url
+    opened = Run.open(verb, recipe, None)
+    opened.start()
+    path = View.from_rows(units, rows).save(opened.folder)
+    return opened.finish(outputs={"view": path}).url

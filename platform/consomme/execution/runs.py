@@ -1,19 +1,15 @@
-"""Open and close run folders the same way for every verb.
+"""Open and finish runs the same way for every verb.
 
-One decision is made here: a run whose manifest exists is done, and running it again returns the
-manifest.
+A run whose manifest exists is done, and running it again returns that manifest.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from consomme.base.manifest import Manifest, Parent
 from consomme.base.recipe import fingerprint, to_yaml
@@ -22,41 +18,92 @@ from consomme.storage.ledger.run_folder import MANIFEST, RunFolder, load_manifes
 from consomme.storage.shards import Shard
 from consomme.storage.stores.open import absolute_url, open_store
 
-logger = logging.getLogger(__name__)
-
-_LOOKING: ContextVar[bool] = ContextVar("looking", default=False)
-
-
-class RunNotDoneError(Exception):
-    """A run that would have to be done, met while only looking."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        super().__init__(folder.url)
-        self.folder = folder
-
-
-@contextlib.contextmanager
-def looking() -> Iterator[None]:
-    """Only look: `begin` makes no folder inside the block, and raises if a run is not done."""
-    token = _LOOKING.set(True)
-    try:
-        yield
-    finally:
-        _LOOKING.reset(token)
+R = TypeVar("R")
 
 
 @dataclass
-class Run:
-    """One attempt at a run: its folder, and what its manifest will say of its beginnings."""
+class Run(Generic[R]):
+    """A recipe with its inputs resolved, and the run folder that follows from both.
+
+    Every verb has an `open_run(recipe)` that checks the recipe, resolves what it reads and returns
+    one of these. Opening writes nothing, so a plan or a sweep can ask for the fingerprint of a run,
+    and whether it is done, without starting it.
+    """
 
     folder: RunFolder
     verb: str
     recipe: Any
     fingerprint: str
     inputs: Mapping[str, str]
+    """Fingerprints of everything that is read."""
+
     parents: tuple[Parent, ...]
+    resolved: R
+    """What the recipe's inputs resolved to: shards, a model folder, …; the verb's own record."""
+
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     clock: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def open(
+        cls,
+        verb: str,
+        recipe: Any,
+        resolved: R,
+        *,
+        inputs: Mapping[str, str] | None = None,
+        parents: Sequence[str] = (),
+        reads: Sequence[str] = (),
+    ) -> Run[R]:
+        """Fingerprint a recipe with its inputs, and find its run folder; writes nothing.
+
+        Args:
+            verb: The verb.
+            recipe: The checked recipe; has `name` and `root`.
+            resolved: What its inputs resolved to.
+            inputs: Fingerprints of what is read that is not a run.
+            parents: URLs of the finished runs that are read.
+            reads: Files and folders that are read; finished runs that hold them are parents too.
+
+        Raises:
+            DataError: A parent is not finished.
+        """
+        urls = [*parents, *(url for url in map(run_of, reads) if url)]
+        manifests = {url: load_manifest(url) for url in dict.fromkeys(map(absolute_url, urls))}
+        read = {**(inputs or {}), **_fingerprints(list(manifests.values()))}
+        digest = fingerprint(recipe, read)
+        return cls(
+            folder=RunFolder.open(recipe.root, verb, recipe.name, digest),
+            verb=verb,
+            recipe=recipe,
+            fingerprint=digest,
+            inputs=read,
+            parents=tuple(
+                Parent(verb=m.verb, url=url, fingerprint=m.fingerprint)
+                for url, m in manifests.items()
+            ),
+            resolved=resolved,
+        )
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its manifest exists."""
+        return self.folder.is_done
+
+    def once(self, body: Callable[[Run[R]], Manifest]) -> Manifest:
+        """Return the manifest of a run that is done; else start it and let `body` do it.
+
+        Args:
+            body: Does the run in its folder, and ends with `finish`.
+        """
+        if self.is_done:
+            return self.folder.manifest()
+        self.start()
+        return body(self)
+
+    def start(self) -> None:
+        """Make the folder, and save the recipe in it."""
+        self.folder.begin(to_yaml(self.recipe))
 
     def finish(
         self,
@@ -82,49 +129,6 @@ class Run:
             outputs=outputs or {},
         )
         return self.folder.finish(manifest, to_yaml(self.recipe))
-
-
-def begin(
-    verb: str,
-    recipe: Any,
-    *,
-    inputs: Mapping[str, str] | None = None,
-    parents: Sequence[str] = (),
-    reads: Sequence[str] = (),
-) -> Run:
-    """Open the run folder of a recipe and its inputs.
-
-    Args:
-        verb: What is done.
-        recipe: The checked recipe; has `name` and `root`.
-        inputs: Fingerprints of what is read that is not a run.
-        parents: URLs of the finished runs that are read.
-        reads: Files and folders that are read; the finished runs they lie in are parents too.
-
-    Raises:
-        DataError: A parent is not finished.
-        RunNotDoneError: Inside `looking`, if the run is not done.
-    """
-    found = [*parents, *(run for run in map(run_of, reads) if run)]
-    manifests = {url: load_manifest(url) for url in dict.fromkeys(map(absolute_url, found))}
-    read = dict(inputs or {})
-    read |= _fingerprints(list(manifests.values()))
-    mark = fingerprint(recipe, read)
-    folder = RunFolder.open(recipe.root, verb, recipe.name, mark)
-    if not folder.is_done:
-        if _LOOKING.get():
-            raise RunNotDoneError(folder)
-        folder.begin(to_yaml(recipe))
-    return Run(
-        folder=folder,
-        verb=verb,
-        recipe=recipe,
-        fingerprint=mark,
-        inputs=read,
-        parents=tuple(
-            Parent(verb=m.verb, url=url, fingerprint=m.fingerprint) for url, m in manifests.items()
-        ),
-    )
 
 
 def _fingerprints(manifests: Sequence[Manifest]) -> dict[str, str]:

@@ -38,6 +38,9 @@ class Verb:
     run: str
     """`module:function` that does it: takes a recipe, or a run folder if there is no recipe."""
 
+    open_run: str = ""
+    """`module:function` that resolves a recipe to a run and does not start it."""
+
     recipe: str = ""
     """`module:Class` of its recipe; empty if it takes a run folder instead."""
 
@@ -88,6 +91,7 @@ def _verb(name: str, text: str) -> Verb:
     return Verb(
         help=text,
         run=f"{_HERE}.{name}.run:run",
+        open_run=f"{_HERE}.{name}.run:open_run",
         recipe=f"{_HERE}.{name}.recipe:{name.capitalize()}Recipe",
         dry_run=_DRY_RUNS.get(name),
     )
@@ -113,6 +117,7 @@ VERBS: Mapping[str, Verb] = {
     "plan": Verb(
         help="say what a training would take, from shapes alone: memory by kind, time, checkpoints",
         run=f"{_HERE}.train.run:run",
+        open_run=f"{_HERE}.train.run:open_run",
         recipe=f"{_HERE}.train.recipe:TrainRecipe",
         dry_run=_PLAN,
         is_always_dry=True,

@@ -16,7 +16,7 @@ from consomme.base.errors import DataError, RecipeError
 from consomme.base.manifest import Manifest
 from consomme.base.sample import Sample, caption_turns
 from consomme.datasets import scenes
-from consomme.execution.runs import begin
+from consomme.execution.runs import Run
 from consomme.execution.stage import DecodedSample
 from consomme.execution.worker import with_id_hash
 from consomme.ops.verify import verify
@@ -85,8 +85,9 @@ def hashed(root: Path, inputs: str, unit_rows: int) -> str:
     recipe = DedupRecipe(
         name=f"by-hand-{unit_rows}", root=str(root), inputs=(inputs,), unit_rows=unit_rows
     )
-    attempt = begin("dedup", recipe)
-    folder, number = attempt.folder, attempt.folder.start_attempt()
+    opened = Run.open("dedup", recipe, None)
+    opened.start()
+    folder, number = opened.folder, opened.folder.start_attempt()
     for unit in plan_units(expand([inputs]), "data", unit_rows):
         decoded = [
             DecodedSample(row=r, sample=s, image=decode(s.image)) for r, s in read_unit(unit)[0]
@@ -97,14 +98,15 @@ def hashed(root: Path, inputs: str, unit_rows: int) -> str:
         )
         folder.commit(number, unit, [file], {"samples": len(decoded)})
     folder.close(number)
-    return attempt.finish().url
+    return opened.finish().url
 
 
 def scored(root: Path, inputs: str, unit_rows: int, score: dict[str, float]) -> str:
     """A finished score run made by hand."""
     recipe = ScoreRecipe(name=f"s{unit_rows}", root=str(root), inputs=(inputs,), model="none")
-    attempt = begin("score", recipe)
-    number = attempt.folder.start_attempt()
+    opened = Run.open("score", recipe, None)
+    opened.start()
+    number = opened.folder.start_attempt()
     for unit in plan_units(expand([inputs]), "data", unit_rows):
         rows = [(row, s.sample_id) for row, s in read_unit(unit)[0] if s.sample_id in score]
         table = pa.table(
@@ -115,12 +117,12 @@ def scored(root: Path, inputs: str, unit_rows: int, score: dict[str, float]) -> 
                 "noise": pa.array(["clean"] * len(rows), pa.string()),
             }
         )
-        file = attempt.folder.write_output(
+        file = opened.folder.write_output(
             unit, "scores", table_bytes(with_id_hash(table, unit.source)), "parquet"
         )
-        attempt.folder.commit(number, unit, [file], {"samples": len(rows)})
-    attempt.folder.close(number)
-    return attempt.finish().url
+        opened.folder.commit(number, unit, [file], {"samples": len(rows)})
+    opened.folder.close(number)
+    return opened.finish().url
 
 
 def deduped(root: Path, hashes: str, **options: Any) -> Manifest:

@@ -13,7 +13,7 @@ from consomme.base.errors import DataError, RecipeError
 from consomme.base.hashing import hash_ids
 from consomme.base.manifest import Manifest
 from consomme.base.sample import Sample
-from consomme.execution.runs import begin
+from consomme.execution.runs import Run
 from consomme.execution.worker import with_id_hash
 from consomme.ops.verify import verify
 from consomme.pipelines.filter import run as filter_
@@ -55,8 +55,9 @@ def scored(
     recipe = ScoreRecipe(
         name=f"by-hand-{unit_rows}", root=str(root), inputs=tuple(inputs), model="none"
     )
-    attempt = begin("score", recipe, reads=inputs)
-    number = attempt.folder.start_attempt()
+    opened = Run.open("score", recipe, None, reads=inputs)
+    opened.start()
+    number = opened.folder.start_attempt()
     for unit in plan_units(expand(inputs), "data", unit_rows):
         rows = read_unit(unit)[0]
         values = [perplexity(sample) for _, sample in rows]
@@ -69,12 +70,12 @@ def scored(
                 "noise": [sample.meta["noise"] for _, sample in rows],
             }
         )
-        file = attempt.folder.write_output(
+        file = opened.folder.write_output(
             unit, "scores", table_bytes(with_id_hash(table, unit.source)), "parquet"
         )
-        attempt.folder.commit(number, unit, [file], {"samples": len(rows)})
-    attempt.folder.close(number)
-    return attempt.finish().url
+        opened.folder.commit(number, unit, [file], {"samples": len(rows)})
+    opened.folder.close(number)
+    return opened.finish().url
 
 
 def kept_ids(view_url: str) -> set[str]:

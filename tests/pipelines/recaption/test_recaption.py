@@ -17,7 +17,7 @@ from consomme.curate.caption.guards import Guards
 from consomme.datasets import scenes
 from consomme.execution.loading import name_row
 from consomme.execution.planning import plan_shards
-from consomme.execution.runs import begin
+from consomme.execution.runs import Run
 from consomme.execution.worker import UnitWorker
 from consomme.pipelines.recaption.metrics import check_canaries, metrics_of, most_common, texts_of
 from consomme.pipelines.recaption.recipe import RecaptionRecipe
@@ -85,8 +85,11 @@ def recipe(root: Path, shards: str, **changes: Any) -> RecaptionRecipe:
 
 def recaptioned(recipe: RecaptionRecipe, model: str) -> str:
     """Do a whole run in this process; return its folder."""
-    attempt = begin("recaption", recipe, parents=[recipe.captions] if recipe.captions else [])
-    folder = attempt.folder
+    opened = Run.open(
+        "recaption", recipe, None, parents=[recipe.captions] if recipe.captions else []
+    )
+    opened.start()
+    folder = opened.folder
     plan_shards_here(folder, recipe)
     number = folder.start_attempt()
     worker = UnitWorker(
@@ -102,7 +105,7 @@ def recaptioned(recipe: RecaptionRecipe, model: str) -> str:
         if receipt["error"]:
             raise pickle.loads(receipt["error"])
     folder.close(number)
-    done = attempt.finish(counts=folder.total_counts(), outputs={CAPTIONS: "data"})
+    done = opened.finish(counts=folder.total_counts(), outputs={CAPTIONS: "data"})
     return done.url
 
 

@@ -12,7 +12,6 @@ from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest, lineage
 from consomme.base.recipe import load_recipe
 from consomme.base.schema import to_plain
-from consomme.execution.runs import RunNotDoneError, looking
 from consomme.ops import status
 from consomme.pipelines.evaluate import run as evaluate
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe
@@ -165,13 +164,11 @@ def test_it_is_done_when_run_again_and_knows_trials_of_others(
     one = done.decisions["trials"][2]
     assert one["train"] == sparse.url
     models = {"model": sparse.url}
-    with looking():
-        judged = evaluate.run(
-            EvaluateRecipe(
-                name=grid.train["name"], root=grid.root, models=models, benchmarks=(NAMES,)
-            )
-        )
-    assert judged.url == one["evaluate"]
+    by_hand = evaluate.open_run(
+        EvaluateRecipe(name=grid.train["name"], root=grid.root, models=models, benchmarks=(NAMES,))
+    )
+    assert by_hand.is_done
+    assert by_hand.folder.url == one["evaluate"]
     # Another sweep of one of them finds it done.
     layers = grid.space["layers"]
     space = grid.space | {"layers": layers | {"values": layers["values"][-1:]}}
@@ -221,8 +218,8 @@ def test_asha_gives_up_what_is_behind_and_it_can_go_on_later(
     stopped = made.decisions["trials"][1]
     assert stopped["reason"].startswith("after 10 of 100 steps, loss ")
     assert stopped["rungs"]["10"] > made.decisions["trials"][0]["rungs"]["10"]
-    with pytest.raises(RunNotDoneError) as pending, looking():
-        train.run(SweepPlan.of(one).train_recipe(stopped["keys"]))
+    training = train.open_run(SweepPlan.of(one).train_recipe(stopped["keys"]))
+    assert not training.is_done
     # What it held is free again.
     deadline = time.monotonic() + 60
     while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
@@ -230,7 +227,7 @@ def test_asha_gives_up_what_is_behind_and_it_can_go_on_later(
         time.sleep(0.5)
     # What was learned is kept, and its training goes on from there, here by hand.
     by_hand = train.run(SweepPlan.of(one).train_recipe(stopped["keys"]))
-    assert by_hand.url == pending.value.folder.url
+    assert by_hand.url == training.folder.url
     assert 10 <= by_hand.decisions["resumed_from_step"] < steps
 
 

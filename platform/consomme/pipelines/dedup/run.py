@@ -17,7 +17,7 @@ from consomme.curate.dedup.copies import Nearness
 from consomme.execution.driver import ActorPool, run_units
 from consomme.execution.planning import plan_shards, plan_view
 from consomme.execution.rejects import check_rejects
-from consomme.execution.runs import Run, begin, folders_of
+from consomme.execution.runs import Run, folders_of
 from consomme.execution.session import num_cpus, ray_session
 from consomme.pipelines.dedup.copies import (
     HASHES,
@@ -37,25 +37,32 @@ from consomme.storage.view import View
 
 def run(recipe: DedupRecipe) -> Manifest:
     """Hash every picture exactly once, then keep the best copy of each."""
+    return open_run(recipe).once(_dedup)
+
+
+def open_run(recipe: DedupRecipe) -> Run[Sequence[Shard]]:
+    """Resolve the shards that the recipe reads; writes nothing."""
     has_shards = bool(recipe.inputs or recipe.sources)
     shards = find_shards(recipe.inputs, recipe.source, recipe.sources) if has_shards else []
-    attempt = begin(
+    return Run.open(
         "dedup",
         recipe,
+        shards,
         inputs={"data": shards_fingerprint(shards)} if shards else {},
         parents=[url for url in (recipe.view, recipe.hashes, recipe.scores) if url],
         reads=folders_of(shards),
     )
-    if attempt.folder.is_done:
-        return attempt.folder.manifest()
-    if recipe.hashes is None:
-        _hash(recipe, attempt, shards)
-    return _decide(recipe, attempt)
 
 
-def _hash(recipe: DedupRecipe, attempt: Run, shards: Sequence[Shard]) -> None:
+def _dedup(run: Run[Sequence[Shard]]) -> Manifest:
+    if run.recipe.hashes is None:
+        _hash(run)
+    return _decide(run)
+
+
+def _hash(run: Run[Sequence[Shard]]) -> None:
     """Fill the ledger with hashes."""
-    folder = attempt.folder
+    recipe, folder, shards = run.recipe, run.folder, run.resolved
     with ray_session():
         run_units(
             plan_view(folder, View.load(recipe.view))
@@ -77,10 +84,10 @@ def _hash(recipe: DedupRecipe, attempt: Run, shards: Sequence[Shard]) -> None:
     check_rejects(folder.total_counts(), recipe.max_reject_fraction, folder.url)
 
 
-def _decide(recipe: DedupRecipe, attempt: Run) -> Manifest:
+def _decide(run: Run[Sequence[Shard]]) -> Manifest:
     """Read the hashes, decide, and write the view and the groups."""
     clock = time.monotonic()
-    folder = attempt.folder
+    recipe, folder = run.recipe, run.folder
     source = recipe.hashes or folder.url
     hashed = load_hashed(source)
     score_N = None
@@ -98,7 +105,7 @@ def _decide(recipe: DedupRecipe, attempt: Run) -> Manifest:
     total, kept = hashed.num_samples, int(copies.stays_N.sum())
     exact = int(copies.is_exact_N.sum())
     near = total - kept - exact
-    return attempt.finish(
+    return run.finish(
         counts={
             **folder.total_counts(),
             "samples": total,

@@ -5,26 +5,34 @@ What the web gives today it may not give tomorrow, so everything later reads sha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from consomme.base.manifest import Manifest
 from consomme.execution.driver import ActorPool, run_units
 from consomme.execution.planning import plan_shards
 from consomme.execution.rejects import check_rejects
-from consomme.execution.runs import begin, folders_of
+from consomme.execution.runs import Run, folders_of
 from consomme.execution.session import num_cpus, ray_session
 from consomme.pipelines.download.recipe import DownloadRecipe
 from consomme.pipelines.download.stage import FetchStage
 from consomme.storage.readers.url_list import plan_urls, read_urls
-from consomme.storage.shards import find_shards, shards_fingerprint
+from consomme.storage.shards import Shard, find_shards, shards_fingerprint
 
 
 def run(recipe: DownloadRecipe) -> Manifest:
     """Fetch every URL once; running again fetches what is missing."""
+    return open_run(recipe).once(_download)
+
+
+def open_run(recipe: DownloadRecipe) -> Run[Sequence[Shard]]:
+    """Resolve the URL lists that the recipe reads; writes nothing."""
     shards = find_shards(recipe.inputs, recipe.source, recipe.sources)
     inputs = {"data": shards_fingerprint(shards)}
-    attempt = begin("download", recipe, inputs=inputs, reads=folders_of(shards))
-    folder = attempt.folder
-    if folder.is_done:
-        return folder.manifest()
+    return Run.open("download", recipe, shards, inputs=inputs, reads=folders_of(shards))
+
+
+def _download(run: Run[Sequence[Shard]]) -> Manifest:
+    recipe, folder, shards = run.recipe, run.folder, run.resolved
     with ray_session():
         run_units(
             plan_shards(folder, shards, recipe.unit_rows, plan_urls),
@@ -39,7 +47,7 @@ def run(recipe: DownloadRecipe) -> Manifest:
         )
     counts = folder.total_counts()
     check_rejects(counts, recipe.max_reject_fraction, folder.url)
-    return attempt.finish(
+    return run.finish(
         counts=counts,
         metrics={"download/fetched_bytes": folder.total_sums().get("bytes", 0.0)},
         outputs={"shards": "shards", "rejects": "rejects"},

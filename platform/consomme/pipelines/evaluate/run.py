@@ -3,29 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from consomme.base.manifest import Manifest
-from consomme.execution.runs import begin
+from consomme.execution.runs import Run
 from consomme.pipelines.evaluate.answers import answer_all
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe, benchmark_name
 from consomme.storage.model_folder import model_content_hash, model_folder
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluateInputs:
+    """What an evaluate recipe reads, by the label of each model."""
+
+    folders: Mapping[str, str]
+    """Model folders on this machine."""
+
+    hashes: Mapping[str, str]
+    """Hashes of their content."""
+
+
 def run(recipe: EvaluateRecipe) -> Manifest:
     """Measure every model on every benchmark."""
+    return open_run(recipe).once(_evaluate)
+
+
+def open_run(recipe: EvaluateRecipe) -> Run[EvaluateInputs]:
+    """Resolve the models that the recipe names; writes nothing."""
+    folders = {label: model_folder(model) for label, model in recipe.models.items()}
+    hashes = {label: model_content_hash(folder) for label, folder in folders.items()}
+    inputs = EvaluateInputs(folders=folders, hashes=hashes)
+    return Run.open("evaluate", recipe, inputs, inputs=hashes, reads=list(folders.values()))
+
+
+def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
     from consomme.evaluate.benchmarks import BENCHMARKS
 
-    folders = {label: model_folder(model) for label, model in recipe.models.items()}
-    prints = {label: model_content_hash(folder) for label, folder in folders.items()}
-    attempt = begin("evaluate", recipe, inputs=prints, reads=list(folders.values()))
-    if attempt.folder.is_done:
-        return attempt.folder.manifest()
+    recipe, folders, hashes = run.recipe, run.resolved.folders, run.resolved.hashes
     benchmarks = [BENCHMARKS.build(node, "benchmarks") for node in recipe.benchmarks]
     wanted = [(label, number) for label in folders for number in range(len(benchmarks))]
     answers = answer_all(
         recipe.root,
-        [(folders[label], prints[label], recipe.benchmarks[number]) for label, number in wanted],
+        [(folders[label], hashes[label], recipe.benchmarks[number]) for label, number in wanted],
         recipe.num_actors,
     )
     table: dict[str, dict[str, dict[str, float]]] = {label: {} for label in folders}
@@ -35,7 +55,7 @@ def run(recipe: EvaluateRecipe) -> Manifest:
         table[label][name] = benchmarks[number].measure(given)
         for figure, value in table[label][name].items():
             metrics[f"evaluate/{label}/{name}/{figure}"] = value
-    return attempt.finish(
+    return run.finish(
         counts={"models": len(folders), "benchmarks": len(benchmarks)},
         decisions={"results": table, "table": _main_figures(table)},
         metrics=metrics,

@@ -14,11 +14,12 @@ from consomme.curate.keep.noise_metrics import auc, auc_by_kind, noise_share
 from consomme.curate.keep.registry import KEEP_POLICIES
 from consomme.execution.driver import ActorPool, run_units
 from consomme.execution.planning import plan_view
-from consomme.execution.runs import begin
+from consomme.execution.runs import Run
 from consomme.execution.session import num_cpus, ray_session
 from consomme.pipelines.filter.columns import ColumnStore
 from consomme.pipelines.filter.copying import CopyStage
 from consomme.pipelines.filter.decide import decide
+from consomme.pipelines.filter.inputs import Runs
 from consomme.pipelines.filter.recipe import FilterRecipe, runs_of
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import pack_rows
@@ -29,10 +30,17 @@ CLEAN = "clean"
 
 def run(recipe: FilterRecipe) -> Manifest:
     """Make the view, and measure it where the truth is known."""
+    return open_run(recipe).once(_filter)
+
+
+def open_run(recipe: FilterRecipe) -> Run[Runs]:
+    """Resolve the runs that the recipe reads; writes nothing."""
     runs = runs_of(recipe)
-    attempt = begin("filter", recipe, parents=runs.urls)
-    if attempt.folder.is_done:
-        return attempt.folder.manifest()
+    return Run.open("filter", recipe, runs, parents=runs.urls)
+
+
+def _filter(run: Run[Runs]) -> Manifest:
+    recipe, runs = run.recipe, run.resolved
     policy = KEEP_POLICIES.build(recipe.keep, "keep")
     measured = [*MEASURED, recipe.noise_label] if recipe.noise_label else []
     with ColumnStore(runs, [*policy.columns, *measured]) as walk:
@@ -48,12 +56,12 @@ def run(recipe: FilterRecipe) -> Manifest:
         if recipe.noise_label:
             metrics, stats = _measure(walk, recipe.noise_label, mask_N)
             decisions |= stats
-    path = view.save(attempt.folder)
+    path = view.save(run.folder)
     outputs = {"view": path}
     if recipe.materialize:
-        _copy(recipe, attempt.folder, view)
+        _copy(recipe, run.folder, view)
         outputs["shards"] = "shards"
-    return attempt.finish(
+    return run.finish(
         counts={"samples": num_rows, "kept": view.num_samples},
         decisions=decisions,
         metrics=metrics,

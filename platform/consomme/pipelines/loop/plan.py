@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from consomme.base.recipe import check_recipe
-from consomme.execution.runs import RunNotDoneError, looking
 from consomme.pipelines.loop.recipe import LoopRecipe
 from consomme.pipelines.loop.run import Chain
 from consomme.pipelines.loop.steps import (
@@ -43,8 +42,7 @@ def plan(recipe: LoopRecipe) -> LoopPlan:
     """
     check(recipe)
     look = _PlanWalk(recipe)
-    with looking():
-        look.walk()
+    look.walk()
     return LoopPlan(
         name=recipe.name,
         table={
@@ -112,10 +110,10 @@ class _PlanWalk:
             return f"to do, after {', '.join(missing)}"
         values = values_of(step, self.chain.urls, self.recipe.root)
         node = check_recipe(recipe_class(step.verb), values, f"stage {step.name}")
-        try:
-            manifest = resolve(VERBS[step.verb].run)(node)
-        except RunNotDoneError as pending:
-            return _begun(pending.folder)
+        run = resolve(VERBS[step.verb].open_run)(node)
+        if not run.is_done:
+            return _begun(run.folder)
+        manifest = run.folder.manifest()
         self.chain.manifests[step.name] = manifest
         return f"done in {manifest.seconds:,.0f} s: {manifest.url}"
 

@@ -12,11 +12,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from consomme.base.errors import RecipeError
+from consomme.base.errors import DataError, RecipeError
 from consomme.base.manifest import Manifest
 from consomme.base.recipe import check_recipe
 from consomme.base.suggest import did_you_mean
-from consomme.execution.runs import begin
+from consomme.execution.runs import Run
 from consomme.execution.session import shared_ray
 from consomme.pipelines.loop.recipe import LoopRecipe, Saturation, SummaryRow
 from consomme.pipelines.loop.rounds import best_of, is_saturated
@@ -35,21 +35,40 @@ logger = logging.getLogger(__name__)
 
 def run(recipe: LoopRecipe) -> Manifest:
     """Run every stage that is not done, then write the report."""
-    from consomme.pipelines.report.loop import loop_report
-
     check(recipe)
     chain = Chain(recipe)
     with shared_ray():
         chain.run()
-    attempt = begin("loop", recipe, parents=[m.url for m in chain.manifests.values()])
-    if attempt.folder.is_done:
-        return attempt.folder.manifest()
+    return _open(chain).once(_report)
+
+
+def open_run(recipe: LoopRecipe) -> Run[Chain]:
+    """Open the loop's own run over its stages, which have to be done; writes nothing.
+
+    Raises:
+        DataError: A stage is not done.
+    """
+    check(recipe)
+    chain = Chain(recipe, only_find=True)
+    chain.run()
+    return _open(chain)
+
+
+def _open(chain: Chain) -> Run[Chain]:
+    return Run.open("loop", chain.recipe, chain, parents=[m.url for m in chain.manifests.values()])
+
+
+def _report(run: Run[Chain]) -> Manifest:
+    """Write what came out of a loop whose stages are done."""
+    from consomme.pipelines.report.loop import loop_report
+
+    recipe, chain = run.recipe, run.resolved
     table = [summary_row(row, chain.manifests) for row in recipe.summary]
     rounds = chain.rounds()
     page = loop_report(recipe, chain.manifests, table, rounds)
-    attempt.folder.store.write("report.html", page.encode())
-    attempt.folder.store.write("summary.json", json.dumps(table, indent=1).encode())
-    return attempt.finish(
+    run.folder.store.write("report.html", page.encode())
+    run.folder.store.write("summary.json", json.dumps(table, indent=1).encode())
+    return run.finish(
         counts={"stages": len(chain.manifests)} | ({"rounds": chain.last} if rounds else {}),
         decisions={
             "summary": table,
@@ -64,8 +83,8 @@ def run(recipe: LoopRecipe) -> Manifest:
 class Chain:
     """A loop while it runs, or while one looks what is done of it."""
 
-    def __init__(self, recipe: LoopRecipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: LoopRecipe, *, only_find: bool = False) -> None:
+        self.recipe, self.only_find = recipe, only_find
         self.manifests: dict[str, Manifest] = {}
         self.last = 0
         """Rounds that were run."""
@@ -91,7 +110,13 @@ class Chain:
         values = values_of(step, self.urls, self.recipe.root)
         node = check_recipe(recipe_class(step.verb), values, f"stage {step.name}")
         logger.info("stage %d: %s %s", len(self.manifests) + 1, step.verb, step.name)
-        self.manifests[step.name] = resolve(VERBS[step.verb].run)(node)
+        if not self.only_find:
+            self.manifests[step.name] = resolve(VERBS[step.verb].run)(node)
+            return
+        run = resolve(VERBS[step.verb].open_run)(node)
+        if not run.is_done:
+            raise DataError(f"stage {step.name} is not done: {run.folder.url}; run the loop")
+        self.manifests[step.name] = run.folder.manifest()
 
     def end_round(self) -> None:
         """Count a round that is done."""

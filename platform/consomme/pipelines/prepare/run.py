@@ -8,16 +8,23 @@ from typing import Any
 from consomme.base.manifest import Manifest
 from consomme.datasets.sources import SAMPLE_SOURCES
 from consomme.datasets.web_noise import add_noise
-from consomme.execution.runs import begin
+from consomme.execution.runs import Run
 from consomme.pipelines.prepare.recipe import PrepareRecipe
 from consomme.storage.writers import ParquetWriter, WebDatasetWriter
 
 
 def run(recipe: PrepareRecipe) -> Manifest:
     """Write the shards into the run's `data/`."""
-    attempt = begin("prepare", recipe)
-    if attempt.folder.is_done:
-        return attempt.folder.manifest()
+    return open_run(recipe).once(_prepare)
+
+
+def open_run(recipe: PrepareRecipe) -> Run[None]:
+    """Find the run folder; a prepare recipe reads nothing but itself."""
+    return Run.open("prepare", recipe, None)
+
+
+def _prepare(run: Run[None]) -> Manifest:
+    recipe = run.recipe
     samples = list(SAMPLE_SOURCES.build(recipe.source)())
     noisy = add_noise(
         samples, fraction=recipe.noise_fraction, seed=recipe.noise_seed, kinds=recipe.noise_kinds
@@ -28,7 +35,7 @@ def run(recipe: PrepareRecipe) -> Manifest:
         half = cut.image[: len(cut.image) // 2]
         noisy[at] = type(cut)(**{**_fields(cut), "image": half})
     writer_class = WebDatasetWriter if recipe.format == "webdataset" else ParquetWriter
-    writer = writer_class(attempt.folder.store, "data/shard", max_rows=recipe.rows_per_shard)
+    writer = writer_class(run.folder.store, "data/shard", max_rows=recipe.rows_per_shard)
     counts: dict[str, int] = {"samples": len(noisy)}
     digest = hashlib.sha256()
     for sample in noisy:
@@ -37,7 +44,7 @@ def run(recipe: PrepareRecipe) -> Manifest:
         digest.update(f"{sample.sample_id}\t{sample.caption}\n".encode())
         writer.write(sample)
     files = writer.close()
-    return attempt.finish(
+    return run.finish(
         counts=counts,
         outputs={"data": "data"},
         decisions={"shards": len(files), "sha256": digest.hexdigest()},

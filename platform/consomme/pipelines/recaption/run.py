@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,18 +13,37 @@ from consomme.curate.caption.prompts import resolve_prompts
 from consomme.execution.driver import ActorPool, run_units
 from consomme.execution.planning import plan_shards, plan_view
 from consomme.execution.rejects import check_rejects
-from consomme.execution.runs import begin, folders_of
+from consomme.execution.runs import Run, folders_of
 from consomme.execution.session import ray_session
 from consomme.pipelines.recaption.metrics import check_canaries, metrics_of, most_common, texts_of
 from consomme.pipelines.recaption.recipe import RecaptionRecipe, sampling_of
 from consomme.storage.captions import CAPTIONS, check_units, planned_units, reader
 from consomme.storage.model_folder import model_content_hash, model_folder
-from consomme.storage.shards import find_shards, shards_fingerprint
+from consomme.storage.shards import Shard, find_shards, shards_fingerprint
 from consomme.storage.view import View
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecaptionInputs:
+    """What a recaption recipe reads."""
+
+    shards: Sequence[Shard]
+    """Empty if a view says which samples are recaptioned."""
+
+    model: str
+    """Folder of the model on this machine, or its name on a server."""
+
+    model_hash: str
+    """Hash of its content, or its name and the server's URL."""
 
 
 def run(recipe: RecaptionRecipe) -> Manifest:
     """Write a caption for every sample exactly once; running again does what is missing."""
+    return open_run(recipe).once(_recaption)
+
+
+def open_run(recipe: RecaptionRecipe) -> Run[RecaptionInputs]:
+    """Check the recipe and resolve its inputs; writes nothing."""
     from consomme.engines.generation.registry import GENERATION_ENGINES
 
     has_shards = bool(recipe.inputs or recipe.sources)
@@ -34,17 +55,22 @@ def run(recipe: RecaptionRecipe) -> Manifest:
     if shards:
         inputs["data"] = shards_fingerprint(shards)
     reads = folders_of(shards) if engine.is_remote else [model, *folders_of(shards)]
-    attempt = begin("recaption", recipe, inputs=inputs, parents=parents, reads=reads)
-    folder = attempt.folder
-    if folder.is_done:
-        return folder.manifest()
+    resolved = RecaptionInputs(shards=shards, model=model, model_hash=inputs["model"])
+    return Run.open("recaption", recipe, resolved, inputs=inputs, parents=parents, reads=reads)
+
+
+def _recaption(run: Run[RecaptionInputs]) -> Manifest:
+    from consomme.engines.generation.registry import GENERATION_ENGINES
+
+    recipe, folder, inputs = run.recipe, run.folder, run.resolved
+    engine = GENERATION_ENGINES.build(recipe.engine, "engine")
     with ray_session():
         from consomme.pipelines.recaption.stage import CaptionStage
 
         plan = (
             plan_view(folder, View.load(recipe.view))
             if recipe.view
-            else plan_shards(folder, shards, recipe.unit_rows)
+            else plan_shards(folder, inputs.shards, recipe.unit_rows)
         )
         check_units(recipe.captions, (u.unit_id for u in planned_units(folder, plan)))
         run_units(
@@ -52,7 +78,11 @@ def run(recipe: RecaptionRecipe) -> Manifest:
             folder,
             kind=CAPTIONS,
             stage=CaptionStage,
-            stage_options={"recipe": recipe, "model": model, "model_hash": inputs["model"]},
+            stage_options={
+                "recipe": recipe,
+                "model": inputs.model,
+                "model_hash": inputs.model_hash,
+            },
             what="recaption",
             pool=_pool(recipe, engine),
             max_reject_fraction=recipe.max_reject_fraction,
@@ -62,7 +92,7 @@ def run(recipe: RecaptionRecipe) -> Manifest:
     counts = folder.total_counts()
     check_rejects(counts, recipe.max_reject_fraction, folder.url)
     texts = texts_of(folder.url)
-    return attempt.finish(
+    return run.finish(
         counts=counts,
         metrics=metrics_of(counts, folder.total_sums(), texts),
         decisions={"most_common": most_common(texts)},

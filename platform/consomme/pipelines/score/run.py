@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
@@ -11,40 +12,53 @@ from consomme.curate.caption.prompt_pools import PromptPools
 from consomme.execution.driver import ActorPool, run_units
 from consomme.execution.planning import plan_shards
 from consomme.execution.rejects import check_rejects
-from consomme.execution.runs import begin, folders_of
+from consomme.execution.runs import Run, folders_of
 from consomme.execution.session import num_cpus, ray_session
 from consomme.pipelines.score.recipe import ScoreRecipe
 from consomme.pipelines.score.stage import PerplexityStage
 from consomme.storage.captions import check_units, planned_units, reader
-from consomme.storage.shards import find_shards, shards_fingerprint
+from consomme.storage.model_folder import model_content_hash, model_folder
+from consomme.storage.shards import Shard, find_shards, shards_fingerprint
 
-if TYPE_CHECKING:
-    pass
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreInputs:
+    """What a score recipe reads."""
+
+    shards: Sequence[Shard]
+    model: str
+    """Folder of the model on this machine."""
 
 
 def run(recipe: ScoreRecipe) -> Manifest:
     """Score every sample of the inputs exactly once; running again does what is missing."""
-    from consomme.storage.model_folder import model_content_hash, model_folder
+    return open_run(recipe).once(_score)
 
+
+def open_run(recipe: ScoreRecipe) -> Run[ScoreInputs]:
+    """Check the recipe and resolve its inputs; writes nothing."""
     _check(recipe)
     shards = find_shards(recipe.inputs, recipe.source, recipe.sources)
     model = model_folder(recipe.model)
     inputs = {"data": shards_fingerprint(shards), "model": model_content_hash(model)}
-    attempt = begin(
+    return Run.open(
         "score",
         recipe,
+        ScoreInputs(shards=shards, model=model),
         inputs=inputs,
         parents=[recipe.captions] if recipe.captions else [],
         reads=[*folders_of(shards), model],
     )
-    if attempt.folder.is_done:
-        return attempt.folder.manifest()
+
+
+def _score(run: Run[ScoreInputs]) -> Manifest:
+    recipe, model = run.recipe, run.resolved.model
     with ray_session():
-        plan = plan_shards(attempt.folder, shards, recipe.unit_rows)
-        check_units(recipe.captions, (u.unit_id for u in planned_units(attempt.folder, plan)))
+        plan = plan_shards(run.folder, run.resolved.shards, recipe.unit_rows)
+        check_units(recipe.captions, (u.unit_id for u in planned_units(run.folder, plan)))
         run_units(
             plan,
-            attempt.folder,
+            run.folder,
             kind="scores",
             stage=PerplexityStage,
             stage_options={
@@ -66,11 +80,11 @@ def run(recipe: ScoreRecipe) -> Manifest:
             max_reject_fraction=recipe.max_reject_fraction,
             read=reader(recipe.captions),
         )
-    counts = attempt.folder.total_counts()
-    check_rejects(counts, recipe.max_reject_fraction, attempt.folder.url)
-    sums = attempt.folder.total_sums()
+    counts = run.folder.total_counts()
+    check_rejects(counts, recipe.max_reject_fraction, run.folder.url)
+    sums = run.folder.total_sums()
     tokens = max(sums.get("num_tokens", 0.0), 1.0)
-    return attempt.finish(
+    return run.finish(
         counts=counts,
         metrics={
             "score/perplexity_per_token": math.exp(sums["nll"] / tokens),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
-from consomme.execution.runs import begin
+from consomme.execution.runs import Run
 from consomme.execution.session import ray_session
 from consomme.pipelines.soup.recipe import SoupRecipe
 from consomme.pipelines.soup.tune import CandidateCache, tune_searches
@@ -20,33 +20,54 @@ from consomme.storage.stores.open import open_store
 from consomme.storage.stores.store import join_url
 
 
+@dataclass(frozen=True, kw_only=True)
+class SoupInputs:
+    """The ingredients, in the order of the recipe."""
+
+    folders: list[str]
+    """Model folders on this machine."""
+
+    hashes: list[str]
+    """Hashes of their content."""
+
+
 def run(recipe: SoupRecipe) -> Manifest:
     """Score candidates, choose, and write the best soup of every search."""
+    return open_run(recipe).once(_soup)
+
+
+def open_run(recipe: SoupRecipe) -> Run[SoupInputs]:
+    """Check the recipe and resolve its ingredients; writes nothing."""
     if len(recipe.ingredients) < 2:
         raise RecipeError(
             f"ingredients: found {len(recipe.ingredients)}, a soup needs at least two"
         )
     labels = list(recipe.ingredients)
     folders = [model_folder(model) for model in recipe.ingredients.values()]
-    prints = [model_content_hash(folder) for folder in folders]
-    attempt = begin("soup", recipe, inputs=dict(zip(labels, prints, strict=True)), reads=folders)
-    if attempt.folder.is_done:
-        return attempt.folder.manifest()
+    hashes = [model_content_hash(folder) for folder in folders]
+    inputs = dict(zip(labels, hashes, strict=True))
+    resolved = SoupInputs(folders=folders, hashes=hashes)
+    return Run.open("soup", recipe, resolved, inputs=inputs, reads=folders)
+
+
+def _soup(run: Run[SoupInputs]) -> Manifest:
+    recipe, folders, hashes = run.recipe, run.resolved.folders, run.resolved.hashes
+    labels = list(recipe.ingredients)
     opened = [open_ingredient(f, label) for f, label in zip(folders, labels, strict=True)]
     check_compatible(opened)
-    cache = CandidateCache(open_store(join_url(recipe.root, "cache")), prints, recipe.benchmark)
+    cache = CandidateCache(open_store(join_url(recipe.root, "cache")), hashes, recipe.benchmark)
     searches = {str(n["name"]): SEARCHES.build(n, "searches") for n in recipe.searches}
     with ray_session():
         results = tune_searches(searches, folders, recipe.benchmark, cache, recipe.num_actors)
     best = max(results, key=lambda name: results[name].score)
     for name, result in results.items():
-        _write(attempt.folder.path, name, [opened[k] for k in result.chosen])
-    _write(attempt.folder.path, "", [opened[k] for k in results[best].chosen])
-    singles = {labels[k]: cache.known[(k,)] for k in range(len(labels)) if (k,) in cache.known}
+        _write(run.folder.path, name, [opened[k] for k in result.chosen])
+    _write(run.folder.path, "", [opened[k] for k in results[best].chosen])
+    singles = {labels[k]: cache.scores[(k,)] for k in range(len(labels)) if (k,) in cache.scores}
     metrics = {f"soup/{name}_score_fraction": result.score for name, result in results.items()}
     if singles:
         metrics["soup/best_single_score_fraction"] = max(singles.values())
-    return attempt.finish(
+    return run.finish(
         counts={"ingredients": len(labels), "evaluations": cache.num_scored},
         decisions={
             "best": best,

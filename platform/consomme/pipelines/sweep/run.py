@@ -14,7 +14,7 @@ from typing import Any
 from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest, Parent
 from consomme.base.schema import to_plain
-from consomme.execution.runs import begin
+from consomme.execution.runs import Run
 from consomme.pipelines.sweep.plan import SweepPlan
 from consomme.pipelines.sweep.recipe import SweepRecipe
 from consomme.pipelines.sweep.table import best_of, means, terminal_table
@@ -25,19 +25,27 @@ from consomme.storage.ledger.run_folder import load_manifest
 
 def run(recipe: SweepRecipe) -> Manifest:
     """Run every trial that is not done, then compare them."""
+    return open_run(recipe).once(_sweep)
+
+
+def open_run(recipe: SweepRecipe) -> Run[SweepPlan]:
+    """Check the recipe and all trials that it names; writes nothing."""
+    plan = SweepPlan.of(recipe)
+    # The saved recipe is complete, whatever becomes of the file that it builds on.
+    complete = dataclasses.replace(recipe, train=plan.base)
+    return Run.open("sweep", complete, plan, inputs=plan.inputs)
+
+
+def _sweep(run: Run[SweepPlan]) -> Manifest:
     from consomme.pipelines.sweep.report import sweep_report
 
-    plan = SweepPlan.of(recipe)
-    # The saved recipe says everything, whatever becomes of the file that it builds on.
-    attempt = begin("sweep", dataclasses.replace(recipe, train=plan.base), inputs=plan.inputs)
-    if attempt.folder.is_done:
-        return attempt.folder.manifest()
-    trials = run_trials(plan, attempt.folder.store)
+    recipe, plan = run.recipe, run.resolved
+    trials = run_trials(plan, run.folder.store)
     done = [trial for trial in trials if trial.state == "done"]
     if not done:
         reasons = "; ".join(f"{t.name}: {t.reason or t.state}" for t in trials[:3])
         raise RecipeError(f"none of {len(trials)} trials came to its end: {reasons}")
-    attempt.parents = _parents(done)
+    run.parents = _parents(done)
     best = best_of(done, plan.mode)
     found: dict[str, Any] = {
         "metric": plan.metric,
@@ -48,14 +56,14 @@ def run(recipe: SweepRecipe) -> Manifest:
         "means": to_plain(means(done)),
         "table": terminal_table(recipe.name, trials, plan.figures),
     }
-    attempt.folder.store.write("trials.json", json.dumps(found["trials"], indent=1).encode())
-    page = sweep_report(recipe.name, recipe.description, attempt.fingerprint, found)
-    attempt.folder.store.write("report.html", page.encode())
+    run.folder.store.write("trials.json", json.dumps(found["trials"], indent=1).encode())
+    page = sweep_report(recipe.name, recipe.description, run.fingerprint, found)
+    run.folder.store.write("report.html", page.encode())
     counts = {"trials": len(trials)} | {
         state: sum(trial.state == state for trial in trials)
         for state in ("done", "stopped", "failed")
     }
-    return attempt.finish(
+    return run.finish(
         counts=counts,
         decisions=found,
         metrics={"sweep/best_value": best.value or 0.0},

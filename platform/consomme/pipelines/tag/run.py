@@ -8,6 +8,7 @@ name is loaded once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -18,18 +19,33 @@ from consomme.curate.tag.tagger import Tagger
 from consomme.execution.driver import ActorPool, run_units
 from consomme.execution.planning import plan_shards
 from consomme.execution.rejects import check_rejects
-from consomme.execution.runs import begin, folders_of
+from consomme.execution.runs import Run, folders_of
 from consomme.execution.session import num_cpus, ray_session
 from consomme.pipelines.tag.recipe import TagRecipe
 from consomme.pipelines.tag.stage import TAGS, BlindTagStage, SeeingTagStage
-from consomme.storage.shards import find_shards, shards_fingerprint
+from consomme.storage.shards import Shard, find_shards, shards_fingerprint
 
 _SHOWN = 12
 """Most frequent values of a column that the final table shows."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TagInputs:
+    """What a tag recipe reads."""
+
+    shards: Sequence[Shard]
+    taggers: Sequence[Tagger]
+    models: Mapping[str, str]
+    """Folder on this machine of each model that the taggers name."""
+
+
 def run(recipe: TagRecipe) -> Manifest:
     """Tag every sample of the inputs exactly once; running again does what is missing."""
+    return open_run(recipe).once(_tag)
+
+
+def open_run(recipe: TagRecipe) -> Run[TagInputs]:
+    """Resolve the inputs of the recipe; writes nothing."""
     from consomme.storage.model_folder import model_content_hash, model_folder
 
     taggers = [TAGGERS.build(node, "taggers") for node in recipe.taggers]
@@ -42,15 +58,22 @@ def run(recipe: TagRecipe) -> Manifest:
         for node, tagger in zip(recipe.taggers, taggers, strict=True)
         if tagger.knowledge
     }
-    reads = [*folders_of(shards), *folders.values()]
-    attempt = begin("tag", recipe, inputs=inputs, reads=reads)
-    if attempt.folder.is_done:
-        return attempt.folder.manifest()
+    return Run.open(
+        "tag",
+        recipe,
+        TagInputs(shards=shards, taggers=taggers, models=folders),
+        inputs=inputs,
+        reads=[*folders_of(shards), *folders.values()],
+    )
+
+
+def _tag(run: Run[TagInputs]) -> Manifest:
+    recipe, taggers, folders = run.recipe, run.resolved.taggers, run.resolved.models
     sees = any(tagger.needs_pictures for tagger in taggers)
     with ray_session():
         run_units(
-            plan_shards(attempt.folder, shards, recipe.unit_rows),
-            attempt.folder,
+            plan_shards(run.folder, run.resolved.shards, recipe.unit_rows),
+            run.folder,
             kind=TAGS,
             stage=SeeingTagStage if sees else BlindTagStage,
             stage_options={
@@ -63,9 +86,9 @@ def run(recipe: TagRecipe) -> Manifest:
             pool=_pool(recipe, asks_models=bool(folders)),
             max_reject_fraction=recipe.max_reject_fraction,
         )
-    counts = attempt.folder.total_counts()
-    check_rejects(counts, recipe.max_reject_fraction, attempt.folder.url)
-    return attempt.finish(
+    counts = run.folder.total_counts()
+    check_rejects(counts, recipe.max_reject_fraction, run.folder.url)
+    return run.finish(
         counts=counts,
         decisions=_table(taggers, counts),
         outputs={"tags": "data", "rejects": "rejects"},

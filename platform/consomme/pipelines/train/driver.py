@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def fit_on_ray(recipe: TrainRecipe, start: str, attempt: Run) -> dict[str, Any]:
+def fit_on_ray(recipe: TrainRecipe, start: str, run: Run[Any]) -> dict[str, Any]:
     """Run the workers and return what rank 0 says of the run."""
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -48,7 +48,7 @@ def fit_on_ray(recipe: TrainRecipe, start: str, attempt: Run) -> dict[str, Any]:
     from consomme.pipelines.train.worker import train_worker
     from consomme.train.parallel.strategy import BACKENDS
 
-    folder = attempt.folder
+    folder = run.folder
     gpus = int(ray.cluster_resources().get("GPU", 0))
     least = recipe.min_workers or recipe.num_workers
     use_gpu = gpus >= least
@@ -100,7 +100,7 @@ def fit_on_ray(recipe: TrainRecipe, start: str, attempt: Run) -> dict[str, Any]:
     )
     plain = to_plain(recipe)
     with (
-        opened(recipe.trackers, folder.url, recipe.name, attempt.fingerprint, plain) as writers,
+        opened(recipe.trackers, folder.url, recipe.name, run.fingerprint, plain) as writers,
         Progress(recipe.num_steps, "train", "steps") as progress,
         _watch(folder, progress, writers),
     ):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING
 
 from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
 from consomme.base.telemetry import MetricsLog
-from consomme.execution.runs import begin, folders_of
+from consomme.execution.runs import Run, folders_of
 from consomme.execution.session import ray_session
 from consomme.pipelines.train.checks import _check_adapter
 from consomme.pipelines.train.outputs import CURVE
@@ -17,14 +16,16 @@ from consomme.pipelines.train.recipe import TrainRecipe
 from consomme.storage.model_folder import model_content_hash, model_folder, portable_path
 from consomme.storage.shards import find_shards, shards_fingerprint
 
-if TYPE_CHECKING:
-    pass
-
 logger = logging.getLogger(__name__)
 
 
 def run(recipe: TrainRecipe) -> Manifest:
     """Train; an interrupted run goes on from its last checkpoint when started again."""
+    return open_run(recipe).once(_train)
+
+
+def open_run(recipe: TrainRecipe) -> Run[None]:
+    """Check the recipe and resolve its inputs; writes nothing."""
     if not recipe.data:
         raise RecipeError("data: found no source, expected at least one {view: …} or {inputs: […]}")
     if recipe.global_batch < recipe.num_workers:
@@ -67,27 +68,29 @@ def run(recipe: TrainRecipe) -> Manifest:
     if tuned := recipe.layers.get("tuned"):
         inputs["tuned"] = model_content_hash(model_folder(tuned))
         reads.append(model_folder(tuned))
-    attempt = begin("train", recipe, inputs=inputs, parents=parents, reads=reads)
-    if attempt.folder.is_done:
-        return attempt.folder.manifest()
+    return Run.open("train", recipe, None, inputs=inputs, parents=parents, reads=reads)
+
+
+def _train(run: Run[None]) -> Manifest:
+    recipe: TrainRecipe = run.recipe
     from consomme.pipelines.train.driver import fit_on_ray
     from consomme.pipelines.train.machine import utilization
     from consomme.pipelines.train.outputs import evaluations
     from consomme.pipelines.train.telling import step_metrics
 
     with ray_session():
-        result = fit_on_ray(recipe, portable_path(recipe.model), attempt)
+        result = fit_on_ray(recipe, portable_path(recipe.model), run)
     counts, peak = result.pop("counts"), result.pop("peak_bytes")
-    curve = json.loads(attempt.folder.store.read(CURVE))
-    with MetricsLog(attempt.folder.store, resume_step=0) as log:
+    curve = json.loads(run.folder.store.read(CURVE))
+    with MetricsLog(run.folder.store, resume_step=0) as log:
         for point in curve:
             for name, value in step_metrics(point).items():
                 log.log(name, value, point["step"])
-        for point in (found := evaluations(attempt.folder)):
+        for point in (found := evaluations(run.folder)):
             log.log("eval/loss_nats", point["loss"], int(point["step"]))
     times = sorted(point["seconds"] for point in curve)
     tokens_per_s = sum(p["num_positions"] for p in curve) / sum(times)
-    return attempt.finish(
+    return run.finish(
         counts=counts,
         decisions=result,
         metrics={
