@@ -12,9 +12,6 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-ROLES = ("system", "user", "assistant")
-"""Who can speak in a turn."""
-
 REASON_MEANINGS: Mapping[str, str] = {
     "caption_empty": "the text is empty, white space or invisible characters only",
     "caption_missing": "there is no text beside the picture",

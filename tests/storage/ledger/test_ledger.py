@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import io
+import json
 import pickle
 import threading
 from collections.abc import Iterable, Iterator
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +21,7 @@ from consomme.base.manifest import Manifest
 from consomme.base.sample import Reject
 from consomme.storage.ledger import attempts
 from consomme.storage.ledger.attempts import commit_path, latest
-from consomme.storage.ledger.commits import CommitRecord
+from consomme.storage.ledger.commits import ROWS_PER_GROUP, SEGMENT_SCHEMA, CommitRecord
 from consomme.storage.ledger.run_folder import RunFolder, load_manifest
 from consomme.storage.plan import unpack_rows
 from consomme.storage.sidecar import read_columns, table_bytes
@@ -69,8 +72,17 @@ def work(run: RunFolder, number: int, attempt: int = 1) -> CommitRecord:
         {"samples": 4, "kept": 3},
         [reject(number)],
         {"nll": 1.5},
-        {"nll": {"7": 3}},
     )
+
+
+def with_histogram_column(segment: bytes) -> bytes:
+    """Rewrite a segment as earlier versions wrote it."""
+    table = pq.read_table(io.BytesIO(segment))
+    column = pa.array(["{}"] * table.num_rows, pa.string())
+    buffer = io.BytesIO()
+    old = table.append_column("histogram", column)
+    pq.write_table(old, buffer, row_group_size=ROWS_PER_GROUP, compression="zstd")
+    return buffer.getvalue()
 
 
 def drive(run: RunFolder, num_units: int = 5, pack_every: int = 2) -> None:
@@ -328,7 +340,6 @@ def test_records_rejects_and_totals(tmp_path: Path) -> None:
     record = run.commits()["web-001"]
     assert record.unit == unit(1)
     assert record.sums == {"nll": 1.5}
-    assert record.histogram == {"nll": {"7": 3}}
     assert list(run.rejects()) == [reject(number) for number in range(3)]
     assert run.total_counts() == {
         "kept": 9,
@@ -341,6 +352,34 @@ def test_records_rejects_and_totals(tmp_path: Path) -> None:
     assert table["nll"].to_pylist()[3:6] == [1.0, 1.125, 1.375]
     with pytest.raises(DataError, match="no column ppl; found row, sample_id, nll"):
         read_columns(run.url, ["ppl"])
+
+
+def test_ledgers_that_still_have_a_histogram_are_read_and_continued(tmp_path: Path) -> None:
+    new, old = RunFolder.at(str(tmp_path / "new")), RunFolder.at(str(tmp_path / "old"))
+    drive(new)
+    # An earlier version died after it had packed three units and committed a fourth.
+    attempt = old.start_attempt()
+    old.pack_commits(attempt, 0, [work(old, number, attempt) for number in (0, 2, 3)])
+    (segment,) = old.store.list("segments/")
+    old.store.write(segment.path, with_histogram_column(old.store.read(segment.path)))
+    work(old, 1, attempt)
+    path = commit_path(attempt, "web-001")
+    record = {**json.loads(old.store.read(path)), "histogram": {}}
+    old.store.write(path, json.dumps(record).encode())
+    assert list(old.commits()) == ["web-000", "web-001", "web-002", "web-003"]
+    assert old.total_sums() == {"nll": 6.0}
+    # This version seals the single record and reads segments of both kinds.
+    drive(old)
+    assert old.commits() == new.commits()
+    assert old.total_counts() == new.total_counts()
+    assert tree(tmp_path / "old") == tree(tmp_path / "new")
+    (part,) = latest(old.store).segments
+    assert pq.read_schema(io.BytesIO(old.store.read(part))).names == SEGMENT_SCHEMA.names
+    # A run that an earlier version closed.
+    old.store.write(part, with_histogram_column(old.store.read(part)))
+    assert old.commits() == new.commits()
+    assert old.find_commit("web-004") == new.commits()["web-004"]
+    assert old.total_counts() == new.total_counts()
 
 
 def test_damaged_records_and_outputs_say_what_to_do(tmp_path: Path) -> None:

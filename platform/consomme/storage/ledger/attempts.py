@@ -200,7 +200,7 @@ def done_units(store: Store) -> set[str]:
 
 
 def columns(store: Store, name: str) -> Iterator[Any]:
-    """Yield one field of every record that counts, in no order: `counts`, `sums`, `histogram`."""
+    """Yield one field of every record that counts, in no order: `counts` or `sums`."""
     entry = latest(store)
     loose, segments = _visible(store, entry)
     singles = [r for r in _read_many(store, loose) if r is not None]

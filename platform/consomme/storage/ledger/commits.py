@@ -56,9 +56,6 @@ class CommitRecord:
     sums: Mapping[str, float] = field(default_factory=dict)
     """Sums that later stages add up over units, such as `nll` and `num_tokens`."""
 
-    histogram: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Exact counts by column and bucket."""
-
     @property
     def unit_id(self) -> str:
         """The unit's id."""
@@ -81,6 +78,8 @@ class CommitRecord:
         """
         try:
             content: dict[str, Any] = json.loads(data)
+            # Earlier versions stored a histogram, which was always empty.
+            content.pop("histogram", None)
             return cls(
                 unit=Unit.from_dict(content.pop("unit")),
                 files=tuple(OutputFile(**file) for file in content.pop("files")),
@@ -110,7 +109,6 @@ def pack(records: Iterable[CommitRecord]) -> bytes:
         "files": [_json([dataclasses.asdict(file) for file in item.files]) for item in items],
         "counts": [_json(item.counts) for item in items],
         "sums": [_json(item.sums) for item in items],
-        "histogram": [_json(item.histogram) for item in items],
     }
     buffer = io.BytesIO()
     table = pa.table({**units, **rest}, schema=SEGMENT_SCHEMA)
@@ -172,7 +170,6 @@ def _record(row: Mapping[str, Any]) -> CommitRecord:
         files=tuple(OutputFile(**item) for item in json.loads(row["files"])),
         counts=json.loads(row["counts"]),
         sums=json.loads(row["sums"]),
-        histogram=json.loads(row["histogram"]),
     )
 
 
@@ -188,7 +185,10 @@ SEGMENT_SCHEMA = pa.schema(
             pa.field(field.name, pa.string() if field.type is str else pa.int64())
             for field in dataclasses.fields(Unit)
         ),
-        *(pa.field(name, pa.string()) for name in ("files", "counts", "sums", "histogram")),
+        *(pa.field(name, pa.string()) for name in ("files", "counts", "sums")),
     ]
 )
-"""Columns of a segment: the unit, then the rest as JSON."""
+"""Columns of a segment: the unit, then the rest as JSON.
+
+Segments of earlier versions have one more column, `histogram`, which is not read.
+"""

@@ -26,9 +26,7 @@ from consomme.storage.unit import Unit
 
 MANIFEST = "manifest.json"
 RECIPE = "recipe.yaml"
-METRICS = "metrics.jsonl"
 PROGRESS = "progress.json"
-REPORT = "report.html"
 SAMPLES = "samples"
 """Kind of the output files that are shards of samples."""
 
@@ -108,7 +106,6 @@ class RunFolder:
         counts: Mapping[str, int],
         rejects: Sequence[Reject] = (),
         sums: Mapping[str, float] | None = None,
-        histogram: Mapping[str, Mapping[str, int]] | None = None,
     ) -> CommitRecord:
         """Make a unit's output visible, at most once.
 
@@ -122,7 +119,6 @@ class RunFolder:
             counts: Rows by outcome.
             rejects: Samples that were left out, in row order.
             sums: Numbers to be added up over units.
-            histogram: Exact counts by column and bucket, to be added up over units.
 
         Returns:
             The record that counts: this one, or the one another worker of the attempt committed
@@ -146,7 +142,6 @@ class RunFolder:
             files=tuple(made),
             counts=counted,
             sums=dict(sums or {}),
-            histogram=dict(histogram or {}),
         )
         attempts.check_current(self.store, attempt_no)
         path = attempts.commit_path(attempt_no, unit.unit_id)

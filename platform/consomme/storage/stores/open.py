@@ -70,12 +70,6 @@ def absolute_url(url: str) -> str:
     return open_store(url).url
 
 
-def read_url(url: str) -> bytes:
-    """Return the bytes of one file by its URL."""
-    store, path = split_url(url)
-    return store.read(path)
-
-
 def _open_bucket(url: str, scheme: str, rest: str) -> Store:
     bucket, _, folder = rest.partition("/")
     folder = folder.rstrip("/")
