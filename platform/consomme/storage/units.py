@@ -171,7 +171,7 @@ def _raw_rows(unit: Unit) -> list[RawRow]:
     )
 
 
-def fetch(units: Mapping[str, Unit], wanted: Sequence[tuple[str, int]]) -> list[Sample]:
+def read_samples(units: Mapping[str, Unit], wanted: Sequence[tuple[str, int]]) -> list[Sample]:
     """Read single samples: each unit once, and one unit in memory at a time.
 
     Args:

@@ -34,7 +34,7 @@ from consomme.storage.ledger.run_folder import RunFolder, load_manifest
 from consomme.storage.sidecar import column_names
 from consomme.storage.stores.local import LocalStore
 from consomme.storage.stores.open import open_store
-from consomme.storage.units import fetch
+from consomme.storage.units import read_samples
 from consomme.vision.thumbnail import thumbnail
 
 # Shapes: N samples of a part.
@@ -177,7 +177,7 @@ def _pictures(walk: ColumnStore, looks: Sequence[_PolicyPreview]) -> dict[int, _
     for unit_id, some in by_unit.items():
         units = {unit_id: places[some[0]][0]}
         try:
-            samples = fetch(units, [(unit_id, places[number][1]) for number in some])
+            samples = read_samples(units, [(unit_id, places[number][1]) for number in some])
         except (DataError, OSError) as error:
             # The counts need no pictures; who has scores may have moved the shards.
             shown |= {number: _Shown(b"", f"not readable: {error}", "") for number in some}

@@ -19,7 +19,7 @@ from consomme.report import model as page
 from consomme.storage.ledger.run_folder import load_manifest
 from consomme.storage.plan import unpack_rows
 from consomme.storage.sidecar import ID_HASH, column_names
-from consomme.storage.units import fetch
+from consomme.storage.units import read_samples
 from consomme.storage.view import View
 
 NUM_SHOWN = 24
@@ -108,7 +108,7 @@ def _quantile_gallery(manifest: Manifest) -> page.Gallery:
     wanted = [(unit.unit_id, row) for unit, row in places]
     items = []
     for k, (number, place, sample) in enumerate(
-        zip(picked, wanted, fetch(units, wanted), strict=True)
+        zip(picked, wanted, read_samples(units, wanted), strict=True)
     ):
         lines = [f"{column} {value_N[number]:.4g}"] if column else []
         if truth:

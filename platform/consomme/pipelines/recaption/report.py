@@ -13,7 +13,7 @@ from consomme.report import model as page
 from consomme.storage.captions import CAPTIONS
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.sidecar import read_columns
-from consomme.storage.units import fetch
+from consomme.storage.units import read_samples
 
 SHOWN = 12
 SHOWN_FLAGGED = 4
@@ -100,7 +100,7 @@ def _items(manifest: Manifest, table: Sequence[Mapping[str, Any]]) -> list[page.
     flagged = [row for row in table if row["guard"]]
     others = [row for row in table if not row["guard"] and row["written"] is not None]
     picked = _spread(others, SHOWN) + _spread(flagged, SHOWN_FLAGGED)
-    samples = fetch(
+    samples = read_samples(
         {r.unit_id: r.unit for r in RunFolder.at(manifest.url).iter_commits()},
         [(row["unit_id"], row["row"]) for row in picked],
     )
