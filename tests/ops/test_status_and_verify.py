@@ -104,8 +104,8 @@ def test_damage_is_found_and_redone(
     before = {f.path: finished.store.read(f.path) for f in finished.store.list("data/")}
     damage(file_of(finished, kind))
     with pytest.raises(DataError, match=message):
-        verify.run_folder(finished.url)
-    assert "do 1 units anew" in verify.run_folder(finished.url, repair=True)
+        verify.verify_run(finished.url)
+    assert "do 1 units anew" in verify.verify_run(finished.url, repair=True)
     assert not finished.is_done
     assert finished.done_units() == {"web-000", "web-002", "web-003"}
     plan = Plan.load(finished.store)
@@ -142,9 +142,9 @@ def test_records_that_claim_what_is_not_in_the_file_are_found(tmp_path: Path) ->
 
 def test_status_follows_a_run_from_storage_alone(tmp_path: Path) -> None:
     run, plan = begun(tmp_path)
-    assert status.look(run.url).state == "planned"
+    assert status.read_status(run.url).state == "planned"
     drive(run, plan, most=3)
-    assert status.look(run.url).state == "starting"
+    assert status.read_status(run.url).state == "starting"
     beat = {
         "attempt": 1,
         "state": "running",
@@ -155,7 +155,7 @@ def test_status_follows_a_run_from_storage_alone(tmp_path: Path) -> None:
         "pid": 42,
     }
     run.store.write("progress.json", json.dumps(beat).encode())
-    seen = status.look(run.url, now=1010.0)
+    seen = status.read_status(run.url, now=1010.0)
     assert (seen.state, seen.num_units_done, seen.num_rows_done, seen.num_rows) == (
         "running",
         3,
@@ -168,11 +168,11 @@ def test_status_follows_a_run_from_storage_alone(tmp_path: Path) -> None:
     assert "1.5 samples/s, 2 s left" in shown
     assert "bottleneck work" in shown
     assert "caption_empty" in shown
-    silent = status.describe(status.look(run.url, now=1000.0 + 300), 1300.0)
+    silent = status.describe(status.read_status(run.url, now=1000.0 + 300), 1300.0)
     assert "no sign of life for 5 min from attempt 1 on node-7 (pid 42)" in silent
     drive(run, plan)
-    assert status.look(run.url).state == "done"
-    assert "web-0123abcd: done" in status.run_folder(run.url)
+    assert status.read_status(run.url).state == "done"
+    assert "web-0123abcd: done" in status.describe_run(run.url)
 
 
 def test_a_folder_that_is_no_run_is_refused(

@@ -1,24 +1,21 @@
-"""What an actor does with a unit: read it if nobody did, decode, work, commit.
+"""What an actor does with a unit: read it if no task did, decode, run the stage, commit.
 
-One decision is made here: pictures are decoded in pieces of at most `PIECE_BYTES`, cut by the
-pictures' own sizes. So memory does not depend on what is in a unit, and neither do results on who
-does it.
+Pictures are decoded in pieces of at most `PIECE_BYTES`, cut by the pictures' own sizes. So memory
+does not depend on what is in a unit, and results do not depend on which actor does it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
-import pickle
 import signal
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 from PIL import Image
@@ -26,24 +23,23 @@ from PIL import Image
 from consomme.base.errors import ConsommeError, EngineLostError
 from consomme.base.hashing import hash_ids
 from consomme.base.sample import Reject, Sample
-from consomme.execution.loading import Loaded, Row, load, unpack
+from consomme.execution.job import Job
+from consomme.execution.loading import load
 from consomme.execution.spans import Spans, timed
 from consomme.execution.stage import (
     BytesStage,
     DecodedSample,
     Outcome,
-    Stage,
     UnitSample,
     UnitStage,
     merge,
     reject_of,
 )
+from consomme.execution.wire import Receipt, Row, UnitRow, UnitSamples
 from consomme.storage.ledger.commits import CommitRecord
-from consomme.storage.ledger.inflight import ReadWriteGate, clear, work_safely
-from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.ledger.inflight import ReadWriteGate, clear
 from consomme.storage.sidecar import ID_HASH, table_bytes
-from consomme.storage.unit import ReadUnit, Unit
-from consomme.storage.units import read_unit
+from consomme.storage.unit import Unit
 from consomme.vision.decode import DecodeProblem, decode
 
 logger = logging.getLogger(__name__)
@@ -51,141 +47,129 @@ logger = logging.getLogger(__name__)
 DECODE_THREADS = 2
 
 PIECE_BYTES = 256 * 2**20
-"""Decoded pictures that are worked on at a time; each unit in an actor has as many in memory."""
+"""Bytes of decoded pictures in one piece; each unit in an actor holds one piece in memory."""
 
 KILLED = "the process ended each time it worked on this sample alone"
 
 Rejected = list[tuple[int, Reject]]
 
 
-class UnitWorker:
-    """Runs a stage inside Ray Data: one unit from read, or from its samples, to its commit."""
+@dataclass
+class _Piece:
+    """Samples of a unit that are worked on at a time."""
 
-    def __init__(
-        self,
-        stage: type[Stage],
-        options: Mapping[str, Any],
-        run_url: str,
-        attempt_no: int,
-        kind: str,
-        read: ReadUnit = read_unit,
-    ) -> None:
-        """Load the stage.
+    samples: list[DecodedSample] = field(default_factory=list)
+    rejects: Rejected = field(default_factory=list)
+    """Samples whose picture cannot be decoded."""
+
+
+class UnitWorker:
+    """Runs a job's stage inside Ray Data: one unit from reading, or from its samples, to its commit."""
+
+    def __init__(self, job: Job, attempt_no: int) -> None:
+        """Make the stage.
 
         Args:
-            stage: Its class.
-            options: Its constructor's arguments.
-            run_url: The run folder.
-            attempt_no: Which attempt commits.
-            kind: Kind of the output file.
-            read: Reads one unit.
+            job: What is done.
+            attempt_no: The attempt whose commits count.
         """
-        self.folder = RunFolder.at(run_url)
-        self.attempt_no, self.kind, self.read = attempt_no, kind, read
+        self.job, self.attempt_no = job, attempt_no
+        self.folder = job.folder
         self.broken: ConsommeError | None = None
         try:
-            self.stage = stage(**options)
+            self.stage = job.stage()
         except ConsommeError as error:
-            # An actor that cannot be made tells Ray, and not the user, why; so it tells with its
-            # first unit.
+            # An error in an actor's constructor reaches Ray only, not the user; so it is returned
+            # for the first unit.
             self.broken = error
         self.turn = threading.Lock()
         self.gate = ReadWriteGate()
         self.threads = ThreadPoolExecutor(DECODE_THREADS)
 
     def __call__(self, row: Row) -> Row:
-        """Do one unit and return its receipt: a commit record, or the error that a user has to see.
-
-        Raised, the error would come back as one of Ray Data's own, and ours would be gone.
-        """
+        """Do one unit and return its receipt."""
         try:
-            return self._do(row)
+            return self._do(UnitRow.unpack(row)).pack()
         except EngineLostError:
-            # An engine that is dead or hangs cannot be had back in this process. The note about the
-            # unit outlives it, so a sample that does this every time is found.
+            # An engine that is dead or hangs cannot be restarted in this process. The note about
+            # the unit outlives it, so a sample that does this every time is found.
             logger.exception("this process ends, and another one takes over")
             os.kill(os.getpid(), signal.SIGKILL)
             raise
         except ConsommeError as error:
-            return {"record": b"", "spans": "[]", "gauges": "[]", "error": pickle.dumps(error)}
+            return Receipt(error=error).pack()
 
-    def _do(self, row: Row) -> Row:
+    def _do(self, row: UnitRow) -> Receipt:
         if self.broken is not None:
             raise self.broken
-        work, loaded, spans = unpack(row)
-        if loaded is None:
+        unit, content, spans = row.work.unit, row.content, row.spans
+        if content is None:
             with timed(spans, "read"):
-                loaded = load(self.folder.store, work, self.read, self.gate)
-        outcome, rejects = self._outcome(work.unit, loaded, spans)
+                content = load(self.folder.store, row.work, self.job.read, self.gate)
+        outcome, rejects = self._outcome(unit, content, spans)
         with timed(spans, "commit"):
-            record = self._commit(work.unit, outcome, rejects)
+            record = self._commit(unit, outcome, rejects)
         gauges = self.stage.gauges() if isinstance(self.stage, UnitStage) else []
-        return {
-            "record": record.to_json(),
-            "spans": json.dumps(spans),
-            "gauges": json.dumps(gauges),
-            "error": b"",
-        }
+        return Receipt(record=record, spans=spans, gauges=gauges)
 
-    def _outcome(self, unit: Unit, loaded: Loaded, spans: Spans) -> tuple[Outcome, list[Reject]]:
-        """Work on a unit's samples; leave out those that kill the process."""
-        samples = loaded.samples
+    def _outcome(
+        self, unit: Unit, content: UnitSamples, spans: Spans
+    ) -> tuple[Outcome, list[Reject]]:
+        """Run the stage on a unit's samples; leave out those that kill the process."""
+        samples = content.samples
 
-        def run(rows: Sequence[int]) -> tuple[Outcome, Rejected]:
-            chosen = {number: samples[number] for number in rows}
+        def work(rows: Sequence[int]) -> tuple[Outcome, Rejected]:
+            chosen = {row: samples[row] for row in rows}
             if isinstance(self.stage, BytesStage):
-                items = [UnitSample(row=number, sample=sample) for number, sample in chosen.items()]
+                items = [UnitSample(row=row, sample=sample) for row, sample in chosen.items()]
                 with self.turn, timed(spans, "work"):
                     return self.stage.work(items), []
             turn = contextlib.nullcontext() if self.stage.is_shared else self.turn
-            bad: Rejected = []
+            undecoded: Rejected = []
             outcomes: list[Outcome] = []
-            pieces = self._pieces(chosen, self.stage.min_side_px, bad)
+            pieces = self._pieces(chosen, self.stage.min_side_px)
             while True:
                 with timed(spans, "decode"):
                     piece = next(pieces, None)
-                if piece is None and outcomes:
-                    return merge(outcomes), bad
-                with turn, timed(spans, "work"):
-                    outcomes.append(self.stage.work(piece or []))
+                if piece is None:
+                    return merge(outcomes), undecoded
+                undecoded += piece.rejects
+                if piece.samples or not outcomes:
+                    with turn, timed(spans, "work"):
+                        outcomes.append(self.stage.work(piece.samples))
 
-        store, numbers = self.folder.store, list(samples)
-        (outcome, bad), poison_rows = work_safely(store, unit.unit_id, numbers, run, self.gate)
-        killers = [
-            (number, reject_of(samples[number], "killed_worker", KILLED)) for number in poison_rows
-        ]
-        every = sorted(
-            [*loaded.rejects, *bad, *outcome.rejects, *killers], key=lambda entry: entry[0]
+        (outcome, undecoded), poison_rows = work_safely(
+            self.folder.store, unit.unit_id, list(samples), work, self.gate
         )
-        return outcome, [reject for _, reject in every]
+        killers = [(row, reject_of(samples[row], "killed_worker", KILLED)) for row in poison_rows]
+        every = [*content.rejects, *undecoded, *outcome.rejects, *killers]
+        return outcome, [reject for _, reject in sorted(every, key=lambda entry: entry[0])]
 
-    def _pieces(
-        self, samples: Mapping[int, Sample], min_side_px: int | None, bad: Rejected
-    ) -> Iterator[list[DecodedSample]]:
-        """Decode pictures in threads, a piece at a time; those that cannot be had go to `bad`."""
+    def _pieces(self, samples: Mapping[int, Sample], min_side_px: int | None) -> Iterator[_Piece]:
+        """Decode pictures in threads, a piece at a time; yields one piece at least."""
         waiting: deque[tuple[int, Sample, Future[Image.Image | DecodeProblem]]] = deque()
         read = partial(decode, min_side_px=min_side_px)
         coming = iter(samples.items())
-        piece: list[DecodedSample] = []
-        size = 0
+        piece = _Piece()
+        num_bytes, num_pieces = 0, 0
         while True:
-            for number, sample in coming:
-                waiting.append((number, sample, self.threads.submit(read, sample.image)))
+            for row, sample in coming:
+                waiting.append((row, sample, self.threads.submit(read, sample.image)))
                 if len(waiting) > 2 * DECODE_THREADS:
                     break
             if not waiting:
                 break
-            number, sample, decoding = waiting.popleft()
+            row, sample, decoding = waiting.popleft()
             image = decoding.result()
             if isinstance(image, DecodeProblem):
-                bad.append((number, reject_of(sample, image.reason, image.detail)))
+                piece.rejects.append((row, reject_of(sample, image.reason, image.detail)))
                 continue
-            piece.append(DecodedSample(row=number, sample=sample, image=image))
-            size += image.width * image.height * 3
-            if size >= PIECE_BYTES:
+            piece.samples.append(DecodedSample(row=row, sample=sample, image=image))
+            num_bytes += image.width * image.height * 3
+            if num_bytes >= PIECE_BYTES:
                 yield piece
-                piece, size = [], 0
-        if piece:
+                piece, num_bytes, num_pieces = _Piece(), 0, num_pieces + 1
+        if piece.samples or piece.rejects or not num_pieces:
             yield piece
 
     def _commit(self, unit: Unit, outcome: Outcome, rejects: Sequence[Reject]) -> CommitRecord:
@@ -193,7 +177,7 @@ class UnitWorker:
         files = [
             self.folder.write_output(unit, name, data, suffix)
             for name, suffix, data in [
-                (self.kind, "parquet", table_bytes(with_id_hash(outcome.table, unit.source))),
+                (self.job.kind, "parquet", table_bytes(with_id_hash(outcome.table, unit.source))),
                 *outcome.files,
             ]
         ]

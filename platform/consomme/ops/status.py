@@ -56,7 +56,7 @@ class Status:
         return (self.num_rows - self.num_rows_done) / self.rows_per_s
 
 
-def look(url: str, now: float | None = None) -> Status:
+def read_status(url: str, now: float | None = None) -> Status:
     """Find out how a run is doing.
 
     Args:
@@ -75,7 +75,7 @@ def look(url: str, now: float | None = None) -> Status:
     plan = Plan.load(store)
     counts: Counter[str] = Counter()
     num_units = 0
-    for record in attempts.columns(store, "counts"):
+    for record in attempts.iter_field(store, "counts"):
         num_units += 1
         counts.update(record)
     try:
@@ -112,9 +112,9 @@ def _state(is_done: bool, is_begun: bool, is_planned: bool, beat: Any, now: floa
     return "running" if now - float(beat["time"]) < STALE_S else "silent"
 
 
-def run_folder(url: str) -> str:
+def describe_run(url: str) -> str:
     """Describe a run in a few lines."""
-    return describe(look(url), time.time())
+    return describe(read_status(url), time.time())
 
 
 def describe(status: Status, now: float) -> str:

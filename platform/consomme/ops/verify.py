@@ -141,7 +141,7 @@ def redo_damaged(url: str, verdict: VerifyReport) -> int:
     return len(bad)
 
 
-def run_folder(url: str, *, checksums: bool = True, repair: bool = False) -> str:
+def verify_run(url: str, *, checksums: bool = True, repair: bool = False) -> str:
     """Verify a run and say so.
 
     Raises:

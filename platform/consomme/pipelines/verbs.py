@@ -125,11 +125,11 @@ VERBS: Mapping[str, Verb] = {
     "report": Verb(help="draw the report of a finished run", run=f"{_HERE}.report.run:run_folder"),
     "status": Verb(
         help="tell how far a run is, from its folder alone, while it runs or after",
-        run="consomme.ops.status:run_folder",
+        run="consomme.ops.status:describe_run",
     ),
     "verify": Verb(
         help="prove that a finished run is complete and uncorrupted",
-        run="consomme.ops.verify:run_folder",
+        run="consomme.ops.verify:verify_run",
         switches={
             "checksums": "read every output and compare its checksum (true unless you say false)",
             "repair": "forget damaged units, so that running the recipe again redoes them",

@@ -30,7 +30,7 @@ CAPTION_BEFORE = "consomme_caption_before"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recaptioned:
+class RecaptionReader:
     """Reads units and gives samples the turns that a recaption run stored for them."""
 
     run: str
@@ -75,7 +75,7 @@ def _renewed(sample: Sample, row: dict[str, Any]) -> Sample:
     return replace(sample, turns=turns, meta=meta)
 
 
-def reader(run: str | None, *, only_new: bool = False) -> ReadUnit:
+def unit_reader(run: str | None, *, only_new: bool = False) -> ReadUnit:
     """Choose how units are read: as they are, or with the captions of a run.
 
     Raises:
@@ -86,7 +86,7 @@ def reader(run: str | None, *, only_new: bool = False) -> ReadUnit:
     manifest = load_manifest(run)
     if manifest.verb != "recaption":
         raise DataError(f"captions: {run} is a {manifest.verb} run, expected a recaption run")
-    return Recaptioned(run=run, only_new=only_new)
+    return RecaptionReader(run=run, only_new=only_new)
 
 
 def check_units(run: str | None, unit_ids: Iterable[str]) -> None:
@@ -119,7 +119,7 @@ def planned_units(folder: RunFolder, plan: Plan) -> Iterator[Unit]:
         yield from (work.unit for work in read_part(folder.store, part.path))
 
 
-def units_of(run: str, shards: Sequence[str]) -> list[Unit]:
+def recaptioned_units(run: str, shards: Sequence[str]) -> list[Unit]:
     """Return the units into which a recaption run cut some shards.
 
     Raises:

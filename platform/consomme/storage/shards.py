@@ -68,7 +68,7 @@ def find_shards(
     return shards
 
 
-def expand(inputs: Sequence[str]) -> list[str]:
+def shard_urls(inputs: Sequence[str]) -> list[str]:
     """List the URLs of the shards that inputs stand for; see `find_shards`."""
     return [shard.url for shard in find_shards(inputs)]
 

@@ -25,7 +25,7 @@ from consomme.pipelines.dedup import run as dedup
 from consomme.pipelines.dedup.recipe import DedupRecipe
 from consomme.pipelines.dedup.stage import HashStage
 from consomme.pipelines.score.recipe import ScoreRecipe
-from consomme.storage.shards import expand
+from consomme.storage.shards import shard_urls
 from consomme.storage.sidecar import table_bytes
 from consomme.storage.stores.open import open_store
 from consomme.storage.units import plan_units, read_unit
@@ -88,7 +88,7 @@ def hashed(root: Path, inputs: str, unit_rows: int) -> str:
     opened = Run.open("dedup", recipe, None)
     opened.start()
     folder, number = opened.folder, opened.folder.start_attempt()
-    for unit in plan_units(expand([inputs]), "data", unit_rows):
+    for unit in plan_units(shard_urls([inputs]), "data", unit_rows):
         decoded = [
             DecodedSample(row=r, sample=s, image=decode(s.image)) for r, s in read_unit(unit)[0]
         ]
@@ -107,7 +107,7 @@ def scored(root: Path, inputs: str, unit_rows: int, score: dict[str, float]) -> 
     opened = Run.open("score", recipe, None)
     opened.start()
     number = opened.folder.start_attempt()
-    for unit in plan_units(expand([inputs]), "data", unit_rows):
+    for unit in plan_units(shard_urls([inputs]), "data", unit_rows):
         rows = [(row, s.sample_id) for row, s in read_unit(unit)[0] if s.sample_id in score]
         table = pa.table(
             {

@@ -21,7 +21,7 @@ from consomme.pipelines.filter.recipe import FilterRecipe
 from consomme.pipelines.prepare import run as prepare
 from consomme.pipelines.prepare.recipe import PrepareRecipe
 from consomme.pipelines.score.recipe import ScoreRecipe
-from consomme.storage.shards import expand
+from consomme.storage.shards import shard_urls
 from consomme.storage.sidecar import table_bytes
 from consomme.storage.units import plan_units, read_unit
 from consomme.storage.view import View, read_view_unit
@@ -35,7 +35,7 @@ def prepared(root: Path, **options: Any) -> Manifest:
 
 
 def samples_of(manifest: Manifest, unit_rows: int = 1024) -> list[Sample]:
-    units = plan_units(expand([f"{manifest.url}/data"]), "data", unit_rows)
+    units = plan_units(shard_urls([f"{manifest.url}/data"]), "data", unit_rows)
     return [sample for unit in units for _, sample in read_unit(unit)[0]]
 
 
@@ -58,7 +58,7 @@ def scored(
     opened = Run.open("score", recipe, None, reads=inputs)
     opened.start()
     number = opened.folder.start_attempt()
-    for unit in plan_units(expand(inputs), "data", unit_rows):
+    for unit in plan_units(shard_urls(inputs), "data", unit_rows):
         rows = read_unit(unit)[0]
         values = [perplexity(sample) for _, sample in rows]
         table = pa.table(

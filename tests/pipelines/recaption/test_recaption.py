@@ -25,10 +25,10 @@ from consomme.pipelines.recaption.stage import CaptionStage
 from consomme.storage.captions import (
     CAPTION_BEFORE,
     CAPTIONS,
-    Recaptioned,
+    RecaptionReader,
     check_units,
-    reader,
-    units_of,
+    recaptioned_units,
+    unit_reader,
 )
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import model_folder
@@ -98,7 +98,7 @@ def recaptioned(recipe: RecaptionRecipe, model: str) -> str:
         folder.url,
         number,
         CAPTIONS,
-        reader(recipe.captions),
+        unit_reader(recipe.captions),
     )
     for unit in plan_units(recipe.inputs, "data", recipe.unit_rows):
         receipt = worker(name_row(Work(unit=unit)))
@@ -128,7 +128,7 @@ def first(tmp_path_factory: pytest.TempPathFactory, shards: str, nano: str) -> s
 
 
 def read(url: str, shards: str, unit_rows: int = 10, **options: Any) -> list[Sample]:
-    look = Recaptioned(run=url, **options)
+    look = RecaptionReader(run=url, **options)
     return [s for unit in plan_units([shards], "data", unit_rows) for _, s in look(unit)[0]]
 
 
@@ -284,18 +284,18 @@ def test_captions_are_joined_by_unit_or_refused(first: str, shards: str, tmp_pat
     others = plan_units([shards], "data", 7)
     with pytest.raises(DataError, match="give the same inputs, source and unit_rows"):
         check_units(first, [unit.unit_id for unit in others])
-    assert units_of(first, sorted({unit.shard for unit in units})) == units
+    assert recaptioned_units(first, sorted({unit.shard for unit in units})) == units
     with pytest.raises(DataError, match="or other shards"):
-        units_of(first, ["elsewhere.tar"])
+        recaptioned_units(first, ["elsewhere.tar"])
     changed = tmp_path / "changed"
     changed.mkdir()
     swapped = [replace(sample, sample_id=f"x{sample.sample_id}") for sample in pairs()]
     (changed / "a.tar").write_bytes(tar_bytes(swapped))
     moved = replace(units[0], shard=str(changed / "a.tar"))
     with pytest.raises(DataError, match="recaption it again"):
-        Recaptioned(run=first)(moved)
+        RecaptionReader(run=first)(moved)
     with pytest.raises(DataError, match="no run is there"):
-        reader(str(tmp_path / "nowhere"))
+        unit_reader(str(tmp_path / "nowhere"))
 
 
 def test_an_attempt_that_died_before_its_commit_is_not_read(first: str, shards: str) -> None:
@@ -305,7 +305,7 @@ def test_an_attempt_that_died_before_its_commit_is_not_read(first: str, shards: 
     stray = Path(run.path) / f"data/{unit.unit_id}-00000000.parquet"
     stray.write_bytes(b"half a file")
     try:
-        samples = dict(Recaptioned(run=first)(unit)[0])
+        samples = dict(RecaptionReader(run=first)(unit)[0])
     finally:
         stray.unlink()
     stored = pq.read_table(f"{run.path}/{record.path_of(CAPTIONS)}").to_pylist()

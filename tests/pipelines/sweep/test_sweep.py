@@ -327,7 +327,7 @@ def test_an_interrupted_sweep_asks_for_what_it_had_asked_for(tmp_path: Path, dat
     asked = [first.next() for _ in range(2)]
     assert asked[0] is not None
     first.end(replace(asked[0], state="stopped", reason="after 1 step"))
-    assert "  trials    1 stopped, 1 asked" in status.describe(status.look(f"{tmp_path}/sweep"), 0)
+    assert "  trials    1 stopped, 1 asked" in status.describe(status.read_status(f"{tmp_path}/sweep"), 0)
     # A second attempt: the stopped one stays so, the other is handed out again, then new ones.
     again = Walk(plan, store)
     assert [trial.state for trial in again.trials] == ["stopped", "asked"]

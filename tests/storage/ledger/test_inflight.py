@@ -5,7 +5,7 @@ import random
 import pytest
 
 from consomme.base.errors import ClusterError
-from consomme.storage.ledger.inflight import clear, work_safely
+from consomme.storage.ledger.inflight import clear, run_with_bisection
 from consomme.storage.stores.local import LocalStore
 
 
@@ -17,7 +17,7 @@ def survive(store, rows, work, most=200):
     """Start the work again after every death; return what came out and how many died."""
     for deaths in range(most):
         try:
-            return *work_safely(store, "u", rows, work), deaths
+            return *run_with_bisection(store, "u", rows, work), deaths
         except Dead:
             continue
     raise AssertionError("it never ends")

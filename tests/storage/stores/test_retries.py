@@ -14,13 +14,13 @@ def through(call: Callable[[], Any], **policy: Any) -> tuple[Any, list[float]]:
     waits: list[float] = []
     options = {"sleep": waits.append, "fraction": lambda: 1.0, "clock": lambda: sum(waits)}
     try:
-        result = retry(call, "s3://b/k", _judge, RetryPolicy(**{**options, **policy}))
+        result = retry(call, "s3://b/k", _classify_error, RetryPolicy(**{**options, **policy}))
     except Exception as error:  # noqa: BLE001
         return error, waits
     return result, waits
 
 
-def _judge(error: Exception) -> Exception | None:
+def _classify_error(error: Exception) -> Exception | None:
     return None if isinstance(error, ConnectionError) else error
 
 

@@ -20,7 +20,7 @@ from tests.support.s3_server import BUCKET, S3Server, fake_gcs, moto
 
 from consomme.base.errors import ClusterError, RecipeError
 from consomme.base.sample import Sample, caption_turns
-from consomme.storage.shards import expand, find_shards, shards_fingerprint
+from consomme.storage.shards import find_shards, shard_urls, shards_fingerprint
 from consomme.storage.stores.listing import list_parallel
 from consomme.storage.stores.open import absolute_url, open_store, split_url
 from consomme.storage.stores.store import FileInfo, Store, join_url
@@ -66,7 +66,7 @@ def test_inputs_expand_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
 
     def names(*inputs: str) -> list[str]:
-        return [str(Path(url).relative_to(tmp_path)) for url in expand(inputs)]
+        return [str(Path(url).relative_to(tmp_path)) for url in shard_urls(inputs)]
 
     assert names("d/{009..011}.tar") == ["d/009.tar", "d/010.tar", "d/011.tar"]
     assert names("d/00{1,0}.tar", "n.jsonl") == ["d/001.tar", "d/000.tar", "n.jsonl"]
@@ -102,7 +102,7 @@ def test_inputs_that_cannot_be_meant(
     )
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match=message):
-        expand(inputs)
+        shard_urls(inputs)
 
 
 def test_a_moved_data_set_keeps_its_fingerprint(tmp_path: Path) -> None:
@@ -351,11 +351,11 @@ def test_shards_are_planned_and_read_wherever_they_are(root: str) -> None:
     ]:
         units = plan_units([f"{root}/{pattern}"], "web", max_rows=16)
         assert sum(unit.count for unit in units) == 40 * count
-        assert len(expand([f"{root}/{pattern}"])) == count
+        assert len(shard_urls([f"{root}/{pattern}"])) == count
         found = [sample for unit in units for _, sample in read_unit(unit)[0]]
         assert found == samples * count
     with pytest.raises(RecipeError, match="matches no file"):
-        expand([f"{root}/tars/*.json"])
+        shard_urls([f"{root}/tars/*.json"])
     with store.open("tables/000.parquet") as file:
         assert pq.ParquetFile(file).metadata.num_rows == 40
 

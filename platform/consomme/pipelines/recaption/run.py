@@ -17,7 +17,7 @@ from consomme.execution.runs import Run, folders_of
 from consomme.execution.session import ray_session
 from consomme.pipelines.recaption.metrics import check_canaries, metrics_of, most_common, texts_of
 from consomme.pipelines.recaption.recipe import RecaptionRecipe, sampling_of
-from consomme.storage.captions import CAPTIONS, check_units, planned_units, reader
+from consomme.storage.captions import CAPTIONS, check_units, planned_units, unit_reader
 from consomme.storage.model_folder import model_content_hash, model_folder
 from consomme.storage.shards import Shard, find_shards, shards_fingerprint
 from consomme.storage.view import View
@@ -86,7 +86,7 @@ def _recaption(run: Run[RecaptionInputs]) -> Manifest:
             what="recaption",
             pool=_pool(recipe, engine),
             max_reject_fraction=recipe.max_reject_fraction,
-            read=reader(recipe.captions),
+            read=unit_reader(recipe.captions),
             check=partial(check_canaries, folder.url, recipe.canary_max_same),
         )
     counts = folder.total_counts()

@@ -16,7 +16,7 @@ from consomme.execution.runs import Run, folders_of
 from consomme.execution.session import num_cpus, ray_session
 from consomme.pipelines.score.recipe import ScoreRecipe
 from consomme.pipelines.score.stage import PerplexityStage
-from consomme.storage.captions import check_units, planned_units, reader
+from consomme.storage.captions import check_units, planned_units, unit_reader
 from consomme.storage.model_folder import model_content_hash, model_folder
 from consomme.storage.shards import Shard, find_shards, shards_fingerprint
 
@@ -78,7 +78,7 @@ def _score(run: Run[ScoreInputs]) -> Manifest:
             what="score",
             pool=_pool(recipe),
             max_reject_fraction=recipe.max_reject_fraction,
-            read=reader(recipe.captions),
+            read=unit_reader(recipe.captions),
         )
     counts = run.folder.total_counts()
     check_rejects(counts, recipe.max_reject_fraction, run.folder.url)

@@ -26,7 +26,7 @@ from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
 from consomme.pipelines.train.telling import _watch
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import portable_path
-from consomme.storage.shards import expand
+from consomme.storage.shards import shard_urls
 from consomme.storage.stores.open import absolute_url
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def with_absolute_paths(recipe: TrainRecipe) -> TrainRecipe:
         return dataclasses.replace(
             source,
             view=source.view and absolute_url(source.view),
-            inputs=tuple(expand(source.inputs)) if source.inputs else (),
+            inputs=tuple(shard_urls(source.inputs)) if source.inputs else (),
             captions=source.captions and absolute_url(source.captions),
         )
 

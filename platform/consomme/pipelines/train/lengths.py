@@ -15,8 +15,8 @@ from typing import Any
 from consomme.base.sample import Reject
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
 from consomme.pipelines.train.samples import PreparedSample, Preparer, encode, plan_source
-from consomme.storage.captions import reader
-from consomme.storage.shards import expand
+from consomme.storage.captions import unit_reader
+from consomme.storage.shards import shard_urls
 
 NUM_LOOKED_AT = 32
 """Samples of each source whose lengths are taken."""
@@ -97,11 +97,11 @@ def _figures(row: Any) -> tuple[int, int, int, int]:
 def _first(preparer: Preparer, source: TrainSource, number: int) -> list[PreparedSample]:
     """Prepare the first samples of a source: of its first unit, and of its first shard."""
     if source.inputs:
-        source = dataclasses.replace(source, inputs=tuple(expand(source.inputs))[:1])
+        source = dataclasses.replace(source, inputs=tuple(shard_urls(source.inputs))[:1])
     work = plan_source(source, f"data[{number}]").works[0]
     wanted = None if work.rows is None else set(work.rows)
     found: list[PreparedSample] = []
-    for row, sample in reader(source.captions, only_new=source.only_recaptioned)(work.unit)[0]:
+    for row, sample in unit_reader(source.captions, only_new=source.only_recaptioned)(work.unit)[0]:
         if len(found) == NUM_LOOKED_AT:
             break
         if wanted is None or row in wanted:

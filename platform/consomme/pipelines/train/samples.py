@@ -19,7 +19,7 @@ from consomme.base.hashing import is_in_share
 from consomme.base.sample import Reject, Sample, Turn, turns_of
 from consomme.execution.stage import reject_of
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
-from consomme.storage.captions import check_units, reader, units_of
+from consomme.storage.captions import check_units, recaptioned_units, unit_reader
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import Work
 from consomme.storage.units import plan_units
@@ -85,7 +85,7 @@ def plan_source(source: TrainSource, name: str) -> SourcePlan:
     else:
         units = plan_units(source.inputs, "data")
         if source.captions:
-            units = units_of(source.captions, sorted({unit.shard for unit in units}))
+            units = recaptioned_units(source.captions, sorted({unit.shard for unit in units}))
         works = [Work(unit=unit) for unit in units]
     rows = {work.unit.unit_id: work.num_rows for work in works}
     if source.captions and source.only_recaptioned:
@@ -121,7 +121,7 @@ class Preparer:
             number: Of the source.
             epoch: How often the unit was read before, if training goes straight on.
         """
-        samples, rejects = reader(source.captions, only_new=source.only_recaptioned)(work.unit)
+        samples, rejects = unit_reader(source.captions, only_new=source.only_recaptioned)(work.unit)
         rows = None if work.rows is None else set(work.rows)
 
         def is_wanted(row: int, sample_id: str) -> bool:

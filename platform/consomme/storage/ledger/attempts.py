@@ -199,7 +199,7 @@ def done_units(store: Store) -> set[str]:
     return _ids(store, segments).union(map(_unit_of, loose))
 
 
-def columns(store: Store, name: str) -> Iterator[Any]:
+def iter_field(store: Store, name: str) -> Iterator[Any]:
     """Yield one field of every record that counts, in no order: `counts` or `sums`."""
     entry = latest(store)
     loose, segments = _visible(store, entry)

@@ -123,7 +123,7 @@ class ReadWriteGate:
                 self._changed.notify_all()
 
 
-def work_safely(
+def run_with_bisection(
     store: Store,
     unit_id: str,
     rows: Sequence[int],

@@ -202,7 +202,7 @@ class RunFolder:
     def total_counts(self) -> dict[str, int]:
         """Add up the counts of all committed units; keys come sorted."""
         totals: dict[str, int] = {}
-        for counts in attempts.columns(self.store, "counts"):
+        for counts in attempts.iter_field(self.store, "counts"):
             for key, number in counts.items():
                 totals[key] = totals.get(key, 0) + number
         return dict(sorted(totals.items()))
@@ -210,7 +210,7 @@ class RunFolder:
     def total_sums(self) -> dict[str, float]:
         """Add up the sums of all committed units, exactly rounded; keys come sorted."""
         parts: dict[str, list[float]] = {}
-        for sums in attempts.columns(self.store, "sums"):
+        for sums in attempts.iter_field(self.store, "sums"):
             for key, value in sums.items():
                 parts.setdefault(key, []).append(value)
         return {key: math.fsum(values) for key, values in sorted(parts.items())}

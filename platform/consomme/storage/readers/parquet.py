@@ -125,12 +125,12 @@ def _open(file: BinaryIO, shard: str, *, is_streamed: bool = False) -> pq.Parque
             buffer_size=_BUFFER if is_streamed else 0,
             page_checksum_verification=True,
         )
-    # Arrow reports damage as any kind of error; `_judge` tells it from a failing storage.
+    # Arrow reports damage as any kind of error; `_classify_error` tells it from a failing storage.
     except Exception as error:
-        raise _judge(error, shard, "the footer") from error
+        raise _classify_error(error, shard, "the footer") from error
 
 
-def _judge(error: Exception, shard: str, what: str) -> Exception:
+def _classify_error(error: Exception, shard: str, what: str) -> Exception:
     """Tell damage in a file, which Arrow reports as any kind of error, from a failing storage."""
     is_storage = isinstance(error, OSError) and error.errno is not None
     if is_storage or isinstance(error, ConsommeError | MemoryError):
@@ -223,7 +223,7 @@ def _read_rows(parquet: pq.ParquetFile, group: int, begin: int, end: int) -> lis
         problem = f"the row group ends after {position} rows"
     # As above; what is not damage is raised again.
     except Exception as error:
-        judged = _judge(error, "", "the row group")
+        judged = _classify_error(error, "", "the row group")
         if not isinstance(judged, DataError):
             raise
         problem = f"the row group cannot be read: {error}"

@@ -139,7 +139,7 @@ class GcsStore(BucketStore):
         return retry(
             lambda: request(_CLIENTS.get().bucket(self.bucket)),
             url,
-            lambda error: _judge(error, url, is_missing_file=is_missing_file),
+            lambda error: _classify_error(error, url, is_missing_file=is_missing_file),
             self.policy,
         )
 
@@ -199,8 +199,8 @@ class GcsStore(BucketStore):
                 return
 
 
-def _judge(error: Exception, url: str, *, is_missing_file: bool) -> Exception | None:
-    """Tell what an error means; see `consomme.storage.stores.retries.Judge`.
+def _classify_error(error: Exception, url: str, *, is_missing_file: bool) -> Exception | None:
+    """Tell what an error means; see `consomme.storage.stores.retries.ErrorClassifier`.
 
     Args:
         error: What the library raised.

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Judge = Callable[[Exception], Exception | None]
+ErrorClassifier = Callable[[Exception], Exception | None]
 """Turns what a call raised into what the user should see; None if the next try may do better."""
 
 NETWORK_ERRORS = (
@@ -74,13 +74,13 @@ class RetryPolicy:
         return self.fraction() * min(self.cap_s, self.base_s * 2.0 ** (tries - 1))
 
 
-def retry(call: Callable[[], T], url: str, judge: Judge, policy: RetryPolicy) -> T:
+def retry(call: Callable[[], T], url: str, classify: ErrorClassifier, policy: RetryPolicy) -> T:
     """Call until it works, something is wrong that stays wrong, or patience ends.
 
     Args:
         call: What to do; it must be safe to do twice.
         url: What it is done to, for messages.
-        judge: See `Judge`. consomme's own errors are final without asking.
+        classify: See `ErrorClassifier`. consomme's own errors are final without asking.
         policy: How long to go on.
 
     Raises:
@@ -94,7 +94,7 @@ def retry(call: Callable[[], T], url: str, judge: Judge, policy: RetryPolicy) ->
         except ConsommeError:
             raise
         except Exception as error:
-            final = judge(error)
+            final = classify(error)
             if final is error:
                 raise
             if final is not None:

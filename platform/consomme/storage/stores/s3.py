@@ -21,7 +21,7 @@ from consomme.base.errors import ConsommeError, DataError, RecipeError
 from consomme.storage.stores.bucket import WRITER_KEY, BucketStore
 from consomme.storage.stores.listing import merge_level
 from consomme.storage.stores.retries import retry
-from consomme.storage.stores.s3_client import UploadLostError, error_code, judge, s3_client
+from consomme.storage.stores.s3_client import UploadLostError, error_code, classify_error, s3_client
 from consomme.storage.stores.store import FileInfo
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class S3Store(BucketStore):
     def _try(self, path: str, request: Callable[[Any], T]) -> T:
         url = self._url_of(path)
         return retry(
-            lambda: request(s3_client()), url, lambda error: judge(error, url), self.policy
+            lambda: request(s3_client()), url, lambda error: classify_error(error, url), self.policy
         )
 
     def _pages(self, operation: str, prefix: str, **arguments: Any) -> Iterator[dict[str, Any]]:

@@ -123,8 +123,8 @@ def error_code(error: Exception) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
-def judge(error: Exception, url: str) -> Exception | None:
-    """Tell what an error means; see `consomme.storage.stores.retries.Judge`.
+def classify_error(error: Exception, url: str) -> Exception | None:
+    """Tell what an error means; see `consomme.storage.stores.retries.ErrorClassifier`.
 
     Args:
         error: What boto3 raised.
