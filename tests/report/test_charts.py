@@ -17,8 +17,14 @@ from consomme.report.axes import (
     short_number,
     without_overlap,
 )
-from consomme.report.charts import curves_svg, dots_svg, histogram_svg
-from consomme.report.lineage import arrange, lineage_svg
+from consomme.report.charts import chart_drawing
+from consomme.report.html import environment
+from consomme.report.lineage import arrange, lineage_drawing
+from consomme.report.svg import SvgDrawing
+
+
+def svg_text(drawing: SvgDrawing) -> str:
+    return environment().get_template("svg.html.j2").module.svg(drawing)
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.integers(2, 9))
@@ -78,7 +84,7 @@ def test_numbers_as_words(value, short, read):
 
 def test_histogram_bars_stand_where_the_counts_say():
     block = model.Histogram(series={"a": [10, 0]}, edges=[0, 1, 2], x_label="x")
-    svg = histogram_svg(block, 760)
+    svg = svg_text(chart_drawing(block, 760))
     path = re.search(r'class="area s1" d="([^"]+)"', svg)[1]
     points = [tuple(map(float, p.split(","))) for p in re.findall(r"[\d.]+,[\d.]+", path)]
     xs, ys = zip(*points, strict=True)
@@ -88,7 +94,8 @@ def test_histogram_bars_stand_where_the_counts_say():
 
 def test_long_series_are_thinned_but_keep_both_ends():
     points = [(float(i), float(i % 7)) for i in range(10_000)]
-    svg = curves_svg(model.Curves(series={"a": points}, x_label="x", y_label="y"), 760)
+    block = model.Curves(series={"a": points}, x_label="x", y_label="y")
+    svg = svg_text(chart_drawing(block, 760))
     drawn = re.search(r'points="([^"]+)"', svg)[1].split()
     assert len(drawn) == 400
     assert drawn[0].startswith("52.0,")
@@ -107,9 +114,8 @@ def test_runs_stand_after_their_parents_and_passing_arrows_get_a_lane():
     assert real == [["data"], ["score"], ["filter"], ["train"]]
     assert [len(layer) for layer in layout.layers] == [1, 2, 2, 1]
     assert [len(route) for route in layout.routes] == [2, 2, 4, 2]
-    svg = lineage_svg(
-        model.Lineage(nodes=nodes("train", "filter", "score", "data"), edges=edges), vertical=True
-    )
+    block = model.Lineage(nodes=nodes("train", "filter", "score", "data"), edges=edges)
+    svg = svg_text(lineage_drawing(block, vertical=True))
     assert svg.count('class="box"') == svg.count('class="head"') == 4
 
 
@@ -126,7 +132,8 @@ def test_broken_lineages_are_refused():
 )
 def test_every_dot_is_inside_and_bears_its_label(places, width):
     dots = [model.Dot(label=f"n{k}", x=x, y=y) for k, (x, y) in enumerate(places)]
-    svg = dots_svg(model.Dots(dots=dots, x_label="seconds", y_label="right"), width)
+    block = model.Dots(dots=dots, x_label="seconds", y_label="right")
+    svg = svg_text(chart_drawing(block, width))
     height = int(re.search(r'height="(\d+)"', svg)[1])
     found = re.findall(r'<circle[^>]*cx="([\d.]+)" cy="([\d.]+)"', svg)
     assert len(found) == len(dots)
@@ -138,7 +145,8 @@ def test_every_dot_is_inside_and_bears_its_label(places, width):
 def test_labels_of_dots_side_by_side_do_not_touch():
     dots = [model.Dot(label=f"{k}", x=1 + k * 0.02, y=0.5) for k in (10, 11, 12)]
     dots.append(model.Dot(label="far", x=5, y=0.1))
-    svg = dots_svg(model.Dots(dots=dots, x_label="seconds", y_label="right"), 760)
+    block = model.Dots(dots=dots, x_label="seconds", y_label="right")
+    svg = svg_text(chart_drawing(block, 760))
     labels = re.findall(r'x="([\d.]+)" y="([\d.]+)" text-anchor="start">(1[012])<', svg)
     boxes = [(float(x), float(x) + len(words) * CHAR_PX, float(y)) for x, y, words in labels]
     assert len(boxes) == 3
@@ -150,6 +158,7 @@ def test_labels_of_dots_side_by_side_do_not_touch():
 def test_a_dot_alone_and_dots_on_one_line_have_axes():
     for places in ([(2.0, 0.0)], [(0.0, 0.3), (4.0, 0.3)]):
         dots = [model.Dot(label="a", x=x, y=y) for x, y in places]
-        svg = dots_svg(model.Dots(dots=dots, x_label="seconds", y_label="right"), 340)
+        block = model.Dots(dots=dots, x_label="seconds", y_label="right")
+        svg = svg_text(chart_drawing(block, 340))
         assert "nan" not in svg
         assert svg.count('class="tick"') >= 1

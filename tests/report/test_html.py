@@ -2,6 +2,7 @@
 
 import re
 from html.parser import HTMLParser
+from typing import get_args
 
 import pytest
 
@@ -9,8 +10,15 @@ from consomme.report import model
 from consomme.report.html import render
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 16
-EVIL = "<script>alert('x')</script>\" onerror=\"alert(1) & more"
-VOID = {"meta", "img", "br", "line", "rect", "path", "circle", "polyline"}
+HOSTILE = [
+    "<script>alert('x')</script>\" onerror=\"alert(1) & more",
+    '"><img src=x onerror=alert(1)>',
+    "'><svg onload=alert(1)>",
+    "{{7*7}} {% include 'page.html.j2' %} {# gone #}",
+    "</title></style></section>--><b>",
+    "`<i>` &lt;i&gt;",
+]
+VOID = {"meta", "img", "br"}
 
 
 class Page(HTMLParser):
@@ -69,6 +77,9 @@ def every_block(words: str) -> list[model.Block]:
         model.Table(columns=[words, "n"], rows=[[words, 1]], caption=words),
         model.Histogram(series={words: [1, 2]}, edges=[0, 1, 2], x_label=words, caption=words),
         model.Curves(series={words: [(0, 1)]}, x_label=words, y_label=words, caption=words),
+        model.Dots(
+            dots=[model.Dot(label=words, x=1, y=2)], x_label=words, y_label=words, caption=words
+        ),
         model.Gallery(items=[item], caption=words),
         model.BeforeAfter(items=[pair], before_label=words, after_label=words, caption=words),
         model.LayerStrip(rows=[(words, 4, [0, 2])], caption=words),
@@ -77,21 +88,35 @@ def every_block(words: str) -> list[model.Block]:
     ]
 
 
-def test_every_block_escapes_what_it_is_given():
-    html = render(
-        model.Report(
-            title=EVIL,
-            subtitle=EVIL,
-            facts=[(EVIL, EVIL)],
-            footer=EVIL,
-            sections=[model.Section(title=EVIL, lead_text=EVIL, blocks=every_block(EVIL))] * 2,
-        )
+def page_with(words: str) -> Page:
+    section = model.Section(title=words, lead_text=words, blocks=every_block(words))
+    report = model.Report(
+        title=words, subtitle=words, facts=[(words, words)], footer=words, sections=[section] * 2
     )
-    page = Page(html)
+    return Page(render(report))
 
+
+def shape_of(page: Page) -> list[tuple[str, list[str]]]:
+    """Tags and names of attributes, without the widths and texts that depend on the words."""
+    return [(tag, list(attributes)) for tag, attributes in page.tags]
+
+
+@pytest.mark.parametrize("words", HOSTILE)
+def test_every_block_shows_hostile_text_as_text(words):
+    page, harmless = (
+        page_with(words),
+        page_with(words.translate(str.maketrans("<>{}'\"&", "x" * 7))),
+    )
+
+    assert shape_of(page) == shape_of(harmless), "the text added a tag or an attribute"
     assert page.all("script") == []
-    assert not any("onerror" in attributes for _, attributes in page.tags)
-    assert page.text.count("<script>alert('x')</script>") > 30
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    text, shown = (" ".join(part.replace("`", "").split()) for part in (page.text, words))
+    assert text.count(shown) > 30
+
+
+def test_every_class_of_block_is_rendered():
+    assert {type(block) for block in every_block("x")} == set(get_args(model.Block))
 
 
 def test_the_page_needs_nothing_from_outside():

@@ -1,7 +1,7 @@
 """Compare answers with what is right, and report accuracies with a confidence interval.
 
-No accuracy is reported without its interval: on 500 questions, two accuracies three points apart are
-usually not distinguishable.
+No accuracy is reported without its interval: on 500 questions, two accuracies that are three points
+apart are usually not distinguishable.
 """
 
 import math

@@ -1,1 +1,1 @@
-"""The page that shows what a run did: one HTML file that needs nothing else."""
+"""The report of a run: one self-contained HTML file."""

@@ -1,7 +1,7 @@
-"""Scales and ticks: from numbers to places and to short words.
+"""Scales, ticks and number formats of charts.
 
-The one decision: labels are never allowed to overlap. Ticks sit on round numbers, and those whose
-words would touch their neighbour's are left out, by an estimate of the width of the words.
+Labels must not overlap: ticks are round numbers, and a tick is left out if its label would touch
+its neighbour's, by an estimate of the label's width.
 """
 
 import math
@@ -14,7 +14,7 @@ CHAR_PX = 6.4
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """Maps values to places, linearly or logarithmically."""
+    """Map values to pixel positions, linearly or logarithmically."""
 
     low: float
     """Value at `start`."""
@@ -23,16 +23,16 @@ class Scale:
     """Value at `stop`."""
 
     start: float
-    """Place of `low`, in pixels."""
+    """Position of `low`, in pixels."""
 
     stop: float
-    """Place of `high`, in pixels."""
+    """Position of `high`, in pixels."""
 
     is_log: bool = False
     """Logarithmic; `low` must be positive."""
 
     def __call__(self, value: float) -> float:
-        """Return the place of a value, held within the scale."""
+        """Return the position of a value, clamped to the scale."""
         value = min(max(value, self.low), self.high)
         low, high = self.low, self.high
         if self.is_log:
@@ -54,7 +54,7 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float, count: int) -> list[float]:
-    """Return round numbers of a logarithmic scale, finer ones only if powers of ten are too few."""
+    """Return round numbers of a logarithmic scale: powers of ten, and finer ones if too few."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in ((1,), (1, 3), (1, 2, 5)):
         ticks = [d * 10.0**e for e in exponents for d in digits]
@@ -65,21 +65,21 @@ def log_ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def without_overlap(
-    ticks: Sequence[float], place: Callable[[float], float], words: Callable[[float], str]
+    ticks: Sequence[float], position: Callable[[float], float], label: Callable[[float], str]
 ) -> list[float]:
-    """Leave out ticks whose words would touch those of the tick before."""
+    """Leave out ticks whose label would touch the label before."""
     kept: list[float] = []
     edge = -math.inf
     for tick in ticks:
-        half = len(words(tick)) * CHAR_PX / 2 + 4
-        if place(tick) - half >= edge:
+        half = len(label(tick)) * CHAR_PX / 2 + 4
+        if position(tick) - half >= edge:
             kept.append(tick)
-            edge = place(tick) + half
+            edge = position(tick) + half
     return kept
 
 
 def short_number(value: float) -> str:
-    """Write a number for an axis: `0.25`, `1,500`, `20k`, `3M`."""
+    """Format a number for an axis: `0.25`, `1,500`, `20k`, `3M`."""
     size = abs(value)
     if size >= 1e15 or 0 < size < 1e-4:
         return f"{value:.0e}".replace("e-0", "e-").replace("e+", "e").replace("e0", "e")
@@ -91,7 +91,7 @@ def short_number(value: float) -> str:
 
 
 def read_number(value: float) -> str:
-    """Write a number for reading: three significant digits, thousands apart."""
+    """Format a number for text: three significant digits, thousands separated by commas."""
     if math.isnan(value):
         return "–"
     if math.isinf(value):

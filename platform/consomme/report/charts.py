@@ -1,13 +1,13 @@
-"""Draws charts as SVG text, once for a wide window and once for a narrow one.
+"""Draw charts, once for a wide window and once for a narrow one.
 
-The one decision: no scaling of words. A chart drawn 720 pixels wide is unreadable on a telephone,
-so each is drawn at two widths and the style sheet shows one of them. Colours are classes (`s1` …
-`s6`); the style sheet gives them their light and dark values.
+Text must not be scaled: a chart drawn 760 pixels wide is unreadable on a phone. So each chart is
+drawn at two widths, and the style sheet shows one of them. Colours are classes (`s1` … `s6`), to
+which the style sheet gives light and dark values.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 
 from consomme.report.axes import (
     CHAR_PX,
@@ -19,13 +19,58 @@ from consomme.report.axes import (
     without_overlap,
 )
 from consomme.report.model import Curves, Dot, Dots, Histogram
+from consomme.report.svg import SvgDrawing, SvgElement, title
 
 NUM_COLOURS = 6
 WIDTHS = {"wide": 760, "narrow": 340}
 """Class of a drawing -> its width in pixels."""
 
+Chart = Histogram | Curves | Dots
+"""A block that is drawn over two axes."""
+
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 24, 42
 _MAX_POINTS = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class LegendEntry:
+    """One series in a legend."""
+
+    colour_class: str
+    """Class that carries the colour."""
+
+    name: str
+    """Name of the series."""
+
+    value: str
+    """Shown after the name; may be empty."""
+
+
+def chart_drawing(block: Chart, width: int) -> SvgDrawing:
+    """Draw a chart at a width in pixels."""
+    match block:
+        case Histogram():
+            return draw_histogram(block, width)
+        case Curves():
+            return draw_curves(block, width)
+        case Dots():
+            return draw_dots(block, width)
+
+
+def legend(block: Chart) -> list[LegendEntry]:
+    """Return the legend: sample counts for histograms, last values for curves, none for dots."""
+    values: Mapping[str, str]
+    match block:
+        case Histogram():
+            values = {name: f"{sum(counts):,.0f}" for name, counts in block.series.items()}
+        case Curves():
+            values = {n: read_number(s[-1][1]) if s else "" for n, s in block.series.items()}
+        case Dots():
+            values = {}
+    return [
+        LegendEntry(colour_class=colour_class(index), name=name, value=value)
+        for index, (name, value) in enumerate(values.items())
+    ]
 
 
 def colour_class(index: int) -> str:
@@ -33,8 +78,8 @@ def colour_class(index: int) -> str:
     return f"s{index % NUM_COLOURS + 1}"
 
 
-def histogram_svg(block: Histogram, width: int) -> str:
-    """Draw the bins of each group as a stepped area, the cut as a line."""
+def draw_histogram(block: Histogram, width: int) -> SvgDrawing:
+    """Draw the bins of each group as a stepped area, and the cut as a line."""
     height = _height(width)
     x = Scale(
         low=block.edges[0],
@@ -46,81 +91,81 @@ def histogram_svg(block: Histogram, width: int) -> str:
     values = {name: _shares(c) if block.normalise else list(c) for name, c in block.series.items()}
     top = max((max(v, default=0.0) for v in values.values()), default=0.0) or 1.0
     y = Scale(low=0.0, high=top * 1.06, start=height - _BOTTOM, stop=_TOP)
-    parts = [_kept_region(block, x, height)]
+    elements = _kept_region(block, x, height)
     y_label = "share of each group" if block.normalise else "samples"
-    parts += _frame(x, y, width, height, block.x_label, y_label)
+    elements += _axes(x, y, width, height, block.x_label, y_label)
     for index, counts in enumerate(values.values()):
         path = _steps_path(counts, block.edges, x, y)
-        parts.append(f'<path class="area {colour_class(index)}" d="{path}"/>')
-    parts.append(_cut_line(block, x, width, height))
-    return _svg(parts, width, height, _describe_histogram(block))
+        attributes = {"class": f"area {colour_class(index)}", "d": path}
+        elements.append(SvgElement(tag="path", attributes=attributes))
+    elements += _cut_line(block, x, width, height)
+    return _drawing(elements, width, height, _describe_histogram(block))
 
 
-def curves_svg(block: Curves, width: int) -> str:
+def draw_curves(block: Curves, width: int) -> SvgDrawing:
     """Draw each series as a line."""
     height = _height(width)
     points = [p for series in block.series.values() for p in series if math.isfinite(p[1])]
     xs, ys = [p[0] for p in points] or [0.0, 1.0], [p[1] for p in points] or [0.0, 1.0]
     span = max(ys) - min(ys) or abs(max(ys)) or 1.0
     low = min(ys) - 0.05 * span
-    # A quantity that is never negative is not shown below zero.
+    # The axis of a non-negative quantity does not go below zero.
     low = max(low, 0.0) if min(ys) >= 0 else low
     x = Scale(low=min(xs), high=max(xs), start=_LEFT, stop=width - _RIGHT)
     y = Scale(low=low, high=max(ys) + 0.05 * span, start=height - _BOTTOM, stop=_TOP)
-    parts = _frame(x, y, width, height, block.x_label, block.y_label)
+    elements = _axes(x, y, width, height, block.x_label, block.y_label)
     for index, series in enumerate(block.series.values()):
-        shown = [p for p in _thin(series) if math.isfinite(p[1])]
-        places = " ".join(f"{x(px):.1f},{y(py):.1f}" for px, py in shown)
-        if len(shown) == 1:
-            px, py = shown[0]
-            parts.append(
-                f'<circle class="dot {colour_class(index)}" '
-                f'cx="{x(px):.1f}" cy="{y(py):.1f}" r="3"/>'
-            )
-        parts.append(f'<polyline class="line {colour_class(index)}" points="{places}"/>')
-    return _svg(parts, width, height, _describe_curves(block))
+        drawn = [p for p in _thin(series) if math.isfinite(p[1])]
+        if len(drawn) == 1:
+            elements.append(_circle(x(drawn[0][0]), y(drawn[0][1]), "3", colour_class(index)))
+        attributes = {
+            "class": f"line {colour_class(index)}",
+            "points": " ".join(f"{x(px):.1f},{y(py):.1f}" for px, py in drawn),
+        }
+        elements.append(SvgElement(tag="polyline", attributes=attributes))
+    return _drawing(elements, width, height, _describe_curves(block))
 
 
-def dots_svg(block: Dots, width: int) -> str:
-    """Draw each dot with its label, which stands where it touches no other."""
+def draw_dots(block: Dots, width: int) -> SvgDrawing:
+    """Draw each dot with its label, placed where it overlaps no other label or dot."""
     height = _height(width)
     xs, ys = [dot.x for dot in block.dots], [dot.y for dot in block.dots]
-    (left, right), (low, high) = _room(xs), _room(ys)
+    (left, right), (low, high) = _padded_range(xs), _padded_range(ys)
     x = Scale(low=left, high=right, start=_LEFT, stop=width - _RIGHT)
     y = Scale(low=low, high=high, start=height - _BOTTOM, stop=_TOP)
-    parts = _frame(x, y, width, height, block.x_label, block.y_label)
-    taken = [(x(dot.x) - 4, x(dot.x) + 4, y(dot.y)) for dot in block.dots]
+    elements = _axes(x, y, width, height, block.x_label, block.y_label)
+    occupied = [(x(dot.x) - 4, x(dot.x) + 4, y(dot.y)) for dot in block.dots]
     for dot in block.dots:
-        at, up = x(dot.x), y(dot.y)
-        parts.append(
-            f'<circle class="dot s1" cx="{at:.1f}" cy="{up:.1f}" r="3.5">'
-            f"<title>{escape(_describe_dot(block, dot))}</title></circle>"
-        )
-        long = len(dot.label) * CHAR_PX
-        places = [(at + 6 if is_right else at - 6 - long, up + down) for is_right, down in _BESIDE]
-        begin, base = next((p for p in places if _is_free(p, long, taken)), places[0])
-        taken.append((begin, begin + long, base - 4))
-        parts.append(_text(begin, base, dot.label, "start"))
-    return _svg(parts, width, height, f"{block.y_label} over {block.x_label}.")
+        cx, cy = x(dot.x), y(dot.y)
+        elements.append(_circle(cx, cy, "3.5", "s1", title(_describe_dot(block, dot))))
+        length = len(dot.label) * CHAR_PX
+        positions = [
+            (cx + 6 if is_right else cx - 6 - length, cy + below)
+            for is_right, below in _LABEL_POSITIONS
+        ]
+        start, base = next((p for p in positions if _is_free(p, length, occupied)), positions[0])
+        occupied.append((start, start + length, base - 4))
+        elements.append(_text(start, base, dot.label, "start"))
+    return _drawing(elements, width, height, f"{block.y_label} over {block.x_label}.")
 
 
-_BESIDE = ((True, 4), (False, 4), (True, -7), (True, 15), (False, -7), (False, 15))
-"""Where a label may stand: to the right of its dot or to the left, and pixels below it."""
+_LABEL_POSITIONS = ((True, 4), (False, 4), (True, -7), (True, 15), (False, -7), (False, 15))
+"""Positions of a label, best first: right of its dot or left of it, and pixels below it."""
 
 
 def _is_free(
-    place: tuple[float, float], long: float, taken: Sequence[tuple[float, float, float]]
+    position: tuple[float, float], length: float, occupied: Sequence[tuple[float, float, float]]
 ) -> bool:
-    """Whether words at a place touch none of the spans (left, right, height) that are taken."""
-    left, base = place
+    """Whether a label at a position overlaps none of the occupied spans (left, right, height)."""
+    left, base = position
     return not any(
-        left < end and begin < left + long and abs(base - 4 - height) < 9
-        for begin, end, height in taken
+        left < end and begin < left + length and abs(base - 4 - height) < 9
+        for begin, end, height in occupied
     )
 
 
-def _room(values: Sequence[float]) -> tuple[float, float]:
-    """Ends of an axis with a margin; what is never negative is not shown below zero."""
+def _padded_range(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis with a margin, which never takes a non-negative quantity below zero."""
     low, high = min(values), max(values)
     span = high - low or abs(high) or 1.0
     lowest = low - 0.08 * span
@@ -128,64 +173,62 @@ def _room(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _describe_dot(block: Dots, dot: Dot) -> str:
-    where = f"{block.x_label} {read_number(dot.x)}, {block.y_label} {read_number(dot.y)}"
-    return f"{dot.label}: {where}"
-
-
-def legend(names: Mapping[str, str]) -> str:
-    """Write the legend as HTML, so that it wraps; values stand behind their names."""
-    if not any(names):
-        return ""
-    items = "".join(
-        f'<li><i class="key {colour_class(i)}"></i>{escape(name)}'
-        + (f' <span class="muted">{escape(value)}</span>' if value else "")
-        + "</li>"
-        for i, (name, value) in enumerate(names.items())
-    )
-    return f'<ul class="legend">{items}</ul>'
+    values = f"{block.x_label} {read_number(dot.x)}, {block.y_label} {read_number(dot.y)}"
+    return f"{dot.label}: {values}"
 
 
 def _height(width: int) -> int:
     return 280 if width > 500 else 220
 
 
-def _svg(parts: Sequence[str], width: int, height: int, label: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
+def _drawing(elements: Sequence[SvgElement], width: int, height: int, label: str) -> SvgDrawing:
+    return SvgDrawing(
+        view_box=f"0 0 {width} {height}",
+        width=width,
+        height=height,
+        label=label,
+        elements=elements,
     )
 
 
-def _frame(x: Scale, y: Scale, width: int, height: int, x_label: str, y_label: str) -> list[str]:
+def _axes(
+    x: Scale, y: Scale, width: int, height: int, x_label: str, y_label: str
+) -> list[SvgElement]:
     """Draw grid lines, ticks and the names of both axes."""
-    base = height - _BOTTOM
-    parts = []
+    base, right = height - _BOTTOM, width - _RIGHT
+    elements = []
     for tick in nice_ticks(y.low, y.high, 4):
         at = y(tick)
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
-        )
-        parts.append(_text(_LEFT - 8, at + 4, short_number(tick), "end"))
+        elements.append(_line("grid", _LEFT, right, f"{at:.1f}", f"{at:.1f}"))
+        elements.append(_text(_LEFT - 8, at + 4, short_number(tick), "end"))
     count = max(3, (width - _LEFT - _RIGHT) // 90)
     ticks = (log_ticks if x.is_log else nice_ticks)(x.low, x.high, count)
     for tick in without_overlap(ticks, x, short_number):
         at = x(tick)
-        parts.append(
-            f'<line class="tick" x1="{at:.1f}" x2="{at:.1f}" y1="{base}" y2="{base + 4}"/>'
-        )
-        # Words at the edges are pushed inwards instead of being cut.
+        elements.append(_line("tick", f"{at:.1f}", f"{at:.1f}", base, base + 4))
+        # Labels at the edges are moved inwards instead of being cut off.
         half = len(short_number(tick)) * 3.2
-        place = min(max(at, half + 2), width - half - 2)
-        parts.append(_text(place, base + 17, short_number(tick), "middle"))
-    parts.append(f'<line class="axis" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{base}" y2="{base}"/>')
-    parts.append(_text((_LEFT + width - _RIGHT) / 2, height - 6, x_label, "middle", "name"))
-    parts.append(_text(2, 12, y_label, "start", "name"))
-    return parts
+        centre = min(max(at, half + 2), width - half - 2)
+        elements.append(_text(centre, base + 17, short_number(tick), "middle"))
+    elements.append(_line("axis", _LEFT, right, base, base))
+    elements.append(_text((_LEFT + right) / 2, height - 6, x_label, "middle", "name"))
+    elements.append(_text(2, 12, y_label, "start", "name"))
+    return elements
 
 
-def _text(x: float, y: float, words: str, anchor: str, kind: str = "label") -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text class="{kind}" {place}>{escape(words)}</text>'
+def _line(kind: str, x1: str | int, x2: str | int, y1: str | int, y2: str | int) -> SvgElement:
+    attributes = {"class": kind, "x1": x1, "x2": x2, "y1": y1, "y2": y2}
+    return SvgElement(tag="line", attributes=attributes)
+
+
+def _circle(cx: float, cy: float, radius: str, colour: str, *children: SvgElement) -> SvgElement:
+    attributes = {"class": f"dot {colour}", "cx": f"{cx:.1f}", "cy": f"{cy:.1f}", "r": radius}
+    return SvgElement(tag="circle", attributes=attributes, children=children)
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "label") -> SvgElement:
+    attributes = {"class": kind, "x": f"{x:.1f}", "y": f"{y:.1f}", "text-anchor": anchor}
+    return SvgElement(tag="text", attributes=attributes, text=text)
 
 
 def _steps_path(values: Sequence[float], edges: Sequence[float], x: Scale, y: Scale) -> str:
@@ -196,31 +239,35 @@ def _steps_path(values: Sequence[float], edges: Sequence[float], x: Scale, y: Sc
     return "".join(path)
 
 
-def _kept_region(block: Histogram, x: Scale, height: int) -> str:
+def _kept_region(block: Histogram, x: Scale, height: int) -> list[SvgElement]:
     if block.cut is None or block.kept_side is None:
-        return ""
+        return []
     at = x(block.cut)
     start, stop = (x.start, at) if block.kept_side == "left" else (at, x.stop)
-    return (
-        f'<rect class="kept" x="{start:.1f}" y="{_TOP}" width="{max(stop - start, 0):.1f}" '
-        f'height="{height - _BOTTOM - _TOP}"/>'
-    )
+    attributes: dict[str, str | float] = {
+        "class": "kept",
+        "x": f"{start:.1f}",
+        "y": _TOP,
+        "width": f"{max(stop - start, 0):.1f}",
+        "height": height - _BOTTOM - _TOP,
+    }
+    return [SvgElement(tag="rect", attributes=attributes)]
 
 
-def _cut_line(block: Histogram, x: Scale, width: int, height: int) -> str:
+def _cut_line(block: Histogram, x: Scale, width: int, height: int) -> list[SvgElement]:
     if block.cut is None:
-        return ""
+        return []
     at = x(block.cut)
-    words = f"cut {block.cut:.4g}"
+    label = f"cut {block.cut:.4g}"
     if block.kept_side is not None:
-        words = f"← kept · {words}" if block.kept_side == "left" else f"{words} · kept →"
-    half = len(words) * 3.2
-    # The name of the y axis stands at the left end of this line.
-    place = min(max(at, half + 130), width - half - 2)
-    return (
-        f'<line class="cut" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 4}" y2="{height - _BOTTOM}"/>'
-        + _text(place, _TOP - 9, words, "middle", "cut-label")
-    )
+        label = f"← kept · {label}" if block.kept_side == "left" else f"{label} · kept →"
+    half = len(label) * 3.2
+    # The name of the y axis occupies the left end of this line of text.
+    centre = min(max(at, half + 130), width - half - 2)
+    return [
+        _line("cut", f"{at:.1f}", f"{at:.1f}", _TOP - 4, height - _BOTTOM),
+        _text(centre, _TOP - 9, label, "middle", "cut-label"),
+    ]
 
 
 def _shares(counts: Sequence[float]) -> list[float]:

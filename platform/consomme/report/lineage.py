@@ -1,34 +1,35 @@
-"""Draws which run was made from which, as boxes in layers.
+"""Draw which run was made from which, as boxes in layers.
 
-The one decision: a run stands one layer after the latest of its parents, and an arrow that passes a
-layer gets a place of its own in it, so that no arrow runs behind a box. Wide windows get layers
-from left to right, narrow ones from top to bottom.
+A run is placed one layer after the latest of its parents. An edge that spans several layers gets a
+lane in each layer between, so that no edge runs behind a box. Layers go from left to right in wide
+windows and from top to bottom in narrow ones.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 from itertools import pairwise
 
 from consomme.report.axes import CHAR_PX
 from consomme.report.model import Lineage, LineageNode
+from consomme.report.svg import SvgDrawing, SvgElement, title
 
 _BOX_H, _GAP_BOX, _LANE = 46, 14, 10
 Point = tuple[float, float]
+"""Position along the flow, from parents to children, and position across it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphLayout:
-    """Who stands where: node ids in layers, and the stations of every arrow between them."""
+    """Node ids in layers, and the route of every edge through them."""
 
     layers: list[list[str]]
-    """Ids per layer, in order; ids of lanes (places for passing arrows) among them."""
+    """Ids per layer, in order, including the ids of lanes for edges that pass the layer."""
 
     routes: list[list[str]] = field(default_factory=list)
     """For each edge the ids it passes: parent, lanes, child."""
 
 
-def lineage_svg(block: Lineage, *, vertical: bool) -> str:
+def lineage_drawing(block: Lineage, *, vertical: bool) -> SvgDrawing:
     """Draw the graph.
 
     Raises:
@@ -41,7 +42,6 @@ def lineage_svg(block: Lineage, *, vertical: bool) -> str:
     sizes = {n: across if n in known else _LANE for layer in layout.layers for n in layer}
     used = [sum(sizes[n] + _GAP_BOX for n in layer) - _GAP_BOX for layer in layout.layers]
     breadth = max(used, default=0)
-    # Centre of each id: (place along the flow, place across it).
     centres: dict[str, Point] = {}
     for depth, layer in enumerate(layout.layers):
         side = (breadth - used[depth]) / 2
@@ -49,21 +49,25 @@ def lineage_svg(block: Lineage, *, vertical: bool) -> str:
             centres[n] = (depth * (along + gap_layer) + along / 2, side + sizes[n] / 2)
             side += sizes[n] + _GAP_BOX
     length = len(layout.layers) * (along + gap_layer) - gap_layer
-    parts = [_arrow([centres[n] for n in route], along, vertical) for route in layout.routes]
+    elements: list[SvgElement] = []
+    for route in layout.routes:
+        elements += _arrow([centres[n] for n in route], along, vertical)
     for node in block.nodes:
         main, side = centres[node.node_id]
         x, y = (side, main) if vertical else (main, side)
-        parts.append(_box(node, x - box_w / 2, y - _BOX_H / 2, box_w))
+        elements.append(_box(node, x - box_w / 2, y - _BOX_H / 2, box_w))
     width, height = (breadth, length) if vertical else (length, breadth)
-    label = "Lineage: " + "; ".join(f"{a} to {b}" for a, b in block.edges)
-    return (
-        f'<svg viewBox="-2 -2 {width + 4:.0f} {height + 4:.0f}" width="{width + 4:.0f}" '
-        f'height="{height + 4:.0f}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    return SvgDrawing(
+        view_box=f"-2 -2 {width + 4} {height + 4}",
+        width=width + 4,
+        height=height + 4,
+        label="Lineage: " + "; ".join(f"{a} to {b}" for a, b in block.edges),
+        elements=elements,
     )
 
 
 def arrange(nodes: Sequence[LineageNode], edges: Sequence[tuple[str, str]]) -> GraphLayout:
-    """Sort nodes into layers, near their parents, with lanes for arrows that pass a layer."""
+    """Sort nodes into layers, near their parents, with lanes for edges that pass a layer."""
     depth = _depths([node.node_id for node in nodes], edges)
     layers: list[list[str]] = [[] for _ in range(max(depth.values(), default=-1) + 1)]
     for node in nodes:
@@ -104,8 +108,8 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def _arrow(centres: Sequence[Point], along: float, vertical: bool) -> str:
-    """Draw a smooth line from box to box, straight through the lanes between."""
+def _arrow(centres: Sequence[Point], along: float, vertical: bool) -> list[SvgElement]:
+    """Draw a smooth line from box to box, straight through the lanes between, and its head."""
     half = along / 2
     points = [(centres[0][0] + half, centres[0][1])]
     for main, side in centres[1:-1]:
@@ -121,15 +125,34 @@ def _arrow(centres: Sequence[Point], along: float, vertical: bool) -> str:
         path += f"C{at(middle, s1)} {at(middle, s2)} {at(m2, s2)}"
     main, side = points[-1]
     head = f"M{at(main, side - 4)}L{at(main, side + 4)}L{at(main + 5, side)}Z"
-    return f'<path class="edge" d="{path}"/><path class="head" d="{head}"/>'
+    return [
+        SvgElement(tag="path", attributes={"class": "edge", "d": path}),
+        SvgElement(tag="path", attributes={"class": "head", "d": head}),
+    ]
 
 
-def _box(node: LineageNode, x: float, y: float, width: float) -> str:
-    fitting = int((width - 16) / CHAR_PX)
-    title = node.title if len(node.title) <= fitting else node.title[: fitting - 1] + "…"
-    return (
-        f"<g><title>{escape(node.verb)}: {escape(node.title)}</title>"
-        f'<rect class="box" x="{x:.1f}" y="{y:.1f}" width="{width}" height="{_BOX_H}" rx="6"/>'
-        f'<text class="verb" x="{x + 9:.1f}" y="{y + 18:.1f}">{escape(node.verb)}</text>'
-        f'<text class="label" x="{x + 9:.1f}" y="{y + 35:.1f}">{escape(title)}</text></g>'
+def _box(node: LineageNode, x: float, y: float, width: int) -> SvgElement:
+    max_chars = int((width - 16) / CHAR_PX)
+    short = node.title if len(node.title) <= max_chars else node.title[: max_chars - 1] + "…"
+    box: dict[str, str | float] = {
+        "class": "box",
+        "x": f"{x:.1f}",
+        "y": f"{y:.1f}",
+        "width": width,
+        "height": _BOX_H,
+        "rx": 6,
+    }
+    return SvgElement(
+        tag="g",
+        children=[
+            title(f"{node.verb}: {node.title}"),
+            SvgElement(tag="rect", attributes=box),
+            _text("verb", x + 9, y + 18, node.verb),
+            _text("label", x + 9, y + 35, short),
+        ],
     )
+
+
+def _text(kind: str, x: float, y: float, text: str) -> SvgElement:
+    attributes = {"class": kind, "x": f"{x:.1f}", "y": f"{y:.1f}"}
+    return SvgElement(tag="text", attributes=attributes, text=text)

@@ -1,9 +1,8 @@
-"""What a report says, free of how it looks.
+"""The content of a report, separate from its look.
 
-The one decision: pipelines fill these plain records and never write HTML; `consomme.report.html`
-renders them and never computes a figure. Every text may hold anything a data set holds: it is
-escaped when rendered. In `lead_text` and `Paragraph`, a blank line starts a new paragraph and
-`backticks` set code.
+Pipelines fill these plain records and write no HTML; `consomme.report.html` renders them and
+computes no figure. Any text may come from a data set: it is escaped when rendered. In `lead_text`
+and `Paragraph`, a blank line starts a new paragraph and `backticks` set code.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -11,10 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 Cell = str | int | float | None
-"""A table cell; None is shown as a dash, numbers are set right and rounded for reading."""
+"""A table cell; None is shown as a dash, numbers are right-aligned and rounded for reading."""
 
 Tone = Literal["good", "bad", "neutral"]
-"""What a badge says besides its words."""
+"""Colour of a badge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,19 +29,19 @@ class Table:
     """Rows under named columns; the first column names the row."""
 
     columns: Sequence[str]
-    """Column heads."""
+    """Column headings."""
 
     rows: Sequence[Sequence[Cell]]
     """One sequence per row, as long as `columns`."""
 
     caption: str = ""
-    """One sentence that says how to read it."""
+    """One sentence on how to read it."""
 
     highlight: Collection[int] = ()
-    """Indices of the rows that matter most."""
+    """Indices of the rows to highlight."""
 
     def __post_init__(self) -> None:
-        """Refuse rows of another length: such a table would show figures under wrong heads."""
+        """Refuse rows of another length, whose figures would stand under the wrong headings."""
         for index, row in enumerate(self.rows):
             if len(row) != len(self.columns):
                 found = f"{len(row)} cells under {len(self.columns)} columns"
@@ -63,7 +62,7 @@ class Histogram:
     """The quantity, with its unit."""
 
     cut: float | None = None
-    """Where the samples were divided; drawn as a line."""
+    """The threshold between kept and dropped samples; drawn as a line."""
 
     kept_side: Literal["left", "right"] | None = None
     """Side of the cut that was kept; shaded."""
@@ -72,10 +71,10 @@ class Histogram:
     """Logarithmic axis; all edges must be positive."""
 
     normalise: bool = False
-    """Show each group as shares of itself, so that groups of different size can be compared."""
+    """Show each bin as a share of its group, so that groups of different size are comparable."""
 
     caption: str = ""
-    """One sentence that says what to see."""
+    """One sentence on what it shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,29 +91,29 @@ class Curves:
     """Meaning and unit of y."""
 
     caption: str = ""
-    """One sentence that says what to see."""
+    """One sentence on what it shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dot:
-    """One dot of a plane."""
+    """One point of a scatter plot."""
 
     label: str
-    """What is written beside it: a few characters."""
+    """Written next to it: a few characters."""
 
     x: float
-    """Place on the x axis."""
+    """Position on the x axis."""
 
     y: float
-    """Place on the y axis."""
+    """Position on the y axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dots:
-    """Dots in a plane, such as accuracy over time."""
+    """A scatter plot, such as accuracy over time."""
 
     dots: Sequence[Dot]
-    """At least one."""
+    """At least one point."""
 
     x_label: str
     """Meaning and unit of x."""
@@ -123,12 +122,12 @@ class Dots:
     """Meaning and unit of y."""
 
     caption: str = ""
-    """One sentence that says what to see."""
+    """One sentence on what it shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryItem:
-    """One picture with what is known about it."""
+    """One picture with facts about its sample."""
 
     image_bytes: bytes
     """The encoded picture; one that browsers cannot show becomes a placeholder."""
@@ -140,13 +139,13 @@ class GalleryItem:
     """Further facts, one per line."""
 
     badge: str = ""
-    """A word or two on the picture's fate, such as `kept` or `noise: spam`."""
+    """What happened to the sample, in a word or two, such as `kept` or `noise: spam`."""
 
     badge_kind: Tone = "neutral"
-    """What the badge means."""
+    """Colour of the badge."""
 
     mime: str = ""
-    """MIME type; empty means: look at the bytes."""
+    """MIME type; empty: detected from the bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +156,7 @@ class Gallery:
     """In the order shown."""
 
     caption: str = ""
-    """One sentence that says what to see."""
+    """One sentence on what it shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +176,7 @@ class BeforeAfterItem:
     """Short remarks on the new caption, such as `("3 true claims", "good")`."""
 
     mime: str = ""
-    """MIME type; empty means: look at the bytes."""
+    """MIME type; empty: detected from the bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,13 +187,13 @@ class BeforeAfter:
     """In the order shown."""
 
     before_label: str = "before"
-    """Head of the first text column."""
+    """Heading of the first text column."""
 
     after_label: str = "after"
-    """Head of the second text column."""
+    """Heading of the second text column."""
 
     caption: str = ""
-    """One sentence that says what to see."""
+    """One sentence on what it shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +204,7 @@ class LayerStrip:
     """(name, number of layers, selected layers counted from 0)."""
 
     caption: str = ""
-    """One sentence that says what to see."""
+    """One sentence on what it shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,10 +221,10 @@ class SearchStep:
     """Score to beat; None for the first."""
 
     accepted: bool
-    """Whether the candidate stayed."""
+    """Whether the candidate was added to the soup."""
 
     note: str = ""
-    """Anything else worth a few words."""
+    """Further remark."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +238,7 @@ class Steps:
     """What the score is, such as `held-out accuracy`."""
 
     caption: str = ""
-    """One sentence that says what to see."""
+    """One sentence on what it shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,10 +249,10 @@ class LineageNode:
     """Unique in the lineage."""
 
     verb: str
-    """What the run did, such as `train`."""
+    """Verb of the run, such as `train`."""
 
     title: str
-    """Name and fingerprint, or what came out."""
+    """Name and fingerprint, or the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +266,7 @@ class Lineage:
     """(parent node_id, child node_id); no cycles."""
 
     caption: str = ""
-    """One sentence that says what to see."""
+    """One sentence on what it shows."""
 
 
 Block = (
@@ -282,15 +281,15 @@ Block = (
     | Steps
     | Lineage
 )
-"""Anything a section can hold."""
+"""Any content of a section; `templates/blocks.html.j2` has one macro per class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the report with its own head."""
+    """A part of the report with its own heading."""
 
     title: str
-    """Head; also the entry in the table of contents."""
+    """Heading; also the entry in the table of contents."""
 
     lead_text: str = ""
     """The finding, in a few sentences, before the evidence."""
@@ -304,13 +303,13 @@ class Report:
     """A whole page."""
 
     title: str
-    """Head of the page."""
+    """Heading of the page."""
 
     subtitle: str = ""
-    """One sentence below it."""
+    """One sentence below the heading."""
 
     facts: Sequence[tuple[str, str]] = ()
-    """(label, value): the few figures to see first."""
+    """(label, value): the key figures, shown first."""
 
     sections: Sequence[Section] = ()
     """In the order shown."""
