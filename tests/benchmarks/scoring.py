@@ -54,11 +54,12 @@ def use_gpu() -> None:
 
 def random_vlm(name: str, folder: Path) -> Path:
     """Write a model with a real vocabulary's size, which speaks as the nano VLM does."""
+    from consomme.models.imports import import_transformers
     from consomme.models.weights import open_scorer
     from consomme.storage.model_folder import model_folder
 
+    hf = import_transformers()
     _, processor = open_scorer(model_folder("package://models/nano"))
-    import transformers as hf
     from tests.benchmarks.training import LLAMA_1B, Shape, vision_config
 
     shapes = {

@@ -20,22 +20,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from consomme.models import allow_torchvision
+from consomme.models.batches import IGNORE_INDEX
+from consomme.models.imports import import_transformers
+from consomme.train.activations import saved_activations
+from consomme.train.cost import SampleShape, StepCost, peak_flops, step_cost
+from consomme.train.layers import LAYER_SELECTORS
+from consomme.train.loop import ScheduleConfig, fit
+from consomme.train.parallel.ddp_fsdp2 import Ddp
+from consomme.train.parallel.strategy import BETAS, optimizer_bytes
+from consomme.train.parts import FROZEN, Trainability
+from consomme.train.planner import OPTIMIZER, WEIGHTS, make_plan, tensors_of
+from consomme.train.trainable import disable_kv_cache, enable_autocast, set_trainable
 
-allow_torchvision()
-
-import transformers as hf  # noqa: E402 - after the line above.
-
-from consomme.models.batches import IGNORE_INDEX  # noqa: E402
-from consomme.train.activations import saved_activations  # noqa: E402
-from consomme.train.cost import SampleShape, StepCost, peak_flops, step_cost  # noqa: E402
-from consomme.train.layers import LAYER_SELECTORS  # noqa: E402
-from consomme.train.loop import ScheduleConfig, fit  # noqa: E402
-from consomme.train.parallel.ddp_fsdp2 import Ddp  # noqa: E402
-from consomme.train.parallel.strategy import BETAS, optimizer_bytes  # noqa: E402
-from consomme.train.parts import FROZEN, Trainability  # noqa: E402
-from consomme.train.planner import OPTIMIZER, WEIGHTS, make_plan, tensors_of  # noqa: E402
-from consomme.train.trainable import disable_kv_cache, enable_autocast, set_trainable  # noqa: E402
+hf = import_transformers()
 
 ROUNDS = 7
 GB = 1e9

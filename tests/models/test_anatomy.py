@@ -7,11 +7,9 @@ from torch import nn
 
 from consomme.base.errors import CheckpointError
 from consomme.models.anatomy import anatomy
-from consomme.models.imports import allow_torchvision
+from consomme.models.imports import import_transformers
 
-allow_torchvision()
-
-import transformers as hf  # noqa: E402 - after the line above.
+hf = import_transformers()
 
 PROJECTORS = {
     "llava": {"multi_modal_projector"},

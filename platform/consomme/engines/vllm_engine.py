@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from consomme.base.errors import CheckpointError, RecipeError
-from consomme.base.process import environment, kept_for_good
+from consomme.base.process import environment, imports_without_gc
 from consomme.base.schema import runtime
 
 _GIB = 1024**3
@@ -168,7 +168,7 @@ def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) ->
         variables["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     with warnings.catch_warnings(), environment(variables):
         warnings.simplefilter("ignore", FutureWarning)
-        with kept_for_good():
+        with imports_without_gc():
             import vllm
             from vllm.exceptions import VLLMError
 

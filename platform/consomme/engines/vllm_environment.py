@@ -14,9 +14,9 @@ from pathlib import Path
 
 from consomme.models.imports import (
     MISSING_SCHEMAS,
-    allow_torchvision,
     hidden_packages,
     operators_missing,
+    patch_media_packages,
 )
 
 _SITECUSTOMIZE = '''\
@@ -93,7 +93,7 @@ def prepare_environment() -> bool:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    if not allow_torchvision():
+    if not patch_media_packages():
         return False
     folder = str(sitecustomize_folder())
     entries = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]

@@ -8,17 +8,14 @@ code of ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from consomme.models.imports import import_transformers
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +56,10 @@ def build_llava(
         tokenizer: Gives the ids of the image, pad, begin and end tokens.
         seed: Of torch's generator; the caller's random state is left as it was.
     """
+    hf = import_transformers()
     ids = {t: tokenizer.convert_tokens_to_ids(t) for t in ("<image>", "<pad>", "<bos>", "<end>")}
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
+    config = hf.LlavaConfig(
+        vision_config=hf.CLIPVisionConfig(
             hidden_size=shape.vision_width,
             intermediate_size=shape.vision_width * 3,
             num_hidden_layers=shape.vision_layers,
@@ -70,7 +68,7 @@ def build_llava(
             patch_size=shape.patch_px,
             projection_dim=shape.text_width,
         ),
-        text_config=LlamaConfig(
+        text_config=hf.LlamaConfig(
             vocab_size=shape.vocab_size,
             hidden_size=shape.text_width,
             intermediate_size=shape.text_ffn,
@@ -94,7 +92,7 @@ def build_llava(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlavaForConditionalGeneration(config)
+        model = hf.LlavaForConditionalGeneration(config)
     model.generation_config.eos_token_id = ids["<end>"]
     model.generation_config.pad_token_id = ids["<pad>"]
     model.generation_config.bos_token_id = ids["<bos>"]
@@ -103,9 +101,10 @@ def build_llava(
 
 def build_processor(shape: LlavaShape, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     """Make the processor of `build_llava`: resize to the encoder's square, scale to [-1, 1]."""
+    hf = import_transformers()
     side = {"height": shape.image_px, "width": shape.image_px}
-    return LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(
+    return hf.LlavaProcessor(
+        image_processor=hf.CLIPImageProcessorPil(
             size=side,
             do_center_crop=False,
             image_mean=[0.5, 0.5, 0.5],

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
-from transformers import PaliGemmaProcessor
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Turn
 from consomme.models.chat import CachedImageProcessor, ChatEncoder, check_text, taking
 from consomme.models.encoded import EncodedChat, EncodedPrompt, Pixels
+from consomme.models.imports import import_transformers
 
 
 def chat_encoder_for(config: Any, processor: Any) -> ChatEncoder | PrefixChatEncoder:
@@ -25,7 +25,7 @@ def chat_encoder_for(config: Any, processor: Any) -> ChatEncoder | PrefixChatEnc
     Raises:
         CheckpointError: It has no chat template and is none of PaliGemma's.
     """
-    if isinstance(processor, PaliGemmaProcessor):
+    if isinstance(processor, import_transformers().PaliGemmaProcessor):
         return PrefixChatEncoder(config, processor)
     return ChatEncoder(config, processor)
 

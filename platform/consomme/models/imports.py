@@ -1,22 +1,32 @@
-"""Lets media packages built for CUDA sit beside a CPU build of torch without stopping any import.
+"""Import transformers and PEFT so that all of their classes load, also with a CPU build of torch.
 
-The one decision: what to do about torchvision, torchaudio and torchcodec when their compiled
-operators do not load. There is no CPU build of them for the pinned torch on the package index,
-vLLM's CPU build requires all three, and `transformers` imports them wherever they are installed:
-without this file its first import stops with "operator torchvision::nms does not exist".
+No module of consomme imports transformers or PEFT at the top: whoever needs them calls
+`import_transformers` or `import_peft`, so preparing a process cannot be forgotten, and the order of
+imports carries no meaning.
+
+Preparation is for torchvision, torchaudio and torchcodec with compiled operators that do not load.
+There is no CPU build of them for the pinned torch on the package index, vLLM's CPU build requires
+all three, and `transformers` imports them wherever they are installed: unprepared, its processors
+stop with "operator torchvision::nms does not exist".
 
 - torchvision stays importable: the operator schemas it refers to while being imported are declared.
   No operator is implemented, so calling `nms` still fails; nothing here does.
 - torchaudio and torchcodec are marked absent in this process; `transformers` and vLLM accept that.
 
-Nothing is touched where the compiled operators load. This file sits in `models`, the lowest layer
-that imports `transformers`; `engines.torchvision_shim` adds what vLLM's child processes need.
+Nothing is patched where the compiled operators load. `engines.vllm_environment` does the same for
+the child processes of vLLM.
 """
+
+from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from consomme.base.process import imports_without_gc
 
 MISSING_SCHEMAS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -31,10 +41,67 @@ OPERATOR_LIBRARIES = {
 }
 """Package -> where its compiled operators lie, relative to the package folder."""
 
+_LOCK = threading.RLock()
+"""Two threads may open their first models at the same time; an operator is declared once."""
+
+
+def import_transformers() -> Any:
+    """Return the `transformers` module, any class of which can be imported.
+
+    The first call in a process patches what has to be patched and imports what all models need.
+    """
+    with _LOCK:
+        _import_modeling()
+    import transformers
+
+    return transformers
+
+
+def import_peft() -> Any:
+    """Return the `peft` module; it imports models of transformers."""
+    import_transformers()
+    with imports_without_gc():
+        import peft
+    return peft
+
+
+@cache
+def _import_modeling() -> None:
+    with imports_without_gc():
+        patch_media_packages()
+        # Every model class needs it; it is most of the import time.
+        import transformers.modeling_utils  # noqa: F401
+
+
+def patch_media_packages() -> bool:
+    """Make torchvision importable and hide torchaudio and torchcodec where their operators fail.
+
+    Safe to repeat. Does nothing where the packages work or are not installed.
+
+    Returns:
+        Whether anything had to be patched.
+    """
+    with _LOCK:
+        for package in hidden_packages():
+            sys.modules.setdefault(package, None)  # type: ignore[arg-type]
+            # transformers caches which packages there are; others may have imported it before.
+            utils = sys.modules.get("transformers.utils.import_utils")
+            is_available = getattr(utils, f"is_{package}_available", None)
+            if is_available is not None:
+                is_available.cache_clear()
+        if not operators_missing("torchvision"):
+            return bool(hidden_packages())
+        import torch
+
+        for name, schema in MISSING_SCHEMAS.items():
+            if not hasattr(torch.ops.torchvision, name):
+                torch.library.define(f"torchvision::{name}", schema)
+        return True
+
 
 @cache
 def operators_missing(package: str) -> bool:
-    """Say whether `package` is installed while its compiled operators do not load here.
+    """Return whether `package` is installed while its compiled operators do not load here.
 
     Loads the library as the package itself would, so a working installation is left as it is.
     """
@@ -55,29 +122,9 @@ def operators_missing(package: str) -> bool:
 
 @cache
 def hidden_packages() -> tuple[str, ...]:
-    """Return the installed packages that must look absent, since importing them would raise."""
+    """Return the installed packages that must look absent, because importing them would raise."""
     return tuple(
         package
         for package in OPERATOR_LIBRARIES
         if package != "torchvision" and operators_missing(package)
     )
-
-
-def allow_torchvision() -> bool:
-    """Make `import transformers` and `import vllm` possible in this process; call it before them.
-
-    Safe to repeat, and does nothing where both packages work or are absent.
-
-    Returns:
-        Whether anything had to be mended.
-    """
-    for package in hidden_packages():
-        sys.modules.setdefault(package, None)  # type: ignore[arg-type]
-    if not operators_missing("torchvision"):
-        return bool(hidden_packages())
-    import torch
-
-    for name, schema in MISSING_SCHEMAS.items():
-        if not hasattr(torch.ops.torchvision, name):
-            torch.library.define(f"torchvision::{name}", schema)
-    return True

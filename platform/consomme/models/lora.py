@@ -12,16 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from consomme.base.errors import CheckpointError
-from consomme.models.imports import allow_torchvision
-
-allow_torchvision()
-
-from peft import LoraConfig, inject_adapter_in_model  # noqa: E402 - after the line above.
-from peft.tuners.lora import LoraLayer  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from consomme.models.imports import import_peft
 
 _PREFIX = "base_model.model."
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -62,7 +57,8 @@ def add_lora(model: nn.Module, modules: Sequence[str], shape: LoraShape, name: s
                 f"{path} is a {type(module).__name__}; expected nn.Linear to put an adapter beside"
             )
     before = {id(parameter) for parameter in model.parameters()}
-    config = LoraConfig(
+    peft = import_peft()
+    config = peft.LoraConfig(
         r=shape.rank,
         lora_alpha=shape.alpha,
         lora_dropout=shape.dropout,
@@ -70,7 +66,7 @@ def add_lora(model: nn.Module, modules: Sequence[str], shape: LoraShape, name: s
         target_modules=list(modules),
     )
     trained = {id(p): p.requires_grad for p in model.parameters()}
-    inject_adapter_in_model(config, model, adapter_name=name)
+    peft.inject_adapter_in_model(config, model, adapter_name=name)
     # PEFT keeps a list of adapters in the model, of which one is active. Here each matrix has one.
     del model.peft_config
     for _, layer in _adapted(model):
@@ -121,20 +117,25 @@ def save_adapter(model: nn.Module, folder: str | Path, base: str) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({n: t.detach().contiguous() for n, t in tensors.items()}, folder / _WEIGHTS)
-    config: dict[str, Any] = LoraConfig(  # type: ignore[no-untyped-call]
-        r=rank,
-        lora_alpha=alpha,
-        use_dora=has_magnitude,
-        target_modules=sorted(modules),
-        base_model_name_or_path=base,
-        inference_mode=True,
-    ).to_dict()
+    config: dict[str, Any] = (
+        import_peft()
+        .LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            use_dora=has_magnitude,
+            target_modules=sorted(modules),
+            base_model_name_or_path=base,
+            inference_mode=True,
+        )
+        .to_dict()
+    )
     config["target_modules"] = sorted(modules)
     (folder / _CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True, default=str) + "\n")
     return folder
 
 
 def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    layer_class = import_peft().tuners.lora.LoraLayer
     for path, module in model.named_modules():
-        if isinstance(module, LoraLayer):
+        if isinstance(module, layer_class):
             yield path, module

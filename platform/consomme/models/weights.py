@@ -14,18 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-)
 
 from consomme.base.errors import CheckpointError
 from consomme.models.checkpoint_keys import rewrite_for_vllm, vllm_key
+from consomme.models.imports import import_transformers
 
 
 def save_vlm(folder: str | Path, model: Any, processor: Any) -> Path:
@@ -70,15 +62,16 @@ def open_scorer(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple
     Raises:
         CheckpointError: The folder is missing or is no checkpoint that transformers can load.
     """
+    hf = import_transformers()
     with _explained(folder) as path:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-        if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        config = hf.AutoConfig.from_pretrained(path, local_files_only=True)
+        if type(config) in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             return _open_vlm(path, dtype)
-        model = AutoModelForCausalLM.from_pretrained(
+        model = hf.AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, local_files_only=True, use_safetensors=True
         )
         model.eval()
-        return model, AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return model, hf.AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 
 def open_talk(folder: str | Path) -> tuple[Any, Any]:
@@ -90,11 +83,12 @@ def open_talk(folder: str | Path) -> tuple[Any, Any]:
     Raises:
         CheckpointError: The folder is missing or is none that transformers can load.
     """
+    hf = import_transformers()
     with _explained(folder) as path:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-        if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        config = hf.AutoConfig.from_pretrained(path, local_files_only=True)
+        if type(config) in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             return config, _open_processor(path)
-        return config, AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return config, hf.AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 
 def open_shapes(folder: str | Path) -> Any:
@@ -106,15 +100,17 @@ def open_shapes(folder: str | Path) -> Any:
     Raises:
         CheckpointError: The folder is missing or is none that transformers can load.
     """
+    hf = import_transformers()
     with _explained(folder) as path:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-        is_vlm = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-        family = AutoModelForImageTextToText if is_vlm else AutoModelForCausalLM
+        config = hf.AutoConfig.from_pretrained(path, local_files_only=True)
+        is_vlm = type(config) in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        family = hf.AutoModelForImageTextToText if is_vlm else hf.AutoModelForCausalLM
         return family.from_config(config, dtype=torch.float32)
 
 
 def _open_vlm(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    model = AutoModelForImageTextToText.from_pretrained(
+    hf = import_transformers()
+    model = hf.AutoModelForImageTextToText.from_pretrained(
         path, dtype=dtype, local_files_only=True, use_safetensors=True
     )
     model.eval()
@@ -122,12 +118,13 @@ def _open_vlm(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def _open_processor(path: Path) -> Any:
+    hf = import_transformers()
     try:
-        return AutoProcessor.from_pretrained(path, local_files_only=True, backend="pil")
+        return hf.AutoProcessor.from_pretrained(path, local_files_only=True, backend="pil")
     except ImportError:
         # Families that also watch videos: for those there is no Pillow, and we show none.
-        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
-        processor.image_processor = AutoImageProcessor.from_pretrained(
+        processor = hf.AutoProcessor.from_pretrained(path, local_files_only=True)
+        processor.image_processor = hf.AutoImageProcessor.from_pretrained(
             path, local_files_only=True, backend="pil"
         )
         return processor

@@ -14,6 +14,7 @@ from consomme.base.sample import Turn
 from consomme.engines.generation.registry import GENERATION_ENGINES
 from consomme.engines.generation.requests import Generation, Request, Sampling
 from consomme.engines.generation.transformers import TransformersEngine
+from consomme.models.imports import import_transformers
 from consomme.models.tokenizer import train_tokenizer
 from consomme.models.weights import open_vlm
 
@@ -85,12 +86,11 @@ def test_vllm_refuses_what_it_would_leave_out(debug_vlm: Path, tmp_path: Path) -
 @pytest.fixture(scope="module")
 def blind(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small language model with a chat template; it has learned nothing."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+    hf = import_transformers()
     folder = tmp_path_factory.mktemp("blind")
     tokenizer = train_tokenizer(["a large red circle, and a small blue square. what is it?"], 300)
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config = hf.LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
@@ -103,7 +103,7 @@ def blind(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=False,
     )
-    model = LlamaForCausalLM(config)
+    model = hf.LlamaForCausalLM(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -115,11 +115,10 @@ def blind(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_model_without_eyes_writes(engine: str, blind: Path) -> None:
-    from transformers import AutoTokenizer, LlamaForCausalLM
-
+    hf = import_transformers()
     questions = ["what is it?", "a red circle", "blue?", "what is a large blue square, then?"]
-    model = LlamaForCausalLM.from_pretrained(blind, dtype=torch.float32).eval()
-    words = AutoTokenizer.from_pretrained(blind)
+    model = hf.LlamaForCausalLM.from_pretrained(blind, dtype=torch.float32).eval()
+    words = hf.AutoTokenizer.from_pretrained(blind)
     said = []
     for question in questions:
         ids = words(f"<bos><user>{question}<assistant>", return_tensors="pt")

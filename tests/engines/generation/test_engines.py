@@ -30,6 +30,7 @@ from consomme.engines.generation.requests import (
     Sampling,
 )
 from consomme.engines.generation.transformers import TransformersEngine
+from consomme.models.imports import import_transformers
 from consomme.storage.model_folder import model_folder
 
 MAX_TOKENS = 48
@@ -69,10 +70,9 @@ def folder() -> str:
 @pytest.fixture(scope="module")
 def expected(folder: str) -> list[Generation]:
     """What transformers itself writes, one request after the other, nothing of ours in between."""
-    from transformers import AutoProcessor, LlavaForConditionalGeneration
-
-    processor = AutoProcessor.from_pretrained(folder, backend="pil")
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    hf = import_transformers()
+    processor = hf.AutoProcessor.from_pretrained(folder, backend="pil")
+    model = hf.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     found = []
     for request in requests():
         image = request.image and request.image.convert("RGB")

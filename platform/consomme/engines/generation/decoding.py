@@ -15,11 +15,7 @@ import torch
 from torch import Tensor
 
 from consomme.base.errors import RecipeError
-from consomme.models.imports import allow_torchvision
-
-allow_torchvision()
-
-import transformers as hf  # noqa: E402 - after the line above.
+from consomme.models.imports import import_transformers
 
 # Shapes: B rows, T token positions, V vocabulary.
 
@@ -27,7 +23,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio; spreads seeds that are neighbours."""
 
 
-class Nucleus(hf.LogitsProcessor):  # type: ignore[misc]
+class Nucleus:
     """Makes the largest score of each row a token sampled from its distribution."""
 
     def __init__(self, seeds: Sequence[int], temperature: float, top_p: float) -> None:
@@ -59,7 +55,7 @@ class Nucleus(hf.LogitsProcessor):  # type: ignore[misc]
         return -torch.empty(size).exponential_(generator=generator).log()
 
 
-class Patterns(hf.LogitsProcessor):  # type: ignore[misc]
+class Patterns:
     """Lets each row only go on as its regular expression allows."""
 
     def __init__(self, patterns: Sequence[Any]) -> None:
@@ -135,7 +131,7 @@ class PatternCompiler:
         return self._made[pattern]
 
 
-class Endings(hf.StoppingCriteria):  # type: ignore[misc]
+class Endings:
     """Watches each row's length, the strings that end a text, and the clock."""
 
     def __init__(
@@ -191,6 +187,7 @@ def generate(
     Returns:
         The rows (B, T), what they began with included.
     """
+    hf = import_transformers()
     model.generation_config = hf.GenerationConfig()
     rows_BT: Tensor = model.generate(
         **inputs,
@@ -206,7 +203,7 @@ def generate(
 
 def version() -> str:
     """What decodes."""
-    return f"transformers {hf.__version__}"
+    return f"transformers {import_transformers().__version__}"
 
 
 def cut(text: str, stop: Sequence[str]) -> str | None:
