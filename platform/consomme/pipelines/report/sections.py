@@ -10,7 +10,7 @@ from consomme.pipelines.evaluate.report import _evaluate
 from consomme.pipelines.filter.report import filter_section
 from consomme.pipelines.recaption.report import recaption_section
 from consomme.pipelines.score.report import _score
-from consomme.pipelines.soup.report import _soup
+from consomme.pipelines.soup.report import soup_section
 from consomme.pipelines.tag.report import tag_section
 from consomme.pipelines.train.report import _train
 from consomme.report import model as page
@@ -25,7 +25,7 @@ def _sections(manifests: Mapping[str, Manifest]) -> list[page.Section]:
         "dedup": lambda found: [dedup_section(m) for m in found],
         "recaption": lambda found: [recaption_section(m) for m in found],
         "train": lambda found: [_train(found)],
-        "soup": lambda found: [_soup(m) for m in found],
+        "soup": lambda found: [soup_section(m) for m in found],
         "evaluate": lambda found: [_evaluate(m) for m in found],
     }
     sections = []

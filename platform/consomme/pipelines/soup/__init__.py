@@ -1,1 +1,1 @@
-"""`soup`: average fine-tuned models, choosing what goes in."""
+"""`soup`: average fine-tuned models, with searches that choose the ingredients."""

@@ -1,4 +1,4 @@
-"""The section of a report about a soup."""
+"""The report section of a soup: every step of each search."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from consomme.base.manifest import Manifest
 from consomme.report import model as page
 
 
-def _soup(manifest: Manifest) -> page.Section:
+def soup_section(manifest: Manifest) -> page.Section:
+    """Return the section of one soup run."""
     labels = manifest.decisions["labels"]
     blocks: list[page.Block] = []
     for name, result in manifest.decisions["searches"].items():
         items = []
         for step in result["trace"]:
-            members = " + ".join(labels[k] for k in step["members"])
+            candidate = " + ".join(labels[k] for k in step["members"])
             items.append(
                 page.SearchStep(
-                    candidate=members,
+                    candidate=candidate,
                     score=step["score"],
                     best_before=step["best_before"],
                     accepted=step["accepted"],
@@ -27,5 +28,5 @@ def _soup(manifest: Manifest) -> page.Section:
     scores = ", ".join(
         f"{name} {result['score']:.3f}" for name, result in manifest.decisions["searches"].items()
     )
-    text = f"Best single ingredient {best:.3f}; {scores}, on the held-out set they were chosen by."
+    text = f"Best single ingredient {best:.3f}; {scores}, on the held-out set used for the choice."
     return page.Section(title=f"Soup: {manifest.name}", lead_text=text, blocks=blocks)

@@ -32,7 +32,7 @@ class SoupInputs:
 
 
 def run(recipe: SoupRecipe) -> Manifest:
-    """Score candidates, choose, and write the best soup of every search."""
+    """Run every search and write the soups; the best one becomes the model of the run."""
     return open_run(recipe).once(_soup)
 
 
@@ -80,7 +80,7 @@ def _soup(run: Run[SoupInputs]) -> Manifest:
     )
 
 
-def _write(run: str, name: str, chosen: list[Any]) -> None:
-    folder = Path(run) / name / "model"
+def _write(run_folder: str, name: str, chosen: list[Any]) -> None:
+    folder = Path(run_folder) / name / "model"
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_soup(folder, chosen)

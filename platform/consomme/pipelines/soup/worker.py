@@ -1,0 +1,52 @@
+"""Score candidate soups in a Ray actor: average in memory, then run the benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from consomme.soup.ingredients import open_ingredient
+
+SCORE = "score"
+"""Key of a report: the main figure of the benchmark."""
+
+
+class CandidateRunner:
+    """Scores one candidate soup per trial; the engine stays loaded between trials."""
+
+    def __init__(self, folders: Sequence[str], benchmark: Mapping[str, Any]) -> None:
+        """Load the engine.
+
+        Args:
+            folders: Model folders of all ingredients.
+            benchmark: Registry node of the held-out set.
+        """
+        from consomme.engines.generation.transformers import TransformersEngine
+        from consomme.evaluate.benchmarks import BENCHMARKS
+
+        self.engine = TransformersEngine(folders[0], dtype="float32")
+        self.ingredients = [open_ingredient(folder, folder) for folder in folders]
+        self.benchmark = BENCHMARKS.build(benchmark)
+        self.selection: list[int] = []
+
+    def start(self, config: dict[str, Any]) -> None:
+        """Take the selection of ingredients to score from `config["selection"]`."""
+        self.selection = config["selection"]
+
+    def step(self) -> dict[str, Any]:
+        """Average the selected ingredients and measure the result."""
+        from consomme.soup.mixing import average_ingredients
+
+        chosen = [self.ingredients[k] for k in self.selection]
+        self.engine.load_weights(dict(average_ingredients(chosen)))
+        items = self.benchmark.items()
+        answers = self.engine.answer(
+            [item.image for item in items],
+            [item.prompt for item in items],
+            self.benchmark.max_tokens,
+        )
+        figures = self.benchmark.measure(answers)
+        return {SCORE: next(iter(figures.values())), "done": True}
+
+    def stop(self) -> None:
+        """Keep the engine for the next trial."""
