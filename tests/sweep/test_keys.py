@@ -1,6 +1,6 @@
-"""Dotted keys reach into a recipe, and say where they cannot."""
+"""Dotted keys set values inside a recipe; keys that lead nowhere are reported."""
 
-from consomme.sweep.keys import label, merged, put
+from consomme.sweep.keys import label, merged, set_value
 
 RECIPE = {"lr": 0.1, "layers": {"name": "all"}, "data": [{"inputs": ["a"]}]}
 
@@ -17,9 +17,9 @@ def test_merging_replaces_a_strategy_and_changes_parameters() -> None:
 
 def test_keys_reach_into_mappings_and_lists() -> None:
     values = merged(RECIPE, {})
-    assert put(values, "lr", 0.2) is None
-    assert put(values, "data.0.fraction", 0.5) is None
-    assert put(values, "language_model.rank", 8) is None
+    assert set_value(values, "lr", 0.2) is None
+    assert set_value(values, "data.0.fraction", 0.5) is None
+    assert set_value(values, "language_model.rank", 8) is None
     assert values == {
         "lr": 0.2,
         "layers": {"name": "all"},
@@ -31,10 +31,10 @@ def test_keys_reach_into_mappings_and_lists() -> None:
 
 def test_keys_that_lead_nowhere_are_named() -> None:
     values = merged(RECIPE, {})
-    assert put(values, "data.3.fraction", 0.5) == (
+    assert set_value(values, "data.3.fraction", 0.5) == (
         "data.3: found '3', expected a number below 1, the length of the list"
     )
-    assert put(values, "lr.peak", 0.5) == "lr: found 0.1, which has no peak"
+    assert set_value(values, "lr.peak", 0.5) == "lr: found 0.1, which has no peak"
     assert values == RECIPE
 
 

@@ -1,4 +1,4 @@
-"""What is asked for is a function of the seed and of what was told, however often one restarts."""
+"""Trials are a function of the seed and of earlier results, also after restarts."""
 
 import math
 from collections.abc import Callable
@@ -18,13 +18,13 @@ def space(**nodes: dict[str, Any]) -> dict[str, Choice]:
     return {key: CHOICES.build(node, key) for key, node in nodes.items()}
 
 
-def walk(search: Search, score: Callable[[Keys], float], start: int = 0) -> list[Keys]:
-    """Ask to the end, telling each before the next."""
-    asked: list[Keys] = []
+def run(search: Search, score: Callable[[Keys], float], start: int = 0) -> list[Keys]:
+    """Run a search to its end, one trial after the other."""
+    trials: list[Keys] = []
     while (keys := search.ask()) is not None:
-        search.tell(start + len(asked), score(keys))
-        asked.append(keys)
-    return asked
+        search.tell(start + len(trials), score(keys))
+        trials.append(keys)
+    return trials
 
 
 def near_a_thousandth(keys: Keys) -> float:
@@ -34,8 +34,8 @@ def near_a_thousandth(keys: Keys) -> float:
 
 def test_a_grid_has_every_combination_once_in_order() -> None:
     node = {"name": "int_uniform", "low": 1, "high": 3}
-    search = SEARCHERS.build({"name": "grid"}).begin(space(layers=LAYERS, seed=node), "max")
-    asked = walk(search, lambda keys: 0.0)
+    search = SEARCHERS.build({"name": "grid"}).start(space(layers=LAYERS, seed=node), "max")
+    asked = run(search, lambda keys: 0.0)
     assert [(keys["layers"]["name"], keys["seed"]) for keys in asked] == [
         (name, seed) for name in ("all", "hybrid") for seed in (1, 2, 3)
     ]
@@ -43,54 +43,56 @@ def test_a_grid_has_every_combination_once_in_order() -> None:
 
 def test_a_grid_of_a_range_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"every number of lr.*num_trials"):
-        SEARCHERS.build({"name": "grid"}).known(space(lr=LR, layers=LAYERS))
+        SEARCHERS.build({"name": "grid"}).list_trials(space(lr=LR, layers=LAYERS))
 
 
 def test_more_random_trials_are_the_same_ones_and_some_more() -> None:
     known = [
-        SEARCHERS.build({"name": "random", "num_trials": n, "seed": 3}).known(space(lr=LR))
+        SEARCHERS.build({"name": "random", "num_trials": n, "seed": 3}).list_trials(space(lr=LR))
         for n in (5, 20)
     ]
     assert known[0] == (known[1] or [])[:5]
     drawn = [keys["lr"] for keys in known[1] or []]
     assert len(set(drawn)) == 20
     assert all(1e-5 <= lr <= 1e-2 and lr == float(f"{lr:.6g}") for lr in drawn)
-    # Every factor alike: about a third in each of three decades.
+    # Log-uniform: about a third in each of the three decades.
     assert sum(lr < 1e-4 for lr in drawn) >= 3
 
 
 def test_optuna_learns_and_random_does_not() -> None:
-    where = space(lr=LR, layers=LAYERS)
+    lr_and_layers = space(lr=LR, layers=LAYERS)
     best = {}
     for name in ("optuna", "random"):
-        search = SEARCHERS.build({"name": name, "num_trials": 40, "seed": 1}).begin(where, "max")
-        asked = walk(search, near_a_thousandth)
+        search = SEARCHERS.build({"name": name, "num_trials": 40, "seed": 1}).start(
+            lr_and_layers, "max"
+        )
+        asked = run(search, near_a_thousandth)
         best[name] = sum(map(near_a_thousandth, asked[-10:])) / 10
     assert best["optuna"] > best["random"] + 0.5
 
 
 @pytest.mark.parametrize("done", [3, 12])
-def test_optuna_goes_on_as_if_it_had_not_been_interrupted(done: int) -> None:
-    where = space(lr=LR, layers=LAYERS)
+def test_optuna_continues_as_if_it_had_not_been_interrupted(done: int) -> None:
+    lr_and_layers = space(lr=LR, layers=LAYERS)
     searcher = SEARCHERS.build({"name": "optuna", "num_trials": 16, "seed": 5})
-    whole = walk(searcher.begin(where, "max"), near_a_thousandth)
-    again = searcher.begin(where, "max")
+    whole = run(searcher.start(lr_and_layers, "max"), near_a_thousandth)
+    again = searcher.start(lr_and_layers, "max")
     for number, keys in enumerate(whole[:done]):
-        again.recall(keys)
+        again.replay(keys)
         again.tell(number, near_a_thousandth(keys))
-    assert walk(again, near_a_thousandth, start=done) == whole[done:]
+    assert run(again, near_a_thousandth, start=done) == whole[done:]
 
 
-def test_optuna_minds_the_mode_and_failures() -> None:
+def test_optuna_follows_the_mode_and_avoids_failures() -> None:
     searcher = SEARCHERS.build({"name": "optuna", "num_trials": 30, "num_random": 6})
     asked = []
-    search = searcher.begin(space(lr=LR), "min")
+    search = searcher.start(space(lr=LR), "min")
     while (keys := search.ask()) is not None:
         failed = keys["lr"] > 5e-3
         search.tell(len(asked), None if failed else abs(math.log10(keys["lr"]) + 4))
         asked.append(keys["lr"])
     late = [abs(math.log10(lr) + 4) for lr in asked[-10:]]
-    # Draws would be 0.83 away; those of the other mode, 2.
+    # The mean distance is 0.83 for random draws, and 2 for the wrong mode.
     assert sum(late) / 10 < 0.6
 
 
@@ -104,7 +106,7 @@ def test_optuna_minds_the_mode_and_failures() -> None:
         ({"name": "int_uniform", "low": 3, "high": 3}, "less than high"),
     ],
 )
-def test_choices_that_are_none_are_refused(node: dict[str, Any], message: str) -> None:
+def test_invalid_choices_are_refused(node: dict[str, Any], message: str) -> None:
     (problem,) = CHOICES.problems(node, "space.lr")
     assert message in problem
     assert problem.startswith("space.lr")

@@ -1,24 +1,24 @@
-"""Successive halving: one in `factor` of those that reach a rung goes on."""
+"""ASHA: one in `factor` of the trials that reach a rung continues."""
 
 from consomme.sweep.stoppers import Asha
 
 
 def test_rungs_grow_by_the_factor_and_end_before_the_end() -> None:
-    assert Asha(grace_steps=10, factor=3).rungs(100) == [10, 30, 90]
-    assert Asha(grace_steps=10, factor=3).rungs(90) == [10, 30]
+    assert Asha(grace_steps=10, factor=3).rung_steps(100) == [10, 30, 90]
+    assert Asha(grace_steps=10, factor=3).rung_steps(90) == [10, 30]
 
 
-def test_one_in_so_many_goes_on() -> None:
+def test_one_in_factor_continues() -> None:
     stopper = Asha(grace_steps=1, factor=3)
-    reached: list[float] = []
-    went_on = []
+    losses: list[float] = []
+    continued = []
     for loss in (5.0, 6.0, 4.0, 4.5, 3.0, 7.0, 3.5):
-        reached.append(loss)
-        if stopper.goes_on(loss, reached):
-            went_on.append(loss)
-    # By hand: the first is alone; 6 is behind 5; 4 leads; of four two may, so 4.5 goes on;
-    # 3 leads; 7 is last of six, of whom two may; of seven three may, and 3.5 is second.
-    assert went_on == [5.0, 4.0, 4.5, 3.0, 3.5]
+        losses.append(loss)
+        if stopper.should_continue(loss, losses):
+            continued.append(loss)
+    # By hand: 5 is the only one; 6 is worse than 5; 4 is the best; of four two continue, so 4.5
+    # does; 3 is the best; of six two continue, and 7 is last; of seven three, and 3.5 is second.
+    assert continued == [5.0, 4.0, 4.5, 3.0, 3.5]
 
 
 def test_rungs_that_are_no_checkpoints_are_refused() -> None:

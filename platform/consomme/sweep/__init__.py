@@ -1,1 +1,1 @@
-"""Sweeps: which recipes to try, in which order, and when to give one up."""
+"""Hyperparameter sweeps: search spaces, searchers, and early stopping."""

@@ -1,7 +1,7 @@
-"""What a sweep may put under one key of a recipe: listed values, or a range to draw from.
+"""The search space of a sweep: for each recipe key, listed values or a range to draw from.
 
-One decision is made here: numbers that are drawn are rounded to six digits, so that a trial can be
-typed by hand and is then the same run.
+Drawn numbers are rounded to six significant digits, so that a user who types the values of a trial
+by hand gets the same run.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from consomme.base.errors import RecipeError
 from consomme.base.registry import Registry
 
 
-class Suggests(Protocol):
-    """What is needed of an Optuna trial."""
+class OptunaTrial(Protocol):
+    """The part of `optuna.Trial` that is used here."""
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
-        """Choose one of some values."""
+        """Suggest one of the choices."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """Choose a number of a range."""
+        """Suggest a number in a range."""
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
-        """Choose a whole number of a range."""
+        """Suggest an integer in a range."""
 
 
 class Choice(Protocol):
-    """The values of one key."""
+    """The possible values of one key."""
 
     @property
     def listed(self) -> tuple[Any, ...] | None:
-        """Every value, in the order of a grid; None if they cannot be listed."""
+        """All values in grid order; None if there are infinitely many."""
 
     @property
     def samples(self) -> tuple[Any, ...]:
-        """Values to check a recipe with: all that can be listed, else the ends of the range."""
+        """Values to validate recipes with: listed values, or the ends of a range."""
 
     def draw(self, rng: random.Random) -> Any:
-        """Draw one value."""
+        """Draw one value at random."""
 
-    def suggest(self, trial: Suggests, key: str) -> Any:
-        """Let Optuna choose one value."""
+    def suggest(self, trial: OptunaTrial, key: str) -> Any:
+        """Let Optuna suggest one value."""
 
 
 CHOICES: Registry[Choice] = Registry("choice", "consomme/sweep/choices.py")
@@ -52,50 +52,50 @@ CHOICES: Registry[Choice] = Registry("choice", "consomme/sweep/choices.py")
 @CHOICES.register("choice")
 @dataclass(frozen=True, kw_only=True)
 class ListChoice:
-    """One of some values of any kind: numbers, words, whole strategies."""
+    """Categorical: listed values of any type, such as numbers, strings, whole strategies."""
 
     values: tuple[Any, ...]
-    """What is tried, in this order."""
+    """The values, in the order in which a grid tries them."""
 
     def __post_init__(self) -> None:
-        """Check that there is something to try, and nothing twice."""
+        """Check that there is a value and that no value is repeated."""
         if not self.values:
             raise RecipeError("values: found none, expected at least one")
-        twice = [value for at, value in enumerate(self.values) if value in self.values[:at]]
-        if twice:
-            raise RecipeError(f"values: found {twice[0]!r} more than once")
+        repeated = [value for k, value in enumerate(self.values) if value in self.values[:k]]
+        if repeated:
+            raise RecipeError(f"values: found {repeated[0]!r} more than once")
 
     @property
     def listed(self) -> tuple[Any, ...]:
-        """The values."""
+        """All values."""
         return self.values
 
     @property
     def samples(self) -> tuple[Any, ...]:
-        """The values."""
+        """All values."""
         return self.values
 
     def draw(self, rng: random.Random) -> Any:
-        """Draw one of the values."""
+        """Draw a value, all equally likely."""
         return rng.choice(self.values)
 
-    def suggest(self, trial: Suggests, key: str) -> Any:
-        """Let Optuna choose by position: it knows no values that are mappings."""
+    def suggest(self, trial: OptunaTrial, key: str) -> Any:
+        """Let Optuna suggest an index, because it does not accept mappings as values."""
         return self.values[trial.suggest_categorical(key, list(range(len(self.values))))]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Range:
-    """Numbers between two ends, both included."""
+    """Real numbers from `low` to `high`, both included."""
 
     low: float
-    """The smallest."""
+    """Smallest value."""
 
     high: float
-    """The largest."""
+    """Largest value."""
 
     def __post_init__(self) -> None:
-        """Check the ends."""
+        """Check the range."""
         if not self.low < self.high:
             raise RecipeError(
                 f"low: found {self.low}, expected less than high, which is {self.high}"
@@ -103,7 +103,7 @@ class _Range:
 
     @property
     def listed(self) -> None:
-        """There are too many."""
+        """None: there are infinitely many."""
         return
 
     @property
@@ -115,24 +115,24 @@ class _Range:
 @CHOICES.register("uniform")
 @dataclass(frozen=True, kw_only=True)
 class UniformChoice(_Range):
-    """Any number of a range, all alike."""
+    """A real number, uniformly distributed."""
 
     def draw(self, rng: random.Random) -> float:
         """Draw a number."""
         return _rounded(rng.uniform(self.low, self.high), self)
 
-    def suggest(self, trial: Suggests, key: str) -> float:
-        """Let Optuna choose a number."""
+    def suggest(self, trial: OptunaTrial, key: str) -> float:
+        """Let Optuna suggest a number."""
         return _rounded(trial.suggest_float(key, self.low, self.high), self)
 
 
 @CHOICES.register("log_uniform")
 @dataclass(frozen=True, kw_only=True)
 class LogUniformChoice(_Range):
-    """Any number of a range, every factor alike: for learning rates."""
+    """A real number whose logarithm is uniformly distributed, as for learning rates."""
 
     def __post_init__(self) -> None:
-        """Check the ends."""
+        """Check the range."""
         super().__post_init__()
         if self.low <= 0:
             raise RecipeError(f"low: found {self.low}, expected more than 0 for log_uniform")
@@ -141,24 +141,24 @@ class LogUniformChoice(_Range):
         """Draw a number."""
         return _rounded(math.exp(rng.uniform(math.log(self.low), math.log(self.high))), self)
 
-    def suggest(self, trial: Suggests, key: str) -> float:
-        """Let Optuna choose a number."""
+    def suggest(self, trial: OptunaTrial, key: str) -> float:
+        """Let Optuna suggest a number."""
         return _rounded(trial.suggest_float(key, self.low, self.high, log=True), self)
 
 
 @CHOICES.register("int_uniform")
 @dataclass(frozen=True, kw_only=True)
 class IntUniformChoice:
-    """Any whole number of a range, all alike."""
+    """An integer, uniformly distributed."""
 
     low: int
-    """The smallest."""
+    """Smallest value."""
 
     high: int
-    """The largest."""
+    """Largest value."""
 
     def __post_init__(self) -> None:
-        """Check the ends."""
+        """Check the range."""
         if not self.low < self.high:
             raise RecipeError(
                 f"low: found {self.low}, expected less than high, which is {self.high}"
@@ -166,7 +166,7 @@ class IntUniformChoice:
 
     @property
     def listed(self) -> tuple[int, ...]:
-        """All of them."""
+        """All integers of the range."""
         return tuple(range(self.low, self.high + 1))
 
     @property
@@ -178,10 +178,11 @@ class IntUniformChoice:
         """Draw a number."""
         return rng.randint(self.low, self.high)
 
-    def suggest(self, trial: Suggests, key: str) -> int:
-        """Let Optuna choose a number."""
+    def suggest(self, trial: OptunaTrial, key: str) -> int:
+        """Let Optuna suggest a number."""
         return trial.suggest_int(key, self.low, self.high)
 
 
 def _rounded(value: float, limits: _Range) -> float:
+    """Round to six significant digits, within the range."""
     return min(max(float(f"{value:.6g}"), limits.low), limits.high)

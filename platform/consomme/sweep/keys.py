@@ -1,4 +1,4 @@
-"""Put values under dotted keys of a recipe that is still plain values, and write them short."""
+"""Set dotted keys in a recipe given as plain values, and format keys and values for people."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ Values = dict[str, Any]
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Values:
-    """Change a recipe; mappings are merged, but one with a `name` replaces the whole strategy.
+    """Merge changes into a recipe; a mapping with a `name` replaces the whole strategy.
 
     Args:
         base: The recipe's values; not changed.
-        changes: Values that differ.
+        changes: Values to set; other mappings are merged key by key.
     """
-    found = copy.deepcopy(dict(base))
+    values = copy.deepcopy(dict(base))
     for key, value in changes.items():
-        before = found.get(key)
-        if isinstance(before, Mapping) and isinstance(value, Mapping) and "name" not in value:
-            found[key] = merged(before, value)
+        old = values.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and "name" not in value:
+            values[key] = merged(old, value)
         else:
-            found[key] = copy.deepcopy(value)
-    return found
+            values[key] = copy.deepcopy(value)
+    return values
 
 
-def put(values: Values, key: str, value: Any) -> str | None:
+def set_value(values: Values, key: str, value: Any) -> str | None:
     """Set the value of one dotted key, such as `lr`, `layers.name` or `data.0.fraction`, in place.
 
-    Whether the recipe knows the key is for its schema to say.
+    Unknown keys are set too; the schema of the recipe reports them.
 
     Returns:
-        What is wrong with the key; None if it was set.
+        Why the key cannot be set; None if it was set.
     """
-    *way, last = key.split(".")
+    *parents, last = key.split(".")
     node: Any = values
-    for depth, part in enumerate(way):
-        where = ".".join(way[: depth + 1])
+    for depth, part in enumerate(parents):
+        where = ".".join(parents[: depth + 1])
         if isinstance(node, list):
-            problem = _no_item(node, part, where)
+            problem = _index_problem(node, part, where)
             if problem:
                 return problem
             node = node[int(part)]
@@ -48,9 +48,10 @@ def put(values: Values, key: str, value: Any) -> str | None:
                 node[part] = {}
             node = node[part]
         if not isinstance(node, dict | list):
-            return f"{where}: found {node!r}, which has no {'.'.join([*way[depth + 1 :], last])}"
+            rest = ".".join([*parents[depth + 1 :], last])
+            return f"{where}: found {node!r}, which has no {rest}"
     if isinstance(node, list):
-        problem = _no_item(node, last, key)
+        problem = _index_problem(node, last, key)
         if problem:
             return problem
         node[int(last)] = copy.deepcopy(value)
@@ -59,25 +60,25 @@ def put(values: Values, key: str, value: Any) -> str | None:
     return None
 
 
-def _no_item(node: list[Any], part: str, where: str) -> str | None:
+def _index_problem(node: list[Any], part: str, where: str) -> str | None:
     if part.isdigit() and int(part) < len(node):
         return None
     return f"{where}: found {part!r}, expected a number below {len(node)}, the length of the list"
 
 
-def short(value: Any) -> str:
-    """Write a value in few words: a strategy as its name and parameters."""
+def format_value(value: Any) -> str:
+    """Format a value briefly: a strategy as its name and parameters."""
     if isinstance(value, Mapping):
-        rest = ", ".join(f"{k}={short(v)}" for k, v in value.items() if k != "name")
+        rest = ", ".join(f"{k}={format_value(v)}" for k, v in value.items() if k != "name")
         name = str(value.get("name", ""))
         return f"{name} ({rest})" if name and rest else name or f"({rest})"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(short, value)) + "]"
+        return "[" + ", ".join(map(format_value, value)) + "]"
     if value is None:
         return "null"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def label(keys: Mapping[str, Any]) -> str:
-    """Write a trial's keys on one line."""
-    return ", ".join(f"{key}={short(value)}" for key, value in keys.items())
+    """Format the keys of a trial on one line."""
+    return ", ".join(f"{key}={format_value(value)}" for key, value in keys.items())

@@ -1,7 +1,7 @@
-"""The order in which trials are tried: all of a grid, random draws, or what Optuna suggests.
+"""Search algorithms of a sweep: grid, random, or Optuna, each with an ask-and-tell interface.
 
-One decision is made here: what is asked next is a function of the seed and of what was told before,
-so a sweep that was interrupted asks for the trials that it would have asked for.
+The next trial is a function of the seed and of the results so far, so a sweep that was interrupted
+continues with the trials that it would have run anyway.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ Mode = Literal["max", "min"]
 
 
 class Search(Protocol):
-    """A search while it runs."""
+    """A running search."""
 
     def ask(self) -> Keys | None:
-        """The next trial; None if there is none left."""
+        """Return the next trial; None if there is none left."""
 
     def tell(self, number: int, value: float | None) -> None:
-        """Take what came of the trial that was asked for as the `number`-th, from 0.
+        """Receive the result of a trial.
 
         Args:
-            number: Which one.
-            value: What is to become large or small; None if the trial failed or was stopped.
+            number: Of the trial, from 0, in the order of `ask` and `replay`.
+            value: The metric to maximize or minimize; None if the trial failed or was stopped.
         """
 
-    def recall(self, keys: Keys) -> None:
-        """Take a trial that an earlier attempt had asked for, as if it were asked for now."""
+    def replay(self, keys: Keys) -> None:
+        """Repeat an `ask` of an earlier attempt, which had returned these keys."""
 
 
 class Searcher(Protocol):
-    """A way to search."""
+    """A search algorithm with its settings."""
 
-    def known(self, space: Space) -> list[Keys] | None:
-        """List all trials; None if what comes next depends on what came of those before."""
+    def list_trials(self, space: Space) -> list[Keys] | None:
+        """List all trials; None if later trials depend on the results of earlier ones."""
 
-    def begin(self, space: Space, mode: Mode) -> Search:
+    def start(self, space: Space, mode: Mode) -> Search:
         """Start a search."""
 
 
 SEARCHERS: Registry[Searcher] = Registry("searcher", "consomme/sweep/searchers.py")
 
 
-class _Listed:
-    """Hands out a list."""
+class _ListSearch:
+    """Returns the trials of a list in order."""
 
     def __init__(self, trials: list[Keys]) -> None:
         self._trials, self._next = trials, 0
@@ -67,9 +67,9 @@ class _Listed:
         return self._trials[self._next - 1]
 
     def tell(self, number: int, value: float | None) -> None:
-        """Nothing depends on it."""
+        """Ignore the result: the list is fixed."""
 
-    def recall(self, keys: Keys) -> None:
+    def replay(self, keys: Keys) -> None:
         self._next += 1
 
 
@@ -78,49 +78,49 @@ class _Listed:
 class Grid:
     """Try every combination; the last key changes fastest."""
 
-    def known(self, space: Space) -> list[Keys]:
+    def list_trials(self, space: Space) -> list[Keys]:
         """List every combination.
 
         Raises:
             RecipeError: A key has a range instead of values.
         """
-        endless = [key for key, choice in space.items() if choice.listed is None]
-        if endless:
+        ranges = [key for key, choice in space.items() if choice.listed is None]
+        if ranges:
             raise RecipeError(
-                f"searcher: a grid cannot try every number of {', '.join(endless)}; list values as"
+                f"searcher: a grid cannot try every number of {', '.join(ranges)}; list values as"
                 " {name: choice, values: […]}, or take {name: random, num_trials: …}"
             )
         values = [choice.listed or () for choice in space.values()]
         return [dict(zip(space, one, strict=True)) for one in itertools.product(*values)]
 
-    def begin(self, space: Space, mode: Mode) -> Search:
-        """Start with the first."""
-        return _Listed(self.known(space))
+    def start(self, space: Space, mode: Mode) -> Search:
+        """Start at the first trial."""
+        return _ListSearch(self.list_trials(space))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Some:
-    """A number of trials out of many."""
+class _SamplingSearcher:
+    """Base of searchers that run a given number of trials."""
 
     num_trials: int
-    """How many."""
+    """Number of trials."""
 
     seed: int = 0
-    """Of the draws."""
+    """Random seed."""
 
     def __post_init__(self) -> None:
-        """Check the number."""
+        """Check the bounds."""
         if self.num_trials < 1:
             raise RecipeError(f"num_trials: found {self.num_trials}, expected at least 1")
 
 
 @SEARCHERS.register("random")
 @dataclass(frozen=True, kw_only=True)
-class Random(_Some):
-    """Draw each key by itself; more trials are the same ones and some more."""
+class Random(_SamplingSearcher):
+    """Draw every key independently; raising `num_trials` keeps the earlier trials."""
 
-    def known(self, space: Space) -> list[Keys]:
-        """List the draws."""
+    def list_trials(self, space: Space) -> list[Keys]:
+        """List all draws."""
         return [
             {
                 key: choice.draw(random.Random(f"trial-{self.seed}-{number}-{key}"))
@@ -129,34 +129,34 @@ class Random(_Some):
             for number in range(self.num_trials)
         ]
 
-    def begin(self, space: Space, mode: Mode) -> Search:
-        """Start with the first."""
-        return _Listed(self.known(space))
+    def start(self, space: Space, mode: Mode) -> Search:
+        """Start at the first trial."""
+        return _ListSearch(self.list_trials(space))
 
 
 @SEARCHERS.register("optuna")
 @dataclass(frozen=True, kw_only=True)
-class Optuna(_Some):
-    """Let Optuna's tree-structured Parzen estimator suggest what is worth trying.
+class Optuna(_SamplingSearcher):
+    """Let Optuna's tree-structured Parzen estimator (TPE) suggest trials.
 
-    With trials side by side, what is suggested depends on which of them ends first.
-    Source: Bergstra et al., NeurIPS 2011, as Optuna does it, with its constant liar.
+    With parallel trials, the suggestions depend on the order in which trials end.
+    Source: Bergstra et al., NeurIPS 2011; Optuna's implementation with `constant_liar`.
     """
 
     num_random: int = 8
-    """Trials drawn at random before it begins to learn."""
+    """Trials drawn at random before TPE starts (`n_startup_trials`)."""
 
-    def known(self, space: Space) -> None:
-        """What comes next is not known before."""
+    def list_trials(self, space: Space) -> None:
+        """Return None: suggestions depend on results."""
         return
 
-    def begin(self, space: Space, mode: Mode) -> Search:
+    def start(self, space: Space, mode: Mode) -> Search:
         """Start a study."""
-        return _Study(self, space, mode)
+        return _OptunaSearch(self, space, mode)
 
 
-class _Study:
-    """An Optuna study, each of whose suggestions has a seed of its own."""
+class _OptunaSearch:
+    """An Optuna study in which every suggestion has its own seed."""
 
     def __init__(self, settings: Optuna, space: Space, mode: Mode) -> None:
         import optuna
@@ -173,7 +173,7 @@ class _Study:
         if number == self._settings.num_trials:
             return None
         self._study.sampler = self._optuna.samplers.TPESampler(
-            # Of its own, so that it does not matter how many attempts it took to get here.
+            # A seed per trial, so that the suggestion does not depend on the number of restarts.
             seed=self._settings.seed * 1_000_003 + number,
             n_startup_trials=self._settings.num_random,
             constant_liar=True,
@@ -189,13 +189,13 @@ class _Study:
         else:
             self._study.tell(self._trials[number], value)
 
-    def recall(self, keys: Keys) -> None:
+    def replay(self, keys: Keys) -> None:
         self._study.enqueue_trial(
-            {key: _place(choice, keys[key]) for key, choice in self._space.items()}
+            {key: _optuna_value(choice, keys[key]) for key, choice in self._space.items()}
         )
         self.ask()
 
 
-def _place(choice: Choice, value: Any) -> Any:
-    """What Optuna knows a value by: see `ListChoice.suggest`."""
+def _optuna_value(choice: Choice, value: Any) -> Any:
+    """Return a value as Optuna stores it: an index, see `ListChoice.suggest`."""
     return choice.values.index(value) if isinstance(choice, ListChoice) else value

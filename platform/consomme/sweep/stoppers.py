@@ -1,7 +1,7 @@
-"""When a trial is given up before its end.
+"""Early stopping: which trials of a sweep end before their last step.
 
-One decision is made here: trials are compared by their training loss at checkpoints, so that what
-was given up can go on from one later. Compare only trials that train on the same data.
+Trials are compared by their training loss at checkpoints, so that a stopped trial can resume from
+one later. The comparison is valid only for trials that train on the same data.
 """
 
 from __future__ import annotations
@@ -16,10 +16,15 @@ from consomme.base.registry import Registry
 
 
 class Stopper(Protocol):
-    """Gives trials up."""
+    """An early-stopping rule."""
 
     def problems(self, checkpoint_every: int, num_steps: int) -> list[str]:
-        """Say what does not fit a trial that keeps a checkpoint every so many steps."""
+        """Return why the rule cannot be applied to a training.
+
+        Args:
+            checkpoint_every: Steps between checkpoints of the training.
+            num_steps: Its total number of steps.
+        """
 
 
 STOPPERS: Registry[Stopper] = Registry("stopper", "consomme/sweep/stoppers.py")
@@ -28,68 +33,68 @@ STOPPERS: Registry[Stopper] = Registry("stopper", "consomme/sweep/stoppers.py")
 @STOPPERS.register("none")
 @dataclass(frozen=True, kw_only=True)
 class NoStopper:
-    """Train every trial to its end."""
+    """Run every trial to its last step."""
 
     def problems(self, checkpoint_every: int, num_steps: int) -> list[str]:
-        """Everything fits."""
+        """Return no problem."""
         return []
 
 
 @STOPPERS.register("asha")
 @dataclass(frozen=True, kw_only=True)
 class Asha:
-    """Let the better part of the trials go on at every rung: asynchronous successive halving.
+    """Asynchronous successive halving (ASHA): at every rung, only the best trials continue.
 
-    Rungs are at `grace_steps` times powers of `factor`. A trial that reaches a rung goes on if its
-    loss is among the best 1/`factor` of all that have reached it; the first ones always are, so
-    with few trials little is stopped. Which are stopped depends on the order in which they arrive.
+    Rungs are at `grace_steps` times powers of `factor`. A trial continues after a rung if its loss
+    is among the best 1/`factor` of all trials that have reached the rung so far. The first trials
+    always are, so with few trials little is stopped; which ones depends on the order of arrival.
     Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, arXiv 1810.05934.
     """
 
     grace_steps: int
-    """Steps that every trial gets; a multiple of the train recipe's `checkpoint_every`."""
+    """Steps that every trial runs; a multiple of the train recipe's `checkpoint_every`."""
 
     factor: int = 3
-    """One in so many goes on."""
+    """Reduction factor: one in this many trials continues at each rung."""
 
     def __post_init__(self) -> None:
-        """Check both."""
+        """Check the bounds."""
         if self.grace_steps < 1:
             raise RecipeError(f"grace_steps: found {self.grace_steps}, expected at least 1")
         if self.factor < 2:
             raise RecipeError(f"factor: found {self.factor}, expected at least 2")
 
-    def rungs(self, num_steps: int) -> list[int]:
-        """Steps at which a trial of so many steps may be given up."""
-        found = []
+    def rung_steps(self, num_steps: int) -> list[int]:
+        """Return the steps of all rungs below `num_steps`."""
+        steps = []
         step = self.grace_steps
         while step < num_steps:
-            found.append(step)
+            steps.append(step)
             step *= self.factor
-        return found
+        return steps
 
-    def goes_on(self, loss: float, reached: Sequence[float]) -> bool:
-        """Whether a trial goes on from a rung.
+    def should_continue(self, loss: float, losses: Sequence[float]) -> bool:
+        """Whether a trial continues after a rung.
 
         Args:
-            loss: Its own.
-            reached: Of all trials that have reached the rung so far, itself included.
+            loss: Of this trial.
+            losses: Of all trials that have reached the rung so far, including this one.
         """
-        better = sum(other < loss for other in reached)
-        return better < math.ceil(len(reached) / self.factor)
+        num_better = sum(other < loss for other in losses)
+        return num_better < math.ceil(len(losses) / self.factor)
 
     def problems(self, checkpoint_every: int, num_steps: int) -> list[str]:
-        """Rungs have to be at checkpoints, and the first one before the end."""
-        found = []
+        """Return a problem if rungs are not at checkpoints, or the first one is at the end."""
+        problems = []
         if self.grace_steps % checkpoint_every:
-            found.append(
+            problems.append(
                 f"stopper.grace_steps: found {self.grace_steps}, expected a multiple of"
-                f" train.checkpoint_every={checkpoint_every}: a trial is given up where it keeps a"
+                f" train.checkpoint_every={checkpoint_every}: a trial is stopped where it saves a"
                 " checkpoint"
             )
         if self.grace_steps >= num_steps:
-            found.append(
+            problems.append(
                 f"stopper.grace_steps: found {self.grace_steps}, expected less than"
-                f" train.num_steps={num_steps}, or no trial can be given up"
+                f" train.num_steps={num_steps}, or no trial can be stopped"
             )
-        return found
+        return problems

@@ -1,4 +1,4 @@
-"""Sweeps: trials are ordinary runs, found again; wrong recipes are refused whole before Ray."""
+"""Sweeps: trials are ordinary runs and are reused; recipes are checked before Ray starts."""
 
 import json
 import time
@@ -21,10 +21,10 @@ from consomme.pipelines.report import run as report
 from consomme.pipelines.sweep import run as sweep
 from consomme.pipelines.sweep.plan import SweepPlan
 from consomme.pipelines.sweep.recipe import SweepRecipe
-from consomme.pipelines.sweep.table import best_of, means
+from consomme.pipelines.sweep.study import SweepStudy
+from consomme.pipelines.sweep.table import best_of, means_over_seeds
 from consomme.pipelines.sweep.trial import Trial, checkpoint_losses
-from consomme.pipelines.sweep.walk import Walk
-from consomme.pipelines.sweep.worker import kept_step
+from consomme.pipelines.sweep.worker import last_stored_step
 from consomme.pipelines.train import run as train
 from consomme.pipelines.train.recipe import TrainRecipe
 from consomme.storage.ledger.run_folder import RunFolder, load_manifest
@@ -76,7 +76,7 @@ def recipe(root: Path | str, data: str, **changes: Any) -> SweepRecipe:
 
 @pytest.fixture(scope="module")
 def grid(sparse_recipe: TrainRecipe, data: str) -> SweepRecipe:
-    """Over trainings like one that is there already."""
+    """A sweep in which one training is done already."""
     settings = to_plain(sparse_recipe)
     del settings["root"], settings["layers"]
     return recipe(sparse_recipe.root, data, train=settings)
@@ -103,7 +103,7 @@ def test_a_grid_is_trained_measured_and_compared(done: Manifest) -> None:
         assert trained.recipe["seed"] == trial.keys["seed"]
         assert judged.recipe["models"] == {"model": trial.train}
         assert trial.value == judged.metrics[metric]
-        # A torch process with a model cannot be smaller, and this one is not much larger.
+        # Bounds of a torch process with a small model.
         assert 2**27 < trained.metrics["train/peak_bytes"] < 2**33
     best = max(trials, key=lambda t: (t.value or 0.0, -t.number))
     assert done.decisions["best"] == best.number
@@ -131,17 +131,17 @@ def test_means_are_over_seeds() -> None:
             ]
         )
     ]
-    found = means(trials)
+    found = means_over_seeds(trials)
     assert [(mean.numbers, mean.mean["loss"]) for mean in found] == [
         ((0, 2), 6.0),
         ((1,), 3.0),
         ((3,), 3.0),
     ]
-    # Not every trial of the first group has the other figure, and one trial has no spread.
+    # Only one trial of the first group has the metric `rare`; a single trial has no spread.
     assert found[0].spread == {"loss": pytest.approx(8**0.5)}
     assert found[1].spread == {}
     assert [best_of(trials, mode).number for mode in ("max", "min")] == [2, 1]
-    assert means([replace(trial, keys={"lr": 1.0}) for trial in trials]) == []
+    assert means_over_seeds([replace(trial, keys={"lr": 1.0}) for trial in trials]) == []
 
 
 @pytest.mark.ray
@@ -156,11 +156,11 @@ def test_the_page_shows_every_trial(done: Manifest) -> None:
 
 
 @pytest.mark.ray
-def test_it_is_done_when_run_again_and_knows_trials_of_others(
+def test_it_is_done_when_run_again_and_reuses_runs_of_others(
     done: Manifest, grid: SweepRecipe, sparse: Manifest
 ) -> None:
     assert sweep.run(grid) == done
-    # Trained by hand before, and evaluated by the sweep as by hand.
+    # Trained by hand before; the sweep evaluates it as one would by hand.
     one = done.decisions["trials"][2]
     assert one["train"] == sparse.url
     models = {"model": sparse.url}
@@ -169,17 +169,17 @@ def test_it_is_done_when_run_again_and_knows_trials_of_others(
     )
     assert by_hand.is_done
     assert by_hand.folder.url == one["evaluate"]
-    # Another sweep of one of them finds it done.
+    # Another sweep with one of the trials finds it done.
     layers = grid.space["layers"]
     space = grid.space | {"layers": layers | {"values": layers["values"][-1:]}}
     plan = SweepPlan.of(replace(grid, name="other", space=space))
-    walk = Walk(plan, open_store(f"{grid.root}/scratch"))
-    assert walk.next() is None
-    assert [trial.train for trial in walk.trials] == [one["train"]]
+    study = SweepStudy(plan, open_store(f"{grid.root}/scratch"))
+    assert study.ask() is None
+    assert [trial.train for trial in study.trials] == [one["train"]]
 
 
 @pytest.mark.ray
-def test_a_trial_that_fails_says_why_and_the_others_go_on(done: Manifest) -> None:
+def test_a_failed_trial_has_a_reason_and_the_others_continue(done: Manifest) -> None:
     trials = done.decisions["trials"]
     assert [trial["state"] for trial in trials] == ["failed", "done", "done"]
     assert trials[0]["keys"]["layers"] == TOO_MANY
@@ -190,12 +190,12 @@ def test_a_trial_that_fails_says_why_and_the_others_go_on(done: Manifest) -> Non
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_asha_gives_up_what_is_behind_and_it_can_go_on_later(
+def test_asha_stops_a_worse_trial_which_can_resume_later(
     tmp_path: Path, data: str, lent_ray: None
 ) -> None:
     import ray
 
-    # Drawn in a way that the model has never seen, so that there is something to learn.
+    # A style that the model was not trained on, so that the loss can fall.
     made = prepare.run(
         PrepareRecipe(
             name="outlines",
@@ -220,12 +220,12 @@ def test_asha_gives_up_what_is_behind_and_it_can_go_on_later(
     assert stopped["rungs"]["10"] > made.decisions["trials"][0]["rungs"]["10"]
     training = train.open_run(SweepPlan.of(one).train_recipe(stopped["keys"]))
     assert not training.is_done
-    # What it held is free again.
+    # Its resources are free again.
     deadline = time.monotonic() + 60
     while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
         assert time.monotonic() < deadline, ray.available_resources()
         time.sleep(0.5)
-    # What was learned is kept, and its training goes on from there, here by hand.
+    # Its training resumes from the last checkpoint, here by hand.
     by_hand = train.run(SweepPlan.of(one).train_recipe(stopped["keys"]))
     assert by_hand.url == training.folder.url
     assert 10 <= by_hand.decisions["resumed_from_step"] < steps
@@ -236,24 +236,24 @@ def test_without_a_benchmark_losses_are_compared(tmp_path: Path, data: str) -> N
     assert (plan.metric, plan.mode) == ("train/last_loss_nats", "min")
 
 
-def test_losses_at_checkpoints_are_means_since_the_one_before() -> None:
+def test_losses_at_checkpoints_are_means_since_the_previous_one() -> None:
     curve = [{"loss": float(number)} for number in range(7)]
     assert checkpoint_losses(curve, 3) == [1.0, 4.0]
 
 
 def test_only_checkpoints_in_storage_count(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    assert kept_step(store) == 0
+    assert last_stored_step(store) == 0
     path = "checkpoints/checkpoint_manager_snapshot.json"
     kept = {"latest_checkpoint_result": {"metrics": {"step": 30, "loss": 0.5}}}
     for text, step in (('{"latest_ch', 0), ('{"latest_checkpoint_result": null}', 0)):
         store.write(path, text.encode())
-        assert kept_step(store) == step
+        assert last_stored_step(store) == step
     store.write(path, json.dumps(kept).encode())
-    assert kept_step(store) == 30
+    assert last_stored_step(store) == 30
 
 
-def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path, data: str) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path, data: str) -> None:
     wrong = recipe(
         tmp_path,
         data,
@@ -277,7 +277,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path, data: str) -> 
         "space.layer: unknown key; did you mean 'layers'?",
         "space.data.7: found '7', expected a number below 1",
         "space.layers.name: unknown layer selector 'al'; did you mean 'all'?",
-        "space.name: is not to be tried",
+        "space.name: does not change the training",
         "metric: unknown 'emoji_name'; did you mean 'emoji_names_twemoji'?",
     ):
         assert part in text
@@ -317,45 +317,47 @@ def test_a_train_recipe_may_be_a_file(tmp_path: Path, data: str) -> None:
     assert "recipe" not in plan.base
 
 
-def test_an_interrupted_sweep_asks_for_what_it_had_asked_for(tmp_path: Path, data: str) -> None:
+def test_an_interrupted_sweep_resumes_with_the_same_trials(tmp_path: Path, data: str) -> None:
     space = {"lr": {"name": "log_uniform", "low": 1e-5, "high": 1e-3}}
     searcher = {"name": "optuna", "num_trials": 4, "num_random": 2}
     plan = SweepPlan.of(recipe(tmp_path, data, space=space, searcher=searcher, benchmarks=()))
     store = open_store(str(tmp_path / "sweep"))
     store.write("recipe.yaml", b"")
-    first = Walk(plan, store)
-    asked = [first.next() for _ in range(2)]
+    first = SweepStudy(plan, store)
+    asked = [first.ask() for _ in range(2)]
     assert asked[0] is not None
-    first.end(replace(asked[0], state="stopped", reason="after 1 step"))
-    assert "  trials    1 stopped, 1 asked" in status.describe(status.read_status(f"{tmp_path}/sweep"), 0)
-    # A second attempt: the stopped one stays so, the other is handed out again, then new ones.
-    again = Walk(plan, store)
+    first.tell(replace(asked[0], state="stopped", reason="after 1 step"))
+    assert "  trials    1 stopped, 1 asked" in status.describe(
+        status.read_status(f"{tmp_path}/sweep"), 0
+    )
+    # A second attempt: the stopped trial stays stopped, the other is returned again, then new ones.
+    again = SweepStudy(plan, store)
     assert [trial.state for trial in again.trials] == ["stopped", "asked"]
-    following = [again.next() for _ in range(4)]
+    following = [again.ask() for _ in range(4)]
     assert following[0] == asked[1]
     assert following[3] is None
     assert [t.number for t in following[:3] if t] == [1, 2, 3]
 
 
-def test_trials_that_make_one_run_end_with_it(tmp_path: Path, data: str) -> None:
+def test_trials_with_the_same_run_end_together(tmp_path: Path, data: str) -> None:
     values = [{"name": "sparse_uniform"}, {"name": "sparse_uniform", "fraction": 0.25}, _ALL]
     space = {"layers": {"name": "choice", "values": values}}
-    walk = Walk(
+    study = SweepStudy(
         SweepPlan.of(recipe(tmp_path, data, space=space)), open_store(str(tmp_path / "sweep"))
     )
-    first, other = walk.next(), walk.next()
+    first, other = study.ask(), study.ask()
     assert first is not None
     assert other is not None
     assert (first.number, other.number) == (0, 2)
-    assert walk.next() is None
-    walk.end(replace(first, state="done", value=0.5))
-    assert [(t.number, t.state, t.value) for t in walk.trials] == [
+    assert study.ask() is None
+    study.tell(replace(first, state="done", value=0.5))
+    assert [(t.number, t.state, t.value) for t in study.trials] == [
         (0, "done", 0.5),
         (1, "done", 0.5),
         (2, "asked", None),
     ]
-    assert walk.trials[1].keys == {"layers": values[1]}
-    assert walk.num_ended == 2
+    assert study.trials[1].keys == {"layers": values[1]}
+    assert study.num_ended == 2
 
 
 def test_all_shipped_recipes_are_plans(data: str, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""What a sweep will do, checked before Ray starts: its trials' recipes, and what they read.
+"""Check a sweep before Ray starts: the recipes of its trials, what they read, and the metric.
 
-One decision is made here: a sweep is right if every trial is that changes one key only, and with a
-grid or random draws every trial there is; all of it is said at once.
+Every value of the search space is checked in a trial that changes one key only; with a grid or
+random draws every trial is checked. All problems are reported at once.
 """
 
 from __future__ import annotations
@@ -15,73 +15,75 @@ from consomme.base.errors import CheckpointError, DataError, RecipeError
 from consomme.base.recipe import check_recipe, load_values, recipe_problems
 from consomme.base.suggest import did_you_mean
 from consomme.evaluate.benchmarks import BENCHMARKS, Benchmark
-from consomme.execution.runs import RunNotDoneError, looking
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe, benchmark_name
 from consomme.pipelines.train import run as train
 from consomme.pipelines.train.recipe import TrainRecipe
 from consomme.sweep.choices import CHOICES, Choice
-from consomme.sweep.keys import label, merged, put
+from consomme.sweep.keys import label, merged, set_value
 from consomme.sweep.searchers import SEARCHERS, Keys, Searcher
 from consomme.sweep.stoppers import STOPPERS, Stopper
 
 if TYPE_CHECKING:
     from consomme.pipelines.sweep.recipe import SweepRecipe
 
-LOSS = "train/last_loss_nats"
-TRAIN_METRICS = (LOSS, "train/first_loss_nats", "train/step_s", "train/peak_bytes")
+LOSS_METRIC = "train/last_loss_nats"
+"""Metric of a sweep without benchmarks."""
+
+TRAIN_METRICS = (LOSS_METRIC, "train/first_loss_nats", "train/step_s", "train/peak_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPlan:
-    """A sweep whose recipe was checked."""
+    """A checked sweep: its recipe with everything resolved."""
 
     recipe: SweepRecipe
     base: dict[str, Any]
-    """The train recipe that trials change, as plain values."""
+    """The train recipe that trials modify, as plain values."""
 
     space: Mapping[str, Choice]
     searcher: Searcher
     stopper: Stopper
     metric: str
-    """A metric of a trial's training or evaluation, by its name in the manifest."""
+    """Metric that trials are compared by, as named in the manifest of a training or evaluation."""
 
     mode: Literal["max", "min"]
     figures: tuple[str, ...]
-    """Main figures of the benchmarks, named as in the manifest."""
+    """Main figure of each benchmark, as named in the manifest of an evaluation."""
 
     inputs: Mapping[str, str]
-    """Fingerprint of what the trials read."""
+    """Fingerprint over the trainings that were checked, and so over what they read."""
 
     @classmethod
     def of(cls, recipe: SweepRecipe) -> SweepPlan:
         """Check a recipe.
 
         Raises:
-            RecipeError: Something is wrong; all of it at once.
+            RecipeError: Lists all problems.
         """
         base = _base(recipe)
         space = {key: CHOICES.build(node, f"space.{key}") for key, node in recipe.space.items()}
         searcher = SEARCHERS.build(recipe.searcher, "searcher")
         stopper = STOPPERS.build(recipe.stopper, "stopper")
-        checks = _Checks(base, recipe.root)
+        checks = _TrialChecks(base, recipe.root)
         if not space:
             checks.problems["space: found no key, expected at least one to try values of"] = None
         trials = list(_samples(space))
         try:
-            trials += searcher.known(space) or []
+            trials += searcher.list_trials(space) or []
         except RecipeError as error:
             checks.problems[str(error)] = None
-        marks = [mark for keys in trials if (mark := checks.look(keys, stopper))]
-        named = {
+        fingerprints = {checks.fingerprint(keys, stopper) for keys in trials} - {None}
+        benchmarks = {
             benchmark_name(node): BENCHMARKS.build(node, f"benchmarks[{number}]")
             for number, node in enumerate(recipe.benchmarks)
         }
-        if len(named) < len(recipe.benchmarks):
-            checks.problems[f"benchmarks: two of them have one name, of {', '.join(named)}"] = None
-        metric = _metric(recipe, named, checks)
+        if len(benchmarks) < len(recipe.benchmarks):
+            names = ", ".join(benchmarks)
+            checks.problems[f"benchmarks: two of them have the same name, of {names}"] = None
+        metric = _metric(recipe, benchmarks, checks)
         if checks.problems:
             raise RecipeError.from_problems("sweep", list(checks.problems))
-        digest = hashlib.sha256("".join(sorted(set(marks))).encode()).hexdigest()
+        digest = hashlib.sha256("".join(sorted(map(str, fingerprints))).encode()).hexdigest()
         return cls(
             recipe=recipe,
             base=base,
@@ -90,35 +92,42 @@ class SweepPlan:
             stopper=stopper,
             metric=metric,
             mode=recipe.mode or ("min" if metric.startswith("train/") else "max"),
-            figures=tuple(_figure(name, _first(one)) for name, one in named.items()),
+            figures=tuple(_figure(name, _main(one)) for name, one in benchmarks.items()),
             inputs={"trials": digest[:16]},
         )
 
     @property
     def num_trials(self) -> int:
-        """How many there will be."""
-        known = self.searcher.known(self.space)
-        return self.recipe.searcher["num_trials"] if known is None else len(known)
+        """Total number of trials."""
+        trials = self.searcher.list_trials(self.space)
+        return self.recipe.searcher["num_trials"] if trials is None else len(trials)
 
     def train_values(self, keys: Keys) -> dict[str, Any]:
-        """The train recipe of a trial as plain values."""
+        """Return the train recipe of a trial as plain values."""
         return trial_values(self.base, keys, self.recipe.root)[0]
 
     def train_recipe(self, keys: Keys) -> TrainRecipe:
-        """The train recipe of a trial."""
+        """Return the train recipe of a trial."""
         return check_recipe(TrainRecipe, self.train_values(keys), f"trial {label(keys)}")
 
-    def mark(self, keys: Keys) -> str:
-        """Fingerprint of the training of a trial."""
-        return _fingerprint(self.train_recipe(keys))
+    def fingerprint(self, keys: Keys) -> str:
+        """Return the fingerprint of a trial's train run."""
+        return train.open_run(self.train_recipe(keys)).fingerprint
 
-    def evaluate_recipe(self, name: str, model: str) -> EvaluateRecipe | None:
-        """How the model of a trial is measured; None if there is nothing to measure."""
-        return judge_of(name, model, self.recipe.benchmarks, self.recipe.root)
+    def evaluation_recipe(self, name: str, model: str) -> EvaluateRecipe | None:
+        """Return the evaluate recipe for the model of a trial; None without benchmarks."""
+        return evaluation_recipe(name, model, self.recipe.benchmarks, self.recipe.root)
 
 
-def judge_of(name: str, model: str, benchmarks: Any, root: str) -> EvaluateRecipe | None:
-    """The evaluation of one trained model: what `consomme evaluate` would do with it."""
+def evaluation_recipe(name: str, model: str, benchmarks: Any, root: str) -> EvaluateRecipe | None:
+    """Return the recipe that `consomme evaluate` would need for one trained model.
+
+    Args:
+        name: Of the train run.
+        model: Its folder.
+        benchmarks: Registry nodes; None is returned if there are none.
+        root: Where run folders are made.
+    """
     if not benchmarks:
         return None
     return EvaluateRecipe(
@@ -126,7 +135,7 @@ def judge_of(name: str, model: str, benchmarks: Any, root: str) -> EvaluateRecip
         models={"model": model},
         benchmarks=tuple(benchmarks),
         root=root,
-        # A trial has the share of the cluster that one worker takes.
+        # Trials run in parallel, so each evaluation gets one actor.
         num_actors=1,
     )
 
@@ -134,49 +143,55 @@ def judge_of(name: str, model: str, benchmarks: Any, root: str) -> EvaluateRecip
 def trial_values(
     base: Mapping[str, Any], keys: Mapping[str, Any], root: str
 ) -> tuple[dict[str, Any], list[str]]:
-    """Put a trial's keys into the train recipe; also says which keys cannot be put."""
+    """Set a trial's keys in the train recipe.
+
+    Returns:
+        values: The recipe as plain values.
+        problems: Why some of the keys could not be set.
+    """
     values = merged(base, {"root": root})
-    problems = [put(values, key, value) for key, value in keys.items()]
+    problems = [set_value(values, key, value) for key, value in keys.items()]
     return values, [problem for problem in problems if problem]
 
 
-class _Checks:
-    """Looks at trials and gathers what is wrong, each thing once."""
+class _TrialChecks:
+    """Checks trials and collects their problems, each problem once."""
 
     def __init__(self, base: Mapping[str, Any], root: str) -> None:
         self.base, self.root = base, root
         self.problems: dict[str, None] = {}
-        self._seen: dict[str, str | None] = {}
+        self._fingerprints: dict[str, str | None] = {}
 
-    def look(self, keys: Keys, stopper: Stopper) -> str | None:
-        """Check one trial; its fingerprint, if nothing is wrong."""
+    def fingerprint(self, keys: Keys, stopper: Stopper) -> str | None:
+        """Check one trial; return the fingerprint of its train run, None if it has problems."""
         name = label(keys)
-        if name not in self._seen:
-            self._seen[name] = self._look(keys, stopper, name)
-        return self._seen[name]
+        if name not in self._fingerprints:
+            self._fingerprints[name] = self._check(keys, stopper, name)
+        return self._fingerprints[name]
 
-    def _look(self, keys: Keys, stopper: Stopper, name: str) -> str | None:
-        values, found = trial_values(self.base, keys, self.root)
+    def _check(self, keys: Keys, stopper: Stopper, name: str) -> str | None:
+        values, problems = trial_values(self.base, keys, self.root)
         for key in keys:
             if key.partition(".")[0] in ("name", "root"):
-                found.append(f"{key}: is not to be tried; it changes no training")
-        found += recipe_problems(TrainRecipe, values)
-        if not found:
+                problems.append(f"{key}: does not change the training, so it cannot be swept")
+        problems += recipe_problems(TrainRecipe, values)
+        fingerprint = None
+        if not problems:
             recipe = check_recipe(TrainRecipe, values)
-            found += stopper.problems(recipe.checkpoint_every, recipe.num_steps)
+            problems += stopper.problems(recipe.checkpoint_every, recipe.num_steps)
             try:
-                mark = _fingerprint(recipe)
+                fingerprint = train.open_run(recipe).fingerprint
             except (RecipeError, DataError, CheckpointError) as error:
-                found.append(str(error))
-        for problem in found:
+                problems.append(str(error))
+        for problem in problems:
             self._add(problem, keys, name)
-        return None if found else mark
+        return None if problems else fingerprint
 
     def _add(self, problem: str, keys: Keys, name: str) -> None:
-        """A problem is told with the key it is about, or the trial it was first met in."""
+        """Prefix a problem with the key that it is about, or with the first trial that has it."""
         where = problem.partition(":")[0].replace("[", ".").replace("]", "")
-        own = [key for key in keys if _is_inside(where, key) or _is_inside(key, where)]
-        if own:
+        swept = [key for key in keys if _is_inside(where, key) or _is_inside(key, where)]
+        if swept:
             self.problems[f"space.{problem}"] = None
         elif not any(known.endswith(f": {problem}") for known in self.problems):
             self.problems[f"trial {name}: {problem}"] = None
@@ -186,17 +201,8 @@ def _is_inside(one: str, other: str) -> bool:
     return f"{one}.".startswith(f"{other}.")
 
 
-def _fingerprint(recipe: TrainRecipe) -> str:
-    """Of the run that a recipe makes; the recipe and what it reads are checked on the way."""
-    try:
-        with looking():
-            return train.run(recipe).fingerprint
-    except RunNotDoneError as pending:
-        return pending.folder.url.rpartition("-")[2]
-
-
 def _base(recipe: SweepRecipe) -> dict[str, Any]:
-    """The train recipe that trials change."""
+    """Return the train recipe that trials modify: a file with changes, or plain keys."""
     changes = {key: value for key, value in recipe.train.items() if key != "recipe"}
     file = recipe.train.get("recipe")
     if file is None:
@@ -207,7 +213,7 @@ def _base(recipe: SweepRecipe) -> dict[str, Any]:
 
 
 def _samples(space: Mapping[str, Choice]) -> Iterator[Keys]:
-    """Trials that together have every value: the first one, and it with one key changed."""
+    """Yield trials that cover all values: the first of each key, then one key changed at a time."""
     first = {key: choice.samples[0] for key, choice in space.items()}
     if first:
         yield first
@@ -215,23 +221,23 @@ def _samples(space: Mapping[str, Choice]) -> Iterator[Keys]:
         yield from ({**first, key: value} for value in choice.samples[1:])
 
 
-def _metric(recipe: SweepRecipe, named: Mapping[str, Benchmark], checks: _Checks) -> str:
-    """What trials are compared by, as the manifest names it."""
+def _metric(recipe: SweepRecipe, benchmarks: Mapping[str, Benchmark], checks: _TrialChecks) -> str:
+    """Resolve the metric that trials are compared by to its name in the manifest."""
     wanted = recipe.metric
     if wanted is None:
-        name = next(iter(named), None)
-        return LOSS if name is None else _figure(name, _first(named[name]))
+        name = next(iter(benchmarks), None)
+        return LOSS_METRIC if name is None else _figure(name, _main(benchmarks[name]))
     if wanted in TRAIN_METRICS:
         return wanted
     name, _, figure = wanted.partition("/")
-    if name not in named:
-        choices = [*named, *TRAIN_METRICS]
+    if name not in benchmarks:
+        choices = [*benchmarks, *TRAIN_METRICS]
         hint = did_you_mean(wanted, choices) or f"; expected one of {', '.join(choices)}"
         checks.problems[f"metric: unknown {wanted!r}{hint}"] = None
-        return LOSS
+        return LOSS_METRIC
     if not figure:
-        return _figure(name, _first(named[name]))
-    figures = _figures(named[name])
+        return _figure(name, _main(benchmarks[name]))
+    figures = _figures(benchmarks[name])
     if figure not in figures:
         hint = did_you_mean(figure, figures) or f"; expected one of {', '.join(figures)}"
         checks.problems[f"metric: {name} has no figure {figure!r}{hint}"] = None
@@ -242,10 +248,10 @@ def _figure(name: str, figure: str) -> str:
     return f"evaluate/model/{name}/{figure}"
 
 
-def _first(benchmark: Benchmark) -> str:
+def _main(benchmark: Benchmark) -> str:
     return _figures(benchmark)[0]
 
 
 def _figures(benchmark: Benchmark) -> list[str]:
-    """What a benchmark measures; the answers do not matter."""
+    """Return the names of a benchmark's figures, by measuring empty answers."""
     return list(benchmark.measure([""] * len(benchmark.items())))

@@ -1,90 +1,95 @@
-"""The report of a sweep: one table of trials, and what accuracy cost in time and memory."""
+"""The report of a sweep: a table of trials, and the metric plotted against time and memory."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from consomme.pipelines.sweep.table import figure_name, heads, measured
+from consomme.pipelines.sweep.table import figure_name, metric_cells, metric_headers
 from consomme.report import model as page
 from consomme.report.html import render
-from consomme.sweep.keys import short
+from consomme.sweep.keys import format_value
 
 COSTS = {
     "train/step_s": ("seconds per step", 1.0),
     "train/peak_bytes": ("peak memory of a worker, MB", 2.0**20),
 }
-"""What is drawn against what trials are compared by."""
+"""Cost metric -> axis label, and divisor; the metric of the sweep is plotted against each."""
 
 
-def sweep_report(name: str, description: str, mark: str, found: Mapping[str, Any]) -> str:
-    """Draw the report of a sweep as one HTML text.
+def sweep_report(
+    name: str, description: str, fingerprint: str, decisions: Mapping[str, Any]
+) -> str:
+    """Render the report of a sweep as HTML.
 
     Args:
         name: Of the sweep.
-        description: What the report says first.
-        mark: The run's fingerprint.
-        found: The manifest's decisions.
+        description: Text at the top of the report.
+        fingerprint: Of the run.
+        decisions: Of its manifest.
     """
-    trials = found["trials"]
+    trials = decisions["trials"]
     states = [trial["state"] for trial in trials]
     return render(
         page.Report(
             title=f"sweep {name}",
-            subtitle=f"run `{mark}`",
+            subtitle=f"run `{fingerprint}`",
             facts=[
                 ("trials", str(len(trials))),
                 *((state, str(states.count(state))) for state in dict.fromkeys(states)),
             ],
-            sections=sweep_sections(description, found),
+            sections=sweep_sections(description, decisions),
         )
     )
 
 
-def sweep_sections(description: str, found: Mapping[str, Any]) -> list[page.Section]:
-    """The sections of a sweep's report.
+def sweep_sections(description: str, decisions: Mapping[str, Any]) -> list[page.Section]:
+    """Return the sections of a sweep's report.
 
     Args:
-        description: What the report says first.
-        found: The manifest's decisions.
+        description: Text at the top of the report.
+        decisions: Of the manifest.
     """
-    trials, metric = found["trials"], found["metric"]
-    best = next(trial for trial in trials if trial["number"] == found["best"])
+    trials, metric = decisions["trials"], decisions["metric"]
+    best = next(trial for trial in trials if trial["number"] == decisions["best"])
     own = [metric] if metric.startswith("evaluate/") else []
-    figures = [*own, *(figure for figure in found["figures"] if figure != metric)]
-    which = "highest" if found["mode"] == "max" else "lowest"
-    keys = ", ".join(f"`{key}` {short(value)}" for key, value in best["keys"].items())
+    figures = [*own, *(figure for figure in decisions["figures"] if figure != metric)]
+    which = "highest" if decisions["mode"] == "max" else "lowest"
+    keys = ", ".join(f"`{key}` {format_value(value)}" for key, value in best["keys"].items())
     text = (
-        f"Trial {best['number']} has the {which} {_words(metric)}, {best['value']:.4g}: {keys}."
+        f"Trial {best['number']} has the {which} {_metric_name(metric)}, {best['value']:.4g}:"
+        f" {keys}."
         f" Its model is in `{best['train']}`."
     )
     first = page.Section(
-        title="What came out",
+        title="Result",
         lead_text=f"{description}\n\n{text}" if description else text,
-        blocks=[*_means(found["means"], figures), *_costs(found)],
+        blocks=[*_seed_means_table(decisions["means"], figures), *_cost_plots(decisions)],
     )
-    table = page.Section(title="Trials", blocks=_table(trials, figures, found["best"]))
+    table = page.Section(title="Trials", blocks=_trial_tables(trials, figures, decisions["best"]))
     return [first, table]
 
 
-def _words(metric: str) -> str:
+def _metric_name(metric: str) -> str:
     return figure_name(metric) if metric.startswith("evaluate/") else f"`{metric}`"
 
 
-def _means(means: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> list[page.Block]:
-    """Means over seeds, if there are any."""
+def _seed_means_table(
+    means: Sequence[Mapping[str, Any]], figures: Sequence[str]
+) -> list[page.Block]:
+    """Return the table of means over seeds, if there are any."""
     if not means:
         return []
     rows: list[list[page.Cell]] = []
     for number, group in enumerate(means, 1):
-        spread = measured(group["spread"], figures)
+        spread = metric_cells(group["spread"], figures)
         cells = [
             None if mean is None else _with_spread(mean, other)
-            for mean, other in zip(measured(group["mean"], figures), spread, strict=True)
+            for mean, other in zip(metric_cells(group["mean"], figures), spread, strict=True)
         ]
         rows.append([number, group["label"], len(group["numbers"]), *cells])
-    caption = "Mean ± standard deviation over trials that differ in their seed only."
-    columns = ("", "keys", "trials", *heads(figures))
+    caption = "Mean ± standard deviation over trials that differ only in their seed."
+    columns = ("", "keys", "trials", *metric_headers(figures))
     return [page.Table(columns=columns, rows=rows, caption=caption)]
 
 
@@ -95,15 +100,15 @@ def _with_spread(mean: float, spread: float | None) -> str:
     return f"{mean:,.{digits}f} ± {spread:,.{digits}f}"
 
 
-def _costs(found: Mapping[str, Any]) -> list[page.Block]:
-    """What trials are compared by, over what they cost."""
-    metric = found["metric"]
-    if found["means"]:
-        what = "line of the table above"
-        points = [(str(n), group["mean"]) for n, group in enumerate(found["means"], 1)]
+def _cost_plots(decisions: Mapping[str, Any]) -> list[page.Block]:
+    """Plot the metric of the sweep against each cost."""
+    metric = decisions["metric"]
+    if decisions["means"]:
+        what = "row of the table above"
+        points = [(str(n), group["mean"]) for n, group in enumerate(decisions["means"], 1)]
     else:
         what = "number of the trial"
-        points = [(str(trial["number"]), trial["metrics"]) for trial in found["trials"]]
+        points = [(str(trial["number"]), trial["metrics"]) for trial in decisions["trials"]]
     blocks: list[page.Block] = []
     for cost, (label, unit) in COSTS.items():
         known = [(n, m[cost] / unit, m[metric]) for n, m in points if cost in m and metric in m]
@@ -113,39 +118,39 @@ def _costs(found: Mapping[str, Any]) -> list[page.Block]:
                     dots=[page.Dot(label=n, x=x, y=y) for n, x, y in known],
                     x_label=label,
                     y_label=figure_name(metric) if metric.startswith("evaluate/") else metric,
-                    caption=f"Each dot bears the {what}.",
+                    caption=f"Each dot is labelled with the {what}.",
                 )
             )
     return blocks
 
 
-def _table(
+def _trial_tables(
     trials: Sequence[Mapping[str, Any]], figures: Sequence[str], best: int
 ) -> list[page.Block]:
     keys = list(trials[0]["keys"])
     rows: list[list[page.Cell]] = [
         [
             trial["number"],
-            *(short(trial["keys"][key]) for key in keys),
+            *(format_value(trial["keys"][key]) for key in keys),
             trial["state"],
-            *measured(trial["metrics"], figures),
+            *metric_cells(trial["metrics"], figures),
         ]
         for trial in trials
     ]
     table = page.Table(
-        columns=("trial", *keys, "state", *heads(figures)),
+        columns=("trial", *keys, "state", *metric_headers(figures)),
         rows=rows,
         highlight=[index for index, trial in enumerate(trials) if trial["number"] == best],
-        caption="The best one is marked.",
+        caption="The best trial is highlighted.",
     )
-    ends = [t for t in trials if t["reason"]]
+    with_reason = [t for t in trials if t["reason"]]
     reasons = page.Table(
         columns=("trial", "state", "why"),
-        rows=[(t["number"], t["state"], t["reason"]) for t in ends],
+        rows=[(t["number"], t["state"], t["reason"]) for t in with_reason],
     )
     folders = page.Table(
         columns=("trial", "train run", "evaluate run"),
         rows=[(t["number"], f"`{t['train']}`", f"`{t['evaluate']}`" or None) for t in trials],
-        caption="Each trial is an ordinary run, with its own recipe, manifest and report.",
+        caption="Each trial has ordinary runs with their own recipe, manifest and report.",
     )
-    return [table, *([reasons] if ends else []), folders]
+    return [table, *([reasons] if with_reason else []), folders]

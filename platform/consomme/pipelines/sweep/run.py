@@ -1,7 +1,7 @@
-"""Try recipes: Ray Tune runs trials, each an ordinary training and an ordinary evaluation.
+"""Sweep over recipes: Ray Tune runs trials, each an ordinary training and an ordinary evaluation.
 
-One decision is made here: a trial has no state of its own. It is what its train recipe says, so one
-that was made by another sweep or by hand is found done, and each is found again in its folder.
+A trial is defined by its train recipe alone. A training that was run before, by another sweep or by
+hand, is reused, and every trial has its own run folders.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from consomme.base.schema import to_plain
 from consomme.execution.runs import Run
 from consomme.pipelines.sweep.plan import SweepPlan
 from consomme.pipelines.sweep.recipe import SweepRecipe
-from consomme.pipelines.sweep.table import best_of, means, terminal_table
+from consomme.pipelines.sweep.table import best_of, means_over_seeds, terminal_table
 from consomme.pipelines.sweep.trial import Trial
-from consomme.pipelines.sweep.tuner import run_trials
+from consomme.pipelines.sweep.tuner import run_sweep
 from consomme.storage.ledger.run_folder import load_manifest
 
 
@@ -40,24 +40,24 @@ def _sweep(run: Run[SweepPlan]) -> Manifest:
     from consomme.pipelines.sweep.report import sweep_report
 
     recipe, plan = run.recipe, run.resolved
-    trials = run_trials(plan, run.folder.store)
+    trials = run_sweep(plan, run.folder.store)
     done = [trial for trial in trials if trial.state == "done"]
     if not done:
         reasons = "; ".join(f"{t.name}: {t.reason or t.state}" for t in trials[:3])
-        raise RecipeError(f"none of {len(trials)} trials came to its end: {reasons}")
+        raise RecipeError(f"none of {len(trials)} trials finished: {reasons}")
     run.parents = _parents(done)
     best = best_of(done, plan.mode)
-    found: dict[str, Any] = {
+    decisions: dict[str, Any] = {
         "metric": plan.metric,
         "mode": plan.mode,
         "figures": list(plan.figures),
         "trials": to_plain(trials),
         "best": best.number,
-        "means": to_plain(means(done)),
+        "means": to_plain(means_over_seeds(done)),
         "table": terminal_table(recipe.name, trials, plan.figures),
     }
-    run.folder.store.write("trials.json", json.dumps(found["trials"], indent=1).encode())
-    page = sweep_report(recipe.name, recipe.description, run.fingerprint, found)
+    run.folder.store.write("trials.json", json.dumps(decisions["trials"], indent=1).encode())
+    page = sweep_report(recipe.name, recipe.description, run.fingerprint, decisions)
     run.folder.store.write("report.html", page.encode())
     counts = {"trials": len(trials)} | {
         state: sum(trial.state == state for trial in trials)
@@ -65,7 +65,7 @@ def _sweep(run: Run[SweepPlan]) -> Manifest:
     }
     return run.finish(
         counts=counts,
-        decisions=found,
+        decisions=decisions,
         metrics={"sweep/best_value": best.value or 0.0},
         outputs={"report": "report.html", "trials": "trials.json"},
     )

@@ -1,4 +1,4 @@
-"""One trial of a sweep: its keys, its state, and what its checkpoints reached."""
+"""One trial of a sweep: its keys, its state, and the reports it makes while it runs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from consomme.sweep.keys import label
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One trial, and what came of it."""
+    """One trial and its result; stored as JSON in the run folder of the sweep."""
 
     number: int
-    """From 0, in the order they were asked for."""
+    """From 0, in the order in which the searcher proposed them."""
 
     keys: dict[str, Any]
     """Recipe key -> value."""
 
     state: Literal["asked", "done", "stopped", "failed"] = "asked"
+    """`asked`: proposed by the searcher, no result yet."""
+
     reason: str = ""
     """Why it failed, or where it was stopped."""
 
@@ -30,32 +32,40 @@ class Trial:
     """Folder of the evaluate run; empty if there is no benchmark."""
 
     value: float | None = None
-    """What trials are compared by, of one that is done."""
+    """Value of the sweep's metric, if the trial is done."""
 
     rungs: dict[str, float] = field(default_factory=dict)
-    """Steps -> loss, where a stopper looked."""
+    """Step -> loss, at the rungs of the stopper that the trial has reached."""
 
     metrics: dict[str, float] = field(default_factory=dict)
-    """Of both runs; `optimizer_bytes` and `num_trainable` beside them."""
+    """Metrics of both runs, and `optimizer_bytes` and `num_trainable` of the training."""
 
     @property
     def name(self) -> str:
-        """The trial in words."""
+        """Number and keys, for log lines and error messages."""
         return f"{self.number} ({label(self.keys)})"
 
 
-STEP, LOSS = "step", "loss"
-"""What a stopper compares: steps done, and the mean loss since the checkpoint before."""
+STEP_KEY = "step"
+"""Key of a trial's report: steps done."""
+
+LOSS_KEY = "loss"
+"""Key of a trial's report: mean training loss since the previous checkpoint, in nats per token."""
 
 
-def is_end(report: Mapping[str, Any]) -> bool:
-    """Whether a report is a trial's last."""
+def is_final(report: Mapping[str, Any]) -> bool:
+    """Whether a report is the last one of a trial that ran to its end or failed."""
     return "train" in report or "failure" in report
 
 
 def checkpoint_losses(curve: list[dict[str, float]], every: int) -> list[float]:
-    """Mean loss of the steps up to each checkpoint, from the one before it."""
+    """Return the mean training loss between consecutive checkpoints.
+
+    Args:
+        curve: Metrics of each step.
+        every: Steps between checkpoints.
+    """
     return [
-        sum(point["loss"] for point in curve[at - every : at]) / every
-        for at in range(every, len(curve) + 1, every)
+        sum(point["loss"] for point in curve[step - every : step]) / every
+        for step in range(every, len(curve) + 1, every)
     ]

@@ -1,24 +1,22 @@
-"""Walks through the trials of a sweep, with Ray Tune doing those that are not done.
-
-One decision is made here: what was asked for is written down before it begins, and what came of it
-when it ends, so an interrupted sweep goes on with the same trials and with what it has learned.
-"""
+"""Run the trials of a sweep with Ray Tune; Ray starts only if a trial is not done yet."""
 
 from __future__ import annotations
 
 import logging
 import os
-import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from consomme.base.recipe import check_recipe
 from consomme.base.telemetry import Progress
+from consomme.execution import tune
 from consomme.execution.session import is_private, num_cpus, ray_session
 from consomme.pipelines.sweep.plan import SweepPlan
-from consomme.pipelines.sweep.trial import LOSS, STEP, Trial, is_end
-from consomme.pipelines.sweep.walk import Walk
-from consomme.pipelines.sweep.worker import trial_trainable
+from consomme.pipelines.sweep.study import SweepStudy
+from consomme.pipelines.sweep.trial import LOSS_KEY, STEP_KEY, Trial
+from consomme.pipelines.sweep.worker import SweepTrialRunner
+from consomme.pipelines.train.recipe import TrainRecipe
 from consomme.storage.ledger.run_folder import load_manifest
 from consomme.storage.stores.store import Store
 from consomme.sweep.stoppers import Asha
@@ -26,146 +24,113 @@ from consomme.sweep.stoppers import Asha
 logger = logging.getLogger(__name__)
 
 
-def run_trials(plan: SweepPlan, store: Store) -> list[Trial]:
-    """Do every trial that is not done.
+def run_sweep(plan: SweepPlan, store: Store) -> list[Trial]:
+    """Run every trial that is not done, and return all trials.
+
+    Args:
+        plan: The checked sweep.
+        store: Its run folder.
 
     Raises:
-        ClusterError: The infrastructure failed; what is done is kept.
+        ClusterError: The infrastructure failed; finished trials are kept.
     """
-    walk = Walk(plan, store)
-    first = walk.next()
+    source = SweepTrials(SweepStudy(plan, store))
+    first = source.ask()
     if first is not None:
         with ray_session():
-            _tune(walk, first)
-    return walk.trials
+            _tune(source, first)
+    return source.study.trials
 
 
-def _tune(walk: Walk, first: Trial) -> None:
-    """Let Ray Tune do the trials from `first` on."""
+class SweepTrials:
+    """Gives the trials of a study to Ray Tune, and their reports to the study."""
+
+    is_finished = True
+    """`ask` returns None only when the study has no trial left."""
+
+    def __init__(self, study: SweepStudy) -> None:
+        """Wrap a study; set `progress` to show how many trials have ended."""
+        self.study = study
+        self.progress: Progress | None = None
+
+    def ask(self) -> dict[str, Any] | None:
+        """Return number and train recipe of the next trial; None if there is none left."""
+        trial = self.study.ask()
+        if trial is None:
+            return None
+        logger.info("sweep: trial %s begins", trial.name)
+        return {"number": trial.number, "train": self.study.plan.train_values(trial.keys)}
+
+    def tell(self, config: dict[str, Any], result: Mapping[str, Any] | None) -> None:
+        """Store what the last report of a trial says."""
+        if result is None:
+            # The infrastructure failed, not the trial: it runs again when the sweep is resumed.
+            return
+        self.study.tell(self._ended(self.study.trials[config["number"]], result))
+        if self.progress is not None:
+            self.progress.advance(max(0, self.study.num_ended - self.progress.done))
+
+    def should_continue(self, config: dict[str, Any], report: Mapping[str, Any]) -> bool:
+        """Whether a trial continues after a checkpoint."""
+        return self.study.should_continue(config["number"], report[STEP_KEY], report[LOSS_KEY])
+
+    def _ended(self, trial: Trial, report: Mapping[str, Any]) -> Trial:
+        if report.get("failure"):
+            ended = replace(trial, state="failed", reason=report["failure"])
+        elif report.get("train"):
+            evaluated = load_manifest(report["evaluate"]) if report["evaluate"] else None
+            ended = self.study.with_results(trial, load_manifest(report["train"]), evaluated)
+        else:
+            num_steps = self.study.plan.train_recipe(trial.keys).num_steps
+            reason = f"after {report[STEP_KEY]} of {num_steps} steps, loss {report[LOSS_KEY]:.4g}"
+            ended = replace(trial, state="stopped", reason=reason)
+        outcome = ended.reason or f"{self.study.plan.metric} {ended.value:.4g}"
+        logger.info("sweep: trial %s is %s: %s", ended.name, ended.state, outcome)
+        return ended
+
+
+def _tune(source: SweepTrials, first: dict[str, Any]) -> None:
     import ray
-    from ray import tune
 
-    plan = walk.plan
-    is_stopped = isinstance(plan.stopper, Asha)
-    trainable = tune.with_parameters(
-        trial_trainable(),
-        cwd=os.getcwd(),
-        address="" if is_private() else ray.get_runtime_context().gcs_address,
-        benchmarks=list(plan.recipe.benchmarks),
-        reports=is_stopped,
-    )
-    with (
-        tempfile.TemporaryDirectory(prefix="consomme-tune-") as scratch,
-        Progress(plan.num_trials, "sweep", "trials") as progress,
-    ):
-        progress.advance(walk.num_ended)
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, tune.PlacementGroupFactory([_beside_us()])),
-            tune_config=tune.TuneConfig(
-                search_alg=_searcher(walk, first, progress),
-                scheduler=_scheduler(walk) if is_stopped else None,
-                num_samples=-1,
-                max_concurrent_trials=plan.recipe.max_concurrent or _room(plan, first),
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(verbose=0, storage_path=scratch),
+    study, plan = source.study, source.study.plan
+    has_stopper = isinstance(plan.stopper, Asha)
+    with Progress(plan.num_trials, "sweep", "trials") as progress:
+        progress.advance(study.num_ended)
+        source.progress = progress
+        errors = tune.run_trials(
+            source,
+            first,
+            SweepTrialRunner,
+            {
+                "cwd": os.getcwd(),
+                "address": "" if is_private() else ray.get_runtime_context().gcs_address,
+                "benchmarks": list(plan.recipe.benchmarks),
+                "report_checkpoints": has_stopper,
+            },
+            resources=_this_node(),
+            max_concurrent=plan.recipe.max_concurrent or _max_concurrent(first),
+            should_continue=source.should_continue if has_stopper else None,
         )
-        results = tuner.fit()
-    for error in results.errors:
+    for error in errors:
         raise error
 
 
-def _beside_us() -> dict[str, float]:
-    """A resource that only the node has on which the sweep runs, and hardly any of it."""
+def _this_node() -> dict[str, float]:
+    """Return a tiny amount of the resource that only this node has, to place actors here."""
     import ray
 
-    here = ray.get_runtime_context().get_node_id()
-    (node,) = [node for node in ray.nodes() if node["NodeID"] == here]
+    node_id = ray.get_runtime_context().get_node_id()
+    (node,) = [node for node in ray.nodes() if node["NodeID"] == node_id]
     names = [name for name in node["Resources"] if name.startswith("node:")]
     return {next(name for name in names if "internal" not in name): 0.001}
 
 
-def _room(plan: SweepPlan, first: Trial) -> int:
-    """Trials the cluster has room for at once, by what the first of them needs."""
+def _max_concurrent(first: dict[str, Any]) -> int:
+    """Return how many trainings like that of the first trial fit on the cluster at once."""
     import ray
 
-    recipe = plan.train_recipe(first.keys)
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if gpus >= recipe.num_workers:
-        return max(1, gpus // recipe.num_workers)
+    recipe = check_recipe(TrainRecipe, first["train"])
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    if num_gpus >= recipe.num_workers:
+        return max(1, num_gpus // recipe.num_workers)
     return max(1, int(num_cpus() / (recipe.num_workers * recipe.cpus_per_worker)))
-
-
-def _scheduler(walk: Walk) -> Any:
-    from ray.tune.schedulers import FIFOScheduler
-
-    class GivesUp(FIFOScheduler):  # type: ignore[misc]
-        """Lets the walk decide which trials go on."""
-
-        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            if is_end(result) or walk.goes_on(trial.config["number"], result[STEP], result[LOSS]):
-                return str(FIFOScheduler.CONTINUE)
-            return str(FIFOScheduler.STOP)
-
-    return GivesUp()
-
-
-def _searcher(walk: Walk, first: Trial, progress: Progress) -> Any:
-    from ray.tune.search import Searcher
-
-    class Asks(Searcher):  # type: ignore[misc]
-        """Hands the walk's trials to Tune, and Tune's results to the walk."""
-
-        def __init__(self, walk: Walk, first: Trial, progress: Progress) -> None:
-            super().__init__()
-            self.walk, self.progress = walk, progress
-            self.waiting: list[Trial] = [first]
-            self.running: dict[str, Trial] = {}
-
-        def __getstate__(self) -> dict[str, Any]:
-            """Tune pickles searchers to restore them; ours resumes from what the walk wrote."""
-            return {}
-
-        def suggest(self, trial_id: str) -> Any:
-            trial = self.waiting.pop(0) if self.waiting else self.walk.next()
-            if trial is None:
-                return Searcher.FINISHED
-            self.running[trial_id] = trial
-            logger.info("sweep: trial %s begins", trial.name)
-            return {
-                "number": trial.number,
-                "train": self.walk.plan.train_values(trial.keys),
-            }
-
-        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            trial = self.running.pop(trial_id)
-            if error or not result:
-                # Not the trial's fault; it is done again when the sweep is.
-                return
-            self.walk.end(_ended(self.walk, trial, result))
-            self.progress.advance(max(0, self.walk.num_ended - self.progress.done))
-
-        def save(self, checkpoint_path: str) -> None:
-            Path(checkpoint_path).write_text("{}")
-
-        def restore(self, checkpoint_path: str) -> None:
-            Path(checkpoint_path).read_text()
-
-    return Asks(walk, first, progress)
-
-
-def _ended(walk: Walk, trial: Trial, result: dict[str, Any]) -> Trial:
-    """What a trial's last report says of it."""
-    trial = walk.trials[trial.number]
-    if result.get("failure"):
-        ended = replace(trial, state="failed", reason=result["failure"])
-    elif result.get("train"):
-        judged = load_manifest(result["evaluate"]) if result["evaluate"] else None
-        ended = walk.finished(trial, load_manifest(result["train"]), judged)
-    else:
-        steps = walk.plan.train_recipe(trial.keys).num_steps
-        reason = f"after {result[STEP]} of {steps} steps, loss {result[LOSS]:.4g}"
-        ended = replace(trial, state="stopped", reason=reason)
-    outcome = ended.reason or f"{walk.plan.metric} {ended.value:.4g}"
-    logger.info("sweep: trial %s is %s: %s", ended.name, ended.state, outcome)
-    return ended
