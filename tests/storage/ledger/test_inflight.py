@@ -80,6 +80,6 @@ def test_a_unit_that_kills_only_as_a_whole_stops_the_run_with_advice(tmp_path):
             raise Dead
         return list(rows)
 
-    with pytest.raises(ClusterError, match=r"64 samples ended its process 5 times.*memory"):
+    with pytest.raises(ClusterError, match=r"64 samples killed its process 5 times.*memory"):
         survive(store, range(64), work)
     assert list(store.list()) == []

@@ -1,1 +1,1 @@
-"""The ledger: run folders, attempts that fence each other, commit records, units in flight."""
+"""The ledger: run folders, attempts with fencing, commit records, notes on units in flight."""

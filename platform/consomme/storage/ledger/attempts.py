@@ -1,14 +1,14 @@
-"""Attempts: who may write into a run, and what of earlier writing counts.
+"""Attempts: who may write into a run, and which earlier records are valid.
 
-Every time a run is started it becomes a new attempt, numbered by exclusively creating
-`attempts/<n>.json`. That file lists the segments that count from before, so whatever a slow worker
-of an earlier attempt publishes afterwards is invisible: it is fenced off by being unnamed, not by
-a clock. The last entry of a finished run is closed; after it there is no attempt.
+Each start of a run is a new attempt, numbered by exclusively creating `attempts/<n>.json`. That
+file lists the segments that are valid from earlier attempts. Whatever a slow worker of an earlier
+attempt publishes afterwards is not listed and therefore ignored: fencing needs no clock. The last
+entry of a finished run is marked closed; no attempt follows it.
 
-    attempts/000002.json            segments that count from before; closed or not
+    attempts/000002.json            valid segments of earlier attempts; closed or not
     commits/000002/<unit_id>.json   records of attempt 2, one per unit, created exclusively
     segments/000002/000000.parquet  records of attempt 2, packed by its driver
-    segments/sealed-<sha>.parquet   records an attempt found of the one before it
+    segments/sealed-<sha>.parquet   loose records of an attempt, packed by the next one
     commits/part-000000-<sha>.parquet  all records, once the run is closed
 """
 
@@ -41,36 +41,36 @@ logger = logging.getLogger(__name__)
 
 _ATTEMPTS, _COMMITS, _SEGMENTS = "attempts/", "commits/", "segments/"
 OUTPUTS = ("data/", "rejects/", "shards/")
-"""Folders of a run that hold what records name, and nothing else."""
+"""Folders of a run that hold the files named by records, and nothing else."""
 
 RECORDS_PER_PART = 50_000
-"""Records in one part of a closed run's ledger."""
+"""Records per part file of a closed run's ledger."""
 
-_READERS = 16
+_READ_THREADS = 16
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptEntry:
-    """What `attempts/<number>.json` says."""
+    """Content of `attempts/<number>.json`."""
 
     number: int
-    """From 1; 0 stands for a run that was never started."""
+    """Counts from 1; 0 means that the run was never started."""
 
     segments: tuple[str, ...] = ()
-    """Segments that count from before this attempt."""
+    """Valid segments of earlier attempts."""
 
     is_closed: bool = False
-    """Whether the run is complete; then `segments` is everything."""
+    """Whether the run is complete; `segments` then holds all its records."""
 
     host: str = ""
-    """Where the attempt's driver runs."""
+    """Host of the attempt's driver."""
 
     pid: int = 0
     """The driver's process id."""
 
     started: str = ""
-    """When, in ISO 8601, by the driver's clock."""
+    """Start time in ISO 8601, by the driver's clock."""
 
 
 def latest(store: Store) -> AttemptEntry:
@@ -86,56 +86,56 @@ def latest(store: Store) -> AttemptEntry:
 
 
 def start(store: Store) -> AttemptEntry:
-    """Begin a new attempt: seal what the one before committed, and fence it off.
+    """Begin a new attempt: seal the records of the previous one and fence it off.
 
     Returns:
         The new attempt's entry, or the closing one if the run is complete.
     """
     while True:
-        before = latest(store)
-        if before.is_closed:
-            return before
-        loose, segments = _visible(store, before)
-        done = _ids(store, segments)
-        fresh = [path for path in loose if _unit_of(path) not in done]
-        if fresh:
-            records = (r for r in _read_many(store, fresh) if r is not None)
+        previous = latest(store)
+        if previous.is_closed:
+            return previous
+        loose, segments = _valid_files(store, previous)
+        packed = _unit_ids(store, segments)
+        unpacked = [path for path in loose if _unit_id_of(path) not in packed]
+        if unpacked:
+            records = (r for r in _read_records(store, unpacked) if r is not None)
             segments.append(_write_sealed(store, list(records)))
-        if _create(store, before.number + 1, segments, is_closed=False):
-            if store.create(_entry_path(before.number + 1), b"{}"):
+        if _create(store, previous.number + 1, segments, is_closed=False):
+            if store.create(_entry_path(previous.number + 1), b"{}"):
                 raise DataError(
-                    f"{store.url}: this storage lets a second writer replace what a first has"
-                    " created; it ignores If-None-Match. Units could then be committed twice; keep"
-                    " runs on storage that has conditional writes"
+                    f"{store.url}: this storage lets a second writer replace a file that the first"
+                    " one created; it ignores If-None-Match. Units could then be committed twice;"
+                    " keep runs on storage that has conditional writes"
                 )
             store.delete_many(loose)
             return latest(store)
 
 
 def check_current(store: Store, number: int) -> None:
-    """Make sure that no later attempt has begun.
+    """Check that no later attempt has begun.
 
     Raises:
-        SupersededError: One has; says who.
+        SupersededError: One has; the message names it.
     """
     if store.exists(_entry_path(number + 1)):
         entry = latest(store)
-        whose = f"attempt {entry.number}, started {entry.started} on {entry.host} (pid {entry.pid})"
+        later = f"attempt {entry.number}, started {entry.started} on {entry.host} (pid {entry.pid})"
         raise SupersededError(
-            f"{store.url}: attempt {number} was overtaken by {whose}; this one stops."
-            " Nothing is lost: what it committed before counts"
+            f"{store.url}: attempt {number} was overtaken by {later}; this one stops."
+            " Nothing is lost: units that it committed before stay committed"
         )
 
 
 def commit_path(number: int, unit_id: str) -> str:
-    """Where an attempt's record of a unit is."""
+    """Path of an attempt's record of a unit."""
     return f"{_COMMITS}{number:06d}/{unit_id}.json"
 
 
 def write_segment(store: Store, number: int, sequence: int, records: Sequence[CommitRecord]) -> str:
-    """Pack some of an attempt's committed records, then remove the single ones.
+    """Pack some of an attempt's committed records into a segment, then delete the loose records.
 
-    Only the attempt's own driver may do so; `sequence` counts up from 0.
+    Only the attempt's own driver may call this; `sequence` counts up from 0.
     """
     path = f"{_SEGMENTS}{number:06d}/{sequence:06d}.parquet"
     store.write(path, pack(sorted(records, key=lambda record: record.unit_id)))
@@ -144,7 +144,7 @@ def write_segment(store: Store, number: int, sequence: int, records: Sequence[Co
 
 
 def close(store: Store, number: int) -> None:
-    """Rewrite the whole ledger in its final form and end the run; doing it again changes nothing.
+    """Rewrite the whole ledger in its final form and close the run. Idempotent.
 
     Raises:
         SupersededError: A later attempt has begun.
@@ -154,7 +154,7 @@ def close(store: Store, number: int) -> None:
     records = iter_records(store)
     while chunk := list(islice(records, RECORDS_PER_PART)):
         data = pack(chunk)
-        # Named by content: a slow closer that was overtaken cannot replace what counts.
+        # Named by content, so that an overtaken process cannot replace a valid part.
         parts.append(f"{_COMMITS}part-{len(parts):06d}-{sha256(data).hexdigest()[:8]}.parquet")
         store.write(parts[-1], data)
     if not _create(store, number + 1, parts, is_closed=True):
@@ -162,22 +162,22 @@ def close(store: Store, number: int) -> None:
 
 
 def iter_records(store: Store) -> Iterator[CommitRecord]:
-    """Yield every record that counts, in the order of unit ids.
+    """Yield every valid record, in the order of unit ids.
 
-    Memory is one row group per segment, and the loose records of a running attempt.
+    Memory: one row group per segment, and the loose records of a running attempt.
     """
     entry = latest(store)
-    loose, segments = _visible(store, entry)
-    singles = [r for r in _read_many(store, loose) if r is not None]
+    loose, segments = _valid_files(store, entry)
+    singles = [r for r in _read_records(store, loose) if r is not None]
     if len(singles) < len(loose):
-        # They were packed while we looked; now they are in a segment.
-        _, segments = _visible(store, entry)
+        # Some were packed in the meantime; they are in a segment now.
+        _, segments = _valid_files(store, entry)
     streams = [unpack(store.open(path), join_url(store.url, path)) for path in segments]
     yield from merge([*streams, iter(singles)])
 
 
 def find_record(store: Store, unit_id: str) -> CommitRecord | None:
-    """Read one unit's record of a closed run, without a look at most others; None if it has none.
+    """Read the record of one unit of a closed run, and few others; None if there is none.
 
     Raises:
         DataError: The run is not closed.
@@ -187,26 +187,26 @@ def find_record(store: Store, unit_id: str) -> CommitRecord | None:
         raise DataError(f"{store.url}: this run is not finished; run it again to go on")
     for path in entry.segments:
         with store.open(path) as file:
-            found = unpack_one(file, unit_id, join_url(store.url, path))
-        if found is not None:
-            return found
+            record = unpack_one(file, unit_id, join_url(store.url, path))
+        if record is not None:
+            return record
     return None
 
 
 def done_units(store: Store) -> set[str]:
-    """List the ids of all units whose record counts, without opening single records."""
-    loose, segments = _visible(store, latest(store))
-    return _ids(store, segments).union(map(_unit_of, loose))
+    """List the ids of all committed units, without opening loose records."""
+    loose, segments = _valid_files(store, latest(store))
+    return _unit_ids(store, segments).union(map(_unit_id_of, loose))
 
 
 def iter_field(store: Store, name: str) -> Iterator[Any]:
-    """Yield one field of every record that counts, in no order: `counts` or `sums`."""
+    """Yield one field (`counts` or `sums`) of every valid record, in no particular order."""
     entry = latest(store)
-    loose, segments = _visible(store, entry)
-    singles = [r for r in _read_many(store, loose) if r is not None]
+    loose, segments = _valid_files(store, entry)
+    singles = [r for r in _read_records(store, loose) if r is not None]
     if len(singles) < len(loose):
-        _, segments = _visible(store, entry)
-    packed: set[str] = _ids(store, segments) if singles else set()
+        _, segments = _valid_files(store, entry)
+    packed: set[str] = _unit_ids(store, segments) if singles else set()
     for path in segments:
         with store.open(path) as file:
             for text in unpack_column(file, name, join_url(store.url, path)).to_pylist():
@@ -217,24 +217,24 @@ def iter_field(store: Store, name: str) -> Iterator[Any]:
 
 
 def remove_orphans(store: Store) -> int:
-    """Remove from a closed run what no record names, and count it.
+    """Delete the files of a closed run that no record names, and count them.
 
-    These are outputs of workers that died before they committed, or came second.
+    They come from workers that died before they committed, or lost the race to commit.
     """
     named = np.sort(
         np.fromiter(
-            (_hash(file.path) for record in iter_records(store) for file in record.files),
+            (_path_hash(file.path) for record in iter_records(store) for file in record.files),
             dtype=np.uint64,
         )
     )
 
-    def is_stray(path: str) -> bool:
-        at = int(np.searchsorted(named, _hash(path)))
-        return at == len(named) or int(named[at]) != _hash(path)
+    def is_orphan(path: str) -> bool:
+        index = int(np.searchsorted(named, _path_hash(path)))
+        return index == len(named) or int(named[index]) != _path_hash(path)
 
     number = store.remove_orphans()
     for folder in OUTPUTS:
-        number += _delete(store, (f.path for f in store.list(folder) if is_stray(f.path)))
+        number += _delete(store, (f.path for f in store.list(folder) if is_orphan(f.path)))
     for folder in (_SEGMENTS, "inflight/"):
         _delete(store, (file.path for file in store.list(folder)))
     parts = set(latest(store).segments)
@@ -242,31 +242,32 @@ def remove_orphans(store: Store) -> int:
     return number
 
 
-def _visible(store: Store, entry: AttemptEntry) -> tuple[list[str], list[str]]:
-    """List the single records and the segments that count."""
+def _valid_files(store: Store, entry: AttemptEntry) -> tuple[list[str], list[str]]:
+    """List the paths of the loose records and of the segments that are valid."""
     segments = list(entry.segments)
     if entry.is_closed or not entry.number:
         return [], segments
-    # Single records first: whoever packs one removes it after the segment is there.
+    # Loose records first: a record is deleted only after the segment that holds it is written.
     loose = [file.path for file in store.list(f"{_COMMITS}{entry.number:06d}/")]
     segments += [file.path for file in store.list(f"{_SEGMENTS}{entry.number:06d}/")]
     return loose, segments
 
 
-def _ids(store: Store, segments: Sequence[str]) -> set[str]:
+def _unit_ids(store: Store, segments: Sequence[str]) -> set[str]:
     def read(path: str) -> list[str]:
         with store.open(path) as file:
-            found: list[str] = unpack_column(file, "unit_id", join_url(store.url, path)).to_pylist()
-            return found
+            column = unpack_column(file, "unit_id", join_url(store.url, path))
+            unit_ids: list[str] = column.to_pylist()
+            return unit_ids
 
     ids: set[str] = set()
-    for found in _in_threads(read, segments):
-        ids.update(found)
+    for unit_ids in _map_in_threads(read, segments):
+        ids.update(unit_ids)
     return ids
 
 
-def _read_many(store: Store, paths: Sequence[str]) -> Iterator[CommitRecord | None]:
-    """Read single records; None for one that has just been packed away."""
+def _read_records(store: Store, paths: Sequence[str]) -> Iterator[CommitRecord | None]:
+    """Read loose records; None for one that has been packed in the meantime."""
 
     def read(path: str) -> CommitRecord | None:
         try:
@@ -274,17 +275,17 @@ def _read_many(store: Store, paths: Sequence[str]) -> Iterator[CommitRecord | No
         except FileNotFoundError:
             return None
 
-    return _in_threads(read, paths)
+    return _map_in_threads(read, paths)
 
 
-def _in_threads(function: Callable[[str], _T], paths: Sequence[str]) -> Iterator[_T]:
-    """Apply to each path, in order; requests overlap."""
+def _map_in_threads(function: Callable[[str], _T], paths: Sequence[str]) -> Iterator[_T]:
+    """Apply a function to each path; results in order, requests concurrent."""
     if len(paths) < 2:
         yield from map(function, paths)
         return
-    with ThreadPoolExecutor(_READERS) as pool:
-        for begin in range(0, len(paths), 64 * _READERS):
-            yield from pool.map(function, paths[begin : begin + 64 * _READERS])
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        for begin in range(0, len(paths), 64 * _READ_THREADS):
+            yield from pool.map(function, paths[begin : begin + 64 * _READ_THREADS])
 
 
 def _write_sealed(store: Store, records: list[CommitRecord]) -> str:
@@ -310,11 +311,11 @@ def _entry_path(number: int) -> str:
     return f"{_ATTEMPTS}{number:06d}.json"
 
 
-def _unit_of(path: str) -> str:
+def _unit_id_of(path: str) -> str:
     return path.rpartition("/")[2].removesuffix(".json")
 
 
-def _hash(path: str) -> int:
+def _path_hash(path: str) -> int:
     return int.from_bytes(sha256(path.encode()).digest()[:8], "big")
 
 
@@ -327,13 +328,13 @@ def _delete(store: Store, paths: Iterator[str]) -> int:
 
 
 def reopen(store: Store, damaged: set[str]) -> AttemptEntry:
-    """Take a closed run up again without the records of damaged units.
+    """Reopen a closed run without the records of damaged units.
 
     Returns:
-        The new attempt's entry; the records that are left are sealed in it.
+        The new attempt's entry; the other records are sealed in it.
     """
-    before = latest(store)
+    previous = latest(store)
     kept = [record for record in iter_records(store) if record.unit_id not in damaged]
     segments = [_write_sealed(store, kept)] if kept else []
-    _create(store, before.number + 1, segments, is_closed=False)
+    _create(store, previous.number + 1, segments, is_closed=False)
     return latest(store)

@@ -1,8 +1,8 @@
-"""Commit records: what one finished unit left behind, as JSON and packed by the thousand.
+"""Commit records: the output files and counts of one finished unit, as JSON or in segments.
 
-A record holds no clock, no host and no attempt, so the same work makes the same bytes. Many records
-are packed into one Parquet file, a segment, sorted by unit id; a restart reads segments, not
-records.
+A record holds no time, host or attempt, so the same work gives the same bytes. Thousands of records
+are packed into one Parquet file, a segment, sorted by unit id; a restart reads segments instead of
+single records.
 """
 
 import dataclasses
@@ -20,41 +20,41 @@ from consomme.base.errors import DataError
 from consomme.storage.unit import Unit
 
 ROWS_PER_GROUP = 1024
-"""Records that are unpacked together when a segment is read through."""
+"""Rows per row group: the records in memory at a time when a segment is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputFile:
-    """One file a unit made."""
+    """One output file of a unit."""
 
     kind: str
-    """What it holds: `scores`, `samples`, `rejects`, …"""
+    """Kind of content: `scores`, `samples`, `rejects`, …"""
 
     path: str
-    """Inside the run folder."""
+    """Path relative to the run folder."""
 
     num_bytes: int
-    """Its size."""
+    """Size in bytes."""
 
     sha256: str
-    """Its checksum, in hexadecimal."""
+    """Checksum in hexadecimal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommitRecord:
-    """What one finished unit left behind."""
+    """Record of one finished unit."""
 
     unit: Unit
     """The unit."""
 
     files: tuple[OutputFile, ...] = ()
-    """Its files, rejects included."""
+    """Output files, rejects included."""
 
     counts: Mapping[str, int] = field(default_factory=dict)
-    """Rows by outcome; `rejected/<reason>` for each reason."""
+    """Rows by outcome, with `rejected/<reason>` for each reject reason."""
 
     sums: Mapping[str, float] = field(default_factory=dict)
-    """Sums that later stages add up over units, such as `nll` and `num_tokens`."""
+    """Sums to be added over units, such as `nll` and `num_tokens`."""
 
     @property
     def unit_id(self) -> str:
@@ -66,15 +66,15 @@ class CommitRecord:
         return next((file.path for file in self.files if file.kind == kind), None)
 
     def to_json(self) -> bytes:
-        """Write as JSON; equal records make equal bytes."""
+        """Serialize as JSON; equal records give equal bytes."""
         return _json(dataclasses.asdict(self)).encode()
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "CommitRecord":
-        """Read what `to_json` wrote.
+        """Parse what `to_json` wrote.
 
         Raises:
-            DataError: It is something else; `where` names the file.
+            DataError: It is not a commit record; `where` names the file.
         """
         try:
             content: dict[str, Any] = json.loads(data)
@@ -92,14 +92,14 @@ class CommitRecord:
 
 
 def reject_reasons(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """List the reasons in counts like a record's, with their numbers; the most frequent first."""
-    mark = "rejected/"
-    found = [(key.removeprefix(mark), n) for key, n in counts.items() if key.startswith(mark)]
-    return sorted(found, key=lambda item: (-item[1], item[0]))
+    """List the reject reasons in `counts` with their numbers, most frequent first."""
+    prefix = "rejected/"
+    reasons = [(key.removeprefix(prefix), n) for key, n in counts.items() if key.startswith(prefix)]
+    return sorted(reasons, key=lambda item: (-item[1], item[0]))
 
 
 def pack(records: Iterable[CommitRecord]) -> bytes:
-    """Pack records, given in the order of unit ids, into one segment."""
+    """Pack records, given in the order of unit ids, into the bytes of one segment."""
     items = list(records)
     units = {
         field.name: [getattr(item.unit, field.name) for item in items]
@@ -130,14 +130,14 @@ def unpack(file: BinaryIO, where: str) -> Iterator[CommitRecord]:
 
 
 def unpack_one(file: BinaryIO, unit_id: str, where: str) -> CommitRecord | None:
-    """Read one unit's record of a segment, and no row group that cannot hold it.
+    """Read one unit's record from a segment; row groups that cannot hold it are skipped.
 
     Raises:
         DataError: The file is not a segment, or is damaged.
     """
     try:
-        wanted = [("unit_id", "==", unit_id)]
-        rows = pq.read_table(file, filters=wanted, use_threads=False).to_pylist()
+        filters = [("unit_id", "==", unit_id)]
+        rows = pq.read_table(file, filters=filters, use_threads=False).to_pylist()
         return _record(rows[0]) if rows else None
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{where}: a segment of commit records cannot be read: {error}") from error
@@ -156,11 +156,11 @@ def unpack_column(file: BinaryIO, name: str, where: str) -> pa.ChunkedArray:
 
 
 def merge(streams: Sequence[Iterator[CommitRecord]]) -> Iterator[CommitRecord]:
-    """Merge sorted streams by unit id; of several records of a unit the first stream's counts."""
-    last = None
+    """Merge sorted streams by unit id; if several have a unit, the first stream wins."""
+    last_id = None
     for record in heapq.merge(*streams, key=lambda record: record.unit_id):
-        if record.unit_id != last:
-            last = record.unit_id
+        if record.unit_id != last_id:
+            last_id = record.unit_id
             yield record
 
 
@@ -188,7 +188,7 @@ SEGMENT_SCHEMA = pa.schema(
         *(pa.field(name, pa.string()) for name in ("files", "counts", "sums")),
     ]
 )
-"""Columns of a segment: the unit, then the rest as JSON.
+"""Columns of a segment: the fields of the unit, then the rest as JSON.
 
 Segments of earlier versions have one more column, `histogram`, which is not read.
 """

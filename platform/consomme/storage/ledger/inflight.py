@@ -1,10 +1,11 @@
-"""Find the samples that kill the process which works on them, without watching it.
+"""Find samples that kill the process working on them, by bisection over restarts.
 
-Whoever works on a unit first writes down that it does. If that note is still there when the unit
-comes round again, the process died, or its node did. Once is an accident. After two deaths the unit
-is worked through in groups, each noted down before; a group that kills is split, and a sample that
-kills twice all alone is a poison row. Then the unit is done whole, without its poison rows: trying
-out changes which samples are left, never a result. Three deaths more cost one sample, not the run.
+Before a worker processes a unit, it writes a note to the run folder. If the note is still there
+when the unit is scheduled again, the process or its node died. One death is treated as an accident.
+After two, the unit is processed in groups, each noted beforehand; a group that kills the process is
+split, and a sample that kills it twice alone is a poison row. Then the whole unit is processed
+without its poison rows, so bisection decides which samples are left out but never changes a result.
+A poison row thus costs three more deaths and one sample, not the run.
 """
 
 import contextlib
@@ -13,22 +14,23 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from consomme.base.errors import ClusterError
 from consomme.storage.stores.store import Store, join_url
 
 GROUPS = 8
-"""Into how many parts a killing group is split."""
+"""Number of parts into which a group that killed the process is split."""
 
 INNOCENT_DEATHS = 1
-"""Deaths a unit may have without being tried out: nodes are lost every day."""
+"""Deaths after which a unit is not bisected yet: nodes are lost every day."""
 
 ALONE_DEATHS = 2
-"""Times a sample must kill alone to be a poison row; once may be chance."""
+"""Deaths with a sample alone in its group that make it a poison row; one may be chance."""
 
 UNEXPLAINED_DEATHS = 3
-"""Deaths of a whole unit, after each group was found harmless, that fail the run."""
+"""Deaths with the whole unit, after every group passed alone, that fail the run."""
 
 _OLD_KEYS = {"condemned": "poison_rows", "baffling": "unexplained_deaths"}
 
@@ -37,31 +39,31 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True)
 class Note:
-    """What is known of one unit that was being worked on."""
+    """State of one unit's bisection, stored in the run folder."""
 
     deaths: int = 0
-    """How often the process died while it had the whole unit in hand."""
+    """How often the process died while it processed the whole unit."""
 
     testing: list[int] | None = None
-    """The group in hand; None means the whole unit."""
+    """Rows of the group being processed; None means the whole unit."""
 
     groups: list[list[int]] = field(default_factory=list)
-    """Groups still to be tried out."""
+    """Groups still to be tested."""
 
     alone: dict[str, int] = field(default_factory=dict)
-    """Deaths of single samples, by row."""
+    """Deaths with a single row in the group, by row."""
 
     poison_rows: list[int] = field(default_factory=list)
-    """Rows that kill."""
+    """Rows that kill the process."""
 
     is_tried: bool = False
-    """Whether all groups were tried out."""
+    """Whether all groups were tested."""
 
     unexplained_deaths: int = 0
-    """Deaths of the whole unit after that."""
+    """Deaths with the whole unit after that."""
 
     def add_death(self, rows: Sequence[int]) -> None:
-        """Draw the conclusion from one more death."""
+        """Update the state after one more death."""
         if self.testing is None:
             self.deaths += 1
             self.unexplained_deaths += self.is_tried
@@ -80,40 +82,39 @@ class Note:
 
 
 def note_path(unit_id: str) -> str:
-    """Where the note about a unit is."""
+    """Path of the note on a unit."""
     return f"inflight/{unit_id}.json"
 
 
 class ReadWriteGate:
-    """Lets units work side by side in one process, or one of them alone.
+    """Readers-writer lock over the units of one process: many share it, or one is alone.
 
-    A group that is tried out must not be blamed for its neighbour's death.
+    While a group is tested, a death must not be caused by another unit of the same process.
     """
 
     def __init__(self) -> None:
-        """Nobody is inside."""
         self._changed = threading.Condition()
-        self._inside = 0
+        self._num_shared = 0
         self._is_alone = False
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Be inside with others; wait while one is alone."""
+        """Enter together with others; wait while one is alone."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_alone)
-            self._inside += 1
+            self._num_shared += 1
         try:
             yield
         finally:
             with self._changed:
-                self._inside -= 1
+                self._num_shared -= 1
                 self._changed.notify_all()
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait until all others are out, and be inside alone."""
+        """Wait until all others have left, and enter alone."""
         with self._changed:
-            self._changed.wait_for(lambda: not (self._is_alone or self._inside))
+            self._changed.wait_for(lambda: not (self._is_alone or self._num_shared))
             self._is_alone = True
         try:
             yield
@@ -130,23 +131,23 @@ def run_with_bisection(
     work: Callable[[Sequence[int]], T],
     gate: ReadWriteGate | None = None,
 ) -> tuple[T, list[int]]:
-    """Work on a unit; if it killed its process before, leave out the samples that do.
+    """Process a unit; if it killed its process before, find and leave out the poison rows.
 
-    The note stays until `clear`, to be called when the unit is committed.
+    The note stays until `clear`, to be called once the unit is committed.
 
     Args:
-        store: The run folder, where notes outlive the process.
+        store: The run folder, so that notes survive the process.
         unit_id: The unit.
-        rows: Its rows.
-        work: Does the work on some of the rows. It may be called on parts of a unit, and its
-            result thrown away; it must give the same for the same rows.
-        gate: Shared by the units that one process works on at a time.
+        rows: Rows of the unit.
+        work: Processes some of the rows. It may be called on parts of a unit and have its result
+            discarded, so it must be deterministic.
+        gate: Shared by the units that one process handles concurrently.
 
     Returns:
-        What `work` gave for the rows that are left, and the poison rows.
+        The result of `work` on the remaining rows, and the poison rows.
 
     Raises:
-        ClusterError: The unit keeps killing although no part of it does.
+        ClusterError: The unit keeps killing the process although no part of it does.
     """
     path = note_path(unit_id)
     note = _load(store, path)
@@ -155,12 +156,12 @@ def run_with_bisection(
     else:
         note.add_death(rows)
     if note.unexplained_deaths >= UNEXPLAINED_DEATHS:
-        # So that the next attempt tries again from the start.
+        # The next attempt starts over.
         store.delete(path)
         raise ClusterError(
-            f"{join_url(store.url, path)}: this unit of {len(rows)} samples ended its process"
-            f" {note.deaths} times, though no part of it does alone; most likely memory runs out."
-            " Take fewer samples per unit or a smaller batch, or give workers more memory, then"
+            f"{join_url(store.url, path)}: this unit of {len(rows)} samples killed its process"
+            f" {note.deaths} times, although no part of it does alone; most likely memory runs out."
+            " Use fewer samples per unit or a smaller batch, or give workers more memory, then"
             " run the same command again"
         )
     gate = gate or ReadWriteGate()
@@ -180,16 +181,15 @@ def run_with_bisection(
 
 
 def clear(store: Store, unit_id: str) -> None:
-    """Forget the note about a unit: it is committed."""
+    """Delete the note on a committed unit."""
     store.delete(note_path(unit_id))
 
 
 def split(rows: Sequence[int]) -> list[list[int]]:
-    """Split rows into at most `GROUPS` neighbouring groups of nearly equal size."""
-    number = min(GROUPS, len(rows))
-    return [
-        list(rows[len(rows) * k // number : len(rows) * (k + 1) // number]) for k in range(number)
-    ]
+    """Split rows into at most `GROUPS` contiguous groups of nearly equal size."""
+    num_groups = min(GROUPS, len(rows))
+    edges = [len(rows) * k // num_groups for k in range(num_groups + 1)]
+    return [list(rows[begin:end]) for begin, end in pairwise(edges)]
 
 
 def _load(store: Store, path: str) -> Note | None:
@@ -197,7 +197,7 @@ def _load(store: Store, path: str) -> Note | None:
         content: dict[str, Any] = json.loads(store.read(path))
     except FileNotFoundError:
         return None
-    # Notes of runs that an earlier version began.
+    # Runs started by an earlier version have notes with the old keys.
     return Note(**{_OLD_KEYS.get(key, key): value for key, value in content.items()})
 
 

@@ -1,10 +1,10 @@
-"""The ledger: a run's output appears unit by unit, exactly once, whoever dies and whenever.
+"""Run folders: a run's output becomes visible unit by unit, exactly once, despite crashes.
 
-A unit's files are written first, under names that contain their own checksum; then one small
-commit record is created, which only one of many committers can do. Readers see what commit records
-name and nothing else. So a crash leaves stray files at worst, a second attempt writes the same
-names, and a restart lists the commit records and does the rest. Who may write, and how many records
-become few objects, is decided in `attempts`.
+A unit's files are written first, under names that contain their own checksum. Then one small commit
+record is created exclusively, so that only one of several committers succeeds. Readers see the
+files named by commit records and nothing else. A crash therefore leaves orphaned files at worst, a
+second attempt writes the same names, and a restart lists the commit records and does the remaining
+units. `attempts` decides who may write, and packs many records into few objects.
 """
 
 import dataclasses
@@ -28,27 +28,27 @@ MANIFEST = "manifest.json"
 RECIPE = "recipe.yaml"
 PROGRESS = "progress.json"
 SAMPLES = "samples"
-"""Kind of the output files that are shards of samples."""
+"""Kind of output file that is a shard of samples."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run's folder. Cheap to make, can be pickled, and any number may be open at once."""
+    """The folder of one run. Cheap to create, picklable, and safe to open many times."""
 
     url: str
-    """Where it is."""
+    """URL of the folder."""
 
     store: Store
-    """The same, opened."""
+    """Store rooted at the folder."""
 
     @classmethod
     def open(cls, root: str, verb: str, name: str, fingerprint: str) -> "RunFolder":
-        """Open the folder `<root>/<verb>/<name>-<fingerprint>/`; nothing is written yet.
+        """Open the folder `<root>/<verb>/<name>-<fingerprint>/`. Writes nothing.
 
         Raises:
-            RecipeError: The name cannot be part of a path.
+            RecipeError: The name is not allowed in a path.
         """
         if not _NAME.fullmatch(name):
             raise RecipeError(
@@ -59,41 +59,41 @@ class RunFolder:
 
     @classmethod
     def at(cls, url: str) -> "RunFolder":
-        """Open a run folder by its own URL."""
+        """Open a run folder by its URL."""
         store = open_store(url)
         return cls(store.url, store)
 
     @property
     def path(self) -> str:
-        """The same as `url`: a plain path when the run is on a local disk."""
+        """Same as `url`; a plain path if the run is on a local disk."""
         return self.url
 
     @property
     def is_done(self) -> bool:
-        """Whether the run finished: the manifest is written last."""
+        """Whether the run has finished, that is, has a manifest."""
         return self.store.exists(MANIFEST)
 
     def begin(self, recipe_yaml: str) -> None:
-        """Save the recipe, so that an unfinished run can be told from its folder alone."""
+        """Save the recipe, so that the folder of an unfinished run says what the run is."""
         self.store.write(RECIPE, recipe_yaml.encode())
 
     def start_attempt(self) -> int:
-        """Begin writing units: fence off earlier attempts and return this one's number.
+        """Start an attempt: fence off earlier ones and return this one's number.
 
-        If the ledger is closed already, its closing number comes back; nothing is left to do.
+        If the ledger is closed already, returns the number of the closing entry.
         """
         return attempts.start(self.store).number
 
     @property
     def is_closed(self) -> bool:
-        """Whether all units are committed and the ledger has its final form."""
+        """Whether all units are committed and the ledger is in its final form."""
         return attempts.latest(self.store).is_closed
 
     def write_output(self, unit: Unit, kind: str, data: bytes, suffix: str) -> OutputFile:
-        """Write one of a unit's files, as `data/<unit_id>-<checksum>.<suffix>`.
+        """Write one output file of a unit, as `data/<unit_id>-<checksum>.<suffix>`.
 
-        Samples go to `shards/` instead, so that the folder can be read as a data set. Nobody sees
-        the file before `commit` names it; writing it again changes nothing.
+        Samples go to `shards/` instead, so that this folder can be read as a data set. The file is
+        invisible to readers until `commit` names it. Idempotent.
         """
         folder = "shards" if kind == SAMPLES else "data"
         return self._write_hashed(folder, unit, kind, data, suffix)
@@ -110,37 +110,37 @@ class RunFolder:
         """Make a unit's output visible, at most once.
 
         Rejects are written first and counted as `rejected` and `rejected/<reason>`, unless
-        `counts` says so already.
+        `counts` has these keys already.
 
         Args:
-            attempt_no: What `start_attempt` returned.
+            attempt_no: Returned by `start_attempt`.
             unit: The unit.
-            files: What `write_output` returned.
+            files: Returned by `write_output`.
             counts: Rows by outcome.
             rejects: Samples that were left out, in row order.
-            sums: Numbers to be added up over units.
+            sums: Numbers to be added over units.
 
         Returns:
-            The record that counts: this one, or the one another worker of the attempt committed
-            before; then this one's output is never seen.
+            The valid record: this one, or the one that another worker of the same attempt committed
+            first; in that case this output stays invisible.
 
         Raises:
             SupersededError: A later attempt has begun; nothing was committed.
         """
-        made = list(files)
-        counted = dict(counts)
+        all_files = list(files)
+        all_counts = dict(counts)
         if rejects:
-            made.append(
+            all_files.append(
                 self._write_hashed("rejects", unit, "rejects", _json_lines(rejects), "jsonl")
             )
-            counted.setdefault("rejected", len(rejects))
+            all_counts.setdefault("rejected", len(rejects))
             for reason in sorted({reject.reason for reject in rejects}):
                 number = sum(reject.reason == reason for reject in rejects)
-                counted.setdefault(f"rejected/{reason}", number)
+                all_counts.setdefault(f"rejected/{reason}", number)
         record = CommitRecord(
             unit=unit,
-            files=tuple(made),
-            counts=counted,
+            files=tuple(all_files),
+            counts=all_counts,
             sums=dict(sums or {}),
         )
         attempts.check_current(self.store, attempt_no)
@@ -150,16 +150,16 @@ class RunFolder:
         try:
             return CommitRecord.from_json(self.store.read(path), join_url(self.url, path))
         except FileNotFoundError:
-            # It has been packed since, or the attempt was overtaken.
+            # It was packed in the meantime, or this attempt was overtaken.
             attempts.check_current(self.store, attempt_no)
             return record
 
     def pack_commits(self, attempt_no: int, sequence: int, records: Sequence[CommitRecord]) -> None:
-        """Put the records of finished units into one object; see `attempts.write_segment`."""
+        """Pack the records of finished units into one object; see `attempts.write_segment`."""
         attempts.write_segment(self.store, attempt_no, sequence, records)
 
     def close(self, attempt_no: int) -> None:
-        """End the ledger when every unit is committed; it then holds nothing else.
+        """Close the ledger once every unit is committed, and delete orphaned files.
 
         Raises:
             SupersededError: A later attempt has begun.
@@ -173,7 +173,7 @@ class RunFolder:
         return attempts.done_units(self.store)
 
     def iter_commits(self) -> Iterator[CommitRecord]:
-        """Yield commit records in the order of unit ids, few in memory at a time.
+        """Yield commit records in the order of unit ids; few are in memory at a time.
 
         Raises:
             DataError: A record cannot be read.
@@ -181,7 +181,7 @@ class RunFolder:
         return attempts.iter_records(self.store)
 
     def find_commit(self, unit_id: str) -> CommitRecord | None:
-        """Read the commit record of one unit of a finished run; None if it has no such unit.
+        """Read the commit record of one unit of a finished run; None if there is none.
 
         Raises:
             DataError: The run is not finished, or a record cannot be read.
@@ -200,7 +200,7 @@ class RunFolder:
                 yield Reject(**json.loads(line))
 
     def total_counts(self) -> dict[str, int]:
-        """Add up the counts of all committed units; keys come sorted."""
+        """Add up the counts of all committed units; keys are sorted."""
         totals: dict[str, int] = {}
         for counts in attempts.iter_field(self.store, "counts"):
             for key, number in counts.items():
@@ -208,15 +208,15 @@ class RunFolder:
         return dict(sorted(totals.items()))
 
     def total_sums(self) -> dict[str, float]:
-        """Add up the sums of all committed units, exactly rounded; keys come sorted."""
-        parts: dict[str, list[float]] = {}
+        """Add up the sums of all committed units, exactly rounded; keys are sorted."""
+        values_by_key: dict[str, list[float]] = {}
         for sums in attempts.iter_field(self.store, "sums"):
             for key, value in sums.items():
-                parts.setdefault(key, []).append(value)
-        return {key: math.fsum(values) for key, values in sorted(parts.items())}
+                values_by_key.setdefault(key, []).append(value)
+        return {key: math.fsum(values) for key, values in sorted(values_by_key.items())}
 
     def finish(self, manifest: Manifest, recipe_yaml: str) -> Manifest:
-        """Sweep up after attempts that died, write the recipe and, last, the manifest.
+        """Delete orphaned files of dead attempts, write the recipe and, last, the manifest.
 
         Returns:
             The manifest with its URL.
@@ -230,7 +230,7 @@ class RunFolder:
         """Read the manifest of a finished run.
 
         Raises:
-            DataError: The run has not finished, or there is none.
+            DataError: The run has not finished or does not exist.
         """
         try:
             text = self.store.read(MANIFEST).decode()
