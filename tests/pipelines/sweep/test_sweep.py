@@ -98,11 +98,11 @@ def test_a_grid_is_trained_measured_and_compared(done: Manifest) -> None:
     metric = "evaluate/model/emoji_names_twemoji/accuracy_fraction"
     assert done.decisions["metric"] == metric
     for trial in trials:
-        trained, judged = load_manifest(trial.train), load_manifest(trial.evaluate)
+        trained, evaluated = load_manifest(trial.train), load_manifest(trial.evaluate)
         assert trained.recipe["layers"] == {**trained.recipe["layers"], **trial.keys["layers"]}
         assert trained.recipe["seed"] == trial.keys["seed"]
-        assert judged.recipe["models"] == {"model": trial.train}
-        assert trial.value == judged.metrics[metric]
+        assert evaluated.recipe["models"] == {"model": trial.train}
+        assert trial.value == evaluated.metrics[metric]
         # Bounds of a torch process with a small model.
         assert 2**27 < trained.metrics["train/peak_bytes"] < 2**33
     best = max(trials, key=lambda t: (t.value or 0.0, -t.number))
@@ -289,11 +289,13 @@ def test_what_a_training_would_refuse_is_refused_before_any_of_them(
     space = {
         "data.0.inputs": {"name": "choice", "values": [[data], [str(tmp_path / "nothing")]]},
         "global_batch": {"name": "choice", "values": [4, 0]},
+        "num_workers": {"name": "choice", "values": [1, 8]},
     }
     with pytest.raises(RecipeError) as caught:
         SweepPlan.of(recipe(tmp_path, data, space=space))
     assert "nothing" in str(caught.value)
-    assert "global_batch=0 is less than num_workers=1" in str(caught.value)
+    assert "space.global_batch: found 0, expected at least 1" in str(caught.value)
+    assert "less than num_workers=8" in str(caught.value)
 
 
 def test_other_data_is_another_sweep(tmp_path: Path, data: str) -> None:
