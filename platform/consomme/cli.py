@@ -23,7 +23,7 @@ from consomme.base.errors import (
 )
 from consomme.base.process import end, leave_fast
 from consomme.base.suggest import did_you_mean
-from consomme.execution.errors import _find_ours
+from consomme.execution.errors import find_own
 from consomme.pipelines.verbs import VERBS, Verb, recipe_class, resolve
 
 _LOG = logging.getLogger(__name__)
@@ -261,7 +261,7 @@ def _guard(verb: str, action: Callable[[], None]) -> int:
         if ctrl_c.was_pressed:
             _LOG.debug("after Ctrl-C", exc_info=error)
             return _interrupted(verb)
-        ours = _find_ours(error)
+        ours = find_own(error)
         if ours is None:
             _configure()
             _LOG.exception("consomme %s: this is a bug in consomme", verb)

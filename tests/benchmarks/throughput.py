@@ -80,7 +80,7 @@ def two_loops(shards: Sequence[str], out: str) -> int:
     for folder in folders:
         folder.mkdir()
     context = multiprocessing.get_context("spawn")
-    with context.ActorPool(2) as pool:
+    with context.Pool(2) as pool:
         halves = [(shards[number::2], str(folders[number])) for number in range(2)]
         return sum(pool.starmap(loop, halves))
 
@@ -89,21 +89,22 @@ def consomme(shards: Sequence[str], out: str) -> int:
     """Do it as a verb does: plan, units, ledger, checksums, commits."""
     from tests.benchmarks.noop_stage import NoopStage
 
-    from consomme.execution.driver import ActorPool, run_units
+    from consomme.execution.driver import run_job
+    from consomme.execution.job import ActorPool, Job
     from consomme.execution.planning import plan_shards
     from consomme.storage.ledger.run_folder import RunFolder
     from consomme.storage.shards import find_shards
 
     folder = RunFolder.at(out)
-    run_units(
-        plan_shards(folder, find_shards(shards), 500),
-        folder,
+    job = Job(
+        name="no-op",
+        plan=plan_shards(folder, find_shards(shards), 500),
+        folder=folder,
         kind="rows",
         stage=NoopStage,
-        stage_options={},
-        what="no-op",
         pool=ActorPool(max_actors=2, min_actors=2, cpus=0.7),
     )
+    run_job(job)
     return folder.total_counts()["samples"]
 
 

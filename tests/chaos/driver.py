@@ -13,13 +13,15 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 
 from consomme.base.manifest import Manifest
 from consomme.base.schema import runtime
 from consomme.cli import main
-from consomme.execution.driver import ActorPool, run_units
+from consomme.execution.driver import run_job
+from consomme.execution.job import ActorPool, Job
 from consomme.execution.planning import plan_shards
 from consomme.execution.runs import Run
 from consomme.execution.session import ray_session
@@ -80,18 +82,15 @@ def run(recipe: PixelsRecipe) -> Manifest:
         return run.folder.manifest()
     run.start()
     with ray_session():
-        run_units(
-            plan_shards(run.folder, shards, recipe.unit_rows),
-            run.folder,
+        job = Job(
+            name="pixels",
+            plan=plan_shards(run.folder, shards, recipe.unit_rows),
+            folder=run.folder,
             kind="pixels",
-            stage=PixelStage,
-            stage_options={
-                "unit_seconds": recipe.unit_seconds,
-                "killers": list(recipe.killers),
-            },
-            what="pixels",
+            stage=partial(PixelStage, recipe.unit_seconds, list(recipe.killers)),
             pool=ActorPool(max_actors=recipe.num_actors, cpus=0.3, num_readers=recipe.num_readers),
         )
+        run_job(job)
     return run.finish(counts=run.folder.total_counts(), outputs={"pixels": "data"})
 
 

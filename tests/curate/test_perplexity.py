@@ -160,9 +160,13 @@ def test_a_caption_that_cannot_be_scored_costs_one_sample(debug_vlm: Path) -> No
 def test_image_gain_is_what_the_picture_saves_per_token(debug_vlm: Path) -> None:
     from consomme.base.sample import Sample, caption_turns
     from consomme.execution.stage import DecodedSample
+    from consomme.pipelines.score.recipe import ScoreRecipe
     from consomme.pipelines.score.stage import PerplexityStage
 
-    stage = PerplexityStage(str(debug_vlm), PROMPT, ["noise"], 256, 4096)
+    recipe = ScoreRecipe(
+        name="s", model=str(debug_vlm), prompt=PROMPT, labels=("noise",), token_budget=4096
+    )
+    stage = PerplexityStage(recipe, str(debug_vlm))
     images = pictures(2)
     samples = [
         DecodedSample(

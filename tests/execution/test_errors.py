@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,8 +11,9 @@ import pytest
 from consomme.base.errors import CheckpointError, ClusterError, DataError
 from consomme.base.sample import Sample, caption_turns
 from consomme.datasets.scenes import encode, make_scene, render
-from consomme.execution.driver import ActorPool, run_units
+from consomme.execution.driver import run_job
 from consomme.execution.errors import own_errors
+from consomme.execution.job import ActorPool, Job
 from consomme.execution.planning import plan_shards
 from consomme.execution.stage import BytesStage, DecodedSample, Outcome, UnitSample, UnitStage
 from consomme.storage.ledger.run_folder import RunFolder
@@ -58,16 +60,16 @@ def test_errors_arrive_as_they_were_raised(tmp_path: Path, one_ray: object) -> N
         folder = RunFolder.at(str(tmp_path / f"{kind}-{number}"))
         folder.begin("name: failing\n")
         error, text = ERRORS[kind]
+        job = Job(
+            name="failing",
+            plan=plan_shards(folder, find_shards([str(shards)]), 8),
+            folder=folder,
+            kind="rows",
+            stage=partial(Failing, kind),
+            pool=ActorPool(max_actors=1, cpus=0.5, num_readers=number),
+        )
         with pytest.raises(error, match=text):
-            run_units(
-                plan_shards(folder, find_shards([str(shards)]), 8),
-                folder,
-                kind="rows",
-                stage=Failing,
-                stage_options={"kind": kind},
-                what="failing",
-                pool=ActorPool(max_actors=1, cpus=0.5, num_readers=number),
-            )
+            run_job(job)
 
 
 @pytest.mark.ray
@@ -86,16 +88,16 @@ def test_too_many_rejects_end_the_run_with_the_reasons(tmp_path: Path, one_ray: 
     plan = plan_shards(folder, find_shards([str(shards)]), 8)
 
     def go(limit: float) -> None:
-        run_units(
-            plan,
-            folder,
+        job = Job(
+            name="hashing",
+            plan=plan,
+            folder=folder,
             kind="rows",
             stage=Hashing,
-            stage_options={},
-            what="hashing",
             pool=ActorPool(max_actors=1, cpus=0.5),
             max_reject_fraction=limit,
         )
+        run_job(job)
 
     with pytest.raises(
         DataError,

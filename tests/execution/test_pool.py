@@ -2,7 +2,7 @@
 
 import pytest
 
-from consomme.execution.driver import UNITS_AHEAD, ActorPool
+from consomme.execution.job import UNITS_AHEAD, ActorPool
 
 
 @pytest.mark.parametrize(

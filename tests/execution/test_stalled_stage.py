@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 import ray
 
 from consomme.base.sample import Reject, Sample, caption_turns
-from consomme.execution.driver import ActorPool, run_units
+from consomme.execution.driver import run_job
+from consomme.execution.job import ActorPool, Job
 from consomme.execution.stage import BytesStage, Outcome, UnitSample
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import Plan, Work, write_part
@@ -95,19 +97,19 @@ def test_reading_waits_for_a_stage_that_stalls(tmp_path: Path) -> None:
     )
     try:
         failures: list[BaseException] = []
+        job = Job(
+            name="stalled",
+            plan=plan,
+            folder=folder,
+            kind="rows",
+            stage=partial(Stalled, str(notes)),
+            pool=ActorPool(max_actors=ACTORS, min_actors=ACTORS, cpus=0.5, num_readers=2),
+            read=Reader(notes),
+        )
 
         def go() -> None:
             try:
-                run_units(
-                    plan,
-                    folder,
-                    kind="rows",
-                    stage=Stalled,
-                    stage_options={"notes": str(notes)},
-                    what="stalled",
-                    pool=ActorPool(max_actors=ACTORS, min_actors=ACTORS, cpus=0.5, num_readers=2),
-                    read=Reader(notes),
-                )
+                run_job(job)
             except BaseException as error:  # noqa: BLE001 - told to the test below.
                 failures.append(error)
 

@@ -11,14 +11,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from PIL import Image
+from tests.support.jobs import do_unit, job_of
 
 from consomme.base.sample import Sample, caption_turns
 from consomme.execution import worker
-from consomme.execution.loading import name_row
 from consomme.execution.stage import DecodedSample, Outcome, UnitStage
 from consomme.storage.ledger.commits import CommitRecord
 from consomme.storage.ledger.run_folder import RunFolder
-from consomme.storage.plan import Work
 from consomme.storage.sidecar import read_columns
 from consomme.storage.units import plan_units
 from consomme.storage.writers import tar_bytes
@@ -68,11 +67,12 @@ def run(folder: Path, num: int) -> tuple[RunFolder, CommitRecord]:
     made = RunFolder.at(str(folder / "run"))
     attempt = made.start_attempt()
     Red.most = 0
-    actor = worker.UnitWorker(Red, {}, made.url, attempt, "reds")
+    actor = worker.UnitWorker(job_of(Red, made, "reds"), attempt)
     (unit,) = plan_units([str(shards)], "data", 1000)
-    receipt = actor(name_row(Work(unit=unit)))
+    record = do_unit(actor, unit).record
     made.close(attempt)
-    return made, CommitRecord.from_json(receipt["record"], "test")
+    assert record is not None
+    return made, record
 
 
 def test_pictures_are_in_memory_a_piece_at_a_time_and_nothing_else_changes(
@@ -98,9 +98,9 @@ def test_a_unit_of_nothing_but_bad_pictures_is_committed_too(tmp_path: Path) -> 
     (shards / "a.tar").write_bytes(tar_bytes([sample(3), sample(13)]))
     made = RunFolder.at(str(tmp_path / "run"))
     attempt = made.start_attempt()
-    actor = worker.UnitWorker(Red, {}, made.url, attempt, "reds")
+    actor = worker.UnitWorker(job_of(Red, made, "reds"), attempt)
     (unit,) = plan_units([str(shards)], "data", 1000)
-    actor(name_row(Work(unit=unit)))
+    do_unit(actor, unit)
     made.close(attempt)
     assert made.total_counts()["rejected"] == 2
     assert read_columns(made.url, ["red"], kind="reds").num_rows == 0
@@ -109,12 +109,11 @@ def test_a_unit_of_nothing_but_bad_pictures_is_committed_too(tmp_path: Path) -> 
 LOST = """
 import sys
 from consomme.base.errors import EngineLostError
-from consomme.execution.loading import name_row
 from consomme.execution.stage import UnitStage
 from consomme.execution.worker import UnitWorker
 from consomme.storage.ledger.run_folder import RunFolder
-from consomme.storage.plan import Work
 from consomme.storage.units import plan_units
+from tests.support.jobs import do_unit, job_of
 
 class Lost(UnitStage):
     is_shared = True
@@ -126,8 +125,8 @@ class Lost(UnitStage):
 shards, root = sys.argv[1:]
 folder = RunFolder.at(root)
 folder.begin("name: lost")
-worker = UnitWorker(Lost, {}, root, folder.start_attempt(), "reds")
-worker(name_row(Work(unit=plan_units([shards], "data", 8)[0])))
+worker = UnitWorker(job_of(Lost, folder, "reds"), folder.start_attempt())
+do_unit(worker, plan_units([shards], "data", 8)[0])
 """
 
 

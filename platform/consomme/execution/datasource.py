@@ -1,7 +1,7 @@
-"""Sources of Ray Data whose every block is one unit, read as the stages behind have room.
+"""A Ray Data source whose every block is one unit, read when the next stages have room.
 
-One decision is made here: reading tasks are ours, not Ray's to cut. Ray holds a task back while
-what follows is full, and neither splits nor merges what a task yields.
+We cut the reading tasks, not Ray. Ray delays a task while the next stages are full, and neither
+splits nor merges what a task yields.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import ray
 import ray.data
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
+
+from consomme.execution.ray_private import LOGGERS, ray_private
 
 
 class UnitReadTask(NamedTuple):
@@ -72,7 +74,7 @@ def where_cpus_are() -> dict[str, Any]:
     bare = [node["NodeID"] for node in alive if not node["Resources"].get("CPU")]
     if not bare:
         return {}
-    return {"label_selector": {ray._raylet.RAY_NODE_ID_KEY: f"!in({','.join(bare)})"}}
+    return {"label_selector": {ray_private("NODE_ID_LABEL"): f"!in({','.join(bare)})"}}
 
 
 def unit_context() -> Any:
@@ -80,7 +82,7 @@ def unit_context() -> Any:
 
     Each row leaves in a block of its own: a unit never waits for, or dies with, another.
     """
-    for name in ("ray.data", "ray.data._internal"):
+    for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = 1

@@ -1,14 +1,18 @@
-"""Errors that come back from workers: find our own inside what Ray wraps around them.
+"""Bring errors home from workers: find our own inside what Ray wraps around them.
 
 Ray raises its own classes with the worker's traceback as the message. A user needs the one sentence
-the worker's `ConsommeError` says, and the exit code that goes with it.
+that the worker's `ConsommeError` says, and the exit code that goes with it. Errors that travel as
+data, in a receipt, are packed as class name and text.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import sys
 from collections.abc import Iterator
 
+from consomme.base import errors
 from consomme.base.errors import ClusterError, ConsommeError
 
 
@@ -34,9 +38,11 @@ def own_errors() -> Iterator[None]:
 
 
 def find_own(error: BaseException) -> ConsommeError | None:
-    """Search an error and everything it was raised from for one of ours."""
-    from ray.exceptions import RayError
-
+    """Search an error, and everything it was raised from, for a `ConsommeError`."""
+    # Ray makes a class on the fly that is ours and its own at once; its text is a traceback.
+    ray_errors: tuple[type[BaseException], ...] = ()
+    if "ray.exceptions" in sys.modules:
+        ray_errors = (sys.modules["ray.exceptions"].RayError,)
     seen: set[int] = set()
     queue: list[BaseException | None] = [error]
     while queue:
@@ -44,11 +50,29 @@ def find_own(error: BaseException) -> ConsommeError | None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        # Ray makes a class on the fly that is ours and its own at once; its text is a traceback.
-        if isinstance(current, ConsommeError) and not isinstance(current, RayError):
+        if isinstance(current, ConsommeError) and not isinstance(current, ray_errors):
             return current
-        queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
+        cause = getattr(current, "cause", None)
+        queue += [
+            cause if isinstance(cause, BaseException) else None,
+            current.__cause__,
+            current.__context__,
+        ]
     return None
+
+
+def pack_error(error: ConsommeError) -> str:
+    """Write an error as class name and text; other classes become their base in `base.errors`."""
+    names = [cls.__name__ for cls in type(error).__mro__]
+    known = next(name for name in names if hasattr(errors, name))
+    return json.dumps({"class": known, "text": str(error)})
+
+
+def unpack_error(packed: str) -> ConsommeError:
+    """Make the error that `pack_error` wrote."""
+    fields = json.loads(packed)
+    cls: type[ConsommeError] = getattr(errors, fields["class"])
+    return cls(fields["text"])
 
 
 def _is_cluster_failure(error: Exception) -> bool:
@@ -63,14 +87,3 @@ def _is_cluster_failure(error: Exception) -> bool:
     if isinstance(error, of_what_it_ran):
         return False
     return isinstance(error, exceptions.RayError | ConnectionError)
-
-
-def _find_ours(error: BaseException) -> ConsommeError | None:
-    """Find the error a user should see; Ray wraps what was raised on a worker."""
-    current: BaseException | None = error
-    while current is not None:
-        wrapped = getattr(current, "cause", None)
-        if isinstance(current, ConsommeError) and not isinstance(wrapped, ConsommeError):
-            return current
-        current = wrapped if isinstance(wrapped, BaseException) else current.__cause__
-    return None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from consomme.base.errors import DataError
 from consomme.base.sample import Reject, Sample
 from consomme.execution.spans import Spans, timed
+from consomme.execution.wire import UnitRow, UnitSamples
 from consomme.storage.ledger.inflight import ReadWriteGate, clear, run_with_bisection
 from consomme.storage.plan import Work
 from consomme.storage.stores.store import Store

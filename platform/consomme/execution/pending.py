@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from consomme.execution.datasource import UnitReadTask, UnitSource
-from consomme.execution.loading import ROW_SCHEMA, name_row, sample_row
+from consomme.execution.loading import read_ahead
+from consomme.execution.wire import UnitRow
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import Plan, PlanPart, part_unit_ids, read_part
 from consomme.storage.stores.open import open_store
@@ -86,5 +87,5 @@ class _Read:
     def __call__(self) -> Iterator[pa.Table]:
         store = open_store(self.run_url)
         for work in read_part(store, self.chosen.path, self.chosen.rows):
-            row = name_row(work) if self.read is None else sample_row(store, work, self.read)
-            yield pa.Table.from_pylist([row], schema=ROW_SCHEMA)
+            row = UnitRow(work=work) if self.read is None else read_ahead(store, work, self.read)
+            yield row.pack()

@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Any
 
 from consomme.base.telemetry import Progress
-from consomme.execution.errors import own_errors
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import Plan, PlanPart, Work, read_part, write_part
 from consomme.storage.shards import Shard
@@ -48,7 +47,7 @@ def plan_shards(
         return plan
     planned = _planned_before(folder)
     done = sum(len(shards[k * SHARDS_PER_PART :][:SHARDS_PER_PART]) for k in planned)
-    with own_errors(), Progress(len(shards), "plan", "shards", done=done) as progress:
+    with Progress(len(shards), "plan", "shards", done=done) as progress:
         if 0 < len(shards) - done <= SHARDS_PER_PART:
             # What is left is one part, which a single process walks anyhow: starting one takes
             # longer than most of them.

@@ -1,7 +1,7 @@
-"""Start Ray for one command, or join the cluster the job runs on.
+"""Start Ray for one command, or join the cluster that the job runs on.
 
-One decision is made here: a local Ray is private to the command (`address="local"`), so it never
-meets another Ray on the machine and ends with the command; inside a job, Ray's own address is used.
+A local Ray is private to the command (`address="local"`): it never meets another Ray on the machine
+and ends with the command. Inside a job, the cluster's address is used.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from consomme.base.errors import ClusterError
 from consomme.base.process import WORKER_HOOK, environment
 from consomme.execution.errors import own_errors
+from consomme.execution.ray_private import ray_private
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +87,10 @@ def _init(**options: Any) -> None:
 def _private_env() -> dict[str, str]:
     """What workers of a private Ray have in their environment.
 
-    They inherit it. Given as a `runtime_env`, each worker's Python would start twice, which is half
-    of what starting it takes; Ray 2.60 has the hook of a `runtime_env` in a variable as well.
+    They inherit it. With a `runtime_env` instead, each worker's Python would start twice, which
+    doubles its start time; Ray 2.60 takes the hook of a `runtime_env` from a variable as well.
     """
-    from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
-
-    return WORKER_ENV | PRIVATE_ENV | {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: WORKER_HOOK}
+    return WORKER_ENV | PRIVATE_ENV | {ray_private("SETUP_HOOK_VARIABLE"): WORKER_HOOK}
 
 
 def is_private() -> bool:

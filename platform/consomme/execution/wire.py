@@ -1,17 +1,121 @@
-"""How tables and rejects travel inside one row of a Ray Data block."""
+"""The rows that travel through Ray Data: a unit on its way to an actor, and its receipt.
+
+Each is one row of one block, so Ray Data can neither split nor merge units.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
-from consomme.base.sample import Reject
+from consomme.base.errors import ConsommeError
+from consomme.base.sample import Reject, Sample, samples_to_table, table_to_samples
+from consomme.execution.errors import pack_error, unpack_error
+from consomme.execution.spans import Spans
+from consomme.execution.stage import Gauge
+from consomme.storage.ledger.commits import CommitRecord
+from consomme.storage.plan import Work
+from consomme.storage.unit import Unit
+
+Row = dict[str, Any]
+"""A row of Ray Data."""
 
 
-def to_bytes(table: pa.Table) -> bytes:
+@dataclass(frozen=True, kw_only=True)
+class UnitSamples:
+    """What was read of a unit."""
+
+    samples: dict[int, Sample]
+    """By row, ascending."""
+
+    rejects: list[tuple[int, Reject]]
+    """Rows that could not be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitRow:
+    """A unit on its way to an actor: its name only, or the samples that a task has read ahead."""
+
+    work: Work
+    """The unit, and which of its rows are wanted."""
+
+    content: UnitSamples | None = None
+    """None lets the actor read the unit."""
+
+    spans: Spans = field(default_factory=list)
+    """Time spent on it so far."""
+
+    def pack(self) -> pa.Table:
+        """Make a table of one row."""
+        row: Row = {
+            "unit": json.dumps(self.work.unit.to_dict(), sort_keys=True),
+            "bitmap": self.work.bitmap,
+            "numbers": None,
+            "samples": None,
+            "rejects": None,
+            "spans": json.dumps(self.spans),
+        }
+        if self.content is not None:
+            row["numbers"] = json.dumps(list(self.content.samples))
+            row["samples"] = _to_bytes(samples_to_table(self.content.samples.values()))
+            row["rejects"] = _rejects_to_json(self.content.rejects)
+        return pa.Table.from_pylist([row], schema=_UNIT_SCHEMA)
+
+    @classmethod
+    def unpack(cls, row: Mapping[str, Any]) -> UnitRow:
+        """Read a row that `pack` made."""
+        content = None
+        if row["samples"] is not None:
+            samples = table_to_samples(_from_bytes(row["samples"]))
+            content = UnitSamples(
+                samples=dict(zip(json.loads(row["numbers"]), samples, strict=True)),
+                rejects=_rejects_from_json(row["rejects"]),
+            )
+        unit = Unit.from_dict(json.loads(row["unit"]))
+        return cls(
+            work=Work(unit=unit, bitmap=row["bitmap"]),
+            content=content,
+            spans=json.loads(row["spans"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What comes back for a unit: its commit record, or the error that a user has to see."""
+
+    record: CommitRecord | None = None
+    error: ConsommeError | None = None
+    """Raised in an actor, it would come back as one of Ray's own classes; so it is returned."""
+
+    spans: Spans = field(default_factory=list)
+    gauges: list[Gauge] = field(default_factory=list)
+
+    def pack(self) -> Row:
+        """Make a row of it."""
+        return {
+            "record": self.record.to_json() if self.record else b"",
+            "error": pack_error(self.error) if self.error else "",
+            "spans": json.dumps(self.spans),
+            "gauges": json.dumps(self.gauges),
+        }
+
+    @classmethod
+    def unpack(cls, row: Mapping[str, Any]) -> Receipt:
+        """Read a row that `pack` made."""
+        record = CommitRecord.from_json(row["record"], "a receipt") if row["record"] else None
+        return cls(
+            record=record,
+            error=unpack_error(row["error"]) if row["error"] else None,
+            spans=json.loads(row["spans"]),
+            gauges=json.loads(row["gauges"]),
+        )
+
+
+def _to_bytes(table: pa.Table) -> bytes:
     """Pack a table as an Arrow stream."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
@@ -20,16 +124,26 @@ def to_bytes(table: pa.Table) -> bytes:
     return packed
 
 
-def from_bytes(data: bytes) -> pa.Table:
-    """Unpack what `to_bytes` packed, without copying."""
+def _from_bytes(data: bytes) -> pa.Table:
+    """Unpack what `_to_bytes` packed, without copying."""
     return pa.ipc.open_stream(pa.py_buffer(data)).read_all()
 
 
-def rejects_to_json(rejects: Sequence[tuple[int, Reject]]) -> str:
-    """Pack rejects with their rows."""
-    return json.dumps([[number, asdict(reject)] for number, reject in rejects])
+def _rejects_to_json(rejects: Iterable[tuple[int, Reject]]) -> str:
+    return json.dumps([[row, asdict(reject)] for row, reject in rejects])
 
 
-def rejects_from_json(text: str) -> list[tuple[int, Reject]]:
-    """Unpack what `rejects_to_json` packed."""
-    return [(number, Reject(**fields)) for number, fields in json.loads(text)]
+def _rejects_from_json(text: str) -> list[tuple[int, Reject]]:
+    return [(row, Reject(**fields)) for row, fields in json.loads(text)]
+
+
+_UNIT_SCHEMA = pa.schema(
+    [
+        pa.field("unit", pa.string()),
+        pa.field("bitmap", pa.binary()),
+        pa.field("numbers", pa.string()),
+        pa.field("samples", pa.large_binary()),
+        pa.field("rejects", pa.string()),
+        pa.field("spans", pa.string()),
+    ]
+)

@@ -37,7 +37,7 @@ from consomme.execution.stage import (
 )
 from consomme.execution.wire import Receipt, Row, UnitRow, UnitSamples
 from consomme.storage.ledger.commits import CommitRecord
-from consomme.storage.ledger.inflight import ReadWriteGate, clear
+from consomme.storage.ledger.inflight import ReadWriteGate, clear, run_with_bisection
 from consomme.storage.sidecar import ID_HASH, table_bytes
 from consomme.storage.unit import Unit
 from consomme.vision.decode import DecodeProblem, decode
@@ -64,7 +64,7 @@ class _Piece:
 
 
 class UnitWorker:
-    """Runs a job's stage inside Ray Data: one unit from reading, or from its samples, to its commit."""
+    """Runs a job's stage in an actor: one unit from reading, or from its samples, to its commit."""
 
     def __init__(self, job: Job, attempt_no: int) -> None:
         """Make the stage.
@@ -138,7 +138,7 @@ class UnitWorker:
                     with turn, timed(spans, "work"):
                         outcomes.append(self.stage.work(piece.samples))
 
-        (outcome, undecoded), poison_rows = work_safely(
+        (outcome, undecoded), poison_rows = run_with_bisection(
             self.folder.store, unit.unit_id, list(samples), work, self.gate
         )
         killers = [(row, reject_of(samples[row], "killed_worker", KILLED)) for row in poison_rows]

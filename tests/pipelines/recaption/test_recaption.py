@@ -1,21 +1,21 @@
 """Recaptioning without Ray: what a stage stores, who reads it, and what is left of the old text."""
 
 import json
-import pickle
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from tests.support.jobs import do_unit, job_of
 
 from consomme.base.errors import CheckpointError, DataError
 from consomme.base.sample import Sample, Turn, caption_turns
 from consomme.curate.caption.guards import Guards
 from consomme.datasets import scenes
-from consomme.execution.loading import name_row
 from consomme.execution.planning import plan_shards
 from consomme.execution.runs import Run
 from consomme.execution.worker import UnitWorker
@@ -32,7 +32,6 @@ from consomme.storage.captions import (
 )
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import model_folder
-from consomme.storage.plan import Work
 from consomme.storage.shards import find_shards
 from consomme.storage.units import plan_units
 from consomme.storage.writers import tar_bytes
@@ -92,18 +91,11 @@ def recaptioned(recipe: RecaptionRecipe, model: str) -> str:
     folder = opened.folder
     plan_shards_here(folder, recipe)
     number = folder.start_attempt()
-    worker = UnitWorker(
-        CaptionStage,
-        {"recipe": recipe, "model": model, "model_hash": "hash"},
-        folder.url,
-        number,
-        CAPTIONS,
-        unit_reader(recipe.captions),
-    )
+    stage = partial(CaptionStage, recipe, model, "hash")
+    job = job_of(stage, folder, CAPTIONS, read=unit_reader(recipe.captions))
+    worker = UnitWorker(job, number)
     for unit in plan_units(recipe.inputs, "data", recipe.unit_rows):
-        receipt = worker(name_row(Work(unit=unit)))
-        if receipt["error"]:
-            raise pickle.loads(receipt["error"])
+        do_unit(worker, unit)
     folder.close(number)
     done = opened.finish(counts=folder.total_counts(), outputs={CAPTIONS: "data"})
     return done.url

@@ -1,19 +1,23 @@
 """What one bad sample costs: itself. The stages step by step, without Ray."""
 
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
+from tests.support.jobs import job_of
 
 from consomme.base.errors import DataError, RecipeError
 from consomme.base.sample import Reject, Sample, Turn, caption_turns, turns_of
 from consomme.datasets.sources import SceneSource
-from consomme.execution.loading import name_row, sample_row
+from consomme.execution.loading import read_ahead
 from consomme.execution.rejects import check_rejects
+from consomme.execution.wire import UnitRow
 from consomme.execution.worker import UnitWorker
 from consomme.models.chat import ChatEncoder
 from consomme.models.weights import open_vlm
+from consomme.pipelines.score.recipe import ScoreRecipe
 from consomme.pipelines.score.stage import PerplexityStage
 from consomme.pipelines.train import run as train
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
@@ -55,18 +59,14 @@ def score(
         writer.write(sample)
     writer.close()
     run = RunFolder.at(str(folder / "run"))
-    options = {
-        "model": str(model),
-        "prompt": PROMPT,
-        "labels": [],
-        "max_caption_tokens": 256,
-        "token_budget": 4096,
-    }
+    recipe = ScoreRecipe(name="s", model=str(model), prompt=PROMPT, token_budget=4096)
     attempt = run.start_attempt()
-    worker = UnitWorker(PerplexityStage, options, run.url, attempt, "scores")
+    stage = partial(PerplexityStage, recipe, str(model))
+    worker = UnitWorker(job_of(stage, run, "scores"), attempt)
     for unit in plan_units([str(folder / "shards")], "data", 100):
         work = Work(unit=unit)
-        worker(sample_row(run.store, work, read_unit) if is_read_ahead else name_row(work))
+        row = read_ahead(run.store, work, read_unit) if is_read_ahead else UnitRow(work=work)
+        worker(row.pack().to_pylist()[0])
     run.close(attempt)
     return run
 

@@ -18,7 +18,7 @@ from consomme.base.recipe import fingerprint, load_recipe
 from consomme.base.sample import Sample, Turn
 from consomme.curate.tag.judges import Answerable, Grammar
 from consomme.curate.tag.pictures import Classes, Embedding
-from consomme.curate.tag.tagger import Subject
+from consomme.curate.tag.tagger import TaggerInput
 from consomme.datasets import scenes
 from consomme.execution.stage import DecodedSample
 from consomme.models.weights import open_scorer
@@ -30,7 +30,7 @@ from consomme.pipelines.tag import report as report_tags
 from consomme.pipelines.tag import run as tag
 from consomme.pipelines.tag.models import OpenModels
 from consomme.pipelines.tag.recipe import TagRecipe
-from consomme.pipelines.tag.stage import SeeingTagStage
+from consomme.pipelines.tag.stage import PictureTagStage
 from consomme.report import model as page
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import model_folder
@@ -63,8 +63,8 @@ def scene_sample(seed: int) -> Sample:
     )
 
 
-def seen(sample: Sample) -> Subject:
-    return Subject(sample=sample, image=Image.open(io.BytesIO(sample.image)).convert("RGB"))
+def seen(sample: Sample) -> TaggerInput:
+    return TaggerInput(sample=sample, image=Image.open(io.BytesIO(sample.image)).convert("RGB"))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ class Reference:
 
 def test_pseudo_labels_of_the_shipped_vlm_are_right(models) -> None:
     seeds = [seed for seed in range(300) if len(scenes.make_scene(seed).objects) == 1][:40]
-    subjects = [seen(scene_sample(seed)) for seed in seeds]
+    inputs = [seen(scene_sample(seed)) for seed in seeds]
     alone = [scenes.make_scene(seed).objects[0] for seed in seeds]
     for classes, question, truth, least in (
         (COLORS, "what color is the object?", [item.color for item in alone], 0.95),
@@ -99,7 +99,7 @@ def test_pseudo_labels_of_the_shipped_vlm_are_right(models) -> None:
     ):
         for prior in ("model", "equal"):
             tagger = Classes(model=NANO, question=question, classes=classes, prior=prior)
-            found = tagger.open(models)(subjects).columns
+            found = tagger.open(models)(inputs).columns
             right = np.array(
                 [said == true for said, true in zip(found["class"], truth, strict=True)]
             )
@@ -137,7 +137,7 @@ def test_judges_are_asked_as_transformers_would_be(models) -> None:
         source="s",
     )
     grammar = Grammar(model=NANO, prompt="is there an error? {text}").open(models)
-    (value,) = grammar([Subject(sample=sample)]).columns["grammar_error"]
+    (value,) = grammar([TaggerInput(sample=sample)]).columns["grammar_error"]
     yes, no = (reference.prob(f"is there an error? {text}", said) for said in ("yes", "no"))
     assert value == pytest.approx(yes / (yes + no), rel=1e-3)
 
@@ -151,11 +151,11 @@ def test_judges_are_asked_as_transformers_would_be(models) -> None:
         (Turn(role="user", content=question), Turn(role="assistant", content=answer))
         for question, answer in zip(questions, ("red", "two", "top left"), strict=True)
     ]
-    subjects = [
-        Subject(sample=replace(sample, sample_id=f"s{k}", turns=some))
+    inputs = [
+        TaggerInput(sample=replace(sample, sample_id=f"s{k}", turns=some))
         for k, some in enumerate(turns)
     ]
-    found = Answerable(model=NANO, answers=pool).open(models)(subjects).columns
+    found = Answerable(model=NANO, answers=pool).open(models)(inputs).columns
     for k, question in enumerate(questions):
         probs = {answer: reference.prob(question, answer) for answer in pool}
         true = turns[k][1].content
@@ -283,13 +283,12 @@ def test_a_filter_chooses_by_tags(tagged: Manifest, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def stage() -> SeeingTagStage:
-    return SeeingTagStage(
-        nodes=ALL, folders={NANO: model_folder(NANO)}, token_budget=None, dtype="float32"
-    )
+def stage() -> PictureTagStage:
+    recipe = TagRecipe(name="all", taggers=ALL, dtype="float32")
+    return PictureTagStage(recipe, {NANO: model_folder(NANO)})
 
 
-def test_how_units_are_cut_makes_no_difference(stage: SeeingTagStage) -> None:
+def test_how_units_are_cut_makes_no_difference(stage: PictureTagStage) -> None:
     samples = [
         DecodedSample(row=seed, sample=subject.sample, image=subject.image)
         for seed in range(NUM)
@@ -328,7 +327,7 @@ def test_the_report_shows_counts_distributions_and_pictures(tagged: Manifest) ->
     assert "data:image/png;base64" in text
 
 
-def test_types_are_the_same_for_a_unit_without_samples(stage: SeeingTagStage) -> None:
+def test_types_are_the_same_for_a_unit_without_samples(stage: PictureTagStage) -> None:
     schema = stage.work([]).table.schema
     assert (
         schema

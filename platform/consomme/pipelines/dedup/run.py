@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from consomme.base.manifest import Manifest
-from consomme.curate.dedup.copies import Nearness
-from consomme.execution.driver import ActorPool, run_units
+from consomme.curate.dedup.copies import NearDuplicateLimits
+from consomme.execution.driver import run_job
+from consomme.execution.job import ActorPool, Job
 from consomme.execution.planning import plan_shards, plan_view
 from consomme.execution.rejects import check_rejects
 from consomme.execution.runs import Run, folders_of
@@ -24,7 +25,7 @@ from consomme.pipelines.dedup.copies import (
     decide,
     distances,
     group_sizes,
-    load_hashed,
+    load_hashes,
     read_scores,
     save_groups,
     save_view,
@@ -64,15 +65,16 @@ def _hash(run: Run[Sequence[Shard]]) -> None:
     """Fill the ledger with hashes."""
     recipe, folder, shards = run.recipe, run.folder, run.resolved
     with ray_session():
-        run_units(
-            plan_view(folder, View.load(recipe.view))
-            if recipe.view
-            else plan_shards(folder, shards, recipe.unit_rows),
-            folder,
+        if recipe.view:
+            plan = plan_view(folder, View.load(recipe.view))
+        else:
+            plan = plan_shards(folder, shards, recipe.unit_rows)
+        job = Job(
+            name="hash",
+            plan=plan,
+            folder=folder,
             kind=HASHES,
             stage=HashStage,
-            stage_options={},
-            what="hash",
             pool=ActorPool(
                 max_actors=recipe.num_actors or num_cpus(),
                 min_actors=recipe.min_actors,
@@ -81,6 +83,7 @@ def _hash(run: Run[Sequence[Shard]]) -> None:
             ),
             max_reject_fraction=recipe.max_reject_fraction,
         )
+        run_job(job)
     check_rejects(folder.total_counts(), recipe.max_reject_fraction, folder.url)
 
 
@@ -89,20 +92,20 @@ def _decide(run: Run[Sequence[Shard]]) -> Manifest:
     clock = time.monotonic()
     recipe, folder = run.recipe, run.folder
     source = recipe.hashes or folder.url
-    hashed = load_hashed(source)
+    hashed = load_hashes(source)
     score_N = None
     if recipe.scores is not None and recipe.best_by is not None:
         score_N = read_scores(recipe.scores, recipe.best_by, hashed)
-    nearness = None
+    limits = None
     if recipe.max_distance is not None:
-        nearness = Nearness(max_distance=recipe.max_distance, max_colour=recipe.max_colour)
+        limits = NearDuplicateLimits(max_distance=recipe.max_distance, max_colour=recipe.max_colour)
     sign = -1 if recipe.best_is == "lowest" else 1
     order, copies = decide(
-        hashed, None if score_N is None else sign * score_N, nearness, flips=recipe.flips
+        hashed, None if score_N is None else sign * score_N, limits, flips=recipe.flips
     )
-    view = save_view(folder, hashed, order[copies.stays_N])
+    view = save_view(folder, hashed, order[copies.is_kept_N])
     groups = save_groups(folder, source, hashed, order, copies)
-    total, kept = hashed.num_samples, int(copies.stays_N.sum())
+    total, kept = hashed.num_samples, int(copies.is_kept_N.sum())
     exact = int(copies.is_exact_N.sum())
     near = total - kept - exact
     return run.finish(

@@ -6,9 +6,11 @@ What the web gives today it may not give tomorrow, so everything later reads sha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from consomme.base.manifest import Manifest
-from consomme.execution.driver import ActorPool, run_units
+from consomme.execution.driver import run_job
+from consomme.execution.job import ActorPool, Job
 from consomme.execution.planning import plan_shards
 from consomme.execution.rejects import check_rejects
 from consomme.execution.runs import Run, folders_of
@@ -34,17 +36,17 @@ def open_run(recipe: DownloadRecipe) -> Run[Sequence[Shard]]:
 def _download(run: Run[Sequence[Shard]]) -> Manifest:
     recipe, folder, shards = run.recipe, run.folder, run.resolved
     with ray_session():
-        run_units(
-            plan_shards(folder, shards, recipe.unit_rows, plan_urls),
-            folder,
+        job = Job(
+            name="download",
+            plan=plan_shards(folder, shards, recipe.unit_rows, plan_urls),
+            folder=folder,
             kind="fetched",
-            stage=FetchStage,
-            stage_options={"policy": recipe.fetch, "file_format": recipe.file_format},
-            what="download",
+            stage=partial(FetchStage, recipe),
             pool=ActorPool(max_actors=recipe.num_actors or num_cpus(), cpus=0.5),
             max_reject_fraction=recipe.max_reject_fraction,
             read=read_urls,
         )
+        run_job(job)
     counts = folder.total_counts()
     check_rejects(counts, recipe.max_reject_fraction, folder.url)
     return run.finish(

@@ -6,24 +6,28 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from consomme.base.sample import Reject
 from consomme.execution.stage import BytesStage, Outcome, UnitSample, reject_of
-from consomme.storage.fetch import Fetcher, FetchPolicy, FetchProblem
+from consomme.storage.fetch import Fetcher, FetchProblem
 from consomme.storage.ledger.run_folder import SAMPLES
 from consomme.storage.writers import FORMATS
 from consomme.vision.decode import DecodeProblem, decode
+
+if TYPE_CHECKING:
+    from consomme.pipelines.download.recipe import DownloadRecipe
 
 
 class FetchStage(BytesStage):
     """Fetch the pictures of one unit, look whether they are pictures, and write a shard."""
 
-    def __init__(self, policy: FetchPolicy, file_format: str) -> None:
-        """Begin with no robots.txt known."""
-        self.fetcher = Fetcher(policy)
-        self.suffix, self.pack = FORMATS[file_format]
+    def __init__(self, recipe: DownloadRecipe) -> None:
+        """Start with no robots.txt known."""
+        self.fetcher = Fetcher(recipe.fetch)
+        self.suffix, self.pack = FORMATS[recipe.file_format]
 
     def work(self, samples: Sequence[UnitSample]) -> Outcome:
         """Do one unit."""

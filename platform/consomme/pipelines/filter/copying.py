@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -13,17 +14,16 @@ from consomme.execution.stage import BytesStage, Outcome, UnitSample, reject_of
 from consomme.storage.ledger.run_folder import SAMPLES
 from consomme.storage.writers import FORMATS
 
+if TYPE_CHECKING:
+    from consomme.pipelines.filter.recipe import FilterRecipe
+
 
 class CopyStage(BytesStage):
     """Write each unit's samples as one shard of its own."""
 
-    def __init__(self, file_format: str) -> None:
-        """Choose the writer.
-
-        Args:
-            file_format: `webdataset` or `parquet`.
-        """
-        self.suffix, self.pack = FORMATS[file_format]
+    def __init__(self, recipe: FilterRecipe) -> None:
+        """Choose the writer that the recipe names."""
+        self.suffix, self.pack = FORMATS[recipe.file_format]
 
     def work(self, samples: Sequence[UnitSample]) -> Outcome:
         """Copy one unit."""

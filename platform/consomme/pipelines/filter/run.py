@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,15 @@ from consomme.base.errors import DataError
 from consomme.base.manifest import Manifest
 from consomme.curate.keep.noise_metrics import auc, auc_by_kind, noise_share
 from consomme.curate.keep.registry import KEEP_POLICIES
-from consomme.execution.driver import ActorPool, run_units
+from consomme.execution.driver import run_job
+from consomme.execution.job import ActorPool, Job
 from consomme.execution.planning import plan_view
 from consomme.execution.runs import Run
 from consomme.execution.session import num_cpus, ray_session
 from consomme.pipelines.filter.columns import ColumnStore
 from consomme.pipelines.filter.copying import CopyStage
 from consomme.pipelines.filter.decide import decide
-from consomme.pipelines.filter.inputs import Runs
+from consomme.pipelines.filter.inputs import InputRuns
 from consomme.pipelines.filter.recipe import FilterRecipe, runs_of
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import pack_rows
@@ -33,13 +35,13 @@ def run(recipe: FilterRecipe) -> Manifest:
     return open_run(recipe).once(_filter)
 
 
-def open_run(recipe: FilterRecipe) -> Run[Runs]:
+def open_run(recipe: FilterRecipe) -> Run[InputRuns]:
     """Resolve the runs that the recipe reads; writes nothing."""
     runs = runs_of(recipe)
     return Run.open("filter", recipe, runs, parents=runs.urls)
 
 
-def _filter(run: Run[Runs]) -> Manifest:
+def _filter(run: Run[InputRuns]) -> Manifest:
     recipe, runs = run.recipe, run.resolved
     policy = KEEP_POLICIES.build(recipe.keep, "keep")
     measured = [*MEASURED, recipe.noise_label] if recipe.noise_label else []
@@ -122,12 +124,12 @@ def _measure(
 def _copy(recipe: FilterRecipe, folder: RunFolder, view: View) -> None:
     """Copy what the view keeps, each unit into a shard of its own."""
     with ray_session():
-        run_units(
-            plan_view(folder, view),
-            folder,
+        job = Job(
+            name="copy",
+            plan=plan_view(folder, view),
+            folder=folder,
             kind="rows",
-            stage=CopyStage,
-            stage_options={"file_format": recipe.file_format},
-            what="copy",
+            stage=partial(CopyStage, recipe),
             pool=ActorPool(max_actors=recipe.num_actors or num_cpus(), cpus=0.5),
         )
+        run_job(job)

@@ -9,14 +9,14 @@ from typing import Any
 
 from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
-from consomme.curate.caption.prompts import resolve_prompts
-from consomme.execution.driver import ActorPool, run_units
+from consomme.execution.driver import run_job
+from consomme.execution.job import ActorPool, Job
 from consomme.execution.planning import plan_shards, plan_view
 from consomme.execution.rejects import check_rejects
 from consomme.execution.runs import Run, folders_of
 from consomme.execution.session import ray_session
 from consomme.pipelines.recaption.metrics import check_canaries, metrics_of, most_common, texts_of
-from consomme.pipelines.recaption.recipe import RecaptionRecipe, sampling_of
+from consomme.pipelines.recaption.recipe import RecaptionRecipe
 from consomme.storage.captions import CAPTIONS, check_units, planned_units, unit_reader
 from consomme.storage.model_folder import model_content_hash, model_folder
 from consomme.storage.shards import Shard, find_shards, shards_fingerprint
@@ -47,7 +47,6 @@ def open_run(recipe: RecaptionRecipe) -> Run[RecaptionInputs]:
     from consomme.engines.generation.registry import GENERATION_ENGINES
 
     has_shards = bool(recipe.inputs or recipe.sources)
-    _check(recipe, has_shards)
     engine = GENERATION_ENGINES.build(recipe.engine, "engine")
     model, inputs = _writer(recipe.model, engine)
     parents = [url for url in (recipe.view, recipe.captions) if url]
@@ -73,22 +72,18 @@ def _recaption(run: Run[RecaptionInputs]) -> Manifest:
             else plan_shards(folder, inputs.shards, recipe.unit_rows)
         )
         check_units(recipe.captions, (u.unit_id for u in planned_units(folder, plan)))
-        run_units(
-            plan,
-            folder,
+        job = Job(
+            name="recaption",
+            plan=plan,
+            folder=folder,
             kind=CAPTIONS,
-            stage=CaptionStage,
-            stage_options={
-                "recipe": recipe,
-                "model": inputs.model,
-                "model_hash": inputs.model_hash,
-            },
-            what="recaption",
+            stage=partial(CaptionStage, recipe, inputs.model, inputs.model_hash),
             pool=_pool(recipe, engine),
             max_reject_fraction=recipe.max_reject_fraction,
             read=unit_reader(recipe.captions),
             check=partial(check_canaries, folder.url, recipe.canary_max_same),
         )
+        run_job(job)
     counts = folder.total_counts()
     check_rejects(counts, recipe.max_reject_fraction, folder.url)
     texts = texts_of(folder.url)
@@ -98,31 +93,6 @@ def _recaption(run: Run[RecaptionInputs]) -> Manifest:
         decisions={"most_common": most_common(texts)},
         outputs={CAPTIONS: "data", "rejects": "rejects"},
     )
-
-
-def _check(recipe: RecaptionRecipe, has_shards: bool) -> None:
-    """Refuse what contradicts itself, before Ray starts; all of it at once."""
-    problems = []
-    if (recipe.view is None) != has_shards:
-        problems.append("expected either view or inputs (or sources): found both, or neither")
-    for name in ("fraction", "canary_fraction", "canary_max_same"):
-        value = getattr(recipe, name)
-        if not 0 <= value <= 1:
-            problems.append(f"{name}: found {value}, expected 0 to 1")
-    if not recipe.fraction:
-        problems.append("fraction: found 0, so nothing would be asked; expected more")
-    try:
-        sampling_of(recipe)
-    except ValueError as error:
-        problems.append(str(error))
-    if problems:
-        raise RecipeError.from_problems("recaption", problems)
-    for prompt in resolve_prompts(recipe.prompts):
-        if prompt.needs_written and recipe.captions is None:
-            raise RecipeError(
-                f"prompts: {prompt.prompt_id} is about two captions of one picture; name the run"
-                " that wrote the second one, captions: RUN"
-            )
 
 
 def _writer(model: str, engine: Any) -> tuple[str, dict[str, str]]:

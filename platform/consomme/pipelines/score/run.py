@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
-from consomme.curate.caption.prompt_pools import PromptPools
-from consomme.execution.driver import ActorPool, run_units
+from consomme.execution.driver import run_job
+from consomme.execution.job import ActorPool, Job
 from consomme.execution.planning import plan_shards
 from consomme.execution.rejects import check_rejects
 from consomme.execution.runs import Run, folders_of
@@ -36,8 +37,7 @@ def run(recipe: ScoreRecipe) -> Manifest:
 
 
 def open_run(recipe: ScoreRecipe) -> Run[ScoreInputs]:
-    """Check the recipe and resolve its inputs; writes nothing."""
-    _check(recipe)
+    """Resolve the inputs of a recipe; writes nothing."""
     shards = find_shards(recipe.inputs, recipe.source, recipe.sources)
     model = model_folder(recipe.model)
     inputs = {"data": shards_fingerprint(shards), "model": model_content_hash(model)}
@@ -52,34 +52,21 @@ def open_run(recipe: ScoreRecipe) -> Run[ScoreInputs]:
 
 
 def _score(run: Run[ScoreInputs]) -> Manifest:
-    recipe, model = run.recipe, run.resolved.model
+    recipe = run.recipe
     with ray_session():
         plan = plan_shards(run.folder, run.resolved.shards, recipe.unit_rows)
         check_units(recipe.captions, (u.unit_id for u in planned_units(run.folder, plan)))
-        run_units(
-            plan,
-            run.folder,
+        job = Job(
+            name="score",
+            plan=plan,
+            folder=run.folder,
             kind="scores",
-            stage=PerplexityStage,
-            stage_options={
-                "model": model,
-                "prompt": recipe.prompt,
-                "labels": list(recipe.labels),
-                "max_caption_tokens": recipe.max_caption_tokens,
-                "token_budget": recipe.token_budget,
-                "too_long": recipe.too_long,
-                "dtype": recipe.dtype,
-                "formula": recipe.formula,
-                "prompts": recipe.prompts,
-                "prompt_key": recipe.prompt_key,
-                "engine": recipe.engine,
-                "tensor_parallel": recipe.tensor_parallel,
-            },
-            what="score",
+            stage=partial(PerplexityStage, recipe, run.resolved.model),
             pool=_pool(recipe),
             max_reject_fraction=recipe.max_reject_fraction,
             read=unit_reader(recipe.captions),
         )
+        run_job(job)
     counts = run.folder.total_counts()
     check_rejects(counts, recipe.max_reject_fraction, run.folder.url)
     sums = run.folder.total_sums()
@@ -92,31 +79,6 @@ def _score(run: Run[ScoreInputs]) -> Manifest:
         },
         outputs={"scores": "data", "rejects": "rejects"},
     )
-
-
-def _check(recipe: ScoreRecipe) -> None:
-    """Refuse what no engine can do, before Ray starts."""
-    PromptPools.read(recipe.prompts, recipe.prompt_key, recipe.prompt)
-    if recipe.engine == "vllm":
-        for name, only in (
-            ("formula", "exact"),
-            ("dtype", "auto"),
-            ("token_budget", None),
-            ("actors_per_gpu", 1),
-        ):
-            found = getattr(recipe, name)
-            if found != only:
-                raise RecipeError(
-                    f"{name}: found {found}, but engine vllm decides this itself; leave it out, or"
-                    " score with engine: transformers"
-                )
-    elif recipe.tensor_parallel != 1:
-        raise RecipeError(
-            f"tensor_parallel: found {recipe.tensor_parallel}, but engine transformers keeps a"
-            " model on one GPU; say engine: vllm"
-        )
-    if recipe.actors_per_gpu < 1:
-        raise RecipeError(f"actors_per_gpu: found {recipe.actors_per_gpu}, expected 1 or more")
 
 
 def _pool(recipe: ScoreRecipe) -> ActorPool:

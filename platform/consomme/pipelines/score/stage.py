@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -15,53 +15,23 @@ from consomme.execution.stage import DecodedSample, Outcome, UnitSample, UnitSta
 
 if TYPE_CHECKING:
     from consomme.engines.scoring.requests import Score, ScoringEngine
+    from consomme.pipelines.score.recipe import ScoreRecipe
 
 
 class PerplexityStage(UnitStage):
     """Attach the columns of `score_columns`; loads the model once per actor."""
 
-    def __init__(
-        self,
-        model: str,
-        prompt: str,
-        labels: Sequence[str],
-        max_caption_tokens: int,
-        token_budget: int | None,
-        too_long: str = "reject",
-        dtype: str = "auto",
-        formula: str = "exact",
-        prompts: Mapping[str, Sequence[str]] | None = None,
-        prompt_key: str = "text_type",
-        engine: str = "transformers",
-        tensor_parallel: int = 1,
-    ) -> None:
-        """Load the scorer."""
-        self.labels = labels
-        self.prompts = PromptPools.read(prompts or {}, prompt_key, prompt)
-        self.keeps_prompts = bool(prompts)
-        self.scorer: ScoringEngine
-        if engine == "vllm":
-            from consomme.engines.scoring.vllm import VLLMScorer
-            from consomme.engines.vllm_engine import EngineOptions
+    def __init__(self, recipe: ScoreRecipe, model: str) -> None:
+        """Load the scoring engine.
 
-            self.scorer = VLLMScorer(
-                model,
-                max_caption_tokens=max_caption_tokens,
-                truncates=too_long == "truncate",
-                options=EngineOptions(tensor_parallel=tensor_parallel),
-            )
-            return
-        from consomme.curate.perplexity import FORMULAS
-        from consomme.engines.scoring.transformers import TransformersScorer
-
-        self.scorer = TransformersScorer(
-            model,
-            FORMULAS[formula],
-            max_caption_tokens=max_caption_tokens,
-            truncates=too_long == "truncate",
-            token_budget=token_budget,
-            dtype=dtype,
-        )
+        Args:
+            recipe: Of the run.
+            model: Folder of the model on this machine.
+        """
+        self.labels = recipe.labels
+        self.prompts = PromptPools.read(recipe.prompts, recipe.prompt_key, recipe.prompt)
+        self.keeps_prompts = bool(recipe.prompts)
+        self.scorer = _open_engine(recipe, model)
 
     def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         """Score one unit."""
@@ -110,6 +80,31 @@ class PerplexityStage(UnitStage):
                 "num_tokens": sum(s.num_tokens for _, s in rows),
             },
         )
+
+
+def _open_engine(recipe: ScoreRecipe, model: str) -> ScoringEngine:
+    truncates = recipe.too_long == "truncate"
+    if recipe.engine == "vllm":
+        from consomme.engines.scoring.vllm import VLLMScorer
+        from consomme.engines.vllm_engine import EngineOptions
+
+        return VLLMScorer(
+            model,
+            max_caption_tokens=recipe.max_caption_tokens,
+            truncates=truncates,
+            options=EngineOptions(tensor_parallel=recipe.tensor_parallel),
+        )
+    from consomme.curate.perplexity import FORMULAS
+    from consomme.engines.scoring.transformers import TransformersScorer
+
+    return TransformersScorer(
+        model,
+        FORMULAS[recipe.formula],
+        max_caption_tokens=recipe.max_caption_tokens,
+        truncates=truncates,
+        token_budget=recipe.token_budget,
+        dtype=recipe.dtype,
+    )
 
 
 def score_columns(scores: Sequence[Score], num_bytes: Sequence[int]) -> dict[str, pa.Array]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -16,13 +17,14 @@ import pyarrow as pa
 from consomme.base.manifest import Manifest
 from consomme.curate.tag.registry import TAGGERS
 from consomme.curate.tag.tagger import Tagger
-from consomme.execution.driver import ActorPool, run_units
+from consomme.execution.driver import run_job
+from consomme.execution.job import ActorPool, Job
 from consomme.execution.planning import plan_shards
 from consomme.execution.rejects import check_rejects
 from consomme.execution.runs import Run, folders_of
 from consomme.execution.session import num_cpus, ray_session
 from consomme.pipelines.tag.recipe import TagRecipe
-from consomme.pipelines.tag.stage import TAGS, BlindTagStage, SeeingTagStage
+from consomme.pipelines.tag.stage import TAGS, TextTagStage, PictureTagStage
 from consomme.storage.shards import Shard, find_shards, shards_fingerprint
 
 _SHOWN = 12
@@ -54,9 +56,9 @@ def open_run(recipe: TagRecipe) -> Run[TagInputs]:
     inputs = {"data": shards_fingerprint(shards)}
     inputs |= {f"model {name}": model_content_hash(path) for name, path in folders.items()}
     inputs |= {
-        f"tagger {node['name']}": tagger.knowledge
+        f"tagger {node['name']}": tagger.data_version
         for node, tagger in zip(recipe.taggers, taggers, strict=True)
-        if tagger.knowledge
+        if tagger.data_version
     }
     return Run.open(
         "tag",
@@ -71,21 +73,16 @@ def _tag(run: Run[TagInputs]) -> Manifest:
     recipe, taggers, folders = run.recipe, run.resolved.taggers, run.resolved.models
     sees = any(tagger.needs_pictures for tagger in taggers)
     with ray_session():
-        run_units(
-            plan_shards(run.folder, run.resolved.shards, recipe.unit_rows),
-            run.folder,
+        job = Job(
+            name="tag",
+            plan=plan_shards(run.folder, run.resolved.shards, recipe.unit_rows),
+            folder=run.folder,
             kind=TAGS,
-            stage=SeeingTagStage if sees else BlindTagStage,
-            stage_options={
-                "nodes": [dict(node) for node in recipe.taggers],
-                "folders": folders,
-                "token_budget": recipe.token_budget,
-                "dtype": recipe.dtype,
-            },
-            what="tag",
+            stage=partial(PictureTagStage if sees else TextTagStage, recipe, folders),
             pool=_pool(recipe, asks_models=bool(folders)),
             max_reject_fraction=recipe.max_reject_fraction,
         )
+        run_job(job)
     counts = run.folder.total_counts()
     check_rejects(counts, recipe.max_reject_fraction, run.folder.url)
     return run.finish(

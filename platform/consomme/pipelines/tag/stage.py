@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from consomme.curate.tag.registry import TAGGERS
-from consomme.curate.tag.tagger import Subject, TagProblem
+from consomme.curate.tag.tagger import TaggerInput, TagProblem
 from consomme.execution.stage import (
     BytesStage,
     DecodedSample,
@@ -18,36 +18,33 @@ from consomme.execution.stage import (
     reject_of,
 )
 
+if TYPE_CHECKING:
+    from consomme.pipelines.tag.recipe import TagRecipe
+
 TAGS = "tags"
 """Kind of the output files that hold a unit's columns."""
 
 
-class _Taggers:
+class _OpenTaggers:
     """All taggers of a recipe, open."""
 
-    def __init__(
-        self,
-        nodes: Sequence[Mapping[str, Any]],
-        folders: Mapping[str, str],
-        token_budget: int | None,
-        dtype: str,
-    ) -> None:
+    def __init__(self, recipe: TagRecipe, folders: Mapping[str, str]) -> None:
         from consomme.pipelines.tag.models import OpenModels
 
-        models = OpenModels(folders, token_budget, dtype)
-        self.taggers = [TAGGERS.build(node, "taggers") for node in nodes]
+        models = OpenModels(folders, recipe.token_budget, recipe.dtype)
+        self.taggers = [TAGGERS.build(node, "taggers") for node in recipe.taggers]
         self.tags = [tagger.open(models) for tagger in self.taggers]
 
-    def outcome(self, rows: Sequence[int], subjects: Sequence[Subject]) -> Outcome:
+    def outcome(self, rows: Sequence[int], inputs: Sequence[TaggerInput]) -> Outcome:
         """Tag some samples; one that any tagger has a problem with is rejected."""
-        found = [tag(subjects) for tag in self.tags]
+        found = [tag(inputs) for tag in self.tags]
         problems: dict[int, TagProblem] = {}
         for tags in reversed(found):
             problems |= tags.problems
-        good = [k for k in range(len(subjects)) if k not in problems]
+        good = [k for k in range(len(inputs)) if k not in problems]
         columns: dict[str, Any] = {
             "row": pa.array([rows[k] for k in good], pa.int32()),
-            "sample_id": pa.array([subjects[k].sample.sample_id for k in good], pa.string()),
+            "sample_id": pa.array([inputs[k].sample.sample_id for k in good], pa.string()),
         }
         counts: dict[str, int] = {}
         for tagger, tags in zip(self.taggers, found, strict=True):
@@ -58,33 +55,43 @@ class _Taggers:
                     for value in values:
                         counts[f"{name}/{value}"] = counts.get(f"{name}/{value}", 0) + 1
         rejects = [
-            (rows[k], reject_of(subjects[k].sample, problem.reason, problem.detail))
+            (rows[k], reject_of(inputs[k].sample, problem.reason, problem.detail))
             for k, problem in sorted(problems.items())
         ]
         return Outcome(table=pa.table(columns), rejects=rejects, counts=counts)
 
 
-class SeeingTagStage(UnitStage):
+class PictureTagStage(UnitStage):
     """Tag samples with their pictures decoded."""
 
-    def __init__(self, **options: Any) -> None:
-        """Open the taggers."""
-        self.taggers = _Taggers(**options)
+    def __init__(self, recipe: TagRecipe, folders: Mapping[str, str]) -> None:
+        """Open the taggers.
+
+        Args:
+            recipe: Of the run.
+            folders: Folder on this machine of each model that the taggers name.
+        """
+        self.taggers = _OpenTaggers(recipe, folders)
 
     def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         """Tag one unit, or a piece of it."""
-        subjects = [Subject(sample=item.sample, image=item.image) for item in samples]
-        return self.taggers.outcome([item.row for item in samples], subjects)
+        inputs = [TaggerInput(sample=item.sample, image=item.image) for item in samples]
+        return self.taggers.outcome([item.row for item in samples], inputs)
 
 
-class BlindTagStage(BytesStage):
+class TextTagStage(BytesStage):
     """Tag samples without a look at their pictures."""
 
-    def __init__(self, **options: Any) -> None:
-        """Open the taggers."""
-        self.taggers = _Taggers(**options)
+    def __init__(self, recipe: TagRecipe, folders: Mapping[str, str]) -> None:
+        """Open the taggers.
+
+        Args:
+            recipe: Of the run.
+            folders: Folder on this machine of each model that the taggers name.
+        """
+        self.taggers = _OpenTaggers(recipe, folders)
 
     def work(self, samples: Sequence[UnitSample]) -> Outcome:
         """Tag one unit."""
-        subjects = [Subject(sample=item.sample) for item in samples]
-        return self.taggers.outcome([item.row for item in samples], subjects)
+        inputs = [TaggerInput(sample=item.sample) for item in samples]
+        return self.taggers.outcome([item.row for item in samples], inputs)

@@ -1,0 +1,49 @@
+"""The private names of Ray that consomme uses, all in one place.
+
+They may move with any release, so pyproject.toml pins Ray, and one test
+(tests/execution/test_ray_private.py) looks up each of them: it fails when an upgrade moves one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+NAMES = {
+    # Label of a node by which a task is sent to it, or kept away from it.
+    "NODE_ID_LABEL": "ray._raylet:RAY_NODE_ID_KEY",
+    # Environment variable with the hook that each worker process runs first.
+    "SETUP_HOOK_VARIABLE": "ray._private.ray_constants:WORKER_PROCESS_SETUP_HOOK_ENV_VAR",
+    # Ray Train's controller and what its trainer gives it.
+    "TrainController": "ray.train.v2._internal.execution.controller:TrainController",
+    "ReportCallback": "ray.train.v2._internal.execution.callback:ReportCallback",
+    "DatasetsCallback": "ray.train.v2._internal.callbacks.datasets:DatasetsCallback",
+    "PlacementGroupCleanerCallback": (
+        "ray.train.v2._internal.callbacks.placement_group_callback:PlacementGroupCleanerCallback"
+    ),
+    "get_env_vars_to_propagate": "ray.train.v2._internal.constants:get_env_vars_to_propagate",
+    "WARN_BLOCKING_GET_VARIABLE": (
+        "ray._common.constants:RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR"
+    ),
+    "WARN_BLOCKING_GET_DEFAULT": (
+        "ray.train.v2._internal.constants:DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE"
+    ),
+}
+"""Name here -> `module:attribute` in Ray."""
+
+OVERRIDDEN = {
+    "ray.train.torch:TorchTrainer": ("_initialize_and_run_controller", "_create_default_callbacks"),
+}
+"""Class -> its private methods that a class of ours overrides."""
+
+LOGGERS = ("ray.data", "ray.data._internal")
+"""Loggers of Ray Data's remarks."""
+
+TRAIN_SNAPSHOT = "checkpoints/checkpoint_manager_snapshot.json"
+"""Where Ray Train writes which checkpoints of a run are in storage, below the run folder."""
+
+
+def ray_private(name: str) -> Any:
+    """Import one of `NAMES`; imports no more of Ray than that needs."""
+    module, _, attribute = NAMES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
