@@ -1,9 +1,9 @@
-"""How well scores tell noise from good captions: a real language model's, and the nano VLM's.
+"""How well scores separate noisy captions from clean ones, for SmolLM2 and for the nano VLM.
 
-    python -m tests.benchmarks.run telling
+    python -m tests.benchmarks.run noise_detection
 
-SmolLM2-135M has no eyes: it scores emoji names and scene captions against damaged ones by fluency.
-The nano VLM scores web noise of every kind, by perplexity and by what the picture adds.
+SmolLM2-135M has no vision encoder: it scores emoji names and scene captions against damaged ones by
+fluency. The nano VLM scores every kind of web noise, by perplexity and by image gain.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ WORDS = {"shuffled": "shuffled ones", "spam": "of shop spam", "file_name": "file
 
 
 def row(key: str, value: float, baseline: str, how: str) -> Row:
-    """One area under the curve."""
+    """Return one figure: an area under the ROC curve."""
     return {"key": key, "value": round(value, 4), "unit": "AUC", "baseline": baseline, "how": how}
 
 
 def shuffled(text: str, rng: random.Random) -> str:
-    """The words of a text in another order; of one word its letters."""
+    """Shuffle the words of a text, or the letters of a single word."""
     words = text.split()
     parts = words if len(words) > 1 else list(text)
     for _ in range(10):
@@ -39,7 +39,7 @@ def shuffled(text: str, rng: random.Random) -> str:
 
 
 def language_rows() -> list[Row]:
-    """Real captions against shuffled ones, spam and file names, by SmolLM2's perplexity."""
+    """Separate captions from shuffled ones, spam and file names by SmolLM2's perplexity."""
     from tests.support import smollm2
 
     from consomme.curate.keep.noise_metrics import auc_by_kind
@@ -49,7 +49,7 @@ def language_rows() -> list[Row]:
     from consomme.engines.scoring.requests import Score, ScoringRequest
     from consomme.engines.scoring.transformers import TransformersScorer
 
-    made = []
+    figures = []
     with tempfile.TemporaryDirectory() as scratch:
         scorer = TransformersScorer(smollm2.make(Path(scratch, "smollm2")), token_nll, threads=2)
         for data, source in (
@@ -64,13 +64,13 @@ def language_rows() -> list[Row]:
                 noisy = add_noise(samples, fraction=1.0, seed=0, kinds=(kind,))
                 texts[kind] = [s.caption for s in noisy]
             kinds = [kind for kind, some in texts.items() for _ in some]
-            questions = [
+            requests = [
                 ScoringRequest.about("Describe the picture in one sentence.", text)
                 for some in texts.values()
                 for text in some
             ]
             texts_N = [text for some in texts.values() for text in some]
-            scores = scorer.score(questions)
+            scores = scorer.score(requests)
             assert all(isinstance(score, Score) for score in scores), scores
             nats_N = np.array([s.nll / s.num_tokens for s in scores])
             bits_N = np.array(
@@ -89,13 +89,13 @@ def language_rows() -> list[Row]:
                             f" {WORDS[kind]}; median perplexity {middle['']:.0f} and"
                             f" {middle[kind]:.0f}"
                         )
-                        key = f"telling.smollm2.{data}.{kind}.{score}"
-                        made.append(row(key, by_kind[kind], "0.5", how))
-    return made
+                        key = f"noise_detection.smollm2.{data}.{kind}.{score}"
+                        figures.append(row(key, by_kind[kind], "0.5", how))
+    return figures
 
 
 def nano_rows() -> list[Row]:
-    """Web noise by kind: perplexity given the picture, and image gain, of the nano VLM."""
+    """Separate clean captions from each kind of web noise by the nano VLM's scores."""
     from consomme.curate.keep.noise_metrics import auc_by_kind
     from consomme.curate.perplexity import token_nll
     from consomme.datasets.sources import EmojiSource, SceneSource
@@ -107,37 +107,38 @@ def nano_rows() -> list[Row]:
 
     scorer = TransformersScorer(model_folder("package://models/nano"), token_nll, threads=2)
     kinds_used = [kind for kind in KINDS if kind != NEAR_DUPLICATE]
-    made = []
+    figures = []
     sources: Sequence[tuple[str, Any]] = (
         ("scenes", SceneSource(num=SCENES)),
         ("emoji", EmojiSource(styles=("noto",))),
     )
     for data, source in sources:
         noisy = add_noise(list(source()), fraction=0.7, seed=0, kinds=kinds_used)
-        found = scorer.score(
+        results = scorer.score(
             [ScoringRequest.about("describe the image.", s.caption, decode(s.image)) for s in noisy]
         )
-        pairs = [(s, f) for s, f in zip(noisy, found, strict=True) if isinstance(f, Score)]
+        pairs = [(s, f) for s, f in zip(noisy, results, strict=True) if isinstance(f, Score)]
         kinds = ["" if s.meta["noise"] == "clean" else str(s.meta["noise"]) for s, _ in pairs]
         perplexity_N = np.array([f.nll / f.num_tokens for _, f in pairs])
         text_N = np.array([f.nll_text / f.num_tokens for _, f in pairs])
-        seen = auc_by_kind(perplexity_N, kinds)
-        blind = auc_by_kind(text_N, kinds)
+        with_image = auc_by_kind(perplexity_N, kinds)
+        text_only = auc_by_kind(text_N, kinds)
         gain = auc_by_kind(perplexity_N - text_N, kinds)
-        for kind in seen:
+        for kind in with_image:
             how = (
                 f"nano VLM, {data}: {kinds.count(kind)} captions {kind.replace('_', ' ')} against"
                 f" {kinds.count('')} good ones"
             )
             for score, by_kind in (
-                ("text_only_perplexity", blind),
-                ("perplexity", seen),
+                ("text_only_perplexity", text_only),
+                ("perplexity", with_image),
                 ("image_gain", gain),
             ):
-                made.append(row(f"telling.nano.{data}.{kind}.{score}", by_kind[kind], "0.5", how))
-    return made
+                key = f"noise_detection.nano.{data}.{kind}.{score}"
+                figures.append(row(key, by_kind[kind], "0.5", how))
+    return figures
 
 
 def rows() -> list[Row]:
-    """Measure both."""
+    """Measure both models."""
     return [*language_rows(), *nano_rows()]
