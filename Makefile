@@ -1,5 +1,5 @@
-# Every target sets up first; setting up again costs nothing until pyproject.toml or constraints.txt
-# change. ARGS reaches the command: make test ARGS='-k ledger', make quickstart ARGS='name=mine'.
+# Every target runs the set-up first, which does nothing until pyproject.toml or constraints.txt change.
+# ARGS is passed to the command: make test ARGS='-k ledger', make quickstart ARGS='name=mine'.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -8,26 +8,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-# A machine with a working NVIDIA driver gets the CUDA builds.
+# CUDA builds on a machine with a working NVIDIA driver, CPU builds elsewhere.
 EXTRA := $(shell if nvidia-smi -L >/dev/null 2>&1; then echo gpu; else echo cpu; fi)
 PINS := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 STAMP := $(VENV)/.consomme-$(EXTRA)-$(PINS)
 
-# `===` is the exact build without a suffix, so a CPU build that pip may know of is not taken.
+# `===` matches the exact version without a suffix, so pip does not take a CPU build.
 TORCH := $(if $(filter gpu,$(EXTRA)),torch===2.13.0,torch==2.13.0)
 
-# Many containers forbid Python to keep what it has compiled. Then each process would compile all
-# that it imports anew, and Ray starts many: so it is allowed here, and what all of them import is
-# compiled once with the set-up. Compiling all that is installed would take three times as long.
+# Many containers disable Python's bytecode cache. Ray starts many processes, and each would compile
+# its imports again. So the cache is enabled, and set-up compiles the modules that all processes
+# import; compiling every installed module would take three times as long.
 export PYTHONDONTWRITEBYTECODE :=
 IMPORTED := consomme.engines.scoring.transformers, consomme.engines.generation.vllm, \
             vllm.v1.engine.async_llm, ray.data, ray.train.torch, ray.tune, \
             torch.distributed.fsdp, deepspeed
 
-# DeepSpeed would look for a compiler; its operators are built when first used, if ever.
+# Without this, DeepSpeed looks for a compiler; its operators are built on first use, if ever.
 PIP := DS_BUILD_OPS=0 $(BIN)/python -m pip --disable-pip-version-check
-# uv takes a quarter of pip's time, but reads none of pip's settings: where those name an index that
-# has what PyPI has not, pip does it.
+# uv takes a quarter of pip's time but ignores pip's settings; if they name a package index that is
+# needed, uv fails and pip installs.
 UV := DS_BUILD_OPS=0 $(BIN)/uv pip install --quiet --python $(BIN)/python
 HERE := '.[$(EXTRA),dev]'
 install = $(UV) $(1) || $(PIP) install --quiet --no-compile $(1)
@@ -37,14 +37,14 @@ PYTHON_IS_FIT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 
 
 help:
 	@echo 'make setup        create $(VENV) and install everything, pinned ($(EXTRA))'
-	@echo 'make quickstart   the whole loop on real pictures, then one table and one page'
-	@echo 'make test         all tests; what this machine cannot run is skipped'
-	@echo 'make test-quick   the tests that start neither Ray nor vLLM'
-	@echo 'make lint         format, lint, types, and who imports whom'
-	@echo 'make format       mend what can be mended by itself'
-	@echo 'make bench        measure; writes tests/benchmarks/results/'
-	@echo 'make chaos        kill everything at random moments for some hours; ARGS=seed=2'
-	@echo 'make clean        remove $(VENV) and caches; runs stay'
+	@echo 'make quickstart   run the whole loop on real images; prints a table and the path of a report'
+	@echo 'make test         run all tests; skips what this machine cannot run'
+	@echo 'make test-quick   run the tests that start neither Ray nor vLLM and are not slow'
+	@echo 'make lint         check format, lint, types and import contracts'
+	@echo 'make format       format, and apply automatic fixes'
+	@echo 'make bench        run the benchmarks; writes tests/benchmarks/results/ and the tables'
+	@echo 'make chaos        kill processes at random moments for some hours; ARGS=seed=2'
+	@echo 'make clean        remove $(VENV) and caches, but no runs'
 
 setup: $(STAMP)
 
@@ -67,11 +67,11 @@ $(STAMP): pyproject.toml constraints.txt
 	    exit 2; \
 	  fi; \
 	fi
-	@echo 'Installing pinned dependencies ($(EXTRA)); this is done once and takes some minutes'
+	@echo 'Installing pinned dependencies ($(EXTRA)); this happens once and takes some minutes'
 	$(PIP) install --quiet --no-compile -c constraints.txt '$(TORCH)' uv
 	$(call install,-c constraints.txt -e $(HERE))
 ifeq ($(EXTRA),cpu)
-	@# There is no CPU build of torchvision, and its own dependencies would bring a CUDA torch.
+	@# torchvision has no CPU build here, and its dependencies would install a CUDA torch.
 	$(call install,--no-deps torchvision==0.28.0)
 endif
 	@said=$$($(BIN)/python -c 'import $(IMPORTED)' 2>&1) || { echo "$$said" >&2; exit 1; }
@@ -81,8 +81,8 @@ endif
 quickstart: setup
 	$(BIN)/consomme loop recipes/quickstart.yaml $(ARGS)
 
-# Clusters wait a lot: so two halves run beside each other, and the second one is shown when it is
-# done. Exit code 5 says that ARGS chose none of a half's tests.
+# Two halves run in parallel, because tests of clusters mostly wait; the output of the second half is
+# shown when it is done. Exit code 5 of pytest: ARGS selects no test of that half.
 PYTEST := $(BIN)/python -m pytest --durations=25
 
 test: setup
@@ -96,7 +96,7 @@ test: setup
 	cat build/others.log; \
 	case "$$here $$there" in '0 0' | '5 0') ;; *) exit 1 ;; esac
 
-# A file's tests stay together: they share models and servers.
+# loadfile: the tests of a file share models and servers.
 test-quick: setup
 	$(BIN)/python -m pytest tests -n logical --maxprocesses 8 --dist loadfile \
 	  -m 'not ray and not vllm and not slow and not long' $(ARGS)
