@@ -7,8 +7,9 @@ import itertools
 import textwrap
 import types
 from collections.abc import Iterator
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin
 
+from consomme.base.bounds import hints_of
 from consomme.base.registry import Registry
 from consomme.base.schema import default_of, is_keyed, registry_of, to_plain, type_name
 
@@ -52,7 +53,7 @@ def describe(schema: type[Any], indent: str = "") -> str:
 
 def _describe(schema: type[Any], indent: str, inside: tuple[Registry[Any], ...]) -> Iterator[str]:
     """Explain a schema; `inside` are the registries whose strategies this is one of."""
-    hints, docs = get_type_hints(schema), field_docs(schema)
+    hints, docs = hints_of(schema), field_docs(schema)
     for field in dataclasses.fields(schema):
         if not field.init:
             continue

@@ -1,8 +1,8 @@
-"""The errors a user can do something about, and the exit code each one ends the program with.
+"""Errors that a user can fix, and the exit code of each.
 
 A message says what was found, where (key path, shard, tensor), what was expected and what to do.
 Anything that is not a `ConsommeError` is our own bug and ends with a traceback and exit code 1.
-A bad sample inside the data is not an error at all: see `consomme.base.sample.Reject`.
+A bad sample inside the data is not an error but a reject: see `consomme.base.sample.Reject`.
 """
 
 from collections.abc import Sequence
@@ -19,20 +19,24 @@ class ConsommeError(Exception):
     """Base of everything consomme raises on purpose."""
 
     exit_code: ClassVar[int] = EXIT_BUG
-    """What the process returns when this error reaches the command line."""
+    """Exit code of the process when this error reaches the command line."""
 
 
 class RecipeError(ConsommeError):
-    """The recipe, an override or the command line asks for something that cannot be done."""
+    """The recipe, an override or the command line is invalid."""
 
     exit_code = EXIT_USER
+    problems: tuple[str, ...] = ()
+    """One sentence for each problem; empty if the message is the only one."""
 
     @classmethod
     def from_problems(cls, where: str, problems: Sequence[str]) -> Self:
-        """Put all problems of one recipe into one message, so that one edit mends them all."""
+        """Put all problems of one recipe into one message, so that one edit can fix them all."""
         noun = "problem" if len(problems) == 1 else "problems"
         lines = "".join(f"\n  - {problem}" for problem in problems)
-        return cls(f"{where}: {len(problems)} {noun}{lines}")
+        error = cls(f"{where}: {len(problems)} {noun}{lines}")
+        error.problems = tuple(problems)
+        return error
 
 
 class DataError(ConsommeError):
@@ -42,13 +46,13 @@ class DataError(ConsommeError):
 
 
 class CheckpointError(ConsommeError):
-    """A model folder is missing, incomplete, or does not fit what it is asked to do."""
+    """A model folder is missing, incomplete, or unsuitable for the task."""
 
     exit_code = EXIT_USER
 
 
 class ClusterError(ConsommeError):
-    """The infrastructure failed; the same command may succeed later and goes on where it was."""
+    """The infrastructure failed; the same command may succeed later, and resumes."""
 
     exit_code = EXIT_TRY_AGAIN
 
@@ -56,9 +60,9 @@ class ClusterError(ConsommeError):
 class SupersededError(ConsommeError):
     """The same run was started again elsewhere, and that attempt took over."""
 
-    # Not "try again": two schedulers that both do would overtake each other for ever.
+    # Not EXIT_TRY_AGAIN: two schedulers that both retry would overtake each other forever.
     exit_code = EXIT_USER
 
 
 class EngineLostError(ClusterError):
-    """The engine died, hangs, or cannot be reached: a fresh one may do the same work."""
+    """The engine died, hangs, or cannot be reached; a new one may succeed."""

@@ -1,4 +1,4 @@
-"""Hash sample ids, and take shares of samples by those hashes."""
+"""Hash sample ids, and select fractions of samples by those hashes."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from numpy.typing import NDArray
 def hash_ids(sample_ids: Iterable[str]) -> NDArray[np.uint64]:
     """Return a stable 64-bit hash per sample id: the same on every machine and in every version.
 
-    Pass ids that are unique over the whole run: prefix the source where sources may share ids.
+    Ids must be unique in the whole run: prefix them with the source if sources may share ids.
     """
     digests = (hashlib.blake2b(i.encode(), digest_size=8).digest() for i in sample_ids)
     return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
 
 
 def is_in_share(sample_id: str, fraction: float) -> bool:
-    """Tell whether a sample is in a fixed share of all samples, by a hash of its own.
+    """Check whether a sample belongs to a fixed fraction of all samples, by a hash of its id.
 
-    A smaller share lies inside a larger one. What `random_fraction` keeps is drawn otherwise, so a
-    share of that is a fair one.
+    A smaller fraction is a subset of a larger one. `random_fraction` uses another hash, so a
+    fraction of what it keeps is not biased.
 
     Args:
-        sample_id: The sample's id.
-        fraction: The share, in [0, 1]; 1 is every sample.
+        sample_id: Id of the sample.
+        fraction: Fraction in [0, 1]; 1 includes every sample.
     """
     digest = hashlib.blake2b(sample_id.encode(), digest_size=8, person=b"share").digest()
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
 def mix_hash(hash_N: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
-    """Return other, equally good 64-bit hashes for a seed (a bijection: no new collisions).
+    """Rehash 64-bit hashes with a seed (a bijection, so without new collisions).
 
     Source: the finaliser of SplitMix64 (Steele, Lea, Flood 2014).
     """

@@ -1,7 +1,7 @@
-"""The manifest: what a finished run read, decided, counted and made, and which runs it came from.
+"""The manifest: inputs, decisions, counts, outputs and parents of a finished run.
 
-It is written last, so a run folder with a manifest is a finished run. Everything that decided
-something (a threshold, an accepted ingredient) is in `decisions`, everything measured in `metrics`.
+It is written last, so a run folder with a manifest is a finished run. Thresholds, accepted
+ingredients and the like are in `decisions`, measurements are in `metrics`.
 """
 
 import dataclasses
@@ -34,13 +34,13 @@ class Parent:
     """A finished run that this one read."""
 
     verb: str
-    """What the parent did."""
+    """Verb of the parent."""
 
     url: str
-    """Its run folder."""
+    """Run folder of the parent."""
 
     fingerprint: str
-    """Its fingerprint, so that a moved or replaced folder is noticed."""
+    """Fingerprint of the parent, to detect a replaced folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +48,10 @@ class Manifest:
     """Record of one finished run."""
 
     verb: str
-    """What was done: `score`, `filter`, …"""
+    """Verb of the run: `score`, `filter`, …"""
 
     name: str
-    """The recipe's name."""
+    """Name in the recipe."""
 
     fingerprint: str
     """Eight hexadecimal digits over the recipe and its inputs."""
@@ -60,45 +60,45 @@ class Manifest:
     """The resolved recipe as plain values."""
 
     inputs: Mapping[str, str] = field(default_factory=dict)
-    """Fingerprints of what was read, by name."""
+    """Fingerprints of inputs, by name."""
 
     counts: Mapping[str, int] = field(default_factory=dict)
     """Samples by outcome: `samples`, `kept`, `rejected`, `rejected/<reason>`, …"""
 
     decisions: Mapping[str, Any] = field(default_factory=dict)
-    """What was chosen, and the numbers that chose it."""
+    """Decisions of the run, with the numbers that they are based on."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """What was measured, named `<verb>/<what>_<unit>`."""
+    """Measurements, named `<verb>/<what>_<unit>`."""
 
     parents: tuple[Parent, ...] = ()
-    """Runs this one read."""
+    """Runs that this one read."""
 
     versions: Mapping[str, str] = field(default_factory=lambda: library_versions())
-    """Libraries that made it."""
+    """Versions of Python and libraries, by name."""
 
     started: str = ""
-    """When the run began, ISO 8601 in UTC."""
+    """Start time, ISO 8601 in UTC."""
 
     seconds: float = 0.0
-    """How long it took, over all attempts that the run knows of."""
+    """Duration, summed over all known attempts."""
 
     outputs: Mapping[str, str] = field(default_factory=dict)
-    """Files made, by what they are; paths inside the run folder."""
+    """Output files by kind; paths inside the run folder."""
 
     url: str = ""
-    """Where the manifest was found. Not stored: a run folder may move."""
+    """URL of the run folder. Not stored, because a run folder may be moved."""
 
 
 def to_json(manifest: Manifest) -> str:
-    """Write a manifest as indented JSON with sorted keys."""
+    """Serialize a manifest as indented JSON with sorted keys."""
     content = to_plain(manifest)
     del content["url"]
     return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def from_json(text: str, url: str = "") -> Manifest:
-    """Read a manifest.
+    """Parse a manifest.
 
     Raises:
         DataError: The text is not a manifest.
@@ -115,10 +115,10 @@ def from_json(text: str, url: str = "") -> Manifest:
 
 
 def lineage(manifest: Manifest, load: Callable[[str], Manifest]) -> list[Manifest]:
-    """Walk the runs a manifest came from.
+    """List the ancestors of a run.
 
     Args:
-        manifest: Where to begin.
+        manifest: Manifest of the run.
         load: Reads the manifest of a run folder, such as
             `consomme.storage.ledger.run_folder.load_manifest`.
 
@@ -126,31 +126,31 @@ def lineage(manifest: Manifest, load: Callable[[str], Manifest]) -> list[Manifes
         All ancestors and the manifest itself, each once, parents before children.
 
     Raises:
-        DataError: A parent folder now holds a different run.
+        DataError: The folder of a parent now holds a different run.
     """
-    done: dict[tuple[str, str], Manifest] = {}
+    visited: dict[tuple[str, str], Manifest] = {}
 
     def visit(current: Manifest) -> None:
         key = (current.verb, current.fingerprint)
-        if key in done:
+        if key in visited:
             return
         for parent in current.parents:
-            found = load(parent.url)
-            if found.fingerprint != parent.fingerprint:
+            loaded = load(parent.url)
+            if loaded.fingerprint != parent.fingerprint:
                 raise DataError(
-                    f"{parent.url}: found a run with fingerprint {found.fingerprint}, but "
+                    f"{parent.url}: found a run with fingerprint {loaded.fingerprint}, but "
                     f"{current.verb}/{current.name} was made from {parent.fingerprint}; "
                     "the folder was replaced"
                 )
-            visit(found)
-        done[key] = current
+            visit(loaded)
+        visited[key] = current
 
     visit(manifest)
-    return list(done.values())
+    return list(visited.values())
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that matter, without importing any of them."""
+    """Return the versions of Python and relevant libraries, without importing them."""
     versions = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:

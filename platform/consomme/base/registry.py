@@ -1,7 +1,7 @@
-"""Named strategies: a recipe says `{name: …, parameter: …}`, a registry makes the object.
+"""Registries of named strategies: build an object from the recipe node `{name: …, parameter: …}`.
 
-A strategy is a frozen dataclass whose fields are its YAML keys, so checking a recipe and building
-the object are one thing. A registry is filled by importing the module that defines its strategies.
+A strategy is a frozen dataclass whose fields are its YAML keys, so building the object checks the
+recipe. A registry is filled by importing the modules that define its strategies.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ C = TypeVar("C")
 
 
 class Registry(Generic[T]):
-    """All strategies of one kind, by the name recipes use.
+    """All strategies of one kind, by the name used in recipes.
 
     Args:
-        kind: What a strategy is called in messages, such as `"keep policy"`.
-        module: Where a reader finds them, such as `"consomme/curate/keep/policy.py"`.
+        kind: Kind of strategy for messages, such as `"keep policy"`.
+        module: File that defines them, for messages, such as `"consomme/curate/keep/policy.py"`.
     """
 
     def __init__(self, kind: str, module: str = "") -> None:
@@ -30,10 +30,10 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[C]], type[C]]:
-        """Make a frozen dataclass known under `name`.
+        """Register a frozen dataclass under `name`.
 
         Raises:
-            TypeError: The class is not a dataclass, or the name is taken: both are our own bugs.
+            TypeError: The class is not a dataclass, or the name is taken; both are our own bugs.
         """
 
         def add(cls: type[C]) -> type[C]:
@@ -47,7 +47,7 @@ class Registry(Generic[T]):
         return add
 
     def build(self, node: Mapping[str, Any], path: str = "") -> T:
-        """Make the strategy a recipe node describes.
+        """Build the strategy that a recipe node describes.
 
         Args:
             node: `{"name": …, parameter: …}`.
@@ -70,11 +70,11 @@ class Registry(Generic[T]):
         return self._classes[name]
 
     def problems(self, node: Any, path: str = "") -> list[str]:
-        """List what is wrong with a recipe node, one sentence each; empty if it can be built."""
+        """List the problems of a recipe node, one sentence each; empty if it can be built."""
         return self.parse(node, path)[1]
 
     def parse(self, node: Any, path: str = "") -> tuple[T | None, list[str]]:
-        """Build the strategy, or say everything that is wrong with its node."""
+        """Build the strategy, or list all problems of its node."""
         where = path or self.kind
         if isinstance(node, str) and node in self._classes:
             return None, [f"{where}: found {node!r}, expected a mapping; write {{name: {node}}}"]

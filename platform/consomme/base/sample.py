@@ -1,7 +1,7 @@
-"""What one sample is, in memory and as an Arrow table, and what becomes of a bad one.
+"""Samples and rejects, in memory and as an Arrow table.
 
 The image is the encoded bytes, never re-encoded. A sample's text is a list of turns; a caption is a
-single assistant turn. A bad sample becomes a `Reject` with a reason out of a fixed vocabulary, so
+single assistant turn. A bad sample becomes a `Reject` with a reason from a fixed vocabulary, so
 that reasons can be counted across runs.
 """
 
@@ -14,46 +14,46 @@ import pyarrow as pa
 
 REASON_MEANINGS: Mapping[str, str] = {
     "caption_empty": "the text is empty, white space or invisible characters only",
-    "caption_missing": "there is no text beside the picture",
-    "caption_not_text": "the text holds NUL characters: binary data, or UTF-16 without a mark",
+    "caption_missing": "there is no text for the image",
+    "caption_not_text": "the text has NUL characters: binary data, or UTF-16 without its mark",
     "caption_not_utf8": "the text is not valid UTF-8",
-    "caption_too_long": "more text than a caption has, or than the model takes",
-    "conversation_malformed": "turns are missing, out of order, or by nobody known",
-    "duplicate_key": "a sample of this name came before",
-    "image_animated": "several frames where one is wanted",
-    "image_empty": "the picture has no bytes",
-    "image_missing": "the record names no picture, or there is none where it says",
-    "image_not_encodable": "the model's own processor does not take the picture",
-    "image_too_large": "more bytes or pixels than the budget, by the header: a bomb, or just huge",
-    "image_too_small": "fewer pixels than wanted",
-    "image_truncated": "the picture breaks off",
-    "image_undecodable": "not a picture, or a damaged one",
-    "killed_worker": "the process that worked on the sample died of it",
-    "meta_not_finite": "the metadata holds NaN or an infinity, which JSON has no word for",
-    "model_output_empty": "the model wrote nothing",
-    "model_output_truncated": "the model was still writing when it had to stop",
-    "model_output_withheld": "what runs the model holds its text back",
-    "model_refused": "what runs the model does not take the request",
+    "caption_too_long": "more text than a caption can have, or than the model accepts",
+    "conversation_malformed": "turns are missing, out of order, or have an unknown role",
+    "duplicate_key": "an earlier sample has the same name",
+    "image_animated": "several frames where one is expected",
+    "image_empty": "the image has 0 bytes",
+    "image_missing": "the record names no image, or the named image does not exist",
+    "image_not_encodable": "the model's image processor fails on the image",
+    "image_too_large": "more bytes or pixels than allowed, by the header: huge, or a bomb",
+    "image_too_small": "fewer pixels than required",
+    "image_truncated": "the image is truncated",
+    "image_undecodable": "not an image, or a damaged one",
+    "killed_worker": "the sample killed the process that worked on it",
+    "meta_not_finite": "the metadata has NaN or an infinity, which JSON cannot represent",
+    "model_output_empty": "the model generated no text",
+    "model_output_truncated": "the model reached its token limit before the end of the text",
+    "model_output_withheld": "the server or engine withheld the generated text",
+    "model_refused": "the server or engine refused the request",
     "model_timeout": "the model did not finish in time",
-    "record_malformed": "the record cannot be parsed, or a part of it is not what it should be",
-    "record_too_large": "more bytes in one record than a reader takes into memory",
-    "record_truncated": "the shard, or the next record, begins before this one has ended",
+    "record_malformed": "the record cannot be parsed, or a part of it has the wrong type",
+    "record_too_large": "more bytes in one record than a reader loads into memory",
+    "record_truncated": "the shard ends, or the next record starts, before the end of this one",
     "score_not_finite": "the model's score is NaN or infinite",
-    "sequence_too_long": "more tokens than the model takes",
-    "text_not_encodable": "the text holds a special token of the model",
+    "sequence_too_long": "more tokens than the model accepts",
+    "text_not_encodable": "the text contains a special token of the model",
     "unsafe_path": "a path that is absolute or leads out of its folder",
-    "url_not_image": "what came from the URL is not a picture",
-    "url_opted_out": "the server does not want the picture to be used",
-    "url_refused": "the URL leads to a private address, or is of a kind that is never fetched",
-    "url_status": "the server answered with an error",
-    "url_timeout": "the server did not answer in time",
-    "url_too_large": "the answer is larger than is taken",
-    "url_unreachable": "there is no such host, or no connection to it",
+    "url_not_image": "the response is not an image",
+    "url_opted_out": "robots.txt or a header forbids the use of the image",
+    "url_refused": "the URL leads to a private address, or has an unsupported scheme",
+    "url_status": "the server responded with an error",
+    "url_timeout": "the server did not respond in time",
+    "url_too_large": "the response is larger than allowed",
+    "url_unreachable": "the host does not exist or cannot be reached",
 }
-"""What each reason means, in half a sentence; add a word here before using it."""
+"""Meaning of each reject reason; add a reason here before using it."""
 
 REJECT_REASONS = frozenset(REASON_MEANINGS)
-"""Every reason a sample can be rejected for."""
+"""All reject reasons."""
 
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -69,18 +69,18 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("meta", pa.string(), nullable=False),
     ]
 )
-"""Columns of samples in memory and in Parquet; `meta` is a JSON object as text."""
+"""Columns of samples in memory and in Parquet; `meta` is a JSON object as a string."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One thing said, and by whom."""
+    """One turn of a conversation."""
 
     role: str
     """`system`, `user` or `assistant`."""
 
     content: str
-    """The text, exactly as it came."""
+    """The text, unchanged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,35 +88,35 @@ class Sample:
     """One image with its text."""
 
     sample_id: str
-    """Stable name from the source's own key, unique inside its source."""
+    """Stable id from the source's own key, unique in its source."""
 
     image: bytes = field(repr=False)
-    """The encoded image, byte for byte as it came."""
+    """The encoded image, bytes unchanged."""
 
     image_name: str
-    """The image's name where it came from, extension included."""
+    """Original name of the image, extension included."""
 
     turns: tuple[Turn, ...]
-    """What is said about the image, in order; ends with an assistant turn."""
+    """Text about the image, in order; ends with an assistant turn."""
 
     source: str
-    """Which data set the sample belongs to, as the recipe names it."""
+    """Name of the sample's data set in the recipe."""
 
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """Anything else that came along; JSON values only."""
+    """All other fields; JSON values only."""
 
     @property
     def caption(self) -> str:
-        """The last assistant turn's text; empty if there is none."""
-        said = [turn.content for turn in self.turns if turn.role == "assistant"]
-        return said[-1] if said else ""
+        """Text of the last assistant turn; empty if there is none."""
+        answers = [turn.content for turn in self.turns if turn.role == "assistant"]
+        return answers[-1] if answers else ""
 
     def with_caption(self, text: str, **meta: Any) -> Self:
-        """Return a copy whose last assistant turn says `text`; `meta` is added to the sample's."""
+        """Return a copy with `text` as the last assistant turn and `meta` added to its metadata."""
         turns = list(self.turns)
-        spoken = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
-        if spoken:
-            turns[spoken[-1]] = Turn(role="assistant", content=text)
+        answers = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
+        if answers:
+            turns[answers[-1]] = Turn(role="assistant", content=text)
         else:
             turns.append(Turn(role="assistant", content=text))
         return replace(self, turns=tuple(turns), meta={**self.meta, **meta})
@@ -124,25 +124,25 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Reject:
-    """A sample that was left out, and why."""
+    """A sample that was left out, with the reason."""
 
     sample_id: str
-    """The sample's name, or the best that could be made out."""
+    """Id of the sample, or a substitute if it has no readable one."""
 
     source: str
-    """Which data set it belongs to."""
+    """Name of its data set."""
 
     reason: str
-    """A word out of `REJECT_REASONS`."""
+    """One of `REJECT_REASONS`."""
 
     detail: str
-    """What exactly was found, for a person."""
+    """What was found, as text for people."""
 
     reference: str
-    """Where its bytes are: `shard@offset+length`, or `shard#row`."""
+    """Location of its bytes: `shard@offset+length` or `shard#row`."""
 
     def __post_init__(self) -> None:
-        """Hold the vocabulary fixed."""
+        """Check the reason."""
         if self.reason not in REJECT_REASONS:
             raise ValueError(f"reject reason {self.reason!r} is not in REJECT_REASONS")
 
@@ -150,23 +150,23 @@ class Reject:
 def printable(text: str, limit: int = 300) -> str:
     """Make any text safe to store, log and show: one line, escaped, cut after `limit` characters.
 
-    Names and messages quote what the data holds: lone surrogates cannot be written, and a terminal
-    would act on escape characters.
+    Names and messages quote data: lone surrogates cannot be encoded, and a terminal would interpret
+    escape characters.
     """
-    shown = "".join(
-        mark if mark.isprintable() else mark.encode("unicode_escape").decode("ascii")
-        for mark in text[:limit]
+    escaped = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text[:limit]
     )
-    return shown[:limit]
+    return escaped[:limit]
 
 
 def caption_turns(text: str) -> tuple[Turn, ...]:
-    """Make the turns of a sample that has nothing but a caption."""
+    """Return the turns of a sample with only a caption."""
     return (Turn(role="assistant", content=text),)
 
 
 def samples_to_table(samples: Iterable[Sample]) -> pa.Table:
-    """Put samples into an Arrow table with `SAMPLE_SCHEMA`."""
+    """Convert samples to an Arrow table with `SAMPLE_SCHEMA`."""
     rows = list(samples)
     columns = {
         "sample_id": [sample.sample_id for sample in rows],
@@ -183,7 +183,7 @@ def samples_to_table(samples: Iterable[Sample]) -> pa.Table:
 
 
 def table_to_samples(table: pa.Table) -> list[Sample]:
-    """Read samples back out of a table; columns beyond `SAMPLE_SCHEMA` are left alone."""
+    """Convert a table to samples; columns that are not in `SAMPLE_SCHEMA` are ignored."""
     names: Sequence[str] = SAMPLE_SCHEMA.names
     return [
         Sample(
@@ -199,12 +199,12 @@ def table_to_samples(table: pa.Table) -> list[Sample]:
 
 
 def meta_to_json(meta: Mapping[str, Any]) -> str:
-    """Write metadata the same way every time: sorted keys, ASCII, no spaces."""
+    """Serialize metadata deterministically: sorted keys, ASCII, no spaces."""
     return json.dumps(meta, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def turns_of(sample: Sample, prompt: str) -> tuple[Turn, ...]:
-    """Put the prompt before a sample that is nothing but a caption."""
+    """Return the turns of a sample; a bare caption gets the prompt as user turn."""
     if sample.turns and sample.turns[0].role == "assistant":
         return (Turn(role="user", content=prompt), *sample.turns)
     return sample.turns

@@ -1,19 +1,31 @@
 """Typed schemas: turn plain values of a YAML file into frozen dataclasses, or say what is wrong.
 
 A schema is a dataclass whose fields are bool, int, float, str, `Literal`, `| None`, list, tuple,
-dict, or another schema. Conversion is strict (the text "3" is not a number) and never stops at the
-first problem. Where values come from (files, overrides) is `consomme.base.recipe`'s business; which
-strategies exist is the registries'.
+dict, or another schema. Conversion is strict (the text "3" is not a number) and reports all
+problems: types, bounds (`consomme.base.bounds`) and rules across fields (`consomme.base.checked`).
+`consomme.base.recipe` reads files and overrides; each registry knows its strategies.
 """
 
 import copy
 import dataclasses
 import importlib
 import types
-from collections.abc import Mapping
-from typing import Any, Literal, Protocol, Union, cast, get_args, get_origin, get_type_hints
+from collections.abc import Iterable, Mapping
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    Protocol,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from consomme.base.errors import ConsommeError
+from consomme.base.bounds import bound_problems, hints_of, interval_of, interval_text
+from consomme.base.checked import rule_problems
+from consomme.base.errors import ConsommeError, RecipeError
 from consomme.base.suggest import did_you_mean
 
 _REGISTRY = "consomme.registry"
@@ -102,22 +114,37 @@ def parse(schema: type[Any], values: Any, path: str = "") -> tuple[Any, list[str
         if key not in fields
     ]
     arguments: dict[str, Any] = {}
+    wrong: dict[str, list[str]] = {}
     for name, field in fields.items():
-        given = values.get(name, _NO_DEFAULT)
-        arguments[name], found = _field_value(field, hints[name], given, _join(path, name))
-        problems += found
-    if problems:
-        return None, problems
+        given, where = values.get(name, _NO_DEFAULT), _join(path, name)
+        arguments[name], found = _field_value(field, hints[name], given, where)
+        found += bound_problems(hints_of(schema)[name], arguments[name], where)
+        if found:
+            wrong[name] = found
+            problems += found
+    if wrong:
+        return None, problems + _with_path(path, rule_problems(schema, arguments, wrong))
     try:
-        return schema(**arguments), []
+        built = schema(**arguments)
+    except RecipeError as error:
+        return None, problems + _with_path(path, error.problems or [str(error)])
     except (ConsommeError, ValueError) as error:
-        return None, [f"{path}: {error}" if path else str(error)]
+        return None, problems + _with_path(path, [str(error)])
+    return (None if problems else built), problems
+
+
+def _with_path(path: str, problems: Iterable[str]) -> list[str]:
+    return [f"{path}: {problem}" if path else problem for problem in problems]
 
 
 def type_name(hint: Any) -> str:
-    """Write a type the way it is written in a schema: `int | None`, `list[str]`."""
+    """Write a type as a schema does, and its bounds in words: `int (at least 1) | None`."""
     if hint is type(None):
         return "None"
+    if get_origin(hint) is Annotated:
+        interval = interval_of(hint)
+        bound = f" ({interval_text(interval)})" if interval else ""
+        return f"{type_name(get_args(hint)[0])}{bound}"
     if get_origin(hint) is Literal:
         return " | ".join(repr(choice) for choice in get_args(hint))
     if get_origin(hint) in (Union, types.UnionType):
@@ -225,10 +252,13 @@ def _scalar(hint: Any, value: Any, path: str) -> tuple[Any, list[str]]:
     if isinstance(value, str) and value == "???":
         return None, [f"{path}: missing; expected {type_name(hint)}"]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int and is_number and float(value).is_integer():
+    if hint is int and is_number and (isinstance(value, int) or value.is_integer()):
         return int(value), []
     if hint is float and is_number:
-        return float(value), []
+        try:
+            return float(value), []
+        except OverflowError:
+            return None, [f"{path}: found a whole number too large for a float"]
     if hint is str and isinstance(value, int) and is_number:
         return str(value), []
     if hint in (bool, str) and isinstance(value, hint):

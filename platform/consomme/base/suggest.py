@@ -1,15 +1,15 @@
-"""One place that turns a mistyped word into a suggestion."""
+"""Suggest the closest known word for a mistyped one."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Say which known word is closest, as the tail of an error message.
+    """Return the closest known word, as the end of an error message.
 
     Args:
         word: What the user wrote.
-        choices: What would have been understood.
+        choices: The known words.
 
     Returns:
         `"; did you mean 'x'?"`, or an empty string if nothing is close.

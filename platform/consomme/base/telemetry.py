@@ -1,7 +1,7 @@
-"""What a run says while it goes: logging, progress, and the file of metrics.
+"""Logging, progress and metrics of a run.
 
-On a terminal, progress is a bar; anywhere else it is one INFO line per interval, so that a
-cluster's log stays readable. Metrics are JSON lines named `<verb>/<what>_<unit>`.
+On a terminal, progress is a bar; otherwise it is one INFO line per interval, so that cluster logs
+stay readable. Metrics are JSON lines named `<verb>/<what>_<unit>`.
 """
 
 import json
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _METRIC_NAME = re.compile(r"[a-z_]+/[a-z0-9_.]+_[a-z0-9]+(/[A-Za-z0-9_.-]+)?")
 _HANDLER_NAME = "consomme"
 
 
 def configure_logging(level: int = logging.INFO) -> None:
-    """Send consomme's log to standard error, as it is now; calling it again adds nothing."""
+    """Log to the current standard error. Calling it again adds no second handler."""
     logger = logging.getLogger("consomme")
     logger.setLevel(level)
     for handler in logger.handlers:
@@ -41,19 +41,19 @@ def configure_logging(level: int = logging.INFO) -> None:
 
 
 class Progress:
-    """Show how far one stage is.
+    """Report the progress of one stage.
 
     Use as a context manager and call `advance`. A line reads
     `score: 1,024 of 5,000 samples (20 %), 312.0 samples/s, 13 s left, 3 rejects (caption_empty 3)`.
 
     Args:
-        total: How many there are; None if nobody knows yet.
-        what: The stage, such as `"score"`.
-        unit: What is counted, in the plural, such as `"samples"`.
-        done: How many an earlier run finished; they do not count towards the rate.
-        interval_s: Seconds between lines when there is no terminal.
+        total: Total number of items; None if unknown.
+        what: Name of the stage, such as `"score"`.
+        unit: Plural name of the items, such as `"samples"`.
+        done: Items finished by earlier attempts; not included in the rate.
+        interval_s: Seconds between lines if there is no terminal.
         is_terminal: Whether to draw a bar; by default, whether standard error is a terminal.
-        clock: Monotonic seconds.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Progress:
         self.done = done
         self.rejects: Counter[str] = Counter()
         self.note: Callable[[], str] | None = None
-        """Adds a remark to the line, such as which stage is the bottleneck."""
+        """Returns a remark to append to the line, such as the bottleneck stage."""
 
         self._done_before = done
         self._interval_s = interval_s
@@ -90,7 +90,7 @@ class Progress:
         else:
             before = f", {self.done:,} done before" if self.done else ""
             count = "" if self.total is None else f"{self.total:,} "
-            _LOG.info("%s: starting, %s%s%s", self.what, count, self.unit, before)
+            logger.info("%s: starting, %s%s%s", self.what, count, self.unit, before)
         return self
 
     def __exit__(
@@ -103,14 +103,14 @@ class Progress:
         if self._bar is not None:
             self._bar[0].stop()
         state = "done" if kind is None else "stopped"
-        _LOG.info("%s, %s in %.1f s", self.line(), state, self._clock() - self._started)
+        logger.info("%s, %s in %.1f s", self.line(), state, self._clock() - self._started)
 
     def advance(self, count: int = 1, rejects: Mapping[str, int] | None = None) -> None:
-        """Count finished ones, and rejects by reason.
+        """Add finished items.
 
         Args:
-            count: How many more are finished, rejects included.
-            rejects: How many of them were rejected, by reason.
+            count: Number of newly finished items, rejects included.
+            rejects: Number of rejects among them, by reason.
         """
         self.done += count
         self.rejects.update(rejects or {})
@@ -119,16 +119,16 @@ class Progress:
             bar.update(task, completed=self.done, note=self._rejects_text().lstrip(", "))
         elif self._clock() - self._last_line >= self._interval_s:
             self._last_line = self._clock()
-            _LOG.info("%s", self.line())
+            logger.info("%s", self.line())
 
     @property
     def rate(self) -> float:
-        """Finished per second in this run, without what an earlier run did."""
+        """Items per second of this attempt."""
         elapsed = self._clock() - self._started
         return (self.done - self._done_before) / elapsed if elapsed > 0 else 0.0
 
     def line(self) -> str:
-        """Say in one line how far the stage is."""
+        """Format the progress as one line."""
         text = f"{self.what}: {self.done:,}"
         if self.total:
             text += f" of {self.total:,} {self.unit} ({100 * self.done / self.total:.0f} %)"
@@ -168,32 +168,32 @@ class Progress:
 
 
 class TextFiles(Protocol):
-    """The part of a store that metrics need."""
+    """The operations of a store that metrics need."""
 
     def exists(self, path: str) -> bool:
-        """Tell whether there is such a file."""
+        """Check whether a file exists."""
         ...
 
     def read(self, path: str) -> bytes:
-        """Return a whole file."""
+        """Return the bytes of a file."""
         ...
 
     def write(self, path: str, data: bytes) -> None:
-        """Replace a file in one go."""
+        """Replace a file atomically."""
         ...
 
 
 class MetricsLog:
     """Write metrics as JSON lines: `{"name": "train/loss_nats", "value": 2.5, "step": 10}`.
 
-    Object stores cannot append, so lines are gathered and the file is replaced now and then; a
-    killed run loses at most `interval_s` seconds of curves and never has half a line.
+    Object stores cannot append, so lines are buffered and the whole file is replaced periodically;
+    a killed run loses at most `interval_s` seconds of metrics and never leaves a partial line.
 
     Args:
-        store: Where the file lives.
-        path: Its name, usually `"metrics.jsonl"`.
-        resume_step: Keep only earlier lines with `step` up to this one, so that a resumed
-            training run does not have two values for one step. None keeps all.
+        store: Store of the file.
+        path: Path of the file, usually `"metrics.jsonl"`.
+        resume_step: Drop existing lines with a larger `step`, so that a resumed training run does
+            not have two values for one step. None keeps all lines.
         interval_s: Seconds between writes.
         clock: Monotonic seconds.
     """
@@ -224,7 +224,7 @@ class MetricsLog:
         Args:
             name: `<verb>/<what>_<unit>`.
             value: The number.
-            step: When in the run: optimizer steps, candidates, units.
+            step: Position in the run: optimizer step, candidate, unit.
 
         Raises:
             ValueError: The name has no verb or no unit.
@@ -237,16 +237,16 @@ class MetricsLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was gathered."""
+        """Write the buffered lines."""
         if self._is_dirty:
             self._store.write(self._path, ("\n".join(self._lines) + "\n").encode())
         self._is_dirty = False
         self._last_write = self._clock()
 
     def __enter__(self) -> Self:
-        """Use as a context manager to be sure of the last lines."""
+        """Return the log itself; leaving the context writes the last lines."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Write what was gathered, also when the run fails."""
+        """Write the buffered lines, even if the run fails."""
         self.flush()

@@ -1,7 +1,7 @@
-"""Strategies that make samples out of the embedded data, for the `prepare` verb.
+"""Strategies that create samples from the embedded data, for the `prepare` verb.
 
-One decision is made here: what a sample made of embedded data carries in `meta`, so that later
-stages can judge it (`scene_seed` and `style` for scenes, `keywords` and `names` for emoji).
+The `meta` of each sample has what is needed to check captions of it later: `scene_seed` and `style`
+for scenes, `keywords` and `names` for emoji.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-from consomme.base.errors import RecipeError
+from consomme.base.bounds import Fraction, PositiveInt
+from consomme.base.checked import Checked, rule
 from consomme.base.registry import Registry
 from consomme.base.sample import Sample, caption_turns
 from consomme.base.suggest import did_you_mean
 from consomme.datasets import emoji, scene_tasks, scenes
-from consomme.datasets.scene_claims import Claims, check_caption
 
 
 class SampleSource(Protocol):
-    """Makes good pairs."""
+    """Creates samples with correct captions."""
 
     def __call__(self) -> Iterator[Sample]:
-        """Yield samples, always the same ones in the same order."""
+        """Yield samples; every call yields the same ones in the same order."""
 
 
 SAMPLE_SOURCES: Registry[SampleSource] = Registry("sample source", "consomme/datasets/sources.py")
@@ -30,23 +30,21 @@ SAMPLE_SOURCES: Registry[SampleSource] = Registry("sample source", "consomme/dat
 
 @SAMPLE_SOURCES.register("emoji")
 @dataclass(frozen=True, kw_only=True)
-class EmojiSource:
+class EmojiSource(Checked):
     """Emoji pictures with their English CLDR names as captions."""
 
     styles: tuple[str, ...] = ("noto",)
-    """Picture styles: one of `consomme.datasets.emoji`; `twemoji` is the held-out one."""
+    """Picture styles, see `consomme.datasets.emoji`; `twemoji` is the held-out one."""
 
-    every: int = 1
-    """Take each n-th emoji; 1 takes all."""
+    every: PositiveInt = 1
+    """Take every n-th emoji; 1 takes all."""
 
-    def __post_init__(self) -> None:
-        """Check the styles and the step."""
+    @rule
+    def _known_styles(self) -> Iterator[str]:
         known = (*emoji.TRAIN_STYLES, emoji.HELD_OUT_STYLE)
         for style in self.styles:
             if style not in known:
-                raise RecipeError(f"unknown emoji style {style!r}{did_you_mean(style, known)}")
-        if self.every < 1:
-            raise RecipeError(f"every: found {self.every}, expected 1 or more")
+                yield f"unknown emoji style {style!r}{did_you_mean(style, known)}"
 
     def __call__(self) -> Iterator[Sample]:
         """Yield one sample per picture, style by style."""
@@ -68,17 +66,17 @@ class EmojiSource:
 
 @SAMPLE_SOURCES.register("scenes")
 @dataclass(frozen=True, kw_only=True)
-class SceneSource:
+class SceneSource(Checked):
     """Rendered scenes with complete, true captions."""
 
-    num: int = 1000
-    """How many."""
+    num: PositiveInt = 1000
+    """Number of scenes."""
 
     first_seed: int = 0
-    """Seed of the first scene; the others follow. From 1,000,000 on they trained the nano VLM."""
+    """Seed of the first scene; the next ones follow. The nano VLM trained on 1,000,000 and up."""
 
     style: Literal["filled", "outline"] = "filled"
-    """`outline` is a way of drawing that the nano VLM has never seen."""
+    """`outline` is a style that the nano VLM was not trained on."""
 
     def __call__(self) -> Iterator[Sample]:
         """Yield the scenes in the order of their seeds."""
@@ -96,35 +94,26 @@ class SceneSource:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Conversations:
-    """What the sources for specialists have in common."""
+class _Conversations(Checked):
+    """Base of the sources for specialists."""
 
-    num: int = 1000
-    """How many."""
+    num: PositiveInt = 1000
+    """Number of scenes."""
 
     style: Literal["filled", "outline"] = "filled"
-    """`outline` is a way of drawing that the nano VLM has never seen."""
+    """`outline` is a style that the nano VLM was not trained on."""
 
-    num_turns: int = 3
-    """Most questions per picture. More than one can teach a small model to copy from earlier
-    answers: the nano VLM was right in 69 % when asked alone after that, and in 99 % without it."""
+    num_turns: PositiveInt = 3
+    """Maximum questions per picture. More than one can teach a small model to copy from earlier
+    answers: the nano VLM then answered 69 % of single questions correctly, otherwise 99 %."""
 
-    narrate_fraction: float = 0.25
-    """Share of samples that hold the task's prompt and the whole answer instead of questions."""
+    narrate_fraction: Fraction = 0.25
+    """Fraction of samples with the task's prompt and its whole answer instead of questions."""
 
     first_seed: int
-    """Seed of the first scene; the others follow."""
+    """Seed of the first scene; the next ones follow."""
 
     task: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        if self.num_turns < 1:
-            raise RecipeError(f"num_turns: found {self.num_turns}, expected 1 or more")
-        if not 0 <= self.narrate_fraction <= 1:
-            raise RecipeError(
-                f"narrate_fraction: found {self.narrate_fraction}, expected a share in [0, 1]"
-            )
 
     def __call__(self) -> Iterator[Sample]:
         """Yield the scenes that suit the task, in the order of their seeds."""
@@ -153,7 +142,7 @@ class SpatialSource(_Conversations):
     """Conversations about where things are in relation to each other, for a spatial specialist."""
 
     first_seed: int = 200_000
-    """Seed of the first scene; the others follow. Benchmarks begin at 500,000."""
+    """Seed of the first scene; the next ones follow. Benchmarks start at 500,000."""
 
     task: ClassVar[str] = "spatial"
 
@@ -164,7 +153,7 @@ class GroundingSource(_Conversations):
     """Conversations about boxes (`[xmin,ymin,xmax,ymax]`, 0 to 999), for a grounding specialist."""
 
     first_seed: int = 300_000
-    """Seed of the first scene; the others follow. Benchmarks begin at 500,000."""
+    """Seed of the first scene; the next ones follow. Benchmarks start at 500,000."""
 
     task: ClassVar[str] = "grounding"
 
@@ -172,10 +161,10 @@ class GroundingSource(_Conversations):
 @SAMPLE_SOURCES.register("scene_talk")
 @dataclass(frozen=True, kw_only=True)
 class TalkSource(_Conversations):
-    """Captions, and questions of every kind: what a model is instruction-tuned on."""
+    """Captions and questions of every kind, for instruction tuning."""
 
     first_seed: int = 350_000
-    """Seed of the first scene; the others follow. Benchmarks begin at 500,000."""
+    """Seed of the first scene; the next ones follow. Benchmarks start at 500,000."""
 
     task: ClassVar[str] = "talk"
 
@@ -183,23 +172,9 @@ class TalkSource(_Conversations):
 @SAMPLE_SOURCES.register("scene_ocr")
 @dataclass(frozen=True, kw_only=True)
 class OcrSource(_Conversations):
-    """Conversations about the drawn word, for a reading specialist; one scene in four has none."""
+    """Conversations about the drawn word, for an OCR specialist; one scene in four has none."""
 
     first_seed: int = 400_000
-    """Scenes are looked for from this seed on; half of them are used. Benchmarks begin at
-    500,000."""
+    """First seed to consider; half of the scenes are used. Benchmarks start at 500,000."""
 
     task: ClassVar[str] = "ocr"
-
-
-def judge_caption(sample: Sample, caption: str) -> tuple[int, int, int] | None:
-    """Count a caption's claims against the scene a sample was made from.
-
-    Returns:
-        Numbers of true, false and missing claims; None where no truth is known.
-    """
-    if "scene_seed" not in sample.meta:
-        return None
-    scene = scenes.make_scene(int(sample.meta["scene_seed"]), str(sample.meta["style"]))
-    claims: Claims = check_caption(scene, caption)
-    return len(claims.true), len(claims.false), len(claims.missing)

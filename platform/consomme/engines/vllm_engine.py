@@ -1,8 +1,8 @@
-"""Opens vLLM's engine inside an actor, for writing and for scoring.
+"""Open vLLM's engine inside an actor, for generation and for scoring.
 
-The one decision: on a CPU the engine lives in the actor's own process. vLLM would otherwise start
-two more processes per engine, which more than doubles the start (27 s against 10 s for a nano model
-on two cores) and leaves more behind when an actor is killed. On a GPU vLLM's defaults stand.
+On a CPU the engine runs in the actor's own process. vLLM would otherwise start two more processes
+per engine, which more than doubles the start (27 s instead of 10 s for a nano model on two cores)
+and leaves more behind when an actor is killed. On a GPU vLLM's defaults apply.
 """
 
 from __future__ import annotations
@@ -16,80 +16,81 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from consomme.base.bounds import PositiveFloat, PositiveFraction, PositiveInt
+from consomme.base.checked import Checked
 from consomme.base.errors import CheckpointError, RecipeError
 from consomme.base.process import environment, imports_without_gc
 from consomme.base.schema import runtime
 
 _GIB = 1024**3
 
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Room for adapters that vLLM can be told to make."""
+_MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values of `max_lora_rank` that vLLM accepts."""
 
-_LANGUAGE = ("language_model.", "text_model.")
-"""What families call the part of a VLM that vLLM adapts."""
+_LANGUAGE_MODEL_NAMES = ("language_model.", "text_model.")
+"""Names of the language model in VLM families; vLLM applies adapters to it only."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineOptions:
+class EngineOptions(Checked):
     """How vLLM runs a model."""
 
-    max_model_len: int = 4096
-    """Prompt, image tokens and text together, in tokens; a model that was built for less gets its
-    own limit."""
+    max_model_len: PositiveInt = 4096
+    """Maximum length of prompt, image tokens and text together; a model with fewer positions gets
+    its own limit."""
 
-    max_num_batched_tokens: int = runtime(4096)
-    """Tokens the engine may process in one step; never fewer than `max_model_len`."""
+    max_num_batched_tokens: PositiveInt = runtime(4096)
+    """Maximum tokens in one step of the engine; at least `max_model_len`."""
 
-    max_num_seqs: int = runtime(64)
-    """Requests the engine may hold in one step."""
+    max_num_seqs: PositiveInt = runtime(64)
+    """Maximum requests in one step of the engine."""
 
-    kv_cache_gb: float = runtime(1.0)
-    """Memory for keys and values, CPU only."""
+    kv_cache_gb: PositiveFloat = runtime(1.0)
+    """Size of the KV cache in GiB, CPU only."""
 
-    gpu_memory_utilization: float = runtime(0.9)
-    """Share of the GPU's memory the engine may take, GPU only."""
+    gpu_memory_utilization: PositiveFraction = runtime(0.9)
+    """Share of the GPU's memory that the engine may take, GPU only."""
 
-    tensor_parallel: int = runtime(1)
-    """GPUs the weights are spread over."""
+    tensor_parallel: PositiveInt = runtime(1)
+    """Number of GPUs that the weights are sharded over."""
 
     prefix_caching: bool = runtime(False)
-    """Keep keys and values of prompts that begin alike, and of a picture that is asked about more
-    than once in a row: two or three times as many texts per second then, a few per cent fewer
-    where nothing repeats."""
+    """Keep the KV cache of common prefixes, and of an image in several consecutive requests: two or
+    three times as many texts per second then, a few per cent fewer where nothing repeats."""
 
     adapter: str | None = None
-    """Folder of a LoRA in PEFT's format, on local disk, that the language model is run with."""
+    """Folder of a LoRA in PEFT's format, on local disk, for the language model."""
 
     own_process: bool | None = runtime(None)
-    """Whether the engine lives in a process of its own, which can be killed when it hangs. None: on
-    a GPU, but not on a CPU, where it more than doubles the start."""
+    """Whether the engine runs in a process of its own, which can be killed when it hangs. None: yes
+    on a GPU, no on a CPU, where it more than doubles the start."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opened:
-    """An engine that runs."""
+class OpenedEngine:
+    """A running engine."""
 
     llm: Any
     """The `vllm.LLM`."""
 
     version: str
-    """`vllm`, and which."""
+    """`vllm` and its version."""
 
     adapter: Any = None
-    """The `LoRARequest` that goes with every prompt."""
+    """The `LoRARequest` of every prompt."""
 
     def processes(self) -> list[Any]:
-        """Processes of the engine's own that it was started with; none if it lives in ours."""
+        """Return the processes that the engine started; none if it runs in ours."""
         resources = getattr(self.llm.llm_engine.engine_core, "resources", None)
         return list(getattr(getattr(resources, "engine_manager", None), "processes", ()))
 
     def is_dead(self) -> bool:
-        """Whether the engine's own process has ended."""
+        """Return whether the engine's own process has ended."""
         resources = getattr(self.llm.llm_engine.engine_core, "resources", None)
         return bool(getattr(resources, "engine_dead", False))
 
     def kill(self) -> None:
-        """End the engine's processes at once, even stopped ones, and free who waits for them."""
+        """Kill the engine's processes, even stopped ones, and unblock their waiting threads."""
         import psutil
 
         for process in self.processes():
@@ -98,31 +99,31 @@ class Opened:
                 for one in (*parent.children(recursive=True), parent):
                     with contextlib.suppress(psutil.NoSuchProcess):
                         one.kill()
-        self.free()
+        self.unblock()
 
-    def free(self) -> None:
-        """Wake a thread that waits for output of a process that will never give any.
+    def unblock(self) -> None:
+        """Wake a thread that waits for output of a process that has ended.
 
-        vLLM's client waits for its queue without a limit, and forgets to say that the other end is
-        gone (seen in 0.32).
+        vLLM's client waits for its queue without a time limit, and is not told that the process has
+        ended (seen in 0.32).
         """
         outputs = getattr(self.llm.llm_engine.engine_core, "outputs_queue", None)
         if outputs is not None:
             outputs.put_nowait(RuntimeError("the engine's process has ended"))
 
 
-def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) -> Opened:
+def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) -> OpenedEngine:
     """Load a model.
 
     Args:
         model_path: Hugging Face folder on local disk.
         options: How to run it.
-        threads: Of the engine, CPU only. More than the cores left to the actor makes it tens of
-            times slower, because the threads wait for each other.
+        threads: Of the engine, CPU only. More than the actor's cores makes it tens of times slower,
+            because the threads wait for each other.
 
     Raises:
-        CheckpointError: The folder or the adapter is not there, or vLLM cannot load what is in it.
-        RecipeError: The options ask for GPUs that are not there.
+        CheckpointError: The folder or the adapter is missing, or vLLM cannot load it.
+        RecipeError: The options need GPUs that are not there.
     """
     folder = Path(model_path)
     if not (folder / "config.json").is_file():
@@ -180,7 +181,7 @@ def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) ->
                 max_num_seqs=options.max_num_seqs,
                 limit_mm_per_prompt={"image": 1},
                 enable_prefix_caching=options.prefix_caching,
-                # A cache of prepared pictures would only cost hashing: nearly every one is new.
+                # A cache of prepared images would only cost hashing: nearly every one is new.
                 mm_processor_cache_gb=0,
                 use_tqdm_on_load=False,
                 **placement,
@@ -193,11 +194,11 @@ def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) ->
                 "see consomme.models.checkpoint_keys"
             ) from error
     lora = _load_adapter(llm, options.adapter) if options.adapter else None
-    return Opened(llm=llm, version=f"vllm {vllm.__version__}", adapter=lora)
+    return OpenedEngine(llm=llm, version=f"vllm {vllm.__version__}", adapter=lora)
 
 
 def close_engine(llm: Any) -> None:
-    """Shut an engine down and give its memory back."""
+    """Shut an engine down and free its memory."""
     from vllm.distributed import cleanup_dist_env_and_memory
 
     llm.llm_engine.engine_core.shutdown()
@@ -206,10 +207,10 @@ def close_engine(llm: Any) -> None:
 
 
 def set_threads(threads: int) -> None:
-    """Let this thread, and all that torch starts, compute with so many threads.
+    """Set the number of torch's OpenMP threads for this thread.
 
-    OpenMP remembers the number by thread; and vLLM puts a function that does nothing in the place
-    of `torch.set_num_threads`.
+    OpenMP keeps the number per thread. `torch.set_num_threads` cannot be used: vLLM replaces it by
+    a function that does nothing.
     """
     import torch
 
@@ -217,30 +218,32 @@ def set_threads(threads: int) -> None:
 
 
 def _adapter_options(adapter: str | None, *, is_vlm: bool) -> dict[str, Any]:
-    """Ask for room for an adapter.
+    """Return vLLM's options for an adapter.
 
     Raises:
-        CheckpointError: It cannot be read, or adapts a part that vLLM would pass over in silence.
+        CheckpointError: It cannot be read, or adapts a part that vLLM would silently ignore.
     """
     if adapter is None:
         return {}
     from consomme.models.adapters import open_adapter
 
     opened = open_adapter(adapter)
-    if opened.rank > _RANKS[-1]:
-        raise CheckpointError(f"{adapter}: rank {opened.rank}, vLLM takes at most {_RANKS[-1]}")
+    if opened.rank > _MAX_LORA_RANKS[-1]:
+        raise CheckpointError(
+            f"{adapter}: found rank {opened.rank}, vLLM takes at most {_MAX_LORA_RANKS[-1]}"
+        )
     for name in opened.modules if is_vlm else ():
-        if not any(part in f"{name}." for part in _LANGUAGE):
+        if not any(part in f"{name}." for part in _LANGUAGE_MODEL_NAMES):
             raise CheckpointError(
-                f"{adapter} adapts {name}, which is no part of the language model: vLLM would"
-                " leave it out; write with {name: transformers}, which merges the adapter"
+                f"{adapter} adapts {name}, which is not in the language model: vLLM would ignore"
+                " it; generate with {name: transformers}, which merges the adapter"
             )
-    rank = next(size for size in _RANKS if size >= opened.rank)
+    rank = next(size for size in _MAX_LORA_RANKS if size >= opened.rank)
     return {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
 
 
 def _load_adapter(llm: Any, adapter: str) -> Any:
-    """Load an adapter now, so that one that does not fit is known before the first request."""
+    """Load an adapter, so that one that does not fit fails before the first request."""
     from vllm.exceptions import VLLMError
     from vllm.lora.request import LoRARequest
 
@@ -251,7 +254,7 @@ def _load_adapter(llm: Any, adapter: str) -> Any:
         close_engine(llm)
         raise CheckpointError(f"vLLM cannot load the adapter {adapter!r}: {error}") from error
     except Exception as error:
-        # An engine in a process of its own tells with a bare Exception.
+        # An engine in a process of its own raises a bare Exception.
         if type(error) is not Exception:
             raise
         close_engine(llm)

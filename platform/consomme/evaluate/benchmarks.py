@@ -8,14 +8,15 @@ which tells guessing from seeing.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import ClassVar, Literal, Protocol
 
 from PIL import Image
 
-from consomme.base.errors import RecipeError
+from consomme.base.bounds import NonNegativeInt, PositiveInt
+from consomme.base.checked import Checked, rule
 from consomme.base.registry import Registry
 from consomme.base.suggest import did_you_mean
 from consomme.datasets import emoji, scene_tasks, scenes
@@ -98,10 +99,10 @@ def _scene_pictures(first_seed: int, num: int, style: str) -> tuple[Image.Image,
 
 @BENCHMARKS.register("scene_questions")
 @dataclass(frozen=True, kw_only=True)
-class SceneQuestions:
+class SceneQuestions(Checked):
     """Questions on rendered scenes, judged by exact match."""
 
-    num: int = 100
+    num: PositiveInt = 100
     """Scenes; each has about eight questions."""
 
     kinds: tuple[str, ...] = ()
@@ -116,14 +117,14 @@ class SceneQuestions:
     blank: bool = False
     """Show a grey picture."""
 
-    max_tokens: int = 6
+    max_tokens: PositiveInt = 6
     """Longest answer."""
 
-    def __post_init__(self) -> None:
-        """Check the kinds."""
+    @rule
+    def _known_kinds(self) -> Iterator[str]:
         for kind in self.kinds:
             if kind not in scenes.QUESTION_KINDS:
-                raise RecipeError(
+                yield (
                     f"kinds: unknown kind of question {kind!r}"
                     f"{did_you_mean(kind, scenes.QUESTION_KINDS)}; expected some of"
                     f" {', '.join(scenes.QUESTION_KINDS)}"
@@ -162,10 +163,10 @@ class SceneQuestions:
 
 @BENCHMARKS.register("scene_captions")
 @dataclass(frozen=True, kw_only=True)
-class SceneCaptions:
+class SceneCaptions(Checked):
     """Captions of rendered scenes, judged claim by claim."""
 
-    num: int = 100
+    num: PositiveInt = 100
     """Scenes."""
 
     first_seed: int = 600_000
@@ -177,7 +178,7 @@ class SceneCaptions:
     blank: bool = False
     """Show a grey picture."""
 
-    max_tokens: int = 64
+    max_tokens: PositiveInt = 64
     """Longest caption."""
 
     def items(self) -> list[BenchmarkItem]:
@@ -212,10 +213,10 @@ class SceneCaptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SceneTask:
+class _SceneTask(Checked):
     """What the benchmarks of the specialists' tasks have in common."""
 
-    num: int = 100
+    num: PositiveInt = 100
     """Scenes; each has two to five questions."""
 
     first_seed: int = 800_000
@@ -227,7 +228,7 @@ class _SceneTask:
     blank: bool = False
     """Show a grey picture."""
 
-    max_tokens: int = 24
+    max_tokens: PositiveInt = 24
     """Longest answer; a box takes some twenty tokens where each digit is one."""
 
     task: ClassVar[str]
@@ -306,22 +307,22 @@ def _is_right(answer: str, truth: str) -> bool:
 
 @BENCHMARKS.register("emoji_names")
 @dataclass(frozen=True, kw_only=True)
-class EmojiNames:
+class EmojiNames(Checked):
     """Naming emoji pictures among all names, judged by exact match."""
 
     style: str = emoji.HELD_OUT_STYLE
     """Picture style; the default is one the nano VLM has never seen."""
 
-    every: int = 1
+    every: PositiveInt = 1
     """Take each n-th emoji."""
 
-    first: int = 0
+    first: NonNegativeInt = 0
     """The first one: with `every: 2`, 1 takes those that 0 leaves out."""
 
     blank: bool = False
     """Show a grey picture."""
 
-    max_tokens: int = 16
+    max_tokens: PositiveInt = 16
     """Longest name."""
 
     def _entries(self) -> tuple[emoji.Emoji, ...]:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from consomme.base.bounds import PositiveInt
+from consomme.base.checked import Checked
 from consomme.base.errors import DataError, RecipeError
 from consomme.base.registry import Registry
 
@@ -93,19 +95,14 @@ class UniformSoup:
 
 @SEARCHES.register("maximum")
 @dataclass(frozen=True, kw_only=True)
-class MaximumSoup:
+class MaximumSoup(Checked):
     """Average the `k` ingredients that score best alone; at most count + 1 evaluations.
 
     Source: arXiv 2409.04828 (POINTS), "maximum soup"; the paper does not state its k.
     """
 
-    k: int = 2
+    k: PositiveInt = 2
     """How many to average: 1 is the best model alone, all of them the uniform soup."""
-
-    def __post_init__(self) -> None:
-        """Check k."""
-        if self.k < 1:
-            raise RecipeError(f"k: found {self.k}, expected at least 1")
 
     def __call__(self, count: int, score: Score) -> SoupResult:
         """Take the best k.

@@ -24,6 +24,9 @@ from aiohttp.resolver import ThreadedResolver
 from protego import Protego
 from yarl import URL
 
+from consomme.base.bounds import NonNegativeInt, PositiveFloat, PositiveInt
+from consomme.base.checked import Checked
+
 _CHUNK_BYTES = 1 << 16
 _MAX_ROBOTS_BYTES = 500 * 1024
 """Only this much of a robots.txt is read; RFC 9309 asks crawlers for at least as much."""
@@ -33,31 +36,31 @@ _REDIRECT_STATUS = (301, 302, 303, 307, 308)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FetchPolicy:
+class FetchPolicy(Checked):
     """Limits and manners of the downloader."""
 
     user_agent: str = "consomme"
     """The `User-Agent` header; robots.txt rules are looked up for it."""
 
-    timeout_s: float = 20.0
+    timeout_s: PositiveFloat = 20.0
     """Timeout in seconds of one request, to the last byte; each redirect is a new request."""
 
-    connect_timeout_s: float = 5.0
+    connect_timeout_s: PositiveFloat = 5.0
     """Timeout in seconds for establishing a connection."""
 
-    max_mb: float = 32.0
+    max_mb: PositiveFloat = 32.0
     """Largest image in megabytes (2**20 bytes)."""
 
-    max_redirects: int = 5
+    max_redirects: NonNegativeInt = 5
     """Redirects followed per URL."""
 
-    concurrency: int = 64
+    concurrency: PositiveInt = 64
     """Concurrent requests per worker."""
 
-    per_host: int = 4
+    per_host: PositiveInt = 4
     """Concurrent requests to one host."""
 
-    num_tries: int = 2
+    num_tries: PositiveInt = 2
     """Tries per URL if the server is busy, times out or drops the connection; any other answer is
     final."""
 

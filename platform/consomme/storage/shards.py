@@ -1,14 +1,14 @@
-"""From what a recipe writes under `inputs` to the list of shards, in a fixed order.
+"""Resolve the `inputs` of a recipe to a list of shards in a fixed order.
 
-An input is a file, a folder, a glob (`*`, `?`, `[ab]`, `**` over folders) or a brace range
-(`{000..127}`, `{a,b}`). Every input must match something and no shard may be matched twice, so a
-typing error never shows up as a smaller or larger data set.
+An input is a file, a folder, a glob (`*`, `?`, `[ab]`, `**` across folders) or a brace range
+(`{000..127}`, `{a,b}`). Every input must match a shard and no shard may be matched twice, so that a
+typo never silently gives a smaller or larger data set.
 """
 
 import hashlib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from consomme.base.errors import RecipeError
@@ -18,9 +18,9 @@ from consomme.storage.stores.open import absolute_url, open_store, split_url
 from consomme.storage.stores.store import join_url
 
 SHARD_SUFFIXES = (".tar", ".parquet", ".jsonl", ".json")
-"""What can be read; a folder must hold one kind only."""
+"""Readable formats; the shards of one folder must all have the same suffix."""
 
-_RANGE = re.compile(r"\{([^{}]*)\}")
+_BRACES = re.compile(r"\{([^{}]*)\}")
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -29,16 +29,16 @@ class Shard:
     """One file of samples."""
 
     url: str
-    """Where it is, absolute."""
+    """Absolute URL."""
 
     size: int
-    """Bytes."""
+    """Size in bytes."""
 
     source: str = "data"
-    """Name of the data set it belongs to."""
+    """Name of the data set."""
 
     name: str = ""
-    """What units call it: its path from the folder that all shards of the source share."""
+    """Path relative to the deepest folder that holds all shards of the source; part of unit ids."""
 
 
 def find_shards(
@@ -48,48 +48,58 @@ def find_shards(
 
     Args:
         inputs: Files, folders, globs and brace ranges of the data set called `source`.
-        source: Its name.
-        sources: More data sets: inputs by name.
+        source: Name of that data set.
+        sources: Further data sets: inputs by name.
 
     Raises:
-        RecipeError: An input matches nothing, two inputs match the same shard, or there is none.
+        RecipeError: No input is given, an input matches nothing, or two match the same shard.
     """
-    if not inputs and not sources:
-        raise RecipeError("inputs: found an empty list, expected at least one shard")
-    if inputs and source in (sources or {}):
-        raise RecipeError(f"sources: {source!r} is the name of `inputs` already; choose another")
-    named = ({source: inputs} if inputs else {}) | dict(sources or {})
-    seen: dict[str, str] = {}
+    problems = list(input_problems(inputs, source, sources or {}))
+    if problems:
+        raise RecipeError("; ".join(problems))
+    inputs_by_name = ({source: inputs} if inputs else {}) | dict(sources or {})
+    input_by_url: dict[str, str] = {}
     shards: list[Shard] = []
-    for name, patterns in named.items():
-        found = _find(patterns, name, seen)
-        paths = relative_names([shard.url for shard in found])
-        shards += [replace(s, name=path) for s, path in zip(found, paths, strict=True)]
+    for name, patterns in inputs_by_name.items():
+        matches = _find_source(patterns, name, input_by_url)
+        paths = relative_names([shard.url for shard in matches])
+        shards += [replace(s, name=path) for s, path in zip(matches, paths, strict=True)]
     return shards
 
 
+def input_problems(
+    inputs: Sequence[str], source: str, sources: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
+    """Say what is wrong with the inputs that a recipe names; no storage is accessed."""
+    if not inputs and not sources:
+        yield "inputs: found an empty list, expected at least one shard"
+    if inputs and source in sources:
+        yield f"sources: {source!r} is the name of `inputs` already; choose another"
+    for name, patterns in sources.items():
+        if not patterns:
+            yield f"sources: {name!r} has no inputs, expected at least one shard"
+
+
 def shard_urls(inputs: Sequence[str]) -> list[str]:
-    """List the URLs of the shards that inputs stand for; see `find_shards`."""
+    """List the URLs of the shards that the inputs match; see `find_shards`."""
     return [shard.url for shard in find_shards(inputs)]
 
 
-def _find(inputs: Sequence[str], source: str, seen: dict[str, str]) -> list[Shard]:
-    """List the shards of one data set; `seen` maps every shard so far to its input."""
+def _find_source(inputs: Sequence[str], source: str, input_by_url: dict[str, str]) -> list[Shard]:
+    """List the shards of one data set; `input_by_url` maps all shards so far to their inputs."""
     shards = []
-    if not inputs:
-        raise RecipeError(f"sources: {source!r} has no inputs, expected at least one shard")
     for text in inputs:
         patterns = _expand_braces(text)
         head = text.partition("{")[0].rpartition("/")[2]
-        sizes = _Sizes(is_listed=len(patterns) > _FEW, head=head)
+        sizes = _SizeLookup(is_listed=len(patterns) > _MAX_SINGLE_LOOKUPS, head=head)
         for pattern in patterns:
             for url, size in _match(pattern, text, sizes):
-                if url in seen:
+                if url in input_by_url:
                     raise RecipeError(
-                        f"inputs: {url} is matched by {seen[url]!r} and again by {text!r}; "
+                        f"inputs: {url} is matched by {input_by_url[url]!r} and again by {text!r}; "
                         "its samples would count twice"
                     )
-                seen[url] = text
+                input_by_url[url] = text
                 shards.append(Shard(url=url, size=size, source=source))
     return shards
 
@@ -97,8 +107,8 @@ def _find(inputs: Sequence[str], source: str, seen: dict[str, str]) -> list[Shar
 def shards_fingerprint(shards: Sequence[Shard]) -> str:
     """Fingerprint shards by source, name and size, without reading them.
 
-    Names count from the folder that all shards of a source share, so a data set keeps its
-    fingerprint when it is moved or mounted elsewhere.
+    Names are relative to the deepest folder that holds all shards of a source, so a data set keeps
+    its fingerprint when it is moved or mounted elsewhere.
 
     Returns:
         Sixteen hexadecimal digits.
@@ -111,7 +121,7 @@ def shards_fingerprint(shards: Sequence[Shard]) -> str:
 
 
 def relative_names(shards: Sequence[str]) -> list[str]:
-    """Name shards from the deepest folder that holds them all."""
+    """Return the paths of shards relative to the deepest folder that holds them all."""
     folders = [shard.split("/")[:-1] for shard in shards]
     shared = 0
     for parts in zip(*folders, strict=False):
@@ -122,10 +132,10 @@ def relative_names(shards: Sequence[str]) -> list[str]:
 
 
 def _expand_braces(text: str) -> list[str]:
-    found = _RANGE.search(text)
-    if not found:
+    match = _BRACES.search(text)
+    if not match:
         return [text]
-    inside = found.group(1)
+    inside = match.group(1)
     ends = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
     if ends:
         first, last = ends.groups()
@@ -135,26 +145,26 @@ def _expand_braces(text: str) -> list[str]:
         choices = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
     else:
         choices = inside.split(",")
-    head, tail = text[: found.start()], text[found.end() :]
+    head, tail = text[: match.start()], text[match.end() :]
     return [item for choice in choices for item in _expand_braces(head + choice + tail)]
 
 
-_FEW = 16
-"""More names than this out of one brace range are looked up in a listing, not one by one."""
+_MAX_SINGLE_LOOKUPS = 16
+"""If a brace range gives more names than this, sizes come from a listing."""
 
 
 @dataclass
-class _Sizes:
-    """Look up the sizes of single files; many names in one folder cost one listing."""
+class _SizeLookup:
+    """Looks up file sizes; many names in one folder cost one listing."""
 
     is_listed: bool
     head: str
-    """How all names in the folder of the first brace begin."""
+    """Common prefix of all names in the folder of the first brace."""
 
     folders: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def of(self, url: str) -> int | None:
-        """Return a file's size; None if it is not there."""
+        """Return the size of a file; None if it does not exist."""
         store, name = split_url(url)
         if not self.is_listed:
             return store.size(name) if store.exists(name) else None
@@ -165,8 +175,8 @@ class _Sizes:
         return self.folders[store.url].get(name)
 
 
-def _match(pattern: str, text: str, sizes: _Sizes) -> list[tuple[str, int]]:
-    """List URL and size of the shards one pattern (without braces) stands for."""
+def _match(pattern: str, text: str, sizes: _SizeLookup) -> list[tuple[str, int]]:
+    """List URL and size of the shards that match one pattern without braces."""
     magic = _MAGIC.search(pattern)
     if magic:
         base = pattern[: magic.start()].rpartition("/")[0]
@@ -174,7 +184,7 @@ def _match(pattern: str, text: str, sizes: _Sizes) -> list[tuple[str, int]]:
         rest = pattern[len(base) :].lstrip("/") if base != "." else pattern.removeprefix("./")
         wanted = re.compile(_glob_to_regex(rest))
         store = open_store(base)
-        # What stands before the first special character narrows the listing down.
+        # The text before the first special character narrows the listing.
         head = rest[: _first_magic(rest)]
         files = [file for file in list_parallel(store, head) if wanted.fullmatch(file.path)]
         if not files:
@@ -199,8 +209,8 @@ def _is_bucket(url: str) -> bool:
 
 
 def _first_magic(text: str) -> int:
-    found = _MAGIC.search(text)
-    return found.start() if found else len(text)
+    match = _MAGIC.search(text)
+    return match.start() if match else len(text)
 
 
 def _match_folder(pattern: str, text: str) -> list[tuple[str, int]]:
@@ -228,7 +238,7 @@ _EXPECTED = f"expected files ending in {', '.join(SHARD_SUFFIXES)}"
 
 
 def _glob_to_regex(pattern: str) -> str:
-    """Translate a glob; `*` stays inside one folder, `**/` crosses them."""
+    """Translate a glob to a regex; `*` matches inside one folder, `**/` across folders."""
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
     special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return "".join(

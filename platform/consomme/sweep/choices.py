@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from consomme.base.errors import RecipeError
+from consomme.base.bounds import PositiveFloat
+from consomme.base.checked import Checked, rule
 from consomme.base.registry import Registry
 
 
@@ -51,19 +53,19 @@ CHOICES: Registry[Choice] = Registry("choice", "consomme/sweep/choices.py")
 
 @CHOICES.register("choice")
 @dataclass(frozen=True, kw_only=True)
-class ListChoice:
+class ListChoice(Checked):
     """Categorical: listed values of any type, such as numbers, strings, whole strategies."""
 
     values: tuple[Any, ...]
     """The values, in the order in which a grid tries them."""
 
-    def __post_init__(self) -> None:
-        """Check that there is a value and that no value is repeated."""
+    @rule
+    def _values_are_unique(self) -> Iterator[str]:
         if not self.values:
-            raise RecipeError("values: found none, expected at least one")
+            yield "values: found none, expected at least one"
         repeated = [value for k, value in enumerate(self.values) if value in self.values[:k]]
         if repeated:
-            raise RecipeError(f"values: found {repeated[0]!r} more than once")
+            yield f"values: found {repeated[0]!r} more than once"
 
     @property
     def listed(self) -> tuple[Any, ...]:
@@ -85,7 +87,7 @@ class ListChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Range:
+class _Range(Checked):
     """Real numbers from `low` to `high`, both included."""
 
     low: float
@@ -94,12 +96,10 @@ class _Range:
     high: float
     """Largest value."""
 
-    def __post_init__(self) -> None:
-        """Check the range."""
+    @rule
+    def _low_below_high(self) -> Iterator[str]:
         if not self.low < self.high:
-            raise RecipeError(
-                f"low: found {self.low}, expected less than high, which is {self.high}"
-            )
+            yield f"low: found {self.low}, expected less than high, which is {self.high}"
 
     @property
     def listed(self) -> None:
@@ -131,11 +131,11 @@ class UniformChoice(_Range):
 class LogUniformChoice(_Range):
     """A real number whose logarithm is uniformly distributed, as for learning rates."""
 
-    def __post_init__(self) -> None:
-        """Check the range."""
-        super().__post_init__()
-        if self.low <= 0:
-            raise RecipeError(f"low: found {self.low}, expected more than 0 for log_uniform")
+    low: PositiveFloat
+    """Smallest value."""
+
+    high: PositiveFloat
+    """Largest value."""
 
     def draw(self, rng: random.Random) -> float:
         """Draw a number."""
@@ -148,7 +148,7 @@ class LogUniformChoice(_Range):
 
 @CHOICES.register("int_uniform")
 @dataclass(frozen=True, kw_only=True)
-class IntUniformChoice:
+class IntUniformChoice(Checked):
     """An integer, uniformly distributed."""
 
     low: int
@@ -157,12 +157,10 @@ class IntUniformChoice:
     high: int
     """Largest value."""
 
-    def __post_init__(self) -> None:
-        """Check the range."""
+    @rule
+    def _low_below_high(self) -> Iterator[str]:
         if not self.low < self.high:
-            raise RecipeError(
-                f"low: found {self.low}, expected less than high, which is {self.high}"
-            )
+            yield f"low: found {self.low}, expected less than high, which is {self.high}"
 
     @property
     def listed(self) -> tuple[int, ...]:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from consomme.base.bounds import NonNegativeInt, PositiveInt
+from consomme.base.checked import Checked
 from consomme.base.errors import RecipeError
 from consomme.base.registry import Registry
 from consomme.sweep.choices import Choice, ListChoice
@@ -99,19 +101,14 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SamplingSearcher:
+class _SamplingSearcher(Checked):
     """Base of searchers that run a given number of trials."""
 
-    num_trials: int
+    num_trials: PositiveInt
     """Number of trials."""
 
     seed: int = 0
     """Random seed."""
-
-    def __post_init__(self) -> None:
-        """Check the bounds."""
-        if self.num_trials < 1:
-            raise RecipeError(f"num_trials: found {self.num_trials}, expected at least 1")
 
 
 @SEARCHERS.register("random")
@@ -143,7 +140,7 @@ class Optuna(_SamplingSearcher):
     Source: Bergstra et al., NeurIPS 2011; Optuna's implementation with `constant_liar`.
     """
 
-    num_random: int = 8
+    num_random: NonNegativeInt = 8
     """Trials drawn at random before TPE starts (`n_startup_trials`)."""
 
     def list_trials(self, space: Space) -> None:

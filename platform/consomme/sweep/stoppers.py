@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
-from consomme.base.errors import RecipeError
+from annotated_types import Interval
+
+from consomme.base.bounds import PositiveInt
+from consomme.base.checked import Checked
 from consomme.base.registry import Registry
 
 
@@ -42,7 +45,7 @@ class NoStopper:
 
 @STOPPERS.register("asha")
 @dataclass(frozen=True, kw_only=True)
-class Asha:
+class Asha(Checked):
     """Asynchronous successive halving (ASHA): at every rung, only the best trials continue.
 
     Rungs are at `grace_steps` times powers of `factor`. A trial continues after a rung if its loss
@@ -51,18 +54,11 @@ class Asha:
     Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, arXiv 1810.05934.
     """
 
-    grace_steps: int
+    grace_steps: PositiveInt
     """Steps that every trial runs; a multiple of the train recipe's `checkpoint_every`."""
 
-    factor: int = 3
+    factor: Annotated[int, Interval(ge=2)] = 3
     """Reduction factor: one in this many trials continues at each rung."""
-
-    def __post_init__(self) -> None:
-        """Check the bounds."""
-        if self.grace_steps < 1:
-            raise RecipeError(f"grace_steps: found {self.grace_steps}, expected at least 1")
-        if self.factor < 2:
-            raise RecipeError(f"factor: found {self.factor}, expected at least 2")
 
     def rung_steps(self, num_steps: int) -> list[int]:
         """Return the steps of all rungs below `num_steps`."""

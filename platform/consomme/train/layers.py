@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, Protocol
 
+from consomme.base.bounds import NonNegativeInt, PositiveFraction, PositiveInt
+from consomme.base.checked import Checked, rule
 from consomme.base.errors import RecipeError
 from consomme.base.registry import Registry
 
@@ -36,23 +38,14 @@ LAYER_SELECTORS: Registry[LayerSelector] = Registry("layer selector", "consomme/
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class Share(Checked):
     """How many layers: a share of them, or a number."""
 
-    fraction: float = 0.25
+    fraction: PositiveFraction = 0.25
     """Share of layers to train, in (0, 1]; the count is rounded up."""
 
-    count: int | None = None
+    count: PositiveInt | None = None
     """Number of layers to train, instead of a share."""
-
-    def __post_init__(self) -> None:
-        """Check the share."""
-        if not 0 < self.fraction <= 1:
-            raise RecipeError(
-                f"fraction: found {self.fraction}, expected a share in (0, 1]; 0 trains nothing"
-            )
-        if self.count is not None and self.count < 1:
-            raise RecipeError(f"count: found {self.count}, expected at least 1")
 
     def of(self, num_layers: int) -> int:
         """Return the number of layers.
@@ -168,19 +161,14 @@ class Hybrid(Share):
 
 @LAYER_SELECTORS.register("every")
 @dataclass(frozen=True, kw_only=True)
-class Every:
+class Every(Checked):
     """Train every k-th layer."""
 
-    k: int
+    k: PositiveInt
     """1 trains all of them."""
 
-    first: int = 0
+    first: NonNegativeInt = 0
     """The lowest one."""
-
-    def __post_init__(self) -> None:
-        """Check the gap."""
-        if self.k < 1:
-            raise RecipeError(f"k: found {self.k}, expected at least 1")
 
     def __call__(self, num_layers: int, scores: Sequence[float] | None = None) -> tuple[int, ...]:
         """Return them."""
@@ -195,7 +183,7 @@ class Every:
 
 @LAYER_SELECTORS.register("listed")
 @dataclass(frozen=True, kw_only=True)
-class LayerList:
+class LayerList(Checked):
     """Train the layers that are named."""
 
     ids: tuple[int, ...]
@@ -236,17 +224,14 @@ class ByScore(Share):
     keep: Literal["highest", "lowest"] = "highest"
     """Which end is trained."""
 
-    num_samples: int = 64
+    num_samples: PositiveInt = 64
     """Training samples that the others look at."""
 
-    def __post_init__(self) -> None:
-        """A change needs two models."""
-        super().__post_init__()
+    @rule
+    def _tuned_model(self) -> Iterator[str]:
         if (self.tuned is None) == self.compares:
             expected = "a tuned model" if self.tuned is None else "none"
-            raise RecipeError(
-                f"tuned: found {self.tuned}, expected {expected} for measure={self.measure}"
-            )
+            yield f"tuned: found {self.tuned}, expected {expected} for measure={self.measure}"
 
     @property
     def compares(self) -> bool:
@@ -272,17 +257,11 @@ class Rotating(Share):
     head all the time: set their states to full.
     """
 
-    every_steps: int
+    every_steps: PositiveInt
     """Steps between draws."""
 
     seed: int = 0
     """Of the draws."""
-
-    def __post_init__(self) -> None:
-        """Check the period."""
-        super().__post_init__()
-        if self.every_steps < 1:
-            raise RecipeError(f"every_steps: found {self.every_steps}, expected at least 1")
 
     def __call__(self, num_layers: int, scores: Sequence[float] | None = None) -> tuple[int, ...]:
         """Return the first draw."""

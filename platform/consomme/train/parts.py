@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from consomme.base.errors import RecipeError
+from annotated_types import Interval
+
+from consomme.base.bounds import NonNegativeFloat, PositiveInt
+from consomme.base.checked import Checked
 
 State = Literal["frozen", "lora", "dora", "full"]
 
@@ -19,37 +22,27 @@ LANGUAGE_MODEL, EMBEDDINGS, HEAD = "language_model", "embeddings", "head"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Part(Checked):
     """How one part of a model is trained."""
 
     state: State = "frozen"
     """`full` moves the weights themselves; `lora` and `dora` move adapters beside each linear map,
     which are added to the weights at the end."""
 
-    lr: float | None = None
+    lr: NonNegativeFloat | None = None
     """Peak learning rate of this part; None takes the run's."""
 
-    weight_decay: float | None = None
+    weight_decay: NonNegativeFloat | None = None
     """Decay of this part's matrices; None takes the run's."""
 
-    rank: int = 16
+    rank: PositiveInt = 16
     """Of the adapters; arXiv 2412.12785 trains with 128."""
 
-    alpha: int = 32
+    alpha: PositiveInt = 32
     """Adapters are added times alpha / rank."""
 
-    dropout: float = 0.0
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """Share of an adapter's inputs that is left out at each step."""
-
-    def __post_init__(self) -> None:
-        """Refuse what means nothing."""
-        if self.rank < 1:
-            raise RecipeError(f"rank: found {self.rank}, expected at least 1")
-        if not 0 <= self.dropout < 1:
-            raise RecipeError(f"dropout: found {self.dropout}, expected at least 0 and below 1")
-        for name, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
-            if value is not None and value < 0:
-                raise RecipeError(f"{name}: found {value}, expected 0 or more")
 
     @property
     def has_adapters(self) -> bool:

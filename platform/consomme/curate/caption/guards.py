@@ -7,12 +7,13 @@ judges' business; whether anything looked at the picture is the canary's.
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
 
-from consomme.base.errors import RecipeError
+from consomme.base.bounds import Fraction, PositiveInt
+from consomme.base.checked import Checked, raised_problems, rule
 from consomme.curate.caption.refusals import is_refusal
 from consomme.curate.language import check_languages, language_table, num_words, script_of
 
@@ -56,7 +57,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guards:
+class Guards(Checked):
     """When a written text is not used; each guard can be switched off."""
 
     empty: bool = True
@@ -74,53 +75,44 @@ class Guards:
     echo: bool = True
     """Refuse texts that say the prompt again."""
 
-    min_words: int | None = None
+    min_words: PositiveInt | None = None
     """Fewest words; of Han and kana each character counts as one."""
 
-    max_words: int | None = None
+    max_words: PositiveInt | None = None
     """Most words."""
 
     language: str | None = None
     """ISO 639 code of the language that is wanted, or `prompt` for that of the prompt. Loads a
     table of some 100 MB in each process."""
 
-    language_confidence: float = 0.99
+    language_confidence: Fraction = 0.99
     """How sure the table has to be that a text is in none but other languages, in [0, 1]."""
 
-    language_min_words: int = 8
+    language_min_words: PositiveInt = 8
     """Texts of fewer words are not judged by their language: it can rarely be told."""
 
-    copy_similarity: float | None = 0.95
+    copy_similarity: Fraction | None = 0.95
     """Likeness from which on a text is a copy of the original one, in [0, 1], see `similarity`; 1
     is the same words. One changed word of sixty makes 0.95."""
 
-    max_repeat_fraction: float | None = 0.4
+    max_repeat_fraction: Fraction | None = 0.4
     """Largest share of n-grams that may be repeats of an earlier one, in [0, 1]."""
 
-    repeat_ngram: int = 4
+    repeat_ngram: PositiveInt = 4
     """Words per n-gram (characters in scripts written without spaces)."""
 
-    max_run: int | None = 3
+    max_run: PositiveInt | None = 3
     """How often a phrase may follow itself directly."""
 
-    def __post_init__(self) -> None:
-        """Check the limits, all at once."""
-        problems = [
-            f"{name}: found {value}, expected 0 to 1"
-            for name in ("language_confidence", "copy_similarity", "max_repeat_fraction")
-            if (value := getattr(self, name)) is not None and not 0 <= value <= 1
-        ]
-        problems += [
-            f"{name}: found {value}, expected 1 or more"
-            for name in ("min_words", "max_words", "language_min_words", "repeat_ngram", "max_run")
-            if (value := getattr(self, name)) is not None and value < 1
-        ]
+    @rule
+    def _word_range(self) -> Iterator[str]:
         if self.min_words and self.max_words and self.min_words > self.max_words:
-            problems.append(f"min_words: found {self.min_words}, above max_words {self.max_words}")
-        if problems:
-            raise RecipeError("; ".join(problems))
+            yield f"min_words: found {self.min_words}, above max_words {self.max_words}"
+
+    @rule
+    def _known_language(self) -> Iterator[str]:
         if self.language not in (None, OF_THE_PROMPT):
-            check_languages((str(self.language),))
+            yield from raised_problems(lambda: check_languages((str(self.language),)))
 
     def __call__(
         self, text: str, finish_reason: str, *, prompt: str, original: str | None
@@ -183,7 +175,7 @@ class Guards:
         return bool(1 - dict(language_table().rank(text))[wanted] >= self.language_confidence)
 
 
-def mass_identical(
+def overly_frequent_texts(
     counts: Mapping[K, int], *, max_fraction: float = 0.01, min_count: int = 20
 ) -> list[K]:
     """Return the texts that are suspiciously common in a run, the most common one first.
@@ -207,7 +199,7 @@ def mass_identical(
     return sorted(common, key=lambda text: (-counts[text], str(text)))
 
 
-def squeezed(text: str) -> str:
+def normalised_text(text: str) -> str:
     """Return a text without differences of case and white space."""
     return " ".join(text.casefold().split())
 

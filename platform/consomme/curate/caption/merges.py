@@ -7,11 +7,12 @@ the first thing the assistant says; later answers belong to their questions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from consomme.base.errors import DataError, RecipeError
+from consomme.base.checked import Checked, rule
+from consomme.base.errors import DataError
 from consomme.base.registry import Registry
 from consomme.base.sample import Turn
 
@@ -78,7 +79,7 @@ class Concatenate:
 
 @MERGES.register("append_turns")
 @dataclass(frozen=True, kw_only=True)
-class AppendTurns:
+class AppendTurns(Checked):
     """The prompt and the written text as one more question and answer, after all the others.
 
     Source: arXiv 2407.17453 (VILA²), what its specialists write.
@@ -87,12 +88,10 @@ class AppendTurns:
     question: str | None = None
     """What the user asks; None takes the prompt that the model was asked with."""
 
-    def __post_init__(self) -> None:
-        """Check the question."""
+    @rule
+    def _question_has_words(self) -> Iterator[str]:
         if self.question is not None and not self.question.strip():
-            raise RecipeError(
-                "question: found an empty one, expected words, or null for the prompt"
-            )
+            yield "question: found an empty one, expected words, or null for the prompt"
 
     def __call__(
         self, turns: Turns, written: str, *, prompt: str, question_for_caption: str

@@ -1,64 +1,65 @@
-"""Keep policies made of others: in every stratum, all of some, any of some, one after the other.
+"""Keep policies that combine others: per stratum, all of, any of, one after the other.
 
-The one decision: policies within are asked as if theirs were the only samples, so each stays exact
-and global over what it is asked about.
+An inner policy sees only the samples that it decides about, so its decision is exact and global
+over those.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from consomme.base.errors import DataError, RecipeError
+from consomme.base.checked import rule
+from consomme.base.errors import DataError
 from consomme.base.schema import strategy
 from consomme.curate.keep.policy import (
     KEEP_POLICIES,
     REGISTRY,
+    Boundary,
+    ChunkedPolicy,
     Chunks,
     Decision,
-    Edge,
-    FromChunks,
-    HasEdges,
+    HasBoundaries,
     KeepPolicy,
     Mask,
     Scores,
     column_of,
-    some_of,
+    take_rows,
 )
 
 # Shapes: N samples.
 Stratify = Callable[[Scores], NDArray[Any]]
-"""Names the stratum of each sample, given its columns."""
+"""Computes the stratum of each sample from its columns."""
 
 MAX_STRATA = 1000
-"""More strata than this are a mistake, such as a column of ids."""
+"""More strata than this are taken for a mistake, such as a column of ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strata:
-    """A decision for each stratum."""
+class StratifiedDecision:
+    """One decision per stratum."""
 
     strata: Stratify
     decisions: Mapping[Any, Decision]
     columns: tuple[str, ...]
 
     def mask(self, scores: Scores, hash_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Say for each sample whether it stays; who is in none of the strata does not."""
+        """Return True for each sample that is kept; samples in no stratum are dropped."""
         kept_N = np.zeros(len(hash_N), dtype=bool)
         stratum_N = self.strata(scores)
         for name in set(stratum_N.tolist()) & set(self.decisions):
             part_N = stratum_N == name
-            some = some_of(scores, part_N, self.columns)
-            kept_N[part_N] = self.decisions[name].mask(some, hash_N[part_N])
+            columns = take_rows(scores, part_N, self.columns)
+            kept_N[part_N] = self.decisions[name].mask(columns, hash_N[part_N])
         return kept_N
 
     def describe(self) -> dict[str, Any]:
-        """Return what each stratum says, and sums."""
+        """Return the statistics of each stratum, and sums."""
         stats = {str(name): decision.describe() for name, decision in self.decisions.items()}
         return {
             "strata": stats,
@@ -69,33 +70,33 @@ class Strata:
 
 def decide_strata(
     chunks: Chunks, strata: Stratify, names: Iterable[Any], policy: KeepPolicy
-) -> Strata:
-    """Let a policy decide in each stratum: a few walks per stratum.
+) -> StratifiedDecision:
+    """Apply a policy to each stratum separately: a few passes per stratum.
 
     Args:
         chunks: All samples.
-        strata: Names the stratum of each sample, given its columns.
+        strata: Computes the stratum of each sample from its columns.
         names: The strata to decide in, in order.
-        policy: Decides.
+        policy: The policy to apply.
     """
 
-    def only(name: object) -> Chunks:
-        def walk() -> Iterable[tuple[Scores, NDArray[np.uint64]]]:
+    def chunks_of(name: object) -> Chunks:
+        def filtered() -> Iterable[tuple[Scores, NDArray[np.uint64]]]:
             for scores, hash_N in chunks():
                 part_N = strata(scores) == name
-                yield some_of(scores, part_N, policy.columns), hash_N[part_N]
+                yield take_rows(scores, part_N, policy.columns), hash_N[part_N]
 
-        return walk
+        return filtered
 
-    decisions = {name: policy.decide(only(name)) for name in names}
-    return Strata(strata=strata, decisions=decisions, columns=policy.columns)
+    decisions = {name: policy.decide(chunks_of(name)) for name in names}
+    return StratifiedDecision(strata=strata, decisions=decisions, columns=policy.columns)
 
 
 def count_strata(chunks: Chunks, strata: Stratify, what: str) -> dict[Any, int]:
     """Count the samples of each stratum, in the order of their names.
 
     Raises:
-        DataError: There are more than a column of names has.
+        DataError: There are more than `MAX_STRATA`.
     """
     counts: Counter[Any] = Counter()
     for scores, _ in chunks():
@@ -110,35 +111,38 @@ def count_strata(chunks: Chunks, strata: Stratify, what: str) -> dict[Any, int]:
 
 @KEEP_POLICIES.register("per_stratum")
 @dataclass(frozen=True, kw_only=True)
-class PerStratum(FromChunks):
-    """Let a policy decide in each stratum by itself: the best fifth of every source, not of all.
+class PerStratum(ChunkedPolicy):
+    """Apply a policy to each stratum separately: the best fifth of every source, not of all data.
 
-    Without it a filter that prefers one kind of data takes it all from there.
+    Without stratification, a filter that prefers one kind of data selects mostly from it.
     """
 
     by: str = "source"
-    """Column of names, such as `source`, or of numbers, cut at `edges`; samples without a number
-    are a stratum of their own."""
+    """Column of names, such as `source`, or of numbers, binned at `edges`; samples without a number
+    form a stratum of their own."""
 
     edges: tuple[float, ...] = ()
-    """Where a column of numbers is cut into strata: `[8, 32]` makes three of `num_tokens`."""
+    """Bin edges of a numeric column: `[8, 32]` makes three strata of `num_tokens`."""
 
     keep: dict[str, Any] = strategy(REGISTRY, default={"name": "lowest_fraction"})
-    """Which samples of a stratum stay."""
+    """The policy that selects within a stratum."""
 
-    def __post_init__(self) -> None:
-        """Check the edges, and the policy within."""
+    @rule
+    def _edges_ascend(self) -> Iterator[str]:
         if list(self.edges) != sorted(set(self.edges)):
-            raise RecipeError(f"edges: found {list(self.edges)}, expected ascending numbers")
-        KEEP_POLICIES.build(self.keep, "keep")
+            yield f"edges: found {list(self.edges)}, expected ascending numbers"
+
+    @rule
+    def _policy(self) -> Iterator[str]:
+        yield from KEEP_POLICIES.problems(self.keep, "keep")
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Return the column of the strata and those of the policy within."""
+        """Return the column of the strata and those of the inner policy."""
         return (self.by, *KEEP_POLICIES.build(self.keep, "keep").columns)
 
     def decide(self, chunks: Chunks) -> Decision:
-        """Find the strata, then decide in each: a few walks per stratum."""
+        """Find the strata, then decide in each: a few passes per stratum."""
         names = count_strata(chunks, self._strata, f"per_stratum: {self.by!r}")
         return decide_strata(chunks, self._strata, names, KEEP_POLICIES.build(self.keep, "keep"))
 
@@ -155,152 +159,156 @@ class PerStratum(FromChunks):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Joint:
+class _CombinedDecision:
     decisions: tuple[Decision, ...]
-    all_must: bool
+    require_all: bool
 
     def mask(self, scores: Scores, hash_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
         masks = [decision.mask(scores, hash_N) for decision in self.decisions]
-        join = np.logical_and if self.all_must else np.logical_or
+        join = np.logical_and if self.require_all else np.logical_or
         kept: NDArray[np.bool_] = join.reduce(masks)
         return kept
 
     def describe(self) -> dict[str, Any]:
         return _describe_parts(self.decisions)
 
-    def edges(self) -> tuple[Edge, ...]:
-        return _edges_of(self.decisions, all_must=self.all_must)
+    def boundaries(self) -> tuple[Boundary, ...]:
+        return _boundaries_of(self.decisions, require_all=self.require_all)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sequence:
+class _SequentialDecision:
     steps: tuple[tuple[tuple[str, ...], Decision], ...]
-    """Each with the columns it reads."""
+    """(columns that the policy reads, its decision), in order."""
 
     def mask(self, scores: Scores, hash_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
         kept_N = np.ones(len(hash_N), dtype=bool)
         for columns, decision in self.steps:
-            some = scores if kept_N.all() else some_of(scores, kept_N, columns)
-            kept_N[kept_N] = decision.mask(some, hash_N[kept_N])
+            rest = scores if kept_N.all() else take_rows(scores, kept_N, columns)
+            kept_N[kept_N] = decision.mask(rest, hash_N[kept_N])
         return kept_N
 
     def describe(self) -> dict[str, Any]:
         return _describe_parts([decision for _, decision in self.steps])
 
-    def edges(self) -> tuple[Edge, ...]:
-        return _edges_of([decision for _, decision in self.steps], all_must=True)
+    def boundaries(self) -> tuple[Boundary, ...]:
+        return _boundaries_of([decision for _, decision in self.steps], require_all=True)
 
 
 def _describe_parts(decisions: Sequence[Decision]) -> dict[str, Any]:
     return {"parts": [decision.describe() for decision in decisions]}
 
 
-def _edges_of(decisions: Sequence[Decision], *, all_must: bool) -> tuple[Edge, ...]:
-    """Return the edges of all, each among the samples for which it makes the difference."""
-    edges = []
+def _boundaries_of(decisions: Sequence[Decision], *, require_all: bool) -> tuple[Boundary, ...]:
+    """Return the cuts of all decisions, each restricted to the samples for which it is decisive."""
+    boundaries = []
     for k, decision in enumerate(decisions):
-        if isinstance(decision, HasEdges):
+        if isinstance(decision, HasBoundaries):
             others = [*decisions[:k], *decisions[k + 1 :]]
-            for edge in decision.edges():
+            for boundary in decision.boundaries():
                 masks = [other.mask for other in others]
-                edges.append(replace(edge, among=_undecided(masks, edge.among, all_must)))
-    return tuple(edges)
+                among = _where_decisive(masks, boundary.among, require_all)
+                boundaries.append(replace(boundary, among=among))
+    return tuple(boundaries)
 
 
-def _undecided(masks: Sequence[Mask], among: Mask | None, all_must: bool) -> Mask:
+def _where_decisive(masks: Sequence[Mask], among: Mask | None, require_all: bool) -> Mask:
+    """Select the samples on which one more decision changes the result of the others."""
+
     def mask(scores: Scores, hash_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        open_N = np.ones(len(hash_N), dtype=bool) if among is None else among(scores, hash_N)
+        decisive_N = np.ones(len(hash_N), dtype=bool) if among is None else among(scores, hash_N)
         for other in masks:
-            open_N &= other(scores, hash_N) == all_must
-        return open_N
+            decisive_N &= other(scores, hash_N) == require_all
+        return decisive_N
 
     return mask
 
 
 def _build(nodes: tuple[dict[str, Any], ...]) -> list[KeepPolicy]:
-    if not nodes:
-        raise RecipeError("policies: found none, expected at least one {name: …}")
     return [KEEP_POLICIES.build(node, f"policies.{k}") for k, node in enumerate(nodes)]
 
 
-class _JointPolicy(FromChunks):
-    """What all_of, any_of and in_turn have in common."""
+class _CombinedPolicy(ChunkedPolicy):
+    """Base of all_of, any_of and in_turn."""
 
     policies: tuple[dict[str, Any], ...]
 
-    def __post_init__(self) -> None:
-        """Check the policies."""
-        _build(self.policies)
+    @rule
+    def _has_policies(self) -> Iterator[str]:
+        if not self.policies:
+            yield "policies: found none, expected at least one {name: …}"
+        for k, node in enumerate(self.policies):
+            yield from KEEP_POLICIES.problems(node, f"policies.{k}")
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Return the columns of all of them."""
-        found = (name for policy in _build(self.policies) for name in policy.columns)
-        return tuple(dict.fromkeys(found))
+        """Return the columns of all inner policies."""
+        names = (name for policy in _build(self.policies) for name in policy.columns)
+        return tuple(dict.fromkeys(names))
 
 
-class _EachOfAll(_JointPolicy):
-    """Policies that decide about all samples, each by itself."""
+class _IndependentPolicy(_CombinedPolicy):
+    """Base of combinations whose inner policies each decide about all samples."""
 
-    all_must: ClassVar[bool]
+    require_all: ClassVar[bool]
 
     def decide(self, chunks: Chunks) -> Decision:
-        """Let each decide."""
+        """Let each inner policy decide about all samples."""
         decisions = tuple(policy.decide(chunks) for policy in _build(self.policies))
-        return _Joint(decisions=decisions, all_must=self.all_must)
+        return _CombinedDecision(decisions=decisions, require_all=self.require_all)
 
 
 @KEEP_POLICIES.register("all_of")
 @dataclass(frozen=True, kw_only=True)
-class AllOf(_EachOfAll):
-    """Keep what every one of some policies keeps, each deciding about all samples."""
+class AllOf(_IndependentPolicy):
+    """Keep the intersection: what every inner policy keeps, each deciding about all samples."""
 
-    all_must: ClassVar[bool] = True
+    require_all: ClassVar[bool] = True
 
     policies: tuple[dict[str, Any], ...] = strategy(REGISTRY)
-    """The policies."""
+    """The inner policies."""
 
 
 @KEEP_POLICIES.register("any_of")
 @dataclass(frozen=True, kw_only=True)
-class AnyOf(_EachOfAll):
-    """Keep what at least one of some policies keeps, each deciding about all samples."""
+class AnyOf(_IndependentPolicy):
+    """Keep the union: what any inner policy keeps, each deciding about all samples."""
 
-    all_must: ClassVar[bool] = False
+    require_all: ClassVar[bool] = False
 
     policies: tuple[dict[str, Any], ...] = strategy(REGISTRY)
-    """The policies."""
+    """The inner policies."""
 
 
 @KEEP_POLICIES.register("in_turn")
 @dataclass(frozen=True, kw_only=True)
-class InTurn(_JointPolicy):
-    """Let policies decide one after the other, each among what those before it keep.
+class InTurn(_CombinedPolicy):
+    """Apply policies one after the other, each to what those before it keep.
 
-    `all_of` takes the best fifth of everything and leaves out the copies in it; `in_turn` leaves
-    out the copies and takes the best fifth of the rest.
+    `all_of` takes the best fifth of everything and then leaves out its duplicates; `in_turn` leaves
+    out the duplicates first and takes the best fifth of the rest.
     """
 
     policies: tuple[dict[str, Any], ...] = strategy(REGISTRY)
-    """The policies, in order."""
+    """The inner policies, in order."""
 
     def decide(self, chunks: Chunks) -> Decision:
-        """Let each decide: a few walks for each."""
-        so_far = _Sequence(steps=())
+        """Let each inner policy decide in turn: a few passes for each."""
+        so_far = _SequentialDecision(steps=())
         for policy in _build(self.policies):
             decision = policy.decide(_kept_by(so_far, chunks, policy.columns))
-            so_far = _Sequence(steps=(*so_far.steps, (policy.columns, decision)))
+            so_far = _SequentialDecision(steps=(*so_far.steps, (policy.columns, decision)))
         return so_far
 
 
-def _kept_by(before: _Sequence, chunks: Chunks, columns: Iterable[str]) -> Chunks:
-    def walk() -> Iterable[tuple[Scores, NDArray[np.uint64]]]:
+def _kept_by(before: _SequentialDecision, chunks: Chunks, columns: Iterable[str]) -> Chunks:
+    def filtered() -> Iterable[tuple[Scores, NDArray[np.uint64]]]:
         for scores, hash_N in chunks():
             kept_N = before.mask(scores, hash_N)
             if kept_N.all():
-                # Nothing is copied, and vectors stay on the disk.
+                # No copy: vectors stay on disk.
                 yield scores, hash_N
                 continue
-            yield some_of(scores, kept_N, columns), hash_N[kept_N]
+            yield take_rows(scores, kept_N, columns), hash_N[kept_N]
 
-    return walk
+    return filtered

@@ -1,94 +1,93 @@
-"""A keep policy that ranks by what several scorers think on average.
+"""A keep policy that ranks samples by a weighted mean of several scores.
 
-The one decision: columns are averaged sample by sample in float64, each as it is or as its
-logarithm, and the mean is then a score like any other. Perplexities are averaged as logarithms:
-that is the mean of the scorers' nats per token, while a plain mean of perplexities is the opinion
-of whoever was most surprised.
+Columns are averaged per sample in float64, each as it is or as its logarithm. Perplexities should
+be averaged as logarithms, which gives the mean of the scorers' nats per token; a plain mean of
+perplexities is dominated by the scorer with the highest one.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from consomme.base.errors import DataError, RecipeError
-from consomme.curate.checks import check_fraction
+from consomme.base.bounds import Fraction
+from consomme.base.checked import Checked, rule
+from consomme.base.errors import DataError
 from consomme.curate.keep.policy import KEEP_POLICIES, Scores, floor_count, numbers_of
-from consomme.curate.keep.ranking import Ranking
+from consomme.curate.keep.ranking import RankingPolicy
 
 # Shapes: N samples.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Term:
+class Term(Checked):
     """One column of a mean."""
 
     column: str
-    """Column of numbers; `large.perplexity` is that of the run `large` of `beside`."""
+    """Numeric column; `large.perplexity` is read from the run `large` of `columns_from`."""
 
     weight: float = 1.0
-    """How much it counts; the weights are divided by the sum of their sizes. A negative one turns a
-    score around of which more is better."""
+    """Weight in the mean; weights are divided by the sum of their absolute values. A negative one
+    inverts a score for which higher is better."""
 
     log: bool = False
-    """Whether to take the natural logarithm: for perplexities."""
+    """Take the natural logarithm; for perplexities."""
+
+    @rule
+    def _counts(self) -> Iterator[str]:
+        if self.weight == 0:
+            yield f"weight: found {self.weight}, expected a number other than 0"
 
 
 @KEEP_POLICIES.register("mean_fraction")
 @dataclass(frozen=True, kw_only=True)
-class MeanFraction(Ranking):
+class MeanFraction(RankingPolicy):
     """Keep the samples with the smallest mean of several scores: `floor(fraction * n_scored)`.
 
-    A sample that lacks one of the scores has no mean, and is never kept.
+    A sample that lacks one of the scores has no mean and is never kept.
     """
 
     terms: tuple[Term, ...]
-    """What is averaged: columns of one score run or, with `beside`, of several."""
+    """Columns to average, of one score run or, with `columns_from`, of several."""
 
-    fraction: float = 0.2
+    fraction: Fraction = 0.2
     """Share of the scored samples to keep, in [0, 1]; the count is rounded down."""
 
     highest: bool = False
-    """Keep the largest means instead."""
+    """Keep the largest means instead of the smallest."""
 
-    def __post_init__(self) -> None:
-        """Check terms and fraction."""
-        check_fraction(self.fraction)
+    @rule
+    def _has_terms(self) -> Iterator[str]:
         if not self.terms:
-            raise RecipeError("terms: found none, expected at least one {column: …}")
-        for number, term in enumerate(self.terms):
-            if not math.isfinite(term.weight) or term.weight == 0:
-                raise RecipeError(
-                    f"terms[{number}].weight: found {term.weight}, expected a number other than 0"
-                )
+            yield "terms: found none, expected at least one {column: …}"
 
     @property
     def descending(self) -> bool:
-        """Tell whether the largest means come first."""
+        """Whether the largest means come first."""
         return self.highest
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Return what is averaged."""
+        """Return the columns to average."""
         return tuple(dict.fromkeys(term.column for term in self.terms))
 
     @property
     def label(self) -> str:
-        """Name what is averaged."""
+        """Name of the mean, for reports."""
         return "mean of " + ", ".join(self.columns)
 
     def count(self, num_scored: int) -> int:
-        """Say how many stay."""
+        """Return how many samples to keep."""
         return floor_count(self.fraction, num_scored)
 
     def values(self, scores: Scores) -> NDArray[np.floating]:
         """Return the mean of each sample.
 
         Raises:
-            DataError: A logarithm is wanted of what is not positive.
+            DataError: The logarithm of a value that is not positive is requested.
         """
         total_N: NDArray[np.float64] | None = None
         for term in self.terms:

@@ -1,12 +1,12 @@
-"""Choosing samples one by one by their distances from those chosen: what k_center and BADGE share.
+"""Greedy selection of samples by distance from those already selected, for k-center and BADGE.
 
-The one decision: the same samples whatever their order, also in the last bit. So distances are
-summed row by row and not by a matrix product, whose rounding depends on where in a block a row
-stands; the first choice, ties and draws go by the hashes of ids. Vectors stay where they are, on
-the disk when a run is filtered, and are read once per choice.
+The selection does not depend on the order of the samples, not even through rounding. So distances
+are summed row by row and not by a matrix product, whose rounding depends on a row's position in its
+block; the first sample, ties and random draws go by hashes of ids. Vectors are not copied (they are
+memory-mapped when a run is filtered), and are read once per selected sample.
 
-`k` of `N` samples cost `N × k` distances, which is quadratic where `k` is a fraction; more than
-`MAX_DISTANCES` are refused.
+Selecting `k` of `N` samples costs `N × k` distances, which is quadratic if `k` is a fraction; more
+than `MAX_DISTANCES` are refused.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from consomme.curate.keep.policy import Chunks, Scores, column_of
 
 # Shapes: N samples of a chunk, D numbers of a vector, B rows of a block.
 MAX_DISTANCES = 10**11
-"""Some six hours of `k_center` on two cores at 512 numbers: 2.3 million a second and core."""
+"""About six hours of `k_center` on two cores at 512 dimensions: 2.3 million per second and core."""
 
 _BLOCK = 1 << 19
-"""Numbers that are worked on at a time: what a processor's own memory holds."""
+"""Vector components processed at a time, so that a block fits into the CPU cache."""
 
-_WORTH_A_BAR = 10**8
+_MIN_PROGRESS_DISTANCES = 10**8
 
 
 def vectors_of(scores: Scores, column: str) -> NDArray[np.float32]:
@@ -49,8 +49,8 @@ def vectors_of(scores: Scores, column: str) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
-    """A decision by name: a set of hashes of ids."""
+class SelectedIds:
+    """Keeps the samples whose id hash is in a set."""
 
     hashes: NDArray[np.uint64]
     """Ascending."""
@@ -58,12 +58,12 @@ class Chosen:
     stats: dict[str, Any]
 
     @classmethod
-    def of(cls, hashes: Sequence[int] | NDArray[np.uint64], stats: dict[str, Any]) -> Chosen:
-        """Sort the hashes."""
+    def of(cls, hashes: Sequence[int] | NDArray[np.uint64], stats: dict[str, Any]) -> SelectedIds:
+        """Make the decision from hashes in any order."""
         return cls(hashes=np.sort(np.asarray(hashes, dtype=np.uint64)), stats=stats)
 
     def mask(self, scores: Scores, hash_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Say for each sample whether it stays."""
+        """Return True for each sample that is kept."""
         del scores
         if not len(self.hashes):
             return np.zeros(len(hash_N), dtype=bool)
@@ -72,40 +72,40 @@ class Chosen:
         return kept
 
     def describe(self) -> dict[str, Any]:
-        """Return what the manifest says."""
+        """Return the statistics for the manifest."""
         return {"cut": None, "tie_count": 0, **self.stats}
 
 
 Center = tuple[int, int]
-"""Where a chosen sample is: number of the chunk, and row in it."""
+"""Position of a selected sample: chunk index, and row in the chunk."""
 
 FromCenter = Callable[[Center], Callable[[int, slice], NDArray[np.floating]]]
-"""Given a center, a function that gives the squared distances of some rows of a chunk from it."""
+"""Maps a center to a function that returns the squared distances of rows of a chunk from it."""
 
 
 class CandidatePool:
-    """The samples to choose from: chunks of vectors, and how far each is from what is chosen."""
+    """The candidates: chunks of vectors, and each one's distance from the selected samples."""
 
     def __init__(self, chunks: Chunks, columns: Sequence[str], seed: int) -> None:
-        """Look through the vectors once; a row with a NaN or an infinity is missing."""
+        """Check the vectors in one pass; a row with a NaN or an infinity counts as missing."""
         self.vectors: list[tuple[NDArray[np.float32], ...]] = []
         self.hashes: list[NDArray[np.uint64]] = []
         self.keys: list[NDArray[np.uint64]] = []
-        self.near: list[NDArray[np.float64]] = []
-        """Squared distance from the nearest chosen one; negative where nothing can be chosen."""
+        self.nearest_sq: list[NDArray[np.float64]] = []
+        """Squared distance from the nearest selected sample; negative: missing or selected."""
 
         self.num_missing = 0
         for scores, hash_N in chunks():
             matrices = tuple(vectors_of(scores, name) for name in columns)
-            near_N = np.full(len(hash_N), np.inf)
+            nearest_N = np.full(len(hash_N), np.inf)
             for matrix_ND in matrices:
                 for rows in row_slices(*matrix_ND.shape):
-                    near_N[rows][~np.isfinite(matrix_ND[rows]).all(axis=1)] = -1.0
-            self.num_missing += int((near_N < 0).sum())
+                    nearest_N[rows][~np.isfinite(matrix_ND[rows]).all(axis=1)] = -1.0
+            self.num_missing += int((nearest_N < 0).sum())
             self.vectors.append(matrices)
             self.hashes.append(hash_N)
             self.keys.append(mix_hash(hash_N, seed))
-            self.near.append(near_N)
+            self.nearest_sq.append(nearest_N)
         shapes = {tuple(m.shape[1] for m in matrices) for matrices in self.vectors}
         if len(shapes) > 1:
             raise DataError(f"{', '.join(columns)}: found vectors of different lengths: {shapes}")
@@ -119,61 +119,61 @@ class CandidatePool:
 
     @property
     def stats(self) -> dict[str, Any]:
-        """What the manifest says of it."""
+        """Statistics for the manifest."""
         return {"num_scored": self.num_samples, "num_missing": self.num_missing}
 
-    def choose(
+    def select(
         self,
-        what: str,
+        policy_name: str,
         count: int,
         from_center: FromCenter,
-        prefer: Callable[[int, int], NDArray[np.float64]],
+        priority: Callable[[int, int], NDArray[np.float64]],
     ) -> list[int]:
-        """Choose samples one by one, each by its distance from those before.
+        """Select samples one by one, each by its distance from those before.
 
         Args:
-            what: Name of the policy, for messages.
-            count: How many.
-            from_center: Measures.
-            prefer: Given a step and the number of a chunk, a number for each of its samples; the
-                largest is chosen, and of equal ones that with the smallest key.
+            policy_name: For messages.
+            count: Number of samples to select.
+            from_center: Computes distances.
+            priority: Maps a step and a chunk index to a number for each sample of the chunk; the
+                sample with the largest is selected, among equal ones that with the smallest key.
 
         Returns:
-            Hashes of the chosen, in order.
+            Hashes of the selected samples, in order.
 
         Raises:
-            DataError: This would take too long.
+            DataError: This would take more than `MAX_DISTANCES`.
         """
-        check_work(what, self.num_samples, count)
-        chosen: list[int] = []
+        check_cost(policy_name, self.num_samples, count)
+        selected: list[int] = []
         bar: contextlib.AbstractContextManager[Progress | None] = contextlib.nullcontext()
-        if count * self.num_samples > _WORTH_A_BAR:
-            bar = Progress(count, what, "samples")
+        if count * self.num_samples > _MIN_PROGRESS_DISTANCES:
+            bar = Progress(count, policy_name, "samples")
         workers = min(os.cpu_count() or 1, len(self._blocks))
         with bar as progress, ThreadPoolExecutor(max(1, workers)) as threads:
             for step in range(count):
-                center = self._best(step, prefer)
-                chosen.append(int(self.hashes[center[0]][center[1]]))
-                self.near[center[0]][center[1]] = -1.0
+                center = self._best(step, priority)
+                selected.append(int(self.hashes[center[0]][center[1]]))
+                self.nearest_sq[center[0]][center[1]] = -1.0
                 measure = from_center(center)
 
-                def update(share: int, measure: Any = measure) -> None:
-                    for number, rows in self._blocks[share::workers]:
-                        near_B = self.near[number][rows]
-                        # A missing vector gives NaN, which `fmin` passes over.
-                        np.fmin(near_B, measure(number, rows), out=near_B)
+                def update(worker: int, measure: Any = measure) -> None:
+                    for number, rows in self._blocks[worker::workers]:
+                        nearest_B = self.nearest_sq[number][rows]
+                        # A missing vector gives NaN, which `fmin` ignores.
+                        np.fmin(nearest_B, measure(number, rows), out=nearest_B)
 
                 list((threads.map if workers > 1 else map)(update, range(workers)))
                 if progress is not None:
                     progress.advance()
-        return chosen
+        return selected
 
-    def _best(self, step: int, prefer: Callable[[int, int], NDArray[np.float64]]) -> Center:
+    def _best(self, step: int, priority: Callable[[int, int], NDArray[np.float64]]) -> Center:
         best: tuple[float, int, Center] | None = None
-        for number, near_N in enumerate(self.near):
-            value_N = np.where(near_N < 0, -np.inf, prefer(step, number))
+        for number, nearest_N in enumerate(self.nearest_sq):
+            value_N = np.where(nearest_N < 0, -np.inf, priority(step, number))
             top = value_N.max(initial=-np.inf)
-            tied = np.flatnonzero((value_N == top) & (near_N >= 0))
+            tied = np.flatnonzero((value_N == top) & (nearest_N >= 0))
             if not len(tied):
                 continue
             row = int(tied[self.keys[number][tied].argmin()])
@@ -183,23 +183,23 @@ class CandidatePool:
         return best[2]
 
 
-def check_work(what: str, num_samples: int, count: int) -> None:
-    """Refuse what would take days.
+def check_cost(policy_name: str, num_samples: int, count: int) -> None:
+    """Refuse a selection that would take days.
 
     Raises:
-        DataError: So many distances are too many.
+        DataError: It takes more than `MAX_DISTANCES`.
     """
     if num_samples * count > MAX_DISTANCES:
         other = "{name: random_fraction, fraction: 0.01}"
         raise DataError(
-            f"{what}: {count:,} of {num_samples:,} samples take {num_samples * count:.1e}"
+            f"{policy_name}: {count:,} of {num_samples:,} samples take {num_samples * count:.1e}"
             f" distances, more than {MAX_DISTANCES:.0e}. Ask for at most"
-            f" {MAX_DISTANCES // num_samples:,} (samples: …), or let a cheaper policy thin them out"
-            f" before: {{name: in_turn, policies: [{other}, {{name: {what}, …}}]}}"
+            f" {MAX_DISTANCES // num_samples:,} (samples: …), or let a cheaper policy reduce them"
+            f" first: {{name: in_turn, policies: [{other}, {{name: {policy_name}, …}}]}}"
         )
 
 
 def row_slices(rows: int, width: int) -> list[slice]:
-    """Cut rows into blocks of a size to work on at a time."""
+    """Split rows into blocks of at most `_BLOCK` components."""
     size = max(1, _BLOCK // max(1, width))
     return [slice(begin, min(begin + size, rows)) for begin in range(0, rows, size)]

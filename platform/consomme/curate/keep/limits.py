@@ -1,25 +1,26 @@
-"""Keep policies with limits: bands of ranks, fixed thresholds, names, budgets of tokens.
+"""Keep policies with limits: bands of ranks, fixed thresholds, names, token budgets.
 
-The one decision: what is missing (NaN, an empty text) is within no limits.
+A missing value (NaN, an empty text) is within no limits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from consomme.base.errors import RecipeError
+from consomme.base.bounds import Fraction, NonNegativeInt
+from consomme.base.checked import rule
 from consomme.curate.keep.policy import (
     KEEP_POLICIES,
+    Boundary,
+    ChunkedPolicy,
     Chunks,
     Decision,
-    Edge,
-    FromChunks,
     Scores,
     describe_cut,
     floor_count,
@@ -27,14 +28,14 @@ from consomme.curate.keep.policy import (
     texts_of,
 )
 from consomme.curate.keep.radix import Cut, find_budget_cut, limit_cut
-from consomme.curate.keep.ranking import ByRank, by_column, rank
+from consomme.curate.keep.ranking import RankedDecision, by_column, rank
 
 # Shapes: N samples.
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Between:
-    """Kept by the upper cut and not by the lower one."""
+class _BandDecision:
+    """Keeps what the upper cut keeps and the lower one does not."""
 
     column: str
     upper: Cut
@@ -50,42 +51,40 @@ class _Between:
     def describe(self) -> dict[str, Any]:
         return {**describe_cut(self.upper), "lower_cut": self.lower.value}
 
-    def edges(self) -> tuple[Edge, ...]:
+    def boundaries(self) -> tuple[Boundary, ...]:
         values = by_column(self.column)
         return tuple(
-            Edge(label=self.column, values=values, cut=cut, end=end)
+            Boundary(label=self.column, values=values, cut=cut, end=end)
             for end, cut in (("lower end", self.lower), ("upper end", self.upper))
         )
 
 
 @KEEP_POLICIES.register("band")
 @dataclass(frozen=True, kw_only=True)
-class Band(FromChunks):
+class Band(ChunkedPolicy):
     """Keep a band of scores: neither the lowest nor the highest.
 
-    Of `n` scored samples in order stay those from `floor(low * n)` to `floor(high * n)`. Very
-    predictable captions say little, very surprising ones are damaged or rare.
+    Of `n` scored samples in ascending order, those from `floor(low * n)` to `floor(high * n)` are
+    kept. Very predictable captions say little; very surprising ones are damaged or rare.
     """
 
     column: str = "perplexity"
     """Score column to rank by."""
 
-    low: float = 0.1
-    """Quantile where the band begins, in [0, 1]."""
+    low: Fraction = 0.1
+    """Quantile at which the band begins, in [0, 1]."""
 
-    high: float = 0.6
-    """Quantile where it ends."""
+    high: Fraction = 0.6
+    """Quantile at which the band ends, in [0, 1]."""
 
-    def __post_init__(self) -> None:
-        """Check the quantiles."""
-        if not 0 <= self.low < self.high <= 1:
-            raise RecipeError(
-                f"band: found low {self.low}, high {self.high}; expected 0 ≤ low < high ≤ 1"
-            )
+    @rule
+    def _low_below_high(self) -> Iterator[str]:
+        if not self.low < self.high:
+            yield f"band: found low {self.low}, high {self.high}; expected low < high"
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Return the one column that ranks."""
+        """Return the column that ranks."""
         return (self.column,)
 
     def decide(self, chunks: Chunks) -> Decision:
@@ -95,11 +94,11 @@ class Band(FromChunks):
             rank(chunks, values, lambda n, q=q: floor_count(q, n), descending=False)  # type: ignore[misc]
             for q in (self.high, self.low)
         )
-        return _Between(column=self.column, upper=upper, lower=lower)
+        return _BandDecision(column=self.column, upper=upper, lower=lower)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Within:
+class _ThresholdDecision:
     column: str
     low: float | None
     high: float | None
@@ -122,10 +121,10 @@ class _Within:
             "num_missing": self.num_missing,
         }
 
-    def edges(self) -> tuple[Edge, ...]:
+    def boundaries(self) -> tuple[Boundary, ...]:
         values = by_column(self.column)
         return tuple(
-            Edge(label=self.column, values=values, cut=limit_cut(limit, descending), end=end)
+            Boundary(label=self.column, values=values, cut=limit_cut(limit, descending), end=end)
             for end, limit, descending in (("min", self.low, True), ("max", self.high, False))
             if limit is not None
         )
@@ -133,41 +132,41 @@ class _Within:
 
 @KEEP_POLICIES.register("threshold")
 @dataclass(frozen=True, kw_only=True)
-class Threshold(FromChunks):
-    """Keep the samples whose number lies within fixed limits, whatever the others' are.
+class Threshold(ChunkedPolicy):
+    """Keep the samples whose value lies within fixed limits.
 
-    Any column of numbers: scores, `tags.num_words`, or the name of a view, which is 1 in it and 0
-    outside.
+    Any numeric column: scores, `tags.num_words`, or the name of a view, which is 1 for samples in
+    the view and 0 for others.
     """
 
     column: str = "perplexity"
-    """Column of numbers."""
+    """Numeric column."""
 
     min: float | None = None
-    """Smallest that stays; None sets no limit."""
+    """Smallest value that is kept; None sets no limit."""
 
     max: float | None = None
-    """Largest that stays; None sets no limit."""
+    """Largest value that is kept; None sets no limit."""
 
-    def __post_init__(self) -> None:
-        """Check the limits."""
+    @rule
+    def _min_and_max(self) -> Iterator[str]:
         if self.min is None and self.max is None:
-            raise RecipeError("threshold: found neither min nor max, expected at least one of them")
+            yield "threshold: found neither min nor max, expected at least one of them"
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise RecipeError(f"threshold: found min {self.min} above max {self.max}")
+            yield f"threshold: found min {self.min} above max {self.max}"
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Return the one column."""
+        """Return the column."""
         return (self.column,)
 
     def decide(self, chunks: Chunks) -> Decision:
-        """Count what has no score; there is nothing to find."""
+        """Count samples without a value; the limits are given."""
         missing = total = 0
         for scores, hash_N in chunks():
             missing += int(np.isnan(numbers_of(scores, self.column)).sum())
             total += len(hash_N)
-        return _Within(
+        return _ThresholdDecision(
             column=self.column,
             low=self.min,
             high=self.max,
@@ -177,10 +176,10 @@ class Threshold(FromChunks):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Named:
+class _OneOfDecision:
     column: str
     values: frozenset[str]
-    is_wanted: bool
+    keep_listed: bool
     num_missing: int
     num_scored: int
 
@@ -188,7 +187,7 @@ class _Named:
         del hash_N
         texts = texts_of(scores, self.column).tolist()
         listed_N = np.fromiter((text in self.values for text in texts), bool, len(texts))
-        if self.is_wanted:
+        if self.keep_listed:
             return listed_N
         has_text_N = np.fromiter((text != "" for text in texts), bool, len(texts))
         kept: NDArray[np.bool_] = has_text_N & ~listed_N
@@ -205,45 +204,45 @@ class _Named:
 
 @KEEP_POLICIES.register("one_of")
 @dataclass(frozen=True, kw_only=True)
-class OneOf(FromChunks):
-    """Keep the samples whose text in a column is one of some, or none of some.
+class OneOf(ChunkedPolicy):
+    """Keep the samples whose text in a column is, or is not, in a list.
 
-    A sample without a text is dropped either way, unless `values` lists the empty text.
+    A sample without a text is dropped in both cases, unless `values` lists the empty text.
     """
 
     column: str
     """Column of text, such as `tags.language` or `source`."""
 
     values: tuple[str, ...] = ()
-    """Texts that stay, whole and exact; instead of `none_of`."""
+    """Texts to keep, matched exactly; instead of `none_of`."""
 
     none_of: tuple[str, ...] = ()
-    """Texts that are dropped, whole and exact; instead of `values`."""
+    """Texts to drop, matched exactly; instead of `values`."""
 
-    def __post_init__(self) -> None:
-        """Check that there is one list."""
+    @rule
+    def _one_list(self) -> Iterator[str]:
         if bool(self.values) == bool(self.none_of):
             found = "both" if self.values else "neither"
-            raise RecipeError(
+            yield (
                 f"one_of: expected either values or none_of, found {found}; list the texts of"
                 f" {self.column} that stay, or those that are dropped"
             )
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Return the one column."""
+        """Return the column."""
         return (self.column,)
 
     def decide(self, chunks: Chunks) -> Decision:
-        """Count what has no text; there is nothing to find."""
+        """Count samples without a text; the list is given."""
         missing = total = 0
         for scores, hash_N in chunks():
             missing += int((texts_of(scores, self.column) == "").sum())
             total += len(hash_N)
-        return _Named(
+        return _OneOfDecision(
             column=self.column,
             values=frozenset(self.values or self.none_of),
-            is_wanted=bool(self.values),
+            keep_listed=bool(self.values),
             num_missing=missing,
             num_scored=total - missing,
         )
@@ -251,11 +250,11 @@ class OneOf(FromChunks):
 
 @KEEP_POLICIES.register("token_budget")
 @dataclass(frozen=True, kw_only=True)
-class TokenBudget(FromChunks):
-    """Keep the best samples until their tokens fill a budget: as many as fit, in order of score."""
+class TokenBudget(ChunkedPolicy):
+    """Keep the best samples, in order of score, until their tokens fill a budget."""
 
-    tokens: int
-    """The budget."""
+    tokens: NonNegativeInt
+    """Maximum number of tokens."""
 
     column: str = "perplexity"
     """Score column to rank by."""
@@ -264,12 +263,7 @@ class TokenBudget(FromChunks):
     """Begin with the largest scores."""
 
     weight: str = "num_tokens"
-    """Column that says how many tokens a sample costs."""
-
-    def __post_init__(self) -> None:
-        """Check the budget."""
-        if self.tokens < 0:
-            raise RecipeError(f"tokens: found {self.tokens}, expected a number of tokens")
+    """Column with the number of tokens of a sample."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -279,9 +273,9 @@ class TokenBudget(FromChunks):
     def decide(self, chunks: Chunks) -> Decision:
         """Find the exact cut."""
 
-        def walk() -> Iterable[Any]:
+        def weighted_chunks() -> Iterable[Any]:
             for scores, hash_N in chunks():
                 yield numbers_of(scores, self.column), hash_N, numbers_of(scores, self.weight)
 
-        cut = find_budget_cut(walk, self.tokens, descending=self.highest)
-        return ByRank(label=self.column, values=by_column(self.column), cut=cut)
+        cut = find_budget_cut(weighted_chunks, self.tokens, descending=self.highest)
+        return RankedDecision(label=self.column, values=by_column(self.column), cut=cut)

@@ -1,7 +1,7 @@
-"""How well a score tells noise from good samples, where the truth is known.
+"""Metrics of how well a score separates noise from clean samples, where the truth is known.
 
-The one decision: everything is exact and counts ties properly, because scores of short captions tie
-often and an area under the curve that breaks ties by input order depends on the input's order.
+Ties are counted properly: scores of short captions tie often, and an area under the curve that
+breaks ties by input order depends on that order.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from consomme.base.errors import DataError
 
 
 def auc(scores_N: NDArray[np.floating], is_noise_N: NDArray[np.bool_]) -> float:
-    """Return the chance that a noisy sample scores higher than a clean one, ties counting half.
+    """Return the ROC AUC: P(a noisy sample scores higher than a clean one), ties counting half.
 
-    0.5 is guessing, 1 a perfect score. For a score of which *less* is suspicious (such as
+    0.5 is chance, 1 is perfect. For a score where *low* values are suspicious (such as
     `image_gain`) pass its negative. This is the Mann-Whitney U statistic over `n_noise * n_clean`.
 
     Raises:
@@ -38,19 +38,19 @@ def auc(scores_N: NDArray[np.floating], is_noise_N: NDArray[np.bool_]) -> float:
 
 
 def auc_by_kind(scores_N: NDArray[np.floating], kinds: Sequence[str]) -> dict[str, float]:
-    """Return one area per kind of noise, each against the clean samples; kind `""` means clean."""
+    """Return one AUC per kind of noise, each against the clean samples; kind `""` means clean."""
     kind_N = np.array(kinds)
     is_clean_N = kind_N == ""
-    found = {}
+    by_kind = {}
     for kind in sorted(set(kinds) - {""}):
         part_N = is_clean_N | (kind_N == kind)
-        found[kind] = auc(scores_N[part_N], (kind_N == kind)[part_N])
-    return found
+        by_kind[kind] = auc(scores_N[part_N], (kind_N == kind)[part_N])
+    return by_kind
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseShare:
-    """How noise is spread over what was kept and what was dropped."""
+    """Shares of noise among the kept and the dropped samples."""
 
     kept_fraction: float
     """Noisy samples among the kept, in [0, 1]; NaN if nothing was kept."""
@@ -59,14 +59,14 @@ class NoiseShare:
     """Noisy samples among the dropped, in [0, 1]; NaN if nothing was dropped."""
 
     all_fraction: float
-    """Noisy samples among all, in [0, 1]: what a random choice would leave among the kept."""
+    """Noisy samples among all, in [0, 1]: what a random selection would leave among the kept."""
 
     caught_fraction: float
     """Share of all noise that was dropped, in [0, 1]; NaN if there is no noise."""
 
 
 def noise_share(kept_N: NDArray[np.bool_], is_noise_N: NDArray[np.bool_]) -> NoiseShare:
-    """Count the noise on both sides of a keep decision."""
+    """Compute the shares of noise on both sides of a keep decision."""
     return NoiseShare(
         kept_fraction=_mean(is_noise_N[kept_N]),
         dropped_fraction=_mean(is_noise_N[~kept_N]),

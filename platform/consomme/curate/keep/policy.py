@@ -1,9 +1,9 @@
-"""What a keep policy is: it is given the scores of all samples and says which of them stay.
+"""The interface of keep policies: given the scores of all samples, a policy selects some of them.
 
-The one decision a policy makes is global and exact: the same set whatever the order of the samples
-and however they are cut into units and workers. Each policy is asked in one of two ways: with all
-scores in arrays (`policy(scores, hash_N)`), or with a function that walks over them in chunks
-(`policy.decide`), which needs a few megabytes for a hundred million samples.
+A policy's decision is global and exact: the selected set does not depend on the order of the
+samples or on how they are split into units and workers. A policy can be called in two ways: with
+all scores in arrays (`policy(scores, hash_N)`), or with a function that iterates over them in
+chunks (`policy.decide`), which needs a few megabytes for a hundred million samples.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from consomme.base.checked import Checked
 from consomme.base.errors import DataError
 from consomme.base.registry import Registry
 from consomme.curate.keep.radix import Cut
@@ -26,107 +27,106 @@ NaN is a missing number, the empty text a missing text, a row with a NaN a missi
 """
 
 Count = Callable[[int], int]
-"""How many to keep, of how many that have a score."""
+"""Maps the number of samples that have a score to the number to keep."""
 
 Chunks = Callable[[], Iterable[tuple[Scores, NDArray[np.uint64]]]]
-"""Starts a fresh walk over (columns, hashes) of all samples."""
-
+"""Starts a new pass over all samples, in chunks of (columns, hashes)."""
 
 Mask = Callable[[Scores, NDArray[np.uint64]], NDArray[np.bool_]]
-"""Says for each sample of a part whether it stays."""
+"""Maps the columns and hashes of a chunk to True where the sample is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
-    """What a policy decided about samples held in arrays."""
+class PolicyResult:
+    """The result of a policy for samples held in arrays."""
 
     mask_N: NDArray[np.bool_]  # noqa: N815
-    """True where the sample stays."""
+    """True where the sample is kept."""
 
     cut: float | None
-    """Last kept score; None if nothing is kept or no score decides."""
+    """Last kept score; None if nothing is kept or the policy does not cut at a score."""
 
     tie_count: int
-    """Samples whose score equals the cut; which of them stay is decided by their hash."""
+    """Samples whose score equals the cut; their hashes decide which of them are kept."""
 
     num_scored: int
-    """Samples the fraction is taken of."""
+    """Samples with a score, of which a fraction is taken."""
 
     num_missing: int
     """Samples without a score (NaN): never kept."""
 
 
 class Decision(Protocol):
-    """A policy's answer for a whole run, to be applied part by part."""
+    """A policy's decision about a whole run, applied chunk by chunk."""
 
     def mask(self, scores: Scores, hash_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Say for each sample of a part whether it stays."""
+        """Return True for each sample of a chunk that is kept."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what the manifest says of it: the cut, ties, samples without a score."""
+        """Return the statistics for the manifest: the cut, ties, samples without a score."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edge:
-    """One place where an order of the samples was cut: a person may look at either side of it."""
+class Boundary:
+    """A cut in an order of the samples; a preview shows samples on either side of it."""
 
     label: str
-    """What the samples are ordered by."""
+    """Name of the quantity that orders the samples."""
 
     values: Callable[[Scores], NDArray[np.floating]]
-    """Gives the number that orders each sample."""
+    """Computes that quantity for each sample."""
 
     cut: Cut
-    """Where."""
+    """The cut itself."""
 
     end: str = ""
-    """Which of several cuts of one order it is."""
+    """Which cut it is, if one order has several, such as `lower end`."""
 
     among: Mask | None = None
-    """Which samples it decides about, where other rules decide about the rest; None means all."""
+    """Samples for which this cut is decisive, if other rules decide about the rest; None: all."""
 
 
 @runtime_checkable
-class HasEdges(Protocol):
-    """A decision by order, which has edges to look at."""
+class HasBoundaries(Protocol):
+    """A decision that cuts an order of the samples."""
 
-    def edges(self) -> tuple[Edge, ...]:
-        """Return where the samples' orders were cut."""
+    def boundaries(self) -> tuple[Boundary, ...]:
+        """Return every cut."""
 
 
 class KeepPolicy(Protocol):
-    """What the registry promises about every keep policy."""
+    """Interface of every registered keep policy."""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Return the columns the policy reads."""
 
     def decide(self, chunks: Chunks) -> Decision:
-        """Look at all samples, a few times, and decide."""
+        """Make a few passes over all samples and decide."""
 
-    def __call__(self, scores: Scores, hash_N: NDArray[np.uint64]) -> Kept:
-        """Decide about samples held in arrays."""
+    def __call__(self, scores: Scores, hash_N: NDArray[np.uint64]) -> PolicyResult:
+        """Select among samples held in arrays."""
 
 
 KEEP_POLICIES: Registry[KeepPolicy] = Registry("keep policy", "consomme/curate/keep/registry.py")
 
 REGISTRY = "consomme.curate.keep.registry:KEEP_POLICIES"
-"""Where recipes find it: the module that has imported every policy."""
+"""Import path of the registry, in a module that imports every policy."""
 
 
-class FromChunks:
-    """Gives a policy that walks over chunks the other way of being asked."""
+class ChunkedPolicy(Checked):
+    """Base of policies that implement `decide`: adds the call with arrays."""
 
-    def __call__(self, scores: Scores, hash_N: NDArray[np.uint64]) -> Kept:
-        """Decide about samples held in arrays."""
-        return call(self, scores, hash_N)  # type: ignore[arg-type]
+    def __call__(self, scores: Scores, hash_N: NDArray[np.uint64]) -> PolicyResult:
+        """Select among samples held in arrays."""
+        return decide_arrays(self, scores, hash_N)  # type: ignore[arg-type]
 
 
-def call(policy: KeepPolicy, scores: Scores, hash_N: NDArray[np.uint64]) -> Kept:
-    """Decide about samples held in arrays, by a policy that walks over chunks."""
+def decide_arrays(policy: KeepPolicy, scores: Scores, hash_N: NDArray[np.uint64]) -> PolicyResult:
+    """Select among samples held in arrays by the policy's `decide`."""
     decision = policy.decide(lambda: [(scores, hash_N)])
     stats = decision.describe()
-    return Kept(
+    return PolicyResult(
         mask_N=decision.mask(scores, hash_N),
         cut=stats.get("cut"),
         tie_count=stats.get("tie_count", 0),
@@ -136,7 +136,7 @@ def call(policy: KeepPolicy, scores: Scores, hash_N: NDArray[np.uint64]) -> Kept
 
 
 def describe_cut(cut: Cut) -> dict[str, Any]:
-    """Return what the manifest says of a cut."""
+    """Return the statistics of a cut for the manifest."""
     return {
         "cut": cut.value,
         "tie_count": cut.tie_count,
@@ -146,9 +146,9 @@ def describe_cut(cut: Cut) -> dict[str, Any]:
 
 
 def floor_count(fraction: float, total: int) -> int:
-    """Return `floor(fraction * total)` of the decimal number the recipe says.
+    """Return `floor(fraction * total)` with the fraction as the decimal number in the recipe.
 
-    In binary 0.29 * 100 is 28.999…, and a sample would be lost to rounding.
+    In binary floating point 0.29 * 100 is 28.999…, which would lose a sample to rounding.
     """
     return int(Decimal(repr(fraction)) * total)
 
@@ -157,7 +157,7 @@ def column_of(scores: Scores, column: str) -> NDArray[Any]:
     """Return a column.
 
     Raises:
-        DataError: There is none of this name.
+        DataError: There is no column of this name.
     """
     if column not in scores:
         raise DataError(
@@ -170,7 +170,7 @@ def numbers_of(scores: Scores, column: str) -> NDArray[np.floating]:
     """Return a column of numbers.
 
     Raises:
-        DataError: There is none of this name, or it holds something else.
+        DataError: There is no column of this name, or it has another type.
     """
     values_N = column_of(scores, column)
     if values_N.ndim != 1 or values_N.dtype.kind not in "fiub":
@@ -183,7 +183,7 @@ def texts_of(scores: Scores, column: str) -> NDArray[np.object_]:
     """Return a column of texts.
 
     Raises:
-        DataError: There is none of this name, or it holds something else.
+        DataError: There is no column of this name, or it has another type.
     """
     values_N = column_of(scores, column)
     if values_N.ndim != 1 or values_N.dtype.kind not in "OU":
@@ -194,8 +194,8 @@ def texts_of(scores: Scores, column: str) -> NDArray[np.object_]:
     return values_N
 
 
-def some_of(
-    scores: Scores, part_N: NDArray[np.bool_], columns: Iterable[str]
+def take_rows(
+    scores: Scores, mask_N: NDArray[np.bool_], columns: Iterable[str]
 ) -> dict[str, NDArray[Any]]:
-    """Take some samples' share of the columns that somebody needs."""
-    return {name: column_of(scores, name)[part_N] for name in columns}
+    """Return the given columns of the samples where the mask is True."""
+    return {name: column_of(scores, name)[mask_N] for name in columns}

@@ -1,11 +1,10 @@
-"""Finds the exact k-th smallest score of a stream, with memory that does not grow with the stream.
+"""Find the exact k-th smallest score of a stream (radix select) in constant memory.
 
-The one decision: rank by the bits of the float32, sixteen at a time. A float32 maps to an unsigned
-integer of the same order, so two counting passes of 65,536 bins each give the exact value that a
-sort would give, histograms of parts add up to the histogram of the whole, and neither order nor
-partition of the input can matter. Equal scores are ranked by a 64-bit hash of the sample id, again
-sixteen bits at a time; those passes are made only when the cut falls inside a group of equal
-scores.
+Scores are ranked by the bits of their float32 value, sixteen at a time. A float32 maps to an
+unsigned integer of the same order, so two counting passes of 65,536 bins each give the exact value
+that a sort would give. Histograms of parts add up to the histogram of the whole, so neither order
+nor partition of the input matters. Equal scores are ranked by a 64-bit hash of the sample id, again
+sixteen bits at a time; those passes run only when the cut falls inside a group of equal scores.
 
 Passes: two over the scores, up to four more over the hashes of tied samples.
 """
@@ -27,15 +26,15 @@ Chunk = tuple[NDArray[np.floating], NDArray[np.uint64]]
 """Scores and sample-id hashes of some samples, aligned."""
 
 Weighted = tuple[NDArray[np.floating], NDArray[np.uint64], NDArray[np.floating]]
-"""The same, and weights."""
+"""A `Chunk` and the samples' weights."""
 
 
 def float_keys(values_N: NDArray[np.floating]) -> NDArray[np.uint32]:
     """Map float32 values to unsigned integers of the same order; -0.0 equals 0.0.
 
-    NaN maps above +inf (or below -inf, by its sign bit); callers take NaN out first.
+    NaN maps above +inf (or below -inf, by its sign bit); callers remove NaN first.
     """
-    # Adding zero turns -0.0 into 0.0, so that the two are a tie and not an order.
+    # Adding zero turns -0.0 into 0.0, so that the two tie.
     bits = (values_N.astype(np.float32) + np.float32(0.0)).view(np.uint32)
     negative = (bits >> np.uint32(31)).astype(bool)
     return np.where(negative, ~bits, bits | np.uint32(1 << 31))
@@ -48,7 +47,7 @@ def key_value(key: int) -> float:
 
 
 class FloatHistogram:
-    """Counts float32 values by sixteen of their bits; add chunk by chunk, merge part by part.
+    """Count float32 values by sixteen of their bits; add chunk by chunk, merge part by part.
 
     Args:
         high: Without it, counts by the high sixteen bits. With it, counts only the values whose
@@ -63,7 +62,7 @@ class FloatHistogram:
         self.num_nan = 0
 
     def add(self, values_N: NDArray[np.floating]) -> None:
-        """Count some values; NaN is counted apart."""
+        """Count values; NaN is counted separately."""
         for start in range(0, len(values_N), _CHUNK):
             keys, num_nan = _ordered_keys(values_N[start : start + _CHUNK], self.descending)
             self.num_nan += num_nan
@@ -86,13 +85,13 @@ class FloatHistogram:
 
     @property
     def total(self) -> int:
-        """Return how many values were counted, NaN left out."""
+        """Return how many values were counted, without NaN."""
         return int(self.counts.sum())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """Where a ranked stream was cut. `mask` applies it to any part of the stream by itself."""
+    """A cut in a ranked stream. `mask` applies it to any part of the stream independently."""
 
     num_scored: int
     """Samples with a score; NaN is not a score."""
@@ -101,7 +100,7 @@ class Cut:
     """Samples whose score is NaN: never kept."""
 
     num_kept: int
-    """Samples on the kept side, exactly."""
+    """Exact number of samples on the kept side."""
 
     descending: bool
     """Whether the largest scores are kept."""
@@ -123,7 +122,7 @@ class Cut:
         return key_value(~self.key & 0xFFFFFFFF if self.descending else self.key)
 
     def mask(self, scores_N: NDArray[np.floating], hash_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Say for each sample whether it is kept; independent of which others are in the part."""
+        """Return True for each sample that is kept, whatever else is in the chunk."""
         if self.key < 0:
             return np.zeros(len(scores_N), dtype=bool)
         keys = _directed(float_keys(scores_N), self.descending)
@@ -133,7 +132,7 @@ class Cut:
 
 
 def limit_cut(value: float, descending: bool) -> Cut:
-    """Return the cut that keeps every score up to a value; if descending, down to it."""
+    """Return the cut that keeps every score up to a value, or down to it if descending."""
     key = int(_directed(float_keys(np.array([value])), descending)[0])
     return Cut(
         num_scored=0,
@@ -150,8 +149,8 @@ def coarse_order(
 ) -> NDArray[np.uint64]:
     """Return integers in the order in which `find_cut` ranks: the score, then half of the hash.
 
-    Only for looking at neighbours: samples of one score may differ in the other half. NaN comes
-    last, whichever end is first.
+    Only for finding neighbours of a cut: the order of samples with equal score and equal half-hash
+    is undefined. NaN comes last in both directions.
     """
     keys = _directed(float_keys(scores_N), descending).astype(np.uint64)
     keys[np.isnan(scores_N)] = (1 << 32) - 1
@@ -164,15 +163,14 @@ def find_cut(
     """Find the cut that keeps the first samples by (score, hash).
 
     Args:
-        chunks: Starts a fresh walk over all samples; called once per pass. Any order, any chunk
-        size.
+        chunks: Starts a new pass over all samples, in any order and any chunk size.
         count: How many to keep, given how many have a score.
         descending: Keep the largest scores instead of the smallest.
 
     Raises:
-        DataError: Two samples with the same score and the same hash lie on the cut. Ids are unique
-            and 64-bit hashes of a hundred million ids collide with a chance of 3 in 10,000, on the
-            cut practically never: ids are doubled.
+        DataError: Two samples with the same score and the same hash lie on the cut. The 64-bit
+            hashes of a hundred million distinct ids collide with a probability of 3 in 10,000, and
+            practically never on the cut, so the cause is a duplicate id.
     """
     high = FloatHistogram(descending=descending)
     for scores_N, _ in chunks():
@@ -205,11 +203,11 @@ def find_budget_cut(
 ) -> Cut:
     """Find the cut that keeps the first samples by (score, hash) whose weights fit a budget.
 
-    The first sample that does not fit ends it; smaller ones behind it are not taken.
+    Selection ends at the first sample that does not fit; lighter ones after it are not taken.
 
     Args:
-        chunks: Starts a fresh walk: scores, hashes and whole, positive weights.
-        budget: Most that the weights of the kept may add up to.
+        chunks: Starts a new pass: scores, hashes and positive integer weights.
+        budget: Maximum sum of the weights of the kept samples.
         descending: Begin with the largest scores.
     """
 
@@ -225,30 +223,30 @@ def find_budget_cut(
         num_missing += missing
         num_scored += len(scores_N) - missing
     nothing = Cut(num_scored=num_scored, num_missing=num_missing, num_kept=0, descending=descending)
-    left = float(budget)
-    # Six digits of sixteen bits: the key, then the hash. The first sample that does not fit has
-    # these digits.
-    found: list[int] = []
+    remaining = float(budget)
+    # Six digits of sixteen bits, of the key and then of the hash, of the first sample that does not
+    # fit.
+    prefix: list[int] = []
     for level in range(6):
         weights = np.zeros(_BINS)
         for key_N, hash_N, weight_N in keyed():
             matches = np.ones(len(key_N), dtype=bool)
-            for place, digit in enumerate(found):
+            for place, digit in enumerate(prefix):
                 matches &= _digit(key_N, hash_N, place) == digit
             digits = _digit(key_N[matches], hash_N[matches], level).astype(np.int64)
             weights += np.bincount(digits, weights=weight_N[matches], minlength=_BINS)
         cumulative = np.cumsum(weights)
-        over = np.flatnonzero(cumulative > left)
+        over = np.flatnonzero(cumulative > remaining)
         if not len(over):
-            # Only at the first level: everything fits.
+            # Everything fits; this happens at the first level only.
             return replace(
                 nothing, num_kept=num_scored, key=(1 << 32) - 1, hash_limit=(1 << 64) - 1
             )
         digit = int(over[0])
-        left -= float(cumulative[digit] - weights[digit])
-        found.append(digit)
-    key = found[0] << 16 | found[1]
-    first_out = found[2] << 48 | found[3] << 32 | found[4] << 16 | found[5]
+        remaining -= float(cumulative[digit] - weights[digit])
+        prefix.append(digit)
+    key = prefix[0] << 16 | prefix[1]
+    first_out = prefix[2] << 48 | prefix[3] << 32 | prefix[4] << 16 | prefix[5]
     if first_out:
         limited = replace(nothing, key=key, hash_limit=first_out - 1)
     else:
@@ -262,7 +260,7 @@ def find_budget_cut(
 
 
 def _digit(key_N: NDArray[np.uint64], hash_N: NDArray[np.uint64], place: int) -> NDArray[np.uint64]:
-    """Sixteen bits of key and hash in a row: places 0 and 1 are the key's, 2 to 5 the hash's."""
+    """Return one 16-bit digit: places 0 and 1 are of the key, 2 to 5 of the hash."""
     whole, shift = (key_N, 16 - 16 * place) if place < 2 else (hash_N, 48 - 16 * (place - 2))
     digits: NDArray[np.uint64] = (whole >> np.uint64(shift)) & np.uint64(0xFFFF)
     return digits

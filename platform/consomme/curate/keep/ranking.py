@@ -1,6 +1,6 @@
-"""Keep policies that rank all samples by one number and cut once, and those that draw lots.
+"""Keep policies that rank all samples by one number and cut once, and random ones.
 
-The one decision: fractions count the samples that have a score, and are rounded down.
+A fraction is taken of the samples that have a score, and the count is rounded down.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from consomme.base.bounds import Fraction, NonNegativeInt
 from consomme.base.hashing import mix_hash
-from consomme.curate.checks import check_count, check_fraction
 from consomme.curate.keep.policy import (
     KEEP_POLICIES,
+    Boundary,
+    ChunkedPolicy,
     Chunks,
     Count,
     Decision,
-    Edge,
-    FromChunks,
     Scores,
     describe_cut,
     floor_count,
@@ -29,64 +29,64 @@ from consomme.curate.keep.policy import (
 from consomme.curate.keep.radix import Cut, find_cut
 
 # Shapes: N samples.
-Values = Callable[[Scores], NDArray[np.floating]]
-"""Gives the number that ranks each sample."""
+RankKey = Callable[[Scores], NDArray[np.floating]]
+"""Computes the number that ranks each sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByRank:
-    """A decision by rank."""
+class RankedDecision:
+    """Keeps the samples on one side of a cut."""
 
     label: str
-    values: Values
+    values: RankKey
     cut: Cut
 
     def mask(self, scores: Scores, hash_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Say for each sample whether it stays."""
+        """Return True for each sample that is kept."""
         return self.cut.mask(self.values(scores), hash_N)
 
     def describe(self) -> dict[str, Any]:
-        """Return the numbers of the cut."""
+        """Return the statistics of the cut."""
         return describe_cut(self.cut)
 
-    def edges(self) -> tuple[Edge, ...]:
+    def boundaries(self) -> tuple[Boundary, ...]:
         """Return the cut."""
-        return (Edge(label=self.label, values=self.values, cut=self.cut),)
+        return (Boundary(label=self.label, values=self.values, cut=self.cut),)
 
 
-def by_column(name: str) -> Values:
+def by_column(name: str) -> RankKey:
     """Rank by one column of numbers."""
     return lambda scores: numbers_of(scores, name)
 
 
-def rank(chunks: Chunks, values: Values, count: Count, *, descending: bool) -> Cut:
+def rank(chunks: Chunks, values: RankKey, count: Count, *, descending: bool) -> Cut:
     """Find the cut that keeps the first `count` samples; see `radix.find_cut`."""
 
-    def walk() -> Iterable[tuple[NDArray[np.floating], NDArray[np.uint64]]]:
+    def keyed_chunks() -> Iterable[tuple[NDArray[np.floating], NDArray[np.uint64]]]:
         for scores, hash_N in chunks():
             yield values(scores), hash_N
 
-    return find_cut(walk, count, descending=descending)
+    return find_cut(keyed_chunks, count, descending=descending)
 
 
-class Ranking(FromChunks):
-    """Base of policies that keep the first samples by one number, a column or made of columns."""
+class RankingPolicy(ChunkedPolicy):
+    """Base of policies that keep the first samples by one number, from one or more columns."""
 
     column: str
 
     @property
     def descending(self) -> bool:
-        """Tell whether the largest scores come first."""
+        """Whether the largest scores come first."""
         return False
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Return the one column that ranks."""
+        """Return the column that ranks."""
         return (self.column,)
 
     @property
     def label(self) -> str:
-        """Name what ranks."""
+        """Name of the quantity that ranks."""
         return self.column
 
     def values(self, scores: Scores) -> NDArray[np.floating]:
@@ -94,18 +94,18 @@ class Ranking(FromChunks):
         return numbers_of(scores, self.column)
 
     def count(self, num_scored: int) -> int:
-        """Say how many stay, of how many that have a score."""
+        """Return how many samples to keep, given how many have a score."""
         raise TypeError(f"{type(self).__name__} defines no count()")
 
     def decide(self, chunks: Chunks) -> Decision:
-        """Find the exact cut in two walks, or up to six if the cut falls into a tie."""
+        """Find the exact cut in two passes, or up to six if it falls among equal scores."""
         cut = rank(chunks, self.values, self.count, descending=self.descending)
-        return ByRank(label=self.label, values=self.values, cut=cut)
+        return RankedDecision(label=self.label, values=self.values, cut=cut)
 
 
 @KEEP_POLICIES.register("lowest_fraction")
 @dataclass(frozen=True, kw_only=True)
-class LowestFraction(Ranking):
+class LowestFraction(RankingPolicy):
     """Keep the samples with the smallest scores: exactly `floor(fraction * n_scored)` of them.
 
     Source: arXiv 2409.04828 (POINTS), perplexity filter: lowest 20 %. Unlike the released script,
@@ -116,50 +116,42 @@ class LowestFraction(Ranking):
     column: str = "perplexity"
     """Score column to rank by."""
 
-    fraction: float = 0.2
+    fraction: Fraction = 0.2
     """Share of the scored samples to keep, in [0, 1]; the count is rounded down."""
 
-    def __post_init__(self) -> None:
-        """Check the fraction."""
-        check_fraction(self.fraction)
-
     def count(self, num_scored: int) -> int:
-        """Say how many stay."""
+        """Return how many samples to keep."""
         return floor_count(self.fraction, num_scored)
 
 
 @KEEP_POLICIES.register("highest_fraction")
 @dataclass(frozen=True, kw_only=True)
-class HighestFraction(Ranking):
+class HighestFraction(RankingPolicy):
     """Keep the samples with the largest scores: exactly `floor(fraction * n_scored)` of them.
 
-    For scores of which more is better, such as `image_gain`: what the picture adds to the caption's
-    log-likelihood, so that a fluent caption of another picture does not pass.
+    For scores where higher is better, such as `image_gain`: how much the picture adds to the
+    caption's log-likelihood, so that a fluent caption of another picture does not pass.
     """
 
     column: str = "image_gain"
     """Score column to rank by."""
 
-    fraction: float = 0.2
+    fraction: Fraction = 0.2
     """Share of the scored samples to keep, in [0, 1]; the count is rounded down."""
-
-    def __post_init__(self) -> None:
-        """Check the fraction."""
-        check_fraction(self.fraction)
 
     @property
     def descending(self) -> bool:
-        """Tell that the largest scores come first."""
+        """The largest scores come first."""
         return True
 
     def count(self, num_scored: int) -> int:
-        """Say how many stay."""
+        """Return how many samples to keep."""
         return floor_count(self.fraction, num_scored)
 
 
 @KEEP_POLICIES.register("drop_highest_fraction")
 @dataclass(frozen=True, kw_only=True)
-class DropHighestFraction(Ranking):
+class DropHighestFraction(RankingPolicy):
     """Drop the samples with the largest scores: exactly `floor(fraction * n_scored)` of them.
 
     Source: OBELICS, arXiv 2306.16527, drops the documents of highest perplexity.
@@ -168,148 +160,128 @@ class DropHighestFraction(Ranking):
     column: str = "perplexity"
     """Score column to rank by."""
 
-    fraction: float = 0.1
+    fraction: Fraction = 0.1
     """Share of the scored samples to drop, in [0, 1]; the count is rounded down."""
 
-    def __post_init__(self) -> None:
-        """Check the fraction."""
-        check_fraction(self.fraction)
-
     def count(self, num_scored: int) -> int:
-        """Say how many stay."""
+        """Return how many samples to keep."""
         return num_scored - floor_count(self.fraction, num_scored)
 
 
 @KEEP_POLICIES.register("lowest_count")
 @dataclass(frozen=True, kw_only=True)
-class LowestCount(Ranking):
-    """Keep a number of samples, those with the smallest scores; all, if there are fewer."""
+class LowestCount(RankingPolicy):
+    """Keep a fixed number of samples with the smallest scores; all, if there are fewer."""
 
-    samples: int
+    samples: NonNegativeInt
     """How many to keep."""
 
     column: str = "perplexity"
     """Score column to rank by."""
 
-    def __post_init__(self) -> None:
-        """Check the number."""
-        check_count(self.samples)
-
     def count(self, num_scored: int) -> int:
-        """Say how many stay."""
+        """Return how many samples to keep."""
         return min(self.samples, num_scored)
 
 
 @KEEP_POLICIES.register("highest_count")
 @dataclass(frozen=True, kw_only=True)
-class HighestCount(Ranking):
-    """Keep a number of samples, those with the largest scores; all, if there are fewer."""
+class HighestCount(RankingPolicy):
+    """Keep a fixed number of samples with the largest scores; all, if there are fewer."""
 
-    samples: int
+    samples: NonNegativeInt
     """How many to keep."""
 
     column: str = "image_gain"
     """Score column to rank by."""
 
-    def __post_init__(self) -> None:
-        """Check the number."""
-        check_count(self.samples)
-
     @property
     def descending(self) -> bool:
-        """Tell that the largest scores come first."""
+        """The largest scores come first."""
         return True
 
     def count(self, num_scored: int) -> int:
-        """Say how many stay."""
+        """Return how many samples to keep."""
         return min(self.samples, num_scored)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByLot:
-    """A decision by seeded hashes."""
+class RandomDecision:
+    """Keeps a random subset, drawn by seeded hashes of the sample ids."""
 
     cut: Cut
     seed: int
 
     def mask(self, scores: Scores, hash_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Say for each sample whether it stays."""
+        """Return True for each sample that is kept."""
         del scores
         return self.cut.mask(np.zeros(len(hash_N), dtype=np.float32), mix_hash(hash_N, self.seed))
 
     def describe(self) -> dict[str, Any]:
-        """Return what the manifest says: no score has decided."""
+        """Return the statistics for the manifest; there is no score cut."""
         stats = {"cut": None, "tie_count": 0, "num_missing": 0}
         return {**stats, "num_scored": self.cut.num_scored}
 
 
-def draw(chunks: Chunks, count: Count, seed: int) -> ByLot:
-    """Draw exactly `count` of all samples by the hashes of their ids and a seed."""
+def sample_random(chunks: Chunks, count: Count, seed: int) -> RandomDecision:
+    """Draw exactly `count` of all samples by seeded hashes of their ids."""
 
-    def walk() -> Iterable[tuple[NDArray[np.float32], NDArray[np.uint64]]]:
+    def keyed_chunks() -> Iterable[tuple[NDArray[np.float32], NDArray[np.uint64]]]:
         for _, hash_N in chunks():
             yield np.zeros(len(hash_N), dtype=np.float32), mix_hash(hash_N, seed)
 
-    return ByLot(cut=find_cut(walk, count), seed=seed)
+    return RandomDecision(cut=find_cut(keyed_chunks, count), seed=seed)
 
 
-class Lottery(FromChunks):
-    """Base of policies that draw lots: which samples stay depends on their ids and the seed only.
+class RandomPolicy(ChunkedPolicy):
+    """Base of policies that select at random, by sample ids and a seed only.
 
-    So two runs over the same samples in different shards keep the same ones.
+    Two runs over the same samples in different shards therefore keep the same ones.
     """
 
     seed: int
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Return no column: scores do not matter."""
+        """Return no column: no score is used."""
         return ()
 
     def count(self, num_samples: int) -> int:
-        """Say how many stay, of all."""
+        """Return how many of all samples to keep."""
         raise TypeError(f"{type(self).__name__} defines no count()")
 
-    def decide(self, chunks: Chunks) -> ByLot:
+    def decide(self, chunks: Chunks) -> RandomDecision:
         """Find the exact cut of the seeded hashes."""
-        return draw(chunks, self.count, self.seed)
+        return sample_random(chunks, self.count, self.seed)
 
 
 @KEEP_POLICIES.register("random_fraction")
 @dataclass(frozen=True, kw_only=True)
-class RandomFraction(Lottery):
-    """Keep a seeded random share, exactly `floor(fraction * n)`: the control for all others."""
+class RandomFraction(RandomPolicy):
+    """Keep a seeded random share, exactly `floor(fraction * n)`: the baseline of other policies."""
 
-    fraction: float = 0.2
+    fraction: Fraction = 0.2
     """Share of all samples to keep, in [0, 1]; the count is rounded down."""
 
     seed: int = 0
-    """Another seed, another share."""
-
-    def __post_init__(self) -> None:
-        """Check the fraction."""
-        check_fraction(self.fraction)
+    """Another seed draws another subset."""
 
     def count(self, num_samples: int) -> int:
-        """Say how many stay."""
+        """Return how many samples to keep."""
         return floor_count(self.fraction, num_samples)
 
 
 @KEEP_POLICIES.register("random_count")
 @dataclass(frozen=True, kw_only=True)
-class RandomCount(Lottery):
-    """Keep a seeded random number of samples; all, if there are fewer."""
+class RandomCount(RandomPolicy):
+    """Keep a fixed number of samples, drawn at random with a seed; all, if there are fewer."""
 
-    samples: int
+    samples: NonNegativeInt
     """How many to keep."""
 
     seed: int = 0
-    """Another seed, other samples."""
-
-    def __post_init__(self) -> None:
-        """Check the number."""
-        check_count(self.samples)
+    """Another seed draws other samples."""
 
     def count(self, num_samples: int) -> int:
-        """Say how many stay."""
+        """Return how many samples to keep."""
         return min(self.samples, num_samples)

@@ -1,8 +1,4 @@
-"""All keep policies: whoever names this module has the registry whole.
-
-Each policy is exact, global, and the same however the samples are cut into parts; how it is asked
-is in `keep`.
-"""
+"""The registry of keep policies with every policy imported; `policy` defines the interface."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ among 15 wrong answers, and 2 of 10 about pictures that nobody has seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,19 +25,20 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from consomme.base.errors import RecipeError
+from consomme.base.bounds import PositiveInt
+from consomme.base.checked import Checked, rule
 from consomme.base.hashing import hash_ids
 from consomme.base.sample import Sample
 from consomme.curate.tag.tagger import (
     TAGGERS,
     ChoiceQuestion,
-    Model,
-    OpenModel,
-    Subject,
-    Tag,
+    ModelOpener,
+    TagColumns,
+    TagFunction,
+    TaggerInput,
+    TaggerModel,
     TagProblem,
-    Tags,
-    shares,
+    softmax,
 )
 
 # Shapes: A answers.
@@ -47,7 +48,7 @@ TEXT = "{text}"
 
 @TAGGERS.register("grammar")
 @dataclass(frozen=True, kw_only=True)
-class Grammar:
+class Grammar(Checked):
     """How likely a language model finds it that a text has grammar errors.
 
     The text is all that is said in a sample, questions too, a line for each turn. Source: POINTS1.5
@@ -72,28 +73,31 @@ class Grammar:
     """Name of the column: P(yes) / (P(yes) + P(no)), in [0, 1]."""
 
     needs_pictures: ClassVar[bool] = False
-    knowledge: ClassVar[str] = ""
+    data_version: ClassVar[str] = ""
 
-    def __post_init__(self) -> None:
-        """Check the question."""
+    @rule
+    def _prompt_has_place_for_text(self) -> Iterator[str]:
         if TEXT not in self.prompt:
-            raise RecipeError(f"prompt: expected {TEXT} where the text goes; found {self.prompt!r}")
+            yield f"prompt: expected {TEXT} where the text goes; found {self.prompt!r}"
+
+    @rule
+    def _answers_differ(self) -> Iterator[str]:
         if self.yes.strip() == self.no.strip():
-            raise RecipeError(f"yes and no: found {self.yes!r} for both, expected two answers")
+            yield f"yes and no: found {self.yes!r} for both, expected two answers"
 
     @property
     def columns(self) -> Mapping[str, pa.DataType]:
         """One probability."""
         return {self.column: pa.float32()}
 
-    def open(self, open_model: OpenModel) -> Tag:
+    def open(self, open_model: ModelOpener) -> TagFunction:
         """Open the judge."""
         model = open_model(self.model)
-        return lambda subjects: self._tag(model, subjects)
+        return lambda inputs: self._tag(model, inputs)
 
-    def _tag(self, model: Model, subjects: Sequence[Subject]) -> Tags:
-        texts = ["\n".join(t.content for t in s.sample.turns) for s in subjects]
-        found = model.weigh(
+    def _tag(self, model: TaggerModel, inputs: Sequence[TaggerInput]) -> TagColumns:
+        texts = ["\n".join(t.content for t in s.sample.turns) for s in inputs]
+        found = model.answer_nlls(
             [
                 ChoiceQuestion(
                     question=self.prompt.replace(TEXT, text), answers=(self.yes, self.no)
@@ -103,15 +107,15 @@ class Grammar:
         )
         problems = {k: p for k, nll_A in enumerate(found) if (p := _problem(nll_A)) is not None}
         values = [
-            None if k in problems or isinstance(nll_A, TagProblem) else float(shares(-nll_A)[0])
+            None if k in problems or isinstance(nll_A, TagProblem) else float(softmax(-nll_A)[0])
             for k, nll_A in enumerate(found)
         ]
-        return Tags(columns={self.column: values}, problems=problems)
+        return TagColumns(columns={self.column: values}, problems=problems)
 
 
 @TAGGERS.register("answerable")
 @dataclass(frozen=True, kw_only=True)
-class Answerable:
+class Answerable(Checked):
     """Whether a language model finds the true answers without the picture, among wrong ones.
 
     For data with short, fixed answers. A question counts as answered if no wrong answer is likelier
@@ -130,24 +134,22 @@ class Answerable:
     options: str | None = None
     """Key of `meta` with a sample's own list of answers to choose from; goes before `answers`."""
 
-    num_wrong: int = 15
+    num_wrong: PositiveInt = 15
     """Most wrong answers per question, for those drawn from `answers`."""
 
     seed: int = 0
     """Seed that is mixed with each sample's id."""
 
     needs_pictures: ClassVar[bool] = False
-    knowledge: ClassVar[str] = ""
+    data_version: ClassVar[str] = ""
 
-    def __post_init__(self) -> None:
-        """Check that wrong answers can be had."""
+    @rule
+    def _has_wrong_answers(self) -> Iterator[str]:
         if self.options is None and len({_plain(answer) for answer in self.answers}) < 2:
-            raise RecipeError(
-                "answers: expected two different ones at least, to draw wrong answers from, or"
+            yield (
+                "answers: expected at least two different ones, to draw wrong answers from, or"
                 f" options: a key of meta with each sample's own; found {list(self.answers)}"
             )
-        if self.num_wrong < 1:
-            raise RecipeError(f"num_wrong: found {self.num_wrong}, expected 1 or more")
 
     @property
     def columns(self) -> Mapping[str, pa.DataType]:
@@ -161,16 +163,14 @@ class Answerable:
             "answer_prob": pa.float32(),
         }
 
-    def open(self, open_model: OpenModel) -> Tag:
+    def open(self, open_model: ModelOpener) -> TagFunction:
         """Open the judge."""
         model = open_model(self.model)
-        return lambda subjects: self._tag(model, subjects)
+        return lambda inputs: self._tag(model, inputs)
 
-    def _tag(self, model: Model, subjects: Sequence[Subject]) -> Tags:
-        asked = [
-            (k, c) for k, subject in enumerate(subjects) for c in self._choices(subject.sample)
-        ]
-        found = model.weigh([choice for _, choice in asked])
+    def _tag(self, model: TaggerModel, inputs: Sequence[TaggerInput]) -> TagColumns:
+        asked = [(k, c) for k, item in enumerate(inputs) for c in self._choices(item.sample)]
+        found = model.answer_nlls([choice for _, choice in asked])
         ranks: dict[int, list[int]] = {}
         probs: dict[int, list[float]] = {}
         problems: dict[int, TagProblem] = {}
@@ -181,14 +181,14 @@ class Answerable:
             elif not isinstance(nll_A, TagProblem):
                 # The true answer is the first.
                 ranks.setdefault(k, []).append(1 + int((nll_A < nll_A[0]).sum()))
-                probs.setdefault(k, []).append(float(shares(-nll_A)[0]))
-        worst = [max(ranks[k]) if k in ranks else None for k in range(len(subjects))]
+                probs.setdefault(k, []).append(float(softmax(-nll_A)[0]))
+        worst = [max(ranks[k]) if k in ranks else None for k in range(len(inputs))]
         columns: dict[str, Sequence[Any]] = {
             "answerable": [None if rank is None else int(rank == 1) for rank in worst],
             "answer_rank": worst,
-            "answer_prob": [min(probs[k]) if k in probs else None for k in range(len(subjects))],
+            "answer_prob": [min(probs[k]) if k in probs else None for k in range(len(inputs))],
         }
-        return Tags(columns=columns, problems=problems)
+        return TagColumns(columns=columns, problems=problems)
 
     def _choices(self, sample: Sample) -> list[ChoiceQuestion]:
         """Make a choice of each question: the true answer, then wrong ones."""

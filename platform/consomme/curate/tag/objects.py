@@ -18,15 +18,15 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import pyarrow as pa
 
-from consomme.base.errors import RecipeError
+from consomme.base.checked import Checked, rule
 from consomme.curate.tag.object_words import HINTS, IRREGULAR, OTHER, WORDS
-from consomme.curate.tag.tagger import TAGGERS, OpenModel, Subject, Tag, Tags
+from consomme.curate.tag.tagger import TAGGERS, ModelOpener, TagColumns, TagFunction, TaggerInput
 
 NONE = "other"
 """The main object of captions that name none."""
@@ -38,7 +38,7 @@ Lexicon = Mapping[Phrase, str]
 
 @TAGGERS.register("objects")
 @dataclass(frozen=True, kw_only=True)
-class Objects:
+class Objects(Checked):
     """Which object a caption is about: person, text, building, food, animal, plant, or other.
 
     By a table of English words; other languages get `other`. Source: POINTS, appendix E.
@@ -51,17 +51,15 @@ class Objects:
     model: ClassVar[str] = ""
     needs_pictures: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        """Check the words."""
+    @rule
+    def _words_are_nouns(self) -> Iterator[str]:
         for name, words in self.words.items():
             empty = [word for word in words if not _tokens(word)]
             if not name.strip() or empty:
-                raise RecipeError(
-                    f"words: found {name!r}: {list(words)}; expected an object and English nouns"
-                )
+                yield f"words: found {name!r}: {list(words)}; expected an object and English nouns"
 
     @property
-    def knowledge(self) -> str:
+    def data_version(self) -> str:
         """Hash the table."""
         text = json.dumps([WORDS, HINTS, OTHER, IRREGULAR], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -71,13 +69,13 @@ class Objects:
         """Return the main object, and all in the order in which they are named."""
         return {"object": pa.string(), "objects": pa.list_(pa.string())}
 
-    def open(self, open_model: OpenModel) -> Tag:
+    def open(self, open_model: ModelOpener) -> TagFunction:
         """Lay out the table."""
-        lexicons = lexicons_with(self.words)
+        lexicons = build_lexicons(self.words)
 
-        def tag(subjects: Sequence[Subject]) -> Tags:
-            named = [objects_in(subject.said, lexicons) for subject in subjects]
-            return Tags(
+        def tag(inputs: Sequence[TaggerInput]) -> TagColumns:
+            named = [objects_in(item.assistant_text, lexicons) for item in inputs]
+            return TagColumns(
                 columns={
                     "object": [main_object(objects) for objects in named],
                     "objects": [list(dict.fromkeys(objects)) for objects in named],
@@ -88,7 +86,7 @@ class Objects:
         return tag
 
 
-def lexicons_with(words: Mapping[str, Sequence[str]]) -> tuple[Lexicon, Lexicon]:
+def build_lexicons(words: Mapping[str, Sequence[str]]) -> tuple[Lexicon, Lexicon]:
     """Lay out the table and further words as names, and as hints."""
     names = {_phrase(word): obj for obj, text in WORDS.items() for word in text.split(",")}
     names |= {_phrase(word): NONE for word in OTHER.split(",")}

@@ -14,7 +14,7 @@ of 60 emoji in a style that it never saw, mean of three draws, 0.82 and 0.78.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -22,18 +22,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from consomme.base.checked import Checked, rule
 from consomme.base.errors import RecipeError
 from consomme.curate.tag.tagger import (
     TAGGERS,
     ChoiceQuestion,
-    Model,
-    OpenModel,
-    Subject,
-    Tag,
+    ModelOpener,
+    TagColumns,
+    TagFunction,
+    TaggerInput,
+    TaggerModel,
     TagProblem,
-    Tags,
-    open_seeing,
-    shares,
+    open_with_vision,
+    softmax,
 )
 
 # Shapes: A classes, W width of the language model.
@@ -55,35 +56,35 @@ class Embedding:
     """Name of the column: a list of float32 for each sample."""
 
     needs_pictures: ClassVar[bool] = True
-    knowledge: ClassVar[str] = ""
+    data_version: ClassVar[str] = ""
 
     @property
     def columns(self) -> Mapping[str, pa.DataType]:
         """One column."""
         return {self.column: pa.list_(pa.float32())}
 
-    def open(self, open_model: OpenModel) -> Tag:
+    def open(self, open_model: ModelOpener) -> TagFunction:
         """Open the VLM."""
-        model = open_seeing(open_model, self.model)
+        model = open_with_vision(open_model, self.model)
 
-        def tag(subjects: Sequence[Subject]) -> Tags:
+        def tag(inputs: Sequence[TaggerInput]) -> TagColumns:
             vectors: list[NDArray[np.float32] | None] = []
             problems = {}
-            for k, found in enumerate(model.look(subjects)):
+            for k, found in enumerate(model.embed_pictures(inputs)):
                 if isinstance(found, TagProblem):
                     problems[k] = found
                 elif not np.isfinite(found).all():
                     detail = "the embedding is not finite"
                     problems[k] = TagProblem(reason="score_not_finite", detail=detail)
                 vectors.append(None if k in problems or isinstance(found, TagProblem) else found)
-            return Tags(columns={self.column: vectors}, problems=problems)
+            return TagColumns(columns={self.column: vectors}, problems=problems)
 
         return tag
 
 
 @TAGGERS.register("classes")
 @dataclass(frozen=True, kw_only=True)
-class Classes:
+class Classes(Checked):
     """Pseudo-labels: which of some class names a VLM would answer with, and how sure it is.
 
     Costs one short pass through the language model per picture and class; each picture is encoded
@@ -109,17 +110,17 @@ class Classes:
     sure) and COLUMN_margin (first probability less the second)."""
 
     needs_pictures: ClassVar[bool] = True
-    knowledge: ClassVar[str] = ""
+    data_version: ClassVar[str] = ""
 
-    def __post_init__(self) -> None:
-        """Check the classes."""
+    @rule
+    def _classes_differ(self) -> Iterator[str]:
         if len(self.classes) < 2:
-            raise RecipeError(f"classes: found {len(self.classes)}, expected two names at least")
+            yield f"classes: found {len(self.classes)}, expected at least two names"
         names = [name.strip() for name in self.classes]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated or "" in names:
             found = f"{', '.join(repeated)} more than once" if repeated else "an empty name"
-            raise RecipeError(f"classes: found {found}; expected different names")
+            yield f"classes: found {found}; expected different names"
 
     @property
     def columns(self) -> Mapping[str, pa.DataType]:
@@ -131,32 +132,36 @@ class Classes:
             f"{self.column}_margin": pa.float32(),
         }
 
-    def open(self, open_model: OpenModel) -> Tag:
+    def open(self, open_model: ModelOpener) -> TagFunction:
         """Open the VLM, and ask it once what it would say without a picture."""
-        model = open_seeing(open_model, self.model)
-        (blind_A,) = model.weigh([ChoiceQuestion(question=self.question, answers=self.classes)])
+        model = open_with_vision(open_model, self.model)
+        (blind_A,) = model.answer_nlls(
+            [ChoiceQuestion(question=self.question, answers=self.classes)]
+        )
         if isinstance(blind_A, TagProblem):
             raise RecipeError(
                 f"classes: {self.model} cannot be asked {self.question!r}: {blind_A.detail}"
             )
         prior_A = blind_A if self.prior == "equal" else np.zeros_like(blind_A)
-        return lambda subjects: self._tag(model, prior_A, subjects)
+        return lambda inputs: self._tag(model, prior_A, inputs)
 
-    def _tag(self, model: Model, prior_A: NDArray[np.float64], subjects: Sequence[Subject]) -> Tags:
-        pictures: dict[bytes, Subject] = {}
-        for subject in subjects:
-            pictures.setdefault(subject.key, subject)
-        answers = model.weigh(
+    def _tag(
+        self, model: TaggerModel, prior_A: NDArray[np.float64], inputs: Sequence[TaggerInput]
+    ) -> TagColumns:
+        pictures: dict[bytes, TaggerInput] = {}
+        for item in inputs:
+            pictures.setdefault(item.image_key, item)
+        answers = model.answer_nlls(
             [
-                ChoiceQuestion(question=self.question, answers=self.classes, subject=subject)
-                for subject in pictures.values()
+                ChoiceQuestion(question=self.question, answers=self.classes, picture=item)
+                for item in pictures.values()
             ]
         )
         by_key = dict(zip(pictures, answers, strict=True))
         rows: list[tuple[Any, ...]] = []
         problems: dict[int, TagProblem] = {}
-        for k, subject in enumerate(subjects):
-            nll_A = by_key[subject.key]
+        for k, item in enumerate(inputs):
+            nll_A = by_key[item.image_key]
             if not isinstance(nll_A, TagProblem) and not np.isfinite(nll_A).all():
                 detail = f"{self.column}: {np.isfinite(nll_A).sum()} of {len(nll_A)} finite"
                 nll_A = TagProblem(reason="score_not_finite", detail=detail)
@@ -164,13 +169,13 @@ class Classes:
                 problems[k] = nll_A
                 rows.append((None, None, None, None))
                 continue
-            prob_A = shares(prior_A - nll_A)
+            prob_A = softmax(prior_A - nll_A)
             second, first = np.sort(prob_A)[-2:]
             rows.append(
                 (self.classes[int(prob_A.argmax())], prob_A, entropy(prob_A), first - second)
             )
         columns = zip(*rows, strict=True) if rows else [()] * len(self.columns)
-        return Tags(columns=dict(zip(self.columns, columns, strict=True)), problems=problems)
+        return TagColumns(columns=dict(zip(self.columns, columns, strict=True)), problems=problems)
 
 
 def entropy(prob_A: NDArray[np.float64]) -> float:

@@ -18,17 +18,18 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from consomme.base.errors import RecipeError
+from consomme.base.bounds import Fraction
+from consomme.base.checked import Checked
 from consomme.curate.language import UNKNOWN, language_table, num_words, script_of
-from consomme.curate.tag.tagger import TAGGERS, OpenModel, Subject, Tag, Tags
+from consomme.curate.tag.tagger import TAGGERS, ModelOpener, TagColumns, TagFunction, TaggerInput
 
 
 @TAGGERS.register("text")
 @dataclass(frozen=True, kw_only=True)
-class Text:
+class Text(Checked):
     """Characters, words, language and script of what the assistant says."""
 
-    min_confidence: float = 0.5
+    min_confidence: Fraction = 0.5
     """Languages that are less certain, in [0, 1], are `und`. 0 names the best guess always."""
 
     languages: tuple[str, ...] = ()
@@ -38,13 +39,8 @@ class Text:
     model: ClassVar[str] = ""
     needs_pictures: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        """Check the limit."""
-        if not 0 <= self.min_confidence <= 1:
-            raise RecipeError(f"min_confidence: found {self.min_confidence}, expected 0 to 1")
-
     @property
-    def knowledge(self) -> str:
+    def data_version(self) -> str:
         """Name the table of languages, and that of letters."""
         return f"py3langid {version('py3langid')}, Unicode {unicodedata.unidata_version}"
 
@@ -59,7 +55,7 @@ class Text:
             "script": pa.string(),
         }
 
-    def open(self, open_model: OpenModel) -> Tag:
+    def open(self, open_model: ModelOpener) -> TagFunction:
         """Load the table of languages."""
         identifier = language_table(self.languages)
 
@@ -68,8 +64,8 @@ class Text:
             guess, confidence = identifier.classify(text) if script else (UNKNOWN, 0.0)
             return (guess if confidence >= self.min_confidence else UNKNOWN), float(confidence)
 
-        def tag(subjects: Sequence[Subject]) -> Tags:
-            texts = [subject.said.strip() for subject in subjects]
+        def tag(inputs: Sequence[TaggerInput]) -> TagColumns:
+            texts = [item.assistant_text.strip() for item in inputs]
             found = [language(text) for text in texts]
             columns: dict[str, Sequence[Any]] = {
                 "num_chars": [len(text) for text in texts],
@@ -78,6 +74,6 @@ class Text:
                 "language_confidence": [confidence for _, confidence in found],
                 "script": [script_of(text) for text in texts],
             }
-            return Tags(columns=columns, problems={})
+            return TagColumns(columns=columns, problems={})
 
         return tag

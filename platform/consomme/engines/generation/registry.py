@@ -1,14 +1,17 @@
-"""The engines a recipe can choose to write with: what they are called, and what can be set.
+"""The generation engines that a recipe can choose: their names and settings.
 
-One decision is made here: choosing costs nothing. An engine's own package is imported when its
-writer is opened, in the process that uses it.
+Choosing one costs nothing: an engine's package is imported when the engine is opened, in the
+process that uses it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, Protocol
 
+from consomme.base.bounds import NonNegativeInt, PositiveFloat, PositiveInt
+from consomme.base.checked import Checked, rule
 from consomme.base.registry import Registry
 from consomme.base.schema import runtime
 from consomme.engines.generation.requests import GenerationEngine, Sampling
@@ -16,19 +19,19 @@ from consomme.engines.vllm_engine import EngineOptions
 
 
 class EngineChoice(Protocol):
-    """What every engine of this list offers."""
+    """The settings of an engine, which open it."""
 
     is_remote: ClassVar[bool]
     """Whether the model runs elsewhere: no weights and no GPU are needed here."""
 
     @property
     def num_gpus(self) -> int:
-        """GPUs that one writer takes, where there are any."""
+        """GPUs that one engine takes, where there are any."""
 
     def __call__(
         self, model_path: str, sampling: Sampling, *, threads: int = 1
     ) -> GenerationEngine:
-        """Open a writer.
+        """Open an engine.
 
         Args:
             model_path: Hugging Face folder on local disk; for a remote engine the model's name
@@ -50,27 +53,23 @@ class VLLM(EngineOptions):
 
     is_remote: ClassVar[bool] = False
 
-    deadline_s: float = runtime(600.0)
-    """How long one text may take, in seconds from when the engine begins; one that takes longer
+    deadline_s: PositiveFloat = runtime(600.0)
+    """Time limit of one text, in seconds from when the engine starts on it; one that takes longer
     is rejected as `model_timeout`."""
 
-    stall_s: float = runtime(300.0)
-    """An engine that was given work and for so long comes forth with no token hangs; it is killed,
-    and a fresh one does its work."""
+    stall_s: PositiveFloat = runtime(300.0)
+    """An engine that has work and emits no token for this long, in seconds, counts as hung; it is
+    killed, and a new one does its work."""
 
     @property
     def num_gpus(self) -> int:
-        """GPUs that one writer takes."""
+        """GPUs that one engine takes."""
         return self.tensor_parallel
-
-    def __post_init__(self) -> None:
-        """Refuse times that no text could keep."""
-        _check_positive(deadline_s=self.deadline_s, stall_s=self.stall_s)
 
     def __call__(
         self, model_path: str, sampling: Sampling, *, threads: int = 1
     ) -> GenerationEngine:
-        """Open a writer."""
+        """Open an engine."""
         from consomme.engines.generation.vllm import VLLMEngine
 
         options = {field.name: getattr(self, field.name) for field in fields(EngineOptions)}
@@ -86,17 +85,17 @@ class VLLM(EngineOptions):
 
 @GENERATION_ENGINES.register("transformers")
 @dataclass(frozen=True, kw_only=True)
-class Transformers:
-    """transformers in the actor: every family that consomme scores with, in plain batches."""
+class Transformers(Checked):
+    """transformers in the actor: every family that consomme scores with, in static batches."""
 
     is_remote: ClassVar[bool] = False
     num_gpus: ClassVar[int] = 1
 
-    batch_size: int = runtime(64)
+    batch_size: PositiveInt = runtime(64)
     """Requests decoded together."""
 
-    deadline_s: float = runtime(600.0)
-    """How long one batch may take, in seconds; texts that are not done by then are rejected as
+    deadline_s: PositiveFloat = runtime(600.0)
+    """Time limit of one batch, in seconds; texts that are unfinished by then are rejected as
     `model_timeout`."""
 
     adapter: str | None = None
@@ -105,14 +104,10 @@ class Transformers:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the weights; `auto` is bfloat16 on a GPU and float32 on a CPU."""
 
-    def __post_init__(self) -> None:
-        """Refuse sizes and times that no text could keep."""
-        _check_positive(batch_size=self.batch_size, deadline_s=self.deadline_s)
-
     def __call__(
         self, model_path: str, sampling: Sampling, *, threads: int = 1
     ) -> GenerationEngine:
-        """Open a writer."""
+        """Open an engine."""
         from consomme.engines.generation.transformers import TransformersEngine
 
         return TransformersEngine(
@@ -128,44 +123,41 @@ class Transformers:
 
 @GENERATION_ENGINES.register("openai")
 @dataclass(frozen=True, kw_only=True)
-class OpenAI:
+class OpenAI(Checked):
     """A server with OpenAI's interface: vLLM, SGLang, or a service; no weights are needed here."""
 
     is_remote: ClassVar[bool] = True
     num_gpus: ClassVar[int] = 0
 
     url: str
-    """Where its interface begins, such as `http://captioner:8000/v1`."""
+    """Base URL of the interface, such as `http://captioner:8000/v1`."""
 
     api_key_env: str | None = None
-    """Environment variable of the workers that holds the key; None for a server without."""
+    """Environment variable of the workers that holds the API key; None for a server without."""
 
-    concurrency: int = runtime(16)
-    """Requests on their way at once, per actor."""
+    concurrency: PositiveInt = runtime(16)
+    """Concurrent requests per actor."""
 
-    deadline_s: float = runtime(600.0)
-    """How long one answer may take, in seconds; one that takes longer is rejected as
+    deadline_s: PositiveFloat = runtime(600.0)
+    """Time limit of one answer, in seconds; a request that takes longer is rejected as
     `model_timeout`, if the server is alive."""
 
-    max_retries: int = runtime(8)
-    """How often a request is sent again after 429, 5xx or a broken connection, with growing pauses
-    or those that the server asks for."""
+    max_retries: NonNegativeInt = runtime(8)
+    """Retries of a request after 429, 5xx or a broken connection, with exponential backoff or the
+    server's `Retry-After`."""
 
     detail: Literal["auto", "low", "high"] = "auto"
-    """How closely a service looks at pictures, where it gives a choice."""
+    """Image resolution that a service uses, where it gives a choice."""
 
-    def __post_init__(self) -> None:
-        """Refuse what no request could keep."""
-        _check_positive(concurrency=self.concurrency, deadline_s=self.deadline_s)
-        if self.max_retries < 0:
-            raise ValueError(f"max_retries: found {self.max_retries}, expected 0 or more")
+    @rule
+    def _http_url(self) -> Iterator[str]:
         if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"url: found {self.url!r}, expected http://… or https://…")
+            yield f"url: found {self.url!r}, expected http://… or https://…"
 
     def __call__(
         self, model_path: str, sampling: Sampling, *, threads: int = 1
     ) -> GenerationEngine:
-        """Open a writer; `model_path` is the name of a model there."""
+        """Open an engine; `model_path` is the name of a model on the server."""
         from consomme.engines.generation.openai import OpenAIEngine
 
         return OpenAIEngine(
@@ -178,9 +170,3 @@ class OpenAI:
             max_retries=self.max_retries,
             detail=self.detail,
         )
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if value <= 0:
-            raise ValueError(f"{name}: found {value}, expected more than 0")

@@ -1,25 +1,32 @@
-"""What every engine that writes takes and gives: requests, and their texts.
+"""Requests and results of engines that generate text.
 
-What is wrong with one request is an answer, a `GenerationFailure`, and costs no other request
-anything. An exception means that the engine itself is gone, or that no request could ever be
-answered with these settings. So several units may share one engine and its batches.
+A problem with one request is a result, a `GenerationFailure`, and does not affect other requests.
+An exception means that the engine itself is lost, or that no request could ever be answered with
+these settings. So several units may share one engine and its batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
+from annotated_types import Interval
 from PIL import Image
 
+from consomme.base.bounds import PositiveFraction, PositiveInt
+from consomme.base.checked import Checked
 from consomme.base.errors import CheckpointError
 from consomme.base.sample import REJECT_REASONS, Turn
 
 
+Temperature = Annotated[float, Interval(ge=0, le=2)]
+"""0 is greedy and repeatable; 2 is the limit of the engines."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What an engine is asked: a conversation that ends with a question, and its picture."""
+    """A conversation that ends with the user, and the image it is about."""
 
     turns: tuple[Turn, ...]
     """Alternating; the last one is a user's."""
@@ -28,61 +35,52 @@ class Request:
     """Shown in the first user turn; of any mode."""
 
     seed: int = 0
-    """Of the sampling; greedy decoding does without."""
+    """Of the sampling; greedy decoding does not use it."""
 
     pattern: str | None = None
     """Regular expression that the whole text has to match."""
 
     def __post_init__(self) -> None:
-        """Hold the form: an engine goes on where a user has ended."""
+        """Check that the model's turn is next."""
         if not self.turns or self.turns[-1].role != "user":
             roles = ", ".join(turn.role for turn in self.turns) or "no turns at all"
             raise ValueError(f"a request ends with a user's turn, found: {roles}")
 
     @classmethod
-    def about(cls, prompt: str, image: Image.Image | None = None, *, seed: int = 0) -> Request:
-        """Ask one question."""
+    def of_prompt(cls, prompt: str, image: Image.Image | None = None, *, seed: int = 0) -> Request:
+        """Build a request with one user turn."""
         return cls(turns=(Turn(role="user", content=prompt),), image=image, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How tokens are chosen; the same for all requests of a writer."""
+class Sampling(Checked):
+    """How tokens are chosen; the same for all requests of an engine."""
 
-    max_tokens: int = 96
+    max_tokens: PositiveInt = 96
     """Longest text, in tokens."""
 
-    temperature: float = 0.0
-    """0 is greedy and repeatable; at most 2, which is where engines draw the line."""
+    temperature: Temperature = 0.0
+    """0 is greedy and repeatable."""
 
-    top_p: float = 1.0
-    """Nucleus of the sampled distribution; 1 keeps all of it."""
+    top_p: PositiveFraction = 1.0
+    """Nucleus sampling: share of the probability mass to sample from; 1 keeps all of it."""
 
     stop: tuple[str, ...] = ()
     """Strings that end a text; they are not part of it."""
 
-    def __post_init__(self) -> None:
-        """Refuse what no engine could do."""
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens: found {self.max_tokens}, expected at least 1")
-        if not 0 <= self.temperature <= 2:
-            raise ValueError(f"temperature: found {self.temperature}, expected 0 to 2")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p: found {self.top_p}, expected more than 0 and at most 1")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What the model wrote for one request."""
+    """The text generated for one request."""
 
     text: str
     """Decoded without special tokens, otherwise exactly as generated."""
 
     num_tokens: int
-    """Generated tokens, the one that ends the text included."""
+    """Generated tokens, including the one that ends the text."""
 
     finish_reason: Literal["stop", "length"]
-    """`stop` when the model ended by itself, `length` when `max_tokens` cut it off."""
+    """`stop` if the model ended the text, `length` if `max_tokens` cut it off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,53 +93,53 @@ class GenerationFailure:
     detail: str
 
     def __post_init__(self) -> None:
-        """Hold the vocabulary fixed."""
+        """Check the reason."""
         if self.reason not in REJECT_REASONS:
             raise ValueError(f"reason {self.reason!r} is not in REJECT_REASONS")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
-    """How busy a writer is."""
+class QueueLoad:
+    """How busy an engine is."""
 
     running: int
-    """Requests that are being written."""
+    """Requests that are being generated."""
 
     waiting: int
-    """Requests that wait for their turn."""
+    """Requests in the queue."""
 
 
 class GenerationEngine(Protocol):
-    """Writes texts with one model; several threads may use it at once."""
+    """Generates texts with one model; several threads may use it at once."""
 
     version: str
     """Engine and version, for the provenance."""
 
-    def write(self, requests: Sequence[Request]) -> list[Generation | GenerationFailure]:
-        """Answer requests; aligned with them.
+    def generate(self, requests: Sequence[Request]) -> list[Generation | GenerationFailure]:
+        """Generate a text for each request; aligned with them.
 
         Safe to call from several threads at once; their requests share the engine's batches.
 
         Raises:
-            EngineLostError: The engine is of no use any more, or was closed.
-            RecipeError: No request of this kind could be answered with these settings.
+            EngineLostError: The engine failed or was closed, and cannot be used any more.
+            RecipeError: No request of this kind can be answered with these settings.
         """
 
-    def load(self) -> Load:
-        """Tell how busy the engine is."""
+    def queue_load(self) -> QueueLoad:
+        """Return how busy the engine is."""
 
     def close(self) -> None:
-        """End the engine and give its memory back; waiting callers get an `EngineLostError`."""
+        """Shut the engine down and free its memory; waiting callers get an `EngineLostError`."""
 
 
 def check_vision(has_vision: bool, requests: Sequence[Request]) -> None:
-    """Refuse to show pictures to a model that cannot see.
+    """Refuse requests with images for a model without a vision encoder.
 
     Raises:
-        CheckpointError: A request has a picture.
+        CheckpointError: A request has an image.
     """
     if not has_vision and any(one.image is not None for one in requests):
         raise CheckpointError(
-            "the model is a language model without eyes and cannot be asked about pictures;"
-            " expected the folder of a VLM"
+            "the model has no vision encoder, but found a request with an image; expected the"
+            " folder of a VLM"
         )

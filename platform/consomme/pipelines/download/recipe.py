@@ -1,17 +1,21 @@
-"""What a recipe of `download` may say."""
+"""The recipe of `download`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from consomme.base.bounds import Fraction, PositiveInt
+from consomme.base.checked import Checked, rule
 from consomme.base.schema import runtime
 from consomme.storage.fetch import FetchPolicy
+from consomme.storage.shards import input_problems
 
 
 @dataclass(frozen=True, kw_only=True)
-class DownloadRecipe:
-    """Shards made of URL lists."""
+class DownloadRecipe(Checked):
+    """Shards from lists of URLs."""
 
     name: str
     """Name of the run."""
@@ -20,25 +24,30 @@ class DownloadRecipe:
     """Parquet files with columns `url` and `caption`; further columns become metadata."""
 
     source: str = "data"
-    """Name of the data set behind `inputs`."""
+    """Name of the data set in `inputs`."""
 
     sources: dict[str, list[str]] = field(default_factory=dict)
-    """More data sets, by name: inputs of each."""
+    """More data sets: name -> inputs."""
 
     root: str = runtime("runs")
-    """Where run folders are made: a local path or a URL."""
+    """Where run folders are created: a local path or a URL."""
 
     fetch: FetchPolicy = field(default_factory=FetchPolicy)
-    """How to behave on the web."""
+    """Limits and etiquette of the downloader."""
 
     file_format: Literal["webdataset", "parquet"] = "webdataset"
     """Format of the shards."""
 
-    unit_rows: int = 1000
+    unit_rows: PositiveInt = 1000
     """URLs per shard."""
 
-    max_reject_fraction: float = runtime(0.5)
-    """More rejects than this share fail the run; much of an old list is gone."""
+    max_reject_fraction: Fraction = runtime(0.5)
+    """The run fails if more than this share of the URLs is rejected; old lists have many dead
+    URLs."""
 
-    num_actors: int | None = runtime(None)
-    """Most workers; None takes one per CPU. Limits per host hold for each of them."""
+    num_actors: PositiveInt | None = runtime(None)
+    """Maximum number of actors; None: one per CPU. Limits per host apply to each actor."""
+
+    @rule
+    def _inputs(self) -> Iterator[str]:
+        yield from input_problems(self.inputs, self.source, self.sources)

@@ -1,17 +1,19 @@
-"""What a recipe of `evaluate` may say."""
+"""The recipe of `evaluate`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from consomme.base.bounds import PositiveInt
+from consomme.base.checked import Checked, rule
 from consomme.base.schema import runtime, strategy
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateRecipe:
-    """Which models are measured on what."""
+class EvaluateRecipe(Checked):
+    """Models to evaluate, and the benchmarks to evaluate them on."""
 
     name: str
     """Name of the run."""
@@ -20,18 +22,23 @@ class EvaluateRecipe:
     """Label -> model: a Hugging Face folder, a run folder, or `package://models/nano`."""
 
     benchmarks: tuple[dict[str, Any], ...] = strategy("consomme.evaluate.benchmarks:BENCHMARKS")
-    """What they are measured on; see consomme/evaluate/benchmarks.py."""
+    """Benchmarks; see consomme/evaluate/benchmarks.py."""
 
     root: str = runtime("runs")
-    """Where run folders are made: a local path or a URL."""
+    """Where run folders are created: a local path or a URL."""
 
-    num_actors: int | None = runtime(None)
-    """Actors; None takes one per GPU, or one per CPU."""
+    num_actors: PositiveInt | None = runtime(None)
+    """Number of actors; None: one per GPU, or one per CPU."""
+
+    @rule
+    def _has_models(self) -> Iterator[str]:
+        if not self.models:
+            yield "models: found none, expected at least one {label: model}"
 
 
 def benchmark_name(node: Mapping[str, Any]) -> str:
-    """Name a benchmark in tables: its registered name and what tells it from others."""
-    marks = [str(node[key]) for key in ("style",) if key in node]
+    """Name a benchmark in tables: its registered name and the parameters that identify it."""
+    parts = [str(node["name"]), *(str(node[key]) for key in ("style",) if key in node)]
     if node.get("kinds"):
-        marks.append("+".join(node["kinds"]))
-    return "_".join([str(node["name"]), *marks, *(["blank"] if node.get("blank") else [])])
+        parts.append("+".join(node["kinds"]))
+    return "_".join([*parts, *(["blank"] if node.get("blank") else [])])

@@ -1,55 +1,57 @@
-"""Which runs a filter reads, and which of their files hold columns."""
+"""The runs that a filter reads, and which of their files hold columns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from consomme.base.errors import RecipeError
 from consomme.storage.sidecar import ID_HASH
 
 KINDS: Mapping[str, str] = {"score": "scores", "tag": "tags"}
-"""What the output files with columns are called, by verb."""
-
+"""Verb -> kind of its output files that hold columns."""
 
 VIEW_VERBS = ("filter", "dedup")
 
 
 SOURCE = "source"
-"""Every unit has one, so every sample has; it is no column of any file."""
+"""Column that every sample has, from its unit; it is in no file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runs:
-    """What a filter reads; all of it finished runs."""
+class InputRuns:
+    """The finished runs that a filter reads."""
 
     scores: str
-    """Folder of the run whose samples are chosen from."""
+    """Folder of the run whose samples are filtered."""
 
     columns_from: Mapping[str, str] = field(default_factory=dict)
-    """Folders of runs with more columns, by the name before the dot."""
+    """Name before the dot -> folder of a run with more columns."""
 
     views: Mapping[str, str] = field(default_factory=dict)
-    """Folders of runs with a view, by the name of its column."""
+    """Column name -> folder of a run with a view."""
 
-    def check(self) -> None:
-        """Refuse names that cannot be told apart.
-
-        Raises:
-            RecipeError: A name has a dot, is taken twice, or is one that every run has.
-        """
+    def problems(self) -> Iterator[str]:
+        """Say which names are ambiguous: with a dot, used twice, or a column of every run."""
         for key, runs in (("columns_from", self.columns_from), ("views", self.views)):
             for name in runs:
                 if not name or "." in name or name in (SOURCE, "row", "sample_id", ID_HASH):
-                    raise RecipeError(
+                    yield (
                         f"{key}: found the name {name!r}, expected one without a dot that is not a"
                         " column of every run"
                     )
-        both = sorted(set(self.columns_from) & set(self.views))
-        if both:
-            raise RecipeError(
-                f"columns_from and views: both have {both[0]!r}; give one another name"
-            )
+        for name in sorted(set(self.columns_from) & set(self.views)):
+            yield f"columns_from and views: both have {name!r}; give one another name"
+
+    def check(self) -> None:
+        """Refuse ambiguous names.
+
+        Raises:
+            RecipeError: A name has a dot, is used twice, or is a column of every run.
+        """
+        problems = list(self.problems())
+        if problems:
+            raise RecipeError("; ".join(problems))
 
     @property
     def urls(self) -> list[str]:

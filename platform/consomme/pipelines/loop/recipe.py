@@ -1,107 +1,111 @@
-"""What a recipe of `loop` may say."""
+"""The recipe of `loop`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from consomme.base.bounds import PositiveInt
+from consomme.base.checked import Checked
 from consomme.base.schema import runtime
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopStage:
-    """One stage of the chain."""
+class LoopStage(Checked):
+    """One stage of the loop."""
 
     name: str
     """Name of the stage and of its run; later stages refer to it as `@name`."""
 
     verb: str
-    """What it does: a verb of the command line."""
+    """Verb of the command line that the stage runs."""
 
     recipe: dict[str, Any] = field(default_factory=dict)
-    """The verb's recipe without `name` and `root`; values such as `@name/data` mean run folders."""
+    """The verb's recipe without `name` and `root`; values such as `@name/data` are replaced by run
+    folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SummaryRow:
-    """One line of the final table."""
+class SummaryRow(Checked):
+    """One row of the final table."""
 
     label: str
-    """What the figure is."""
+    """Name of the figure."""
 
     value: str
-    """Where it comes from: `stage:metric`, several of them divided by ` | `."""
+    """Source of the figure: `stage:metric`; several are separated by ` | `."""
 
     note: str = ""
-    """How to read it."""
+    """How to read the figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Saturation:
-    """When another round is not worth it."""
+class Saturation(Checked):
+    """When to stop because another round gains nothing."""
 
     metric: str
     """`stage:metric` of a stage of the rounds."""
 
     start: str | None = None
-    """`stage:metric` of a stage before the rounds: what the first round has to beat."""
+    """`stage:metric` of a stage before the rounds: the value that the first round has to beat."""
 
     better: Literal["higher", "lower"] = "higher"
-    """Which way is up."""
+    """Which direction is better."""
 
     min_gain: float = 0.0
-    """A round has to be better than the best before it by more than this."""
+    """A round has to beat the best earlier round by more than this; a negative gain tolerates a
+    loss."""
 
-    patience: int = 1
-    """So many rounds in a row that are not better end the loop."""
+    patience: PositiveInt = 1
+    """Number of consecutive rounds without improvement after which the loop stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopRounds:
-    """Stages that are run again and again, each round from what the one before made."""
+class LoopRounds(Checked):
+    """Stages that are repeated; each round starts from the results of the previous one."""
 
     stages: tuple[LoopStage, ...]
-    """One round; the run of stage `train` in round 2 is called `train-2`."""
+    """The stages of one round; the run of stage `train` in round 2 is called `train-2`."""
 
-    max_rounds: int = 3
-    """Rounds at most."""
+    max_rounds: PositiveInt = 3
+    """Maximum number of rounds."""
 
     initial: dict[str, str] = field(default_factory=dict)
-    """What `@previous:name` means in the first round: names of stages before the rounds."""
+    """What `@previous:name` refers to in the first round: names of stages before the rounds."""
 
     early_stop: Saturation | None = None
-    """Ends the rounds early; None runs all."""
+    """Stops before `max_rounds`; None runs all rounds."""
 
     table: tuple[SummaryRow, ...] = ()
-    """Figures shown by round: `stage:metric` of a stage of the rounds; one of a stage before them
-    may stand in front, as `stage:metric > stage:metric`, to show where it began."""
+    """Figures that are shown by round: `stage:metric` of a stage of the rounds, optionally after
+    the starting value from a stage before them, as `stage:metric > stage:metric`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopRecipe:
-    """A chain of stages, perhaps with rounds."""
+class LoopRecipe(Checked):
+    """A chain of stages, optionally with rounds."""
 
     name: str
     """Name of the loop's own run."""
 
     stages: tuple[LoopStage, ...]
-    """In the order they run; before the rounds, if there are any."""
+    """Stages in the order in which they run; before the rounds, if there are any."""
 
     rounds: LoopRounds | None = None
     """Stages that are repeated until nothing is gained."""
 
     after: tuple[LoopStage, ...] = ()
-    """Stages after the rounds, which may name those of the `@best:` or the `@last:` round."""
+    """Stages after the rounds, which may refer to those of the `@best:` or the `@last:` round."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    """What stands for `{name}` in the stages' recipes, so that one override changes all of them:
-    `values.seed=3`."""
+    """Values that replace `{name}` in the stages' recipes, so that one override changes all of
+    them: `values.seed=3`."""
 
     root: str = runtime("runs")
-    """Where all run folders are made: a local path or a URL."""
+    """Where all run folders are created: a local path or a URL."""
 
     summary: tuple[SummaryRow, ...] = ()
-    """The final table, made from the stages' metrics."""
+    """Rows of the final table, from the stages' metrics."""
 
     description: str = ""
-    """What the report says first."""
+    """Introduction of the report."""

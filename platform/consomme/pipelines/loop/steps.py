@@ -165,8 +165,6 @@ def _problems(recipe: LoopRecipe) -> Iterator[str]:
 def _round_problems(recipe: LoopRecipe, rounds: LoopRounds) -> Iterator[str]:
     before = [stage.name for stage in recipe.stages]
     inside = [stage.name for stage in rounds.stages]
-    if rounds.max_rounds < 1:
-        yield f"rounds.max_rounds: found {rounds.max_rounds}, expected 1 or more"
     for name, target in rounds.initial.items():
         if name not in inside:
             yield f"rounds.initial: {name!r} is no stage of the rounds{did_you_mean(name, inside)}"
@@ -176,9 +174,6 @@ def _round_problems(recipe: LoopRecipe, rounds: LoopRounds) -> Iterator[str]:
         yield from _stage_problems("rounds.early_stop.metric", rounds.early_stop.metric, inside)
         if rounds.early_stop.start:
             yield from _stage_problems("rounds.early_stop.start", rounds.early_stop.start, before)
-        if rounds.early_stop.patience < 1:
-            found = rounds.early_stop.patience
-            yield f"rounds.early_stop.patience: found {found}, expected 1 or more"
     for number, row in enumerate(rounds.table):
         start, arrow, value = row.value.rpartition(" > ")
         where = f"rounds.table[{number}]"

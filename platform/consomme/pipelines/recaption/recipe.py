@@ -1,44 +1,49 @@
-"""What a recipe of `recaption` may say."""
+"""The recipe of `recaption`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from consomme.base.bounds import Fraction, NonNegativeInt, PositiveFraction, PositiveInt
+from consomme.base.checked import Checked, raised_problems, rule
 from consomme.base.schema import runtime, strategy
 from consomme.curate.caption.guards import Guards
-from consomme.engines.generation.requests import Sampling
+from consomme.curate.caption.prompts import resolve_prompts
+from consomme.engines.generation.requests import Sampling, Temperature
+from consomme.storage.shards import input_problems
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecaptionRecipe:
+class RecaptionRecipe(Checked):
     """New captions as sidecar columns, with their provenance."""
 
     name: str
     """Name of the run."""
 
     model: str
-    """What writes: a Hugging Face folder, a run folder, `package://models/nano`; or, for the engine
-    `openai`, the model's name at the endpoint."""
+    """Model that writes: a Hugging Face folder, a run folder, `package://models/nano`; or, for the
+    engine `openai`, the model's name at the endpoint."""
 
     view: str | None = None
     """Folder of a finished filter run whose samples get new captions."""
 
     inputs: tuple[str, ...] = ()
-    """Shards to recaption whole; instead of `view`."""
+    """Shards to recaption in full, instead of `view`."""
 
     source: str = "data"
-    """Name of the data set behind `inputs`, in references and unit ids."""
+    """Name of the data set in `inputs`, used in references and unit ids."""
 
     sources: dict[str, list[str]] = field(default_factory=dict)
-    """More data sets, by name: inputs of each."""
+    """More data sets: name -> inputs."""
 
     captions: str | None = None
-    """Folder of an earlier recaption run over the same samples, whose texts this one starts from:
-    to fuse them with the original ones, or to add a specialist's turns to them."""
+    """Folder of an earlier recaption run over the same samples, whose texts are the input of this
+    run: to fuse them with the original captions, or to add a specialist's turns to them."""
 
     root: str = runtime("runs")
-    """Where run folders are made: a local path or a URL."""
+    """Where run folders are created: a local path or a URL."""
 
     engine: dict[str, Any] = strategy(
         "consomme.engines.generation.registry:GENERATION_ENGINES", default={"name": "vllm"}
@@ -47,67 +52,96 @@ class RecaptionRecipe:
     consomme/engines/generation/registry.py."""
 
     prompts: tuple[str, ...] = ("plain",)
-    """Ids of prompts, or of pools of them; a sample draws one. See
+    """Ids of prompts or of prompt pools; one is drawn for each sample. See
     consomme/curate/caption/prompts.py."""
 
     merge: dict[str, Any] = strategy(
         "consomme.curate.caption.merges:MERGES", default={"name": "replace"}
     )
-    """What becomes of the old text; see consomme/curate/caption/merges.py."""
+    """How the new text is merged with the old one; see consomme/curate/caption/merges.py."""
+
+    truth: dict[str, Any] = strategy(
+        "consomme.datasets.truth:CAPTION_TRUTHS", default={"name": "none"}
+    )
+    """What captions are checked against, claim by claim, where the truth about the images is known;
+    see consomme/datasets/truth.py."""
 
     caption_question: str = "describe the image."
-    """What a caption answers, where turns are added to it."""
+    """The question that the caption answers, for merges that add turns."""
 
     shows_picture: bool = True
-    """False asks about the texts alone, as CapFusion does when it fuses two captions."""
+    """False prompts with the texts alone, as CapFusion does to fuse two captions."""
 
-    fraction: float = 1.0
-    """Share of the samples that are asked, drawn by their ids; the others keep their text."""
+    fraction: PositiveFraction = 1.0
+    """Share of the samples to recaption, chosen by their ids; the others keep their text."""
 
     guards: Guards = field(default_factory=Guards)
-    """When a text is not believed; the sample then keeps the one it had."""
+    """Checks of the new text; a sample whose text fails one keeps its old text."""
 
-    canary_fraction: float = 0.02
-    """Share of the samples that are also captioned with a blank picture and with another one's."""
+    canary_fraction: Fraction = 0.02
+    """Share of the samples that are also captioned with a blank image and with another sample's."""
 
-    canary_max_same: float = 0.8
-    """The run stops when it is certain that more than this share of canaries say the same whatever
-    they are shown: then nothing looks at the pictures."""
+    canary_max_same: Fraction = 0.8
+    """The run stops when, with high confidence, more than this share of canaries have the same
+    caption whatever image is shown: then the model ignores the images."""
 
-    round: int = 1
-    """Which round of recaptioning this is; goes into the provenance."""
+    round: PositiveInt = 1
+    """Number of this round of recaptioning, stored in the provenance."""
 
-    max_tokens: int = 96
-    """Longest text; a longer one is cut and flagged `model_output_truncated`."""
+    max_tokens: PositiveInt = 96
+    """Maximum length of a text; a longer one is cut and flagged `model_output_truncated`."""
 
-    temperature: float = 0.0
-    """0 is greedy and repeatable; above, each sample has a seed of its own, from its id."""
+    temperature: Temperature = 0.0
+    """0 is greedy and deterministic; above 0, each sample has its own seed, from its id."""
 
-    top_p: float = 1.0
-    """Nucleus of the sampled distribution; 1 keeps all of it."""
+    top_p: PositiveFraction = 1.0
+    """Nucleus sampling: share of the probability mass to sample from; 1 keeps all of it."""
 
     seed: int = 0
-    """Seed that is mixed with each sample's id."""
+    """Seed that is combined with each sample's id."""
 
-    unit_rows: int = 512
-    """Most samples per unit, for `inputs`."""
+    unit_rows: PositiveInt = 512
+    """Maximum number of samples per unit, for `inputs`."""
 
-    max_reject_fraction: float = runtime(0.01)
-    """More rejects than this share fail the run; nothing of it is lost."""
+    max_reject_fraction: Fraction = runtime(0.01)
+    """The run fails if more than this share of the samples is rejected; finished units are kept."""
 
-    num_actors: int | None = runtime(None)
-    """Most engines; None takes one per GPU, or one where there is none."""
+    num_actors: PositiveInt | None = runtime(None)
+    """Maximum number of engines; None: one per GPU, or one if there is none."""
 
-    min_actors: int = runtime(1)
-    """Fewest; between the two the pool follows the work and the nodes there are."""
+    min_actors: PositiveInt = runtime(1)
+    """Minimum number of actors; the pool scales between the two with the work and the nodes."""
 
-    num_readers: int | None = runtime(None)
-    """Tasks that read units ahead of the actors; more hide slow storage, each costs a unit of
-    memory. 0 lets actors read for themselves. None: 0 without GPUs, else one per actor."""
+    num_readers: NonNegativeInt | None = runtime(None)
+    """Tasks that read units ahead of the actors. More of them hide slow storage, and each holds a
+    unit in memory. 0: actors read for themselves. None: 0 without GPUs, else one per actor."""
+
+    @rule
+    def _view_or_inputs(self) -> Iterator[str]:
+        has_shards = bool(self.inputs or self.sources)
+        if (self.view is None) != has_shards:
+            yield "expected either view or inputs (or sources): found both, or neither"
+        if has_shards:
+            yield from input_problems(self.inputs, self.source, self.sources)
+
+    @rule
+    def _known_prompts(self) -> Iterator[str]:
+        yield from raised_problems(lambda: resolve_prompts(self.prompts))
+
+    @rule
+    def _fusion_needs_captions(self) -> Iterator[str]:
+        if self.captions is not None or any(raised_problems(lambda: resolve_prompts(self.prompts))):
+            return
+        for prompt in resolve_prompts(self.prompts):
+            if prompt.needs_written:
+                yield (
+                    f"prompts: {prompt.prompt_id} is about two captions of one image; name the run"
+                    " that wrote the second one, captions: RUN"
+                )
 
 
 def sampling_of(recipe: RecaptionRecipe) -> Sampling:
-    """How tokens are chosen."""
+    """Return how tokens are sampled."""
     return Sampling(
         max_tokens=recipe.max_tokens, temperature=recipe.temperature, top_p=recipe.top_p
     )

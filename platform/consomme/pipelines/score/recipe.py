@@ -1,90 +1,126 @@
-"""What a recipe of `score` may say."""
+"""The recipe of `score`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from consomme.base.bounds import Fraction, NonNegativeInt, PositiveInt
+from consomme.base.checked import Checked, raised_problems, rule
 from consomme.base.schema import runtime
+from consomme.curate.caption.prompt_pools import PromptPools
+from consomme.storage.shards import input_problems
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreRecipe:
+class ScoreRecipe(Checked):
     """Image-conditioned and text-only perplexity of every caption."""
 
     name: str
     """Name of the run."""
 
     model: str
-    """The VLM that scores: a Hugging Face folder; `package://models/nano` is the one shipped."""
+    """The VLM that scores: a Hugging Face folder, or `package://models/nano`, which is included."""
 
     inputs: tuple[str, ...] = ()
     """Shards: files, folders, globs, brace ranges; local, `s3://` or `gs://`."""
 
     source: str = "data"
-    """Name of the data set behind `inputs`, in references and unit ids."""
+    """Name of the data set in `inputs`, used in references and unit ids."""
 
     sources: dict[str, list[str]] = field(default_factory=dict)
-    """More data sets, by name: inputs of each."""
+    """More data sets: name -> inputs."""
 
     captions: str | None = None
-    """Folder of a finished recaption run over the same inputs: score the texts it left instead."""
+    """Folder of a finished recaption run over the same inputs: score its texts instead."""
 
     root: str = runtime("runs")
-    """Where run folders are made: a local path or a URL."""
+    """Where run folders are created: a local path or a URL."""
 
     prompt: str = "describe the image."
-    """What the user turn asks for; context only, never scored."""
+    """User turn before the caption; context only, never scored."""
 
     prompts: dict[str, list[str]] = field(default_factory=dict)
     """Other prompts by type of text, `{ocr: [Transcribe the text.]}`; `pool:describe_en` stands for
-    a pool that ships, see curate/prompt_pools.py. Of several, a sample's id draws one."""
+    a built-in pool, see consomme/curate/caption/prompt_pools.py. Of several prompts, a sample's id
+    selects one."""
 
     prompt_key: str = "text_type"
-    """Key of `meta` that says a sample's type of text."""
+    """Key of `meta` that holds a sample's type of text."""
 
     labels: tuple[str, ...] = ()
-    """Keys of `meta` to copy beside the scores, such as `noise`."""
+    """Keys of `meta` to copy next to the scores, such as `noise`."""
 
-    unit_rows: int = 1024
-    """Most samples per unit: what is retried, resumed and committed."""
+    unit_rows: PositiveInt = 1024
+    """Maximum number of samples per unit, which is what is retried, resumed and committed."""
 
-    max_caption_tokens: int = 256
-    """How many tokens of the assistant's are scored at most."""
+    max_caption_tokens: PositiveInt = 256
+    """Maximum number of caption tokens that are scored."""
 
     too_long: Literal["reject", "truncate"] = "reject"
-    """What happens to longer ones: a reject, `caption_too_long`, or a score of the first tokens,
-    marked `is_truncated`."""
+    """What to do with longer captions: reject them as `caption_too_long`, or score their first
+    tokens and set `is_truncated`."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the weights; `auto` is bfloat16 on a GPU. Logits are float32 always."""
+    """Precision of the weights; `auto` is bfloat16 on a GPU. Logits are always float32."""
 
     engine: Literal["transformers", "vllm"] = "transformers"
-    """`vllm` is for models that are too large for one GPU: the same scores for more work."""
+    """`vllm` is for models too large for one GPU; it computes the same scores less efficiently."""
 
-    tensor_parallel: int = runtime(1)
-    """GPUs per actor that the weights are spread over; engine vllm only."""
+    tensor_parallel: PositiveInt = runtime(1)
+    """GPUs per actor over which the weights are sharded; engine vllm only."""
 
     formula: Literal["exact", "points_script"] = "exact"
-    """`points_script` rounds probabilities to bfloat16 before the logarithm, as the script that
-    POINTS released does; see recipes/score/points_script.yaml."""
+    """`points_script` rounds probabilities to bfloat16 before the logarithm, as the script released
+    with POINTS does; see recipes/score/points_script.yaml."""
 
-    max_reject_fraction: float = runtime(0.01)
-    """More rejects than this share fail the run; nothing of it is lost."""
+    max_reject_fraction: Fraction = runtime(0.01)
+    """The run fails if more than this share of the samples is rejected; finished units are kept."""
 
-    num_actors: int | None = runtime(None)
-    """Most scoring actors; None takes as many as the GPUs hold, or one per CPU."""
+    num_actors: PositiveInt | None = runtime(None)
+    """Maximum number of scoring actors; None: as many as the GPUs hold, or one per CPU."""
 
-    actors_per_gpu: int = runtime(1)
-    """Actors that share a GPU, each with the whole model; engine transformers only. Two may help
-    small models, whose pictures take an actor longer to prepare than the GPU to look at."""
+    actors_per_gpu: PositiveInt = runtime(1)
+    """Actors that share a GPU, each with the whole model; engine transformers only. Two can help
+    with small models, for which an actor prepares images more slowly than the GPU encodes them."""
 
-    min_actors: int = runtime(1)
-    """Fewest; between the two the pool follows the work and the nodes there are."""
+    min_actors: PositiveInt = runtime(1)
+    """Minimum number of actors; the pool scales between the two with the work and the nodes."""
 
-    num_readers: int | None = runtime(None)
-    """Tasks that read units ahead of the actors; more hide slow storage, each costs a unit of
-    memory. 0 lets actors read for themselves. None: 0 without GPUs, else one per actor."""
+    num_readers: NonNegativeInt | None = runtime(None)
+    """Tasks that read units ahead of the actors. More of them hide slow storage, and each holds a
+    unit in memory. 0: actors read for themselves. None: 0 without GPUs, else one per actor."""
 
-    token_budget: int | None = runtime(None)
-    """Padded tokens per micro-batch; None takes 1,024 on a CPU and 16,384 on a GPU."""
+    token_budget: PositiveInt | None = runtime(None)
+    """Padded tokens per micro-batch; None: 1,024 on a CPU and 16,384 on a GPU."""
+
+    @rule
+    def _inputs(self) -> Iterator[str]:
+        yield from input_problems(self.inputs, self.source, self.sources)
+
+    @rule
+    def _prompts(self) -> Iterator[str]:
+        yield from raised_problems(
+            lambda: PromptPools.read(self.prompts, self.prompt_key, self.prompt)
+        )
+
+    @rule
+    def _vllm_options(self) -> Iterator[str]:
+        if self.engine != "vllm":
+            return
+        defaults = {"formula": "exact", "dtype": "auto", "token_budget": None, "actors_per_gpu": 1}
+        for name, default in defaults.items():
+            if getattr(self, name) != default:
+                yield (
+                    f"{name}: found {getattr(self, name)}, but engine vllm decides this itself;"
+                    " leave it out, or score with engine: transformers"
+                )
+
+    @rule
+    def _transformers_options(self) -> Iterator[str]:
+        if self.engine == "transformers" and self.tensor_parallel != 1:
+            yield (
+                f"tensor_parallel: found {self.tensor_parallel}, but engine transformers keeps a"
+                " model on one GPU; set engine: vllm"
+            )

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
 from consomme.execution.runs import Run
 from consomme.execution.session import ray_session
@@ -37,11 +36,7 @@ def run(recipe: SoupRecipe) -> Manifest:
 
 
 def open_run(recipe: SoupRecipe) -> Run[SoupInputs]:
-    """Check the recipe and resolve its ingredients; writes nothing."""
-    if len(recipe.ingredients) < 2:
-        raise RecipeError(
-            f"ingredients: found {len(recipe.ingredients)}, a soup needs at least two"
-        )
+    """Resolve the ingredients of a recipe; writes nothing."""
     labels = list(recipe.ingredients)
     folders = [model_folder(model) for model in recipe.ingredients.values()]
     hashes = [model_content_hash(folder) for folder in folders]

@@ -1,79 +1,89 @@
-"""What a recipe of `tag` may say."""
+"""The recipe of `tag`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from consomme.base.errors import RecipeError
+from consomme.base.bounds import Fraction, NonNegativeInt, PositiveInt
+from consomme.base.checked import Checked, rule
 from consomme.base.schema import runtime, strategy
 from consomme.curate.tag.registry import TAGGERS
+from consomme.storage.shards import input_problems
 
-_OWN = ("row", "sample_id", "id_hash", "source", "samples", "rejected")
-"""Names that columns and counts of every run have."""
+_RESERVED = ("row", "sample_id", "id_hash", "source", "samples", "rejected")
+"""Names of columns and counts that every run has."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TagRecipe:
-    """Columns about samples, kept beside them by unit and row, as scores are."""
+class TagRecipe(Checked):
+    """Columns about samples, stored by unit and row, as scores are."""
 
     name: str
     """Name of the run."""
 
     taggers: tuple[dict[str, Any], ...] = strategy("consomme.curate.tag.registry:TAGGERS")
-    """What finds the columns; a filter calls them `tags.COLUMN`."""
+    """What computes the columns; a filter refers to them as `tags.COLUMN`."""
 
     inputs: tuple[str, ...] = ()
     """Shards: files, folders, globs, brace ranges; local, `s3://` or `gs://`."""
 
     source: str = "data"
-    """Name of the data set behind `inputs`, in references and unit ids."""
+    """Name of the data set in `inputs`, used in references and unit ids."""
 
     sources: dict[str, list[str]] = field(default_factory=dict)
-    """More data sets, by name: inputs of each."""
+    """More data sets: name -> inputs."""
 
     root: str = runtime("runs")
-    """Where run folders are made: a local path or a URL."""
+    """Where run folders are created: a local path or a URL."""
 
-    unit_rows: int = 1024
-    """Most samples per unit: what is retried, resumed and committed. A filter that uses the tags
-    beside scores needs the same number for both."""
+    unit_rows: PositiveInt = 1024
+    """Maximum number of samples per unit, which is what is retried, resumed and committed. A filter
+    that joins tags and scores needs the same number for both."""
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of models' weights; `auto` is bfloat16 on a GPU. Logits are float32 always."""
+    """Precision of the models' weights; `auto` is bfloat16 on a GPU. Logits are always float32."""
 
-    max_reject_fraction: float = runtime(0.01)
-    """More rejects than this share fail the run; nothing of it is lost."""
+    max_reject_fraction: Fraction = runtime(0.01)
+    """The run fails if more than this share of the samples is rejected; finished units are kept."""
 
-    num_actors: int | None = runtime(None)
-    """Most actors; None takes one per GPU if a tagger asks a model, or one per CPU."""
+    num_actors: PositiveInt | None = runtime(None)
+    """Maximum number of actors; None: one per GPU if a tagger uses a model, else one per CPU."""
 
-    min_actors: int = runtime(1)
-    """Fewest; between the two the pool follows the work and the nodes there are."""
+    min_actors: PositiveInt = runtime(1)
+    """Minimum number of actors; the pool scales between the two with the work and the nodes."""
 
-    num_readers: int | None = runtime(None)
-    """Tasks that read units ahead of the actors; more hide slow storage, each costs a unit of
-    memory. 0 lets actors read for themselves. None: 0 without GPUs, else one per actor."""
+    num_readers: NonNegativeInt | None = runtime(None)
+    """Tasks that read units ahead of the actors. More of them hide slow storage, and each holds a
+    unit in memory. 0: actors read for themselves. None: 0 without GPUs, else one per actor."""
 
-    token_budget: int | None = runtime(None)
-    """Padded tokens per micro-batch; None takes 1,024 on a CPU and 16,384 on a GPU."""
+    token_budget: PositiveInt | None = runtime(None)
+    """Padded tokens per micro-batch; None: 1,024 on a CPU and 16,384 on a GPU."""
 
-    def __post_init__(self) -> None:
-        """Check that every column is made once."""
+    @rule
+    def _inputs(self) -> Iterator[str]:
+        yield from input_problems(self.inputs, self.source, self.sources)
+
+    @rule
+    def _has_taggers(self) -> Iterator[str]:
         if not self.taggers:
-            raise RecipeError("taggers: found none, expected one at least")
-        makers: dict[str, list[str]] = {}
+            yield "taggers: found none, expected at least one"
+
+    @rule
+    def _columns_are_unique(self) -> Iterator[str]:
+        taggers_by_column: dict[str, list[str]] = {}
         for node in self.taggers:
             for column in TAGGERS.build(node, "taggers").columns:
-                makers.setdefault(column, []).append(str(node["name"]))
-        for column, names in makers.items():
+                taggers_by_column.setdefault(column, []).append(str(node["name"]))
+        for column, names in taggers_by_column.items():
             if len(names) > 1:
-                raise RecipeError(
+                yield (
                     f"taggers: {' and '.join(names)} both make the column {column!r}; give one of"
                     " them another `column`, or leave it out"
                 )
-            if column in _OWN:
-                raise RecipeError(
+            if column in _RESERVED:
+                yield (
                     f"taggers: {names[0]} makes the column {column!r}, which every run has; give it"
                     " another name"
                 )

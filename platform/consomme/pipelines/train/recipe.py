@@ -1,85 +1,95 @@
-"""What a recipe of `train` may say."""
+"""The recipe of `train`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from consomme.base.errors import RecipeError
+from annotated_types import Interval
+
+from consomme.base.bounds import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+)
+from consomme.base.checked import Checked, rule
 from consomme.base.schema import runtime, strategy
 from consomme.train.parts import FROZEN, FULL, Part, Trainability
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSource:
-    """One part of the training data: a view or shards, and perhaps newer captions for it."""
+class TrainSource(Checked):
+    """One source of training data: a view or shards, optionally with newer captions."""
 
     view: str | None = None
     """Folder of a finished filter run."""
 
     inputs: tuple[str, ...] = ()
-    """Shards to take whole; instead of `view`."""
+    """Shards to use in full, instead of `view`."""
 
     captions: str | None = None
-    """Folder of a finished recaption run: samples it has newer text for are trained on that."""
+    """Folder of a finished recaption run. Samples that have a new caption there are trained on
+    it; the others keep their own text."""
 
     only_recaptioned: bool = False
-    """Leave out samples that `captions` has no newer text for."""
+    """Leave out samples that have no new caption in `captions`."""
 
-    fraction: float = 1.0
-    """Share of the samples to take, in (0, 1]: always the same ones, and with a smaller share some
-    of those. By a hash of their ids, so the number is right by chance, not exactly."""
+    fraction: PositiveFraction = 1.0
+    """Share of the samples to use, in (0, 1]. Samples are chosen by a hash of their ids, so the
+    choice is reproducible, a smaller share is part of a larger one, and counts are approximate."""
 
-    weight: float | None = None
+    weight: PositiveFloat | None = None
     """Share of the batches relative to the other sources; None weighs by number of samples."""
 
     shuffle_turns: bool = False
-    """Ask the questions of a sample in another order in every epoch. Only for samples whose
-    questions do not lean on each other."""
+    """Shuffle the questions of a sample anew in every epoch. Only for samples whose questions do
+    not depend on each other."""
 
-    def __post_init__(self) -> None:
-        """Check the share."""
-        if not 0 < self.fraction <= 1:
-            raise RecipeError(
-                f"fraction: found {self.fraction}, expected a share of the samples in (0, 1]"
-            )
+    @rule
+    def _view_or_inputs(self) -> Iterator[str]:
+        if (self.view is None) == (not self.inputs):
+            yield "expected either view or inputs, not both, not none"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What checkpoints are measured on, while training goes on."""
+class Evaluation(Checked):
+    """Held-out samples on which checkpoints are evaluated while training continues."""
 
     data: tuple[TrainSource, ...] = ()
-    """Samples that are not trained on; none measures nothing."""
+    """Held-out samples; none disables the evaluation."""
 
-    max_samples: int = 256
-    """How many of them, equally many of each source, always the same."""
+    max_samples: PositiveInt = 256
+    """Maximum number of samples, the same number from each source; always the same samples."""
 
-    cpus: float = 1.0
-    """CPUs that it claims beside training."""
+    cpus: NonNegativeFloat = 1.0
+    """CPUs claimed for evaluation, in addition to those of training."""
 
-    gpus: float = 0.0
-    """GPUs that it claims beside training."""
+    gpus: NonNegativeFloat = 0.0
+    """GPUs claimed for evaluation, in addition to those of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainRecipe:
+class TrainRecipe(Checked):
     """Fine-tuning from a checkpoint."""
 
     name: str
     """Name of the run."""
 
     model: str
-    """Where training starts: a Hugging Face folder, a run folder, or `package://models/nano`."""
+    """Model to start from: a Hugging Face folder, a run folder, or `package://models/nano`."""
 
     data: tuple[TrainSource, ...]
     """What to train on."""
 
     root: str = runtime("runs")
-    """Where run folders are made: a local path or a URL."""
+    """Where run folders are created: a local path or a URL."""
 
     prompt: str = "describe the image."
-    """User turn put before samples that are captions only."""
+    """User turn placed before samples that have a caption only."""
 
     layers: dict[str, Any] = strategy(
         "consomme.train.layers:LAYER_SELECTORS", default={"name": "all"}
@@ -93,17 +103,17 @@ class TrainRecipe:
     """How the projector is trained."""
 
     language_model: Part = FULL
-    """How the selected layers are trained; the others are frozen."""
+    """How the selected layers are trained; the other layers are frozen."""
 
     embeddings: Part | None = None
-    """How input embeddings are trained; null: with the language model, if it is trained in full in
+    """How input embeddings are trained. null: in full if the language model is trained in full in
     all its layers, else frozen."""
 
     head: Part | None = None
     """How the final norm and the output matrix are trained; null as for the embeddings."""
 
     save_adapter: bool = False
-    """Also write what `lora` learned as `adapter/`, in PEFT's format, which engines can load beside
+    """Also write the LoRA weights as `adapter/`, in PEFT's format, which engines can load on top of
     the model that training started from."""
 
     parallelism: dict[str, Any] = strategy(
@@ -111,107 +121,107 @@ class TrainRecipe:
     )
     """How the model is sharded over the workers; see consomme/train/parallel/registry.py."""
 
-    num_steps: int = 100
+    num_steps: PositiveInt = 100
     """Optimizer updates."""
 
-    global_batch: int = 32
+    global_batch: PositiveInt = 32
     """Samples per step over all workers."""
 
-    lr: float = 5e-4
-    """Peak learning rate of parts that have none of their own."""
+    lr: NonNegativeFloat = 5e-4
+    """Peak learning rate of parts that do not set their own."""
 
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after its peak."""
+    """How the learning rate decays after its peak."""
 
-    warmup_fraction: float = 0.1
-    """Share of the steps in which the learning rate grows to its peak, along a line."""
+    warmup_fraction: Fraction = 0.1
+    """Share of the steps over which the learning rate rises linearly to its peak."""
 
-    final_lr_fraction: float = 0.1
-    """Share of the peak that is left at the end; `constant` stays at the peak."""
+    final_lr_fraction: Fraction = 0.1
+    """Final learning rate as a share of the peak; ignored by `constant`."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of matrix products; weights, gradients and optimizer stay float32."""
+    """Precision of matrix products; weights, gradients and optimizer state stay float32."""
 
     activation_checkpointing: bool = runtime(False)
-    """Work out each layer twice instead of remembering what it did: less memory, for one more
+    """Recompute the activations of each layer in the backward pass: less memory for one more
     forward pass."""
 
-    weight_decay: float = 0.0
-    """Decay of matrices."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Weight decay of matrices."""
 
-    max_grad_norm: float = 1.0
-    """Gradients whose norm is larger are shortened to it."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients with a larger norm are scaled down to this norm."""
 
-    max_loss_ratio: float | None = None
-    """Take a step for diverged whose loss is so many times the median of the 64 before it; None
-    takes only those whose loss or gradient is no number. Such a step moves nothing: the run goes
-    back to its last checkpoint and on with other samples."""
+    max_loss_ratio: PositiveFloat | None = None
+    """A step has diverged if its loss exceeds this multiple of the median of the 64 losses before
+    it; None counts only a loss or gradient that is not finite. A diverged step changes no weights:
+    the run returns to its last checkpoint and continues with other samples."""
 
-    max_rollbacks: int = 3
-    """Going back more often than this fails the run."""
+    max_rollbacks: NonNegativeInt = 3
+    """The run fails if it returns to a checkpoint more often than this."""
 
     seed: int = 0
-    """Order of the data, what is varied in it, and what adapters begin with."""
+    """Seed of the data order, of augmentation, and of the initial adapter weights."""
 
-    shuffle_units: int = 8
-    """Units, of at most 1,024 samples each, whose samples are shuffled together; a run that goes on
-    from a checkpoint reads so many before its first step."""
+    shuffle_units: PositiveInt = 8
+    """Number of units, of at most 1,024 samples each, whose samples are shuffled together. A run
+    that resumes from a checkpoint reads this many units before its first step."""
 
-    max_upscale: float = 1.0
-    """Enlarge each picture by a factor between 1 and this, another one in every epoch (Idefics2,
-    arXiv 2405.02246)."""
+    max_upscale: Annotated[float, Interval(ge=1)] = 1.0
+    """Enlarge each image by a random factor between 1 and this, drawn anew in every epoch
+    (Idefics2, arXiv 2405.02246)."""
 
-    neftune_alpha: float = 0.0
-    """Add noise to the embeddings while training, uniform in ± alpha / sqrt(tokens x width), of
-    which 5 to 15 are usual and 0 is none (NEFTune, arXiv 2310.05914)."""
+    neftune_alpha: NonNegativeFloat = 0.0
+    """Add noise to the embeddings in training, uniform in ± alpha / sqrt(tokens x width). 5 to 15
+    are usual, 0 adds none (NEFTune, arXiv 2310.05914)."""
 
-    num_workers: int = 1
-    """Ray Train workers; each takes its part of a step's samples. More workers add in another
-    order: bits may vary."""
+    num_workers: PositiveInt = 1
+    """Ray Train workers; each processes its part of a step's samples. The number of workers changes
+    the order of summation, so results may differ in the last bits."""
 
-    min_workers: int | None = runtime(None)
-    """Start, and go on, with fewer workers than `num_workers` while the cluster has room for no
-    more; None waits for all."""
+    min_workers: PositiveInt | None = runtime(None)
+    """Start, and continue, with fewer workers than `num_workers`, but at least this many, while the
+    cluster has no room for more; None waits for all."""
 
     evaluation: Evaluation = field(default_factory=Evaluation)
-    """The loss on other samples at each checkpoint, measured beside training."""
+    """Loss on held-out samples at each checkpoint, measured while training continues."""
 
     export_checkpoint: Literal["last", "best"] = "last"
-    """Which checkpoint becomes the model: the last one, or the one with the least loss in
+    """Which checkpoint becomes the model: the last one, or the one with the lowest loss in
     `evaluation`."""
 
     trackers: tuple[dict[str, Any], ...] = strategy(
         "consomme.pipelines.train.trackers:TRACKERS", default=()
     )
-    """Where figures go while training goes on; see consomme/pipelines/train/trackers.py."""
+    """Where metrics are sent during training; see consomme/pipelines/train/trackers.py."""
 
     compile: Literal["inductor", "aot_eager"] | None = runtime(None)
     """Compile each layer of the language model with this backend of torch.compile; inductor needs a
     C++ compiler on CPUs."""
 
-    max_reject_fraction: float = runtime(0.01)
-    """More samples than this share that cannot be trained on fail the run."""
+    max_reject_fraction: Fraction = runtime(0.01)
+    """The run fails if more than this share of the samples cannot be trained on."""
 
-    checkpoint_every: int = runtime(50)
-    """Steps between checkpoints; a killed run goes on from the last one."""
+    checkpoint_every: PositiveInt = runtime(50)
+    """Steps between checkpoints; a killed run resumes from the last one."""
 
-    keep_checkpoints: int = runtime(2)
-    """Checkpoints that are kept: the last ones, or if they are evaluated the best and the last."""
+    keep_checkpoints: PositiveInt = runtime(2)
+    """Number of checkpoints to keep: the last ones or, with `evaluation`, the best and the last."""
 
-    micro_batch: int = runtime(32)
+    micro_batch: PositiveInt = runtime(32)
     """Samples per forward pass: as many as fit into memory."""
 
-    pack_tokens: int | None = runtime(None)
-    """Put as many samples of a step into one row as have so many tokens together, and one row
-    through the model at a time, so nothing is padded; the loss stays the same. None gives each
-    sample a row of its own, padded to the longest of `micro_batch`."""
+    pack_tokens: PositiveInt | None = runtime(None)
+    """Pack samples of a step into rows of at most this many tokens, and run one row at a time
+    through the model, without padding; the loss stays the same. None gives each sample a row of its
+    own, padded to the longest of `micro_batch`."""
 
-    num_readers: int | None = runtime(None)
-    """Tasks that read and check samples ahead, for each source; they claim no CPU. None takes one
-    for every four CPUs of the cluster, and one at least."""
+    num_readers: PositiveInt | None = runtime(None)
+    """Tasks per source that read and check samples ahead; they claim no CPU. None: one for every
+    four CPUs of the cluster, at least one."""
 
-    cpus_per_worker: float = runtime(1.0)
-    """CPUs a worker claims where there is no GPU."""
+    cpus_per_worker: PositiveFloat = runtime(1.0)
+    """CPUs that a worker claims if there is no GPU."""
 
     @property
     def trainability(self) -> Trainability:
@@ -223,3 +233,69 @@ class TrainRecipe:
             embeddings=self.embeddings,
             head=self.head,
         )
+
+    @rule
+    def _has_data(self) -> Iterator[str]:
+        if not self.data:
+            yield "data: found no source, expected at least one {view: …} or {inputs: […]}"
+
+    @rule
+    def _batch_for_every_worker(self) -> Iterator[str]:
+        if self.global_batch < self.num_workers:
+            yield (
+                f"global_batch={self.global_batch} is less than num_workers={self.num_workers}:"
+                " some workers would have no sample in a step; increase it or use fewer workers"
+            )
+
+    @rule
+    def _worker_range(self) -> Iterator[str]:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            yield (
+                f"min_workers: found {self.min_workers}, expected 1 to num_workers"
+                f"={self.num_workers}, or null"
+            )
+
+    @rule
+    def _best_needs_evaluation(self) -> Iterator[str]:
+        if self.export_checkpoint == "best" and not self.evaluation.data:
+            yield (
+                "export_checkpoint: found best, but evaluation.data is empty, so no checkpoint is"
+                " better than another; name samples to measure them on, or set"
+                " export_checkpoint=last"
+            )
+
+    @rule
+    def _rotation_trains_in_full(self) -> Iterator[str]:
+        if self.layers.get("name") == "rotating" and self.language_model.state != "full":
+            yield (
+                f"language_model.state is {self.language_model.state}, but rotating layers are"
+                " trained in full; set language_model.state=full, or use another layer selector"
+            )
+
+    @rule
+    def _deepspeed_cannot_rotate(self) -> Iterator[str]:
+        if (self.layers.get("name"), self.parallelism.get("name")) == ("rotating", "deepspeed"):
+            yield (
+                "layers: DeepSpeed fixes the trainable parameters at the start, so layers cannot"
+                " rotate; expected parallelism={name: ddp} or {name: fsdp2}"
+            )
+
+    @rule
+    def _adapter_holds_all_changes(self) -> Iterator[str]:
+        trained = {
+            name: part
+            for name, part in self.trainability.resolved(is_whole=False).items()
+            if part.state != "frozen"
+        }
+        shapes = {(part.rank, part.alpha) for part in trained.values()}
+        is_one_lora = len(shapes) == 1 and all(part.state == "lora" for part in trained.values())
+        if self.save_adapter and not is_one_lora:
+            found = ", ".join(
+                f"{name}: {part.state}" + (f" of rank {part.rank}" if part.has_adapters else "")
+                for name, part in trained.items()
+            )
+            yield (
+                "save_adapter: an adapter holds all changes only if every trained part is lora,"
+                f" with one rank and alpha; found {found or 'nothing trained'}. Freeze the others,"
+                " or use model/, which holds everything"
+            )

@@ -1,8 +1,8 @@
-"""What one rank of a training run does: read the data, train, keep checkpoints.
+"""One rank of a training run: load the data, train, report steps, save checkpoints.
 
-Two decisions are made here. Whatever a rank learns of the data (rejects, scores of layers) every
-rank works out for itself from the same samples, so no rank waits for another's word. And a run that
-diverges goes back to its last checkpoint and on with other samples.
+What a rank derives from the data (rejects, scores of layers) every rank computes by itself from the
+same samples, without communication. A run that diverges goes back to its last checkpoint and
+continues from there with other samples.
 """
 
 from __future__ import annotations
@@ -14,63 +14,70 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from consomme.base.errors import ConsommeError, RecipeError
+from consomme.base.errors import ConsommeError
 from consomme.pipelines.train.batches import Collator, RankDataLoader
 from consomme.pipelines.train.checkpoint import WEIGHTS, TrainState, opened
+from consomme.pipelines.train.context import TrainContext, TrainResult
+from consomme.pipelines.train.curve import STEPS, StepBatch
 from consomme.pipelines.train.export import export
-from consomme.pipelines.train.outputs import CURVE, TRAINABLE
-from consomme.pipelines.train.recipe import TrainRecipe
-from consomme.storage.ledger.run_folder import RunFolder
+from consomme.pipelines.train.outputs import TRAINABLE
 from consomme.storage.model_folder import model_folder
 from consomme.train.layers import LAYER_SELECTORS, ByScore, Rotating
 from consomme.train.parts import ParamGroup, Trained
 
+if TYPE_CHECKING:
+    from consomme.train.loop import StepReport
+
 logger = logging.getLogger(__name__)
 
-STEPS_BETWEEN_LOOKS = 5
-"""On a cluster: steps between questions whether a node will be taken away; all ranks have to wait
-for each other to agree on the answer."""
+PREEMPTION_CHECK_STEPS = 5
+"""Steps between checks, on a cluster, whether a node is about to be preempted; the check is a
+barrier for all ranks."""
+
+MAX_REPORT_GROWTH = 4
+"""A report holds at most this many times the steps of the one before."""
 
 
-def train_worker(config: dict[str, Any]) -> dict[str, Any] | ConsommeError:
+def train_worker(config: dict[str, Any]) -> TrainResult | ConsommeError:
     """Train one rank of a Ray Train run.
 
-    Every rank reads the same samples and sums the same losses, so a user's error is met by all.
+    Every rank reads the same samples and sums the same losses, so all ranks meet a user's error.
+
+    Args:
+        config: `context`, a `TrainContext`; Ray Train wants a dict.
 
     Returns:
-        What rank 0 says of the run; or the error that a user has to mend, not raised, because Ray
-        Train would try again what cannot succeed.
+        The result, of which rank 0's counts; or the error that a user has to fix, not raised,
+        because Ray Train would retry what cannot succeed.
     """
     try:
-        return _Rank(config).train()
+        return TrainWorker(config["context"]).train()
     except ConsommeError as error:
         return error
 
 
-class _Rank:
-    """One rank: a model, its part of the data, and what was seen so far."""
+class TrainWorker:
+    """One rank: its model, its data loader, and the state of the run."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, context: TrainContext) -> None:
+        """Open the model and the data, and continue from the last checkpoint if there is one."""
         import ray.train
 
-        self.config = config
-        self.recipe: TrainRecipe = config["recipe"]
-        self.folder = RunFolder.at(config["folder"])
-        context = ray.train.get_context()
-        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.context, self.recipe, self.folder = context, context.recipe, context.folder
+        ranks = ray.train.get_context()
+        self.rank, self.world = ranks.get_world_rank(), ranks.get_world_size()
         with opened(ray.train.get_checkpoint()) as checkpoint:
-            self.state = TrainState.of(checkpoint)
-            self.resumed = self.state.step
-            # Before anything else is imported or opened: reading begins meanwhile.
-            self.loader = RankDataLoader(config, self.state.data, self.rank, self.world)
+            self.state = TrainState.load(checkpoint)
+            self.resumed_from_step = self.state.step
+            # First of all, because reading starts in the background.
+            self.loader = RankDataLoader(context, self.state.data, self.rank, self.world)
             self._open_model()
             self._choose_layers()
             self._shard(checkpoint)
-        self._shown = time.monotonic()
-        self._preempted: int | None = -1
-        """Deadline of the notice that the last checkpoint out of turn was for."""
+        self._preemption_deadline: int | None = -1
+        """Deadline of the last preemption that a checkpoint was saved for."""
 
     def _open_model(self) -> None:
         import torch
@@ -84,7 +91,7 @@ class _Rank:
         torch.manual_seed(self.recipe.seed)
         torch.set_num_threads(max(1, int(self.recipe.cpus_per_worker)))
         self.device = get_device()
-        self.model, processor = open_scorer(model_folder(self.config["start"]))
+        self.model, processor = open_scorer(model_folder(self.context.start))
         disable_kv_cache(self.model)
         self.chat = chat_encoder_for(self.model.config, processor)
         self.num_layers: int = self.model.config.get_text_config().num_hidden_layers
@@ -104,8 +111,6 @@ class _Rank:
             self.state.layers = list(selector(self.num_layers, self.state.scores))
         self.selected = tuple(self.state.layers)
         self.rotating = selector if isinstance(selector, Rotating) else None
-        if self.rotating:
-            _check_rotation(self.recipe)
         steps = range(self.recipe.num_steps)
         self.every_layer = sorted({index for step in steps for index in self._layers_at(step)})
 
@@ -128,7 +133,7 @@ class _Rank:
         return groups
 
     def _shard(self, checkpoint: Path | None) -> None:
-        """Mark what moves, prepare the model for it, and shard it over the ranks."""
+        """Mark what is trained, prepare the model, and shard it over the ranks."""
         from consomme.train.loop import sum_nll
         from consomme.train.neftune import add_noise
         from consomme.train.parallel.registry import PARALLELISMS
@@ -154,7 +159,7 @@ class _Rank:
         if recipe.precision == "bfloat16":
             enable_autocast(model, self.device.type)
         if self.state.unused is None:
-            first = self.collator.join(self.loader.peek(1))
+            first = self.collator.join(self.loader.first_samples(1))
             self.state.unused = list(freeze_unused(model, lambda bare: sum_nll(bare, first)))
         else:
             freeze(model, self.state.unused)
@@ -162,13 +167,13 @@ class _Rank:
             add_noise(model, recipe.neftune_alpha)
         if recipe.compile:
             compile_layers(model, recipe.compile)
-        build = PARALLELISMS.build(recipe.parallelism, "parallelism")
-        self.sharded = build(model, self.trained.groups, self.device, trainable_names)
+        shard = PARALLELISMS.build(recipe.parallelism, "parallelism")
+        self.sharded = shard(model, self.trained.groups, self.device, trainable_names)
         if checkpoint:
             self.sharded.load(checkpoint)
 
-    def train(self) -> dict[str, Any]:
-        """Train to the end; what rank 0 says of it."""
+    def train(self) -> TrainResult:
+        """Train to the end; rank 0 exports the model."""
         from consomme.train.divergence import DivergedError, LossWatch
         from consomme.train.loop import ScheduleConfig, fit_with_rotation
         from consomme.train.parallel.strategy import optimizer_bytes, peak_bytes
@@ -181,7 +186,8 @@ class _Rank:
             final_fraction=recipe.final_lr_fraction,
             max_grad_norm=recipe.max_grad_norm,
         )
-        self.loader.deal(self.collator, self.device, recipe.num_steps - self.state.step)
+        self.loader.start(self.collator, self.device, recipe.num_steps - self.state.step)
+        self._start_report(self.state.step + 1)
         while self.state.step < recipe.num_steps:
             try:
                 fit_with_rotation(
@@ -192,127 +198,153 @@ class _Rank:
                     after_step=self._after_step,
                     layers_at=self._layers_at,
                     apply_trainability=self._apply_trainability,
-                    watch=LossWatch(
-                        recipe.max_loss_ratio, [point["loss"] for point in self.state.curve]
-                    ),
+                    watch=LossWatch(recipe.max_loss_ratio, self.state.losses),
                 )
             except DivergedError as error:
-                self._go_back(error)
-        # Before the finished model is put together, which is no part of training.
+                self._roll_back(error)
+        # Before the export, whose memory is not that of training.
         peak = peak_bytes(self.device)
         counts = self.loader.check()
-        state = self.sharded.trainable_state_dict()
+        weights = self.sharded.trainable_state_dict()
         if self.rank == 0 and recipe.export_checkpoint == "last":
-            export(recipe, self.config["start"], self.selected, state, self.folder.url)
-        return {
-            "counts": counts,
-            "layers": self.every_layer,
-            "lowest_layer": self.trained.lowest_layer,
-            "layer_scores": self.state.scores,
-            "num_layers": self.num_layers,
-            "trainable": [dataclasses.asdict(row) for row in self.trained.rows],
-            "unused": self.state.unused,
-            "num_trainable": self.trained.num_trained,
-            "num_parameters": self.trained.num_parameters,
-            "world_size": self.world,
-            "resumed_from_step": self.resumed,
-            "rollbacks": self.state.rollbacks,
-            "optimizer_bytes": optimizer_bytes(self.sharded.optimizer),
-            "peak_bytes": peak,
-        }
+            export(self.context, self.selected, weights)
+        return TrainResult(
+            counts=counts,
+            layers=self.every_layer,
+            lowest_layer=self.trained.lowest_layer,
+            layer_scores=self.state.scores,
+            num_layers=self.num_layers,
+            trainable=[dataclasses.asdict(row) for row in self.trained.rows],
+            unused=self.state.unused,
+            num_trainable=self.trained.num_trained,
+            num_parameters=self.trained.num_parameters,
+            world_size=self.world,
+            resumed_from_step=self.resumed_from_step,
+            rollbacks=self.state.rollbacks,
+            optimizer_bytes=optimizer_bytes(self.sharded.optimizer),
+            peak_bytes=peak,
+        )
 
     def _batches(self, step: int) -> list[dict[str, Any]]:
         import torch
 
-        # What is drawn in a step, such as dropout, does not depend on the steps before it.
+        # Random numbers of a step, such as dropout, do not depend on the steps before it.
         torch.manual_seed(
             (self.recipe.seed * self.recipe.num_steps + step) * self.world + self.rank
         )
-        made, self.state.data = self.loader.next()
-        return made
+        batches, self.state.data = self.loader.next()
+        return batches
 
-    def _after_step(self, done: Any) -> None:
-        """Write down a finished step, and keep a checkpoint if it is time."""
+    def _after_step(self, report: StepReport) -> None:
+        """Record a finished step; report steps and save a checkpoint when they are due."""
+        self.state.record(dataclasses.asdict(report))
+        is_saved = (
+            report.step % self.recipe.checkpoint_every == 0
+            or report.step == self.recipe.num_steps
+            or self._is_preempted(report.step)
+        )
+        if is_saved or report.step >= self._next_report:
+            self._report_steps()
+        if is_saved:
+            self._save_checkpoint(report)
+
+    def _start_report(self, next_report: int) -> None:
+        """Collect steps for a report after step `next_report`."""
+        self._reported_step, self._reported_at = self.state.step, time.monotonic()
+        self._next_report = next_report
+
+    def _report_steps(self) -> None:
+        """Report the steps since the last report, and agree on the step of the next one.
+
+        A report is a barrier, so all ranks have to report after the same step, while clocks differ:
+        rank 0 decides. Reports and checkpoints arrive in the order in which they are made, so
+        while a large checkpoint is uploaded in the background, steps wait behind it.
+        """
+        import ray.train
+        import ray.train.collective
+
+        ray.train.report(
+            {STEPS: StepBatch(self.state.unreported)} if self.rank == 0 else {},
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+        )
+        self.state.unreported = []
+        num_steps = self.state.step - self._reported_step
+        seconds = time.monotonic() - self._reported_at
+        # The receiver rewrites the whole curve, so a long one is reported less often.
+        interval_s = max(self.context.report_every_s, self.state.step / 1000)
+        num_next = min(round(num_steps * interval_s / seconds), MAX_REPORT_GROWTH * num_steps)
+        num_next = ray.train.collective.broadcast_from_rank_zero(max(1, num_next))
+        self._start_report(self.state.step + num_next)
+
+    def _save_checkpoint(self, report: StepReport) -> None:
         import ray.train
         from safetensors.torch import save_file
 
-        self.state.curve.append(dataclasses.asdict(done))
-        is_last = done.step == self.recipe.num_steps
-        # It is written whole: so the longer it is, the more seldom.
-        pause = max(2.0, done.step / 1000)
-        if self.rank == 0 and (time.monotonic() - self._shown > pause or is_last):
-            self._shown = time.monotonic()
-            self.folder.store.write(CURVE, json.dumps(self.state.curve).encode())
-        if (
-            done.step % self.recipe.checkpoint_every
-            and not is_last
-            and not self._is_preempted(done)
-        ):
-            return
-        # It is sent to storage in the background, and deleted when it is there.
+        # Ray Train uploads the folder in the background, and deletes it afterwards.
         scratch = Path(tempfile.mkdtemp(prefix="consomme-checkpoint-"))
         self.sharded.save(scratch)
         is_evaluated = bool(self.recipe.evaluation.data)
         if is_evaluated:
-            moved = self.sharded.trainable_state_dict()
+            weights = self.sharded.trainable_state_dict()
             if self.rank == 0:
-                save_file({k: v.contiguous() for k, v in moved.items()}, scratch / WEIGHTS)
+                save_file({k: v.contiguous() for k, v in weights.items()}, scratch / WEIGHTS)
         if self.rank == 0:
             self.state.save(scratch)
-        kept = None
+        checkpoint = None
         if any(scratch.iterdir()):
-            kept = ray.train.Checkpoint.from_directory(str(scratch))
+            checkpoint = ray.train.Checkpoint.from_directory(str(scratch))
         else:
             scratch.rmdir()
         ray.train.report(
-            {"step": done.step, "loss": done.loss},
-            checkpoint=kept,
+            {"step": report.step, "loss": report.loss},
+            checkpoint=checkpoint,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
             validation=is_evaluated,
         )
 
-    def _is_preempted(self, done: Any) -> bool:
-        """Whether a node is about to be taken away; all ranks say the same."""
+    def _is_preempted(self, step: int) -> bool:
+        """Whether a node is about to be preempted; the same answer on all ranks."""
         import ray.train
 
-        if done.step % STEPS_BETWEEN_LOOKS or self.config["is_private"]:
+        if step % PREEMPTION_CHECK_STEPS or self.context.is_private:
             return False
         info = ray.train.get_preemption_info()
-        if info is None or info.deadline_ms == self._preempted:
+        if info is None or info.deadline_ms == self._preemption_deadline:
             return False
-        self._preempted = info.deadline_ms
+        self._preemption_deadline = info.deadline_ms
         return True
 
-    def _go_back(self, error: ConsommeError) -> None:
-        """Take weights and optimizer from the last checkpoint; the data goes on from here.
+    def _roll_back(self, error: ConsommeError) -> None:
+        """Load weights and optimizer of the last checkpoint; the data continues from here.
 
-        Every rank meets the same losses, so all of them come here together.
+        Every rank has the same losses, so all of them call this together.
 
         Raises:
-            ConsommeError: There is no checkpoint, or the run went back too often.
+            ConsommeError: There is no checkpoint, or the run was rolled back too often.
         """
         from ray.train import CheckpointConsistencyMode, get_all_reported_checkpoints
 
         rollbacks = [*self.state.rollbacks, str(error)]
-        # Waits until the last one is whole: all ranks have to go back to the same.
-        kept = get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
-        if not kept or len(rollbacks) > self.recipe.max_rollbacks:
+        # Waits for uploads: all ranks have to load the same checkpoint.
+        checkpoints = get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+        if not checkpoints or len(rollbacks) > self.recipe.max_rollbacks:
             raise error
-        last = max(kept, key=lambda one: one.metrics["step"]).checkpoint
-        done = self.state.step
+        last = max(checkpoints, key=lambda one: one.metrics["step"]).checkpoint
+        diverged_step = self.state.step + 1
         data = self.state.data
         with opened(last) as checkpoint:
-            self.state = TrainState.of(checkpoint)
+            self.state = TrainState.load(checkpoint)
             self.state.data, self.state.rollbacks = data, rollbacks
             if self.rotating:
-                # The optimizer has to have the groups that it had then.
+                # The optimizer needs the parameter groups that it had at the checkpoint.
                 self.sharded.set_param_groups(
                     self._apply_trainability(self._layers_at(max(0, self.state.step - 1)))
                 )
             self.sharded.load(checkpoint)
-        self.loader.extend(done + 1 - self.state.step)
+        self._start_report(self.state.step + 1)
+        self.loader.add_steps(diverged_step - self.state.step)
         logger.warning(
-            "%s; going on from step %d with other samples (%d of at most %d times)",
+            "%s; continuing from step %d with other samples (rollback %d of at most %d)",
             error,
             self.state.step,
             len(rollbacks),
@@ -320,21 +352,8 @@ class _Rank:
         )
 
 
-def _check_rotation(recipe: TrainRecipe) -> None:
-    """Refuse what cannot rotate before anything is trained."""
-    from consomme.train.parallel.deepspeed import CANNOT_ROTATE
-
-    if recipe.language_model.state != "full":
-        raise RecipeError(
-            f"language_model.state is {recipe.language_model.state}, but layers that rotate are"
-            " trained in full; set language_model.state=full, or take another layer selection"
-        )
-    if recipe.parallelism["name"] == "deepspeed":
-        raise RecipeError(CANNOT_ROTATE)
-
-
 def _scores(
-    selector: ByScore, model: Any, chat: Any, tables: Collator, loader: RankDataLoader
+    selector: ByScore, model: Any, chat: Any, collator: Collator, loader: RankDataLoader
 ) -> list[float]:
     """Measure how much each layer matters."""
     from consomme.models.anatomy import anatomy
@@ -347,8 +366,8 @@ def _scores(
         found: list[float] = function(anatomy(model).layers, anatomy(tuned).layers)
         return found
     probe = layer_scores.LayerProbe(model, chat.image_token_id)
-    some = loader.peek(selector.num_samples)
+    some = loader.first_samples(selector.num_samples)
     few = [some[at : at + 8] for at in range(0, len(some), 8)]
-    probe.watch(map(tables.join, few), attention=selector.measure == "image_attention")
+    probe.watch(map(collator.join, few), attention=selector.measure == "image_attention")
     by_layer: list[float] = getattr(probe, selector.measure)()
     return by_layer

@@ -6,7 +6,7 @@ It settles at the start which parameters move, and its checkpoints load at as ma
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from consomme.base.checked import Checked, rule
 from consomme.base.errors import CheckpointError, RecipeError
 from consomme.train.divergence import check_norm
 from consomme.train.parallel.strategy import (
@@ -35,7 +36,7 @@ CANNOT_ROTATE = (
 
 @PARALLELISMS.register("deepspeed")
 @dataclass(frozen=True, kw_only=True)
-class DeepSpeed:
+class DeepSpeed(Checked):
     """DeepSpeed's ZeRO: optimizer (1), gradients (2) and parameters (3) are sharded."""
 
     stage: Literal[1, 2, 3] = 2
@@ -44,10 +45,10 @@ class DeepSpeed:
     offload: bool = False
     """Keep the optimizer on the CPU; stages 2 and 3."""
 
-    def __post_init__(self) -> None:
-        """ZeRO-1 has no offload in DeepSpeed."""
+    @rule
+    def _offload_stages(self) -> Iterator[str]:
         if self.offload and self.stage == 1:
-            raise RecipeError("offload: found true at stage 1, expected stage 2 or 3")
+            yield "offload: found true at stage 1, expected stage 2 or 3"
 
     def __call__(
         self,
