@@ -1,4 +1,4 @@
-"""Every shipped recipe loads, with the very command that its header shows."""
+"""Every shipped recipe loads with the command in its header, which names hardware and time."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ NANO = Path("recipes/train/nano.yaml")
 
 
 def schema_of(path: Path) -> type[Any]:
-    """A recipe's folder is its verb; what lies at the top is a loop."""
+    """Return the schema of a recipe: its folder is the verb; recipes at the top are loops."""
     if path == NANO:
         from consomme.nano.train import NanoRecipe
 

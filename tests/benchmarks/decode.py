@@ -1,4 +1,4 @@
-"""How fast pictures are decoded at the size a model needs, against Pillow at full size.
+"""Decoding speed at the size a model needs, against Pillow at full size.
 
 python -m tests.benchmarks.decode
 """
@@ -19,13 +19,13 @@ from consomme.vision.decode import DecodeProblem, decode
 
 SIZE = (1280, 960)
 SIDE = 448
-"""Pixels on a side that a vision encoder takes."""
+"""Side length in pixels of a vision encoder's input."""
 
 ROUNDS = 7
 
 
 def pictures(number: int = 6) -> list[bytes]:
-    """JPEGs with smooth areas and some grain, about as large as photographs of that size."""
+    """Make JPEGs with smooth areas and some grain, with about the file size of photographs."""
     found = []
     for seed in range(number):
         rng = np.random.default_rng(seed)
@@ -40,7 +40,7 @@ def pictures(number: int = 6) -> list[bytes]:
 
 
 def to_side(image: Image.Image | DecodeProblem) -> Image.Image:
-    """What an image processor does next: shrink to what the encoder takes."""
+    """Resize to the encoder's input, as an image processor does."""
     assert isinstance(image, Image.Image)
     return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
@@ -51,7 +51,7 @@ def with_pillow(data: bytes) -> Image.Image:
 
 
 def with_consomme(data: bytes) -> Image.Image:
-    """Decode at the size that is needed."""
+    """Decode at the size that is needed, then resize."""
     return to_side(decode(data, min_side_px=SIDE))
 
 
@@ -61,7 +61,7 @@ def with_consomme_whole(data: bytes) -> Image.Image:
 
 
 def rate(work: Callable[[bytes], Any], data: list[bytes]) -> float:
-    """Pictures per second of processor time."""
+    """Return pictures per second of processor time."""
     began = time.process_time()
     for item in data:
         work(item)
@@ -69,7 +69,7 @@ def rate(work: Callable[[bytes], Any], data: list[bytes]) -> float:
 
 
 def measure() -> list[dict[str, Any]]:
-    """Measure all sides in turn, round by round."""
+    """Measure all decoders in turn, round by round."""
     data = pictures()
     sides = (with_pillow, with_consomme, with_consomme_whole)
     for side in sides:

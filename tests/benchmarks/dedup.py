@@ -1,10 +1,10 @@
-"""How well copies are found, what is mistaken for one, and what deciding about millions costs.
+"""Recall and precision of dedup, and the cost of deciding about millions of pictures.
 
-    python -m tests.benchmarks.dedup            # prints the figures; run.py writes them down
+    python -m tests.benchmarks.dedup            # print the figures; run.py stores them
 
 Pictures are the embedded emoji (hard: many differ by design in a colour or a hand), scenes, and
-clouds: noise with the spectrum of photographs, which stand for them. Two pictures count as a copy
-when the defaults of the recipe say so.
+clouds: noise with the spectrum of photographs, as a stand-in for them. Two pictures are copies if
+the defaults of the recipe say so.
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ from tests.benchmarks.dedup_pictures import (
 )
 
 from consomme.base.hashing import hash_ids
-from consomme.curate.dedup.copies import Nearness, find_copies, rank_order, stars
+from consomme.curate.dedup.copies import (
+    NearDuplicateLimits,
+    find_duplicates,
+    rank_order,
+    star_clusters,
+)
 from consomme.curate.dedup.phash import PictureHashes, colour_gap, hash_picture, mirrored_colour
 from consomme.datasets import emoji, scenes
 from consomme.pipelines.dedup.recipe import DedupRecipe
@@ -47,7 +52,7 @@ BILLION = 10**9
 
 
 def apart(one: PictureHashes, other: PictureHashes, *, flips: bool = False) -> NDArray[np.int64]:
-    """Bits between pictures, pair by pair; 99 where the colours differ too much."""
+    """Return the Hamming distance of each pair; 99 where the colours differ too much."""
     gaps = [_gap(one.phash_N, one.colour_N, other.phash_N, other.colour_N)]
     if flips:
         mirrored = mirrored_colour(other.colour_N)
@@ -62,7 +67,7 @@ def _gap(*sides: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 
 def recall() -> tuple[list[Row], NDArray[np.float64]]:
-    """Share of edited copies that are found, and for each distance the mean over usual edits."""
+    """Measure recall of edited copies, and its mean over the usual edits for each distance."""
     rows, usual = [], []
     before = {kind: hash_picture(bases(kind)) for kind in ("emoji", "scenes", "clouds")}
     for name, edits in EDITS.items():
@@ -88,7 +93,7 @@ def recall() -> tuple[list[Row], NDArray[np.float64]]:
 def _pair_gaps(
     looks: PictureHashes,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """All pairs of pictures at most 8 bits apart: first, second, bits; 99 for other colours."""
+    """Return all pairs at most 8 bits apart: first, second, bits; plus 100 for other colours."""
     firsts, seconds, gaps = [], [], []
     for number in range(len(looks.phash_N)):
         bits = np.bitwise_count(looks.phash_N[number] ^ looks.phash_N[number + 1 :])
@@ -103,7 +108,7 @@ def _pair_gaps(
 
 
 def precision() -> tuple[list[Row], NDArray[np.float64]]:
-    """Share of the pairs found that are copies, where every picture has exactly one."""
+    """Measure the share of found pairs that are copies; every picture has exactly one copy."""
     rows, curve = [], np.zeros(9)
     pools = {
         "emoji": [decoded(entry.image) for entry in emoji.load("noto")],
@@ -121,12 +126,12 @@ def precision() -> tuple[list[Row], NDArray[np.float64]]:
         by_shape = _share(is_copy[gap % 100 <= DISTANCE])
         how = "the same with max_colour: 255"
         rows.append(_row(f"precision_{kind}_any_colour", by_shape, "fraction", how))
-        # Without the copies: whatever goes was no copy.
+        # Without the copies: every dropped picture is a false positive.
         looks = hash_picture(pictures)
-        middle, _ = stars(
+        middle, _ = star_clusters(
             looks.phash_N[:, None],
             looks.colour_N[:, None],
-            Nearness(max_distance=DISTANCE, max_colour=COLOUR),
+            NearDuplicateLimits(max_distance=DISTANCE, max_colour=COLOUR),
         )
         lost = 1 - len(set(middle.tolist())) / size
         how = f"{size} different {kind} without copies: share that is dropped all the same"
@@ -141,7 +146,7 @@ def _share(is_copy: NDArray[np.bool_]) -> float:
 
 
 def styles() -> list[Row]:
-    """How often the same emoji by two vendors is called a copy; it is another picture."""
+    """Measure how often one emoji in two styles, which are different pictures, counts as a copy."""
     looks, found, total = {}, 0, 0
     for style in STYLES:
         entries = emoji.load(style)
@@ -167,7 +172,7 @@ def _take(looks: PictureHashes, places: list[int]) -> PictureHashes:
 
 
 def chains() -> list[Row]:
-    """What transitive closure would have merged, against stars; by hashes alone."""
+    """Compare transitive closure with star clusters, by hashes alone."""
     entries = emoji.load("twemoji")
     hashes = hash_picture([decoded(entry.image) for entry in entries]).phash_N
     hashes = hashes[np.argsort(hash_ids([entry.sample_id for entry in entries]))]
@@ -178,8 +183,8 @@ def chains() -> list[Row]:
         if (least == chain).all():
             break
         chain = least
-    nearness = Nearness(max_distance=DISTANCE)
-    star, _ = stars(hashes[:, None], np.zeros((len(hashes), 1), np.uint64), nearness)
+    limits = NearDuplicateLimits(max_distance=DISTANCE)
+    star, _ = star_clusters(hashes[:, None], np.zeros((len(hashes), 1), np.uint64), limits)
     rows = []
     for name, group in (("chains", chain), ("stars", star)):
         members = [np.flatnonzero(group == number) for number in np.unique(group)]
@@ -194,7 +199,7 @@ def chains() -> list[Row]:
 
 
 def median() -> list[Row]:
-    """The usual bits (above the median) against ours, on all Noto emoji."""
+    """Compare the usual bits (coefficient above the median) with ours, on all Noto emoji."""
     pictures = [decoded(entry.image) for entry in emoji.load("noto")]
     copies = [saved(p, "JPEG", quality=30) for p in pictures]
     ours = [hash_picture(side).phash_N for side in (pictures, copies)]
@@ -225,7 +230,7 @@ def _median_hash(picture: Picture) -> int:
 
 
 def flatness() -> list[Row]:
-    """How many paled pictures are still found as JPEG of quality 60, by how pale they are."""
+    """Measure recall of low-contrast pictures after JPEG 60, by contrast."""
     pale = [
         ImageEnhance.Contrast(picture).enhance(contrast)
         for kind in ("emoji", "scenes", "clouds")
@@ -245,7 +250,7 @@ def flatness() -> list[Row]:
 
 
 def decide(num: int) -> dict[str, float]:
-    """Decide about planted hashes: 10 % near copies, 5 % of equal looks, 1 % one placeholder."""
+    """Decide about random hashes: 10 % near copies, 5 % equal hashes, 1 % one placeholder."""
     rng = np.random.default_rng(0)
 
     def some(share: float) -> NDArray[np.int64]:
@@ -263,22 +268,22 @@ def decide(num: int) -> dict[str, float]:
     score = rng.random(num, dtype=np.float32)
     pixels, weight = rng.integers(1, 10**6, num), rng.integers(1, 10**6, num)
     colours = np.zeros((num, 1), np.uint64)
-    # Forget the peak so far; then the columns themselves are what is resident.
+    # Reset the recorded peak; only the columns are resident now.
     Path("/proc/self/clear_refs").write_text("5")
     before = _peak_mb()
     began = time.monotonic()
     order = rank_order(score, pixels, weight, content[:, 0])
-    copies = find_copies(
+    copies = find_duplicates(
         content[order],
         hashes[order][:, None],
         colours,
         np.zeros(num, bool),
-        Nearness(max_distance=DISTANCE, max_colour=COLOUR),
+        NearDuplicateLimits(max_distance=DISTANCE, max_colour=COLOUR),
     )
     return {
         "seconds": time.monotonic() - began,
         "mb": _peak_mb() - before,
-        "kept": float(copies.stays_N.mean()),
+        "kept": float(copies.is_kept_N.mean()),
     }
 
 
@@ -288,7 +293,7 @@ def _peak_mb() -> float:
 
 
 def scale() -> list[Row]:
-    """Time and memory of the decision, each in a process of its own."""
+    """Measure time and memory of the decision, each size in its own process."""
     rows = []
     for name, num in (("1m", 10**6), ("10m", 10**7)):
         command = [sys.executable, "-m", "tests.benchmarks.dedup", "decide", str(num)]
@@ -302,7 +307,7 @@ def scale() -> list[Row]:
 
 
 def hashing() -> list[Row]:
-    """What hashing adds to decoding a JPEG of a megapixel."""
+    """Measure what hashing adds to decoding a JPEG of one megapixel."""
     buffer = io.BytesIO()
     cloud(0, 1024).resize((1024, 1024)).save(buffer, "JPEG", quality=85)
     data = buffer.getvalue()
@@ -319,7 +324,7 @@ def hashing() -> list[Row]:
 
 
 def measure() -> list[Row]:
-    """All figures."""
+    """Return all figures."""
     recalls, usual = recall()
     precisions, curve = precision()
     table = []

@@ -1,4 +1,4 @@
-"""Pictures to measure dedup with, and what people do to pictures before they save them again."""
+"""Pictures to measure dedup with, and the usual edits of copied pictures."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ Picture = Image.Image
 
 
 def saved(picture: Picture, file_format: str, **options: Any) -> Picture:
-    """Write and read again."""
+    """Encode and decode."""
     buffer = io.BytesIO()
     picture.save(buffer, file_format, **options)
     return decoded(buffer.getvalue())
 
 
 def resized(picture: Picture, factor: float) -> Picture:
-    """Another size, by a good filter."""
+    """Resize with a Lanczos filter."""
     size = [max(1, round(side * factor)) for side in picture.size]
     return picture.resize((size[0], size[1]), Image.Resampling.LANCZOS)
 
 
 def cropped(picture: Picture, fraction: float) -> Picture:
-    """A share of width and height less, half of it on each side."""
+    """Crop a share of width and height, half of it on each side."""
     width, height = picture.size
     x, y = max(1, round(width * fraction / 2)), max(1, round(height * fraction / 2))
     return picture.crop((x, y, width - x, height - y))
 
 
 def framed(picture: Picture) -> Picture:
-    """A black border of 3 %."""
+    """Add a black border of 3 %."""
     return ImageOps.expand(picture, max(1, round(picture.width * 0.03)), "black")
 
 
 def marked(picture: Picture) -> Picture:
-    """A watermark in a corner."""
+    """Draw a watermark in a corner."""
     marked = picture.copy()
     width, height = marked.size
     ImageDraw.Draw(marked).text(
@@ -76,11 +76,11 @@ EDITS: Mapping[str, Sequence[Callable[[Picture], Picture]]] = {
     "grey": [lambda p: p.convert("L")],
 }
 WHOLE = ("resize", "jpeg90", "jpeg60", "jpeg30", "reencode", "crop2", "brightness")
-"""Edits that a copy may have undergone and still be found; the others are reported."""
+"""Edits after which a copy should still be found; recall of the others is only reported."""
 
 
 def decoded(data: bytes) -> Picture:
-    """Decode what is known to be a picture."""
+    """Decode a picture that is known to be valid."""
     picture = decode(data)
     if isinstance(picture, DecodeProblem):
         raise TypeError(picture)
@@ -89,7 +89,7 @@ def decoded(data: bytes) -> Picture:
 
 @cache
 def bases(kind: str) -> Sequence[Picture]:
-    """Pictures to be edited: 276 emoji, 300 scenes or 200 clouds."""
+    """Return the pictures to edit: 276 emoji, 300 scenes or 200 clouds."""
     if kind == "emoji":
         return [decoded(entry.image) for entry in emoji.load("noto")[::6]]
     if kind == "scenes":
@@ -98,7 +98,7 @@ def bases(kind: str) -> Sequence[Picture]:
 
 
 def cloud(seed: int, side: int = 192) -> Picture:
-    """Coloured noise whose amplitude falls with the frequency, as in photographs."""
+    """Make coloured noise whose amplitude falls with the frequency, as in photographs."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(side), np.fft.fftfreq(side)))
     frequency[0, 0] = 1.0

@@ -1,10 +1,10 @@
-"""What it costs to choose among a hundred million scores: seconds and memory of the whole command.
+"""Time and memory of filtering a hundred million scores.
 
-    python -m tests.benchmarks.filtering FOLDER     # used by run.py, one process
+    python -m tests.benchmarks.filtering SCORES ROOT     # one process; started by run.py
 
-The sidecars are simulated: normal perplexities, many of them equal, and hashes that are random
-numbers; no names, which a filter does not read. Ten million of them also lie in units of 1,024
-rows, as a real run's do, since small files cost more to open.
+The score files are simulated: log-normal perplexities with many ties, and random hashes; sample ids
+are left out, because a filter does not read them. Ten million rows are also measured in units of
+1,024 rows, as in a real run, because opening many small files costs more.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SMALL_ROWS, SMALL_UNIT = 10_000_000, 1_024
 
 
 def write_scores(root: str, num_rows: int, unit_rows: int) -> str:
-    """Write a finished score run."""
+    """Write a simulated finished score run and return its URL."""
     from consomme.execution.runs import Run
     from consomme.pipelines.score.recipe import ScoreRecipe
     from consomme.storage.sidecar import table_bytes
@@ -41,7 +41,7 @@ def write_scores(root: str, num_rows: int, unit_rows: int) -> str:
     fresh = []
     for k, start in enumerate(range(0, num_rows, unit_rows)):
         count = min(unit_rows, num_rows - start)
-        # Rounded, so that cuts fall into ties.
+        # Rounded, so that the cut falls on ties.
         perplexity = np.exp(rng.normal(3, 1, count).astype(np.float32)).round(2)
         table = pa.table(
             {
@@ -68,7 +68,7 @@ def write_scores(root: str, num_rows: int, unit_rows: int) -> str:
 
 
 def choose(scores: str, root: str) -> dict[str, Any]:
-    """Run the filter in this process."""
+    """Run the filter in this process; report time and peak memory."""
     from consomme.pipelines.filter import run as filter_
     from consomme.pipelines.filter.recipe import FilterRecipe
 
@@ -87,7 +87,7 @@ def choose(scores: str, root: str) -> dict[str, Any]:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Measure both."""
+    """Measure both sizes, each in its own process."""
     found = {}
     for num_rows, unit_rows in ((NUM_ROWS, LARGE_UNIT), (SMALL_ROWS, SMALL_UNIT)):
         with tempfile.TemporaryDirectory() as scratch:

@@ -1,9 +1,9 @@
-"""What a restart costs when a million units are in the ledger, on local disk and on S3.
+"""Cost of a restart with a million units in the ledger, on local disk and on S3.
 
-    python -m tests.benchmarks.ledger STEP URL NUM_UNITS     # used by run.py, one process per step
+    python -m tests.benchmarks.ledger STEP URL NUM_UNITS     # one step; started by run.py
 
-The ledger is written through the code a run uses; 2,000 single records are left lying about, as
-after a crash. Then a fresh process begins a new attempt and works out what is left to do.
+The ledger is written with the code of a real run; 2,000 records are left unpacked, as after a
+crash. Then a new process starts an attempt and computes which units are pending.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROWS = 1000
 
 
 class CountingStore:
-    """A store that counts requests by kind."""
+    """Store that counts requests by kind."""
 
     def __init__(self, inner: Any) -> None:
         self.inner, self.requests = inner, Counter[str]()
@@ -39,14 +39,14 @@ class CountingStore:
         return counted
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[Any]:
-        """One request per thousand keys."""
+        """Count one request per thousand keys."""
         for number, file in enumerate(self.inner.list(prefix, after)):
             if number % 1000 == 0:
                 self.requests["list"] += 1
             yield file
 
     def delete_many(self, paths: Any) -> None:
-        """One request per thousand keys."""
+        """Count one request per thousand keys."""
         items = list(paths)
         self.requests["delete"] += -(-len(items) // 1000)
         self.inner.delete_many(items)
@@ -111,7 +111,7 @@ def make(url: str, num_units: int) -> None:
 
 
 def restart(url: str) -> dict[str, Any]:
-    """Begin a new attempt and find what is left, as `run_units` does."""
+    """Start an attempt and find the pending units, as `run_units` does."""
     import consomme.execution.pending  # noqa: F401 (imports are not part of a restart)
     from consomme.execution.pending import pending
     from consomme.storage.ledger.run_folder import RunFolder
@@ -141,7 +141,7 @@ def restart(url: str) -> dict[str, Any]:
 
 
 def measure(url: str, num_units: int) -> dict[str, Any]:
-    """Make a ledger and restart it, in two processes."""
+    """Write a ledger and restart from it, in two processes."""
     for step in ("make", "restart"):
         done = subprocess.run(
             [sys.executable, "-m", "tests.benchmarks.ledger", step, url, str(num_units)],
@@ -156,7 +156,7 @@ def measure(url: str, num_units: int) -> dict[str, Any]:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Measure 100,000 and 1,000,000 units on disk, 100,000 on S3; ten times more is worked out."""
+    """Measure 100,000 and 1,000,000 units on disk, 100,000 on S3; extrapolate to ten million."""
     import os
     import shutil
     import tempfile

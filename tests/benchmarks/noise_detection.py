@@ -65,7 +65,7 @@ def language_rows() -> list[Row]:
                 texts[kind] = [s.caption for s in noisy]
             kinds = [kind for kind, some in texts.items() for _ in some]
             requests = [
-                ScoringRequest.about("Describe the picture in one sentence.", text)
+                ScoringRequest.of_caption("Describe the picture in one sentence.", text)
                 for some in texts.values()
                 for text in some
             ]
@@ -115,7 +115,10 @@ def nano_rows() -> list[Row]:
     for data, source in sources:
         noisy = add_noise(list(source()), fraction=0.7, seed=0, kinds=kinds_used)
         results = scorer.score(
-            [ScoringRequest.about("describe the image.", s.caption, decode(s.image)) for s in noisy]
+            [
+                ScoringRequest.of_caption("describe the image.", s.caption, decode(s.image))
+                for s in noisy
+            ]
         )
         pairs = [(s, f) for s, f in zip(noisy, results, strict=True) if isinstance(f, Score)]
         kinds = ["" if s.meta["noise"] == "clean" else str(s.meta["noise"]) for s, _ in pairs]

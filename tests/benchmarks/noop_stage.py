@@ -1,4 +1,4 @@
-"""A stage that does nothing with decoded pictures and writes the samples as they came."""
+"""A stage that decodes samples and writes them unchanged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from consomme.storage.writers import tar_bytes
 
 
 class NoopStage(UnitStage):
-    """Pass samples through."""
+    """Write samples unchanged."""
 
     def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         """Write one shard per unit."""

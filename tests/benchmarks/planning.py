@@ -1,9 +1,9 @@
-"""What it costs to plan 10,000 and 100,000 shards: time, and the driver's memory.
+"""Time and driver memory of planning 10,000 and 100,000 shards.
 
-    python -m tests.benchmarks.planning SHARDS RUN     # used by run.py, one process per size
+    python -m tests.benchmarks.planning SHARDS RUN     # one process per size; started by run.py
 
-The shards are tars of two samples, so that what is measured is the number of shards: listing,
-walking headers in tasks, writing the plan. On S3 there are 5,000, on a server beside it.
+The shards are tars of two samples, so the number of shards dominates: listing, reading tar headers
+in tasks, writing the plan. On S3 there are 5,000 shards, on a server on the same machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHARDS_PER_FOLDER = 1_000
 
 
 def write_shards(url: str, num: int) -> None:
-    """Write small tars, a thousand in a folder."""
+    """Write small tars, a thousand per folder."""
     from consomme.datasets.sources import SceneSource
     from consomme.storage.stores.open import open_store
     from consomme.storage.writers import tar_bytes
@@ -38,14 +38,14 @@ def write_shards(url: str, num: int) -> None:
 
 
 def plan(shards_url: str, run_url: str) -> dict[str, Any]:
-    """List and plan, as a verb does; report time and this process's peak of memory."""
+    """List and plan, as a verb does; report time and this process's peak memory."""
     from consomme.execution.planning import plan_shards
     from consomme.execution.session import ray_session
     from consomme.storage.ledger.run_folder import RunFolder
     from consomme.storage.shards import find_shards
 
     def peak_mb() -> float:
-        # Not getrusage: its maximum remembers the process that this one was forked from.
+        # Not getrusage: its maximum includes the process that this one was forked from.
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
@@ -67,7 +67,7 @@ def plan(shards_url: str, run_url: str) -> dict[str, Any]:
 
 
 def in_a_process(shards_url: str, run_url: str) -> dict[str, Any]:
-    """Plan in a process of its own."""
+    """Plan in a new process."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.planning", shards_url, run_url],
         check=True,
@@ -79,7 +79,7 @@ def in_a_process(shards_url: str, run_url: str) -> dict[str, Any]:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Measure both sizes on disk and one on S3."""
+    """Measure both sizes on disk and one size on S3."""
     from tests.support.s3_server import BUCKET, seaweedfs
 
     found = {}

@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.run recaption
 
-Both sides have one engine with one thread, opened with the same options, and start when it is up:
-through Ray from the moment its queue is first seen to be filled to the last unit that was written,
-reading, decoding, guards and commits included; bare vLLM from the call to its return, with all
-pictures decoded before.
+Both sides use one engine with one thread and the same options, and are timed after it started. The
+Ray side is timed from the first moment its queue is filled to the last unit written, including
+reading, decoding, guards and commits; bare vLLM from the call to its return, with all pictures
+decoded before.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ PROMPT = "plain"
 
 
 def rows() -> list[dict[str, Any]]:
-    """Measure."""
+    """Measure both sides in turn."""
     from consomme.base.sample import Turn
     from consomme.curate.caption.prompts import resolve_prompts
     from consomme.engines.vllm_engine import EngineOptions, close_engine, open_engine
     from consomme.execution.session import shared_ray
     from consomme.models.chat import ChatEncoder
-    from consomme.models.weights import open_talk
+    from consomme.models.weights import open_processor
     from consomme.pipelines.prepare import run as prepare
     from consomme.pipelines.prepare.recipe import PrepareRecipe
     from consomme.pipelines.recaption import run as recaption
@@ -48,7 +48,7 @@ def rows() -> list[dict[str, Any]]:
         units = plan_units([f"{data.url}/data"], "data", ROWS)
         pictures = [decode(sample.image) for unit in units for _, sample in read_unit(unit)[0]]
         (prompt,) = resolve_prompts([PROMPT])
-        ids = ChatEncoder(*open_talk(nano)).ask_short(
+        ids = ChatEncoder(*open_processor(nano)).unexpanded_prompt_ids(
             (Turn(role="user", content=prompt.text),), has_image=True
         )
         requests = [

@@ -1,10 +1,10 @@
-"""Scoring through Ray against the bare engine: one actor, the same units, starts left out.
+"""Scoring under Ray against the bare engine: one actor, the same units, without start-up.
 
     python -m tests.benchmarks.run score
 
-Both sides read, decode and score the same units with one thread, in turn. A run through Ray is
-timed from the first unit that was written to the last, so that neither Ray's start nor the model's
-counts; so is the loop from the end of its first unit.
+Both sides read, decode and score the same units with one thread, in turn. Both are timed from the
+end of their first unit to the end of the last one, which excludes the start of Ray and of the
+model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ACTORS = (1, 2)
 
 
 def rate(recipe: Any, num_units: int) -> float:
-    """Score through Ray, and forget it; samples per second after each actor's first unit."""
+    """Score under Ray; return samples per second, without each actor's first unit."""
     from consomme.pipelines.score import run as score
 
     done = score.run(recipe)
@@ -41,7 +41,7 @@ def rate(recipe: Any, num_units: int) -> float:
 
 
 def gpu_rows() -> list[dict[str, Any]]:
-    """Score a billion parameters' model through Ray: one actor on a GPU, and two."""
+    """Score with a model of a billion parameters under Ray: one actor on the GPU, then two."""
     from tests.benchmarks import scoring
 
     from consomme.execution.session import shared_ray
@@ -90,7 +90,7 @@ def gpu_rows() -> list[dict[str, Any]]:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Measure."""
+    """Measure both sides in turn."""
     from consomme.curate.perplexity import token_nll
     from consomme.engines.scoring.requests import ScoringRequest
     from consomme.engines.scoring.transformers import TransformersScorer
@@ -116,7 +116,7 @@ def rows() -> list[dict[str, Any]]:
             for unit in plan_units([f"{data.url}/data"], "data", ROWS):
                 samples = [sample for _, sample in read_unit(unit)[0]]
                 scorer.score(
-                    [ScoringRequest.about(PROMPT, s.caption, decode(s.image)) for s in samples]
+                    [ScoringRequest.of_caption(PROMPT, s.caption, decode(s.image)) for s in samples]
                 )
                 ends.append(time.monotonic())
             return ends[-1] - ends[0]

@@ -1,14 +1,16 @@
-"""Scoring captions: consomme's engine against the script POINTS released and a plain batched loop.
+"""The scoring engine against the script that POINTS released and a plain batched loop.
 
     python -m tests.benchmarks.scoring CONTESTANT MODEL DATA FOLDER     # one process each
 
 All three score the same captions with the same model, with the picture and without, in float32 with
-one thread; each runs in a process of its own, three times in turn, so that time and peak of memory
-are its own. The models: the nano VLM, whose vocabulary is small, and a model of random weights with
-a vocabulary of 50,000 and 196 tokens per picture, where logits weigh what they do in real ones. The
-data: pictures with one caption each, and pictures with five, as emoji have names in five languages.
+one thread. Each runs in its own process, three times in turn, so that time and peak memory are its
+own. Models: the nano VLM, whose vocabulary is small, and a randomly initialized model with a
+vocabulary of 50,000 and 196 tokens per picture, where logits take a realistic share of time and
+memory. Data: pictures with one caption each, and pictures with five, because emoji have names in
+five languages.
 
-On a GPU the same in one process with a model of a billion parameters, random, in bfloat16.
+On a GPU the same is measured in one process with a randomly initialized model of a billion
+parameters in bfloat16.
 """
 
 from __future__ import annotations
@@ -31,10 +33,10 @@ from typing import Any
 import torch
 
 NUM = {"nano": 220, "wide": 45, "large": 480}
-"""Captions; multiples of five."""
+"""Number of captions by model; multiples of five."""
 
 NUM_SLOW = {"large": 60}
-"""Captions for the script that takes one at a time, where it is given fewer."""
+"""Fewer captions for the script that scores one at a time."""
 
 WARM = 10
 ROUNDS = 3
@@ -43,23 +45,23 @@ PROMPT = "describe the image."
 BATCH = 16
 DEVICE = torch.device("cpu")
 DTYPE = torch.float32
-"""Both are set once, by `use_gpu`."""
+"""`use_gpu` changes both."""
 
 
 def use_gpu() -> None:
-    """Let all that follows in this process happen there."""
+    """Use the GPU and bfloat16 from now on in this process."""
     global DEVICE, DTYPE
     DEVICE, DTYPE = torch.device("cuda"), torch.bfloat16
 
 
 def random_vlm(name: str, folder: Path) -> Path:
-    """Write a model with a real vocabulary's size, which speaks as the nano VLM does."""
+    """Write a randomly initialized model of a realistic size with the nano VLM's tokenizer."""
     from consomme.models.imports import import_transformers
-    from consomme.models.weights import open_scorer
+    from consomme.models.weights import open_model
     from consomme.storage.model_folder import model_folder
 
     hf = import_transformers()
-    _, processor = open_scorer(model_folder("package://models/nano"))
+    _, processor = open_model(model_folder("package://models/nano"))
     from tests.benchmarks.training import LLAMA_1B, Shape, vision_config
 
     shapes = {
@@ -97,7 +99,7 @@ def random_vlm(name: str, folder: Path) -> Path:
 
 @functools.cache
 def data(kind: str, num: int) -> tuple[list[Any], list[str]]:
-    """Pictures and captions: `one` caption for each picture, or `five`, neighbours, for each."""
+    """Return pictures and captions: `one` caption per picture, or `five` consecutive ones."""
     from consomme.datasets.sources import EmojiSource, SceneSource
     from consomme.vision.decode import decode
 
@@ -117,12 +119,12 @@ def data(kind: str, num: int) -> tuple[list[Any], list[str]]:
 
 
 def conversations(folder: str, captions: Sequence[str]) -> tuple[Any, Any, list[dict[str, str]]]:
-    """Model, processor, and for each caption its text with picture and without, and where it is."""
+    """Open the model; render each caption's conversation and prompt, with and without picture."""
     from consomme.base.sample import Turn
-    from consomme.models.chat import messages
-    from consomme.models.weights import open_scorer
+    from consomme.models.chat import to_messages
+    from consomme.models.weights import open_model
 
-    model, processor = open_scorer(folder, DTYPE)
+    model, processor = open_model(folder, DTYPE)
     model.to(DEVICE)
     found = []
     for caption in captions:
@@ -130,9 +132,11 @@ def conversations(folder: str, captions: Sequence[str]) -> tuple[Any, Any, list[
         texts = {}
         for kind, has_image in (("seen", True), ("blind", False)):
             render = processor.apply_chat_template
-            texts[kind] = render(messages(turns, has_image=has_image), tokenize=False)
+            texts[kind] = render(to_messages(turns, has_image=has_image), tokenize=False)
             texts[f"{kind} prompt"] = render(
-                messages(turns[:1], has_image=has_image), tokenize=False, add_generation_prompt=True
+                to_messages(turns[:1], has_image=has_image),
+                tokenize=False,
+                add_generation_prompt=True,
             )
         found.append(texts)
     return model, processor, found
@@ -140,7 +144,7 @@ def conversations(folder: str, captions: Sequence[str]) -> tuple[Any, Any, list[
 
 @torch.inference_mode()
 def points(folder: str, images: Sequence[Any], captions: Sequence[str]) -> list[float]:
-    """One sample at a time; softmax over all logits, in bfloat16 before the logarithm."""
+    """Score like the POINTS script: one sample at a time, all logits, bfloat16 probabilities."""
     model, processor, texts = conversations(folder, captions)
     sums = []
     for image, text in zip(images, texts, strict=True):
@@ -159,7 +163,7 @@ def points(folder: str, images: Sequence[Any], captions: Sequence[str]) -> list[
 
 @torch.inference_mode()
 def batched(folder: str, images: Sequence[Any], captions: Sequence[str]) -> list[float]:
-    """Batches of 16 in the order they come, padded; log-softmax over all logits."""
+    """Score in padded batches of 16 in input order, with log-softmax over all logits."""
     model, processor, texts = conversations(folder, captions)
     processor.tokenizer.padding_side = "right"
     sums: dict[str, list[float]] = {"seen": [], "blind": []}
@@ -170,7 +174,7 @@ def batched(folder: str, images: Sequence[Any], captions: Sequence[str]) -> list
             inputs = processor(
                 text=[text[kind] for text in part], **some, padding=True, return_tensors="pt"
             ).to(DEVICE, DTYPE)
-            # Placeholders are the same in all prompts, so their lengths need no picture.
+            # All prompts have the same number of placeholders, so their lengths need no picture.
             extra = int((inputs["input_ids"][0] == model.config.image_token_index).sum()) - 1
             logits = model(**inputs).logits.float().log_softmax(dim=-1)
             for k, text in enumerate(part):
@@ -185,14 +189,14 @@ def batched(folder: str, images: Sequence[Any], captions: Sequence[str]) -> list
 
 
 def ours(folder: str, images: Sequence[Any], captions: Sequence[str]) -> list[float]:
-    """Score as an actor does."""
+    """Score with consomme's engine, as an actor does."""
     from consomme.curate.perplexity import token_nll
     from consomme.engines.scoring.requests import ScoringRequest
     from consomme.engines.scoring.transformers import TransformersScorer
 
     scorer = TransformersScorer(folder, token_nll)
     questions = [
-        replace(ScoringRequest.about(PROMPT, caption, image), key=id(image))
+        replace(ScoringRequest.of_caption(PROMPT, caption, image), key=id(image))
         for image, caption in zip(images, captions, strict=True)
     ]
     return [value for s in scorer.score(questions) for value in (s.nll, s.nll_text)]
@@ -211,9 +215,10 @@ CONTESTANTS = {"points": points, "batched": batched, "ours": ours}
 
 
 def run(name: str, model: str, kind: str, folder: str) -> dict[str, Any]:
-    """Time one contestant in this process; loading the model is left out by doing little first.
+    """Time one contestant in this process, without the time of loading the model.
 
-    Memory is what the process held at its most, or on a GPU what tensors did.
+    A short run is subtracted to exclude loading. Memory is the peak of the process, or on a GPU of
+    all tensors.
     """
     on_gpu = DEVICE.type == "cuda"
     if not on_gpu:
@@ -244,7 +249,7 @@ def run(name: str, model: str, kind: str, folder: str) -> dict[str, Any]:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Measure all with both models, on both kinds of data."""
+    """Measure all contestants with both models on both kinds of data."""
     from consomme.storage.model_folder import model_folder
 
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
@@ -267,7 +272,7 @@ def rows() -> list[dict[str, Any]]:
                             kind,
                             folders[model],
                         ],
-                        # Engines take a GPU by themselves.
+                        # Engines would use a GPU if they see one.
                         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
                         check=True,
                         stdout=subprocess.PIPE,
@@ -280,7 +285,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def gpu_rows() -> list[dict[str, Any]]:
-    """The same with the large model, in this process and on its GPU."""
+    """Measure all contestants with the large model, in this process on the GPU."""
     use_gpu()
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -290,16 +295,17 @@ def gpu_rows() -> list[dict[str, Any]]:
                 for name in CONTESTANTS:
                     result = run(name, "large", kind, folder)
                     found.setdefault(("large", kind, name), []).append(result)
-    # What a batch holds decides how bfloat16 rounds.
+    # The contents of a batch affect bfloat16 rounding, so the tolerance is wider.
     return ratios(found, "score.gpu_", agreement=1e-2)
 
 
 def ratios(
     found: dict[tuple[str, str, str], list[dict[str, Any]]], prefix: str, *, agreement: float
 ) -> list[dict[str, Any]]:
-    """Set ours against the others: samples per second, medians of the rounds.
+    """Return the ratios of our rate to the others', by medians over the rounds.
 
-    The two that do not round their sums have to agree, relatively.
+    The two contestants that do not round probabilities must agree to the relative tolerance
+    `agreement`.
     """
 
     def middle(model: str, kind: str, name: str, what: str) -> float:

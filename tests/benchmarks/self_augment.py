@@ -1,12 +1,12 @@
 """VILA²'s loop at nano scale, with controls and specialists, over three seeds.
 
-The first and the last round are also tuned three times as long, to tell what tuning does from what
-pre-training did.
+The first and the last round are also tuned three times as long, to separate the effects of tuning
+and of pre-training.
 
     python -m tests.benchmarks.run self_augment
-    python -m tests.benchmarks.self_augment path/to/base [SEED]     # only a base to start from
+    python -m tests.benchmarks.self_augment path/to/base [SEED]     # only write a base model
 
-Each seed is a loop of its own under `runs/self-augment`; one that was interrupted goes on.
+Each seed is a separate loop under `runs/self-augment`; an interrupted loop is resumed.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ FIGURES = {
     "text": "scene_ocr_filled/accuracy_fraction",
     "relations": "scene_spatial_filled/accuracy_fraction",
 }
-"""Metrics of the finished models, on scenes that no training saw."""
+"""Metrics of the trained models, on scenes that no training contains."""
 
 WRITTEN = {
     "caption_true": "recaption/after_true_claims",
     "caption_false": "recaption/after_false_claims",
     "caption_words": "recaption/words_per_caption",
 }
-"""Metrics of the captions that a round was trained on."""
+"""Metrics of the captions that a round is trained on."""
 
 WEB = {
     "caption_true": "recaption/before_true_claims",
     "caption_false": "recaption/before_false_claims",
     "caption_words": "recaption/words_before",
 }
-"""The same of the captions that round 0 was trained on, as the first recaptioning found them."""
+"""The same metrics of the web captions of round 0, from the first recaption run."""
 
 FRACTIONS = ("questions", "text", "relations")
 
 
 def make_base(folder: Path, seed: int) -> str:
-    """Make the start of all trainings: the shipped vision encoder, everything else untrained."""
+    """Write the start of all trainings: the shipped vision encoder, everything else untrained."""
     from consomme.models.assembly import LlavaShape, build_llava, build_processor
     from consomme.models.weights import open_vlm, save_vlm
     from consomme.storage.model_folder import model_folder
@@ -62,7 +62,7 @@ def make_base(folder: Path, seed: int) -> str:
 
 
 def rows(root: Path = ROOT / "runs" / "self-augment") -> list[dict[str, Any]]:
-    """Run the loop for every seed, and gather means and spreads by what was trained on."""
+    """Run the loop for every seed; return mean and standard deviation per arm and metric."""
     runs = [_run_seed(root, seed) for seed in SEEDS]
     found = []
     for arm in runs[0]:
@@ -84,7 +84,7 @@ def rows(root: Path = ROOT / "runs" / "self-augment") -> list[dict[str, Any]]:
 
 
 def emoji_rows(root: Path = ROOT / "runs" / "self-augment-emoji") -> list[dict[str, Any]]:
-    """Run the loop on emoji, one seed: names that are right, by what was trained on."""
+    """Run the emoji loop with one seed; return the share of right names per arm."""
     from consomme.base.recipe import load_recipe
     from consomme.pipelines.loop import run as loop
     from consomme.pipelines.loop.recipe import LoopRecipe
@@ -110,7 +110,7 @@ def emoji_rows(root: Path = ROOT / "runs" / "self-augment-emoji") -> list[dict[s
 
 
 def _run_seed(root: Path, seed: int) -> dict[str, dict[str, float]]:
-    """Run one loop; figures by arm: a round, a control, or a specialist."""
+    """Run one loop; return the figures by arm: a round, a control, or a specialist."""
     from consomme.base.recipe import load_recipe
     from consomme.pipelines.loop import run as loop
     from consomme.pipelines.loop.recipe import LoopRecipe
@@ -138,7 +138,7 @@ def _run_seed(root: Path, seed: int) -> dict[str, dict[str, float]]:
 
 
 def _tune_longer(manifests: dict[str, Any], arm: str) -> dict[str, float]:
-    """Give instruction tuning after some pre-training three times the steps: is it too short?"""
+    """Repeat the instruction tuning of an arm with three times the steps, and evaluate it."""
     from consomme.base.recipe import load_recipe
     from consomme.pipelines.evaluate import run as evaluate
     from consomme.pipelines.evaluate.recipe import EvaluateRecipe

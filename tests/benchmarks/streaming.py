@@ -1,7 +1,7 @@
-"""What packing saves, and how long it takes to go on far into the data.
+"""What packing saves, and how long resuming takes far into the data.
 
-Conversations of one to sixteen questions about scenes, as long as instruction data is uneven. All
-in one process; what is compared takes turns, and medians count.
+The data are conversations of one to sixteen questions about scenes, whose lengths vary as in
+instruction data. Everything runs in one process, in turn; figures are medians.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from consomme.base.sample import Sample, Turn
 from consomme.datasets.scenes import encode, make_scene, questions, render
 from consomme.models.batches import Batcher
 from consomme.models.chat_prefix import chat_encoder_for
-from consomme.models.weights import open_scorer
+from consomme.models.weights import open_model
 from consomme.pipelines.train import feed as train_feed
 from consomme.pipelines.train.batches import Collator
+from consomme.pipelines.train.context import TrainContext
 from consomme.pipelines.train.feed import BatchServer, ReadUnits
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
 from consomme.pipelines.train.samples import UnitContents
@@ -40,11 +41,11 @@ GLOBAL_BATCH = 32
 MICRO_BATCH = 8
 PACK_TOKENS = 512
 FAR = (1, 100, 1000)
-"""Steps after which a run is gone on with."""
+"""Steps after which a run is resumed."""
 
 
 def conversations(number: int) -> Iterator[Sample]:
-    """Scenes with few questions mostly, and with many sometimes."""
+    """Yield scenes with mostly few and sometimes many questions."""
     for seed in range(number):
         scene = make_scene(seed)
         draw = random.Random(seed)
@@ -71,7 +72,7 @@ def directly(reads: Sequence[ReadUnits], num_readers: int | None) -> Iterator[Un
 
 
 def rows() -> list[dict[str, Any]]:
-    """Measure both."""
+    """Measure packing and resuming."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         writer = WebDatasetWriter(open_store(f"{scratch}/shards"), "s", max_rows=250)
@@ -87,19 +88,25 @@ def rows() -> list[dict[str, Any]]:
             shuffle_units=4,
         )
         made = packing(recipe, Path(scratch))
-        # Nothing is kept in memory, as with a large source.
-        with patch.object(train_feed, "KEPT_BYTES", 0):
+        # Nothing is cached in memory, as with a large source.
+        with patch.object(train_feed, "CACHE_BYTES", 0):
             return made + resuming(recipe, Path(scratch))
 
 
 def feed(recipe: TrainRecipe, folder: Path, state: dict[str, Any] | None = None) -> BatchServer:
-    """Deal out samples that this process reads."""
-    return BatchServer(recipe, model_folder(recipe.model), str(folder / "run"), state, directly)
+    """Hand out samples that this process reads."""
+    context = TrainContext(
+        recipe=recipe,
+        start=model_folder(recipe.model),
+        folder_url=str(folder / "run"),
+        is_private=True,
+    )
+    return BatchServer(context, state, directly)
 
 
 def packing(recipe: TrainRecipe, folder: Path) -> list[dict[str, Any]]:
-    """Forward and backward of the same steps, padded and packed."""
-    model, processor = open_scorer(model_folder(NANO))
+    """Time forward and backward of the same steps, padded and packed."""
+    model, processor = open_model(model_folder(NANO))
     model.train()
     chat = chat_encoder_for(model.config, processor)
     batcher = Batcher(model, chat.tokenizer)
@@ -111,8 +118,8 @@ def packing(recipe: TrainRecipe, folder: Path) -> list[dict[str, Any]]:
     losses = dict.fromkeys(ways, 0.0)
     for number in range(ROUNDS + 1):
         for way in ways if number % 2 else reversed(ways):
-            tables = Collator(batcher=batcher, chat=chat, is_packed=way == "packed")
-            batches = tables.of(feeds[way].take(number, 0, 1))
+            collator = Collator(batcher=batcher, chat=chat, is_packed=way == "packed")
+            batches = collator.micro_batches(feeds[way].take(number, 0, 1))
             began = time.perf_counter()
             for batch in batches:
                 loss = sum_nll(model, batch)
@@ -143,13 +150,13 @@ def packing(recipe: TrainRecipe, folder: Path) -> list[dict[str, Any]]:
 
 
 def _tokens(batch: dict[str, torch.Tensor]) -> int:
-    """Tokens that are no padding."""
+    """Count the tokens that are not padding."""
     mask = batch["attention_mask"]
     return batch["input_ids"].numel() if mask.dim() == 4 else int(mask.sum())
 
 
 def resuming(recipe: TrainRecipe, folder: Path) -> list[dict[str, Any]]:
-    """From the state of a checkpoint to the first samples, near and far into the data."""
+    """Time resuming from a checkpoint until the first samples, near the start and far from it."""
     states: dict[int, dict[str, Any]] = {}
     undisturbed = feed(recipe, folder)
     began = time.perf_counter()
@@ -185,5 +192,5 @@ def _ids(share: Any) -> list[str]:
 
 
 def row(key: str, value: float, unit: str, baseline: str, how: str) -> dict[str, Any]:
-    """One measured figure."""
+    """Return one measured figure."""
     return {"key": key, "value": round(value, 4), "unit": unit, "baseline": baseline, "how": how}

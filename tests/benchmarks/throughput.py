@@ -1,9 +1,9 @@
-"""Read, decode, do nothing, write: consomme's pipeline against a bare loop and against Ray Data.
+"""Reading, decoding and writing: consomme's pipeline against a plain loop and against Ray Data.
 
 All three read the same tars, decode every picture in full, and write all samples into new tars with
-names and bytes kept. They run in turn in one process tree with Ray already up, three rounds, and
-the medians count. The loop is one process; `io.ray_over_two_loops` compares with two of them,
-each with half of the shards, which is all this machine has cores for.
+unchanged names and bytes. They run in turn in one process tree with Ray already up; figures are
+medians of three rounds. The loop is one process; `io.ray_over_two_loops` compares with two
+processes, each with half of the shards, for machines with two cores.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROUNDS = 3
 
 
 def write_data(folder: Path) -> int:
-    """Write tars of JPEGs with the statistics of photos, some 30 kB each."""
+    """Write tars of JPEGs with the statistics of photos, about 30 kB each."""
     from consomme.base.sample import Sample, caption_turns
     from consomme.storage.writers import tar_bytes
 
@@ -59,7 +59,7 @@ def write_data(folder: Path) -> int:
 
 
 def loop(shards: Sequence[str], out: str) -> int:
-    """Do it in one process, shard by shard, with the same reader, decoder and writer."""
+    """Run in one process, shard by shard, with the same reader, decoder and writer."""
     from consomme.storage.units import plan_units, read_unit
     from consomme.storage.writers import tar_bytes
     from consomme.vision.decode import DecodeProblem, decode
@@ -75,7 +75,7 @@ def loop(shards: Sequence[str], out: str) -> int:
 
 
 def two_loops(shards: Sequence[str], out: str) -> int:
-    """Do it in two processes, each with every other shard."""
+    """Run in two processes, each with every other shard."""
     folders = [Path(out, str(number)) for number in range(2)]
     for folder in folders:
         folder.mkdir()
@@ -86,7 +86,7 @@ def two_loops(shards: Sequence[str], out: str) -> int:
 
 
 def consomme(shards: Sequence[str], out: str) -> int:
-    """Do it as a verb does: plan, units, ledger, checksums, commits."""
+    """Run as a verb does: plan, units, ledger, checksums, commits."""
     from tests.benchmarks.noop_stage import NoopStage
 
     from consomme.execution.driver import run_job
@@ -109,10 +109,10 @@ def consomme(shards: Sequence[str], out: str) -> int:
 
 
 def ray_webdataset(shards: Sequence[str], out: str) -> int:
-    """Do it with what Ray Data has for WebDataset; pictures are decoded by our decoder."""
+    """Run with Ray Data's WebDataset reader and writer, and our decoder."""
     import ray.data
 
-    def look(row: dict[str, Any]) -> dict[str, Any]:
+    def decode_row(row: dict[str, Any]) -> dict[str, Any]:
         from consomme.vision.decode import decode
 
         decode(row["jpg"])
@@ -120,7 +120,7 @@ def ray_webdataset(shards: Sequence[str], out: str) -> int:
 
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = 128 * 2**20
-    data = ray.data.read_webdataset(list(shards), decoder=None).map(look)
+    data = ray.data.read_webdataset(list(shards), decoder=None).map(decode_row)
     data.write_webdataset(out, encoder=None)
     return sum(path.stat().st_size > 0 for path in Path(out).rglob("*.tar")) and NUM_SHARDS * (
         SHARD_ROWS
@@ -170,7 +170,7 @@ def measure() -> list[dict[str, Any]]:
 
 
 def row(key: str, value: float, baseline: str, how: str) -> dict[str, Any]:
-    """One figure."""
+    """Return one figure."""
     return {
         "key": key,
         "value": round(value, 3),

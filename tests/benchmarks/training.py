@@ -1,7 +1,7 @@
-"""What the training loop costs beside a bare one, and what a selection of layers saves.
+"""Overhead of the training loop against a hand-written one, and the savings of layer selections.
 
-Everything that is compared runs in one process in turn, round by round, and medians count. Models
-have random weights: time and memory do not depend on them.
+Everything runs in one process, in turn, round by round; figures are medians. Models have random
+weights, because time and memory do not depend on them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CHOICES: dict[str, tuple[Trainability, dict[str, Any] | None]] = {
     "top25_frozen_projector": (Trainability(projector=FROZEN), TOP),
     "projector_only": (Trainability(language_model=FROZEN), None),
 }
-"""What is trained, by the name in the keys."""
+"""Name in the keys -> trained parts, and the layer selection."""
 
 LABELS = {
     "sparse25": "25 % of the layers, sparse_uniform, and the projector",
@@ -68,12 +68,12 @@ class Shape:
 
     @property
     def num_image_tokens(self) -> int:
-        """Of one picture."""
+        """Number of image tokens of one picture."""
         return int((self.image_px // self.patch_px) ** 2)
 
     @property
     def lengths(self) -> SampleShape:
-        """As the planner wants it: half of what is no picture is answered."""
+        """Return the planner's sample shape: half of the text tokens are labelled."""
         return SampleShape(
             num_tokens=self.num_tokens,
             num_labelled=(self.num_tokens - self.num_image_tokens) // 2,
@@ -130,7 +130,7 @@ LLAMA_1B = Shape(
 
 
 def vision_config(shape: Shape) -> Any:
-    """Of a CLIP encoder of some sizes."""
+    """Return the configuration of a CLIP encoder of this shape."""
     return hf.CLIPVisionConfig(
         hidden_size=shape.vision_width,
         intermediate_size=4 * shape.vision_width,
@@ -142,7 +142,7 @@ def vision_config(shape: Shape) -> Any:
 
 
 def build(shape: Shape) -> Any:
-    """Make a LLaVA of some sizes on the current device."""
+    """Build a LLaVA of this shape on the current device."""
     text = hf.LlamaConfig(max_position_embeddings=4096, **shape.text)
     config = hf.LlavaConfig(
         vision_config=vision_config(shape),
@@ -156,7 +156,7 @@ def build(shape: Shape) -> Any:
 
 
 def make_batch(shape: Shape, device: torch.device) -> dict[str, Tensor]:
-    """Random pictures and words."""
+    """Make a batch of random pixels and tokens."""
     torch.manual_seed(0)
     ids = torch.randint(0, shape.text["vocab_size"] - 1, (shape.batch, shape.num_tokens))
     ids[:, : shape.num_image_tokens] = shape.text["vocab_size"] - 1
@@ -172,9 +172,9 @@ def make_batch(shape: Shape, device: torch.device) -> dict[str, Tensor]:
 
 
 def now(device: torch.device) -> float:
-    """Read the clock when all that was asked for is done; on a CPU that of this one process.
+    """Read the clock after all queued GPU work is done; on a CPU read this process's CPU time.
 
-    There one thread computes, and what else the machine does meanwhile is not counted.
+    On a CPU one thread computes, so other load on the machine is not counted.
     """
     if device.type != "cuda":
         return time.process_time()
@@ -183,7 +183,7 @@ def now(device: torch.device) -> float:
 
 
 class Timed:
-    """A `ShardedModel` that remembers how long its parts took."""
+    """A `ShardedModel` that records the time of forward, backward and optimizer."""
 
     def __init__(self, inner: Any, device: torch.device) -> None:
         self.inner, self.device = inner, device
@@ -192,26 +192,26 @@ class Timed:
         self._since = 0.0
 
     def begin(self, *, is_last: bool) -> None:
-        """Forward begins."""
+        """Start the clock of the forward pass."""
         self.inner.begin(is_last=is_last)
         self._since = now(self.device)
 
     def backward(self, loss: Tensor) -> None:
-        """Forward ends; backward."""
+        """Time the forward pass so far and the backward pass."""
         began = now(self.device)
         self.inner.backward(loss)
         self.parts |= {"forward": began - self._since, "backward": now(self.device) - began}
 
     def step(self, max_norm: float) -> float:
-        """Update."""
+        """Time the optimizer step."""
         began = now(self.device)
         norm: float = self.inner.step(max_norm)
         self.parts["optimizer"] = now(self.device) - began
         return norm
 
 
-def mark(model: Any, name: str) -> Any:
-    """Mark what a choice trains."""
+def apply_choice(model: Any, name: str) -> Any:
+    """Set `requires_grad` for a choice of `CHOICES`."""
     choice, node = CHOICES[name]
     num_layers = model.config.get_text_config().num_hidden_layers
     layers = LAYER_SELECTORS.build(node)(num_layers, None) if node else ()
@@ -220,13 +220,13 @@ def mark(model: Any, name: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One choice, measured and planned."""
+    """Measurements and plan of one choice."""
 
     seconds: float
     parts: dict[str, float]
     optimizer: int
     peak: int
-    """Weights, optimizer and all that a step had at once, bytes."""
+    """Weights, optimizer state and peak of a step's tensors, in bytes."""
 
     planned_optimizer: int
     planned_peak: int
@@ -235,30 +235,30 @@ class Measured:
 
 
 def selections(shape: Shape, device: torch.device, precision: Any) -> dict[str, Measured]:
-    """Train each choice in turn, a step at a time."""
+    """Train all choices in turn, one step each per round."""
     torch.manual_seed(0)
     model = build(shape).to(device)
     disable_kv_cache(model)
     if precision == "bfloat16":
         enable_autocast(model, device.type)
     batch = make_batch(shape, device)
-    spreads: dict[str, Timed] = {}
+    models: dict[str, Timed] = {}
     for name in CHOICES:
-        spreads[name] = Timed(Ddp()(model, mark(model, name).groups, device), device)
+        models[name] = Timed(Ddp()(model, apply_choice(model, name).groups, device), device)
     seconds: dict[str, list[float]] = {name: [] for name in CHOICES}
     parts: dict[str, list[dict[str, float]]] = {name: [] for name in CHOICES}
     for number in range(ROUNDS + 1):
-        for name, sharded in spreads.items():
-            mark(model, name)
+        for name, sharded in models.items():
+            apply_choice(model, name)
             began = now(device)
             one_step(sharded, batch)
             took = now(device) - began
-            if number:  # The first round makes the optimizers' states.
+            if number:  # The first round allocates the optimizer states.
                 seconds[name].append(took)
                 parts[name].append(dict(sharded.parts))
     found = {}
-    for name, sharded in spreads.items():
-        trained = mark(model, name)
+    for name, sharded in models.items():
+        trained = apply_choice(model, name)
         plan = planned(shape, name, device.type, precision)
         held = optimizer_bytes(sharded.optimizer)
         found[name] = Measured(
@@ -279,10 +279,10 @@ def selections(shape: Shape, device: torch.device, precision: Any) -> dict[str, 
 
 
 def planned(shape: Shape, name: str, device: str, precision: Any) -> Any:
-    """Plan one choice."""
+    """Plan one choice with the planner."""
     with torch.device("meta"):
         model = build(shape)
-        trained = mark(model, name)
+        trained = apply_choice(model, name)
     cost = step_cost(
         model, trained.lowest_layer, shape.lengths, num_samples=shape.batch, device=device
     )
@@ -308,13 +308,13 @@ def planned(shape: Shape, name: str, device: str, precision: Any) -> Any:
 
 
 def one_step(sharded: Any, batch: dict[str, Tensor]) -> None:
-    """Let the loop make one step."""
+    """Run one step of the training loop."""
     schedule = ScheduleConfig(num_steps=1, schedule="constant")
     fit(sharded, lambda _: [batch], schedule, start=0, after_step=lambda _: None)
 
 
 def peak_of_step(sharded: Timed, batch: dict[str, Tensor], device: torch.device) -> int:
-    """Most bytes that a step adds to what is there before it."""
+    """Return the peak number of bytes that a step allocates beyond those held before it."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -322,10 +322,10 @@ def peak_of_step(sharded: Timed, batch: dict[str, Tensor], device: torch.device)
         return torch.cuda.max_memory_allocated(device) - before
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         one_step(sharded, batch)
-    assert seen.profiler is not None
-    events: Any = seen.profiler.kineto_results
+    assert profiler.profiler is not None
+    events: Any = profiler.profiler.kineto_results
     changes = sorted(
         (one.start_ns(), one.nbytes()) for one in events.events() if one.name() == "[memory]"
     )
@@ -339,7 +339,7 @@ def peak_of_step(sharded: Timed, batch: dict[str, Tensor], device: torch.device)
 def bare_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]
 ) -> float:
-    """Make a step as one writes it by hand."""
+    """Run a hand-written training step."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     logits = model(**inputs).logits[:, :-1]
     targets = batch["labels"][:, 1:]
@@ -353,12 +353,12 @@ def bare_step(
 
 
 def overhead() -> list[dict[str, Any]]:
-    """Compare the loop with one written by hand, on the same model and batch."""
+    """Compare the loop with a hand-written one, on the same model and batch."""
     device = torch.device("cpu")
     torch.manual_seed(0)
     model = build(SMALL)
     batch = make_batch(SMALL, device)
-    trained = mark(model, "all")
+    trained = apply_choice(model, "all")
     sharded = Ddp()(model, trained.groups, device)
     by_hand = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=1e-5, betas=BETAS
@@ -385,7 +385,7 @@ def overhead() -> list[dict[str, Any]]:
 
 
 def through_ray() -> list[dict[str, Any]]:
-    """Compare `consomme train` with one worker with a loop by hand that reads the same samples."""
+    """Compare `consomme train` with one worker with a hand-written loop over the same samples."""
     from consomme.execution.session import shared_ray
     from consomme.pipelines.train import run as train
     from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
@@ -420,7 +420,7 @@ def through_ray() -> list[dict[str, Any]]:
 
 
 def write_shard(folder: Path) -> Path:
-    """Write some hundred emoji as a tar."""
+    """Write a few hundred emoji as a tar."""
     from consomme.pipelines.prepare import run as prepare
     from consomme.pipelines.prepare.recipe import PrepareRecipe
 
@@ -431,15 +431,15 @@ def write_shard(folder: Path) -> Path:
 
 
 def bare_epoch(recipe: Any, start: str) -> Iterator[float]:
-    """Train by hand on the recipe's samples, in their order; seconds of each step."""
+    """Run the hand-written loop on random batches of the samples; yield seconds per step."""
     import random
 
     from consomme.models.batches import Batcher
     from consomme.models.chat_prefix import chat_encoder_for
-    from consomme.models.weights import open_scorer
+    from consomme.models.weights import open_model
     from consomme.pipelines.train.samples import Preparer, encode, plan_source
 
-    model, processor = open_scorer(start)
+    model, processor = open_model(start)
     chat = chat_encoder_for(model.config, processor)
     batcher = Batcher(model, chat.tokenizer)
     set_trainable(model, recipe.trainability, range(12), lr=1e-5)
@@ -452,18 +452,18 @@ def bare_epoch(recipe: Any, start: str) -> Iterator[float]:
     for _ in range(recipe.num_steps):
         some = draw.sample(contents.samples, recipe.global_batch)
         began = time.perf_counter()
-        batch = batcher.join([encode(chat, one) for one in some])
+        batch = batcher.collate([encode(chat, one) for one in some])
         bare_step(model, optimizer, batch)
         yield time.perf_counter() - began
 
 
 def row(key: str, value: float, baseline: str, how: str, unit: str = "ratio") -> dict[str, Any]:
-    """One figure."""
+    """Return one figure."""
     return {"key": key, "value": round(value, 4), "unit": unit, "baseline": baseline, "how": how}
 
 
 def describe(one: Measured) -> str:
-    """What was measured and planned of one choice."""
+    """Describe the measurements and the plan of one choice."""
     parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in one.parts.items())
     return (
         f"{one.seconds:.2f} s a step ({parts}), AdamW {one.optimizer / GB:.2f} GB (planned"
@@ -473,7 +473,7 @@ def describe(one: Measured) -> str:
 
 
 def selection_rows(found: dict[str, Measured], where: str, prefix: str) -> list[dict[str, Any]]:
-    """Rows of all choices against training all layers."""
+    """Return the figures of all choices against training all layers."""
     every = found["all"]
     rows = [
         row(
@@ -516,7 +516,7 @@ def selection_rows(found: dict[str, Measured], where: str, prefix: str) -> list[
 
 
 def gpu_rows() -> list[dict[str, Any]]:
-    """The same on a GPU with a model of a billion parameters in bfloat16, and its utilization."""
+    """Measure a model of a billion parameters in bfloat16 on a GPU, and its utilization."""
     device = torch.device("cuda")
     name = torch.cuda.get_device_name(device)
     found = selections(LLAMA_1B, device, "bfloat16")
@@ -541,7 +541,7 @@ def gpu_rows() -> list[dict[str, Any]]:
 
 
 def measure() -> list[dict[str, Any]]:
-    """What a CPU can show."""
+    """Measure everything that needs no GPU."""
     torch.set_num_threads(1)
     found = selections(SMOLLM2_135M, torch.device("cpu"), "float32")
     where = (

@@ -1,16 +1,16 @@
-"""Which layers to train, how many and on how much data: the visual region's study at nano scale.
+"""Which layers to train, how many and on how much data: the visual region study at nano scale.
 
-Sweeps of `recipes/sweep/visual_region.yaml`, each over three seeds: strategies and numbers of
-layers; all layers at a rate of their own, and none; strategies that need a model tuned before;
-shares of the data.
+Runs sweeps of `recipes/sweep/visual_region.yaml`, each over three seeds: selections and numbers of
+layers; all layers at their own learning rate, and none; selections that need a tuned model; shares
+of the data.
 
-The rates are those of a pilot with another seed, one training each, by the mean of words read and
-questions on outlines: all layers had 0.613 at 5e-4, 0.592 at 1e-3, 0.523 at 2e-3; a quarter of
-them, sparse and uniform, had 0.575 at 1e-3, 0.571 at 2e-3, 0.501 at 4e-3.
+Learning rates come from a pilot with another seed and one training each, by the mean of words read
+and questions on outlines: all layers scored 0.613 at 5e-4, 0.592 at 1e-3, 0.523 at 2e-3; a quarter
+of them, sparse and uniform, scored 0.575 at 1e-3, 0.571 at 2e-3, 0.501 at 4e-3.
 
     python -m tests.benchmarks.run visual_region
 
-All runs lie under `runs/visual-region`; what was interrupted goes on.
+All runs are under `runs/visual-region`; an interrupted study is resumed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ START = "package://models/nano"
 ALL = {"name": "all"}
 QUARTER = {"name": "sparse_uniform", "fraction": 0.25}
 ALL_RATE = 0.0005
-"""Best for all layers; what is in the recipe is best for a quarter of them."""
+"""Best learning rate for all layers; the recipe's rate is best for a quarter of them."""
 
 AFTER_TUNING = ("parameter_change", "parameter_angle")
 FRACTIONS = (0.25, 0.1)
@@ -71,7 +71,7 @@ COLUMNS = {
     "peak_mb": "peak MB",
     "optimizer_mb": "optimizer MB",
 }
-"""Columns of the README's table."""
+"""Columns of the table."""
 
 ARMS = {
     "start": "not trained",
@@ -100,25 +100,25 @@ ARMS = {
     "all_10": "all 12, a tenth of the data",
     "sparse_uniform_10": "3, a tenth of the data",
 }
-"""Row -> how the README calls it."""
+"""Arm -> its label in the table."""
 
 HOW = dict.fromkeys(UNITS, "the nano VLM as it is shipped") | {
     "step_s": f"median of {TIMED_STEPS} steps of 16 samples in one process with one thread, all"
     " choices of layers in turn; in the study two trainings share the machine",
 }
-"""How figures came about that are no means over seeds."""
+"""`how` of figures that are not means over seeds."""
 
-Found = dict[str, float]
-Arm = tuple[str, Found, list[int]]
-"""Row, figures, and layers that are trained at once."""
+Figures = dict[str, float]
+Arm = tuple[str, Figures, list[int]]
+"""Name of the arm, its figures, and the trained layers."""
 
 
 def rows() -> list[dict[str, Any]]:
-    """Run what is not done, and gather means and spreads over seeds."""
+    """Run missing trials; return mean and standard deviation over seeds."""
     from consomme.base.telemetry import configure_logging
 
     configure_logging()
-    by_arm: dict[str, list[Found]] = {}
+    by_arm: dict[str, list[Figures]] = {}
     layers: dict[str, list[int]] = {}
     for arm, found, chosen in _trials():
         by_arm.setdefault(arm, []).append(found)
@@ -149,7 +149,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def _trials() -> Iterator[Arm]:
-    """Every trial, as the row it belongs to and its figures; the start is one of them."""
+    """Yield every trial with its arm and figures, the start model first."""
     from consomme.base.recipe import load_recipe
     from consomme.pipelines.evaluate import run as evaluate
     from consomme.pipelines.evaluate.recipe import EvaluateRecipe
@@ -209,7 +209,7 @@ def _choice(values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _data() -> list[str]:
-    """Questions about words, and about outlines: one question to a picture."""
+    """Prepare questions about words and about outlines, one per picture; return the shards."""
     from consomme.pipelines.prepare import run as prepare
     from consomme.pipelines.prepare.recipe import PrepareRecipe
 
@@ -240,7 +240,7 @@ def _of(done: Any) -> Iterator[Arm]:
 
 
 def arm_of(keys: Mapping[str, Any]) -> str:
-    """The row that a trial belongs to."""
+    """Return the arm that a trial belongs to."""
     layers = keys.get("layers", ALL)
     name = str(layers.get("where") or layers.get("measure") or layers["name"])
     if "count" in layers:
@@ -249,7 +249,7 @@ def arm_of(keys: Mapping[str, Any]) -> str:
     return name if fraction == 1.0 else f"{name}_{fraction * 100:.0f}"
 
 
-def _figures(metrics: Mapping[str, float], model: str) -> Found:
+def _figures(metrics: Mapping[str, float], model: str) -> Figures:
     found = {
         name: metrics[metric] / (2**20 if name.endswith("_mb") else 1)
         for name, metric in FIGURES.items()
@@ -261,10 +261,10 @@ def _figures(metrics: Mapping[str, float], model: str) -> Found:
 
 
 def text_nats(model: str) -> float:
-    """Mean nats per token that a model finds in held-out texts, no picture shown.
+    """Return a model's mean nats per token on held-out texts without pictures.
 
-    Half of them are captions of scenes, half are names of emoji; the same for every model. What
-    the model has by itself is kept beside it, so this is worked out once.
+    Half of the texts are captions of scenes, half are names of emoji, the same for every model.
+    Results are cached by the model's content hash.
     """
     from consomme.curate.perplexity import token_nll
     from consomme.engines.scoring.requests import Score
@@ -307,12 +307,12 @@ def _texts() -> list[Any]:
 
 
 def step_seconds(layers: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """Median seconds of a step by row, each choice of layers in turn on the same samples."""
+    """Return the median step time by arm; selections take turns on the same samples."""
     import torch
 
     from consomme.models.batches import Batcher
     from consomme.models.chat import ChatEncoder
-    from consomme.models.weights import open_scorer
+    from consomme.models.weights import open_model
     from consomme.storage.model_folder import model_folder
     from consomme.train.loop import ScheduleConfig, StepReport, fit
     from consomme.train.parallel.registry import PARALLELISMS
@@ -325,22 +325,22 @@ def step_seconds(layers: Mapping[str, Sequence[int]]) -> dict[str, float]:
         vision_encoder=FROZEN, projector=FULL, language_model=FULL, embeddings=FROZEN, head=FROZEN
     )
     choices = {tuple(chosen) for chosen in layers.values() if chosen}
-    spreads: dict[tuple[int, ...], ShardedModel] = {}
+    models: dict[tuple[int, ...], ShardedModel] = {}
     for chosen in sorted(choices):
-        model, processor = open_scorer(model_folder(START))
+        model, processor = open_model(model_folder(START))
         groups = set_trainable(model, parts, chosen, lr=1e-6).groups
         sharded = PARALLELISMS.build({"name": "ddp"})(model, groups, torch.device("cpu"))
-        spreads[chosen] = sharded
+        models[chosen] = sharded
     chat = ChatEncoder(model.config, processor)
     batcher = Batcher(model, chat.tokenizer)
-    batch = batcher.join([chat.encode(turns, image) for turns, image in _some(16)])
-    reports: dict[tuple[int, ...], list[StepReport]] = {chosen: [] for chosen in spreads}
+    batch = batcher.collate([chat.encode(turns, image) for turns, image in _some(16)])
+    reports: dict[tuple[int, ...], list[StepReport]] = {chosen: [] for chosen in models}
     schedule = ScheduleConfig(num_steps=TIMED_STEPS + 2)
     for step in range(schedule.num_steps):
-        for chosen, sharded in spreads.items():
+        for chosen, sharded in models.items():
             after = reports[chosen].append
             fit(sharded, lambda _: [batch], schedule, start=step, stop=step + 1, after_step=after)
-    # The first two make the optimizer's state, and memory ready.
+    # The first two steps allocate optimizer state and warm up memory.
     seconds = {
         chosen: statistics.median(report.seconds for report in found[2:])
         for chosen, found in reports.items()
@@ -349,7 +349,7 @@ def step_seconds(layers: Mapping[str, Sequence[int]]) -> dict[str, float]:
 
 
 def _some(num: int) -> list[Any]:
-    """Turns and pictures of some training samples, half of each kind."""
+    """Return turns and pictures of some training samples, half of each kind."""
     from consomme.datasets.sources import OcrSource, TalkSource
     from consomme.vision.decode import decode
 
@@ -361,7 +361,7 @@ def _some(num: int) -> list[Any]:
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The README's table, from the rows of the JSON."""
+    """Make the table from the rows of the JSON."""
     cells: dict[str, dict[str, str]] = {}
     for figure in found:
         _, arm, name = figure["key"].split(".")
