@@ -1,4 +1,4 @@
-"""S3 through a proxy that can be told what to break."""
+"""S3 through a proxy that injects faults."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ HASTY = RetryPolicy(base_s=0.001, cap_s=0.01)
 def proxy(
     s3_server: S3Server, s3_root: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FaultyProxy]:
-    """A proxy before the S3 server, and an environment that leads through it."""
+    """A proxy in front of the S3 server, and an environment that uses it."""
     with FaultyProxy(s3_server.url, stall_s=0.05) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
@@ -24,5 +24,5 @@ def proxy(
 
 @pytest.fixture
 def store(s3_root: str, proxy: FaultyProxy) -> S3Store:
-    """An S3 store behind the proxy that does not wait long."""
+    """An S3 store behind the proxy, with short waits."""
     return S3Store(BUCKET, s3_root.rpartition("/")[2], HASTY)

@@ -1,4 +1,4 @@
-"""The downloader on a real server: what it takes, what it refuses, and how it behaves."""
+"""The downloader against a real server: accepted and refused URLs, limits, robots.txt."""
 
 import asyncio
 import threading
@@ -24,12 +24,12 @@ PICTURE = b"\x89PNG not really, but nobody looks here"
 
 @dataclass
 class Site:
-    """A web server with good and bad manners, on the loopback."""
+    """A well- or badly-behaved web server on the loopback."""
 
     robots: str = "User-agent: *\nDisallow: /forbidden/\n"
     robots_status: int = 200
     robots_pause_s: float = 0.0
-    """How long robots.txt rests in its middle."""
+    """Pause in the middle of the response for robots.txt."""
     seen: Counter[str] = field(default_factory=Counter)
     at_once: int = 0
     most_at_once: int = 0
@@ -167,7 +167,7 @@ def test_a_name_that_leads_to_a_private_address_is_refused(site: Site) -> None:
         assert isinstance(found, FetchProblem)
         assert found.reason == "url_refused"
         assert "not a public address" in found.detail or "not a canonical" in found.detail
-    assert not site.seen, "nobody was asked anything"
+    assert not site.seen, "no request was sent"
 
 
 @pytest.mark.parametrize("status", [503, 500])

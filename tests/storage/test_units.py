@@ -81,7 +81,7 @@ names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
 contents = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12).map(
     lambda text: "x" + text
 )
-# In what a user says, `<image>` is where the picture goes, and is no text.
+# In a user turn, `<image>` marks the place of the picture and is not text.
 asked = contents.filter(lambda text: "<image>" not in text)
 conversations = st.one_of(
     contents.map(caption_turns),
@@ -193,9 +193,9 @@ def test_writers_cut_shards_by_rows_and_size(tmp_path: Path) -> None:
         for number in range(3):
             parquet.write(sample(f"{number}", size=700_000))
     assert len(parquet.close()) == 3
-    with pytest.raises(DataError, match="comes twice"):
+    with pytest.raises(DataError, match="occurs twice"):
         tar_bytes([sample("1"), sample("1")])
-    with pytest.raises(DataError, match="rename it"):
+    with pytest.raises(DataError, match="rename the key"):
         tar_bytes([sample("1", turns="x")])
 
 

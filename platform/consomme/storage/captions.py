@@ -1,8 +1,7 @@
-"""Samples as a recaption run left them: the same pictures, with newer words.
+"""Read samples with the captions of a recaption run.
 
-One decision is made here: newer captions stay beside the samples, by unit and row, and are put in
-place when a unit is read. So a round of recaptioning copies no picture, and any stage can read the
-samples of any round.
+New captions are stored in sidecars, by unit and row, and replace the old ones when a unit is read.
+So a round of recaptioning copies no image, and any stage can read the samples of any round.
 """
 
 from __future__ import annotations
@@ -23,63 +22,64 @@ from consomme.storage.unit import ReadUnit, Unit
 from consomme.storage.units import read_unit
 
 CAPTIONS = "captions"
-"""Kind of the output files of a recaption run."""
+"""Kind of the sidecar files of a recaption run."""
 
 CAPTION_BEFORE = "consomme_caption_before"
-"""Key of `meta`, while a unit is worked on, under which the sample's older caption is."""
+"""Key of `meta` for the previous caption of a sample; only in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecaptionReader:
-    """Reads units and gives samples the turns that a recaption run stored for them."""
+    """Reads units and replaces the turns of samples by those of a recaption run."""
 
     run: str
     """Folder of the finished recaption run."""
 
     only_new: bool = False
-    """Leave out samples that got no new caption."""
+    """Whether to leave out samples without a new caption."""
 
     read: ReadUnit = read_unit
-    """Reads the unit as it was before."""
+    """Reads the original unit."""
 
     def __call__(self, unit: Unit) -> tuple[list[tuple[int, Sample]], list[tuple[int, Reject]]]:
         """Read one unit.
 
         Raises:
-            DataError: The run is about other samples.
+            DataError: The run recaptioned other samples.
         """
         samples, rejects = self.read(unit)
         names = ["turns", "is_new", "parent_caption"]
         table = read_unit_columns(RunFolder.at(self.run), unit.unit_id, names, CAPTIONS)
         rows = {row["row"]: row for row in table.to_pylist()} if table is not None else {}
-        found = []
+        recaptioned = []
         for number, sample in samples:
             row = rows.get(number)
             if row is None or not row["is_new"]:
                 if not self.only_new:
-                    found.append((number, sample if row is None else _renewed(sample, row)))
+                    unchanged = sample if row is None else _with_stored_turns(sample, row)
+                    recaptioned.append((number, unchanged))
                 continue
             if row["sample_id"] != sample.sample_id:
                 raise DataError(
                     f"{self.run}: row {number} of unit {unit.unit_id} is {row['sample_id']!r}"
-                    f" there and {sample.sample_id!r} in {unit.shard}; the shard changed since it"
+                    f" there and {sample.sample_id!r} in {unit.shard}; the shard changed after it"
                     " was recaptioned, so recaption it again"
                 )
-            found.append((number, _renewed(sample, row)))
-        return found, rejects
+            recaptioned.append((number, _with_stored_turns(sample, row)))
+        return recaptioned, rejects
 
 
-def _renewed(sample: Sample, row: dict[str, Any]) -> Sample:
+def _with_stored_turns(sample: Sample, row: dict[str, Any]) -> Sample:
     turns = tuple(Turn(role=turn["role"], content=turn["content"]) for turn in row["turns"])
     meta = {**sample.meta, CAPTION_BEFORE: row["parent_caption"]}
     return replace(sample, turns=turns, meta=meta)
 
 
 def unit_reader(run: str | None, *, only_new: bool = False) -> ReadUnit:
-    """Choose how units are read: as they are, or with the captions of a run.
+    """Return a reader of units: plain if `run` is None, else with the captions of that run.
 
     Raises:
-        DataError: It is no finished recaption run.
+        DataError: `run` is not a finished recaption run.
     """
     if run is None:
         return read_unit
@@ -90,26 +90,26 @@ def unit_reader(run: str | None, *, only_new: bool = False) -> ReadUnit:
 
 
 def check_units(run: str | None, unit_ids: Iterable[str]) -> None:
-    """Refuse a run of captions that cut the data into other units: they would find nobody.
+    """Refuse a recaption run with other units, whose captions would match no sample.
 
     Args:
-        run: The recaption run; None passes.
-        unit_ids: The units that are to be read.
+        run: The recaption run; None is always accepted.
+        unit_ids: Ids of the units to be read.
 
     Raises:
-        DataError: The run has a unit that is not among them.
+        DataError: The run has a unit that is not in `unit_ids`.
     """
     if run is None:
         return
     known = np.sort(hash_ids(unit_ids))
     for record in RunFolder.at(run).iter_commits():
-        mark = hash_ids([record.unit_id])[0]
-        at = int(np.searchsorted(known, mark))
-        if at == len(known) or known[at] != mark:
+        id_hash = hash_ids([record.unit_id])[0]
+        index = int(np.searchsorted(known, id_hash))
+        if index == len(known) or known[index] != id_hash:
             raise DataError(
                 f"captions: {run} has the unit {record.unit_id} ({record.unit.count} samples of"
-                f" {record.unit.shard}), which is not cut like that here; give the same inputs,"
-                " source and unit_rows as there"
+                f" {record.unit.shard}), which is not a unit here; give the same inputs,"
+                " source and unit_rows as in that run"
             )
 
 
@@ -120,10 +120,10 @@ def planned_units(folder: RunFolder, plan: Plan) -> Iterator[Unit]:
 
 
 def recaptioned_units(run: str, shards: Sequence[str]) -> list[Unit]:
-    """Return the units into which a recaption run cut some shards.
+    """Return the units into which a recaption run split some shards.
 
     Raises:
-        DataError: It is about other shards, or about a view.
+        DataError: It recaptioned other shards, or a view.
     """
     folder = RunFolder.at(run)
     plan = Plan.load(folder.store)
@@ -131,6 +131,6 @@ def recaptioned_units(run: str, shards: Sequence[str]) -> list[Unit]:
     if {unit.shard for unit in units} != set(shards) or load_manifest(run).recipe.get("view"):
         raise DataError(
             f"captions: {run} recaptioned a view, or other shards than these {len(shards)}; give"
-            " the same inputs, or the view, as there"
+            " the same inputs, or the same view, as in that run"
         )
     return units

@@ -1,7 +1,7 @@
-"""Find the model folder a recipe names, wherever it lies.
+"""Resolve a recipe's model to a local folder, and hash its content.
 
-One decision is made here: a model in object storage is brought to this machine once, into a folder
-named after what is in storage, and opened from there like any other.
+A model in object storage is downloaded once per machine, into a temporary folder named by a hash of
+its file list, and loaded from there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def model_folder(model: str) -> str:
     if model.startswith(_PACKAGE):
         path = Path(consomme.__file__).parent / model.removeprefix(_PACKAGE)
     elif "://" in model:
-        path = _brought(model)
+        path = _downloaded(model)
     else:
         path = Path(model)
     if not (path / "config.json").exists() and (path / "model" / "config.json").exists():
@@ -43,10 +43,10 @@ def model_folder(model: str) -> str:
 
 
 def portable_path(model: str) -> str:
-    """Name a model so that `model_folder` finds it in another process, on another machine.
+    """Return a path or URL by which another process or machine finds the model.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is no such model.
     """
     folder = model_folder(model)
     return absolute_url(model) if "://" in model else folder
@@ -59,50 +59,46 @@ def _missing(model: str, found: str) -> CheckpointError:
     )
 
 
-def _brought(url: str) -> Path:
-    """Bring a model from object storage, unless it is here."""
+def _downloaded(url: str) -> Path:
+    """Download a model from object storage, unless it is in the local cache."""
     store = open_store(url)
     if not store.exists("config.json"):
         store = open_store(f"{url.rstrip('/')}/model")
     files = list(store.list())
     if "config.json" not in {file.path for file in files}:
         raise _missing(url, store.url)
-    named = "\n".join(f"{file.path} {file.size} {file.modified}" for file in files)
-    digest = hashlib.sha256(f"{store.url}\n{named}".encode()).hexdigest()[:16]
-    place = Path(tempfile.gettempdir()) / "consomme-models" / digest
-    if not place.exists():
-        _download(store, [file.path for file in files], place)
-    return place
+    listing = "\n".join(f"{file.path} {file.size} {file.modified}" for file in files)
+    digest = hashlib.sha256(f"{store.url}\n{listing}".encode()).hexdigest()[:16]
+    target = Path(tempfile.gettempdir()) / "consomme-models" / digest
+    if not target.exists():
+        _download(store, [file.path for file in files], target)
+    return target
 
 
-def _download(store: Store, paths: list[str], place: Path) -> None:
-    building = place.with_name(f"{place.name}-{uuid.uuid4().hex[:8]}")
+def _download(store: Store, paths: list[str], target: Path) -> None:
+    partial = target.with_name(f"{target.name}-{uuid.uuid4().hex[:8]}")
     for path in paths:
-        target = building / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with store.open(path) as source, target.open("wb") as file:
+        local = partial / path
+        local.parent.mkdir(parents=True, exist_ok=True)
+        with store.open(path) as source, local.open("wb") as file:
             shutil.copyfileobj(source, file, 16 << 20)
     try:
-        building.rename(place)
+        partial.rename(target)
     except OSError:
-        # Another process brought it first.
-        shutil.rmtree(building)
+        # Another process finished the download first.
+        shutil.rmtree(partial)
 
 
 _MODEL_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
-
-
 _NOT_MODEL = ("soup.json", "manifest.json", "trainer_state.json")
-
-
-_CHUNK = 1 << 22
+_CHUNK_BYTES = 1 << 22
 
 
 def model_content_hash(folder: str | Path) -> str:
-    """Return the SHA-256 of everything in a model folder that decides what the model says.
+    """Return the SHA-256 of all files of a model folder that determine the model's output.
 
-    Weights, configuration, tokenizer, processor and chat template count; notes on where the model
-    came from do not, nor do the folder's name and place.
+    Weights, configuration, tokenizer, processor and chat template count; records of the model's
+    origin and the path of the folder do not.
 
     Raises:
         CheckpointError: The folder holds no safetensors file.
@@ -120,7 +116,7 @@ def model_content_hash(folder: str | Path) -> str:
     for path in files:
         inner = hashlib.sha256()
         with path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
+            while chunk := stream.read(_CHUNK_BYTES):
                 inner.update(chunk)
         digest.update(f"{path.name}\0{inner.hexdigest()}\n".encode())
     return digest.hexdigest()

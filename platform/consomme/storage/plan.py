@@ -1,8 +1,8 @@
-"""Plans: the units of a run, kept beside it, so that a restart need not look at shards again.
+"""Plans: the units of a run, stored in its folder so that a restart does not read shards again.
 
-A plan is a number of Parquet parts, each with some hundred units and, where only part of a unit is
-wanted, a bitmap of its rows; `plan/plan.json`, written last, says that the plan is whole. Nobody
-needs to hold more than one part in memory.
+A plan consists of Parquet parts with some hundred units each and, where only some rows of a unit
+are selected, a bitmap of rows. `plan/plan.json` is written last and marks the plan as complete. One
+part at a time is in memory.
 """
 
 import dataclasses
@@ -21,25 +21,25 @@ from consomme.storage.sidecar import table_bytes
 from consomme.storage.stores.store import Store, join_url
 from consomme.storage.unit import Unit
 
-_HEAD = "plan/plan.json"
+_PLAN_FILE = "plan/plan.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """One unit to be done, or some of its rows."""
+    """One unit to process, or some of its rows."""
 
     unit: Unit
     bitmap: bytes | None = None
-    """Rows wanted: row `r` is bit `r % 8` of byte `r // 8`; None means all."""
+    """Selected rows: row `r` is bit `r % 8` of byte `r // 8`; None means all."""
 
     @property
     def rows(self) -> list[int] | None:
-        """Rows wanted, ascending; None means all."""
+        """Selected rows, ascending; None means all."""
         return None if self.bitmap is None else unpack_rows(self.unit, self.bitmap)
 
     @property
     def num_rows(self) -> int:
-        """How many rows are wanted."""
+        """Number of selected rows."""
         if self.bitmap is None:
             return self.unit.count
         return sum(byte.bit_count() for byte in self.bitmap)
@@ -57,35 +57,35 @@ class PlanPart:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All units of a run, by parts."""
+    """All units of a run, as a list of parts."""
 
     parts: tuple[PlanPart, ...]
     num_shards: int
 
     @property
     def num_units(self) -> int:
-        """Units in all."""
+        """Total number of units."""
         return sum(part.num_units for part in self.parts)
 
     @property
     def num_rows(self) -> int:
-        """Rows in all, good and bad."""
+        """Total number of rows, including those that will be rejected."""
         return sum(part.num_rows for part in self.parts)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes to read, as far as shards tell."""
+        """Bytes to read, as far as the shards state them."""
         return sum(part.num_bytes for part in self.parts)
 
     def save(self, store: Store) -> None:
-        """Declare the plan whole."""
-        store.write(_HEAD, json.dumps(dataclasses.asdict(self), indent=1).encode())
+        """Write `plan.json`, which marks the plan as complete."""
+        store.write(_PLAN_FILE, json.dumps(dataclasses.asdict(self), indent=1).encode())
 
     @classmethod
     def load(cls, store: Store) -> "Plan | None":
-        """Read a run's plan; None if there is none, or it is not whole."""
+        """Read the plan of a run; None if there is none or it is incomplete."""
         try:
-            content: dict[str, Any] = json.loads(store.read(_HEAD))
+            content: dict[str, Any] = json.loads(store.read(_PLAN_FILE))
         except FileNotFoundError:
             return None
         parts = tuple(PlanPart(**part) for part in content["parts"])
@@ -93,7 +93,7 @@ class Plan:
 
 
 def write_part(store: Store, number: int, work: Iterable[Work]) -> PlanPart:
-    """Write the part with this number; the same work makes the same bytes."""
+    """Write part `number`; the same work gives the same bytes."""
     items = list(work)
     columns: dict[str, list[object]] = {
         name: [getattr(item.unit, name) for item in items] for name in _UNIT_FIELDS
@@ -110,10 +110,10 @@ def write_part(store: Store, number: int, work: Iterable[Work]) -> PlanPart:
 
 
 def read_part(store: Store, path: str, rows: Sequence[int] | None = None) -> Iterator[Work]:
-    """Yield the work in one part, or the chosen entries of it, in order.
+    """Yield the entries of one part in order, or only those at `rows`.
 
     Raises:
-        DataError: The part is gone or damaged.
+        DataError: The part is missing or damaged.
     """
     table = _read(store, path, None)
     if rows is not None:
@@ -130,7 +130,7 @@ def part_unit_ids(store: Store, path: str) -> list[str]:
 
 
 def pack_rows(unit: Unit, rows: Sequence[int]) -> bytes:
-    """Make the bitmap of some rows of a unit."""
+    """Return the bitmap of some rows of a unit."""
     bits = np.zeros(unit.count, dtype=np.uint8)
     index = np.asarray(rows, dtype=np.int64)
     if index.size and (index.min() < 0 or index.max() >= unit.count):
@@ -140,10 +140,10 @@ def pack_rows(unit: Unit, rows: Sequence[int]) -> bytes:
 
 
 def unpack_rows(unit: Unit, bitmap: bytes) -> list[int]:
-    """List the rows a bitmap keeps, ascending."""
+    """List the rows that are set in a bitmap, ascending."""
     bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), count=unit.count, bitorder="little")
-    kept: list[int] = np.flatnonzero(bits).tolist()
-    return kept
+    rows: list[int] = np.flatnonzero(bits).tolist()
+    return rows
 
 
 def _read(store: Store, path: str, columns: list[str] | None) -> pa.Table:
@@ -167,4 +167,4 @@ PLAN_SCHEMA = pa.schema(
         pa.field("bitmap", pa.binary()),
     ]
 )
-"""Columns of a plan and of a view: the unit and the rows wanted of it."""
+"""Columns of a plan and of a view: the fields of the unit, and the bitmap of selected rows."""

@@ -1,7 +1,7 @@
-"""Sidecars: columns about samples, kept apart from them and keyed by unit and row.
+"""Sidecars: columns about samples, stored apart from them and keyed by unit and row.
 
-One Parquet file per unit holds `row`, `sample_id` and whatever a stage measured; never pixels. The
-unit's id is not in the file but in the commit record that names it.
+One Parquet file per unit has `row`, `sample_id` and the columns that a stage computed, never
+pixels. The unit id is not in the file but in the commit record that names it.
 """
 
 import io
@@ -18,18 +18,18 @@ from consomme.storage.ledger.commits import CommitRecord
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.stores.store import join_url
 
-_READERS = 8
-_AHEAD = 32
+_READ_THREADS = 8
+_READ_AHEAD = 32
 
 ID_HASH = "id_hash"
-"""Column with a hash of source and sample id, in the sidecars of every stage: it breaks ties."""
+"""Column in the sidecars of every stage with a hash of source and sample id; breaks ties."""
 
 SCORES = "scores"
-"""Kind of the output files that hold a unit's columns."""
+"""Default kind of sidecar files; see `RunFolder.write_output`."""
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """Write a table as Parquet; the same table always makes the same bytes."""
+    """Serialize a table as Parquet; the same table always gives the same bytes."""
     buffer = io.BytesIO()
     pq.write_table(
         table.combine_chunks(), buffer, row_group_size=max(1, table.num_rows), compression="zstd"
@@ -40,40 +40,40 @@ def table_bytes(table: pa.Table) -> bytes:
 def iter_columns(
     run_url: str, columns: Sequence[str], kind: str = SCORES, *, with_ids: bool = True
 ) -> Iterator[tuple[CommitRecord, pa.Table]]:
-    """Yield each committed unit's columns, in the order of unit ids, a few units in memory.
+    """Yield the columns of each committed unit, in the order of unit ids; few are in memory.
 
     Args:
         run_url: The run that wrote the columns.
-        columns: Which ones, beside `row` and `sample_id`, which always come first.
+        columns: Names of the columns; `row` and `sample_id` are added and come first.
         kind: Kind of output file, as given to `RunFolder.write_output`.
-        with_ids: Whether `sample_id` is read, which is most of what there is to read.
+        with_ids: Whether to read `sample_id`, which is most of the bytes.
 
     Raises:
         DataError: A file is missing, unreadable, or lacks a column.
     """
     run = RunFolder.at(run_url)
     names = [*dict.fromkeys(["row", *(["sample_id"] if with_ids else []), *columns])]
-    found = ((record, record.path_of(kind)) for record in run.iter_commits())
-    files = ((record, path) for record, path in found if path is not None)
-    with ThreadPoolExecutor(_READERS) as pool:
-        waiting: deque[tuple[CommitRecord, Future[pa.Table]]] = deque()
+    paths = ((record, record.path_of(kind)) for record in run.iter_commits())
+    files = ((record, path) for record, path in paths if path is not None)
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        pending: deque[tuple[CommitRecord, Future[pa.Table]]] = deque()
         try:
             while True:
-                for record, path in itertools.islice(files, _AHEAD - len(waiting)):
-                    waiting.append((record, pool.submit(_read_table, run, path, names)))
-                if not waiting:
+                for record, path in itertools.islice(files, _READ_AHEAD - len(pending)):
+                    pending.append((record, pool.submit(_read_table, run, path, names)))
+                if not pending:
                     return
-                record, reading = waiting.popleft()
-                yield record, reading.result()
+                record, future = pending.popleft()
+                yield record, future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def column_names(run_url: str, kind: str = SCORES) -> list[str]:
-    """List the columns that a run has written, as far as its first file tells.
+    """List the columns that a run has written, according to its first file.
 
     Raises:
-        DataError: Nothing is committed, or the file is missing or unreadable.
+        DataError: No unit is committed, or the file is missing or unreadable.
     """
     run = RunFolder.at(run_url)
     paths = (record.path_of(kind) for record in run.iter_commits())
@@ -94,15 +94,15 @@ def read_columns(run_url: str, columns: Sequence[str], kind: str = SCORES) -> pa
 
     Args:
         run_url: The run that wrote the columns.
-        columns: Which ones.
+        columns: Names of the columns.
         kind: Kind of output file.
 
     Returns:
-        `unit_id`, `row`, `sample_id` and the columns, in the order of unit ids and rows; only what
-        is committed.
+        `unit_id`, `row`, `sample_id` and the columns, in the order of unit ids and rows; committed
+        units only.
 
     Raises:
-        DataError: Nothing is committed, or a file is missing, unreadable, or lacks a column.
+        DataError: No unit is committed, or a file is missing, unreadable, or lacks a column.
     """
     tables = []
     for record, table in iter_columns(run_url, columns, kind):
@@ -116,12 +116,12 @@ def read_columns(run_url: str, columns: Sequence[str], kind: str = SCORES) -> pa
 def read_unit_columns(
     run: RunFolder, unit_id: str, columns: Sequence[str], kind: str
 ) -> pa.Table | None:
-    """Read columns of one unit of a finished run, without a look at the others.
+    """Read columns of one unit of a finished run, without reading the other units.
 
     Args:
-        run: The run that wrote them.
+        run: The run that wrote the columns.
         unit_id: The unit.
-        columns: Which ones, beside `row` and `sample_id`, which always come first.
+        columns: Names of the columns; `row` and `sample_id` are added and come first.
         kind: Kind of output file.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Units: ranges of rows that are read, retried, resumed and committed as one.
+"""Plan the units of shards, and read them.
 
-Planning looks at headers, footers and line ends, never at pixels, and covers every row of every
-shard exactly once. The same shards always give the same units, wherever they are mounted.
+Planning reads headers, footers and line ends, never pixels, and covers every row of every shard
+exactly once. The same shards always give the same units, wherever they are mounted.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,21 +22,21 @@ def plan_units(
     max_rows: int = MAX_UNIT_ROWS,
     max_bytes: int = MAX_UNIT_BYTES,
 ) -> list[Unit]:
-    """Cut the shards behind some inputs into units, in memory; for data sets of a modest size.
+    """Split the shards of some inputs into units, in memory; for data sets of modest size.
 
     Args:
         inputs: Files, folders, globs and brace ranges; see `consomme.storage.shards`.
         source: Name of the data set.
-        max_rows: Rows a unit may have.
-        max_bytes: Bytes a unit may have, unless a single row has more. Pictures beside a JSON file
-            do not count: their sizes are not in it.
+        max_rows: Maximum rows per unit.
+        max_bytes: Maximum bytes per unit, unless a single row has more. Images that a JSON file
+            refers to do not count, because their sizes are unknown.
 
     Returns:
         Units in the order of inputs, shards and rows.
 
     Raises:
         RecipeError: An input matches nothing.
-        DataError: A shard cannot be read at all.
+        DataError: A shard is not readable.
     """
     shards = find_shards(inputs, source)
     return [unit for shard in shards for unit in plan_shard(shard, max_rows, max_bytes)]
@@ -45,7 +45,7 @@ def plan_units(
 def plan_shard(
     shard: Shard, max_rows: int = MAX_UNIT_ROWS, max_bytes: int = MAX_UNIT_BYTES
 ) -> list[Unit]:
-    """Cut one shard into units; see `plan_units`."""
+    """Split one shard into units; see `plan_units`."""
     store, path = split_url(shard.url)
     units, start = [], 0
     for count, offset, num_bytes in _ranges(store, path, shard.url, max_rows, max_bytes):
@@ -67,35 +67,35 @@ def plan_shard(
 def read_unit(unit: Unit) -> tuple[list[tuple[int, Sample]], list[tuple[int, Reject]]]:
     """Read one unit.
 
-    Every row comes back exactly once, as a sample or as a reject. Whether the pictures can be
-    decoded is not looked at here. A key that came before in the same unit is a reject.
+    Every row is returned exactly once, as a sample or as a reject. Images are not decoded here. A
+    sample whose id occurred earlier in the same unit is a reject.
 
     Returns:
         Samples and rejects, each with its row in the unit.
 
     Raises:
-        DataError: The shard is gone, or has changed since it was planned.
+        DataError: The shard was removed or changed after planning.
     """
     try:
-        found = _raw_rows(unit)
+        raw_rows = _raw_rows(unit)
     except FileNotFoundError as error:
-        raise DataError(f"{unit.shard}: the shard is gone since it was planned") from error
-    if len(found) != unit.count:
+        raise DataError(f"{unit.shard}: the shard is gone; it was removed after planning") from error
+    if len(raw_rows) != unit.count:
         raise DataError(
-            f"{unit.shard}: found {len(found)} rows from row {unit.start}, planned {unit.count}; "
-            "the shard changed since it was planned"
+            f"{unit.shard}: found {len(raw_rows)} rows from row {unit.start}, "
+            f"planned {unit.count}; the shard changed after planning"
         )
     samples: list[tuple[int, Sample]] = []
     rejects: list[tuple[int, Reject]] = []
-    seen: set[str] = set()
-    for row, raw in enumerate(found):
+    sample_ids: set[str] = set()
+    for row, raw in enumerate(raw_rows):
         try:
             sample = raw.parse()
-            check_sample(sample, seen)
+            check_sample(sample, sample_ids)
         except RowError as problem:
             rejects.append((row, _reject(raw, unit.source, problem)))
             continue
-        seen.add(sample.sample_id)
+        sample_ids.add(sample.sample_id)
         samples.append((row, sample))
     return samples, rejects
 
@@ -113,24 +113,24 @@ def _reject(raw: RawRow, source: str, problem: RowError) -> Reject:
 def _ranges(
     store: Store, path: str, shard: str, max_rows: int, max_bytes: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Yield rows, offset and bytes of each unit of a shard."""
+    """Yield the row count, offset and bytes of each unit of a shard."""
     with store.open(path) as file:
         if path.endswith(".parquet"):
             for count, num_bytes in parquet.plan(file, shard, max_rows, max_bytes):
                 yield count, 0, num_bytes
         elif path.endswith(".tar"):
             rows = webdataset.plan(file, store.size(path), shard)
-            yield from _pack(rows, max_rows, max_bytes)
+            yield from _pack_rows(rows, max_rows, max_bytes)
         elif path.endswith(".jsonl"):
-            yield from _pack(records.plan_lines(file, shard), max_rows, max_bytes)
+            yield from _pack_rows(records.plan_lines(file, shard), max_rows, max_bytes)
         else:
-            yield from _pack(records.plan_array(file, shard), max_rows, max_bytes)
+            yield from _pack_rows(records.plan_array(file, shard), max_rows, max_bytes)
 
 
-def _pack(
+def _pack_rows(
     rows: Iterable[tuple[int, int]], max_rows: int, max_bytes: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Put neighbouring rows into ranges that keep both limits."""
+    """Pack contiguous rows into ranges within both limits."""
     count, begin, end = 0, 0, 0
     for row_begin, row_end in rows:
         if count and (count == max_rows or row_end - begin > max_bytes):
@@ -171,18 +171,21 @@ def _raw_rows(unit: Unit) -> list[RawRow]:
     )
 
 
-def read_samples(units: Mapping[str, Unit], wanted: Sequence[tuple[str, int]]) -> list[Sample]:
-    """Read single samples: each unit once, and one unit in memory at a time.
+def read_samples(units: Mapping[str, Unit], positions: Sequence[tuple[str, int]]) -> list[Sample]:
+    """Read individual samples; each unit is read once, and one is in memory at a time.
 
     Args:
         units: Units by id.
-        wanted: Unit id and row of each sample.
+        positions: Unit id and row of each sample.
+
+    Returns:
+        The samples, in the order of `positions`.
 
     Raises:
-        DataError: A shard is gone or has changed.
+        DataError: A shard was removed or changed after planning.
     """
-    found: dict[tuple[str, int], Sample] = {}
-    for unit_id in dict.fromkeys(unit_id for unit_id, _ in wanted):
-        samples = dict(read_unit(units[unit_id])[0])
-        found |= {place: samples[place[1]] for place in wanted if place[0] == unit_id}
-    return [found[place] for place in wanted]
+    samples: dict[tuple[str, int], Sample] = {}
+    for unit_id in dict.fromkeys(unit_id for unit_id, _ in positions):
+        by_row = dict(read_unit(units[unit_id])[0])
+        samples |= {(key, row): by_row[row] for key, row in positions if key == unit_id}
+    return [samples[position] for position in positions]

@@ -1,7 +1,7 @@
-"""Views: which samples of which units, as one bitmap per unit; a subset without copied pixels.
+"""Views: a subset of samples as one row bitmap per unit, without copying pixels.
 
-A view is one small Parquet file in the folder of the run that made it. It carries the units
-themselves, so that reading the kept samples needs nothing else.
+A view is one small Parquet file in the folder of the run that made it. It contains the units
+themselves, so that the kept samples can be read without any other file.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from consomme.storage.unit import Unit
 from consomme.storage.units import read_unit
 
 VIEW = "view.parquet"
-"""Name of the view in its run folder."""
+"""File name of the view in its run folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,11 @@ class View:
 
     @classmethod
     def from_rows(cls, units: Sequence[Unit], rows: Mapping[str, Sequence[int]]) -> "View":
-        """Make a view from the kept rows of each unit.
+        """Build a view from the kept rows of each unit.
 
         Args:
             units: All units, in order.
-            rows: Kept rows by unit id; a unit that is not in it keeps none.
+            rows: Kept rows by unit id; a unit without an entry keeps none.
 
         Raises:
             DataError: Rows are given for an unknown unit, or a row is not in its unit.
@@ -60,7 +60,7 @@ class View:
 
     @classmethod
     def iter_entries(cls, url: str) -> Iterator[tuple[Unit, bytes]]:
-        """Yield the units of a run's view with their bitmaps, a thousand in memory at a time.
+        """Yield the units of a run's view with their bitmaps; 1,024 are in memory at a time.
 
         Raises:
             DataError: The run has no view, or it cannot be read.
@@ -87,16 +87,16 @@ class View:
 
     @property
     def num_samples(self) -> int:
-        """How many samples are kept."""
+        """Number of kept samples."""
         return sum(self.counts().values())
 
     @property
     def units(self) -> list[Unit]:
-        """The units, in order, also those that keep nothing."""
+        """All units in order, including those that keep no sample."""
         return [unit for unit, _ in self.entries]
 
     def counts(self) -> dict[str, int]:
-        """How many samples each unit keeps, by unit id."""
+        """Number of kept samples by unit id."""
         return {unit.unit_id: len(unpack_rows(unit, bitmap)) for unit, bitmap in self.entries}
 
     def rows(self) -> Iterator[tuple[Unit, list[int]]]:
@@ -109,7 +109,7 @@ def read_view_unit(unit: Unit, bitmap: bytes) -> list[tuple[int, Sample]]:
     """Read the kept samples of one unit, each with its row in the unit.
 
     Raises:
-        DataError: A kept row cannot be read, so the shard changed since the view was made.
+        DataError: A kept row is not readable: the shard changed after the view was made.
     """
     kept = unpack_rows(unit, bitmap)
     if not kept:
@@ -119,7 +119,7 @@ def read_view_unit(unit: Unit, bitmap: bytes) -> list[tuple[int, Sample]]:
     if missing:
         raise DataError(
             f"{unit.shard}: row {unit.start + missing[0]} is in the view but is not readable; "
-            "the shard changed since it was scored"
+            "the shard changed after it was scored"
         )
     return [(row, samples[row]) for row in kept]
 

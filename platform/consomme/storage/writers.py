@@ -1,8 +1,8 @@
-"""Samples to shards: WebDataset tars and Parquet, with names and bytes as they came.
+"""Write samples as WebDataset tars or Parquet, keeping their names and bytes.
 
-The same samples always make the same bytes: no clock, no user, no host goes into a shard.
-`tar_bytes` and `parquet_bytes` make one shard in memory, as a unit's output; the writers cut a
-stream into shards by rows and size.
+The same samples always give the same bytes: a shard has no time, user or host. `tar_bytes` and
+`parquet_bytes` serialize one shard in memory, as the output of a unit; the writers split a stream
+into shards by rows and size.
 """
 
 import io
@@ -19,17 +19,17 @@ from consomme.base.sample import Sample, samples_to_table
 from consomme.storage.readers.webdataset import IMAGE_EXTENSIONS, OWN_KEY, split_name
 from consomme.storage.stores.store import FileInfo, Store, is_safe_path
 
-_ESCAPES = {ord(mark): f"%{ord(mark):02X}" for mark in '%./\\:*?"<>|\0'}
+_ESCAPES = {ord(char): f"%{ord(char):02X}" for char in '%./\\:*?"<>|\0'}
 
 
 def tar_bytes(samples: Sequence[Sample]) -> bytes:
-    """Write samples as one WebDataset tar.
+    """Serialize samples as one WebDataset tar.
 
-    A caption goes into `.txt`; a longer conversation, metadata, and names that a tar cannot hold
-    go into `.json`. Reading the tar gives the samples back.
+    A caption is stored in `.txt`; a longer conversation, metadata, and names that a tar cannot hold
+    in `.json`. Reading the tar gives the same samples.
 
     Raises:
-        DataError: Two samples have the same name, or metadata uses a key that means text.
+        DataError: Two samples have the same id, or metadata uses a reserved key.
     """
     buffer = io.BytesIO()
     keys: set[str] = set()
@@ -37,7 +37,7 @@ def tar_bytes(samples: Sequence[Sample]) -> bytes:
         for sample in samples:
             key, image_member = _member_names(sample)
             if key in keys:
-                raise DataError(f"sample {sample.sample_id!r} comes twice in one shard")
+                raise DataError(f"sample {sample.sample_id!r} occurs twice in one shard")
             keys.add(key)
             _add(tar, image_member, sample.image)
             is_caption = [turn.role for turn in sample.turns] == ["assistant"]
@@ -51,14 +51,14 @@ def tar_bytes(samples: Sequence[Sample]) -> bytes:
 
 
 def parquet_bytes(samples: Sequence[Sample], row_group_rows: int = 256) -> bytes:
-    """Write samples as one Parquet file with `SAMPLE_SCHEMA`.
+    """Serialize samples as one Parquet file with `SAMPLE_SCHEMA`.
 
     Args:
-        samples: What to write.
-        row_group_rows: Rows that are packed together; a unit reads whole row groups.
+        samples: The samples.
+        row_group_rows: Rows per row group; a unit reads whole row groups.
     """
     buffer = io.BytesIO()
-    # Pictures are compressed already; text is a small part.
+    # Images are compressed already, and text is a small part.
     pq.write_table(
         samples_to_table(samples), buffer, row_group_size=row_group_rows, compression="none"
     )
@@ -66,16 +66,17 @@ def parquet_bytes(samples: Sequence[Sample], row_group_rows: int = 256) -> bytes
 
 
 class ShardWriter:
-    """Cut a stream of samples into shards; use `WebDatasetWriter` or `ParquetWriter`.
+    """Split a stream of samples into shards; use `WebDatasetWriter` or `ParquetWriter`.
 
-    Shards are named `<prefix>-000000.<suffix>` and appear whole. Use as a context manager, or call
-    `close` for the last shard.
+    Shards are named `<prefix>-000000.<suffix>` and written atomically. Use as a context manager, or
+    call `close` for the last shard.
 
     Args:
         store: Where to write.
         prefix: Path of the shards without number and suffix.
-        max_rows: Samples a shard may have.
-        max_mb: Megabytes (2**20) of pictures and text a shard may have, unless one sample has more.
+        max_rows: Maximum samples per shard.
+        max_mb: Maximum megabytes (2**20 bytes) of images and text per shard, unless one sample has
+            more.
     """
 
     suffix: str
@@ -93,7 +94,7 @@ class ShardWriter:
         self._files: list[FileInfo] = []
 
     def write(self, sample: Sample) -> None:
-        """Add one sample; a full shard is written first."""
+        """Add one sample; writes the current shard first if it is full."""
         size = len(sample.image) + sum(len(turn.content) for turn in sample.turns)
         is_full = len(self._samples) >= self._max_rows or self._num_bytes + size > self._max_bytes
         if self._samples and is_full:
@@ -102,13 +103,13 @@ class ShardWriter:
         self._num_bytes += size
 
     def close(self) -> list[FileInfo]:
-        """Write what is left and list the shards, in order."""
+        """Write the last shard and return all shards in order."""
         if self._samples:
             self._flush()
         return list(self._files)
 
     def __enter__(self) -> Self:
-        """Nothing to prepare."""
+        """Return the writer itself."""
         return self
 
     def __exit__(
@@ -117,7 +118,7 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Write the last shard, unless the stream broke off."""
+        """Write the last shard, unless an exception was raised."""
         if kind is None:
             self.close()
 
@@ -144,7 +145,7 @@ class ParquetWriter(ShardWriter):
 
 
 def _member_names(sample: Sample) -> tuple[str, str]:
-    """Choose the tar key and the image member's name; the sample's own where they fit."""
+    """Choose tar key and image member name; those of the sample if a tar allows them."""
     name = sample.image_name
     key, extension = split_name(name)
     is_image = extension.rpartition(".")[2] in IMAGE_EXTENSIONS
@@ -161,8 +162,8 @@ def _record(sample: Sample, key: str, image_member: str, *, is_caption: bool) ->
     for name in ("turns", OWN_KEY):
         if name in sample.meta:
             raise DataError(
-                f"sample {sample.sample_id!r}: metadata has {name!r}, which a reader would take "
-                "for something else; rename it"
+                f"sample {sample.sample_id!r}: metadata has {name!r}, which has a reserved "
+                "meaning in a shard; rename the key"
             )
     record = dict(sample.meta)
     if not is_caption:
@@ -176,7 +177,7 @@ def _record(sample: Sample, key: str, image_member: str, *, is_caption: bool) ->
 
 
 def _sniff(image: bytes) -> str:
-    """Guess a file extension from the first bytes, for pictures that came without a name."""
+    """Guess the file extension from the first bytes, for images without a name."""
     if image.startswith(b"\x89PNG"):
         return "png"
     if image.startswith(b"GIF8"):

@@ -1,4 +1,4 @@
-"""Samples that kill their process are found by trying, and nobody else is blamed."""
+"""Bisection finds the samples that kill their process, and no others."""
 
 import random
 
@@ -10,11 +10,11 @@ from consomme.storage.stores.local import LocalStore
 
 
 class Dead(BaseException):
-    """Stands for the end of the process."""
+    """Simulates the death of the process."""
 
 
 def survive(store, rows, work, most=200):
-    """Start the work again after every death; return what came out and how many died."""
+    """Restart the work after every death; return its result and the number of deaths."""
     for deaths in range(most):
         try:
             return *run_with_bisection(store, "u", rows, work), deaths

@@ -1,4 +1,4 @@
-"""The ledger's promise: nothing lost, nothing doubled, the same bytes, whoever dies and when."""
+"""The ledger: nothing lost, nothing duplicated, the same bytes, whichever process dies when."""
 
 import contextlib
 import dataclasses
@@ -62,7 +62,7 @@ def scores(number: int) -> bytes:
 
 
 def work(run: RunFolder, number: int, attempt: int = 1) -> CommitRecord:
-    """Do one unit the way a pipeline does."""
+    """Do one unit as a pipeline does."""
     item = unit(number)
     file = run.write_output(item, "scores", scores(number), "parquet")
     return run.commit(
@@ -86,7 +86,7 @@ def with_histogram_column(segment: bytes) -> bytes:
 
 
 def drive(run: RunFolder, num_units: int = 5, pack_every: int = 2) -> None:
-    """Do a whole run the way a driver does, packing records now and then."""
+    """Do a whole run as a driver does, packing records from time to time."""
     attempt = run.start_attempt()
     done = run.done_units()
     fresh: list[CommitRecord] = []
@@ -109,7 +109,7 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 class Killed(BaseException):
-    """Stands for a process that dies: nothing below may catch it."""
+    """Simulates the death of a process; library code must not catch it."""
 
 
 class DyingStore:
@@ -213,7 +213,7 @@ def test_a_zombie_publishes_nothing_after_the_next_attempt_began(tmp_path: Path)
     assert (old, new) == (1, 2)
     with pytest.raises(SupersededError, match=r"overtaken by attempt 2, started 2.* on .*pid"):
         work(zombie, 1, old)
-    # One that had looked just before the heir began: its record and its segment are not named.
+    # A worker that checked just before the new attempt began: its record and segment are not valid.
     record = zombie.commits()["web-000"]
     stale = dataclasses.replace(record, counts={"samples": 99})
     zombie.store.create(commit_path(old, "web-001"), stale.to_json())

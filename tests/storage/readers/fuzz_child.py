@@ -1,4 +1,4 @@
-"""Read damaged shards and pictures until the time is up; run as a process of its own.
+"""Read damaged shards and pictures until the time is up; run as a separate process.
 
     python -m tests.storage.fuzz_child AREA SEED FIRST SECONDS FOLDER
 
@@ -33,10 +33,10 @@ from consomme.vision.decode import DecodeProblem, decode
 AREAS = ("tar", "parquet", "jsonl", "json", "image")
 
 HANG_S = 30
-"""A case takes milliseconds; one that takes so long does not end."""
+"""A case takes milliseconds; one that takes this long counts as hanging."""
 
 MAX_MB = 600
-"""Memory beyond what the process had when it began."""
+"""Memory limit beyond what the process had at its start."""
 
 _INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, 0x20, 0x22, 0x30, 0x37, 0x5B, 0x5C, 0x7B)
 
@@ -255,7 +255,7 @@ def read_all(url: str, limits: dict[str, int]) -> list[Sample | Reject]:
 
 
 def check_decode(data: bytes, min_side_px: int | None) -> None:
-    """Decode; there must be a picture or a reason."""
+    """Decode; the result must be a picture or a reject reason."""
     picture = decode(data, min_side_px=min_side_px, max_image_pixels=4_000_000)
     if isinstance(picture, DecodeProblem):
         assert picture.reason in REJECT_REASONS, picture
@@ -285,7 +285,7 @@ def check_shard(area: str, data: bytes, rng: random.Random, folder: Path) -> Non
 
 
 def memory_mb() -> float:
-    """The most memory this process has had."""
+    """Peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -117,7 +117,7 @@ def test_ways_to_write_lines(pictured: Path, join: Callable[[list[bytes]], bytes
 def test_ways_to_write_arrays(pictured: Path, text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     url = write(pictured, "s.json", text % tuple(record(key).text for key in "abc"))
     for piece in (1, 2, 7, 64, 1 << 22):
-        monkeypatch.setattr("consomme.storage.readers.records._PIECE", piece)
+        monkeypatch.setattr("consomme.storage.readers.records._CHUNK_BYTES", piece)
         for max_rows in (1, 1024):
             found = outcomes(url, max_rows=max_rows)
             assert [item.sample_id for item in found if isinstance(item, Sample)] == list("abc")

@@ -1,4 +1,4 @@
-"""Google Cloud Storage when things go wrong; what it does right is in test_files.py."""
+"""Faults of Google Cloud Storage; its regular behaviour is in test_stores.py."""
 
 import sys
 from collections.abc import Iterator

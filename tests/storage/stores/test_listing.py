@@ -117,7 +117,7 @@ def test_a_parallel_listing_runs_a_bounded_way_ahead() -> None:
     listed = itertools.count()
 
     class Endless:
-        """Twenty folders without end."""
+        """Twenty endless folders."""
 
         def list_level(self, prefix: str) -> Iterator[FileInfo]:
             return (FileInfo(path=f"{number:02d}/", size=0) for number in range(20))
@@ -128,7 +128,7 @@ def test_a_parallel_listing_runs_a_bounded_way_ahead() -> None:
     files: Any = list_parallel(Endless(), num_threads=4)  # type: ignore[arg-type]
     assert all(file.path.startswith("00/") for file in itertools.islice(files, 50_000))
     files.close()
-    # Four folders; in each 16 batches wait, one is being filled, one waits for its place.
+    # Four folders; in each, 16 batches are queued, one is being filled, one waits for the queue.
     assert next(listed) <= 50_000 + 4 * 18 * 1000
 
 

@@ -1,4 +1,4 @@
-"""How long to try again, and how that ends."""
+"""Retries: waits, limits, and final errors."""
 
 import itertools
 import pickle
@@ -10,7 +10,7 @@ from consomme.storage.stores.retries import RetryPolicy, retry
 
 
 def through(call: Callable[[], Any], **policy: Any) -> tuple[Any, list[float]]:
-    """Retry a call without waiting; returns what came of it, and the waits."""
+    """Retry a call without waiting; return its result and the waits."""
     waits: list[float] = []
     options = {"sleep": waits.append, "fraction": lambda: 1.0, "clock": lambda: sum(waits)}
     try:
@@ -25,7 +25,7 @@ def _classify_error(error: Exception) -> Exception | None:
 
 
 def failing(times: int) -> Callable[[], str]:
-    """A call that fails so many times before it works."""
+    """A call that fails this many times before it succeeds."""
     calls = itertools.count(1)
 
     def call() -> str:

@@ -1,4 +1,4 @@
-"""Object stores when things go wrong: every fault is either survived or said so that it helps."""
+"""Faults of object stores: each is either retried or reported with what to do."""
 
 import datetime
 import hashlib
@@ -30,7 +30,7 @@ HASTY = RetryPolicy(base_s=0.001, cap_s=0.01)
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uploads in parts from 6 MiB on, so that tests of them stay quick."""
+    """Multipart uploads from 6 MiB on, so that tests of them stay quick."""
     monkeypatch.setattr(object_store, "MULTIPART_BYTES", 6 * MIB)
     monkeypatch.setattr(object_store, "PART_BYTES", 5 * MIB)
 
@@ -100,19 +100,19 @@ def test_uploads_in_parts_survive_lost_answers(
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_an_upload_in_parts_that_was_swept_away_is_sent_again(
+def test_a_multipart_upload_that_was_removed_is_sent_again(
     store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = random.Random(1).randbytes(11 * MIB)
     other, removals = S3Store(store.bucket, store.folder), []
-    decide = S3Store._decide
+    decide = S3Store._send_conditional
 
     def sweep_first(self: S3Store, *place: Any, **options: Any) -> bool:
         if not removals:
             removals.append(other.remove_orphans())
         return decide(self, *place, **options)
 
-    monkeypatch.setattr(S3Store, "_decide", sweep_first)
+    monkeypatch.setattr(S3Store, "_send_conditional", sweep_first)
     store.write("large", data)
     assert removals == [1]
     assert hashlib.sha256(store.read("large")).digest() == hashlib.sha256(data).digest()
@@ -150,9 +150,9 @@ def test_conditional_writes_that_met_are_decided_by_trying_again(
     proxy.force("conflict", method="POST", part="uploadId")
     before = proxy.counts["POST"]
     assert store.create("large", bytes(7 * MIB))
-    # S3 wants the parts again, not just the request that joins them.
+    # S3 requires the parts again, not just the request that completes them.
     assert proxy.counts["POST"] - before == 4
-    # The first upload is joined but its answer is lost; then there is an upload too many.
+    # The first upload is completed but its response is lost; the second one is then superfluous.
     proxy.force("drop_answer", "conflict", method="POST", part="uploadId")
     assert store.create("larger", bytes(8 * MIB))
     assert store.size("larger") == 8 * MIB
@@ -178,7 +178,7 @@ def test_one_of_many_wins_through_a_bad_network(store: S3Store, proxy: FaultyPro
     proxy.faults = {"drop_answer": 0.15, "reset": 0.1, "slow_down": 0.1, "cut": 0.1, "error": 0.05}
     with ThreadPoolExecutor(4) as pool:
         for turn in range(30):
-            # Pairs, because the server lets losers of the same moment wait for seconds.
+            # Pairs, because the server delays the losers of a race for seconds.
             won = list(pool.map(lambda _, turn=turn: store.create(f"{turn}", b"same"), range(2)))
             assert sorted(won) == [False, True]
     assert proxy.counts["drop_answer"] > 5
@@ -191,7 +191,7 @@ def test_a_storage_that_stays_down_is_an_error_to_come_back_from(
     before = proxy.counts["requests"]
     with pytest.raises(ClusterError, match=r"s3://.*/a/f: gave up after 8 tries.*SlowDown"):
         store.read("a/f")
-    # Nobody below tries again by himself.
+    # The client library does not retry by itself.
     assert proxy.counts["requests"] - before == 8
 
 
@@ -264,7 +264,7 @@ def test_a_server_that_lists_in_another_order_is_refused(
     }
     client = type("Client", (), {"list_objects_v2": lambda self, **_: answer})
     monkeypatch.setattr(object_store, "s3_client", client)
-    with pytest.raises(DataError, match=r"Other.* lists 'a' behind 'b'"):
+    with pytest.raises(DataError, match=r"Other.* lists 'a' after 'b'"):
         list(store.list())
 
 

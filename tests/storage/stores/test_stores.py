@@ -210,7 +210,7 @@ def test_of_many_that_create_one_wins(store: Store) -> None:
         won = []
         for turn in range(rounds):
             start.wait()
-            # Every other round all bring the same bytes: equal is not the same as own.
+            # In every other round all write the same bytes; that does not make them the same writer.
             body = b"same" if turn % 2 else b"%d" % number
             if store.create(f"race/{turn}", body):
                 won.append(turn)
@@ -279,7 +279,7 @@ def test_many_files_list_in_pages_and_go_in_one_go(store: Store) -> None:
     assert paths(store.list(after="n/0999")) == [f"n/{n}" for n in range(1000, 1010)]
     assert paths(store.list_level("n/")) == names[:1010]
     assert paths(list_parallel(store, num_threads=4)) == sorted(names)
-    # A reader that goes away does not leave threads behind.
+    # A reader that stops early leaves no threads behind.
     some = list_parallel(store, num_threads=4)
     assert next(some).path == "f0/x"
     some.close()

@@ -1,12 +1,13 @@
-"""Parquet: consomme's own shards, and data sets with an image column and a text column.
+"""Read Parquet: consomme's own shards, and data sets with an image column and a text column.
 
-The `image` column holds bytes, a Hugging Face struct `{bytes, path}`, or a path below the file's
-folder. Columns are known by name (`TURN_KEYS`, `CAPTION_KEYS`, `ID_KEYS`); the rest is metadata.
+The `image` column has bytes, a Hugging Face struct `{bytes, path}`, or a path relative to the
+file's folder. Other columns are identified by name (`TURN_KEYS`, `CAPTION_KEYS`, `ID_KEYS`); the
+rest is metadata.
 
-A row group is read a few rows at a time. One that cannot be decoded costs its own rows, a value
-that cannot be converted costs its row. What holds for the whole file is an error of the file: a
-column of the wrong type, or of an extension type. Ray registers one that unpickles what it reads,
-and would run what a stranger wrote; so none but Arrow's own are read.
+A row group is read in small batches. If it cannot be decoded, its remaining rows are rejects; if a
+value cannot be converted, its row is. Problems of the schema are errors of the whole file: a column
+of the wrong type or of an extension type. Ray registers an extension type that unpickles what it
+reads, which would execute code from the file; so only Arrow's own extension types are accepted.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,30 +33,30 @@ from consomme.storage.readers.text import (
 from consomme.storage.stores.store import Store
 
 _BATCH = 256
-"""Rows that are decoded at once at most; fewer where they are large."""
+"""Maximum rows per decoded batch; fewer if rows are large."""
 
 _BATCH_BYTES = 32 * 2**20
-"""What they may have together, going by their average."""
+"""Maximum bytes per decoded batch, by the average row size."""
 
 _WHOLE_BYTES = 128 * 2**20
-"""Row groups up to this size are fetched in one go, which costs an object store few requests."""
+"""Row groups up to this size are fetched at once, which takes few requests to an object store."""
 
 _BUFFER = 8 * 2**20
-"""Of a larger row group so much is fetched at once: memory is a page and a batch then."""
+"""Fetch size within larger row groups; memory is then one page and one batch."""
 
 Record = dict[str, Any] | RowError
-"""One row's values, or why they could not be had."""
+"""Values of one row, or why they are not readable."""
 
 
 def plan(file: BinaryIO, shard: str, max_rows: int, max_bytes: int) -> Iterator[tuple[int, int]]:
     """Yield row counts and bytes of ranges, from the footer alone.
 
-    Small row groups are taken together, large ones are cut; no range straddles a cut and a whole
-    group, so that at most one row group is read for nothing but its part.
+    Small row groups are combined, large ones are split. No range combines a part of a row group
+    with another one, so that reading a range decodes at most one row group partially.
 
     Raises:
-        DataError: The footer is not readable, a column that is needed is not there, or a column is
-            of a type that cannot be used.
+        DataError: The footer is not readable, a required column is missing, or a column has an
+            unsupported type.
     """
     parquet = _open(file, shard)
     _check_schema(parquet.schema_arrow, shard)
@@ -85,19 +86,19 @@ def rows(
 
     Args:
         file: The whole shard.
-        store: Where paths in the image column lead.
-        shard: The shard's URL, for references.
+        store: Store for paths in the image column.
+        shard: URL of the shard, for references.
         start: First row in the shard.
-        count: How many rows.
+        count: Number of rows.
         source: Name of the data set.
 
     Raises:
-        DataError: The shard is no longer what was planned.
+        DataError: The shard changed after planning.
     """
     base_name = shard.rpartition("/")[2].rpartition(".")[0]
     parquet = _open(file, shard)
     _check_schema(parquet.schema_arrow, shard)
-    found: list[RawRow] = []
+    raw_rows: list[RawRow] = []
     position = 0
     for group, (num_rows, num_bytes) in enumerate(_groups(parquet, file, shard)):
         first, last = max(start, position), min(start + count, position + num_rows)
@@ -112,9 +113,9 @@ def rows(
                 records = _read_rows(parquet, group, begin, end)
             for number, record in enumerate(records, start=first):
                 name, reference = f"{base_name}-{number:08d}", f"{shard}#{number}"
-                found.append(_raw_row(name, reference, record, store, source))
+                raw_rows.append(_raw_row(name, reference, record, store, source))
         position += num_rows
-    return found
+    return raw_rows
 
 
 def _open(file: BinaryIO, shard: str, *, is_streamed: bool = False) -> pq.ParquetFile:
@@ -125,13 +126,13 @@ def _open(file: BinaryIO, shard: str, *, is_streamed: bool = False) -> pq.Parque
             buffer_size=_BUFFER if is_streamed else 0,
             page_checksum_verification=True,
         )
-    # Arrow reports damage as any kind of error; `_classify_error` tells it from a failing storage.
+    # Arrow reports damage by many exception types; `_classify_error` separates storage failures.
     except Exception as error:
         raise _classify_error(error, shard, "the footer") from error
 
 
 def _classify_error(error: Exception, shard: str, what: str) -> Exception:
-    """Tell damage in a file, which Arrow reports as any kind of error, from a failing storage."""
+    """Return a DataError for a damaged file; the error itself if the storage or memory failed."""
     is_storage = isinstance(error, OSError) and error.errno is not None
     if is_storage or isinstance(error, ConsommeError | MemoryError):
         return error
@@ -139,14 +140,14 @@ def _classify_error(error: Exception, shard: str, what: str) -> Exception:
 
 
 def _groups(parquet: pq.ParquetFile, file: BinaryIO, shard: str) -> list[tuple[int, int]]:
-    """List rows and unpacked bytes of the row groups, as far as the footer can be believed."""
+    """List rows and uncompressed bytes of the row groups; refuse impossible footers."""
     meta = parquet.metadata
     groups = []
     for index in range(meta.num_row_groups):
         group = meta.row_group(index)
         groups.append((group.num_rows, group.total_byte_size))
     size = file.seek(0, 2)
-    # Each row has a picture, so there cannot be more rows than bytes.
+    # Each row has an image, so there cannot be more rows than bytes.
     if any(min(group) < 0 for group in groups) or sum(rows for rows, _ in groups) > size:
         raise DataError(f"{shard}: not readable as Parquet: the footer states impossible sizes")
     return groups
@@ -180,9 +181,9 @@ def _check_schema(schema: pa.Schema, shard: str) -> None:
 
 
 def _extension_name(field: pa.Field) -> str:
-    """Name the extension type of a column or of anything inside it; empty if it has none.
+    """Return the name of the extension type of a column or of a nested field; empty if none.
 
-    Looks at names only: a registered type and one that this process does not know read the same.
+    Compares names only, so that registered and unregistered types are treated alike.
     """
     kind = field.type
     name = str((field.metadata or {}).get(b"ARROW:extension:name", b""), "utf-8", "replace")
@@ -206,8 +207,8 @@ def _is_bytes_or_text(kind: pa.DataType) -> bool:
 
 
 def _read_rows(parquet: pq.ParquetFile, group: int, begin: int, end: int) -> list[Record]:
-    """Read rows `begin` to `end` of one row group; always so many."""
-    found: list[Record] = []
+    """Read rows `begin` to `end` of one row group; always returns `end - begin` records."""
+    records: list[Record] = []
     position = 0
     meta = parquet.metadata.row_group(group)
     fitting = _BATCH_BYTES * meta.num_rows // max(1, meta.total_byte_size)
@@ -216,26 +217,26 @@ def _read_rows(parquet: pq.ParquetFile, group: int, begin: int, end: int) -> lis
         for batch in parquet.iter_batches(size, row_groups=[group], use_threads=False):
             first, last = max(begin - position, 0), min(end - position, batch.num_rows)
             if first < last:
-                found += _to_records(batch.slice(first, last - first))
+                records += _to_records(batch.slice(first, last - first))
             position += batch.num_rows
             if position >= end:
                 break
         problem = f"the row group ends after {position} rows"
-    # As above; what is not damage is raised again.
+    # As in `_open`: many exception types mean damage; anything else is raised again.
     except Exception as error:
-        judged = _classify_error(error, "", "the row group")
-        if not isinstance(judged, DataError):
+        classified = _classify_error(error, "", "the row group")
+        if not isinstance(classified, DataError):
             raise
         problem = f"the row group cannot be read: {error}"
-    missing = end - begin - len(found)
-    return found + [RowError("record_malformed", problem)] * missing
+    missing = end - begin - len(records)
+    return records + [RowError("record_malformed", problem)] * missing
 
 
 def _to_records(batch: pa.RecordBatch) -> list[Record]:
     """Convert rows to Python values, one by one if one of them cannot be converted."""
     try:
         return list(batch.to_pylist())
-    # Arrow raises many things here: text that is not UTF-8, dates beyond Python's, and more.
+    # Arrow raises many types here: text that is not UTF-8, dates beyond Python's range, and more.
     except Exception as error:
         if isinstance(error, MemoryError):
             raise
@@ -246,7 +247,7 @@ def _to_records(batch: pa.RecordBatch) -> list[Record]:
 
 
 def _conversion_problem(row: pa.RecordBatch, error: Exception) -> RowError:
-    """Say which column of a single row cannot be converted."""
+    """Return a RowError that names the column of a single row that cannot be converted."""
     for name in row.schema.names:
         try:
             row.column(name).to_pylist()
@@ -254,7 +255,7 @@ def _conversion_problem(row: pa.RecordBatch, error: Exception) -> RowError:
             is_text = name in (*TURN_KEYS, *CAPTION_KEYS)
             reason = "caption_not_utf8" if is_text else "record_malformed"
             return RowError(reason, f"the column {name}: {problem}")
-        except Exception as problem:  # noqa: BLE001  # as above
+        except Exception as problem:  # noqa: BLE001  # as in `_to_records`
             return RowError("record_malformed", f"the column {name}: {problem}")
     return RowError("record_malformed", str(error))
 
@@ -304,10 +305,12 @@ def _take_image(record: dict[str, Any], sample_id: str, store: Store) -> tuple[b
 
 
 def _meta(record: dict[str, Any]) -> dict[str, Any]:
-    """Keep what JSON can hold; null columns and raw bytes are left out."""
-    own = record.pop("meta", None)
-    own = load_json(own) if isinstance(own, str) else _plain(own)
-    meta: dict[str, Any] = own if isinstance(own, dict) else {} if own is None else {"meta": own}
+    """Collect metadata that JSON can represent; null columns and raw bytes are left out."""
+    stored = record.pop("meta", None)
+    stored = load_json(stored) if isinstance(stored, str) else _plain(stored)
+    meta: dict[str, Any] = {} if stored is None else {"meta": stored}
+    if isinstance(stored, dict):
+        meta = stored
     for key, value in record.items():
         if value is not None and not isinstance(value, bytes):
             meta[key] = _plain(value)
@@ -316,7 +319,7 @@ def _meta(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Make JSON values of Arrow's: structs and lists stay, dates and decimals become text."""
+    """Convert Arrow values to JSON values: dates and decimals become text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,8 +1,8 @@
-"""JSON lines and LLaVA conversation files: text in one file, pictures beside it.
+"""Read JSON lines and LLaVA conversation files: text in one file, images in separate files.
 
-A record names its picture by a path relative to the file. LLaVA's format is one long JSON array;
-its elements are found by scanning brackets, so that a range can be read without the rest. Both are
-scanned piece by piece: no file and no line is too long to plan.
+A record names its image by a path relative to the file. LLaVA's format is one long JSON array; its
+elements are found by scanning brackets, so that a range can be read without the rest. Both are
+scanned in chunks, so files and lines of any length can be planned.
 """
 
 import errno
@@ -27,29 +27,29 @@ from consomme.storage.readers.text import (
 from consomme.storage.stores.store import Store, is_safe_path
 
 IMAGE_KEYS = ("image", "image_path", "file_name")
-"""Where a record may hold its picture's path, best first."""
+"""Keys of a record that may hold the image path, in order of preference."""
 
 _BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
-_PIECE = 1 << 22
+_CHUNK_BYTES = 1 << 22
 _TOKEN = re.compile(rb'["\[\]{},]')
 _TEXT = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
-_LOCAL = {
+_PATH_ERRORS = {
     getattr(errno, name)
     for name in "ENOENT EISDIR ENOTDIR ENAMETOOLONG EINVAL ELOOP EACCES EPERM".split()
 }
-"""Errors that are about one path. Any other, such as a lost connection, is about the storage, and
-must not look as if the picture were missing."""
+"""Errors that concern one path. Any other, such as a lost connection, concerns the storage and must
+not be reported as a missing image."""
 
 
 def plan_lines(file: BinaryIO, shard: str = "the file") -> Iterator[tuple[int, int]]:
     """Yield offset and end of each line that is not blank.
 
-    Of a line that is too long, the range ends where that can be seen.
+    For a line that is too long, the range ends one byte after the limit.
 
     Args:
         file: The file.
-        shard: Its URL, for messages.
+        shard: URL of the file, for messages.
 
     Raises:
         DataError: The file is compressed or UTF-16.
@@ -66,7 +66,7 @@ def plan_lines(file: BinaryIO, shard: str = "the file") -> Iterator[tuple[int, i
 def plan_array(file: BinaryIO, shard: str) -> Iterator[tuple[int, int]]:
     """Yield offset and end of each element of a JSON array.
 
-    Of an element that is too long, the range ends where that can be seen.
+    For an element that is too long, the range ends one byte after the limit.
 
     Raises:
         DataError: The file is not one complete array.
@@ -81,120 +81,122 @@ def plan_array(file: BinaryIO, shard: str) -> Iterator[tuple[int, int]]:
     for element_begin, element_end in scan:
         yield element_begin, min(element_end, element_begin + MAX_RECORD_BYTES + 1)
     if not scan.is_closed or scan.has_rest():
-        raise DataError(f"{shard}: the JSON array is not closed, or more follows it; is it whole?")
+        raise DataError(
+            f"{shard}: the JSON array is not closed, or more follows it; is the file complete?"
+        )
 
 
-def rows_of_lines(data: bytes, **place: Any) -> list[RawRow]:
-    """Parse the lines in one range of a JSON lines file; see `_raw_row` for `place`."""
+def rows_of_lines(data: bytes, **context: Any) -> list[RawRow]:
+    """Parse the lines in one range of a JSON lines file; see `_raw_row` for `context`."""
     lines = [(begin, line) for begin, _, line in _lines(io.BytesIO(data), 0) if _is_row(line)]
-    return [_raw_row(index, span, **place) for index, span in enumerate(lines)]
+    return [_raw_row(index, span, **context) for index, span in enumerate(lines)]
 
 
-def rows_of_array(data: bytes, **place: Any) -> list[RawRow]:
-    """Parse the elements in one range of a JSON array; see `_raw_row` for `place`."""
+def rows_of_array(data: bytes, **context: Any) -> list[RawRow]:
+    """Parse the elements in one range of a JSON array; see `_raw_row` for `context`."""
     wrapped = b"[" + data + b"]"
     scan = _ArrayScan(io.BytesIO(wrapped), 0)
     spans = list(scan)
     if not (scan.is_closed or scan.is_blank):
-        # The last element was too long to be read whole.
+        # The last element was too long to be read to its end.
         spans.append((scan.start, len(wrapped)))
     elements = [(begin - 1, wrapped[begin:end]) for begin, end in spans]
-    return [_raw_row(index, span, **place) for index, span in enumerate(elements)]
+    return [_raw_row(index, span, **context) for index, span in enumerate(elements)]
 
 
 def _lines(file: BinaryIO, offset: int) -> Iterator[tuple[int, int, bytes]]:
-    """Yield offset, end and bytes of each line; of a long one, its beginning only."""
+    """Yield offset, end and bytes of each line; for an overlong line, only its first bytes."""
     while line := file.readline(MAX_RECORD_BYTES + 2):
         end = offset + len(line)
-        piece = line
-        while len(piece) > MAX_RECORD_BYTES and not piece.endswith(b"\n"):
-            piece = file.readline(MAX_RECORD_BYTES + 2)
-            end += len(piece)
+        chunk = line
+        while len(chunk) > MAX_RECORD_BYTES and not chunk.endswith(b"\n"):
+            chunk = file.readline(MAX_RECORD_BYTES + 2)
+            end += len(chunk)
         yield offset, end, line
         offset = end
 
 
 def _is_row(line: bytes) -> bool:
-    """Tell whether a line counts: it is not blank, or too long to be looked at."""
+    """Check whether a line is a row: it is not blank, or is overlong."""
     return len(line) > MAX_RECORD_BYTES or bool(line.strip())
 
 
 class _ArrayScan:
-    """Find the elements of the JSON array at a file's position.
+    """Finds the elements of the JSON array at a file's position.
 
     Args:
-        file: Stands at the opening bracket.
-        offset: Where in the file that is.
+        file: Positioned at the opening bracket.
+        offset: Offset of that position in the file.
     """
 
     def __init__(self, file: BinaryIO, offset: int) -> None:
         self._file = file
         self._end = offset
-        self._piece = b""
+        self._chunk = b""
         self.start = offset
-        """Where the element that is being looked at begins."""
+        """Offset of the current element."""
         self.is_blank = True
-        """Whether that element has shown nothing but white space yet."""
+        """Whether only white space of the current element has been scanned so far."""
         self.is_closed = False
         """Whether the array's closing bracket was found."""
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Yield offset and end of each element that is not blank."""
-        depth, is_text = 0, False
+        depth, is_in_string = 0, False
         while self._read():
             at = 0
-            while at < len(self._piece):
-                if is_text:
-                    found = _TEXT.match(self._piece, at)
-                    at = found.end() if found else at
-                    if self._piece[at : at + 1] != b'"':
-                        # What is left is nothing, or a backslash whose other half comes next.
+            while at < len(self._chunk):
+                if is_in_string:
+                    text = _TEXT.match(self._chunk, at)
+                    at = text.end() if text else at
+                    if self._chunk[at : at + 1] != b'"':
+                        # The rest is empty, or a backslash whose escape is in the next chunk.
                         break
-                    is_text, at = False, at + 1
-                token = _TOKEN.search(self._piece, at)
-                stop = token.start() if token else len(self._piece)
-                blanks = stop - at - len(self._piece[at:stop].lstrip(_BLANK))
+                    is_in_string, at = False, at + 1
+                token = _TOKEN.search(self._chunk, at)
+                stop = token.start() if token else len(self._chunk)
+                blanks = stop - at - len(self._chunk[at:stop].lstrip(_BLANK))
                 if depth and at + blanks < stop:
                     self._begin(at + blanks)
                 at = stop
                 if not token:
                     break
-                mark = token.group()
-                if depth == 1 and mark in b",]":
+                token_bytes = token.group()
+                if depth == 1 and token_bytes in b",]":
                     if not self.is_blank:
-                        yield self.start, self._place(at)
+                        yield self.start, self._offset_of(at)
                     self.is_blank = True
                 elif depth:
                     self._begin(at)
                 at += 1
-                is_text = mark == b'"'
-                depth += mark in b"[{"
-                depth -= mark in b"]}"
+                is_in_string = token_bytes == b'"'
+                depth += token_bytes in b"[{"
+                depth -= token_bytes in b"]}"
                 if depth == 0:
                     self.is_closed = True
-                    self._piece = self._piece[at:]
+                    self._chunk = self._chunk[at:]
                     return
-            self._piece = self._piece[at:]
+            self._chunk = self._chunk[at:]
 
     def has_rest(self) -> bool:
-        """Tell whether anything but blanks follows the array."""
-        rest = self._piece
+        """Check whether anything but white space follows the array."""
+        rest = self._chunk
         while rest and not rest.strip(_BLANK):
-            rest = self._file.read(_PIECE)
+            rest = self._file.read(_CHUNK_BYTES)
         return bool(rest)
 
     def _begin(self, at: int) -> None:
-        """Note that there is something here; the first such place is where the element begins."""
+        """Start the current element here, unless it has started already."""
         if self.is_blank:
-            self.start, self.is_blank = self._place(at), False
+            self.start, self.is_blank = self._offset_of(at), False
 
-    def _place(self, at: int) -> int:
-        """Where in the file a place in the piece is."""
-        return self._end - len(self._piece) + at
+    def _offset_of(self, at: int) -> int:
+        """Return the file offset of an index into the chunk."""
+        return self._end - len(self._chunk) + at
 
     def _read(self) -> bool:
-        more = self._file.read(_PIECE)
-        self._piece += more
+        more = self._file.read(_CHUNK_BYTES)
+        self._chunk += more
         self._end += len(more)
         return bool(more)
 
@@ -214,10 +216,10 @@ def _raw_row(
     Args:
         index: Row in the range.
         span: Offset in the range, and bytes.
-        store: Where picture paths lead.
-        shard: The file's URL, for references.
-        offset: Where in the file the range begins.
-        start: Row in the file at which the range begins.
+        store: Store for image paths.
+        shard: URL of the file, for references.
+        offset: Offset of the range in the file.
+        start: First row of the range in the file.
         source: Name of the data set.
     """
     base_name = shard.rpartition("/")[2].rpartition(".")[0]
@@ -260,11 +262,11 @@ def _take_image_path(record: dict[str, Any]) -> str:
 
 
 def read_image(store: Store, path: str) -> bytes:
-    """Read a picture a record refers to by a path below the record's own folder.
+    """Read the image that a record refers to by a path relative to the record's folder.
 
     Raises:
-        RowError: There is no such picture, or it is too large to be read.
-        OSError: The storage failed; the picture may well be there.
+        RowError: The image does not exist or is too large.
+        OSError: The storage failed; the image may exist.
     """
     if not is_safe_path(path):
         raise RowError("unsafe_path", f"{printable(path)!r} leads out of the file's folder")
@@ -273,7 +275,7 @@ def read_image(store: Store, path: str) -> bytes:
     except UnicodeEncodeError as error:
         raise RowError("image_missing", f"{path}: the path is not UTF-8") from error
     except OSError as error:
-        if error.errno not in _LOCAL and not isinstance(error, FileNotFoundError):
+        if error.errno not in _PATH_ERRORS and not isinstance(error, FileNotFoundError):
             raise
         raise RowError("image_missing", f"{path}: {error.strerror or 'no such file'}") from error
     if len(data) > MAX_SAMPLE_BYTES:

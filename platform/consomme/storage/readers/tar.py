@@ -1,9 +1,9 @@
-"""Tar files by their headers: where each member is, and what to do where the bytes are damaged.
+"""Locate the members of a tar by its headers, and resynchronize after damaged bytes.
 
-Python's `tarfile` stops silently at the first damaged header. This walk goes on at the next sound
-one and reports the gap, reads no member's data, and copes with tars laid end to end. Headers are
-not believed further than they can be checked: a size that ends in the middle of nowhere while a
-sound header lies before that is a lie, and costs its member only.
+Python's `tarfile` stops silently at the first damaged header. `walk` resumes at the next valid one
+and reports the gap, reads no member's data, and handles concatenated tars. Sizes in headers are
+verified: if no header, zeros or end of file follow a member's data, but a valid header lies inside
+them, the stated size is wrong and only that member is lost.
 """
 
 import tarfile
@@ -14,9 +14,9 @@ from typing import BinaryIO
 from consomme.storage.readers.text import MAX_NAME_BYTES
 
 BLOCK = 512
-_SCAN = 1 << 20
-_MAX_EXTENSION = 1 << 20
-"""Longest header before a member. Long names take some kilobytes; more is an attack on memory."""
+_SCAN_BYTES = 1 << 20
+_MAX_EXTENSION_BYTES = 1 << 20
+"""Maximum extension header. Long names take a few kilobytes; more is an attack on memory."""
 
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _IGNORED = (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE)
@@ -24,39 +24,39 @@ _IGNORED = (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE)
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One member of a tar, or one damaged stretch."""
+    """One member of a tar, or one damaged range of bytes."""
 
     name: str
-    """Path inside the tar; empty for a damaged stretch."""
+    """Path inside the tar; empty for a damaged range."""
 
     offset: int
-    """Where its headers begin."""
+    """Offset of its first header."""
 
     end: int
-    """Where the next member begins."""
+    """Offset of the next member."""
 
     data_offset: int = 0
-    """Where its bytes begin; for a damaged stretch, how far one must read to see the damage."""
+    """Offset of its data; for a damaged range, the end of the bytes that show the damage."""
 
     size: int = 0
-    """How many bytes it has, as its header says."""
+    """Bytes of data according to the header."""
 
     is_file: bool = True
-    """False for links, devices, sparse files and other things that do not hold their bytes."""
+    """False for links, devices, sparse files and other members without plain data."""
 
     is_cut: bool = False
-    """The shard ends, or the next header comes, before the member has all its bytes."""
+    """Whether the shard ends or the next header starts before the end of the data."""
 
     damage: str = ""
-    """What is wrong with a damaged stretch."""
+    """Description of the damage; empty for a sound member."""
 
     is_lost: bool = False
-    """Whether a damaged stretch begins with something that is no header."""
+    """Whether a damaged range begins with bytes that are not a header."""
 
 
 @dataclass(kw_only=True)
 class _Extension:
-    """What the headers before a member say about it."""
+    """Values of the extension headers before a member."""
 
     path: str | None = None
     size: int | None = None
@@ -65,17 +65,17 @@ class _Extension:
 
 
 def walk(file: BinaryIO, size: int, *, is_whole: bool) -> Iterator[Member]:
-    """Yield the members of a tar in order, directories left out.
+    """Yield the members of a tar in order, without directories.
 
     Args:
         file: The tar, or a range of one that begins at a member.
-        size: Its bytes.
-        is_whole: Whether an end-of-archive marker is due at the end. If it is missing, one
-            damaged stretch of no length is yielded: members may be missing with it.
+        size: Bytes of the tar or range.
+        is_whole: Whether an end-of-archive marker is expected at the end. If it is missing, one
+            damaged range of length zero is yielded, because members may be missing too.
 
-    What a header states about its member is judged by what follows, and behind a range's last
-    member that cannot be seen. So the length of a range tells it: one byte more than whole blocks
-    means that no header and no zeros follow. That byte itself is never looked at.
+    The size in a header is verified by what follows the member, which is outside the range for the
+    last member of a range. The length of the range encodes it instead: one byte more than whole
+    blocks means that neither a header nor zeros follow. That byte itself is not used.
     """
     is_open = size % BLOCK == 1 and not is_whole
     size -= size % BLOCK == 1
@@ -93,7 +93,7 @@ def walk(file: BinaryIO, size: int, *, is_whole: bool) -> Iterator[Member]:
         header = _parse_header(block)
         if header is None:
             resume = _next_header(file, position + BLOCK, size)
-            text = f"no tar header at byte {position}; {resume - start:,} bytes were left out"
+            text = f"no tar header at byte {position}; {resume - start:,} bytes were skipped"
             yield _damage(start, resume, text, is_lost=start == position)
             position = start = resume
             extension = _Extension()
@@ -113,7 +113,7 @@ def walk(file: BinaryIO, size: int, *, is_whole: bool) -> Iterator[Member]:
             position = resume
             continue
         name = header.name if extension.path is None else extension.path
-        if position - start > 2 * _MAX_EXTENSION:
+        if position - start > 2 * _MAX_EXTENSION_BYTES:
             extension.flaw = f"{position - start:,} bytes of headers before one member"
         if extension.flaw or not name:
             yield _damage(start, min(resume, size), extension.flaw or "a member without a name")
@@ -153,7 +153,7 @@ def _damage(start: int, end: int, text: str, *, is_lost: bool = False) -> Member
 
 
 def _parse_header(block: bytes) -> tarfile.TarInfo | None:
-    """Read one header; None if it is not one."""
+    """Parse one header; None if the block is not a header."""
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
@@ -162,20 +162,20 @@ def _parse_header(block: bytes) -> tarfile.TarInfo | None:
 
 
 def _is_header(block: bytes) -> bool:
-    """Tell whether a block somewhere in the file is a sound header."""
-    # Every tar since 1988 has the magic word; without it, pixels might pass for a header.
+    """Check whether a block anywhere in the file is a valid header."""
+    # Every tar since 1988 has the magic bytes; without them, pixels might pass for a header.
     return block[257:262] == b"ustar" and _parse_header(block) is not None
 
 
 def _has_data(header: tarfile.TarInfo) -> bool:
-    """Links, folders and devices may state a size, but nothing follows them."""
+    """Check whether data follow a header; links, folders and devices have none despite a size."""
     return header.isreg() or header.type not in tarfile.SUPPORTED_TYPES
 
 
 def _data_offset(
     file: BinaryIO, position: int, size: int, header: tarfile.TarInfo, block: bytes
 ) -> int:
-    """Find where the data begin; old sparse files have blocks of their map before them."""
+    """Return the offset of the data; old GNU sparse files have map blocks before them."""
     offset = position + BLOCK
     more = header.type == tarfile.GNUTYPE_SPARSE and block[482:483] not in (b"\0", b"")
     while more and offset < size:
@@ -185,9 +185,9 @@ def _data_offset(
 
 
 def _resume(file: BinaryIO, data_offset: int, length: int, size: int, *, is_open: bool) -> int:
-    """Where to go on after some data: behind them, or at a header that comes before they end.
+    """Return the offset after some data, or of a valid header inside them if their size is wrong.
 
-    Where data are followed by a header, zeros or the end of the shard, their length is believed.
+    The size is right if a header, zeros or the end of the shard follow the data.
     """
     end = _padded(data_offset + length)
     if end < size:
@@ -203,11 +203,13 @@ def _resume(file: BinaryIO, data_offset: int, length: int, size: int, *, is_open
 def _extend(
     extension: _Extension, header: tarfile.TarInfo, file: BinaryIO, data_offset: int
 ) -> None:
-    """Add what a header says about the member that follows."""
+    """Add the values of an extension header about the member that follows."""
     if header.type in _IGNORED:
         return
-    if header.size > _MAX_EXTENSION:
-        extension.flaw = f"a header of {header.size:,} bytes, at most {_MAX_EXTENSION:,} are read"
+    if header.size > _MAX_EXTENSION_BYTES:
+        extension.flaw = (
+            f"a header of {header.size:,} bytes, at most {_MAX_EXTENSION_BYTES:,} are read"
+        )
         return
     payload = _read_at(file, data_offset, header.size)
     if header.type == tarfile.GNUTYPE_LONGNAME:
@@ -219,7 +221,7 @@ def _extend(
 
 
 def _extend_pax(extension: _Extension, payload: bytes) -> None:
-    """Read path and size out of lines like `26 path=a/long/name.png`."""
+    """Parse path and size from PAX lines like `26 path=a/long/name.png`."""
     at = 0
     is_named = False
     while at < len(payload):
@@ -244,9 +246,9 @@ def _extend_pax(extension: _Extension, payload: bytes) -> None:
 
 
 def _skip_zeros(file: BinaryIO, position: int, size: int) -> int:
-    """Find the first block from here on that is not all zeros."""
+    """Return the offset of the first block from here on that is not all zeros."""
     while position < size:
-        chunk = _read_at(file, position, _SCAN)
+        chunk = _read_at(file, position, _SCAN_BYTES)
         if not chunk or chunk != bytes(len(chunk)):
             zeros = len(chunk) - len(chunk.lstrip(b"\0"))
             return position + zeros - zeros % BLOCK
@@ -255,9 +257,9 @@ def _skip_zeros(file: BinaryIO, position: int, size: int) -> int:
 
 
 def _next_header(file: BinaryIO, position: int, size: int) -> int:
-    """Find the next block that is a sound header; `size` if there is none."""
+    """Return the offset of the next valid header; `size` if there is none."""
     while position < size:
-        chunk = _read_at(file, position, min(_SCAN, size - position))
+        chunk = _read_at(file, position, min(_SCAN_BYTES, size - position))
         if not chunk:
             return size
         for index in range(0, len(chunk), BLOCK):

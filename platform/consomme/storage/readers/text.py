@@ -1,4 +1,4 @@
-"""What every format shares: making turns of captions and conversations, or saying what is wrong."""
+"""Shared by all formats: parse captions, conversations and JSON, and check samples."""
 
 import json
 import math
@@ -12,28 +12,28 @@ from consomme.base.sample import Sample, Turn, caption_turns
 from consomme.base.sample import printable as printable
 
 MAX_TEXT_BYTES = 65_536
-"""More text than this on one image is a page that was scraped, not a caption."""
+"""Maximum text per sample; more is a scraped page, not a caption."""
 
 MAX_RECORD_BYTES = 16 * 2**20
-"""Longest JSON text of one record; parsed it takes about ten times as much memory."""
+"""Maximum JSON text of one record; parsed, it takes about ten times as much memory."""
 
 MAX_SAMPLE_BYTES = 128 * 2**20
-"""Most bytes of one sample, picture included, that are read into memory."""
+"""Maximum bytes of one sample, image included, that are read into memory."""
 
 MAX_NAME_BYTES = 4096
-"""Longest name of a sample or a picture; file systems know no longer paths either."""
+"""Maximum length of a sample or image name; file systems have the same limit for paths."""
 
 MAX_DEPTH = 100
-"""Deepest nesting of JSON. Python's own limit would depend on who calls the parser."""
+"""Maximum nesting of JSON. Python's own limit depends on the caller's stack depth."""
 
 TURN_KEYS = ("turns", "conversations", "messages")
-"""Where a record may hold a conversation, best first."""
+"""Keys of a record that may hold a conversation, in order of preference."""
 
 CAPTION_KEYS = ("caption", "text")
-"""Where a record may hold a caption, best first."""
+"""Keys of a record that may hold a caption, in order of preference."""
 
 ID_KEYS = ("sample_id", "id", "key", "__key__")
-"""Where a record may hold its own name, best first."""
+"""Keys of a record that may hold the sample id, in order of preference."""
 
 _ROLES = {
     "human": "user",
@@ -46,10 +46,10 @@ _ROLES = {
 
 
 class RowError(Exception):
-    """One row is bad; the reader turns this into a reject.
+    """A bad row; the reader turns it into a reject.
 
     Args:
-        reason: A word out of `consomme.base.sample.REJECT_REASONS`.
+        reason: One of `consomme.base.sample.REJECT_REASONS`.
         detail: What was found.
     """
 
@@ -64,13 +64,13 @@ class RawRow:
     """One row before it is parsed."""
 
     sample_id: str
-    """What to call it if it cannot be parsed."""
+    """Id of the reject if the row cannot be parsed."""
 
     reference: str
-    """Where its bytes are."""
+    """Location of its bytes: `shard@offset+length` or `shard#row`."""
 
     parse: Callable[[], Sample]
-    """Make the sample; raises `RowError`."""
+    """Parses the row; raises `RowError`."""
 
 
 def load_record(data: bytes) -> dict[str, Any]:
@@ -82,12 +82,14 @@ def load_record(data: bytes) -> dict[str, Any]:
 
 
 def load_json(data: bytes | str) -> Any:
-    """Parse JSON that says one thing only: no key twice, no NaN, no bottomless nesting."""
+    """Parse strict JSON: no duplicate keys, no NaN, limited nesting."""
     if len(data) > MAX_RECORD_BYTES:
         detail = f"found {len(data):,} bytes of JSON, at most {MAX_RECORD_BYTES:,} are parsed"
         raise RowError("record_too_large", detail)
     try:
-        value = json.loads(data, object_pairs_hook=_unique, parse_constant=_not_finite)
+        value = json.loads(
+            data, object_pairs_hook=_reject_duplicate_keys, parse_constant=_not_finite
+        )
     except RecursionError as error:
         raise RowError("record_malformed", _TOO_DEEP) from error
     except ValueError as error:
@@ -97,37 +99,37 @@ def load_json(data: bytes | str) -> Any:
 
 
 def check_values(value: Any) -> None:
-    """Hold parsed values to what can be written as JSON again, wherever that is done."""
-    waiting: list[tuple[Any, int]] = [([value], 0)]
-    while waiting:
-        found, depth = waiting.pop()
+    """Check that parsed values can be written as JSON again: finite and not nested too deeply."""
+    pending: list[tuple[Any, int]] = [([value], 0)]
+    while pending:
+        container, depth = pending.pop()
         if depth > MAX_DEPTH:
             raise RowError("record_malformed", _TOO_DEEP)
-        for item in found.values() if isinstance(found, dict) else found:
+        for item in container.values() if isinstance(container, dict) else container:
             if isinstance(item, dict | list):
-                waiting.append((item, depth + 1))
+                pending.append((item, depth + 1))
             elif isinstance(item, float) and not math.isfinite(item):
                 _not_finite(str(item))
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise RowError("record_malformed", f"the key {twice!r} comes twice in one object")
-    return found
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise RowError("record_malformed", f"the key {duplicate!r} occurs twice in one object")
+    return record
 
 
 def _not_finite(text: str) -> Any:
-    raise RowError("meta_not_finite", f"found {text}, which JSON has no word for")
+    raise RowError("meta_not_finite", f"found {text}, which JSON cannot represent")
 
 
 _TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 
 
 def decode_caption(data: bytes) -> str:
-    """Decode a caption file's bytes."""
+    """Decode the bytes of a caption file."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -135,9 +137,9 @@ def decode_caption(data: bytes) -> str:
 
 
 def take_turns(record: dict[str, Any]) -> tuple[Turn, ...] | None:
-    """Remove a record's text and return it as turns; None if it has no text.
+    """Pop the text of a record and return it as turns; None if it has no text.
 
-    The first of `TURN_KEYS`, then of `CAPTION_KEYS`, that holds something is taken.
+    The first non-null key of `TURN_KEYS`, then of `CAPTION_KEYS`, is used.
     """
     for key in TURN_KEYS:
         if record.get(key) is not None:
@@ -154,10 +156,9 @@ def take_turns(record: dict[str, Any]) -> tuple[Turn, ...] | None:
 
 
 def parse_turns(value: Any) -> tuple[Turn, ...]:
-    """Read a conversation in LLaVA's words (from, value) or a chat's (role, content).
+    """Parse a conversation with LLaVA's keys (from, value) or chat keys (role, content).
 
-    The `<image>` placeholder of the user's turns is removed: where the image goes is the chat
-    template's business.
+    The `<image>` placeholder of user turns is removed: the chat template places the image.
     """
     if not isinstance(value, list | tuple) or not value:
         raise RowError("conversation_malformed", "found no list of turns")
@@ -173,7 +174,7 @@ def _parse_turn(index: int, turn: Any) -> Turn:
         raise RowError("conversation_malformed", f"turn {index} is by {role!r}")
     if not isinstance(content, str):
         raise RowError("conversation_malformed", f"turn {index} has no text")
-    # Only who asks shows a picture; an answer or a caption that says `<image>` says just that.
+    # Only user turns refer to the image; in an answer or caption, `<image>` is plain text.
     if _ROLES[role] == "user" and "<image>" in content:
         if content.count("<image>") > 1:
             raise RowError("conversation_malformed", f"turn {index} refers to several images")
@@ -181,18 +182,21 @@ def _parse_turn(index: int, turn: Any) -> Turn:
     return Turn(role=_ROLES[role], content=content)
 
 
-def check_sample(sample: Sample, seen: Container[str]) -> None:
-    """Hold a parsed sample to what every later stage relies on.
+def check_sample(sample: Sample, sample_ids: Container[str]) -> None:
+    """Check what every later stage relies on.
 
     Args:
-        sample: The sample.
-        seen: Names of the good samples before it in the unit.
+        sample: A parsed sample.
+        sample_ids: Ids of the accepted samples before it in the unit.
+
+    Raises:
+        RowError: The sample is bad.
     """
     turns = sample.turns
     if not sample.image:
         raise RowError("image_empty", f"{sample.image_name} has 0 bytes")
     _check_order([turn.role for turn in turns])
-    if all(unicodedata.category(mark) in _INVISIBLE for mark in sample.caption):
+    if all(unicodedata.category(char) in _INVISIBLE for char in sample.caption):
         raise RowError("caption_empty", "the text is empty or white space")
     try:
         num_bytes = sum(len(turn.content.encode("utf-8")) for turn in turns)
@@ -205,8 +209,8 @@ def check_sample(sample: Sample, seen: Container[str]) -> None:
         raise RowError("caption_not_text", "the text holds NUL characters")
     _check_name(sample.sample_id)
     _check_name(sample.image_name)
-    if sample.sample_id in seen:
-        raise RowError("duplicate_key", "the key came before in this unit")
+    if sample.sample_id in sample_ids:
+        raise RowError("duplicate_key", "an earlier sample of this unit has the same key")
 
 
 def _check_name(name: str) -> None:
@@ -218,18 +222,18 @@ def _check_name(name: str) -> None:
 
 
 def _check_order(roles: list[str]) -> None:
-    """An optional system turn, then user and assistant in turn; a lone assistant is a caption."""
-    spoken = roles[1:] if roles[:1] == ["system"] else roles
-    expected = ["user", "assistant"] * (len(spoken) // 2)
-    if spoken != ["assistant"] and (not spoken or spoken != expected):
+    """Check roles: optional system, then user and assistant alternating; or one assistant turn."""
+    dialogue = roles[1:] if roles[:1] == ["system"] else roles
+    expected = ["user", "assistant"] * (len(dialogue) // 2)
+    if dialogue != ["assistant"] and (not dialogue or dialogue != expected):
         raise RowError(
             "conversation_malformed",
-            f"found {', '.join(roles)}; expected user and assistant in turn, assistant last",
+            f"found {', '.join(roles)}; expected user and assistant alternating, assistant last",
         )
 
 
 def take_id(record: dict[str, Any], fallback: str) -> str:
-    """Remove a record's own name and return it; `fallback` if it has none."""
+    """Pop the id of a record and return it; `fallback` if it has none."""
     for key in ID_KEYS:
         value = record.get(key)
         if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
@@ -238,7 +242,7 @@ def take_id(record: dict[str, Any], fallback: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Tell whether a text can be written as UTF-8 (lone surrogates cannot)."""
+    """Check that a text can be encoded as UTF-8 (lone surrogates cannot)."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -247,22 +251,22 @@ def is_utf8(text: str) -> bool:
 
 
 def refuse_encoded(start: bytes, shard: str, expected: str) -> None:
-    """Refuse a file whose first bytes say that its content is wrapped.
+    """Refuse a file that is compressed or UTF-16, going by its first bytes.
 
     Args:
         start: At least the first six bytes.
-        shard: The file's URL.
-        expected: What the content should be.
+        shard: URL of the file.
+        expected: Description of the expected content.
 
     Raises:
-        DataError: It is compressed or UTF-16, so that no row in it can be reached directly.
+        DataError: The file is compressed or UTF-16, so its rows cannot be addressed by offset.
     """
-    for magic, name, remedy in _WRAPPED:
+    for magic, name, remedy in _ENCODED:
         if start.startswith(magic):
             raise DataError(f"{shard}: found a {name} file, expected {expected}; {remedy}")
 
 
-_WRAPPED: Sequence[tuple[bytes, str, str]] = (
+_ENCODED: Sequence[tuple[bytes, str, str]] = (
     (b"\x1f\x8b", "gzip", "decompress it"),
     (b"\x28\xb5\x2f\xfd", "zstd", "decompress it"),
     (b"BZh", "bzip2", "decompress it"),

@@ -1,6 +1,7 @@
-"""URL lists: Parquet with a `url` column and a caption, whose pictures are still on the web.
+"""Read URL lists: Parquet with a URL column and a caption column, without the images.
 
-A row becomes a sample without bytes whose `image_name` is the URL; all other columns are metadata.
+A row becomes a sample with no image bytes whose `image_name` is the URL; all other columns are
+metadata.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ CAPTION_COLUMNS = ("caption", "TEXT", "text", "alt_text")
 
 
 def plan_urls(shard: Shard, max_rows: int) -> list[Unit]:
-    """Cut one list into units, from its footer alone.
+    """Split one list into units, from its footer alone.
 
     Raises:
-        DataError: It is no Parquet file, or lacks a column for URLs or captions.
+        DataError: It is not a Parquet file, or has no column for URLs or captions.
     """
     store, path = split_url(shard.url)
     with store.open(path) as file:
@@ -34,7 +35,7 @@ def plan_urls(shard: Shard, max_rows: int) -> list[Unit]:
             parquet = pq.ParquetFile(file)
         except pa.ArrowException as error:
             raise DataError(f"{shard.url}: not readable as Parquet: {error}") from error
-        columns(parquet.schema_arrow.names, shard.url)
+        find_columns(parquet.schema_arrow.names, shard.url)
         num_rows = parquet.metadata.num_rows
     return [
         Unit(
@@ -49,13 +50,13 @@ def plan_urls(shard: Shard, max_rows: int) -> list[Unit]:
     ]
 
 
-def columns(names: Sequence[str], where: str) -> tuple[str, str]:
-    """Find the columns of URLs and captions.
+def find_columns(names: Sequence[str], where: str) -> tuple[str, str]:
+    """Return the names of the URL column and the caption column.
 
     Raises:
         DataError: One is missing.
     """
-    found = []
+    chosen = []
     for what, known in (("URLs", URL_COLUMNS), ("captions", CAPTION_COLUMNS)):
         name = next((name for name in known if name in names), None)
         if name is None:
@@ -63,16 +64,16 @@ def columns(names: Sequence[str], where: str) -> tuple[str, str]:
                 f"{where}: found columns {', '.join(names)}; expected one for {what}:"
                 f" {', '.join(known)}"
             )
-        found.append(name)
-    return found[0], found[1]
+        chosen.append(name)
+    return chosen[0], chosen[1]
 
 
 def read_urls(unit: Unit) -> tuple[list[tuple[int, Sample]], list[tuple[int, Reject]]]:
-    """Read one unit of a list; see `consomme.storage.units.read_unit`."""
+    """Read one unit of a URL list; see `consomme.storage.units.read_unit`."""
     store, path = split_url(unit.shard)
     with store.open(path) as file:
         table = _slice(pq.ParquetFile(file), unit.start, unit.count)
-    url_column, caption_column = columns(table.column_names, unit.shard)
+    url_column, caption_column = find_columns(table.column_names, unit.shard)
     samples: list[tuple[int, Sample]] = []
     rejects: list[tuple[int, Reject]] = []
     for row, values in enumerate(table.to_pylist()):
@@ -122,18 +123,18 @@ def _problem(url: Any, caption: Any) -> tuple[str, str] | None:
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Keep what JSON can hold; the rest as text."""
+    """Convert values to JSON values; anything else becomes text, nulls are dropped."""
     return {k: v for k, v in json.loads(json.dumps(values, default=str)).items() if v is not None}
 
 
 def _slice(parquet: pq.ParquetFile, start: int, count: int) -> pa.Table:
-    """Read some rows; only the row groups they lie in."""
-    groups, first, at = [], None, 0
+    """Read a range of rows, and only the row groups that hold them."""
+    groups, first, position = [], None, 0
     for group in range(parquet.num_row_groups):
         rows = parquet.metadata.row_group(group).num_rows
-        if at + rows > start and at < start + count:
+        if position + rows > start and position < start + count:
             groups.append(group)
-            first = at if first is None else first
-        at += rows
+            first = position if first is None else first
+        position += rows
     table = parquet.read_row_groups(groups, use_threads=False)
     return table.slice(start - (first or 0), count)

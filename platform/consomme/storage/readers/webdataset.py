@@ -1,8 +1,8 @@
-"""WebDataset: neighbouring tar members whose names agree up to the first dot are one sample.
+"""Read WebDataset tars: adjacent members with the same name up to the first dot are one sample.
 
-The image member gives the pixels and keeps its name, `.txt` or `.caption` the caption, `.json`
-turns and metadata. Members are never unpacked to disk, and names that lead out of the tar are
-refused.
+The image member has the pixels and keeps its name, `.txt` or `.caption` has the caption, `.json`
+turns and metadata. Members are never unpacked to disk, and paths that lead out of the tar are
+rejected.
 """
 
 import io
@@ -28,13 +28,13 @@ from consomme.storage.stores.store import is_safe_path
 IMAGE_EXTENSIONS = frozenset(
     "avif bmp gif heic jfif jp2 jpe jpeg jpg png pnm ppm tif tiff webp".split()
 )
-"""Members that are the picture, by what follows the last dot."""
+"""Extensions of image members, after the last dot."""
 
 TEXT_EXTENSIONS = ("txt", "caption")
-"""Members that are the caption, best first."""
+"""Extensions of caption members, in order of preference."""
 
 OWN_KEY = "consomme"
-"""Where the writer keeps a sample's own names in its JSON member, if they do not fit the tar's."""
+"""Key of the JSON member for a sample's own names, if they differ from those in the tar."""
 
 
 @dataclass
@@ -42,29 +42,29 @@ class MemberGroup:
     """The members of one sample."""
 
     key: str
-    """What the members are called up to the first dot; empty for a damaged stretch."""
+    """Name of the members up to the first dot; empty for a damaged range."""
 
     offset: int
-    """Where the first header begins."""
+    """Offset of the first header."""
 
     end: int
-    """Where the next sample begins."""
+    """Offset of the next sample."""
 
     members: dict[str, Member] = field(default_factory=dict)
-    """By extension, in lower case."""
+    """Members by extension in lower case."""
 
     problem: tuple[str, str] | None = None
-    """Reason and detail of the first thing that is wrong with it, in the order of the bytes."""
+    """Reason and detail of the first problem, in the order of the bytes."""
 
     is_damaged: bool = False
-    """Whether a damaged stretch is part of it."""
+    """Whether a damaged range is part of it."""
 
     is_large: bool = False
-    """Whether its headers state more than is read, so that some of its members may not be seen."""
+    """Whether its headers state more bytes than are read, so that members may be missing."""
 
     read_end: int | None = None
-    """Up to where it is read, if that is not its end: less of what is too large to be read whole,
-    one byte more where what follows is not a header; see `tar.walk`."""
+    """Offset up to which it is read, if not `end`: less for an oversized sample, one byte more if
+    no header follows; see `tar.walk`."""
 
     @property
     def images(self) -> list[str]:
@@ -73,7 +73,7 @@ class MemberGroup:
 
     @property
     def is_complete(self) -> bool:
-        """Whether there is a picture, and a member that may hold the text."""
+        """Whether it has an image, and a member that may hold the text."""
         has_text = any(name in self.members for name in (*TEXT_EXTENSIONS, "json"))
         return bool(self.images) and has_text
 
@@ -81,10 +81,10 @@ class MemberGroup:
 def plan(file: BinaryIO, size: int, shard: str) -> Iterator[tuple[int, int]]:
     """Yield offset and end of each sample, from the headers alone.
 
-    Of a sample that is too large, the range ends where that can be seen.
+    For a sample that is too large, the range ends where this is evident.
 
     Raises:
-        DataError: The tar is compressed, so that nothing in it can be reached directly.
+        DataError: The tar is compressed, so its members cannot be addressed by offset.
     """
     refuse_encoded(file.read(8), shard, "a plain tar")
     for group in _group(walk(file, size, is_whole=True)):
@@ -95,11 +95,11 @@ def rows(data: bytes, *, shard: str, offset: int, source: str, count: int) -> li
     """Parse the samples in one range of a tar.
 
     Args:
-        data: The range's bytes.
-        shard: The tar's URL, for references.
-        offset: Where in the tar the range begins.
+        data: Bytes of the range.
+        shard: URL of the tar, for references.
+        offset: Offset of the range in the tar.
         source: Name of the data set.
-        count: How many rows were planned.
+        count: Number of planned rows.
     """
     groups = _group(walk(io.BytesIO(data), len(data), is_whole=False))
     if len(groups) == count - 1:
@@ -112,14 +112,14 @@ def rows(data: bytes, *, shard: str, offset: int, source: str, count: int) -> li
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Split a member's name into the sample's key and the extension after the first dot."""
+    """Split a member name into the sample's key and the extension after the first dot."""
     folder, slash, base = name.rpartition("/")
     key, _, extension = base.partition(".")
     return (folder + slash + key if key else ""), extension.lower()
 
 
 def _group(members: Iterable[Member]) -> list[MemberGroup]:
-    """Put members together; a damaged stretch joins the neighbours it has left incomplete."""
+    """Group members by sample; a damaged range joins adjacent samples that it left incomplete."""
     groups: list[MemberGroup] = []
     end: MemberGroup | None = None
     for member in members:
@@ -139,7 +139,7 @@ def _group(members: Iterable[Member]) -> list[MemberGroup]:
             continue
         key, extension = split_name(member.name.removeprefix("./"))
         if not key and not member.is_cut:
-            # Hidden files, such as the ones macOS leaves in every tar, belong to no sample.
+            # Hidden files, such as those that macOS adds to tars, belong to no sample.
             continue
         if not last or not key or last.key != key or extension in last.members:
             last = MemberGroup(key=key, offset=member.offset, end=member.end)
@@ -154,14 +154,14 @@ def _group(members: Iterable[Member]) -> list[MemberGroup]:
             merged[-1].read_end = merged[-1].read_end or group.read_end
         else:
             merged.append(group)
-    # Where the last sample is incomplete, its own reject tells that the end is missing.
+    # If the last sample is incomplete, its own reject reports the missing end.
     if end and not (merged and (merged[-1].problem or not merged[-1].is_complete)):
         merged.append(end)
     return merged
 
 
 def _add(group: MemberGroup, member: Member) -> None:
-    """Lengthen a group by a member, and note the first thing that is wrong."""
+    """Extend a group by a member, and record the first problem."""
     group.end = member.end
     size = (member.end if member.damage else member.data_offset + member.size) - group.offset
     is_large = size > MAX_SAMPLE_BYTES and bool(member.size or member.damage)
@@ -180,7 +180,7 @@ def _add(group: MemberGroup, member: Member) -> None:
         detail = f"{name} has fewer bytes than the {member.size:,} that its header states"
         problem = "record_truncated", detail
     group.is_large |= is_large
-    # Behind a header that lies about its size comes the next one: there is nothing to leave out.
+    # If the stated size is wrong, the next header follows and nothing is left out.
     if is_large and member.end - group.offset > MAX_SAMPLE_BYTES and group.read_end is None:
         group.read_end = member.data_offset + 1
     group.problem = group.problem or problem
@@ -211,8 +211,8 @@ def _parse(group: MemberGroup, data: bytes, source: str) -> Sample:
     meta: dict[str, Any] = {}
     if "json" in group.members:
         meta = load_record(_bytes(group.members["json"], data))
-    own = meta.pop(OWN_KEY, {})
-    own = own if isinstance(own, dict) else {}
+    own_names = meta.pop(OWN_KEY, {})
+    own_names = own_names if isinstance(own_names, dict) else {}
     captions = [group.members[name] for name in TEXT_EXTENSIONS if name in group.members]
     turns = take_turns(meta) if "turns" in meta or not captions else None
     if turns is None and captions:
@@ -220,9 +220,9 @@ def _parse(group: MemberGroup, data: bytes, source: str) -> Sample:
     if turns is None:
         raise RowError("caption_missing", "found no .txt, .caption, or text in .json")
     return Sample(
-        sample_id=str(own.get("sample_id", group.key)),
+        sample_id=str(own_names.get("sample_id", group.key)),
         image=_bytes(image, data),
-        image_name=str(own.get("image_name", image.name)),
+        image_name=str(own_names.get("image_name", image.name)),
         turns=turns,
         source=source,
         meta=meta,

@@ -1,1 +1,1 @@
-"""Where bytes lie: local disk, S3, GCS, behind one protocol."""
+"""Storage backends behind one protocol: local disk, S3, GCS."""

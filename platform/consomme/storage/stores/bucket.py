@@ -1,4 +1,4 @@
-"""What the object stores share: a bucket, the beginning of every key in it, a URL, clients."""
+"""Base of the object stores: bucket, key prefix, URL, and a cache of clients."""
 
 import os
 import threading
@@ -13,10 +13,10 @@ from consomme.storage.stores.retries import RetryPolicy
 from consomme.storage.stores.store import is_safe_path
 
 WRITER_KEY = "consomme-writer"
-"""Metadata of an object that says which call made it.
+"""Metadata key that identifies the call which created an object.
 
-When the answer to a conditional create is lost, the second try finds an object. It may be our own,
-or the same bytes by another worker; only this tells them apart.
+When the response to a conditional create is lost, the retry finds an existing object. It may be our
+own, or the same bytes written by another worker; this key tells which.
 """
 
 _MAX_CLIENTS = 8
@@ -24,7 +24,7 @@ _MAX_CLIENTS = 8
 
 @dataclass(frozen=True)
 class BucketStore(ABC):
-    """The part of `consomme.storage.stores.store.Store` that is the same on every object store."""
+    """The parts of `consomme.storage.stores.store.Store` that all object stores share."""
 
     scheme: ClassVar[str]
 
@@ -32,26 +32,26 @@ class BucketStore(ABC):
     """Name of the bucket."""
 
     folder: str = ""
-    """Where in the bucket the store is rooted, without slashes at the ends."""
+    """Root of the store inside the bucket, without leading or trailing slash."""
 
     policy: RetryPolicy = field(default=RetryPolicy(), repr=False, compare=False)
-    """How long to go on when the storage is throttling or failing."""
+    """How often to retry when the storage throttles or fails."""
 
     @property
     def url(self) -> str:
-        """Where the store is rooted."""
+        """Root of the store."""
         return f"{self.scheme}://{self.bucket}" + (f"/{self.folder}" if self.folder else "")
 
     @abstractmethod
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Return a file's bytes; see `Store.read`."""
+        """Return the bytes of a file; see `Store.read`."""
 
     @abstractmethod
     def size(self, path: str) -> int:
-        """Return a file's bytes."""
+        """Return the size of a file in bytes."""
 
     def exists(self, path: str) -> bool:
-        """Tell whether there is such a file."""
+        """Check whether a file exists."""
         try:
             self.size(path)
         except FileNotFoundError:
@@ -59,7 +59,7 @@ class BucketStore(ABC):
         return True
 
     def open(self, path: str) -> BinaryIO:
-        """Open a file to read and seek in; see `consomme.storage.stores.ranged_file`."""
+        """Open a file for reading and seeking; see `consomme.storage.stores.ranged_file`."""
         return open_ranged(partial(self.read, path), self.size(path))
 
     @property
@@ -79,35 +79,35 @@ class BucketStore(ABC):
 
 
 class Clients:
-    """One client per process and environment, made once however many threads ask for it first.
+    """Cache with one client per process and environment; creation is thread-safe.
 
     Args:
-        make: Makes a client from the present environment; any thread may use what it returns.
-        prefixes: How the names of the variables begin that a client depends on.
+        make: Creates a thread-safe client from the current environment.
+        prefixes: Prefixes of the environment variables that a client depends on.
     """
 
     def __init__(self, make: Callable[[], Any], *prefixes: str) -> None:
         self._make = make
         self._prefixes = prefixes
-        self._forget()
-        # A forked child must not share its parent's connections, nor a lock that may be held.
-        os.register_at_fork(after_in_child=self._forget)
+        self._reset()
+        # A forked child must not use its parent's connections, nor a lock that may be held.
+        os.register_at_fork(after_in_child=self._reset)
 
     def get(self) -> Any:
-        """Return the client for the present environment."""
+        """Return the client for the current environment."""
         key = tuple(
             sorted(item for item in os.environ.items() if item[0].startswith(self._prefixes))
         )
-        client = self._made.get(key)
+        client = self._clients.get(key)
         if client is None:
             with self._lock:
-                client = self._made.get(key)
+                client = self._clients.get(key)
                 if client is None:
-                    if len(self._made) >= _MAX_CLIENTS:
-                        self._made.clear()
-                    client = self._made[key] = self._make()
+                    if len(self._clients) >= _MAX_CLIENTS:
+                        self._clients.clear()
+                    client = self._clients[key] = self._make()
         return client
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._made: dict[tuple[tuple[str, str], ...], Any] = {}
+        self._clients: dict[tuple[tuple[str, str], ...], Any] = {}

@@ -1,8 +1,8 @@
 """Files on Google Cloud Storage, through its own library (the extra `gcs`).
 
-A create is an upload with `ifGenerationMatch=0`, which the storage decides for one of many.
-Credentials are the application default ones. Uploads that break off are invisible and vanish by
-themselves after a week.
+Exclusive creation is an upload with `ifGenerationMatch=0`, which succeeds for one of several
+callers. Credentials are the application default credentials. Unfinished uploads are invisible and
+expire after a week.
 """
 
 import errno
@@ -24,7 +24,7 @@ from consomme.storage.stores.store import FileInfo
 T = TypeVar("T")
 
 _PAGE = 1000
-# The library keeps ten connections; more threads would open and drop them.
+# The library pools ten connections; more threads would open and drop connections.
 _DELETE_THREADS = 8
 _TIMEOUT_S = (10, 60)
 # The library's own retries are off: see `consomme.storage.stores.retries`.
@@ -33,27 +33,27 @@ _FIELDS = "items(name,size,updated),prefixes,nextPageToken"
 
 _ADVICE = {
     401: "the credentials are wrong or have expired; run `gcloud auth application-default login`",
-    403: "the credentials in use may not do this; the role Storage Object User can",
+    403: "the credentials in use do not allow this; the role Storage Object User does",
     404: "there is no such bucket; check its name",
 }
 
 
 @dataclass(frozen=True)
 class GcsStore(BucketStore):
-    """A bucket on Google Cloud Storage, or a part of one; see `stores.store.Store`.
+    """A bucket on Google Cloud Storage, or a prefix in one; see `stores.store.Store`.
 
-    Holds no connection and no secret, so it can be pickled and sent anywhere that has the same
-    environment.
+    Holds no connection and no secret, so it can be pickled and used in any process that has the
+    same environment.
     """
 
     scheme: ClassVar[str] = "gs"
 
     def __post_init__(self) -> None:
-        """Fail here rather than in a worker if the library is missing."""
+        """Check that the library is installed, before a worker needs it."""
         _library()
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Return a file's bytes; see `Store.read`. A body that breaks off is fetched again."""
+        """Return the bytes of a file; see `Store.read`. A truncated body is fetched again."""
         if length == 0:
             self.size(path)
             return b""
@@ -71,11 +71,11 @@ class GcsStore(BucketStore):
         return self._try(path, get, is_missing_file=True)
 
     def write(self, path: str, data: bytes) -> None:
-        """Replace a file in one go; see `Store.write`."""
+        """Replace a file atomically; see `Store.write`."""
         self._try(path, lambda bucket: self._upload(bucket, path, data, {}))
 
     def create(self, path: str, data: bytes) -> bool:
-        """Make a new file in one go; see `Store.create`."""
+        """Create a file atomically; see `Store.create`."""
         writer = uuid.uuid4().hex
         is_in_doubt = False
 
@@ -84,9 +84,9 @@ class GcsStore(BucketStore):
             try:
                 self._upload(bucket, path, data, {WRITER_KEY: writer}, if_generation_match=0)
             except _exceptions().PreconditionFailed:
-                # An earlier try may have worked although its answer was lost.
-                return is_in_doubt and self._is_by(writer, path)
-            # After any other error nobody knows whether the object was made; it is raised again.
+                # An earlier try may have succeeded although its response was lost.
+                return is_in_doubt and self._is_created_by(writer, path)
+            # After any other error it is unknown whether the object was created; raise it again.
             except Exception:
                 is_in_doubt = True
                 raise
@@ -95,10 +95,10 @@ class GcsStore(BucketStore):
         return self._try(path, send)
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[FileInfo]:
-        """Yield files in byte order; see `Store.list`. Memory is one page of 1,000 files."""
+        """Yield files in byte order; see `Store.list`. Memory: one page of 1,000 files."""
         start = {"start_offset": self._root + after} if after else {}
         for files, _ in self._pages(prefix, **start):
-            # The offset itself is included.
+            # `start_offset` is inclusive, `after` is not.
             yield from (file for file in files if file.path > after)
 
     def list_level(self, prefix: str = "") -> Iterator[FileInfo]:
@@ -109,11 +109,11 @@ class GcsStore(BucketStore):
         )
 
     def size(self, path: str) -> int:
-        """Return a file's bytes."""
-        return int(self._look_up(path).size)
+        """Return the size of a file in bytes."""
+        return int(self._reload(path).size)
 
     def delete(self, path: str) -> None:
-        """Remove a file if it is there."""
+        """Delete a file if it exists."""
 
         def remove(bucket: Any) -> None:
             try:
@@ -124,14 +124,14 @@ class GcsStore(BucketStore):
         self._try(path, remove)
 
     def delete_many(self, paths: Iterable[str]) -> None:
-        """Remove files, several at a time."""
-        rest = iter(paths)
+        """Delete files, several concurrently."""
+        remaining = iter(paths)
         with ThreadPoolExecutor(_DELETE_THREADS) as pool:
-            while batch := list(itertools.islice(rest, _PAGE)):
+            while batch := list(itertools.islice(remaining, _PAGE)):
                 list(pool.map(self.delete, batch))
 
     def remove_orphans(self, prefix: str = "") -> int:
-        """Nothing to do: what was not uploaded whole cannot be seen, and goes away by itself."""
+        """Nothing to do: unfinished uploads are invisible and expire by themselves."""
         return 0
 
     def _try(self, path: str, request: Callable[[Any], T], *, is_missing_file: bool = False) -> T:
@@ -150,17 +150,17 @@ class GcsStore(BucketStore):
         blob.metadata = metadata
         blob.upload_from_string(data, "application/octet-stream", **condition, **_ONCE)
 
-    def _look_up(self, path: str) -> Any:
-        def reload(bucket: Any) -> Any:
+    def _reload(self, path: str) -> Any:
+        def get(bucket: Any) -> Any:
             blob = bucket.blob(self._key(path))
             blob.reload(**_ONCE)
             return blob
 
-        return self._try(path, reload, is_missing_file=True)
+        return self._try(path, get, is_missing_file=True)
 
-    def _is_by(self, writer: str, path: str) -> bool:
+    def _is_created_by(self, writer: str, path: str) -> bool:
         try:
-            metadata = self._look_up(path).metadata or {}
+            metadata = self._reload(path).metadata or {}
         except FileNotFoundError:
             return False
         return bool(metadata.get(WRITER_KEY) == writer)
@@ -168,12 +168,12 @@ class GcsStore(BucketStore):
     def _pages(
         self, prefix: str, **arguments: Any
     ) -> Iterator[tuple[Sequence[FileInfo], Sequence[str]]]:
-        """Yield files and folders, page by page."""
+        """Yield the files and folders of each page."""
         token = None
         while True:
 
             def get(bucket: Any, token: str | None = token) -> tuple[Any, Any]:
-                found = bucket.list_blobs(
+                listing = bucket.list_blobs(
                     prefix=self._root + prefix,
                     page_token=token,
                     page_size=_PAGE,
@@ -181,9 +181,9 @@ class GcsStore(BucketStore):
                     **arguments,
                     **_ONCE,
                 )
-                return found, next(found.pages, ())
+                return listing, next(listing.pages, ())
 
-            found, page = self._try(prefix, get)
+            listing, page = self._try(prefix, get)
             files = [
                 FileInfo(
                     path=blob.name.removeprefix(self._root),
@@ -193,27 +193,27 @@ class GcsStore(BucketStore):
                 for blob in page
                 if not blob.name.endswith("/")
             ]
-            yield files, [name.removeprefix(self._root) for name in sorted(found.prefixes)]
-            token = found.next_page_token
+            yield files, [name.removeprefix(self._root) for name in sorted(listing.prefixes)]
+            token = listing.next_page_token
             if not token:
                 return
 
 
 def _classify_error(error: Exception, url: str, *, is_missing_file: bool) -> Exception | None:
-    """Tell what an error means; see `consomme.storage.stores.retries.ErrorClassifier`.
+    """Classify an error; see `consomme.storage.stores.retries.ErrorClassifier`.
 
     Args:
-        error: What the library raised.
-        url: What was asked for.
-        is_missing_file: Whether "not found" is about the file, and not about the bucket.
+        error: Raised by the library.
+        url: Subject of the request, for messages.
+        is_missing_file: Whether "not found" refers to the file rather than the bucket.
     """
     api, auth = _exceptions(), importlib.import_module("google.auth.exceptions")
     requests = importlib.import_module("requests.exceptions")
-    damaged = importlib.import_module("google.cloud.storage.exceptions").DataCorruption
+    corruption = importlib.import_module("google.cloud.storage.exceptions").DataCorruption
     transient = (
         *NETWORK_ERRORS,
         auth.TransportError,
-        damaged,
+        corruption,
         requests.ConnectionError,
         requests.Timeout,
         requests.ChunkedEncodingError,
@@ -224,7 +224,7 @@ def _classify_error(error: Exception, url: str, *, is_missing_file: bool) -> Exc
             return None
         if status == 404 and is_missing_file:
             return FileNotFoundError(errno.ENOENT, "no such object", url)
-        advice = _ADVICE.get(status, "the storage refuses; check the URL")
+        advice = _ADVICE.get(status, "the storage refuses the request; check the URL")
         return RecipeError(f"{url}: {advice}. The storage said: {describe(error)}")
     if isinstance(error, transient):
         return None

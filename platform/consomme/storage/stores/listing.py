@@ -1,4 +1,4 @@
-"""Listings of very many files: several folders at once, in order, in bounded memory."""
+"""List very many files: several folders concurrently, in order, in bounded memory."""
 
 import itertools
 import queue
@@ -17,32 +17,32 @@ _MAX_DEPTH = 3
 def list_parallel(store: Store, prefix: str = "", num_threads: int = 16) -> Iterator[FileInfo]:
     """Yield what `store.list(prefix)` would, listing up to `num_threads` folders at a time.
 
-    Folders near the top are opened until there is enough to do at once. What is found early waits
-    for its turn, at most 16,000 files of each folder (60 MB with 16 threads), so larger folders
-    gain less: files of one folder come one request after the other, and a data set in a single
-    folder gains nothing. 320,000 files in 16 folders at 50 ms a request take 4 s, not 17 s.
+    Folders near the root are expanded until every thread has one. Up to 16,000 files per folder are
+    listed ahead of the reader (60 MB with 16 threads). The files of one folder come one request
+    after the other, so larger folders gain less, and a data set in a single folder gains nothing.
+    320,000 files in 16 folders at 50 ms a request take 4 s instead of 17 s.
 
     Args:
         store: Any store.
         prefix: See `Store.list`.
-        num_threads: Requests in flight.
+        num_threads: Concurrent requests.
     """
     stop = threading.Event()
     with ThreadPoolExecutor(num_threads, thread_name_prefix="list") as pool:
         try:
-            waiting: deque[FileInfo | _Branch] = deque()
-            num_branches = 0
-            for entry in _pieces(store.list_level(prefix), store, num_threads, _MAX_DEPTH):
+            waiting: deque[FileInfo | _FolderListing] = deque()
+            num_folders = 0
+            for entry in _expand_folders(store.list_level(prefix), store, num_threads, _MAX_DEPTH):
                 if not entry.path.endswith("/"):
                     waiting.append(entry)
                 else:
-                    branch = _Branch(store, entry.path, stop)
-                    pool.submit(branch.run)
-                    waiting.append(branch)
-                    num_branches += 1
-                while num_branches == num_threads or len(waiting) >= _BATCH:
+                    folder = _FolderListing(store, entry.path, stop)
+                    pool.submit(folder.run)
+                    waiting.append(folder)
+                    num_folders += 1
+                while num_folders == num_threads or len(waiting) >= _BATCH:
                     first = waiting.popleft()
-                    num_branches -= isinstance(first, _Branch)
+                    num_folders -= isinstance(first, _FolderListing)
                     yield from _files(first)
             while waiting:
                 yield from _files(waiting.popleft())
@@ -52,12 +52,12 @@ def list_parallel(store: Store, prefix: str = "", num_threads: int = 16) -> Iter
 
 
 def merge_level(pages: Iterable[Sequence[FileInfo]]) -> Iterator[FileInfo]:
-    """Put the files and folders of one level into byte order of whole paths.
+    """Sort the files and folders of one level by the bytes of their whole paths.
 
     Args:
-        pages: The level in pages, which come in the order of names with or without the slash
-            of a folder; within a page anything goes. Only what the next page may still precede is
-            kept back.
+        pages: The level in pages, which are ordered by names with or without the slash of a folder;
+            within a page the order is arbitrary. Only entries that the next page may still precede
+            are held back.
     """
     held: list[FileInfo] = []
     for page in pages:
@@ -71,8 +71,8 @@ def merge_level(pages: Iterable[Sequence[FileInfo]]) -> Iterator[FileInfo]:
     yield from held
 
 
-class _Branch:
-    """One folder, listed in a thread that runs a bounded way ahead of the reader."""
+class _FolderListing:
+    """One folder, listed by a thread that stays a bounded number of batches ahead."""
 
     def __init__(self, store: Store, folder: str, stop: threading.Event) -> None:
         self._files = store.list(folder)
@@ -86,7 +86,7 @@ class _Branch:
                 if not self._put(batch):
                     return
             self._put([])
-        except BaseException as error:  # noqa: BLE001 - the reader raises it.
+        except BaseException as error:  # noqa: BLE001 - raised again by the reader.
             self._put(error)
 
     def __iter__(self) -> Iterator[FileInfo]:
@@ -108,22 +108,24 @@ class _Branch:
         return False
 
 
-def _files(piece: FileInfo | _Branch) -> Iterator[FileInfo]:
-    return iter(piece) if isinstance(piece, _Branch) else iter((piece,))
+def _files(item: FileInfo | _FolderListing) -> Iterator[FileInfo]:
+    return iter(item) if isinstance(item, _FolderListing) else iter((item,))
 
 
-def _pieces(level: Iterator[FileInfo], store: Store, wanted: int, depth: int) -> Iterator[FileInfo]:
-    """Yield files and folders of one level; where there are few folders, what is in them."""
+def _expand_folders(
+    level: Iterator[FileInfo], store: Store, wanted: int, depth: int
+) -> Iterator[FileInfo]:
+    """Yield the files and folders of one level; if there are few folders, their content instead."""
     first = list(itertools.islice(level, _BATCH))
     num_folders = sum(entry.path.endswith("/") for entry in first)
-    is_opened = len(first) < _BATCH and num_folders < wanted and depth > 1
+    is_expanded = len(first) < _BATCH and num_folders < wanted and depth > 1
     for entry in itertools.chain(first, level):
-        if not (is_opened and entry.path.endswith("/")):
+        if not (is_expanded and entry.path.endswith("/")):
             yield entry
             continue
         inside = list(itertools.islice(store.list_level(entry.path), _BATCH))
         if len(inside) == _BATCH:
-            # A large folder stays one piece: opened here, its files would come without a thread.
+            # A large folder is not expanded: its files would then be listed without a thread.
             yield entry
         else:
-            yield from _pieces(iter(inside), store, wanted, depth - 1)
+            yield from _expand_folders(iter(inside), store, wanted, depth - 1)

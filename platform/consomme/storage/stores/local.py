@@ -19,44 +19,44 @@ _TEMPORARY = ".tmp-"
 
 @dataclass(frozen=True)
 class LocalStore:
-    """A folder. Writes go to a temporary name, reach the disk, and are renamed."""
+    """A folder. Files are written under a temporary name, synced to disk, and renamed."""
 
     root: str
-    """The folder; it is made when something is first written."""
+    """The folder; created on the first write."""
 
     url_root: str = ""
-    """The URL the store was opened by, if that is not the folder itself."""
+    """The URL that the store was opened by, if it is not the folder itself."""
 
     @property
     def url(self) -> str:
-        """The folder, or the URL that led to it."""
+        """The folder, or the URL that the store was opened by."""
         return self.url_root or self.root
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Return a file's bytes; see `Store.read`."""
+        """Return the bytes of a file; see `Store.read`."""
         with self.open(path) as file:
             if offset:
                 file.seek(offset)
             return file.read() if length is None else file.read(length)
 
     def write(self, path: str, data: bytes) -> None:
-        """Replace a file in one go; see `Store.write`."""
+        """Replace a file atomically; see `Store.write`."""
         target = self._target(path)
-        with _explained(target):
+        with _explain_disk_errors(target):
             temporary = self._write_temporary(target, data)
             try:
                 os.replace(temporary, target)
-            # Whatever it was, Ctrl-C included, nothing half written stays; it is raised again.
+            # No partial file is left behind, even after Ctrl-C; the error is raised again.
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
 
     def create(self, path: str, data: bytes) -> bool:
-        """Make a new file in one go; see `Store.create`. The folder must allow hard links."""
+        """Create a file atomically; see `Store.create`. The folder must allow hard links."""
         target = self._target(path)
         if target.exists():
             return False
-        with _explained(target):
+        with _explain_disk_errors(target):
             temporary = self._write_temporary(target, data)
             try:
                 os.link(temporary, target)
@@ -67,10 +67,10 @@ class LocalStore:
         return True
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[FileInfo]:
-        """Yield files in byte order; see `Store.list`. Memory is one folder's entries."""
-        behind = os.fsencode(after)
+        """Yield files in byte order; see `Store.list`. Memory: the entries of one folder."""
+        after_bytes = os.fsencode(after)
         for file in self._walk(_folder_of(prefix), prefix, temporary=False):
-            if os.fsencode(file.path) > behind:
+            if os.fsencode(file.path) > after_bytes:
                 yield file
 
     def list_level(self, prefix: str = "") -> Iterator[FileInfo]:
@@ -84,24 +84,24 @@ class LocalStore:
                 yield from _info(path, entry)
 
     def exists(self, path: str) -> bool:
-        """Tell whether there is such a file."""
+        """Check whether a file exists."""
         return self._target(path).is_file()
 
     def size(self, path: str) -> int:
-        """Return a file's bytes."""
+        """Return the size of a file in bytes."""
         return self._target(path).stat().st_size
 
     def delete(self, path: str) -> None:
-        """Remove a file if it is there."""
+        """Delete a file if it exists."""
         self._target(path).unlink(missing_ok=True)
 
     def delete_many(self, paths: Iterable[str]) -> None:
-        """Remove files one by one."""
+        """Delete files one by one."""
         for path in paths:
             self.delete(path)
 
     def remove_orphans(self, prefix: str = "") -> int:
-        """Remove temporary files that were never renamed; see `Store.sweep`."""
+        """Delete temporary files that were never renamed; see `Store.remove_orphans`."""
         number = 0
         for file in self._walk(_folder_of(prefix), prefix, temporary=True):
             self.delete(file.path)
@@ -109,7 +109,7 @@ class LocalStore:
         return number
 
     def open(self, path: str) -> BinaryIO:
-        """Open a file to read and seek in."""
+        """Open a file for reading and seeking."""
         return self._target(path).open("rb")
 
     def _target(self, path: str) -> Path:
@@ -125,14 +125,14 @@ class LocalStore:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        # As above: tidied up after any error, then raised.
+        # As in `write`: clean up after any error, then raise it again.
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         return temporary
 
     def _walk(self, folder: str, prefix: str, *, temporary: bool) -> Iterator[FileInfo]:
-        """Walk the tree in byte order: temporary files only, or all but them."""
+        """Walk the tree in byte order: temporary files only, or all others."""
         for path, entry in self._scan(folder):
             if not (path.startswith(prefix) or prefix.startswith(path)):
                 continue
@@ -142,35 +142,36 @@ class LocalStore:
                 yield from _info(path, entry)
 
     def _scan(self, folder: str) -> Sequence[tuple[str, os.DirEntry[str]]]:
-        """List one folder with paths from the root, in byte order; folders end with a slash."""
+        """List one folder in byte order: paths relative to the root, folders with a slash."""
         entries: list[tuple[str, os.DirEntry[str]]] = []
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            with os.scandir(Path(self.root) / folder) as found:
-                # A folder sorts as its name with a slash, so that whole paths come in byte order.
-                entries = [(folder + item.name + "/" * item.is_dir(), item) for item in found]
+            with os.scandir(Path(self.root) / folder) as items:
+                # A folder sorts with its slash, which puts whole paths into byte order.
+                entries = [(folder + item.name + "/" * item.is_dir(), item) for item in items]
         return sorted(entries, key=lambda pair: os.fsencode(pair[0]))
 
 
-_PASSING = {
+_DISK_ERRORS = {
     errno.ENOSPC: "the disk is full; make room",
     errno.EDQUOT: "the quota is used up; make room",
-    errno.EIO: "the disk failed; see to it",
-    errno.ESTALE: "the network file system lost the folder; see to it",
-    errno.ETIMEDOUT: "the network file system does not answer; see to it",
+    errno.EIO: "the disk failed; check it",
+    errno.ESTALE: "the network file system lost the folder; check it",
+    errno.ETIMEDOUT: "the network file system does not answer; check it",
 }
-"""What is no fault of ours or the recipe's, and passes."""
+"""Errors caused by the machine rather than the recipe, with what to do about them."""
 
 
 @contextlib.contextmanager
-def _explained(target: Path) -> Iterator[None]:
-    """Say what to do about a disk that is full or gone."""
+def _explain_disk_errors(target: Path) -> Iterator[None]:
+    """Turn errors of a full or failing disk into a ClusterError that says what to do."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _PASSING:
+        if error.errno not in _DISK_ERRORS:
             raise
         raise ClusterError(
-            f"{target}: {_PASSING[error.errno]}, then run the same command again to go on ({error})"
+            f"{target}: {_DISK_ERRORS[error.errno]}, then run the same command again to resume"
+            f" ({error})"
         ) from error
 
 
@@ -179,7 +180,7 @@ def _folder_of(prefix: str) -> str:
 
 
 def _info(path: str, entry: os.DirEntry[str]) -> Iterator[FileInfo]:
-    """Describe a file, unless it was removed since it was found."""
+    """Yield the size and time of a file, unless it was deleted in the meantime."""
     with contextlib.suppress(FileNotFoundError):
         status = entry.stat()
         yield FileInfo(path=path, size=status.st_size, modified=status.st_mtime)

@@ -1,8 +1,8 @@
-"""Files by name, wherever they are: the one place that knows local disks from object stores.
+"""Open a store by its URL: local disk, S3, GCS, or a folder inside the package.
 
-A store is rooted at a URL and takes relative paths with `/`. It promises only what both a file
-system and an object store can keep: whole-file writes that appear in one go, creation that one of
-many wins, ranged reads, and listings in byte order.
+A store is rooted at a URL and takes relative paths with `/`. It offers only what both file systems
+and object stores can guarantee: atomic whole-file writes, exclusive creation, ranged reads, and
+listings in byte order.
 """
 
 import os
@@ -18,7 +18,7 @@ _BUCKET_SCHEMES = ("s3", "gs")
 
 
 def open_store(url: str) -> Store:
-    """Open the store rooted at a URL. Nothing is read or connected to yet.
+    """Open the store rooted at a URL, without reading or connecting.
 
     Args:
         url: A local folder (relative ones count from the current directory, `~` is the home),
@@ -26,7 +26,7 @@ def open_store(url: str) -> Store:
             inside the consomme package.
 
     Raises:
-        RecipeError: Nothing here can open such a URL.
+        RecipeError: The scheme is not supported or the path is not allowed.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -36,7 +36,7 @@ def open_store(url: str) -> Store:
     if scheme == "package":
         inside = rest.strip("/")
         if inside and not is_safe_path(inside):
-            raise RecipeError(f"{url}: leads out of the consomme package")
+            raise RecipeError(f"{url}: the path leads out of the consomme package")
         return LocalStore(str(Path(consomme.__path__[0]) / inside), PACKAGE_SCHEME + inside)
     if scheme in _BUCKET_SCHEMES:
         return _open_bucket(url, scheme, rest)
@@ -52,7 +52,7 @@ def split_url(url: str) -> tuple[Store, str]:
         A store rooted at the file's folder, and the file's name in it.
 
     Raises:
-        RecipeError: The URL names no file, or nothing here can open it.
+        RecipeError: The URL names no file, or the scheme is not supported.
     """
     scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
     folder, slash, name = rest.rpartition("/")
@@ -66,7 +66,7 @@ def split_url(url: str) -> tuple[Store, str]:
 
 
 def absolute_url(url: str) -> str:
-    """Make a URL mean the same in every process: local paths become absolute."""
+    """Return a URL that is valid in any working directory: local paths become absolute."""
     return open_store(url).url
 
 
@@ -75,7 +75,7 @@ def _open_bucket(url: str, scheme: str, rest: str) -> Store:
     folder = folder.rstrip("/")
     if not bucket or (folder and not is_safe_path(folder)):
         raise RecipeError(f"{url}: expected {scheme}://bucket/folder, without '..' or '//'")
-    # These take a second to import, and most commands run on local files.
+    # These modules take a second to import, and most commands use local files only.
     if scheme == "s3":
         from consomme.storage.stores.s3 import S3Store
 

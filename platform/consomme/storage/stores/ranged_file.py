@@ -1,33 +1,33 @@
-"""An object as a file: seeking costs nothing, reading fetches ranges, reading on fetches more."""
+"""Present an object as a seekable file that fetches ranges, with growing read-ahead."""
 
 import io
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
 READ_AHEAD = 256 * 2**10
-"""Bytes of the first fetch; a Parquet footer or some hundred tar headers fit."""
+"""Bytes of the first fetch: room for a Parquet footer or a few hundred tar headers."""
 
 MAX_READ_AHEAD = 8 * 2**20
-"""Fetches grow up to here as long as reading goes on forward."""
+"""Upper limit to which fetches grow during sequential reading, in bytes."""
 
 _BUFFER = 64 * 2**10
 
 
 def open_ranged(fetch: Callable[[int, int], bytes], size: int) -> BinaryIO:
-    """Open an object to read and seek in.
+    """Open an object for reading and seeking.
 
     Args:
-        fetch: Returns the bytes from an offset, as many as asked for or up to the end.
-        size: The object's bytes.
+        fetch: Takes offset and length; returns that many bytes, or fewer at the end.
+        size: Size of the object in bytes.
     """
     return io.BufferedReader(_RangedFile(fetch, size), _BUFFER)
 
 
 class _RangedFile(io.RawIOBase):
-    """Holds one fetched range. Walking over small tar members takes one request for hundreds.
+    """Buffers one fetched range, so that a single request covers hundreds of small tar members.
 
-    A fetch that begins where the last one ended, or less than one `READ_AHEAD` behind it, is taken
-    for reading on: it asks for twice as much. Anything else starts small again.
+    A fetch that begins at most `READ_AHEAD` bytes after the end of the last one counts as
+    sequential and fetches twice as much. Any other fetch starts at `READ_AHEAD` again.
     """
 
     def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
@@ -35,9 +35,9 @@ class _RangedFile(io.RawIOBase):
         self._fetch = fetch
         self._size = size
         self._position = 0
-        self._held = b""
-        self._held_from = 0
-        self._ahead = READ_AHEAD
+        self._buffer = b""
+        self._buffer_start = 0
+        self._read_ahead = READ_AHEAD
 
     def readable(self) -> bool:
         return True
@@ -60,11 +60,11 @@ class _RangedFile(io.RawIOBase):
         wanted = min(len(view), self._size - self._position)
         if wanted <= 0:
             return 0
-        begin = self._position - self._held_from
-        if not 0 <= begin < len(self._held):
+        begin = self._position - self._buffer_start
+        if not 0 <= begin < len(self._buffer):
             self._fill(wanted)
             begin = 0
-        part = memoryview(self._held)[begin : begin + wanted]
+        part = memoryview(self._buffer)[begin : begin + wanted]
         view[: len(part)] = part
         self._position += len(part)
         return len(part)
@@ -77,9 +77,11 @@ class _RangedFile(io.RawIOBase):
         return data
 
     def _fill(self, wanted: int) -> None:
-        gap = self._position - (self._held_from + len(self._held))
-        is_reading_on = bool(self._held) and 0 <= gap <= READ_AHEAD
-        self._ahead = min(2 * self._ahead, MAX_READ_AHEAD) if is_reading_on else READ_AHEAD
-        length = min(max(wanted, self._ahead), self._size - self._position)
-        self._held = self._fetch(self._position, length)
-        self._held_from = self._position
+        gap = self._position - (self._buffer_start + len(self._buffer))
+        is_sequential = bool(self._buffer) and 0 <= gap <= READ_AHEAD
+        self._read_ahead = (
+            min(2 * self._read_ahead, MAX_READ_AHEAD) if is_sequential else READ_AHEAD
+        )
+        length = min(max(wanted, self._read_ahead), self._size - self._position)
+        self._buffer = self._fetch(self._position, length)
+        self._buffer_start = self._position

@@ -1,8 +1,8 @@
-"""Try again, a bounded number of times: the one place that decides how long storage may fail.
+"""Retry storage requests with exponential backoff, a bounded number of times.
 
-Waits grow exponentially with full jitter, so that a thousand workers that were throttled together
-do not come back together. Clients' own retries are off: a second loop below this one would hide
-what happened to the first try, and multiply the waits.
+Waits have full jitter, so that a thousand workers that were throttled together do not retry
+together. The retries of the client libraries are off: a second loop below this one would hide the
+outcome of the first try and multiply the waits.
 Source: AWS Architecture Blog, "Exponential Backoff And Jitter", full jitter.
 """
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ErrorClassifier = Callable[[Exception], Exception | None]
-"""Turns what a call raised into what the user should see; None if the next try may do better."""
+"""Maps an exception to the error that the user should see; None if a retry may succeed."""
 
 NETWORK_ERRORS = (
     ConnectionError,
@@ -33,58 +33,58 @@ NETWORK_ERRORS = (
     http.client.HTTPException,
     urllib3.exceptions.HTTPError,
 )
-"""What any HTTP client raises when the connection or the body breaks."""
+"""Exceptions of HTTP clients when the connection or the body breaks."""
 
 _QUIET_TRIES = 3
 
 
 def _fraction() -> float:
-    # Not `random.random` itself: pickling it takes its state along, and then every worker that a
-    # store is sent to would wait the same times.
+    # Not `random.random` itself: pickling it includes its state, and all workers that a store is
+    # sent to would then draw the same waits.
     return random.random()
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How long to go on. The defaults wait up to 13 s in all, 6 s on average."""
+    """How long to retry. The defaults wait up to 13 s in total, 6 s on average."""
 
     attempts: int = 8
-    """Tries, the first one included."""
+    """Number of tries, including the first."""
 
     base_s: float = 0.1
-    """Longest wait before the second try; it doubles with each one after."""
+    """Upper bound of the wait before the second try; doubles with each further try."""
 
     cap_s: float = 20.0
-    """No wait is longer."""
+    """Upper bound of any wait."""
 
     total_s: float = 300.0
-    """No try starts later than this after the first; calls may take long to fail by themselves."""
+    """No try starts later than this after the first one; calls themselves may be slow to fail."""
 
     sleep: Callable[[float], None] = time.sleep
-    """How to wait."""
+    """Function that waits."""
 
     fraction: Callable[[], float] = _fraction
-    """Draws what share of the longest wait to take, in [0, 1)."""
+    """Draws the fraction of the upper bound to wait, in [0, 1)."""
 
     clock: Callable[[], float] = time.monotonic
-    """Seconds since any fixed moment."""
+    """Monotonic clock in seconds."""
 
     def wait_s(self, tries: int) -> float:
-        """Draw the wait after so many tries."""
+        """Draw the wait after this many tries."""
         return self.fraction() * min(self.cap_s, self.base_s * 2.0 ** (tries - 1))
 
 
 def retry(call: Callable[[], T], url: str, classify: ErrorClassifier, policy: RetryPolicy) -> T:
-    """Call until it works, something is wrong that stays wrong, or patience ends.
+    """Call until it succeeds, fails permanently, or the policy's limits are reached.
 
     Args:
-        call: What to do; it must be safe to do twice.
-        url: What it is done to, for messages.
-        classify: See `ErrorClassifier`. consomme's own errors are final without asking.
-        policy: How long to go on.
+        call: The request; it must be safe to repeat.
+        url: Subject of the request, for messages.
+        classify: See `ErrorClassifier`. consomme's own errors are always final.
+        policy: How long to retry.
 
     Raises:
-        ClusterError: The last try failed in a way that may pass.
+        ClusterError: The last try failed with a transient error.
     """
     start, tries = policy.clock(), 0
     while True:
@@ -104,7 +104,7 @@ def retry(call: Callable[[], T], url: str, classify: ErrorClassifier, policy: Re
                 raise ClusterError(
                     f"{url}: gave up after {tries} tries in {spent_s:.0f} s; the last one ended "
                     f"with {describe(error)}. The storage is overloaded or cannot be reached; run "
-                    "the same command again later, it goes on where it was"
+                    "the same command again later, it resumes where it stopped"
                 ) from error
             level = logging.DEBUG if tries <= _QUIET_TRIES else logging.WARNING
             logger.log(level, "%s: try %d ended with %s", url, tries, describe(error))
@@ -112,11 +112,11 @@ def retry(call: Callable[[], T], url: str, classify: ErrorClassifier, policy: Re
 
 
 def is_transient_status(status: int) -> bool:
-    """Tell whether a request that got this HTTP status may succeed when it is sent again."""
-    # 409: two writes met. An answer to HEAD says no more than that.
+    """Check whether a request that failed with this HTTP status may succeed on retry."""
+    # 409: two concurrent writes. A response to HEAD has no more detail than the status.
     return status in (408, 409, 429) or (status >= 500 and status != 501)
 
 
 def describe(error: BaseException) -> str:
-    """Put an error's kind and text on one line."""
+    """Format the type and text of an error on one line."""
     return f"{type(error).__name__}: {error}".replace("\n", " ")

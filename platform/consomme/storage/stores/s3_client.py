@@ -1,8 +1,8 @@
-"""boto3 for S3: one client per process and environment, and what its errors mean to a user.
+"""The boto3 client: one per process and environment, and the classification of its errors.
 
 Credentials, region and endpoint come from boto3's standard chain and nowhere else: environment
 (`AWS_PROFILE`, `AWS_ENDPOINT_URL`, ...), `~/.aws`, instance and pod roles. Retry settings found
-there are overruled, because `consomme.storage.stores.retries` is the one that tries again.
+there are overridden, because `consomme.storage.stores.retries` does all retries.
 """
 
 import errno
@@ -23,7 +23,7 @@ _MAX_CONNECTIONS = 64
 
 _TRANSIENT_CODES = frozenset(
     {
-        # Throttling, in all the words that S3 and its look-alikes have for it.
+        # Throttling, as named by S3 and compatible servers.
         "BandwidthLimitExceeded",
         "EC2ThrottledException",
         "LimitExceededException",
@@ -35,16 +35,16 @@ _TRANSIENT_CODES = frozenset(
         "Throttling",
         "ThrottlingException",
         "TooManyRequestsException",
-        # The request or its answer was damaged or cut on the way.
+        # The request or response was damaged or truncated in transit.
         "BadDigest",
         "IncompleteBody",
         "RequestTimeout",
         "RequestTimeoutException",
         "XAmzContentChecksumMismatch",
-        # Two conditional writes at once: neither is decided yet.
+        # Two concurrent conditional writes, neither of which has succeeded yet.
         "ConditionalRequestConflict",
         "OperationAborted",
-        # Errors inside the answer to a delete of many carry no status.
+        # Errors inside the response to a batch delete have no HTTP status.
         "InternalError",
         "ServiceUnavailable",
     }
@@ -65,13 +65,13 @@ _TRANSIENT_ERRORS = (
 _ADVICE = {
     "NoSuchBucket": "there is no such bucket; check its name, and AWS_ENDPOINT_URL if the bucket "
     "is not on AWS",
-    "AccessDenied": "the credentials in use may not do this; check AWS_PROFILE, and that the "
+    "AccessDenied": "the credentials in use do not allow this; check AWS_PROFILE, and that the "
     "policy allows s3:ListBucket, s3:GetObject, s3:PutObject and s3:DeleteObject there",
     "NoCredentialsError": "no credentials were found; set AWS_PROFILE or AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY, or run where a role is attached",
     "InvalidAccessKeyId": "the credentials are wrong or have expired; renew them",
     "PermanentRedirect": "the bucket is in another region; set AWS_REGION",
-    "RequestTimeTooSkewed": "this machine's clock is wrong; set it",
+    "RequestTimeTooSkewed": "this machine's clock is wrong; correct it",
     "NotImplemented": "the server does not offer this part of S3, which consomme needs",
 }
 _SAME_ADVICE = {
@@ -91,16 +91,16 @@ _SAME_ADVICE = {
 
 
 class UploadLostError(Exception):
-    """An upload in parts is gone, or lost against another; its parts have to be sent again."""
+    """A multipart upload is gone or lost a race; all its parts have to be sent again."""
 
 
 def s3_client() -> Any:
-    """Return this process's client for the present environment; any thread may use it."""
+    """Return this process's client for the current environment. Thread-safe."""
     return _CLIENTS.get()
 
 
 def _make_client() -> Any:
-    # A session of its own, because boto3's default session must not be used by two threads.
+    # A new session, because boto3's default session is not thread-safe.
     return boto3.session.Session().client(
         "s3",
         config=Config(
@@ -117,18 +117,18 @@ _CLIENTS = Clients(_make_client, "AWS_")
 
 
 def error_code(error: Exception) -> str:
-    """Return S3's own word for an error; empty if it is none of S3's."""
+    """Return S3's error code; empty if the error is not from S3."""
     if not isinstance(error, boto.ClientError):
         return ""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def classify_error(error: Exception, url: str) -> Exception | None:
-    """Tell what an error means; see `consomme.storage.stores.retries.ErrorClassifier`.
+    """Classify an error; see `consomme.storage.stores.retries.ErrorClassifier`.
 
     Args:
-        error: What boto3 raised.
-        url: What was asked for.
+        error: Raised by boto3.
+        url: Subject of the request, for messages.
     """
     if isinstance(error, boto.ClientError):
         code = error_code(error)
@@ -139,14 +139,16 @@ def classify_error(error: Exception, url: str) -> Exception | None:
             return FileNotFoundError(errno.ENOENT, "no such object", url)
         if code == "NoSuchUpload":
             return UploadLostError(f"{url}: {error}")
-        return _refused(error, code, url)
+        return _permanent_error(error, code, url)
     if isinstance(error, _TRANSIENT_ERRORS):
         return None
     if isinstance(error, boto.BotoCoreError):
-        return _refused(error, type(error).__name__, url)
+        return _permanent_error(error, type(error).__name__, url)
     return error
 
 
-def _refused(error: Exception, code: str, url: str) -> RecipeError:
-    advice = _ADVICE.get(_SAME_ADVICE.get(code, code), "the storage refuses; check the URL")
+def _permanent_error(error: Exception, code: str, url: str) -> RecipeError:
+    advice = _ADVICE.get(
+        _SAME_ADVICE.get(code, code), "the storage refuses the request; check the URL"
+    )
     return RecipeError(f"{url}: {advice}. The storage said: {describe(error)}")

@@ -1,4 +1,4 @@
-"""What a store of files offers, whatever is behind it."""
+"""The protocol of all storage backends, and helpers for paths."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ class FileInfo:
     """One file in a listing."""
 
     path: str
-    """Relative to the store; a folder ends with a slash, and only `list_level` yields any."""
+    """Relative to the store; a folder ends with a slash and is yielded by `list_level` only."""
 
     size: int
-    """Bytes."""
+    """Size in bytes."""
 
     modified: float = 0.0
-    """When it was last written, in seconds since 1970 by the storage's own clock."""
+    """Time of the last write, in seconds since 1970 by the storage's clock."""
 
 
 class Store(Protocol):
-    """What the rest of consomme may do with files. Stores can be pickled and sent to workers."""
+    """All operations on files that consomme uses. Stores are picklable."""
 
     @property
     def url(self) -> str:
-        """Where the store is rooted; `open_store(store.url)` opens it again."""
+        """Root of the store; `open_store(store.url)` opens it again."""
         ...
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Return a file's bytes from `offset`, all of them or at most `length`.
+        """Return the bytes of a file from `offset` on, at most `length` of them.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -39,62 +39,62 @@ class Store(Protocol):
         ...
 
     def write(self, path: str, data: bytes) -> None:
-        """Replace a file in one go: a reader sees the old bytes or the new ones."""
+        """Replace a file atomically: a reader sees the old bytes or the new ones."""
         ...
 
     def create(self, path: str, data: bytes) -> bool:
-        """Make a new file in one go. Of many that try, one gets True; the others change nothing."""
+        """Create a file atomically. Of several callers one gets True; the others change nothing."""
         ...
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[FileInfo]:
         """Yield the files, at any depth, whose path begins with `prefix`, in byte order.
 
-        Only paths behind `after` come; a listing that broke off goes on from its last path.
+        Only paths greater than `after` are yielded, so a broken listing resumes at its last path.
         """
         ...
 
     def list_level(self, prefix: str = "") -> Iterator[FileInfo]:
-        """Yield files and folders whose path begins with `prefix` and has no `/` behind it.
+        """Yield files and folders whose path begins with `prefix` and has no `/` after it.
 
-        Folders end with a slash; all come in byte order. What is in the folders is not looked at.
+        Folders end with a slash and are not listed recursively. Everything is in byte order.
         """
         ...
 
     def exists(self, path: str) -> bool:
-        """Tell whether there is such a file."""
+        """Check whether a file exists."""
         ...
 
     def size(self, path: str) -> int:
-        """Return a file's bytes; FileNotFoundError if there is none."""
+        """Return the size of a file in bytes; FileNotFoundError if it does not exist."""
         ...
 
     def delete(self, path: str) -> None:
-        """Remove a file; nothing happens if there is none."""
+        """Delete a file; no error if it does not exist."""
         ...
 
     def delete_many(self, paths: Iterable[str]) -> None:
-        """Remove files, many in one request where the storage can."""
+        """Delete files, many in one request where the storage supports it."""
         ...
 
     def remove_orphans(self, prefix: str = "") -> int:
-        """Remove what writers that died left half written below `prefix`, and count it.
+        """Delete unfinished writes of dead processes below `prefix`, and count them.
 
-        Call it only when nobody writes there: a write under way would fail, and be repeated.
+        Call it only when nothing writes there: a write in progress would fail and be retried.
         """
         ...
 
     def open(self, path: str) -> BinaryIO:
-        """Open a file to read and seek in."""
+        """Open a file for reading and seeking."""
         ...
 
 
 def join_url(url: str, *parts: str) -> str:
-    """Put path parts behind a URL."""
+    """Append path parts to a URL."""
     base = url if url.endswith("://") else url.rstrip("/") + "/"
     return base + "/".join(parts)
 
 
 def is_safe_path(path: str) -> bool:
-    """Tell whether a path stays below its root: not absolute, no `..`, no NUL."""
+    """Check that a path stays below its root: not absolute, no `..`, no NUL."""
     parts = PurePosixPath(path).parts
     return bool(parts) and not path.startswith("/") and ".." not in parts and "\0" not in path
