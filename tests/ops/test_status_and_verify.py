@@ -1,4 +1,4 @@
-"""What status and verify say of a run, and that damage of every kind is found and can be mended."""
+"""Output of status and verify; damage of every kind is found and can be repaired."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def begun(root: Path) -> tuple[RunFolder, Plan]:
 
 
 def drive(run: RunFolder, plan: Plan, most: int = NUM_UNITS) -> None:
-    """Do what is left, and finish if that is all."""
+    """Do remaining units up to `most`, and finish the run if none is left."""
     attempt = run.start_attempt()
     done = run.done_units()
     for work in read_part(run.store, plan.parts[0].path):
@@ -105,7 +105,7 @@ def test_damage_is_found_and_redone(
     damage(file_of(finished, kind))
     with pytest.raises(DataError, match=message):
         verify.verify_run(finished.url)
-    assert "do 1 units anew" in verify.verify_run(finished.url, repair=True)
+    assert "redo 1 units" in verify.verify_run(finished.url, repair=True)
     assert not finished.is_done
     assert finished.done_units() == {"web-000", "web-002", "web-003"}
     plan = Plan.load(finished.store)
@@ -169,7 +169,7 @@ def test_status_follows_a_run_from_storage_alone(tmp_path: Path) -> None:
     assert "bottleneck work" in shown
     assert "caption_empty" in shown
     silent = status.describe(status.read_status(run.url, now=1000.0 + 300), 1300.0)
-    assert "no sign of life for 5 min from attempt 1 on node-7 (pid 42)" in silent
+    assert "no heartbeat for 5 min from attempt 1 on node-7 (pid 42)" in silent
     drive(run, plan)
     assert status.read_status(run.url).state == "done"
     assert "web-0123abcd: done" in status.describe_run(run.url)

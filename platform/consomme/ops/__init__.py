@@ -1,1 +1,1 @@
-"""Looking after runs from outside: status and verification, from storage alone."""
+"""Inspect runs from outside: status and verification, from storage alone."""

@@ -1,7 +1,6 @@
-"""How a run is doing, told from its folder alone: no cluster, no Ray, from any machine.
+"""Report the status of a run from its folder alone: no cluster, no Ray, from any machine.
 
-What is done comes from the ledger. How fast it goes comes from the driver's heartbeat; if that is
-old, from when the storage last got a record.
+Finished units come from the ledger; rate, host and state come from the driver's heartbeat.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from consomme.storage.ledger.run_folder import MANIFEST, PROGRESS, RECIPE, RunFo
 from consomme.storage.plan import Plan
 
 STALE_S = 90.0
-"""A heartbeat older than this means that the driver is gone."""
+"""A driver whose heartbeat is older than this, in seconds, counts as gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """What is known of a run."""
+    """Status of a run."""
 
     url: str
     state: str
-    """`done`, `running`, `stopped`, `silent` (no heartbeat), `planned` or `begun`."""
+    """`done`, `running`, `starting`, `stopped`, `silent` (old heartbeat), `planned` or `begun`."""
 
     num_units: int | None = None
     num_units_done: int = 0
@@ -41,30 +40,30 @@ class Status:
     attempt: int = 0
     rows_per_s: float = 0.0
     remark: str = ""
-    """What the driver said of its stages, or why it stopped."""
+    """The driver's description of its stages."""
 
     heartbeat: Mapping[str, Any] = field(default_factory=dict)
 
     trials: Mapping[str, int] = field(default_factory=dict)
-    """Of a sweep: trials that were asked for, by what became of them."""
+    """Trials of a sweep by state."""
 
     @property
     def seconds_left(self) -> float | None:
-        """Time to the end at the present rate; None if unknown."""
+        """Estimated remaining time at the current rate; None if unknown."""
         if self.num_rows is None or self.rows_per_s <= 0 or self.state != "running":
             return None
         return (self.num_rows - self.num_rows_done) / self.rows_per_s
 
 
 def read_status(url: str, now: float | None = None) -> Status:
-    """Find out how a run is doing.
+    """Read the status of a run.
 
     Args:
-        url: Its run folder.
-        now: Seconds since 1970; the present if None.
+        url: The run folder.
+        now: Seconds since 1970; the current time if None.
 
     Raises:
-        DataError: There is no run.
+        DataError: The folder holds no run.
     """
     now = time.time() if now is None else now
     folder = RunFolder.at(url)
@@ -79,46 +78,46 @@ def read_status(url: str, now: float | None = None) -> Status:
         num_units += 1
         counts.update(record)
     try:
-        beat: dict[str, Any] = json.loads(store.read(PROGRESS))
+        heartbeat: dict[str, Any] = json.loads(store.read(PROGRESS))
     except FileNotFoundError:
-        beat = {}
+        heartbeat = {}
     return Status(
         url=folder.url,
-        state=_state(folder.is_done, bool(entry.number), plan is not None, beat, now),
+        state=_state(folder.is_done, bool(entry.number), plan is not None, heartbeat, now),
         num_units=plan.num_units if plan else None,
         num_units_done=num_units,
         num_rows=plan.num_rows if plan else None,
         num_rows_done=counts["samples"] + counts["rejected"],
         counts=dict(sorted(counts.items())),
         attempt=entry.number - entry.is_closed,
-        rows_per_s=float(beat.get("rows_per_s", 0.0)),
-        remark=str(beat.get("stages", "")),
-        heartbeat=beat,
+        rows_per_s=float(heartbeat.get("rows_per_s", 0.0)),
+        remark=str(heartbeat.get("stages", "")),
+        heartbeat=heartbeat,
         trials=Counter(
             json.loads(store.read(info.path))["state"] for info in store.list("trials/")
         ),
     )
 
 
-def _state(is_done: bool, is_begun: bool, is_planned: bool, beat: Any, now: float) -> str:
+def _state(is_done: bool, is_begun: bool, is_planned: bool, heartbeat: Any, now: float) -> str:
     if is_done:
         return "done"
     if not is_begun:
         return "planned" if is_planned else "begun"
-    if not beat:
+    if not heartbeat:
         return "starting"
-    if str(beat["state"]).startswith("stopped"):
+    if str(heartbeat["state"]).startswith("stopped"):
         return "stopped"
-    return "running" if now - float(beat["time"]) < STALE_S else "silent"
+    return "running" if now - float(heartbeat["time"]) < STALE_S else "silent"
 
 
 def describe_run(url: str) -> str:
-    """Describe a run in a few lines."""
+    """Return the status of a run as a few lines of text."""
     return describe(read_status(url), time.time())
 
 
 def describe(status: Status, now: float) -> str:
-    """Write a status for people."""
+    """Format a status as text."""
     lines = [f"{status.url}: {_sentence(status, now)}"]
     if status.num_units is not None:
         share = status.num_rows_done / max(1, status.num_rows or 0)
@@ -145,25 +144,25 @@ def describe(status: Status, now: float) -> str:
 
 
 def _sentence(status: Status, now: float) -> str:
-    beat = status.heartbeat
-    who = f"attempt {status.attempt}"
-    if beat:
-        who += f" on {beat['host']} (pid {beat['pid']})"
+    heartbeat = status.heartbeat
+    attempt = f"attempt {status.attempt}"
+    if heartbeat:
+        attempt += f" on {heartbeat['host']} (pid {heartbeat['pid']})"
     if status.state == "running":
-        return f"running, {who}"
+        return f"running, {attempt}"
     if status.state == "silent":
-        ago = _duration(now - float(beat["time"]))
+        ago = _duration(now - float(heartbeat["time"]))
         return (
-            f"no sign of life for {ago} from {who}; if its job is gone, start the same command"
-            " again to go on"
+            f"no heartbeat for {ago} from {attempt}; if its job is gone, run the same command again"
+            " to resume"
         )
     if status.state == "stopped":
-        return f"{beat['state']}, {who}; start the same command again to go on"
+        return f"{heartbeat['state']}, {attempt}; run the same command again to resume"
     return {
         "done": "done",
         "planned": "planned, not started",
         "begun": "begun" if status.trials else "begun, not planned yet",
-        "starting": f"starting, {who}",
+        "starting": f"starting, {attempt}",
     }[status.state]
 
 

@@ -1,8 +1,8 @@
-"""Prove that a run is complete and uncorrupted, or say exactly what is wrong.
+"""Verify that a run is complete and uncorrupted, or list what is wrong.
 
-Checked are: every planned unit has exactly one record and no other unit has one; each record
-accounts for every row of its unit; every file it names is there with its size, its checksum and its
-number of rows; nothing else lies beside them; the manifest says the same totals.
+Checks: every planned unit has exactly one record, and no other unit has one; each record accounts
+for every row of its unit; every file named by a record exists with the recorded size, checksum and
+number of rows; there are no other files; the manifest has the same totals.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from consomme.storage.plan import Plan, read_part
 from consomme.storage.stores.listing import list_parallel
 from consomme.storage.stores.store import Store
 
-_READERS = 16
-_SHOWN = 20
+_READ_THREADS = 16
+_MAX_LISTED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +35,14 @@ class VerifyProblem:
     """One thing that is wrong."""
 
     unit_id: str
-    """The unit it concerns; empty if it is the run as a whole."""
+    """The affected unit; empty if the problem concerns the whole run."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What verification found."""
+    """Result of a verification."""
 
     url: str
     num_units: int
@@ -53,14 +53,15 @@ class VerifyReport:
 
 
 def verify(url: str, *, checksums: bool = True) -> VerifyReport:
-    """Check a run; see the module.
+    """Verify a run; see the module docstring.
 
     Args:
         url: The run folder.
-        checksums: Read every output and compare; without, only existence and sizes are checked.
+        checksums: Whether to read and compare every output file; if not, only existence and sizes
+            are checked.
 
     Raises:
-        DataError: There is no such run, or it has not finished.
+        DataError: The run does not exist or has not finished.
     """
     folder = RunFolder.at(url)
     manifest = folder.manifest()
@@ -68,10 +69,10 @@ def verify(url: str, *, checksums: bool = True) -> VerifyReport:
     try:
         lineage(manifest, load_manifest)
     except DataError as error:
-        problems.append(VerifyProblem(unit_id="", text=f"a run it was made from: {error}"))
+        problems.append(VerifyProblem(unit_id="", text=f"a parent run: {error}"))
     entry = attempts.latest(folder.store)
     if not entry.number:
-        # Runs that are one piece, such as a filter: the manifest is the record.
+        # Runs without units, such as a filter: the manifest is the only record.
         problems += _check_outputs(folder.store, manifest.outputs)
         return VerifyReport(
             url=folder.url,
@@ -83,7 +84,7 @@ def verify(url: str, *, checksums: bool = True) -> VerifyReport:
         )
     if not entry.is_closed:
         problems.append(VerifyProblem(unit_id="", text="the ledger is not closed"))
-    planned = _planned(folder.store)
+    planned = _planned_rows(folder.store)
     sizes = {
         file.path: file.size
         for top in attempts.OUTPUTS
@@ -91,21 +92,22 @@ def verify(url: str, *, checksums: bool = True) -> VerifyReport:
     }
     totals: dict[str, int] = {}
     num_units = num_files = num_bytes = 0
-    last = ""
+    last_id = ""
     records = folder.iter_commits()
-    with ThreadPoolExecutor(_READERS) as pool:
-        while chunk := list(islice(records, 64 * _READERS)):
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        while chunk := list(islice(records, 64 * _READ_THREADS)):
             for record in chunk:
                 num_units += 1
-                if record.unit_id == last:
-                    problems.append(VerifyProblem(unit_id=last, text="the unit is recorded twice"))
-                last = record.unit_id
+                if record.unit_id == last_id:
+                    text = "the unit is recorded twice"
+                    problems.append(VerifyProblem(unit_id=last_id, text=text))
+                last_id = record.unit_id
                 problems += _check_counts(record, planned)
                 for key, number in record.counts.items():
                     totals[key] = totals.get(key, 0) + number
-            found = pool.map(lambda r: _check_files(folder.store, r, sizes, checksums), chunk)
-            for record, bad in zip(chunk, found, strict=True):
-                problems += bad
+            results = pool.map(lambda r: _check_files(folder.store, r, sizes, checksums), chunk)
+            for record, file_problems in zip(chunk, results, strict=True):
+                problems += file_problems
                 num_files += len(record.files)
                 num_bytes += sum(file.num_bytes for file in record.files)
                 for file in record.files:
@@ -114,7 +116,7 @@ def verify(url: str, *, checksums: bool = True) -> VerifyReport:
         VerifyProblem(unit_id=unit, text="the unit has no record") for unit in sorted(planned)
     ]
     problems += [VerifyProblem(unit_id="", text=f"{path} is named by no record") for path in sizes]
-    # What a filter counts is its input; its ledger holds the copies.
+    # The counts of a filter are about its input; its ledger is about the copies.
     if "view" not in manifest.outputs and dict(manifest.counts) != totals:
         text = f"the manifest counts {dict(manifest.counts)}, the records {totals}"
         problems.append(VerifyProblem(unit_id="", text=text))
@@ -128,53 +130,53 @@ def verify(url: str, *, checksums: bool = True) -> VerifyReport:
     )
 
 
-def redo_damaged(url: str, verdict: VerifyReport) -> int:
-    """Open a run again without its damaged units, so that the next run of its recipe redoes them.
+def redo_damaged(url: str, result: VerifyReport) -> int:
+    """Reopen a run without its damaged units, so that the next run of its recipe redoes them.
 
     Returns:
-        How many units will be done again.
+        Number of units to be redone.
     """
     folder = RunFolder.at(url)
-    bad = {problem.unit_id for problem in verdict.problems if problem.unit_id}
-    attempts.reopen(folder.store, bad)
+    damaged = {problem.unit_id for problem in result.problems if problem.unit_id}
+    attempts.reopen(folder.store, damaged)
     folder.store.delete("manifest.json")
-    return len(bad)
+    return len(damaged)
 
 
 def verify_run(url: str, *, checksums: bool = True, repair: bool = False) -> str:
-    """Verify a run and say so.
+    """Verify a run and return the result as text.
 
     Raises:
-        DataError: Something is wrong; lists it.
+        DataError: The run has problems and `repair` is false; the message lists them.
     """
-    verdict = verify(url, checksums=checksums)
-    if not verdict.problems:
+    result = verify(url, checksums=checksums)
+    if not result.problems:
         how = "sizes and checksums" if checksums else "sizes"
         return (
-            f"{verdict.url}: complete and uncorrupted: {verdict.num_units:,} units,"
-            f" {verdict.num_files:,} files, {verdict.num_bytes:,} bytes ({how} checked)"
+            f"{result.url}: complete and uncorrupted: {result.num_units:,} units,"
+            f" {result.num_files:,} files, {result.num_bytes:,} bytes ({how} checked)"
         )
     lines = [
         f"\n  - {problem.unit_id + ': ' if problem.unit_id else ''}{problem.text}"
-        for problem in verdict.problems[:_SHOWN]
+        for problem in result.problems[:_MAX_LISTED]
     ]
-    more = len(verdict.problems) - len(lines)
-    text = f"{verdict.url}: {len(verdict.problems):,} problems" + "".join(lines)
+    more = len(result.problems) - len(lines)
+    text = f"{result.url}: {len(result.problems):,} problems" + "".join(lines)
     text += f"\n  and {more:,} more" if more > 0 else ""
     if not repair:
         raise DataError(
-            f"{text}\nTo do the damaged units again: consomme verify {verdict.url} repair=true,"
+            f"{text}\nTo redo the damaged units: consomme verify {result.url} repair=true,"
             " then run the recipe again"
         )
-    number = redo_damaged(url, verdict)
-    return f"{text}\nThe run is open again; run its recipe to do {number:,} units anew"
+    number = redo_damaged(url, result)
+    return f"{text}\nThe run is reopened; run its recipe again to redo {number:,} units"
 
 
-def _planned(store: Store) -> dict[str, int]:
-    """Rows wanted of each planned unit."""
+def _planned_rows(store: Store) -> dict[str, int]:
+    """Number of selected rows of each planned unit, by unit id."""
     plan = Plan.load(store)
     if plan is None:
-        raise DataError(f"{store.url}: the plan is gone; completeness cannot be proved")
+        raise DataError(f"{store.url}: the plan is missing; completeness cannot be verified")
     return {
         work.unit.unit_id: work.num_rows
         for part in plan.parts
@@ -183,12 +185,12 @@ def _planned(store: Store) -> dict[str, int]:
 
 
 def _check_counts(record: CommitRecord, planned: dict[str, int]) -> Iterator[VerifyProblem]:
-    wanted = planned.pop(record.unit_id, None)
+    expected = planned.pop(record.unit_id, None)
     rows = record.counts.get("samples", 0) + record.counts.get("rejected", 0)
-    if wanted is None:
+    if expected is None:
         yield VerifyProblem(unit_id=record.unit_id, text="the unit is recorded but not planned")
-    elif rows != wanted:
-        yield VerifyProblem(unit_id=record.unit_id, text=f"{rows} rows are recorded of {wanted}")
+    elif rows != expected:
+        yield VerifyProblem(unit_id=record.unit_id, text=f"{rows} of {expected} rows are recorded")
 
 
 def _check_files(
@@ -208,10 +210,10 @@ def _check_files(
 def _check_content(store: Store, record: CommitRecord, file: OutputFile) -> Iterator[str]:
     data = store.read(file.path)
     if sha256(data).hexdigest() != file.sha256:
-        yield f"{file.path} is not what was written: its checksum differs"
+        yield f"{file.path} was changed: its checksum differs"
         return
     if file.kind == "rejects":
-        rows, wanted = data.count(b"\n"), record.counts.get("rejected", 0)
+        rows, expected = data.count(b"\n"), record.counts.get("rejected", 0)
     elif not file.path.endswith(".parquet"):
         return
     else:
@@ -220,12 +222,12 @@ def _check_content(store: Store, record: CommitRecord, file: OutputFile) -> Iter
         except pa.ArrowException as error:
             yield f"{file.path} is not readable: {error}"
             return
-        wanted = record.counts.get("samples", 0)
-    if rows != wanted:
-        yield f"{file.path} has {rows} rows, recorded {wanted}"
+        expected = record.counts.get("samples", 0)
+    if rows != expected:
+        yield f"{file.path} has {rows} rows, recorded {expected}"
 
 
 def _check_outputs(store: Store, outputs: Mapping[str, str]) -> Iterator[VerifyProblem]:
-    for what, path in outputs.items():
+    for name, path in outputs.items():
         if next(store.list(str(path)), None) is None:
-            yield VerifyProblem(unit_id="", text=f"{what} ({path}) is missing")
+            yield VerifyProblem(unit_id="", text=f"{name} ({path}) is missing")
