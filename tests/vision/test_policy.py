@@ -1,4 +1,4 @@
-"""Each line of the decode policy's table that `test_decode` does not show already."""
+"""The lines of the decode policy's table that `test_decode` does not cover."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Decoding at reduced size: how large, how like, and the same for every format."""
+"""Decoding at reduced size: size and similarity, equal for every format."""
 
 import io
 

@@ -1,1 +1,1 @@
-"""Pictures before a model sees them: the one decode policy (numpy and Pillow only)."""
+"""Image decoding: one policy for the whole package (numpy, Pillow and simplejpeg only)."""

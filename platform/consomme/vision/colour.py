@@ -1,4 +1,4 @@
-"""From whatever a file holds to upright RGB in eight bits."""
+"""Convert decoded pictures of any mode to upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from PIL import ExifTags, Image
 
 from consomme.vision.problem import BadImageError
 
-GROUND = (255, 255, 255)
-"""What shows through transparent parts."""
+BACKGROUND = (255, 255, 255)
+"""Colour behind transparent parts."""
 
-_TURNS = {
+_TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -21,56 +21,56 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""How a picture is put upright, by its EXIF orientation; 1 is upright already."""
+"""Transposition that makes a picture upright, by EXIF orientation; 1 needs none."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn a decoded picture into RGB.
+    """Convert a decoded picture to RGB.
 
     Raises:
-        BadImageError: `image_undecodable`: some pixels are not numbers.
-        ValueError: Pillow knows no way from the picture's colour space to RGB.
+        BadImageError: `image_undecodable`: some pixels are NaN or infinite.
+        ValueError: Pillow cannot convert the picture's colour space to RGB.
     """
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_to_eight_bits(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        flat = Image.new("RGB", rgba.size, GROUND)
+        flat = Image.new("RGB", rgba.size, BACKGROUND)
         flat.paste(rgba, mask=rgba.getchannel("A"))
         return flat
     return image.convert("RGB")
 
 
 def _to_eight_bits(pixels: np.ndarray) -> np.ndarray:
-    """Scale deep grey: integers from 0 to 65535 and floats from 0 to 1 by what they mean.
+    """Scale grey of more than 8 bits; integers in 0-65535 and floats in 0-1 by their full range.
 
-    Depth maps, radiographs and elevations hold other values; they are stretched from their lowest
-    to their highest.
+    Depth maps, radiographs and elevations have other ranges; they are scaled from their lowest to
+    their highest value.
     """
     low, high = pixels.min(), pixels.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise BadImageError("image_undecodable", "some pixels are infinite or not a number")
-    eight: np.ndarray
+    scaled: np.ndarray
     span = float(high) - float(low)
     if pixels.dtype.kind in "iu" and low >= 0 and high <= 65_535:
-        eight = pixels.astype(np.uint32) >> 8
+        scaled = pixels.astype(np.uint32) >> 8
     elif pixels.dtype.kind == "f" and low >= 0.0 and high <= 1.0:
-        eight = np.rint(pixels * 255)
+        scaled = np.rint(pixels * 255)
     else:
-        eight = np.rint((pixels.astype(np.float64) - float(low)) * (255 / span if span else 0.0))
-    return eight.astype(np.uint8)
+        scaled = np.rint((pixels.astype(np.float64) - float(low)) * (255 / span if span else 0.0))
+    return scaled.astype(np.uint8)
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
-    """Turn and mirror a picture so that it stands as it was seen."""
-    turn = _TURNS.get(orientation)
-    return image if turn is None else image.transpose(turn)
+    """Rotate and mirror a picture according to its EXIF orientation."""
+    transposition = _TRANSPOSITIONS.get(orientation)
+    return image if transposition is None else image.transpose(transposition)
 
 
 def orientation(image: Image.Image) -> int:
-    """Read the EXIF (or XMP) orientation of a picture that was loaded; 1 if it is unreadable."""
+    """Return the EXIF (or XMP) orientation of a loaded picture; 1 if it is unreadable."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    # EXIF is metadata: whatever is wrong with it, the pixels are as good as without it.
+    # Bad metadata does not make the pixels bad.
     except (ValueError, TypeError, KeyError, SyntaxError, OSError, ArithmeticError, re.error):
         return 1

@@ -1,33 +1,33 @@
-"""Turn encoded image bytes into an RGB picture, or say in one word why not.
+"""Decode image bytes to an RGB picture, or return the reject reason.
 
-One decision is made here: every picture consomme looks at passes this door, so a bomb, a truncated
+The whole package decodes pictures through this module, so that a decompression bomb, a truncated
 file or a web page named .jpg costs one sample and never the process.
 
 | found | becomes |
 |---|---|
 | no bytes | `image_empty` |
 | more than `max_image_bytes` encoded | `image_too_large` |
-| more than `max_image_pixels` by any header, also of what is inside an icon, a JPEG 2000 box or a \
+| more than `max_image_pixels` by any header, including those inside an icon, a JPEG 2000 box or a \
 TIFF tile | `image_too_large`; no pixel is decoded |
 | PNG text or colour profile that unpacks to more than 1 MB; a JPEG of more than 200 scans; a TIFF \
 of more than 300,000 strips | `image_too_large` |
-| file that ends early, also a JPEG that lacks only its end marker | `image_truncated` |
+| file that ends early, including a JPEG that lacks only its end marker | `image_truncated` |
 | JPEG whose codec reports damaged data; any other failure; formats not in `FORMATS` (SVG, EPS, \
 HEIC, PDF, web pages) | `image_undecodable` |
-| wrong extension | decoded: the content decides |
-| bytes behind the end, filler between JPEG markers, unreadable EXIF | decoded |
+| wrong file extension | decoded: the content decides |
+| bytes after the end, filler between JPEG markers, unreadable EXIF | decoded |
 | EXIF or XMP orientation | turned upright |
 | grey, palette, one bit, CMYK, YCCK (Adobe's inverted one too) | RGB |
-| alpha, palette or colour-key transparency | laid on white |
-| 16 bits, 32 bits, floats | scaled to 8: 0-65535, 0-1, or else from lowest to highest |
+| alpha, palette or colour-key transparency | composited on white |
+| 16 bits, 32 bits, floats | scaled to 8 bits: 0-65535, 0-1, or else from lowest to highest |
 | float pixels that are NaN or infinite | `image_undecodable` |
 | animation, several pages | the first frame |
 | colour profile | not applied |
 
-JPEGs are decoded by simplejpeg (`consomme.vision.jpeg`), the rest by Pillow. With `min_side_px` a
-picture comes back at 1/2, 1/4 or 1/8 of its size: JPEGs inside the codec, which saves most of the
-time, others by averaging afterwards, which saves memory. The size depends on nothing but the
-picture's own size.
+JPEGs are decoded by simplejpeg (`consomme.vision.jpeg`), other formats by Pillow. With
+`min_side_px` a picture is returned at 1/2, 1/4 or 1/8 of its size: JPEGs are reduced by the codec,
+which saves most of the time, others by averaging afterwards, which saves memory. The returned size
+depends only on the picture's own size.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MAX_IMAGE_BYTES = 64 * 1024 * 1024
 FORMATS = (
     "JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "ICO", "PPM",
 )  # fmt: skip
-"""What is decoded. Pillow knows more: EPS, for one, would start a program on bytes from the web."""
+"""Formats that are decoded. Pillow has more: EPS would start a program on bytes from the web."""
 
 
 def decode(
@@ -61,20 +61,21 @@ def decode(
     max_image_bytes: int = MAX_IMAGE_BYTES,
     min_side_px: int | None = None,
 ) -> Image.Image | DecodeProblem:
-    """Decode to upright RGB: transparent parts become white, an animation its first frame.
+    """Decode to upright RGB: transparent parts become white, an animation becomes its first frame.
 
     Args:
         data: The encoded image.
-        max_image_pixels: Width times height above this is refused before any pixel is decoded.
-            Pillow itself refuses more than 178 million.
-        max_image_bytes: Encoded size above this is refused.
-        min_side_px: The caller will make the picture smaller, and needs no more than this on the
-            shorter side. It then comes back at 1/1, 1/2, 1/4 or 1/8, the smallest of which the
-            shorter side still has that many pixels. None: at full size.
+        max_image_pixels: Limit of width times height, checked before any pixel is decoded. Pillow
+            itself refuses more than 178 million.
+        max_image_bytes: Limit of the encoded size.
+        min_side_px: Pixels that the caller needs on the shorter side. The picture is returned at
+            the smallest of 1/1, 1/2, 1/4 and 1/8 that still has as many. None: full size.
+
+    Returns:
+        The picture, or the reject reason with a detail.
 
     Raises:
-        MemoryError: There was no memory for a picture within the budget; the picture is not to
-            blame.
+        MemoryError: There was not enough memory for a picture within the limits.
     """
     if not data:
         return DecodeProblem(reason="image_empty", detail="0 bytes")
@@ -90,13 +91,13 @@ def decode(
         return DecodeProblem(reason="image_too_large", detail=printable(str(error)))
     except MemoryError:
         raise
-    # Decoders raise whatever the bytes made them stumble over; each is one bad picture.
+    # Decoders raise many exception types on bad bytes; each means one bad picture.
     except Exception as error:  # noqa: BLE001
         return _problem(data, error)
 
 
 def num_pixels(data: bytes) -> int:
-    """Read from its header how many pixels a picture has that `decode` took, at full size."""
+    """Return width times height of a picture that `decode` accepted, from its header."""
     with Image.open(io.BytesIO(data), formats=_formats()) as image:
         return image.width * image.height
 
@@ -116,15 +117,15 @@ def _decode(data: bytes, max_image_pixels: int, min_side_px: int | None) -> Imag
         image.load()
         picture = image
     rgb = to_rgb(picture)
-    parts = [part for part in (2, 4, 8) if part <= factor and shrunk(size, part) == rgb.size]
-    done = max(parts, default=1)
-    if done < factor:
-        rgb = rgb.reduce(factor // done)
+    possible = [part for part in (2, 4, 8) if part <= factor and shrunk(size, part) == rgb.size]
+    codec_factor = max(possible, default=1)
+    if codec_factor < factor:
+        rgb = rgb.reduce(factor // codec_factor)
     return upright(rgb, orientation(image))
 
 
 def shrink_factor(size: tuple[int, int], min_side_px: int | None) -> int:
-    """By how much a picture may be made smaller: 1, 2, 4 or 8."""
+    """Return the largest factor (1, 2, 4 or 8) by which a picture may be reduced."""
     if min_side_px is None:
         return 1
     needed = max(1, min_side_px)
@@ -134,15 +135,15 @@ def shrink_factor(size: tuple[int, int], min_side_px: int | None) -> int:
 
 
 def shrunk(size: tuple[int, int], factor: int) -> tuple[int, int]:
-    """Width and height at `1 / factor`, rounded up as codecs do."""
+    """Return width and height at `1 / factor`, rounded up as codecs do."""
     return -(-size[0] // factor), -(-size[1] // factor)
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this build of Pillow has; the first call makes Pillow ready."""
-    # Pillow warns of sizes and metadata that are judged here; a filter for each call would not be
-    # safe in threads.
+    """Return the `FORMATS` that this build of Pillow has; the first call initializes Pillow."""
+    # Pillow warns about sizes and metadata that are checked here; a filter per call would not be
+    # thread-safe.
     warnings.filterwarnings("ignore", module=r"PIL\b")
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
@@ -151,34 +152,34 @@ def _formats() -> tuple[str, ...]:
 def _problem(data: bytes, error: Exception) -> DecodeProblem:
     detail = f"{type(error).__name__}: {error}"
     if isinstance(error, UnidentifiedImageError):
-        detail = f"no image format that is read here, begins {data[:12]!r}"
+        detail = f"not a supported image format, begins {data[:12]!r}"
     if "MAX_TEXT_" in detail:
         return DecodeProblem(reason="image_too_large", detail=printable(detail))
     says_truncated = any(word in str(error).lower() for word in ("truncat", "incomplete"))
     missing = _missing_bytes(data)
     scan = data.find(b"\xff\xda") if data.startswith(b"\xff\xd8") else -1
-    is_open = scan >= 0 and data.find(b"\xff\xd9", scan) < 0
-    if says_truncated or missing or is_open or isinstance(error, EOFError):
+    is_unterminated = scan >= 0 and data.find(b"\xff\xd9", scan) < 0
+    if says_truncated or missing or is_unterminated or isinstance(error, EOFError):
         detail += f"; {missing} bytes are missing" if missing else ""
         return DecodeProblem(reason="image_truncated", detail=printable(detail))
     return DecodeProblem(reason="image_undecodable", detail=printable(detail))
 
 
 def _missing_bytes(data: bytes) -> int:
-    """How many bytes the container says are missing at the end; 0 if none, or if it says nothing.
+    """Return how many bytes are missing by the container's stated length; 0 if none or not stated.
 
-    WebP, AVIF and JPEG 2000 state their length, and their decoders do not say what went wrong.
+    WebP, AVIF and JPEG 2000 state their length, but their decoders do not report truncation.
     """
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return max(0, 8 + int.from_bytes(data[4:8], "little") - len(data))
     if data[4:8] not in (b"ftyp", b"jP  "):
         return 0
-    at = 0
-    while at + 8 <= len(data):
-        size = int.from_bytes(data[at : at + 4], "big")
+    position = 0
+    while position + 8 <= len(data):
+        size = int.from_bytes(data[position : position + 4], "big")
         if size == 1:
-            size = int.from_bytes(data[at + 8 : at + 16], "big")
+            size = int.from_bytes(data[position + 8 : position + 16], "big")
         if size < 8:  # 0 means "to the end of the file"
             return 0
-        at += size
-    return max(0, at - len(data))
+        position += size
+    return max(0, position - len(data))

@@ -1,9 +1,9 @@
-"""Read from a header what Pillow would find out too late: after it has taken the memory.
+"""Check the sizes in headers that Pillow would notice only after it has allocated the memory.
 
-For most formats `Image.open` tells the size and takes nothing. Four do not fit that: WebP makes its
-canvas when it is opened, an icon is decoded when it is opened, JPEG 2000 states its size twice
-(the box is believed, the codestream is decoded), and a TIFF is decoded tile by tile, with tiles
-that may be larger than the picture and one Python object for each.
+For most formats `Image.open` reads the size and allocates nothing. Four are different: WebP
+allocates its canvas when opened, an icon is decoded when opened, JPEG 2000 states its size twice
+(Pillow reports the box, but decodes the codestream), and a TIFF is decoded tile by tile, with tiles
+that may be larger than the picture and one Python object per tile.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from collections.abc import Iterator
 from consomme.vision.problem import BadImageError
 
 MAX_SCANS = 200
-"""Scans a JPEG may have. Each costs a pass over the whole picture; encoders write about ten."""
+"""Maximum scans of a JPEG. Each is a pass over the whole picture; encoders write about ten."""
 
 MAX_TIFF_PARTS = 300_000
-"""Strips or tiles a TIFF may have; 64 million pixels in tiles of 16x16 are 250,000."""
+"""Maximum strips or tiles of a TIFF; 64 million pixels in tiles of 16x16 are 250,000."""
 
 _TIFF_WIDTHS = {1: 1, 3: 2, 4: 4, 16: 8}
-"""Bytes of TIFF's unsigned integer types."""
+"""Size in bytes of TIFF's unsigned integer types."""
 
 
 def check_headers(data: bytes, max_image_pixels: int) -> None:
-    """Refuse a picture whose hidden sizes go beyond the budget; read no pixel.
+    """Refuse a picture with a size above the limit in any of its headers; decodes no pixel.
 
     Raises:
-        BadImageError: `image_too_large`, with the size that was found.
+        BadImageError: `image_too_large`, with the size found.
     """
     for width, height in _hidden_sizes(data):
         check_pixels(width, height, max_image_pixels)
@@ -38,7 +38,7 @@ def check_headers(data: bytes, max_image_pixels: int) -> None:
 
 
 def check_pixels(width: int, height: int, max_image_pixels: int) -> None:
-    """Hold a size to the budget.
+    """Check a size against the limit.
 
     Raises:
         BadImageError: `image_too_large`.
@@ -59,7 +59,7 @@ def _hidden_sizes(data: bytes) -> Iterator[tuple[int, int]]:
         elif data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             yield from _tiff(data)
     except struct.error:
-        # Cut inside its header; decoding will say so.
+        # The header is truncated; decoding will report it.
         return
 
 
@@ -77,7 +77,7 @@ def _webp(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _icon(data: bytes) -> Iterator[tuple[int, int]]:
-    """Sizes of the PNG or bitmap files inside; the directory has one byte for each side."""
+    """Yield the sizes of the PNG or bitmap files inside; the directory has only a byte per side."""
     (count,) = struct.unpack_from("<H", data, 4)
     for index in range(count):
         (offset,) = struct.unpack_from("<I", data, 6 + 16 * index + 12)
@@ -85,7 +85,7 @@ def _icon(data: bytes) -> Iterator[tuple[int, int]]:
             yield struct.unpack_from(">II", data, offset + 16)
         else:
             width, height = struct.unpack_from("<ii", data, offset + 4)
-            # A bitmap in an icon counts its rows twice: once for the colours, once for the mask.
+            # A bitmap in an icon states twice its height: colours and mask.
             yield abs(width), abs(height) // 2
 
 
@@ -100,17 +100,17 @@ def _tiff(data: bytes) -> Iterator[tuple[int, int]]:
     order = "<" if data[:2] == b"II" else ">"
     is_big = data[2:4] in (b"+\0", b"\0+")
     word, head, entry = ("Q", "Q", f"{order}HHQ") if is_big else ("I", "H", f"{order}HHI")
-    (at,) = struct.unpack_from(order + word, data, 8 if is_big else 4)
-    (count,) = struct.unpack_from(order + head, data, at)
-    at += struct.calcsize(head)
+    (position,) = struct.unpack_from(order + word, data, 8 if is_big else 4)
+    (count,) = struct.unpack_from(order + head, data, position)
+    position += struct.calcsize(head)
     tile = {}
     for index in range(min(count, 65_535)):
-        place = at + index * (20 if is_big else 12)
-        tag, kind, number = struct.unpack_from(entry, data, place)
+        offset = position + index * (20 if is_big else 12)
+        tag, kind, number = struct.unpack_from(entry, data, offset)
         if tag in (273, 324) and number > MAX_TIFF_PARTS:
             detail = f"the TIFF has {number} strips or tiles, at most {MAX_TIFF_PARTS} are decoded"
             raise BadImageError("image_too_large", detail)
         if tag in (322, 323) and kind in _TIFF_WIDTHS:
-            value = data[place + (12 if is_big else 8) :][: _TIFF_WIDTHS[kind]]
+            value = data[offset + (12 if is_big else 8) :][: _TIFF_WIDTHS[kind]]
             tile[tag] = int.from_bytes(value, "little" if order == "<" else "big")
     yield tile.get(322, 0), tile.get(323, 0)

@@ -1,4 +1,4 @@
-"""What is said of a picture that cannot be had: a word and a detail, in one fixed form."""
+"""The reject reason and detail of a picture that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from consomme.base.sample import printable
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeProblem:
-    """Why a picture could not be had."""
+    """Why a picture could not be decoded."""
 
     reason: str
-    """A word from `consomme.base.sample.REJECT_REASONS`."""
+    """One of `consomme.base.sample.REJECT_REASONS`."""
 
     detail: str
-    """What exactly was found, printable and in one line."""
+    """What was found, printable and on one line."""
 
 
 class BadImageError(Exception):
     """A picture is bad; `decode` turns this into a `DecodeProblem`.
 
     Args:
-        reason: A word from `consomme.base.sample.REJECT_REASONS`.
-        detail: What was found; codecs quote the bytes they stumbled over, so it is escaped.
+        reason: One of `consomme.base.sample.REJECT_REASONS`.
+        detail: What was found; escaped, because codecs quote the bad bytes.
     """
 
     def __init__(self, reason: str, detail: str) -> None:

@@ -1,4 +1,4 @@
-"""Make small JPEGs of pictures for pages."""
+"""Thumbnails of pictures for report pages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ THUMBNAIL_PX = 320
 
 
 def thumbnail(data: bytes) -> bytes:
-    """Make a small JPEG of a picture, so that a page of many stays small; empty if there is none.
+    """Return a small JPEG of a picture; empty if it cannot be decoded.
 
-    Pictures that are small already come back as they are.
+    Pictures of at most 32 kB are returned unchanged.
     """
     picture = decode(data, min_side_px=THUMBNAIL_PX)
     if isinstance(picture, DecodeProblem):
