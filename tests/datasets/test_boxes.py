@@ -1,4 +1,4 @@
-"""Boxes come back as they were written, and overlap as geometry says."""
+"""Boxes: text round trip, and intersection over union."""
 
 import re
 

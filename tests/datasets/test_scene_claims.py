@@ -1,4 +1,4 @@
-"""The judge on hand-written captions; expected claims worked out by hand."""
+"""Claims of hand-written captions, with expected results worked out by hand."""
 
 import pytest
 
@@ -41,13 +41,13 @@ WORD = scene(RED, word="cat", at="bottom left")
         ("a tiny square", 2, [], 6),
         ("there is an object at the top left", 1, [], 7),
         ("a large object", 1, [], 7),
-        # One wrong attribute is false, and not missing as well.
+        # A wrong attribute is false, but not missing too.
         ("a large green circle at the top left", 3, ["object 1: color green"], 4),
         ("a red circle at the bottom left", 2, ["object 1: position bottom left"], 5),
-        # What is nowhere in the picture is false in everything.
+        # All claims about an object that is not in the picture are false.
         ("a pink heart", 0, ["pink heart: color pink", "pink heart: shape heart"], 8),
         ("a small object at the top right", 0, 2, 8),
-        # One object cannot be mentioned twice as another one, but "the" comes back to it.
+        # Two mentions cannot be the same object, unless the second one has "the".
         (
             "a red circle and a red circle",
             2,
@@ -93,7 +93,7 @@ def test_claims_about_two_objects(
         ('the word "cat" at the top right', 1, ["word at top right"], 4),
         ("a word at the bottom left", 0, [], 5),
         ("no word is written", 0, [], 5),
-        # A written word that names a shape is no shape.
+        # A drawn word that names a shape is not a shape.
         ('a circle and the word "star"', 1, ["word star"], 3),
     ],
 )

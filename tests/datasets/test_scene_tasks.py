@@ -1,4 +1,4 @@
-"""Specialists' questions: each has one right answer, found here by another way than there."""
+"""Questions of specialists: each has one right answer, checked by an independent method."""
 
 import itertools
 import math

@@ -1,1 +1,1 @@
-"""The embedded data: emoji (real pictures), scenes (rendered, exact truth), labelled web noise."""
+"""Embedded data sets: emoji pictures, rendered scenes with exact ground truth, web noise."""

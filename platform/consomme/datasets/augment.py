@@ -1,6 +1,6 @@
-"""Random views of emoji pictures for training: geometry, colour and ground change, the name stays.
+"""Augment emoji pictures for training: random geometry, colour and background.
 
-One decision is made here: no mirror images, since arrows, hands and letters would lie.
+Pictures are never mirrored, because the names of arrows, hands and letters would become wrong.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 
 def augment_emoji(rgba: NDArray[np.uint8], rng: random.Random, out_px: int) -> NDArray[np.uint8]:
-    """Make one random view: rotate, scale, shift, recolour, and lay it on a random ground.
+    """Return one augmented picture: rotated, scaled, shifted, recoloured, on a random background.
 
     Args:
         rgba: uint8 (64, 64, 4).
-        rng: Source of every random choice.
-        out_px: Side of the square view.
+        rng: Source of all random choices.
+        out_px: Side of the square output.
 
     Returns:
         uint8 (out_px, out_px, 3).
@@ -40,7 +40,7 @@ def augment_emoji(rgba: NDArray[np.uint8], rng: random.Random, out_px: int) -> N
     view = image.transform(
         (out_px, out_px), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
     ).convert("RGBA")
-    flat = Image.new("RGBA", (out_px, out_px), (*ground_color(rng), 255))
+    flat = Image.new("RGBA", (out_px, out_px), (*background_color(rng), 255))
     picture = Image.alpha_composite(flat, view).convert("RGB")
     if rng.random() < 0.5:
         hsv = np.array(picture.convert("HSV"))
@@ -54,8 +54,8 @@ def augment_emoji(rgba: NDArray[np.uint8], rng: random.Random, out_px: int) -> N
     return np.asarray(picture)
 
 
-def ground_color(rng: random.Random) -> tuple[int, int, int]:
-    """Pick a ground: white, light, or now and then any colour."""
+def background_color(rng: random.Random) -> tuple[int, int, int]:
+    """Pick a background: white, light, or occasionally any colour."""
     kind = rng.random()
     if kind < 0.5:
         return (255, 255, 255)
@@ -64,7 +64,7 @@ def ground_color(rng: random.Random) -> tuple[int, int, int]:
 
 
 def plain_view(rgba: NDArray[np.uint8], out_px: int) -> NDArray[np.uint8]:
-    """Lay the picture on white and resize: what an evaluation sees.
+    """Composite the picture on white and resize it, as for evaluation.
 
     Returns:
         uint8 (out_px, out_px, 3).

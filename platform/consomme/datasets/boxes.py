@@ -1,7 +1,7 @@
-"""Boxes as models write them: `[xmin,ymin,xmax,ymax]` in integers from 0 to 999.
+"""Bounding boxes as text: `[xmin,ymin,xmax,ymax]` in integers from 0 to 999.
 
-One decision is made here: 0 and 999 are the edges of the picture, whatever its size, so a box means
-the same before and after a picture is resized, and never takes more than three digits a number.
+0 and 999 are the edges of the picture whatever its size, so a box stays valid when the picture is
+resized, and no number has more than three digits.
 Source: arXiv 2407.17453 (VILA²), the answers of its grounding specialist.
 """
 
@@ -19,13 +19,13 @@ LARGEST = 999
 _NUMBER = "(?:0|[1-9][0-9]{0,2})"
 
 BOX_PATTERN = rf"\[{_NUMBER}(?:,{_NUMBER}){{3}}\]"
-"""What a box looks like; as a structured output an answer has to match it as a whole."""
+"""Regular expression of one box, for structured output."""
 
-_WRITTEN = re.compile(r"\[\s*" + r"\s*,\s*".join(["([0-9]{1,3})"] * 4) + r"\s*\]")
+_BOX_TEXT = re.compile(r"\[\s*" + r"\s*,\s*".join(["([0-9]{1,3})"] * 4) + r"\s*\]")
 
 
 def scale_box(box_px: tuple[float, float, float, float], width_px: float, height_px: float) -> Box:
-    """Turn a box in pixels into one of 0 to 999; what lies outside of the picture is cut off."""
+    """Convert a box from pixels to 0-999, clipped to the picture."""
     sizes = (width_px, height_px, width_px, height_px)
     scaled = (
         round(LARGEST * min(max(value, 0), size) / size)
@@ -35,22 +35,21 @@ def scale_box(box_px: tuple[float, float, float, float], width_px: float, height
 
 
 def write_box(box: Box) -> str:
-    """Write a box, without spaces."""
+    """Format a box, without spaces."""
     return "[" + ",".join(map(str, box)) + "]"
 
 
 def parse_boxes(text: str) -> list[Box]:
-    """Read all boxes out of a text, in order; spaces in them do no harm.
+    """Return all boxes in a text, in order; spaces inside them are allowed.
 
-    Brackets that hold something else are left alone, and so are boxes without any area: nothing is
-    inside of them.
+    Other bracketed text and boxes without area are ignored.
     """
-    found = [cast(Box, tuple(map(int, match.groups()))) for match in _WRITTEN.finditer(text)]
-    return [box for box in found if box[0] < box[2] and box[1] < box[3]]
+    boxes = [cast(Box, tuple(map(int, match.groups()))) for match in _BOX_TEXT.finditer(text)]
+    return [box for box in boxes if box[0] < box[2] and box[1] < box[3]]
 
 
 def iou(first: Box, second: Box) -> float:
-    """Return the area that two boxes share, divided by the area they cover together, in [0, 1]."""
+    """Return intersection over union of two boxes, in [0, 1]."""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
     shared = max(width, 0) * max(height, 0)

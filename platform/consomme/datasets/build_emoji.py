@@ -1,7 +1,6 @@
 """Build the embedded emoji shards from the npm packages that carry the pictures and the CLDR names.
 
-Run once, by hand, when a picture set or CLDR is updated; users never run it, the shards are
-shipped.
+Run manually when a picture set or CLDR is updated. Users do not need it: the shards are shipped.
 
     mkdir build && cd build
     npm install --ignore-scripts @iconify-json/noto@1.2.9 @iconify-json/noto-v1@1.2.5 \
@@ -10,9 +9,8 @@ shipped.
     apt-get install librsvg2-bin          # rsvg-convert draws the SVG files
     python -m consomme.datasets.build_emoji node_modules ../platform/consomme/datasets/data
 
-One decision is made here: a picture is drawn once, at 64 px with its alpha channel, and stored as
-WebP (the bytes are the sample from then on). Skin tones are left out, because their names repeat
-the base name.
+Each picture is drawn once, at 64 px with its alpha channel, and stored as WebP; these bytes are the
+sample. Skin tones are left out, because their names repeat the base name.
 """
 
 from __future__ import annotations
@@ -38,14 +36,14 @@ QUALITY = 75
 
 
 def slug(label: str) -> str:
-    """Turn a CLDR name into the icon name the picture packages use."""
+    """Convert a CLDR name to the icon name that the picture packages use."""
     plain = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode()
     plain = plain.lower().replace("’", "").replace("'", "").replace(".", "").replace("!", "")
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 
 def load_names(node_modules: Path) -> list[dict[str, Any]]:
-    """Read names and keywords of every base emoji in every language, in Unicode order."""
+    """Read the names and keywords of all base emoji in all languages, in Unicode order."""
     tables = {
         language: {
             entry["hexcode"].lower(): entry
@@ -69,13 +67,13 @@ def load_names(node_modules: Path) -> list[dict[str, Any]]:
 
 
 def icons_of(node_modules: Path, style: str, names: list[dict[str, Any]]) -> dict[str, str]:
-    """Map code point to SVG text for one style; an emoji the style lacks is left out."""
+    """Map code points to SVG text for one style; emoji that the style lacks are left out."""
     folder = node_modules / "@iconify-json" / style
     pack = json.loads((folder / "icons.json").read_text("utf-8"))
     chars = json.loads((folder / "chars.json").read_text("utf-8"))
     by_code = {code.replace("-fe0f", ""): name for code, name in chars.items()}
     icons, aliases = pack["icons"], pack.get("aliases", {})
-    found = {}
+    svg_by_code = {}
     for entry in names:
         label = entry["texts"]["en"]["name"]
         guesses = [by_code.get(entry["code"]), slug(label)]
@@ -89,17 +87,17 @@ def icons_of(node_modules: Path, style: str, names: list[dict[str, Any]]) -> dic
                 width = icon.get("width", pack.get("width", pack.get("height", 16)))
                 height = icon.get("height", pack.get("height", 16))
                 left, top = icon.get("left", 0), icon.get("top", 0)
-                found[entry["code"]] = (
+                svg_by_code[entry["code"]] = (
                     '<svg xmlns="http://www.w3.org/2000/svg" '
                     'xmlns:xlink="http://www.w3.org/1999/xlink" '
                     f'viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
                 )
                 break
-    return found
+    return svg_by_code
 
 
 def draw(svg: str) -> bytes:
-    """Draw one SVG to a 64 px WebP with alpha."""
+    """Render one SVG as a 64 px WebP with alpha."""
     command = ["rsvg-convert", "-w", str(SIZE_PX), "-h", str(SIZE_PX), "--keep-aspect-ratio"]
     png = subprocess.run(command, input=svg.encode(), capture_output=True, check=True).stdout
     drawn = Image.open(io.BytesIO(png)).convert("RGBA")
@@ -111,12 +109,12 @@ def draw(svg: str) -> bytes:
 
 
 def write_shard(path: Path, style: str, names: list[dict[str, Any]], icons: dict[str, str]) -> int:
-    """Write one style as Parquet with Hugging Face image structs; text columns compress well."""
-    wanted = [entry for entry in names if entry["code"] in icons]
+    """Write one style as Parquet with Hugging Face image structs; return the number of rows."""
+    available = [entry for entry in names if entry["code"] in icons]
     with ThreadPoolExecutor(2) as pool:
-        pictures = list(pool.map(lambda entry: draw(icons[entry["code"]]), wanted))
+        pictures = list(pool.map(lambda entry: draw(icons[entry["code"]]), available))
     rows = []
-    for entry, picture in zip(wanted, pictures, strict=True):
+    for entry, picture in zip(available, pictures, strict=True):
         english = entry["texts"]["en"]
         key = f"{style}-{entry['code']}"
         meta = {
@@ -138,7 +136,7 @@ def write_shard(path: Path, style: str, names: list[dict[str, Any]], icons: dict
 
 
 def main() -> None:
-    """Draw every style and say how many pictures it has."""
+    """Build the shards of all styles and print their sizes."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("node_modules", type=Path)
     parser.add_argument("out", type=Path)

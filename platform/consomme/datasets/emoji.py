@@ -1,7 +1,7 @@
 """The embedded emoji pictures: six open styles, one of them held out, with CLDR names.
 
-One decision is made here: `twemoji` is the held-out style. No shipped model was trained on it, so
-naming its pictures measures seeing, not memory. Licences are in `data/LICENSES.md`.
+`twemoji` is the held-out style: no shipped model was trained on it, so naming its pictures measures
+recognition rather than memory. Licences are in `data/LICENSES.md`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Emoji:
 
 
 def shard(style: str) -> Path:
-    """Path of the shipped Parquet shard of a style."""
+    """Return the path of the shipped Parquet shard of a style."""
     return DATA / f"emoji-{style}.parquet"
 
 
@@ -52,10 +52,10 @@ def shard(style: str) -> Path:
 def load(style: str) -> tuple[Emoji, ...]:
     """Read one style, in Unicode order."""
     rows = pq.read_table(shard(style)).to_pylist()
-    found = []
+    emojis = []
     for row in rows:
         meta = json.loads(row["meta"])
-        found.append(
+        emojis.append(
             Emoji(
                 sample_id=row["sample_id"],
                 style=style,
@@ -66,11 +66,11 @@ def load(style: str) -> tuple[Emoji, ...]:
                 image=row["image"]["bytes"],
             )
         )
-    return tuple(found)
+    return tuple(emojis)
 
 
 def pixels(emojis: Sequence[Emoji]) -> NDArray[np.uint8]:
-    """Decode pictures to RGBA.
+    """Decode pictures to RGBA pixels.
 
     Returns:
         uint8 array (len(emojis), 64, 64, 4).

@@ -1,8 +1,8 @@
-"""Judge a caption against the scene it describes: which claims are true, false, missing.
+"""Check a caption against the scene that it describes: true, false and missing claims.
 
-One decision is made here: a claim is one attribute of one object (shape, colour, size, position), a
-count, a relation, or a drawn word. The judge reads a small English grammar and needs no model;
-words outside the grammar make no claim.
+A claim is one attribute of one object (shape, colour, size, position), a count, a relation, or a
+drawn word. Claims are parsed by a small English grammar without a model; words outside the grammar
+are ignored.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ _NO_WORD = frozenset("is are written none no at in on the a an and that which of
 
 @dataclass(frozen=True, kw_only=True)
 class Claims:
-    """What a caption claims of a scene, sorted into three heaps of short phrases."""
+    """Claims of a caption about a scene, as short phrases."""
 
     true: tuple[str, ...]
     false: tuple[str, ...]
     missing: tuple[str, ...]
-    """Facts of the scene about which the caption says nothing; what it says wrongly is `false`."""
+    """Facts of the scene that the caption does not mention; wrong ones are in `false`."""
 
 
-class _Judge:
-    """Collects verdicts while walking through one caption."""
+class _ClaimChecker:
+    """Collects the claims of one caption."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
@@ -72,151 +72,151 @@ class _Judge:
     def claim(self, phrase: str, holds: bool) -> None:
         self.verdicts[phrase] = holds
 
-    def single(self, said: dict[str, str], number: int | None) -> SceneObject | None:
-        """Judge what a mention says of the object it was matched to; of none, all is false."""
+    def check_mention(self, stated: dict[str, str], number: int | None) -> SceneObject | None:
+        """Check a mention against its matched object; without one, all its claims are false."""
         if number is None:
-            label = " ".join(said.values())
-            for attribute, value in said.items():
+            label = " ".join(stated.values())
+            for attribute, value in stated.items():
                 self.claim(f"{label}: {attribute} {value}", False)
             return None
         item = self.scene.objects[number]
-        for attribute, value in said.items():
+        for attribute, value in stated.items():
             holds = getattr(item, attribute) == value
             self.claim(f"object {number + 1}: {attribute} {value}", holds)
             self.stated.setdefault(number, set()).add(attribute)
         return item
 
-    def several(self, found: re.Match[str]) -> None:
-        """Judge a counted mention such as `two red circles`."""
-        said = _attributes(found)
+    def check_count(self, mention: re.Match[str]) -> None:
+        """Check a counted mention such as `two red circles`."""
+        stated = _attributes(mention)
         members = [
             number
             for number, item in enumerate(self.scene.objects)
-            if all(getattr(item, key) == value for key, value in said.items())
+            if all(getattr(item, key) == value for key, value in stated.items())
         ]
-        number = _COUNT[found["count"]]
-        label = " ".join(said.values()) or "objects"
-        self.claim(f"{found['count']} {label}", len(members) == number)
-        if said:
+        number = _COUNT[mention["count"]]
+        label = " ".join(stated.values()) or "objects"
+        self.claim(f"{mention['count']} {label}", len(members) == number)
+        if stated:
             for member in members:
-                self.stated.setdefault(member, set()).update(said)
+                self.stated.setdefault(member, set()).update(stated)
 
-    def word(self, found: re.Match[str]) -> None:
-        """Judge what the caption says is written, and where."""
-        word, position = found["word"], found["position"]
+    def check_word(self, match: re.Match[str]) -> None:
+        """Check which word the caption says is written, and where."""
+        word, position = match["word"], match["position"]
         self.claim(f"word {word}", word == self.scene.word)
         if position:
             self.claim(f"word at {position}", position == self.scene.word_position)
 
     def missing(self) -> list[str]:
-        """List what was not stated."""
-        left = [
+        """List the facts that were not stated."""
+        unstated = [
             f"object {number + 1}: {attribute} {getattr(item, attribute)}"
             for number, item in enumerate(self.scene.objects)
             for attribute in ("shape", "color", "size", "position")
             if attribute not in self.stated.get(number, set())
         ]
         if self.scene.word and not any(claim.startswith("word ") for claim in self.verdicts):
-            left.append(f"word {self.scene.word}")
-        return left
+            unstated.append(f"word {self.scene.word}")
+        return unstated
 
 
-def _is_count(found: re.Match[str]) -> bool:
-    """Whether a mention says how many there are; `one red circle` describes a circle."""
-    return found["count"] in _COUNT and (
-        found["count"] != "one" or found["shape"] in ("object", "objects")
+def _is_count(mention: re.Match[str]) -> bool:
+    """Check whether a mention states a count; `one red circle` describes a single object."""
+    return mention["count"] in _COUNT and (
+        mention["count"] != "one" or mention["shape"] in ("object", "objects")
     )
 
 
-def _attributes(found: re.Match[str]) -> dict[str, str]:
-    said = {
-        "size": _SIZE.get(found["size"] or "", ""),
-        "color": found["color"] or "",
-        "shape": _SINGULAR[found["shape"]].replace("object", ""),
-        "position": found["position"] or "",
+def _attributes(mention: re.Match[str]) -> dict[str, str]:
+    stated = {
+        "size": _SIZE.get(mention["size"] or "", ""),
+        "color": mention["color"] or "",
+        "shape": _SINGULAR[mention["shape"]].replace("object", ""),
+        "position": mention["position"] or "",
     }
-    return {key: value for key, value in said.items() if value}
+    return {key: value for key, value in stated.items() if value}
 
 
-def _agreement(said: dict[str, str], item: SceneObject) -> int:
-    """How well a mention fits an object; 0 if it cannot be meant."""
+def _agreement(stated: dict[str, str], item: SceneObject) -> int:
+    """Score how well a mention agrees with an object; 0 if it cannot refer to it."""
     weights = {"shape": 4, "color": 3, "position": 2, "size": 1}
-    right = sum(weights[key] for key, value in said.items() if getattr(item, key) == value)
-    if right >= weights["color"]:
-        return right
-    return right if right == sum(weights[key] for key in said) else 0
+    score = sum(weights[key] for key, value in stated.items() if getattr(item, key) == value)
+    if score >= weights["color"]:
+        return score
+    return score if score == sum(weights[key] for key in stated) else 0
 
 
 def _match(scene: Scene, mentions: Sequence[tuple[dict[str, str], bool]]) -> list[int | None]:
-    """Match mentions to objects so that the caption as a whole agrees with the scene best.
+    """Match mentions to objects so that the total agreement with the scene is maximal.
 
     Args:
-        scene: The truth.
-        mentions: What each says, and whether it is definite (`the …`): only such a mention may come
-            back to an object that another one has.
+        scene: The scene.
+        mentions: Stated attributes of each mention, and whether it is definite (`the …`): only
+            definite mentions may refer to an object that is matched already.
 
     Returns:
         For each mention the index of its object, or None.
     """
     best: dict[frozenset[int], tuple[int, list[int | None]]] = {frozenset(): (0, [])}
-    for said, is_definite in mentions:
+    for stated, is_definite in mentions:
         following: dict[frozenset[int], tuple[int, list[int | None]]] = {}
         for used, (score, path) in best.items():
             options: list[tuple[int, int | None]] = [
                 (gain, number)
                 for number, item in enumerate(scene.objects)
-                if (is_definite or number not in used) and (gain := _agreement(said, item))
+                if (is_definite or number not in used) and (gain := _agreement(stated, item))
             ]
             for gain, number in [*options, (0, None)]:
                 after = used if number is None else used | {number}
                 if after not in following or score + gain > following[after][0]:
                     following[after] = (score + gain, [*path, number])
         best = following
-    return max(best.values(), key=lambda found: found[0])[1]
+    return max(best.values(), key=lambda scored: scored[0])[1]
 
 
 def check_caption(scene: Scene, text: str) -> Claims:
     """Sort a caption's claims into true, false and missing.
 
-    Mentions of objects are matched to objects so that the whole agrees best (shape counts most,
-    then colour, position, size). Each object is matched once; only `the …` may come back to it.
-    A mention that agrees with no object in shape, in colour, or in all it says is false in
-    everything it says.
+    Mentions are matched to objects so that their total agreement is maximal (shape counts most,
+    then colour, position, size). Each object is matched once; only `the …` may refer to it again.
+    If a mention agrees with no object in shape, in colour, or in everything it states, all its
+    claims are false.
 
     Args:
-        scene: The truth.
-        text: Any text; case does not matter.
+        scene: The scene.
+        text: Any text; case is ignored.
     """
     text = " ".join(text.lower().split())
-    judge = _Judge(scene)
-    written = [found for found in _WORD.finditer(text) if found["word"] not in _NO_WORD]
-    for found in written:
-        judge.word(found)
-        # A written word may be the name of a shape.
-        text = text[: found.start()] + " " * len(found[0]) + text[found.end() :]
+    checker = _ClaimChecker(scene)
+    words = [match for match in _WORD.finditer(text) if match["word"] not in _NO_WORD]
+    for match in words:
+        checker.check_word(match)
+        # Blank it out: a drawn word may be the name of a shape.
+        text = text[: match.start()] + " " * len(match[0]) + text[match.end() :]
     mentions = [m for m in _MENTION.finditer(text) if _is_count(m) or _attributes(m)]
     singles = [(_attributes(m), m["count"] == "the") for m in mentions if not _is_count(m)]
     matched = iter(_match(scene, singles))
     previous: tuple[int, SceneObject | None] | None = None
     for mention in mentions:
         if _is_count(mention):
-            judge.several(mention)
+            checker.check_count(mention)
             previous = None
             continue
-        item = judge.single(_attributes(mention), next(matched))
+        item = checker.check_mention(_attributes(mention), next(matched))
         if previous is not None:
             between = _RELATION.match(text[previous[0] : mention.start()])
             if between:
-                _judge_relation(judge.claim, previous[1], between["relation"], item)
+                _check_relation(checker.claim, previous[1], between["relation"], item)
         previous = (mention.end(), item)
     return Claims(
-        true=tuple(phrase for phrase, holds in judge.verdicts.items() if holds),
-        false=tuple(phrase for phrase, holds in judge.verdicts.items() if not holds),
-        missing=tuple(judge.missing()),
+        true=tuple(phrase for phrase, holds in checker.verdicts.items() if holds),
+        false=tuple(phrase for phrase, holds in checker.verdicts.items() if not holds),
+        missing=tuple(checker.missing()),
     )
 
 
-def _judge_relation(
+def _check_relation(
     claim: Callable[[str, bool], None],
     first: SceneObject | None,
     relation: str,

@@ -1,10 +1,10 @@
-"""What a specialist learns on scenes: relations, boxes and reading, as questions and as narratives.
+"""Training tasks for specialists on scenes: relations, boxes and OCR, as questions or narratives.
 
-One decision is made here: a question is asked only if the scene has exactly one right answer to it,
-found from the objects' exact boxes. A relation question is made in two steps: draw a relation that
-holds, then an object that it picks out; only then is a template filled.
-Source: arXiv 2407.17453 (VILA²), sections on specialists. Its scenes are three-dimensional and know
-a camera; ours are flat, so the edges of the picture take the camera's place.
+A question is asked only if the scene has exactly one correct answer, computed from the objects'
+exact boxes. For a relation question, a relation that holds for exactly one object is drawn first,
+and then a template is filled.
+Source: arXiv 2407.17453 (VILA²), sections on specialists. Its scenes are three-dimensional with a
+camera; ours are flat, so the edges of the picture replace the camera.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TASK_PROMPTS: Mapping[str, str] = {
     ),
     "ocr": "Read the text in the image and describe it briefly.",
 }
-"""What a specialist is asked about any picture, in our own words; the same words train it."""
+"""Prompts of the specialists for any picture, in our own words; also used in their training."""
 
 _NAME_TEMPLATES = ("which object is {phrase}?", "what color and shape is the object {phrase}?")
 _BOX_TEMPLATES = (
@@ -54,37 +54,37 @@ _WORDLESS_EVERY = 5
 
 @dataclass(frozen=True, kw_only=True)
 class SceneTask:
-    """What one specialist is taught."""
+    """Training task of one specialist."""
 
     prompt: str
-    """What it is asked about any picture, when it recaptions."""
+    """Prompt for any picture, also used for recaptioning."""
 
     narrate: Callable[[Scene], str]
-    """Gives the answer to the prompt."""
+    """Returns the answer to the prompt."""
 
     ask: Callable[[Scene, int], list[Question]]
-    """Gives questions about a scene in an order drawn from a seed; at least one."""
+    """Returns at least one question about a scene, in an order given by a seed."""
 
     suits: Callable[[Scene, int], bool]
-    """Says whether the scene of a seed is used."""
+    """Returns whether the scene of a seed is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Relation:
-    """Something that is true of exactly one object of a scene."""
+    """A relation that holds for exactly one object of a scene."""
 
     name: str
-    """Which relation it is."""
+    """Name of the relation."""
 
     phrase: str
-    """The relation with what it refers to: `left of the red star`."""
+    """The relation with its anchor, such as `left of the red star`."""
 
     match: SceneObject
-    """The one object of which it is true."""
+    """The only object for which it holds."""
 
 
 def name_of(scene: Scene, item: SceneObject) -> str:
-    """Return the shortest name that fits no other object; with colour, size, place if it has to."""
+    """Return the shortest unique name; with colour, size and position if necessary."""
     for attributes in (("shape",), ("color", "shape"), ("size", "color", "shape")):
         name = [getattr(item, attribute) for attribute in attributes]
         if sum([getattr(o, a) for a in attributes] == name for o in scene.objects) == 1:
@@ -93,39 +93,39 @@ def name_of(scene: Scene, item: SceneObject) -> str:
 
 
 def box_text(item: SceneObject) -> str:
-    """Write an object's box."""
+    """Return the box of an object as text."""
     return write_box(scale_box(item.box_px, SIZE_PX, SIZE_PX))
 
 
 def relations(scene: Scene) -> list[Relation]:
-    """List every relation that picks out exactly one object, in a fixed order."""
-    found: list[Relation] = []
+    """List all relations that hold for exactly one object, in a fixed order."""
+    unique: list[Relation] = []
 
-    def holds(name: str, phrase: str, matches: list[SceneObject]) -> None:
+    def add_if_unique(name: str, phrase: str, matches: list[SceneObject]) -> None:
         if len(matches) == 1:
-            found.append(Relation(name=name, phrase=phrase, match=matches[0]))
+            unique.append(Relation(name=name, phrase=phrase, match=matches[0]))
 
     for anchor in scene.objects:
         others = [item for item in scene.objects if item is not anchor]
         name = name_of(scene, anchor)
         for relation in RELATIONS:
             matches = [item for item in others if relation_holds(item, relation, anchor)]
-            holds(relation, f"{relation} the {name}", matches)
+            add_if_unique(relation, f"{relation} the {name}", matches)
         if len(others) > 1:
             near, far = sorted(others, key=lambda item: _distance_px(item, anchor))[:2]
             if _distance_px(far, anchor) - _distance_px(near, anchor) >= _CLEARLY_CLOSER_PX:
-                holds("closest to", f"closest to the {name}", [near])
+                add_if_unique("closest to", f"closest to the {name}", [near])
     if len(scene.objects) > 1:
         for edge, axis, side in (("left", 1, 0), ("right", 1, 1), ("top", 0, 0), ("bottom", 0, 1)):
             here = [
                 o for o in scene.objects if divmod(POSITIONS.index(o.position), 2)[axis] == side
             ]
-            holds(f"{edge} edge", f"closest to the {edge} edge", here)
-    return found
+            add_if_unique(f"{edge} edge", f"closest to the {edge} edge", here)
+    return unique
 
 
 def relation_questions(scene: Scene, rng: random.Random) -> list[Question]:
-    """Ask after objects by their relations, by name and by box, kinds of relations in turn."""
+    """Ask for objects by their relations, by name or box, with relation names drawn uniformly."""
     by_name: dict[str, list[Relation]] = {}
     for relation in relations(scene):
         by_name.setdefault(relation.name, []).append(relation)
@@ -133,7 +133,7 @@ def relation_questions(scene: Scene, rng: random.Random) -> list[Question]:
     while by_name:
         name = rng.choice(list(by_name))
         chosen = by_name[name].pop(rng.randrange(len(by_name[name])))
-        by_name = {key: left for key, left in by_name.items() if left}
+        by_name = {key: unused for key, unused in by_name.items() if unused}
         is_box = rng.random() < 0.5
         template = rng.choice(_BOX_TEMPLATES if is_box else _NAME_TEMPLATES)
         asked.append(
@@ -147,7 +147,7 @@ def relation_questions(scene: Scene, rng: random.Random) -> list[Question]:
 
 
 def _ask_spatial(scene: Scene, seed: int) -> list[Question]:
-    """Relations by name and box, and at most as many questions with yes or no, or after a place."""
+    """Ask for relations by name and box, mixed with yes/no and position questions."""
     rng = random.Random(f"spatial-{seed}")
     drawn = [*questions(scene, seed), *questions(scene, seed + 1)]
     plain = {q.question: q for q in drawn if q.kind in ("position", "relation")}
@@ -157,15 +157,15 @@ def _ask_spatial(scene: Scene, seed: int) -> list[Question]:
 
 
 def _narrate_spatial(scene: Scene) -> str:
-    said = [caption(scene)]
+    sentences = [caption(scene)]
     for first, second in pairwise(scene.objects):
         relation = next(r for r in RELATIONS if relation_holds(first, r, second))
-        said.append(f"the {name_of(scene, first)} is {relation} the {name_of(scene, second)}.")
-    return " ".join(said)
+        sentences.append(f"the {name_of(scene, first)} is {relation} the {name_of(scene, second)}.")
+    return " ".join(sentences)
 
 
 def _ask_grounding(scene: Scene, seed: int) -> list[Question]:
-    """Each object once, by its name or by its box: the other way round would tell the answer."""
+    """Ask for each object once, by its name or its box; asking both would reveal the answer."""
     rng = random.Random(f"grounding-{seed}")
     asked = []
     for item in rng.sample(scene.objects, len(scene.objects)):
@@ -188,7 +188,7 @@ def _narrate_grounding(scene: Scene) -> str:
 
 
 def _ask_ocr(scene: Scene, seed: int) -> list[Question]:
-    """Read the word, say where it is, tell it from another; of no word, say so."""
+    """Ask for the word, its position and spelling, and whether another word is written."""
     rng = random.Random(f"ocr-{seed}")
     guess = scene.word if scene.word and rng.random() < 0.5 else rng.choice(WORDS)
     asked = [
@@ -217,7 +217,7 @@ def _narrate_ocr(scene: Scene) -> str:
 
 
 def _ask_anything(scene: Scene, seed: int) -> list[Question]:
-    """Ask every kind of question there is, in another order for each scene."""
+    """Ask all kinds of questions, shuffled per scene."""
     asked = questions(scene, seed)
     random.Random(f"talk-{seed}").shuffle(asked)
     return asked
@@ -246,34 +246,34 @@ TASKS: Mapping[str, SceneTask] = {
         prompt=TASK_PROMPTS["ocr"],
         narrate=_narrate_ocr,
         ask=_ask_ocr,
-        # Six scenes in ten have no word: enough of them to learn to say so, not more.
+        # Six scenes in ten have no word; only a fifth of those is used.
         suits=lambda scene, seed: scene.word is not None or seed % _WORDLESS_EVERY == 0,
     ),
 }
-"""Task name -> task."""
+"""Tasks by name."""
 
 
 def scenes_for(
     task: SceneTask, first_seed: int, num: int, style: str
 ) -> Iterator[tuple[int, Scene]]:
     """Yield the first `num` scenes that suit a task, with their seeds, from `first_seed` on."""
-    left = num
+    remaining = num
     for seed in count(first_seed):
-        if left <= 0:
+        if remaining <= 0:
             return
         scene = make_scene(seed, style)
         if task.suits(scene, seed):
-            left -= 1
+            remaining -= 1
             yield seed, scene
 
 
 def conversation(
     task: SceneTask, scene: Scene, seed: int, *, num_turns: int, narrate_fraction: float
 ) -> tuple[Turn, ...]:
-    """Make the turns of one sample: either the task's prompt and the whole answer, or questions.
+    """Return the turns of one sample: either the task's prompt and the whole answer, or questions.
 
-    Never both: the narrative holds the answers to the questions, and a model would copy them from
-    there instead of looking.
+    Never both: the narrative contains the answers, and a model would copy them instead of looking
+    at the picture.
     """
     if random.Random(f"narrate-{seed}").random() < narrate_fraction:
         pairs = [(task.prompt, task.narrate(scene))]

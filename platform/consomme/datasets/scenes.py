@@ -1,9 +1,8 @@
-"""Rendered scenes whose every fact is known: captions, questions, boxes and drawn words.
+"""Rendered scenes with exact ground truth: captions, questions, boxes and drawn words.
 
-One decision is made here: what a scene may hold. One to three objects, each in its own quadrant,
-and sometimes a drawn word in a free quadrant. Small enough for a nano VLM to master, rich enough
-that colour, shape, size, count, position, relation and reading are separate skills. `scene_claims`
-judges captions.
+A scene has one to three objects, each in its own quadrant, and sometimes a drawn word in a free
+quadrant. It is simple enough for a nano VLM to master, and rich enough that colour, shape, size,
+count, position, relation and reading are separate skills. `scene_claims` checks captions.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ QUESTION_KINDS = (
     "relation",
     "word",
 )
-"""Every kind of question that `questions` asks."""
+"""All kinds of questions that `questions` generates."""
 SIZE_PX = 60
 
 
@@ -70,7 +69,7 @@ class SceneObject:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A picture's full description; `render` draws it."""
+    """Full description of a picture; `render` draws it."""
 
     objects: tuple[SceneObject, ...]
     word: str | None
@@ -79,12 +78,12 @@ class Scene:
     word_position: str | None
     background: tuple[int, int, int]
     style: str
-    """`filled` objects on a light ground, or `outline`: strokes on a dark ground."""
+    """`filled` objects on a light background, or `outline`: strokes on a dark background."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question with its one right answer."""
+    """A question with its only correct answer."""
 
     kind: str
     question: str
@@ -92,7 +91,7 @@ class Question:
 
 
 def make_scene(seed: int, style: str = "filled") -> Scene:
-    """Draw up the scene of a seed; the same seed gives the same scene on every machine.
+    """Generate the scene of a seed; the same seed gives the same scene on every machine.
 
     Args:
         seed: Any integer; scenes of different seeds are independent.
@@ -137,7 +136,7 @@ def make_scene(seed: int, style: str = "filled") -> Scene:
 
 
 def _outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, float]]:
-    """Corner points of a shape of radius r around (x, y)."""
+    """Return the corner points of a shape of radius r around (x, y)."""
     if shape == "square":
         s = r * 0.88
         return [(x - s, y - s), (x + s, y - s), (x + s, y + s), (x - s, y + s)]
@@ -173,7 +172,7 @@ def _outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, floa
 
 
 def render(scene: Scene) -> Image.Image:
-    """Draw a scene as a 60 px RGB picture, smoothed by drawing at four times the size."""
+    """Draw a scene as a 60 px RGB picture, antialiased by drawing at four times the size."""
     zoom = 4
     image = Image.new("RGB", (SIZE_PX * zoom, SIZE_PX * zoom), scene.background)
     pen = ImageDraw.Draw(image)
@@ -203,7 +202,7 @@ def encode(image: Image.Image) -> bytes:
 
 
 def caption(scene: Scene) -> str:
-    """Say everything that is true of the scene, in reading order."""
+    """Return the complete caption of a scene, in reading order."""
     parts = [f"a {o.size} {o.color} {o.shape} at the {o.position}" for o in scene.objects]
     text = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1]
     if scene.word:
@@ -217,7 +216,7 @@ def _unique(scene: Scene, attribute: str) -> list[SceneObject]:
 
 
 def relation_holds(first: SceneObject, relation: str, second: SceneObject) -> bool:
-    """Say whether `first` stands in the relation to `second`; quadrants decide it."""
+    """Check whether `first` is in the relation to `second`, by quadrants."""
     row_a, column_a = divmod(POSITIONS.index(first.position), 2)
     row_b, column_b = divmod(POSITIONS.index(second.position), 2)
     return {
@@ -229,17 +228,17 @@ def relation_holds(first: SceneObject, relation: str, second: SceneObject) -> bo
 
 
 def plural(shape: str) -> str:
-    """English plural of a shape name."""
+    """Return the English plural of a shape name."""
     return shape + ("es" if shape == "cross" else "s")
 
 
 def questions(scene: Scene, seed: int) -> list[Question]:
-    """Ask one question of each kind that the scene answers without doubt, in a fixed order."""
+    """Generate questions with an unambiguous answer, in a fixed order; at most two per kind."""
     rng = random.Random(f"question-{seed}")
-    found: list[Question] = []
+    asked: list[Question] = []
 
     def ask(kind: str, question: str, answer: str) -> None:
-        found.append(Question(kind=kind, question=question, answer=answer))
+        asked.append(Question(kind=kind, question=question, answer=answer))
 
     by_shape, by_color = _unique(scene, "shape"), _unique(scene, "color")
     if by_shape:
@@ -264,4 +263,4 @@ def questions(scene: Scene, seed: int) -> list[Question]:
         holds = "yes" if relation_holds(first, relation, second) else "no"
         ask("relation", f"is the {first.shape} {relation} the {second.shape}?", holds)
     ask("word", "what word is written?", scene.word or "none")
-    return found
+    return asked

@@ -1,8 +1,7 @@
-"""Turn good captions into the kinds of bad ones the web has, and label what was done.
+"""Corrupt correct captions in the ways of web data, and label each corruption.
 
-One decision is made here: the label is the ground truth for every filter. `meta.noise` says `clean`
-or the kind of damage, and `meta.clean_caption` keeps what was there before, so detection can be
-measured exactly.
+The labels are the ground truth for filters: `meta.noise` is `clean` or the kind of noise, and
+`meta.clean_caption` has the original caption, so that detection can be measured exactly.
 """
 
 from __future__ import annotations
@@ -110,11 +109,11 @@ _KINDS: dict[str, Callable[[Sample, Sequence[Sample], random.Random], str]] = {
 }
 NEAR_DUPLICATE = "near_duplicate"
 KINDS = (*_KINDS, NEAR_DUPLICATE)
-"""Every kind of damage, by the label it leaves."""
+"""All kinds of noise, by label."""
 
 
 def near_duplicate(sample: Sample, rng: random.Random) -> Sample:
-    """Copy a sample as a re-uploader would: picture recompressed, caption barely changed."""
+    """Copy a sample like a re-upload: picture resized and recompressed, caption barely changed."""
     with Image.open(io.BytesIO(sample.image)) as picture:
         flat = Image.new("RGB", picture.size, (255, 255, 255))
         rgba = picture.convert("RGBA")
@@ -145,18 +144,18 @@ def add_noise(
     seed: int,
     kinds: Sequence[str] = KINDS,
 ) -> list[Sample]:
-    """Damage a share of the captions, every kind equally likely, and label every sample.
+    """Corrupt a fraction of the captions, all kinds equally likely, and label every sample.
 
     A near duplicate is an additional sample after its original; every other kind replaces the
-    caption. What happens to a sample depends on its id and the seed, and in the case
-    of `mismatched` on which other samples there are; never on their order. Damage that leaves the
-    caption as it was (a name that is the same in every language) is none: the sample stays clean.
+    caption. The noise of a sample depends on its id and the seed, for `mismatched` also on the set
+    of the other samples, but never on their order. Noise that does not change the caption (a name
+    that is the same in all languages) does not count: the sample is labelled clean.
 
     Args:
-        samples: Good pairs.
-        fraction: Share of samples to damage, in [0, 1].
-        seed: Of every choice.
-        kinds: Which kinds to use; see `KINDS`.
+        samples: Samples with correct captions.
+        fraction: Fraction of samples to corrupt, in [0, 1].
+        seed: Seed of all random choices.
+        kinds: Kinds to use; see `KINDS`.
 
     Raises:
         RecipeError: A kind is unknown.
