@@ -1,4 +1,4 @@
-"""Recipes: what a user writes, what comes out, and what every mistake says."""
+"""Recipes: parsing, resolved values, and the message of every mistake."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -231,7 +231,7 @@ def test_strategies_may_stand_under_keys_of_the_users_own(tmp_path: Path) -> Non
         "a.b": {"name": "lowest_fraction", "fraction": 0.2, "column": "perplexity", "workers": 3},
         "c": {"name": "random", "seed": 1},
     }
-    # What is runtime inside them does not count, what is not does.
+    # Runtime fields inside them do not count, others do.
     fewer = load(tmp_path, GOOD + nodes.replace("workers: 3", "workers: 1"))
     other = load(tmp_path, GOOD + nodes.replace("seed: 1", "seed: 2"))
     assert fingerprint(recipe, {}) == fingerprint(fewer, {}) != fingerprint(other, {})

@@ -1,4 +1,4 @@
-"""Samples, rejects, manifests, and what a run says while it goes."""
+"""Samples, rejects, manifests, logging and progress."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""A proxy that stands between a client and an HTTP server and breaks things, by dice with a seed.
+"""A proxy between a client and an HTTP server that injects random faults, with a seed.
 
     with FaultyProxy("http://127.0.0.1:8333", faults={"slow_down": 0.1}, seed=7) as proxy:
         ...  # talk to proxy.url
@@ -84,7 +84,7 @@ class FaultyProxy:
 
     @property
     def url(self) -> str:
-        """Where clients find it."""
+        """URL for clients."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def start(self) -> Self:
@@ -93,14 +93,14 @@ class FaultyProxy:
         return self
 
     def stop(self) -> None:
-        """Stop serving; connections that are open break."""
+        """Stop serving; open connections break."""
         self.stopped.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
 
     def force(self, *faults: str, method: str = "", part: str = "") -> None:
-        """Give the next matching requests these faults, one each, in order, before any dice.
+        """Give the next matching requests these faults, one each, in order, before any random ones.
 
         Args:
             faults: Names of faults; `ok` lets one through.
@@ -111,7 +111,7 @@ class FaultyProxy:
             self._forced.extend((fault, method, part) for fault in faults)
 
     def choose(self, method: str, path: str) -> str:
-        """Throw the dice for one request; `ok` or a fault's name."""
+        """Draw the fault of one request: `ok` or the name of a fault."""
         with self._lock:
             self.counts.update(("requests", method))
             fault = self._choose(method, path)
@@ -146,7 +146,7 @@ class _Server(ThreadingHTTPServer):
     proxy: FaultyProxy
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Broken connections are what this is for."""
+        """Ignore errors of broken connections, which are expected here."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -218,14 +218,14 @@ class _Handler(BaseHTTPRequestHandler):
         os.close(self.connection.detach())
 
     def finish(self) -> None:
-        """Let go of both connections."""
+        """Close both connections."""
         if self._upstream is not None:
             self._upstream.close()
         with contextlib.suppress(OSError):
             super().finish()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 for _method in ("GET", "HEAD", "PUT", "POST", "DELETE"):

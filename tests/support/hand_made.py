@@ -1,4 +1,4 @@
-"""Finished runs whose columns and views are made by hand, for tests of what reads them."""
+"""Finished runs with hand-made columns and views, for tests of their readers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from consomme.storage.view import View
 
 @dataclass(frozen=True, kw_only=True)
 class HandRecipe:
-    """What the manifest of such a run says of its making."""
+    """Provenance in the manifest of such a run."""
 
     name: str
     inputs: tuple[str, ...] = ("pairs.tar",)
@@ -27,7 +27,7 @@ class HandRecipe:
 
 
 def unit_of(number: int, count: int, source: str = "web") -> Unit:
-    """A unit of a shard that is nowhere."""
+    """A unit of a shard that does not exist."""
     return Unit(
         unit_id=f"{source}-{number:04d}",
         source=source,

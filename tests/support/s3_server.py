@@ -50,12 +50,12 @@ class S3Server:
             "AWS_SECRET_ACCESS_KEY": _SECRET,
             "AWS_REGION": "us-east-1",
             "AWS_DEFAULT_REGION": "us-east-1",
-            # Otherwise the first call of a process may wait for a machine that hands out roles.
+            # Otherwise the first call of a process may wait for the instance metadata service.
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
     def client(self) -> Any:
-        """A plain boto3 client, for what a test does behind consomme's back."""
+        """A plain boto3 client, for changes that bypass consomme."""
         return boto3.session.Session().client(
             "s3",
             endpoint_url=self.url,
@@ -154,7 +154,7 @@ def fake_gcs() -> Iterator[dict[str, str]]:
 
 @contextlib.contextmanager
 def process(command: Sequence[str], env: dict[str, str]) -> Iterator[int]:
-    """Run a program that dies with this process, however this one ends; yields its id."""
+    """Run a program that is killed when this process ends; yields its process id."""
     running = subprocess.Popen(
         command,
         env={**os.environ, **env},
@@ -166,7 +166,7 @@ def process(command: Sequence[str], env: dict[str, str]) -> Iterator[int]:
     try:
         yield running.pid
     finally:
-        # What it holds is thrown away anyway, so it need not take its leave.
+        # Its data are discarded, so it need not shut down cleanly.
         running.kill()
         running.wait(_DOWN_WITHIN_S)
 

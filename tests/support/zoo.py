@@ -49,13 +49,13 @@ class Kind:
     """One kind of bad input in one container."""
 
     name: str
-    """What is wrong; the same in every container."""
+    """Name of the fault; the same in every container."""
 
     container: str
-    """Out of `CONTAINERS`."""
+    """One of `CONTAINERS`."""
 
     reason: str
-    """What it must be rejected for."""
+    """Expected reject reason."""
 
     build: Callable[[str, str], Any]
     """From the bad sample's key, and that of the good one before it, to what the container holds:
@@ -67,17 +67,17 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What must come of one row."""
+    """Expected result of one row."""
 
     key: str
     """The sample's name; of a bad one, what it would be called."""
 
     kind: Kind | None = None
-    """None: a good sample."""
+    """None for a good sample."""
 
     @property
     def reason(self) -> str | None:
-        """Why it must be rejected; None if it must not."""
+        """Expected reject reason; None if it must not be rejected."""
         return self.kind.reason if self.kind else None
 
 

@@ -1,4 +1,4 @@
-"""Pictures that are good, and the bytes that are found in their place."""
+"""Good pictures, and bad bytes in their place."""
 
 import io
 import struct
@@ -85,7 +85,7 @@ def with_text_bomb(kind: bytes, length: int = 50_000_000) -> bytes:
 
 
 def png_with_wrong_checksum() -> bytes:
-    """A PNG of which one byte of the pixels is not what was written."""
+    """A PNG with one corrupted byte of pixel data."""
     data = bytearray(encoded(noise(), "PNG"))
     data[data.index(b"IDAT") + 200] ^= 0x55
     return bytes(data)

@@ -1,4 +1,4 @@
-"""Read a shard as the stages do, and hold it to a budget of memory."""
+"""Read a shard as the stages do, within a memory limit."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from consomme.vision.decode import DecodeProblem, decode
 
 
 def outcomes(url: str, **limits: int) -> list[Sample | Reject]:
-    """Read a shard and decode its pictures: what comes of each row, in order."""
+    """Read a shard and decode its pictures; return the result of each row, in order."""
     found: list[Sample | Reject] = []
     for unit in plan_units([url], "web", **limits):
         samples, rejects = read_unit(unit)
@@ -36,13 +36,13 @@ def _decoded(sample: Sample) -> Sample | Reject:
 
 
 def reasons(url: str, **limits: int) -> list[str | None]:
-    """Why each row of a shard is rejected, in order; None where it is not."""
+    """Return the reject reason of each row, in order; None for good rows."""
     return [item.reason if isinstance(item, Reject) else None for item in outcomes(url, **limits)]
 
 
 @contextmanager
 def at_most_mb(limit: float) -> Iterator[None]:
-    """Hold the block to so many megabytes of memory beyond what is in use when it begins."""
+    """Limit the memory that the block may use beyond its start, in megabytes."""
     Path("/proc/self/clear_refs").write_text("5")  # Forget the peak of what went before.
     before = _memory_mb("VmRSS")
     yield

@@ -1,4 +1,4 @@
-"""Records and rows that are good, and what is found in their place."""
+"""Good records and rows, and faulty ones in their place."""
 
 import datetime
 import json

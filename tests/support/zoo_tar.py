@@ -1,4 +1,4 @@
-"""Tar members that are good, and what is found in their place."""
+"""Good tar members, and faulty ones in their place."""
 
 import io
 import struct

@@ -210,7 +210,7 @@ def test_of_many_that_create_one_wins(store: Store) -> None:
         won = []
         for turn in range(rounds):
             start.wait()
-            # In every other round all write the same bytes; that does not make them the same writer.
+            # In every other round all write the same bytes, which must not hide the loss.
             body = b"same" if turn % 2 else b"%d" % number
             if store.create(f"race/{turn}", body):
                 won.append(turn)
