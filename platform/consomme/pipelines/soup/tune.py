@@ -87,8 +87,10 @@ class CandidateSource:
         self.is_finished = False
         self.progress: Progress | None = None
         self._num_ingredients, self._cache = num_ingredients, cache
-        self._requests: Queue[Selection | None] = Queue()
-        self._waiting: deque[Selection | None] = deque()
+        self._requests: Queue[list[Selection] | None] = Queue()
+        """Candidates to score, as many at a time as can be scored in parallel; None at the end."""
+
+        self._waiting: deque[Selection] = deque()
         self._num_running = 0
         self._scores: dict[Selection, Future[float]] = {}
         self._results: Future[dict[str, SoupResult]] = Future()
@@ -96,18 +98,20 @@ class CandidateSource:
 
     def ask(self) -> dict[str, Any] | None:
         """Return the next candidate; wait for the searches if no candidate is being scored."""
-        while not self._requests.empty():
-            self._waiting.append(self._requests.get())
+        while not self.is_finished and not self._requests.empty():
+            self._receive()
+        if not (self._waiting or self._num_running or self.is_finished):
+            self._receive()
         if not self._waiting:
-            if self._num_running:
-                return None
-            self._waiting.append(self._requests.get())
-        selection = self._waiting.popleft()
-        if selection is None:
-            self.is_finished = True
             return None
+        selection = self._waiting.popleft()
         self._num_running += 1
         return {"selection": list(selection)}
+
+    def _receive(self) -> None:
+        selections = self._requests.get()
+        self.is_finished = selections is None
+        self._waiting += selections or []
 
     def tell(self, config: dict[str, Any], result: Mapping[str, Any] | None) -> None:
         """Pass the score of a candidate to the search that waits for it."""
@@ -146,10 +150,14 @@ class CandidateSource:
         if known is not None:
             return known
         singles = [(k,) for k in range(self._num_ingredients)] if len(selection) == 1 else []
-        for request in [selection, *singles]:
-            if request not in self._scores and self._cache.get(request) is None:
-                self._scores[request] = Future()
-                self._requests.put(request)
+        requests = [
+            request
+            for request in dict.fromkeys([selection, *singles])
+            if request not in self._scores and self._cache.get(request) is None
+        ]
+        if requests:
+            self._scores |= {request: Future() for request in requests}
+            self._requests.put(requests)
         return self._scores[selection].result()
 
 
