@@ -1,4 +1,4 @@
-r"""Run the whole round: score, filter, recaption, train, evaluate, soup.
+r"""Run a chain of verbs from one recipe: score, filter, recaption, train, evaluate, soup.
 
 ray job submit --runtime-env cluster/runtime-env.yaml -- \
     python jobs/loop.py recipes/quickstart.yaml name=mine

@@ -1,4 +1,4 @@
-r"""Try recipes of training and compare what comes out.
+r"""Try values of any keys of a train recipe, and compare the trained models.
 
 ray job submit --runtime-env cluster/runtime-env.yaml -- \
     python jobs/sweep.py recipes/sweep/layers.yaml name=mine

@@ -1,4 +1,4 @@
-r"""Put columns about samples beside them: language, main object, class, embedding, verdicts.
+r"""Describe samples in columns: language, main object, class, embedding, verdicts.
 
 ray job submit --runtime-env cluster/runtime-env.yaml -- \
     python jobs/tag.py recipes/tag/text.yaml name=mine
