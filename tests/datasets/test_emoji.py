@@ -12,7 +12,8 @@ import consomme.datasets.augment
 import consomme.train
 from consomme.base.errors import RecipeError
 from consomme.datasets import emoji
-from consomme.datasets.sources import SAMPLE_SOURCES, EmojiSource, judge_caption
+from consomme.datasets.sources import SAMPLE_SOURCES, EmojiSource
+from consomme.datasets.truth import SceneTruth
 from consomme.storage.units import plan_units, read_unit
 
 ALL_STYLES = (*emoji.TRAIN_STYLES, emoji.HELD_OUT_STYLE)
@@ -97,7 +98,7 @@ def test_the_source_makes_samples_of_the_bytes_as_they_are() -> None:
     with Image.open(io.BytesIO(samples[0].image)) as picture:
         assert (picture.format, picture.size) == ("WEBP", (64, 64))
     assert samples[0].image_name == f"{samples[0].sample_id}.webp"
-    assert judge_caption(samples[0], "anything") is None
+    assert SceneTruth()(samples[0], "anything") is None
 
 
 def test_an_unknown_style_is_named_with_a_suggestion() -> None:

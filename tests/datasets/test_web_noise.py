@@ -1,4 +1,4 @@
-"""Labelled damage: every kind occurs, is what its label says, and depends on the sample alone."""
+"""Labelled noise: every kind occurs, matches its label, and depends on the sample alone."""
 
 import io
 
@@ -11,7 +11,8 @@ from consomme.base.errors import RecipeError
 from consomme.base.sample import Sample
 from consomme.datasets.scene_claims import check_caption
 from consomme.datasets.scenes import make_scene
-from consomme.datasets.sources import EmojiSource, SceneSource, judge_caption
+from consomme.datasets.sources import EmojiSource, SceneSource
+from consomme.datasets.truth import SceneTruth
 from consomme.datasets.web_noise import KINDS, NEAR_DUPLICATE, add_noise
 
 CLEAN = list(SceneSource(num=400)())
@@ -58,10 +59,10 @@ def test_what_noise_takes_from_a_caption_the_judge_sees() -> None:
     kinds = by_kind(NOISY)
     for kind in ("file_name", "boilerplate", "other_language"):
         for sample in kinds[kind]:
-            true, false, missing = judge_caption(sample, sample.caption) or (0, 0, 0)
+            true, false, missing = SceneTruth()(sample, sample.caption) or (0, 0, 0)
             assert (true, false) == (0, 0), (kind, sample.caption)
             assert missing > 0
-    wrong = [judge_caption(sample, sample.caption) for sample in kinds["mismatched"]]
+    wrong = [SceneTruth()(sample, sample.caption) for sample in kinds["mismatched"]]
     assert all(claims and claims[1] > 0 for claims in wrong)
     for sample in kinds["clean"]:
         scene = make_scene(sample.meta["scene_seed"])

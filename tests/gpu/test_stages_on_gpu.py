@@ -86,7 +86,7 @@ def test_scores_are_those_of_a_cpu(
     scorer = TransformersScorer(model_folder(NANO), token_nll)
     assert scorer.device.type == "cpu"
     asked: list[Any] = [
-        ScoringRequest.about(PROMPT, one.caption, decode(one.image)) for one in good
+        ScoringRequest.of_caption(PROMPT, one.caption, decode(one.image)) for one in good
     ]
     for sample, direct in zip(good, scorer.score(asked), strict=True):
         row = stored[sample.sample_id]
@@ -103,6 +103,7 @@ def test_captions_are_written(root: str, pairs: Manifest) -> None:
             model=NANO,
             engine={"name": "transformers"},
             max_tokens=64,
+            truth={"name": "scenes"},
             max_reject_fraction=0.1,
         )
     )

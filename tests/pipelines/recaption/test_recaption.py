@@ -78,6 +78,7 @@ def recipe(root: Path, shards: str, **changes: Any) -> RecaptionRecipe:
         "unit_rows": 10,
         "max_tokens": 48,
         "canary_fraction": 0.5,
+        "truth": {"name": "scenes"},
     }
     return RecaptionRecipe(**{**options, **changes})
 
@@ -188,7 +189,7 @@ def test_a_model_that_does_not_see_is_caught(shards: str, tmp_path: Path) -> Non
 
 def test_a_template_that_drops_the_picture_is_refused(shards: str, tmp_path: Path) -> None:
     broken = broken_copy(tmp_path / "broken", "chat_template.jinja", "'image'", "'picture'")
-    with pytest.raises(CheckpointError, match="the chat template drops the picture"):
+    with pytest.raises(CheckpointError, match="the chat template drops the image"):
         recaptioned(recipe(tmp_path, shards), broken)
 
 
@@ -317,3 +318,13 @@ def test_metrics_say_how_long_and_how_alike_captions_are(first: str) -> None:
     texts: Sequence[str] = [row["written"] for row in rows_of(first).values()]
     assert all(texts.count(text) / NUM == share for text, share in common)
     assert json.dumps(common)
+
+
+def test_metadata_of_others_that_looks_like_that_of_scenes_means_nothing(
+    tmp_path: Path, nano: str
+) -> None:
+    foreign = [replace(sample, meta={"scene_seed": "a night scene"}) for sample in pairs()[:2]]
+    (tmp_path / "a.tar").write_bytes(tar_bytes(foreign))
+    url = recaptioned(recipe(tmp_path, str(tmp_path / "a.tar"), truth={"name": "none"}), nano)
+    assert RunFolder.at(url).total_counts()["samples"] == 2
+    assert not [name for name in RunFolder.at(url).total_sums() if name.startswith("before_")]

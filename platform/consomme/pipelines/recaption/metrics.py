@@ -12,7 +12,7 @@ import pyarrow as pa
 from consomme.base.errors import DataError
 from consomme.base.hashing import mix_hash
 from consomme.curate.caption.canary import CanaryKind, judge_canaries
-from consomme.curate.caption.guards import mass_identical, squeezed
+from consomme.curate.caption.guards import normalised_text, overly_frequent_texts
 from consomme.storage.captions import CAPTIONS
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.sidecar import ID_HASH, iter_columns
@@ -52,7 +52,7 @@ def texts_of(run_url: str) -> Counter[str]:
     for _, table in iter_columns(run_url, ["written", ID_HASH], CAPTIONS, with_ids=False):
         among = mix_hash(table[ID_HASH].to_numpy(), 0) / 2.0**64 <= share
         texts = table["written"].filter(pa.array(among)).to_pylist()
-        seen.update(squeezed(text) for text in texts if text is not None)
+        seen.update(normalised_text(text) for text in texts if text is not None)
     return seen
 
 
@@ -77,7 +77,9 @@ def metrics_of(
         "recaption/words_per_caption": mean,
         "recaption/words_sd": math.sqrt(variance),
         "recaption/words_before": sums.get("words_before", 0.0) / asked,
-        "recaption/mass_identical_fraction": sum(texts[text] for text in mass_identical(texts))
+        "recaption/mass_identical_fraction": sum(
+            texts[text] for text in overly_frequent_texts(texts)
+        )
         / max(1, texts.total()),
     }
     if sums.get("judged"):

@@ -7,7 +7,7 @@ from typing import Any
 
 from consomme.base.manifest import Manifest
 from consomme.base.sample import Sample
-from consomme.datasets.sources import judge_caption
+from consomme.datasets.truth import CAPTION_TRUTHS, CaptionTruth
 from consomme.execution.gauges import load_gauges
 from consomme.report import model as page
 from consomme.storage.captions import CAPTIONS
@@ -104,18 +104,20 @@ def _items(manifest: Manifest, table: Sequence[Mapping[str, Any]]) -> list[page.
         {r.unit_id: r.unit for r in RunFolder.at(manifest.url).iter_commits()},
         [(row["unit_id"], row["row"]) for row in picked],
     )
-    return [_item(row, sample) for row, sample in zip(picked, samples, strict=True)]
+    # Runs from before the key `truth` judged all rendered scenes.
+    truth = CAPTION_TRUTHS.build(manifest.recipe.get("truth", {"name": "scenes"}), "truth")
+    return [_item(row, sample, truth) for row, sample in zip(picked, samples, strict=True)]
 
 
-def _item(row: Mapping[str, Any], sample: Sample) -> page.BeforeAfterItem:
+def _item(row: Mapping[str, Any], sample: Sample, truth: CaptionTruth) -> page.BeforeAfterItem:
     text = row["caption"] if row["is_new"] else row["written"] or ""
     notes: list[tuple[str, page.Tone]] = []
     if row["guard"]:
         notes.append((row["guard"], "bad"))
-    judged = judge_caption(sample, text)
-    if judged:
-        tone: page.Tone = "bad" if judged[1] else "neutral"
-        notes += [(f"{judged[0]} true", "good"), (f"{judged[1]} false", tone)]
+    if claims := truth(sample, text):
+        num_true, num_false, _ = claims
+        tone: page.Tone = "bad" if num_false else "neutral"
+        notes += [(f"{num_true} true", "good"), (f"{num_false} false", tone)]
     return page.BeforeAfterItem(
         image_bytes=sample.image, before=row["parent_caption"], after=text, notes=notes
     )

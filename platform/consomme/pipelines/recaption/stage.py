@@ -20,13 +20,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from consomme.base.sample import Sample, Turn
-from consomme.datasets.sources import judge_caption
+from consomme.datasets.truth import CAPTION_TRUTHS, CaptionTruth
 from consomme.execution.stage import DecodedSample, Gauge, Outcome, UnitStage, reject_of
 from consomme.storage.captions import CAPTION_BEFORE
 
 if TYPE_CHECKING:
     from consomme.curate.caption.prompts import CaptionPrompt
-    from consomme.engines.generation.requests import Generation, GenerationFailure, Load, Request
+    from consomme.engines.generation.requests import (
+        Generation,
+        GenerationFailure,
+        QueueLoad,
+        Request,
+    )
     from consomme.pipelines.recaption.recipe import RecaptionRecipe
 
 # Shapes: N samples.
@@ -52,8 +57,9 @@ class CaptionStage(UnitStage):
         self.recipe, self.model_hash = recipe, model_hash
         self.merge = MERGES.build(recipe.merge, "merge")
         self.guards = recipe.guards
+        self.truth = CAPTION_TRUTHS.build(recipe.truth, "truth")
         self.engine = GENERATION_ENGINES.build(recipe.engine, "engine")(model, sampling_of(recipe))
-        self.queue = QueueWatch(self.engine.load)
+        self.queue = QueueWatch(self.engine.queue_load)
 
     def gauges(self) -> list[Gauge]:
         """How long the engine's queue was."""
@@ -84,7 +90,7 @@ class CaptionStage(UnitStage):
             requests.append(self._ask(samples[n], prompts[n], seeds[n], blank(samples[n].image)))
         for n, other in partners.items():
             requests.append(self._ask(samples[n], prompts[n], seeds[n], samples[other].image))
-        answers = iter(self.engine.write(requests))
+        answers = iter(self.engine.generate(requests))
         written: dict[int, Generation | GenerationFailure] = {n: next(answers) for n in asked}
         looks = {"blank": {n: _text(next(answers)) for n in canaries}}
         looks["swap"] = {n: _text(next(answers)) for n in partners}
@@ -189,7 +195,7 @@ class CaptionStage(UnitStage):
             "words": float(sum(words)),
             "words_squared": float(sum(number**2 for number in words)),
             "words_before": float(sum(len(row["parent_caption"].split()) for _, row in asked)),
-            **_claims(asked),
+            **_claims(asked, self.truth),
             **_canary_sums(rows, looks, numbers),
         }
         return Outcome(table=pa.table(columns), rejects=rejects, counts=counts, sums=sums)
@@ -217,7 +223,7 @@ OWN: dict[str, pa.DataType] = {
 class QueueWatch:
     """Looks at an engine's queue now and then, from a thread of its own."""
 
-    def __init__(self, load: Callable[[], Load], interval_s: float = QUEUE_INTERVAL_S) -> None:
+    def __init__(self, load: Callable[[], QueueLoad], interval_s: float = QUEUE_INTERVAL_S) -> None:
         self._load, self._interval_s = load, interval_s
         self._seen: list[Gauge] = []
         self._lock = threading.Lock()
@@ -265,23 +271,25 @@ def _canary_sums(
     numbers: Sequence[int],
 ) -> dict[str, float]:
     """Count the canaries, and those whose text stayed the same though the picture did not."""
-    from consomme.curate.caption.canary import is_same
+    from consomme.curate.caption.canary import same_caption
 
     texts = dict(zip(numbers, (row["written"] for row in rows), strict=True))
     sums: dict[str, float] = {}
     for how, seen in looks.items():
         pairs = [(texts[n], text) for n, text in seen.items() if n in texts and text is not None]
         sums[f"canary_{how}"] = float(len(pairs))
-        sums[f"canary_{how}_same"] = float(sum(is_same(first, text) for first, text in pairs))
+        sums[f"canary_{how}_same"] = float(sum(same_caption(first, text) for first, text in pairs))
     return sums
 
 
-def _claims(asked: Sequence[tuple[Sample, dict[str, Any]]]) -> dict[str, float]:
+def _claims(
+    asked: Sequence[tuple[Sample, dict[str, Any]]], truth: CaptionTruth
+) -> dict[str, float]:
     """Add up true, false and missing claims before and after, where the truth is known."""
     sums: dict[str, float] = {}
     for sample, row in asked:
-        before = judge_caption(sample, row["parent_caption"])
-        after = judge_caption(sample, row["caption"])
+        before = truth(sample, row["parent_caption"])
+        after = truth(sample, row["caption"])
         if before is None or after is None:
             continue
         sums["judged"] = sums.get("judged", 0.0) + 1
