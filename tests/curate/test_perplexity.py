@@ -36,7 +36,7 @@ def ask(
     images: list[Image.Image], captions: list[str], prompt: str = PROMPT
 ) -> list[ScoringRequest]:
     return [
-        ScoringRequest.about(prompt, caption, image)
+        ScoringRequest.of_caption(prompt, caption, image)
         for image, caption in zip(images, captions, strict=True)
     ]
 
@@ -164,7 +164,12 @@ def test_image_gain_is_what_the_picture_saves_per_token(debug_vlm: Path) -> None
     from consomme.pipelines.score.stage import PerplexityStage
 
     recipe = ScoreRecipe(
-        name="s", model=str(debug_vlm), prompt=PROMPT, labels=("noise",), token_budget=4096
+        name="s",
+        model=str(debug_vlm),
+        inputs=("x",),
+        prompt=PROMPT,
+        labels=("noise",),
+        token_budget=4096,
     )
     stage = PerplexityStage(recipe, str(debug_vlm))
     images = pictures(2)

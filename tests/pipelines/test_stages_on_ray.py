@@ -12,7 +12,8 @@ from consomme.base.errors import CheckpointError
 from consomme.pipelines.evaluate import run as evaluate
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe
 from consomme.pipelines.loop import run as loop
-from consomme.pipelines.loop.recipe import LoopRecipe, LoopStage, SummaryRow
+from consomme.pipelines.loop.chain import LoopStage, SummaryRow
+from consomme.pipelines.loop.recipe import LoopRecipe
 from consomme.pipelines.soup import run as soup
 from consomme.pipelines.soup.recipe import SoupRecipe
 from consomme.storage.ledger.run_folder import RunFolder
@@ -47,7 +48,7 @@ def test_scores_through_ray_are_those_of_the_bare_engine(pairs, scores):
     good = [s for s in samples if not isinstance(decode(s.image), DecodeProblem)]
     scorer = TransformersScorer(model_folder(NANO), token_nll)
     bare = scorer.score(
-        [ScoringRequest.about("describe the image.", s.caption, decode(s.image)) for s in good]
+        [ScoringRequest.of_caption("describe the image.", s.caption, decode(s.image)) for s in good]
     )
     for row, sample, direct in zip(stored, good, bare, strict=True):
         assert row["sample_id"] == sample.sample_id

@@ -51,7 +51,7 @@ def test_gaps_are_even(num_layers: int, percent: int) -> None:
 
 @pytest.mark.parametrize("fraction", [0, -0.5, 1.01])
 def test_a_share_that_is_none_is_refused(fraction: float) -> None:
-    with pytest.raises(RecipeError, match=r"fraction: found .*expected a share in \(0, 1\]"):
+    with pytest.raises(RecipeError, match=r"fraction: found .*more than 0 and at most 1"):
         SparseUniform(fraction=fraction)
 
 

@@ -16,7 +16,7 @@ class raises one `RecipeError` with every problem.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 from consomme.base.bounds import bound_problems, hints_of
@@ -52,36 +52,57 @@ class Checked:
             if (problems := list(bound_problems(hints_of(type(self))[name], value, name)))
         }
         problems = [text for texts in found.values() for text in texts]
-        problems += rule_problems(type(self), values, found) if found else _run_rules(self)
+        problems += rule_problems(type(self), values, found)[1] if found else _run_rules(self)
         if problems:
             raise RecipeError.from_problems(type(self).__name__, problems)
 
 
+WRONG: Any = object()
+"""Stands for a value that cannot be converted to its field's type."""
+
+
 def rule_problems(
-    schema: type[Any], values: Mapping[str, Any], wrong: Mapping[str, Any]
-) -> list[str]:
-    """Run the rules that need none of the wrong fields.
+    schema: type[Any], values: Mapping[str, Any], wrong: Collection[str]
+) -> tuple[Any, list[str]]:
+    """Run the rules that read none of the wrong fields.
 
     Args:
         schema: A dataclass; one that is not `Checked` has no rules.
         values: Value by field name.
-        wrong: Fields, by name, that have no usable value.
+        wrong: Names of fields without a usable value.
+
+    Returns:
+        An instance whose wrong fields raise when a rule reads them, so that rules of a recipe that
+        contains this one can run, too; and the problems.
     """
-    # A subclass whose wrong fields raise when a rule reads them; its __init__ is not run.
     partial = type(schema.__name__, (schema,), {name: _WrongField() for name in wrong})
     instance: Any = object.__new__(partial)
     for name, value in values.items():
         if name not in wrong:
             object.__setattr__(instance, name, value)
-    return _run_rules(instance)
+    return instance, _run_rules(instance)
+
+
+def is_usable(value: Any) -> bool:
+    """Whether no part of a converted value is `WRONG`."""
+    if isinstance(value, Mapping):
+        return all(is_usable(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return all(is_usable(item) for item in value)
+    return value is not WRONG
+
+
+def raised_problems(check: Callable[[], object]) -> Iterator[str]:
+    """Yield what a check that raises `RecipeError` has to say; nothing if it passes."""
+    try:
+        check()
+    except RecipeError as error:
+        yield from error.problems or (str(error),)
 
 
 def _run_rules(instance: Any) -> list[str]:
-    members = {
-        name: member
-        for cls in reversed(type(instance).__mro__)
-        for name, member in vars(cls).items()
-    }
+    classes = reversed(type(instance).__mro__)
+    members = {name: member for cls in classes for name, member in vars(cls).items()}
     problems: list[str] = []
     for name, member in members.items():
         if not getattr(member, _IS_RULE, False):
@@ -103,11 +124,3 @@ class _WrongField:
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         raise _WrongFieldError
-
-
-def raised_problems(check: Callable[[], object]) -> Iterator[str]:
-    """Yield what a check that raises `RecipeError` has to say; nothing if it passes."""
-    try:
-        check()
-    except RecipeError as error:
-        yield from error.problems or (str(error),)

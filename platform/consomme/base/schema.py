@@ -24,7 +24,7 @@ from typing import (
 )
 
 from consomme.base.bounds import bound_problems, hints_of, interval_of, interval_text
-from consomme.base.checked import rule_problems
+from consomme.base.checked import WRONG, is_usable, rule_problems
 from consomme.base.errors import ConsommeError, RecipeError
 from consomme.base.suggest import did_you_mean
 
@@ -104,8 +104,14 @@ def parse(schema: type[Any], values: Any, path: str = "") -> tuple[Any, list[str
     Returns:
         The dataclass (None if there is any problem) and the problems, one sentence each.
     """
+    built, problems = _parse(schema, values, path)
+    return (None if problems else built), problems
+
+
+def _parse(schema: type[Any], values: Any, path: str) -> tuple[Any, list[str]]:
+    """Build a dataclass; with problems, it is `WRONG` or an instance without its wrong fields."""
     if not isinstance(values, Mapping):
-        return None, [f"{path or 'recipe'}: found {_show(values)}, expected keys and values"]
+        return WRONG, [f"{path or 'recipe'}: found {_show(values)}, expected keys and values"]
     hints = get_type_hints(schema)
     fields = {field.name: field for field in dataclasses.fields(schema) if field.init}
     problems = [
@@ -114,23 +120,23 @@ def parse(schema: type[Any], values: Any, path: str = "") -> tuple[Any, list[str
         if key not in fields
     ]
     arguments: dict[str, Any] = {}
-    wrong: dict[str, list[str]] = {}
+    wrong: set[str] = set()
     for name, field in fields.items():
         given, where = values.get(name, _NO_DEFAULT), _join(path, name)
         arguments[name], found = _field_value(field, hints[name], given, where)
-        found += bound_problems(hints_of(schema)[name], arguments[name], where)
-        if found:
-            wrong[name] = found
-            problems += found
-    if wrong:
-        return None, problems + _with_path(path, rule_problems(schema, arguments, wrong))
+        out_of_bounds = list(bound_problems(hints_of(schema)[name], arguments[name], where))
+        if out_of_bounds or not is_usable(arguments[name]):
+            wrong.add(name)
+        problems += [*found, *out_of_bounds]
+    if problems:
+        instance, broken = rule_problems(schema, arguments, wrong)
+        return instance, problems + _with_path(path, broken)
     try:
-        built = schema(**arguments)
+        return schema(**arguments), []
     except RecipeError as error:
-        return None, problems + _with_path(path, error.problems or [str(error)])
+        return WRONG, _with_path(path, error.problems or [str(error)])
     except (ConsommeError, ValueError) as error:
-        return None, problems + _with_path(path, [str(error)])
-    return (None if problems else built), problems
+        return WRONG, _with_path(path, [str(error)])
 
 
 def _with_path(path: str, problems: Iterable[str]) -> list[str]:
@@ -169,7 +175,7 @@ def _field_value(
     default = default_of(field)
     if given is _NO_DEFAULT or (isinstance(given, str) and given == "???"):
         if default is dataclasses.MISSING:
-            return None, [f"{path}: missing; expected {type_name(hint)}"]
+            return WRONG, [f"{path}: missing; expected {type_name(hint)}"]
         given = default
     registry = registry_of(field)
     if registry is not None and is_keyed(field):
@@ -196,12 +202,12 @@ def _strategies(
     if isinstance(given, Mapping) and isinstance(default, Mapping) and "name" not in given:
         given = {**default, **given}
     built, problems = registry.parse(given, path)
-    return (None if problems else {"name": given["name"], **to_plain(built)}), problems
+    return (WRONG if problems else {"name": given["name"], **to_plain(built)}), problems
 
 
 def _keyed_strategies(registry: StrategyParser, given: Any, path: str) -> tuple[Any, list[str]]:
     if not isinstance(given, Mapping):
-        return None, [f"{path}: found {_show(given)}, expected {{key: {{name: …}}, …}}"]
+        return WRONG, [f"{path}: found {_show(given)}, expected {{key: {{name: …}}, …}}"]
     pairs = {
         str(key): _strategies(registry, node, dataclasses.MISSING, _join(path, str(key)))
         for key, node in given.items()
@@ -235,7 +241,7 @@ def _value(hint: Any, value: Any, path: str) -> tuple[Any, list[str]]:
     if origin is Literal:
         return _literal(args, value, path)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return parse(hint, value, path)
+        return _parse(hint, value, path)
     if (origin or hint) in (list, tuple) and isinstance(value, list | tuple):
         return _sequence(hint, value, path)
     if (origin or hint) is dict and isinstance(value, Mapping):
@@ -250,7 +256,7 @@ def _value(hint: Any, value: Any, path: str) -> tuple[Any, list[str]]:
 
 def _scalar(hint: Any, value: Any, path: str) -> tuple[Any, list[str]]:
     if isinstance(value, str) and value == "???":
-        return None, [f"{path}: missing; expected {type_name(hint)}"]
+        return WRONG, [f"{path}: missing; expected {type_name(hint)}"]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int and is_number and (isinstance(value, int) or value.is_integer()):
         return int(value), []
@@ -258,12 +264,12 @@ def _scalar(hint: Any, value: Any, path: str) -> tuple[Any, list[str]]:
         try:
             return float(value), []
         except OverflowError:
-            return None, [f"{path}: found a whole number too large for a float"]
+            return WRONG, [f"{path}: found a whole number too large for a float"]
     if hint is str and isinstance(value, int) and is_number:
         return str(value), []
     if hint in (bool, str) and isinstance(value, hint):
         return value, []
-    return None, [f"{path}: found {_show(value)}, expected {type_name(hint)}"]
+    return WRONG, [f"{path}: found {_show(value)}, expected {type_name(hint)}"]
 
 
 def _literal(choices: tuple[Any, ...], value: Any, path: str) -> tuple[Any, list[str]]:
@@ -272,7 +278,7 @@ def _literal(choices: tuple[Any, ...], value: Any, path: str) -> tuple[Any, list
             return choice, []
     hint = did_you_mean(str(value), [str(choice) for choice in choices])
     expected = ", ".join(repr(choice) for choice in choices)
-    return None, [f"{path}: found {value!r}, expected one of {expected}{hint}"]
+    return WRONG, [f"{path}: found {value!r}, expected one of {expected}{hint}"]
 
 
 def _union(hint: Any, value: Any, path: str) -> tuple[Any, list[str]]:
@@ -286,14 +292,14 @@ def _union(hint: Any, value: Any, path: str) -> tuple[Any, list[str]]:
             return converted, []
     if len(choices) == 1:
         return attempts[0]
-    return None, [f"{path}: found {_show(value)}, expected {type_name(hint)}"]
+    return WRONG, [f"{path}: found {_show(value)}, expected {type_name(hint)}"]
 
 
 def _sequence(hint: Any, value: Any, path: str) -> tuple[Any, list[str]]:
     args, make = get_args(hint), get_origin(hint) or hint
     if make is tuple and args and Ellipsis not in args:
         if len(value) != len(args):
-            return None, [f"{path}: found {len(value)} values, expected {len(args)}"]
+            return WRONG, [f"{path}: found {len(value)} values, expected {len(args)}"]
         hints = list(args)
     else:
         hints = [args[0] if args else Any] * len(value)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from consomme.base.errors import DataError, RecipeError
 from consomme.base.hashing import hash_ids, mix_hash
-from consomme.curate.keep.pseudo_classes import fill
+from consomme.curate.keep.pseudo_classes import class_quotas
 from consomme.curate.keep.registry import KEEP_POLICIES
 
 COUNTS = {"person": 50, "text": 31, "building": 20, "food": 7, "animal": 0, "plant": 12}
@@ -81,7 +81,7 @@ def test_each_class_gives_the_same_number_the_lowest_or_by_lot() -> None:
     ]
     assert all(len(kept & set(range(9))) == 4 and kept >= {9, 10} for kept in by_lot)
     assert by_lot[0] != by_lot[1]
-    with pytest.raises(RecipeError, match="no column says highest of what"):
+    with pytest.raises(RecipeError, match="but no column to rank by"):
         KEEP_POLICIES.build({"name": "class_balanced", "samples": 4, "highest": True})
 
 
@@ -113,7 +113,7 @@ def by_turns(counts: dict[str, int], budget: int, order: list[str]) -> dict[str,
 )
 def test_filling_to_a_level_is_taking_turns(counts: dict[str, int], budget: int, seed: int) -> None:
     order = sorted(counts, key=lambda name: int(mix_hash(hash_ids([name]), seed)[0]))
-    assert fill(counts, budget, seed) == by_turns(counts, budget, order)
+    assert class_quotas(counts, budget, seed) == by_turns(counts, budget, order)
 
 
 def test_a_shortlist_is_evened_out_over_pseudo_classes() -> None:

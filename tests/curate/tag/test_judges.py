@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from tests.curate.tag.cases import subject
+from tests.curate.tag.cases import tagger_input
 
 from consomme.base.errors import RecipeError
 from consomme.base.sample import Sample
@@ -22,8 +22,8 @@ class ByHand:
         self.likelihood = likelihood
         self.choices: list[ChoiceQuestion] = []
 
-    def weigh(self, choices: Sequence[ChoiceQuestion]) -> list:
-        assert all(choice.subject is None for choice in choices), "nobody may see a picture"
+    def answer_nlls(self, choices: Sequence[ChoiceQuestion]) -> list:
+        assert all(choice.picture is None for choice in choices), "nobody may see a picture"
         self.choices += choices
         return [
             TagProblem(reason="sequence_too_long", detail="too long")
@@ -32,7 +32,7 @@ class ByHand:
             for c in choices
         ]
 
-    def look(self, subjects):
+    def embed_pictures(self, inputs):
         raise AssertionError("a judge looked at a picture")
 
 
@@ -44,7 +44,7 @@ def test_grammar_errors_are_a_share_of_yes_and_no():
 
     judge = Grammar(model="m").open(lambda _: ByHand(likelihood))
     found = judge(
-        [subject("he is goes home"), subject("what does he?", "he is goes"), subject("a")]
+        [tagger_input("he is goes home"), tagger_input("what does he?", "he is goes"), tagger_input("a")]
     )
     np.testing.assert_allclose(found.columns["grammar_error"], [0.75, 0.75, 0.25])
     assert not found.problems
@@ -53,13 +53,13 @@ def test_grammar_errors_are_a_share_of_yes_and_no():
 def test_all_that_is_said_is_judged_as_it_is():
     model = ByHand(lambda question, answer: 0.5)
     text = "a {text} with {braces} and \\1"
-    Grammar(model="m", prompt="Fix {text}?").open(lambda _: model)([subject("q", text)])
+    Grammar(model="m", prompt="Fix {text}?").open(lambda _: model)([tagger_input("q", text)])
     assert [choice.question for choice in model.choices] == [f"Fix q\n{text}?"]
 
 
 def test_a_text_that_is_too_long_is_one_problem():
     judge = Grammar(model="m").open(lambda _: ByHand(lambda question, answer: 0.5))
-    found = judge([subject("a"), subject("long " * 200)])
+    found = judge([tagger_input("a"), tagger_input("long " * 200)])
     assert {k: p.reason for k, p in found.problems.items()} == {1: "sequence_too_long"}
     assert found.columns["grammar_error"] == [0.5, None]
 
@@ -75,11 +75,11 @@ def test_a_question_is_answerable_if_no_wrong_answer_is_likelier():
     )
     found = tag(
         [
-            subject("how many legs has a dog?", "four"),
-            subject("what color is the car?", "red"),
-            subject("how many legs has a dog?", "four", "what color is the car?", "red"),
-            subject("how many legs has a dog?", "four", "what color is the car?", "white"),
-            subject("only a caption"),
+            tagger_input("how many legs has a dog?", "four"),
+            tagger_input("what color is the car?", "red"),
+            tagger_input("how many legs has a dog?", "four", "what color is the car?", "red"),
+            tagger_input("how many legs has a dog?", "four", "what color is the car?", "white"),
+            tagger_input("only a caption"),
         ]
     ).columns
     assert found["answerable"] == [1, 0, 0, 1, None]
@@ -93,10 +93,10 @@ def test_a_samples_own_options_go_first():
     tag = Answerable(model="m", options="choices", answers=("yes", "no")).open(lambda _: model)
     found = tag(
         [
-            subject("capital of France?", "Paris", choices=["Rome", "paris ", "Bonn", "Bonn"]),
-            subject("capital of Italy?", "Rome", choices=["Rome", "Paris"]),
-            subject("is it Paris?", "Rome"),
-            subject("is it?", "yes", choices="no list"),
+            tagger_input("capital of France?", "Paris", choices=["Rome", "paris ", "Bonn", "Bonn"]),
+            tagger_input("capital of Italy?", "Rome", choices=["Rome", "Paris"]),
+            tagger_input("is it Paris?", "Rome"),
+            tagger_input("is it?", "yes", choices="no list"),
         ]
     ).columns
     asked = [list(choice.answers) for choice in model.choices]
@@ -110,20 +110,20 @@ def test_a_samples_own_options_go_first():
 
 def test_without_any_wrong_answer_nothing_is_known():
     tag = Answerable(model="m", options="choices").open(lambda _: ByHand(lambda q, a: 0.5))
-    found = tag([subject("is it?", "yes", choices=["yes"]), subject("is it?", "yes")])
+    found = tag([tagger_input("is it?", "yes", choices=["yes"]), tagger_input("is it?", "yes")])
     assert found.columns["answerable"] == [None, None]
     assert not found.problems
 
 
 def test_wrong_answers_are_drawn_by_the_samples_id_alone():
     pool = tuple(f"answer {k}" for k in range(40))
-    subjects = [subject("q?", "true", name=f"s{k}") for k in range(30)]
+    inputs = [tagger_input("q?", "true", name=f"s{k}") for k in range(30)]
 
     def drawn(order: Sequence[int], answers: Sequence[str], seed: int = 0) -> dict[str, set[str]]:
         model = ByHand(lambda question, answer: 0.5)
         tag = Answerable(model="m", answers=tuple(answers), num_wrong=5, seed=seed)
-        tag.open(lambda _: model)([subjects[k] for k in order])
-        names = [subjects[k].sample.sample_id for k in order]
+        tag.open(lambda _: model)([inputs[k] for k in order])
+        names = [inputs[k].sample.sample_id for k in order]
         return {n: set(c.answers[1:]) for n, c in zip(names, model.choices, strict=True)}
 
     alone = {f"s{k}": drawn([k], pool)[f"s{k}"] for k in range(30)}
@@ -136,9 +136,9 @@ def test_wrong_answers_are_drawn_by_the_samples_id_alone():
 
 
 def test_questions_are_what_users_ask_and_get_answered():
-    made = subject("first?", "yes", "second?", "no").sample
+    made = tagger_input("first?", "yes", "second?", "no").sample
     assert questions(made) == [("first?", "yes"), ("second?", "no")]
-    assert questions(subject("a caption").sample) == []
+    assert questions(tagger_input("a caption").sample) == []
     empty = Sample(sample_id="a", image=b"", image_name="", turns=(), source="s")
     assert questions(empty) == []
 
@@ -148,7 +148,7 @@ def test_questions_are_what_users_ask_and_get_answered():
     [
         (lambda: Grammar(model="m", prompt="errors?"), r"prompt: expected \{text\}"),
         (lambda: Grammar(model="m", yes="no"), "yes and no: found 'no' for both"),
-        (lambda: Answerable(model="m"), "answers: expected two different ones at least"),
+        (lambda: Answerable(model="m"), "answers: expected at least two different ones"),
         (lambda: Answerable(model="m", answers=("a", "A ")), "two different ones"),
         (lambda: Answerable(model="m", options="o", num_wrong=0), "num_wrong: found 0"),
     ],

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
-from tests.curate.tag.cases import subject
+from tests.curate.tag.cases import tagger_input
 
 from consomme.base.errors import CheckpointError, RecipeError
 from consomme.curate.tag.pictures import Classes, Embedding, entropy
-from consomme.curate.tag.tagger import ChoiceQuestion, Subject, TagProblem, shares
+from consomme.curate.tag.tagger import ChoiceQuestion, TaggerInput, TagProblem, softmax
 
 COLORS = ("red", "light blue", "green")
 
@@ -21,12 +21,12 @@ class ByHand:
         self.probs, self.has_vision = probs, has_vision
         self.asked: list[bytes] = []
 
-    def weigh(self, choices: Sequence[ChoiceQuestion]) -> list:
+    def answer_nlls(self, choices: Sequence[ChoiceQuestion]) -> list:
         found: list = []
         for choice in choices:
             assert choice.question == "what color is it?"
             assert choice.answers == COLORS
-            name = choice.subject.sample.image if choice.subject else b""
+            name = choice.picture.sample.image if choice.picture else b""
             self.asked.append(name)
             if name == b"bad":
                 found.append(TagProblem(reason="sequence_too_long", detail="as long as it gets"))
@@ -35,8 +35,8 @@ class ByHand:
                 found.append(-np.log(np.array(self.probs[name], np.float64)))
         return found
 
-    def look(self, subjects: Sequence[Subject]) -> list:
-        return [np.array(self.probs[s.sample.image], np.float32) for s in subjects]
+    def embed_pictures(self, inputs: Sequence[TaggerInput]) -> list:
+        return [np.array(self.probs[s.sample.image], np.float32) for s in inputs]
 
 
 def tagger(**changes) -> Classes:
@@ -45,8 +45,8 @@ def tagger(**changes) -> Classes:
 
 def test_classes_share_what_the_model_believes_of_them():
     model = ByHand({b"": (0.1, 0.2, 0.1), b"x": (0.3, 0.05, 0.15), b"y": (0.01, 0.3, 0.01)})
-    subjects = [subject("a", image=image) for image in (b"x", b"y", b"x")]
-    found = tagger().open(lambda _: model)(subjects).columns
+    inputs = [tagger_input("a", image=image) for image in (b"x", b"y", b"x")]
+    found = tagger().open(lambda _: model)(inputs).columns
     assert list(found["class"]) == ["red", "light blue", "red"]
     np.testing.assert_allclose(found["class_probs"][0], [0.6, 0.1, 0.3])
     assert found["class_margin"][0] == pytest.approx(0.3)
@@ -57,18 +57,18 @@ def test_classes_share_what_the_model_believes_of_them():
 
 def test_equal_priors_divide_by_what_is_said_without_a_picture():
     model = ByHand({b"": (0.6, 0.1, 0.1), b"x": (0.6, 0.3, 0.1)})
-    found = tagger(prior="equal", column="hue").open(lambda _: model)([subject("a", image=b"x")])
+    found = tagger(prior="equal", column="hue").open(lambda _: model)([tagger_input("a", image=b"x")])
     assert found.columns["hue"] == ("light blue",)
     # 0.6 / 0.6, 0.3 / 0.1 and 0.1 / 0.1, divided by their sum.
     np.testing.assert_allclose(found.columns["hue_probs"][0], [0.2, 0.6, 0.2])
-    own = tagger().open(lambda _: model)([subject("a", image=b"x")]).columns
+    own = tagger().open(lambda _: model)([tagger_input("a", image=b"x")]).columns
     assert own["class"] == ("red",)
 
 
 def test_a_picture_that_cannot_be_asked_about_is_one_problem():
     model = ByHand({b"": (0.1, 0.2, 0.1), b"x": (0.3, 0.05, 0.15), b"nan": (math.nan, 0.1, 0.1)})
-    subjects = [subject("a", image=image) for image in (b"x", b"bad", b"nan")]
-    found = tagger().open(lambda _: model)(subjects)
+    inputs = [tagger_input("a", image=image) for image in (b"x", b"bad", b"nan")]
+    found = tagger().open(lambda _: model)(inputs)
     assert {k: problem.reason for k, problem in found.problems.items()} == {
         1: "sequence_too_long",
         2: "score_not_finite",
@@ -87,13 +87,13 @@ def test_no_samples_give_empty_columns():
 def test_sure_and_unsure():
     assert entropy(np.array([1.0, 0.0])) == 0.0
     assert entropy(np.full(8, 0.125)) == pytest.approx(math.log(8))
-    np.testing.assert_allclose(shares(np.array([-1000.0, -1000.0])), [0.5, 0.5])
+    np.testing.assert_allclose(softmax(np.array([-1000.0, -1000.0])), [0.5, 0.5])
 
 
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        (("red",), "found 1, expected two names at least"),
+        (("red",), "found 1, expected at least two names"),
         (("red", "blue", "red "), "found red more than once; expected different names"),
         (("red", " "), "found an empty name"),
     ],
@@ -105,7 +105,7 @@ def test_wrong_classes_are_refused(classes, message):
 
 def test_classes_that_the_model_cannot_say_are_refused():
     class Mute(ByHand):
-        def weigh(self, choices):
+        def answer_nlls(self, choices):
             return [TagProblem(reason="text_not_encodable", detail="answer '<s>': special")]
 
     with pytest.raises(RecipeError, match=r"m cannot be asked 'what color is it\?': answer '<s>'"):
@@ -121,7 +121,7 @@ def test_models_without_eyes_are_refused():
 
 def test_an_embedding_that_is_not_finite_is_one_problem():
     model = ByHand({b"x": (0.6, 0.8), b"nan": (math.nan, 0.1)})
-    subjects = [subject("a", image=image) for image in (b"x", b"nan")]
-    found = Embedding(model="m").open(lambda _: model)(subjects)
+    inputs = [tagger_input("a", image=image) for image in (b"x", b"nan")]
+    found = Embedding(model="m").open(lambda _: model)(inputs)
     np.testing.assert_allclose(found.columns["embedding"][0], [0.6, 0.8])
     assert {k: problem.reason for k, problem in found.problems.items()} == {1: "score_not_finite"}

@@ -239,8 +239,8 @@ def test_scores_of_other_data_are_refused(tmp_path: Path) -> None:
         ({"inputs": ("a.tar",), "view": "v"}, "found 2"),
         ({"view": "v", "scores": "s"}, "scores and best_by go together"),
         ({"view": "v", "best_by": "perplexity"}, "scores and best_by go together"),
-        ({"view": "v", "max_distance": 13}, "found 13, expected 0 to 12 bits"),
-        ({"view": "v", "max_distance": None, "flips": True}, "max_distance is null"),
+        ({"view": "v", "max_distance": 13}, "max_distance: found 13, expected 0 to 12, or null"),
+        ({"view": "v", "max_distance": None, "flips": True}, "found true with max_distance: null"),
         ({"view": "v", "max_colour": 256}, "expected 0 to 255"),
     ],
 )

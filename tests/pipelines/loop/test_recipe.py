@@ -7,16 +7,12 @@ import pytest
 
 from consomme.base.errors import RecipeError
 from consomme.base.recipe import check_recipe
-from consomme.pipelines.loop import run as loop
 from consomme.pipelines.loop.recipe import LoopRecipe
 
 
 def problems_of(root: Path, stages: list[dict[str, Any]], **options: Any) -> str:
-    recipe = check_recipe(
-        LoopRecipe, {"name": "chain", "root": str(root), "stages": stages, **options}
-    )
     with pytest.raises(RecipeError) as raised:
-        loop.run(recipe)
+        check_recipe(LoopRecipe, {"name": "chain", "root": str(root), "stages": stages, **options})
     assert list(root.iterdir()) == [], "nothing may run before the recipe is right"
     return str(raised.value)
 

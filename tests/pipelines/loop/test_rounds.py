@@ -10,11 +10,13 @@ from consomme.base.recipe import check_recipe, load_recipe
 from consomme.cli import run_command
 from consomme.pipelines.loop import plan as loop_plan
 from consomme.pipelines.loop import run as loop
-from consomme.pipelines.loop.recipe import LoopRecipe, Saturation
+from consomme.pipelines.loop.chain import Saturation
+from consomme.pipelines.loop.recipe import LoopRecipe
 from consomme.pipelines.loop.rounds import best_of, is_saturated
-from consomme.pipelines.loop.steps import all_steps, check, last_steps
+from consomme.pipelines.loop.steps import all_steps, last_steps
 
 STOP = Saturation(metric="m:x")
+DATA = [{"inputs": ["@data/data"]}]
 
 
 def scenes(**more: Any) -> dict[str, Any]:
@@ -28,7 +30,11 @@ def recipe(root: Path, **changes: Any) -> LoopRecipe:
         "values": {"base": "package://models/nano", "num": 4},
         "stages": [
             {"name": "data", "verb": "prepare", "recipe": scenes(num="{num}")},
-            {"name": "tune-0", "verb": "train", "recipe": {"model": "{base}", "data": [{}]}},
+            {
+                "name": "tune-0",
+                "verb": "train",
+                "recipe": {"model": "{base}", "data": [{"inputs": ["@data/data"]}]},
+            },
         ],
         "rounds": {
             "max_rounds": 2,
@@ -54,7 +60,11 @@ def recipe(root: Path, **changes: Any) -> LoopRecipe:
             ],
         },
         "after": [
-            {"name": "final", "verb": "train", "recipe": {"model": "@best:tune", "data": [{}]}}
+            {
+                "name": "final",
+                "verb": "train",
+                "recipe": {"model": "@best:tune", "data": DATA},
+            }
         ],
     }
     return check_recipe(LoopRecipe, {**values, **changes})
@@ -93,7 +103,6 @@ def test_a_gain_too_small_to_count_is_none() -> None:
 
 def test_each_round_reads_what_the_one_before_made(tmp_path: Path) -> None:
     chain = recipe(tmp_path)
-    check(chain)
     steps = {step.name: step for step in all_steps(chain)}
     assert list(steps) == ["data", "tune-0", "words-1", "tune-1", "words-2", "tune-2", "final"]
     assert steps["data"].recipe["source"]["num"] == 4
@@ -115,13 +124,17 @@ def test_everything_wrong_with_the_rounds_is_said_at_once(tmp_path: Path) -> Non
         "initial": {"tun": "tune-0"},
         "stages": [
             {"name": "words", "verb": "recaption", "recipe": {"model": "@previous:tune"}},
-            {"name": "tune", "verb": "train", "recipe": {"model": "@word", "data": [{}]}},
+            {
+                "name": "tune",
+                "verb": "train",
+                "recipe": {"model": "@word", "data": DATA},
+            },
         ],
         "early_stop": {"metric": "evaluat:x", "start": "nobody:x", "patience": 0},
         "table": [{"label": "a", "value": "tune-0:x > tunes:x"}],
     }
     with pytest.raises(RecipeError) as raised:
-        check(recipe(tmp_path, rounds=rounds, after=[]))
+        recipe(tmp_path, rounds=rounds, after=[])
     for expected in (
         "rounds.max_rounds: found 0",
         "'tun' is no stage of the rounds; did you mean 'tune'",
@@ -132,9 +145,7 @@ def test_everything_wrong_with_the_rounds_is_said_at_once(tmp_path: Path) -> Non
     ):
         assert expected in str(raised.value), f"{expected!r} not in:\n{raised.value}"
     with pytest.raises(RecipeError) as raised:
-        check(
-            recipe(tmp_path, rounds={**rounds, "max_rounds": 2, "initial": {}, "early_stop": None})
-        )
+        recipe(tmp_path, rounds={**rounds, "max_rounds": 2, "initial": {}, "early_stop": None})
     message = str(raised.value)
     assert "rounds.stages[0] (words): @previous:tune is no earlier stage; say what" in message
     assert "rounds.stages[1] (tune): @word is no earlier stage; did you mean 'words'" in message

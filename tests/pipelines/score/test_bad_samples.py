@@ -9,6 +9,7 @@ import pytest
 from tests.support.jobs import job_of
 
 from consomme.base.errors import DataError, RecipeError
+from consomme.base.recipe import check_recipe
 from consomme.base.sample import Reject, Sample, Turn, caption_turns, turns_of
 from consomme.datasets.sources import SceneSource
 from consomme.execution.loading import read_ahead
@@ -19,7 +20,6 @@ from consomme.models.chat import ChatEncoder
 from consomme.models.weights import open_vlm
 from consomme.pipelines.score.recipe import ScoreRecipe
 from consomme.pipelines.score.stage import PerplexityStage
-from consomme.pipelines.train import run as train
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
 from consomme.pipelines.train.samples import PreparedSample, Preparer, encode, plan_source
 from consomme.storage.ledger.run_folder import RunFolder
@@ -28,7 +28,6 @@ from consomme.storage.sidecar import read_columns
 from consomme.storage.stores.open import open_store
 from consomme.storage.units import plan_units, read_unit
 from consomme.storage.writers import WebDatasetWriter
-from consomme.train.parts import Part
 from consomme.vision.decode import decode
 
 PROMPT = "describe the image."
@@ -59,7 +58,9 @@ def score(
         writer.write(sample)
     writer.close()
     run = RunFolder.at(str(folder / "run"))
-    recipe = ScoreRecipe(name="s", model=str(model), prompt=PROMPT, token_budget=4096)
+    recipe = ScoreRecipe(
+        name="s", model=str(model), inputs=("x",), prompt=PROMPT, token_budget=4096
+    )
     attempt = run.start_attempt()
     stage = partial(PerplexityStage, recipe, str(model))
     worker = UnitWorker(job_of(stage, run, "scores"), attempt)
@@ -99,7 +100,7 @@ def chat(debug_vlm: Path) -> ChatEncoder:
 
 
 def preparer(chat: ChatEncoder, max_tokens: int = 512) -> Preparer:
-    recipe = TrainRecipe(name="t", model="m", data=(), prompt=PROMPT)
+    recipe = TrainRecipe(name="t", model="m", data=(TrainSource(view="v"),), prompt=PROMPT)
     return Preparer(recipe, chat, max_tokens)
 
 
@@ -156,25 +157,17 @@ def test_too_many_rejects_fail_with_the_top_reasons() -> None:
         (
             {
                 "save_adapter": True,
-                "projector": Part(state="lora", rank=4),
-                "language_model": Part(state="lora", rank=8),
+                "projector": {"state": "lora", "rank": 4},
+                "language_model": {"state": "lora", "rank": 8},
             },
             "found projector: lora of rank 4, language_model: lora of rank 8",
         ),
-        ({"data": ()}, "data: found no source"),
-        ({"data": (TrainSource(),)}, r"data\[0\]: expected either view or inputs"),
+        ({"data": []}, "data: found no source"),
+        ({"data": [{}]}, r"data\[0\]: expected either view or inputs"),
         ({"global_batch": 2, "num_workers": 3}, "global_batch=2 is less than num_workers=3"),
     ],
 )
-def test_a_train_recipe_is_checked_before_ray_starts(
-    debug_vlm: Path, tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    options: dict[str, Any] = {
-        "name": "t",
-        "root": str(tmp_path),
-        "model": str(debug_vlm),
-        "data": (TrainSource(view="nowhere"),),
-        **changes,
-    }
+def test_a_train_recipe_is_checked_before_ray_starts(changes: dict[str, Any], message: str) -> None:
+    values = {"name": "t", "model": "m", "data": [{"view": "nowhere"}], **changes}
     with pytest.raises(RecipeError, match=message):
-        train.run(TrainRecipe(**options))
+        check_recipe(TrainRecipe, values)

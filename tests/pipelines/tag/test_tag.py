@@ -21,7 +21,7 @@ from consomme.curate.tag.pictures import Classes, Embedding
 from consomme.curate.tag.tagger import TaggerInput
 from consomme.datasets import scenes
 from consomme.execution.stage import DecodedSample
-from consomme.models.weights import open_scorer
+from consomme.models.weights import open_model
 from consomme.ops.verify import verify
 from consomme.pipelines.filter import run as filter_
 from consomme.pipelines.filter.recipe import FilterRecipe
@@ -76,7 +76,7 @@ class Reference:
     """One answer at a time, in float64, with transformers alone."""
 
     def __init__(self) -> None:
-        self.model, self.processor = open_scorer(model_folder(NANO), torch.float64)
+        self.model, self.processor = open_model(model_folder(NANO), torch.float64)
 
     def prob(self, question: str, answer: str) -> float:
         words = self.processor.tokenizer
@@ -284,7 +284,7 @@ def test_a_filter_chooses_by_tags(tagged: Manifest, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def stage() -> PictureTagStage:
-    recipe = TagRecipe(name="all", taggers=ALL, dtype="float32")
+    recipe = TagRecipe(name="all", inputs=("x",), taggers=ALL, dtype="float32")
     return PictureTagStage(recipe, {NANO: model_folder(NANO)})
 
 
@@ -353,7 +353,7 @@ def test_types_are_the_same_for_a_unit_without_samples(stage: PictureTagStage) -
 )
 def test_columns_have_one_maker(taggers: Any, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        TagRecipe(name="t", taggers=taggers)
+        TagRecipe(name="t", inputs=("x",), taggers=taggers)
 
 
 def test_everything_wrong_with_taggers_is_said_at_once(tmp_path: Path) -> None:
@@ -377,9 +377,13 @@ def test_help_shows_a_default_of_several_lines_in_one() -> None:
 
 
 def test_the_fingerprint_knows_what_decides_and_nothing_else() -> None:
-    one = TagRecipe(name="t", taggers=({"name": "text"},))
+    one = TagRecipe(name="t", inputs=("x",), taggers=({"name": "text"},))
     same = TagRecipe(
-        name="t", taggers=({"name": "text", "min_confidence": 0.5},), num_actors=7, token_budget=9
+        name="t",
+        inputs=("x",),
+        taggers=({"name": "text", "min_confidence": 0.5},),
+        num_actors=7,
+        token_budget=9,
     )
-    other = TagRecipe(name="t", taggers=({"name": "text", "min_confidence": 0.6},))
+    other = TagRecipe(name="t", inputs=("x",), taggers=({"name": "text", "min_confidence": 0.6},))
     assert fingerprint(one, {}) == fingerprint(same, {}) != fingerprint(other, {})

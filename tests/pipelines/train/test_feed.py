@@ -15,6 +15,7 @@ from consomme.base.sample import Sample, Turn
 from consomme.datasets.sources import SceneSource
 from consomme.models.chat import ChatEncoder
 from consomme.models.weights import open_vlm
+from consomme.pipelines.train.context import TrainContext
 from consomme.pipelines.train.feed import BatchServer, ReadUnits
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
 from consomme.pipelines.train.samples import (
@@ -77,7 +78,10 @@ def recipe(shards: str, debug_vlm: Path) -> TrainRecipe:
 def feed(
     recipe: TrainRecipe, folder: Path, state: dict[str, Any] | None = None, read: Any = None
 ) -> BatchServer:
-    return BatchServer(recipe, recipe.model, str(folder), state, read or Directly())
+    context = TrainContext(
+        recipe=recipe, start=recipe.model, folder_url=str(folder), is_private=True
+    )
+    return BatchServer(context, state, read or Directly())
 
 
 def dealt(feed: BatchServer, batch: int, world: int) -> tuple[list[str], dict[str, Any]]:
@@ -161,8 +165,8 @@ def test_small_sources_are_read_once_unless_they_vary(recipe: TrainRecipe, tmp_p
 
 def test_peeking_deals_nothing_out(recipe: TrainRecipe, tmp_path: Path) -> None:
     fed, other = feed(recipe, tmp_path / "a"), feed(recipe, tmp_path / "b")
-    first = [one.sample.sample_id for one in fed.peek(20)]
-    assert [one.sample.sample_id for one in fed.peek(3)] == first[:3]
+    first = [one.sample.sample_id for one in fed.first_samples(20)]
+    assert [one.sample.sample_id for one in fed.first_samples(3)] == first[:3]
     found = [dealt(fed, batch, 2) for batch in range(5)]
     assert found == [dealt(other, batch, 2) for batch in range(5)]
     assert sorted(first[:8]) == found[0][0]
@@ -265,5 +269,5 @@ def test_a_share_of_the_data_lies_inside_a_larger_one(recipe: TrainRecipe, tmp_p
 
 @pytest.mark.parametrize("fraction", [0.0, 1.5, -0.1])
 def test_a_share_that_is_none_is_refused(fraction: float) -> None:
-    with pytest.raises(RecipeError, match=r"fraction: found .*\(0, 1\]"):
+    with pytest.raises(RecipeError, match=r"fraction: found .*more than 0 and at most 1"):
         TrainSource(inputs=("a",), fraction=fraction)

@@ -10,7 +10,6 @@ from consomme.pipelines.loop.recipe import LoopRecipe
 from consomme.pipelines.loop.run import Chain
 from consomme.pipelines.loop.steps import (
     LoopStep,
-    check,
     first_steps,
     last_steps,
     references,
@@ -35,12 +34,7 @@ class LoopPlan:
 
 
 def plan(recipe: LoopRecipe) -> LoopPlan:
-    """Look at every stage.
-
-    Raises:
-        RecipeError: The recipe is wrong.
-    """
-    check(recipe)
+    """Look up which stages are done."""
     look = _PlanWalk(recipe)
     look.walk()
     return LoopPlan(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from consomme.pipelines.loop.recipe import Saturation
+from consomme.pipelines.loop.chain import Saturation
 
 
 def is_saturated(values: Sequence[float | None], stop: Saturation) -> bool:

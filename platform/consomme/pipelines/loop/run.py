@@ -18,11 +18,11 @@ from consomme.base.recipe import check_recipe
 from consomme.base.suggest import did_you_mean
 from consomme.execution.runs import Run
 from consomme.execution.session import shared_ray
-from consomme.pipelines.loop.recipe import LoopRecipe, Saturation, SummaryRow
+from consomme.pipelines.loop.chain import Saturation, SummaryRow
+from consomme.pipelines.loop.recipe import LoopRecipe
 from consomme.pipelines.loop.rounds import best_of, is_saturated
 from consomme.pipelines.loop.steps import (
     LoopStep,
-    check,
     first_steps,
     last_steps,
     round_steps,
@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 def run(recipe: LoopRecipe) -> Manifest:
     """Run every stage that is not done, then write the report."""
-    check(recipe)
     chain = Chain(recipe)
     with shared_ray():
         chain.run()
@@ -48,7 +47,6 @@ def open_run(recipe: LoopRecipe) -> Run[Chain]:
     Raises:
         DataError: A stage is not done.
     """
-    check(recipe)
     chain = Chain(recipe, only_find=True)
     chain.run()
     return _open(chain)

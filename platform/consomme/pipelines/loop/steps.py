@@ -16,16 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from consomme.base.errors import RecipeError
 from consomme.base.recipe import recipe_problems
 from consomme.base.suggest import did_you_mean
+from consomme.pipelines.loop.chain import LoopChain, LoopRounds, LoopStage, SummaryRow
 from consomme.pipelines.verbs import recipe_class
 from consomme.storage.stores.store import join_url
-
-if TYPE_CHECKING:
-    from consomme.pipelines.loop.recipe import LoopRecipe, LoopRounds, LoopStage, SummaryRow
 
 STAGE_VERBS = (
     "prepare",
@@ -56,13 +53,13 @@ class LoopStep:
     """Its place in the loop's recipe."""
 
 
-def first_steps(recipe: LoopRecipe) -> list[LoopStep]:
+def first_steps(recipe: LoopChain) -> list[LoopStep]:
     """The stages before the rounds."""
     names = {stage.name: stage.name for stage in recipe.stages}
     return _steps("stages", recipe.stages, names, recipe.values)
 
 
-def round_steps(recipe: LoopRecipe, number: int) -> list[LoopStep]:
+def round_steps(recipe: LoopChain, number: int) -> list[LoopStep]:
     """The stages of one round, counted from 1."""
     rounds = recipe.rounds
     assert rounds is not None
@@ -76,7 +73,7 @@ def round_steps(recipe: LoopRecipe, number: int) -> list[LoopStep]:
     return _steps("rounds.stages", rounds.stages, names, values)
 
 
-def last_steps(recipe: LoopRecipe, best: int, last: int) -> list[LoopStep]:
+def last_steps(recipe: LoopChain, best: int, last: int) -> list[LoopStep]:
     """The stages after the rounds, once it is known which round was best and which last."""
     names = {stage.name: stage.name for stage in (*recipe.stages, *recipe.after)}
     for stage in recipe.rounds.stages if recipe.rounds else ():
@@ -100,13 +97,13 @@ def _steps(
     ]
 
 
-def _start(recipe: LoopRecipe, stage: LoopStage) -> str:
+def _start(recipe: LoopChain, stage: LoopStage) -> str:
     """What stands for a stage if no round was better than the start."""
     assert recipe.rounds is not None
     return recipe.rounds.initial.get(stage.name, f"{stage.name}-1")
 
 
-def all_steps(recipe: LoopRecipe) -> list[LoopStep]:
+def all_steps(recipe: LoopChain) -> list[LoopStep]:
     """Every step there may be, in order, as if the last possible round were the best."""
     steps = first_steps(recipe)
     most = recipe.rounds.max_rounds if recipe.rounds else 0
@@ -121,18 +118,8 @@ def values_of(step: LoopStep, urls: Mapping[str, str], root: str) -> dict[str, A
     return {**_resolve(step.recipe, found), "name": step.name, "root": root}
 
 
-def check(recipe: LoopRecipe) -> None:
-    """Find everything that is wrong with the chain before any of it runs.
-
-    Raises:
-        RecipeError: Something is; all of it at once.
-    """
-    problems = list(dict.fromkeys(_problems(recipe)))
-    if problems:
-        raise RecipeError.from_problems("loop", problems)
-
-
-def _problems(recipe: LoopRecipe) -> Iterator[str]:
+def step_problems(recipe: LoopChain) -> Iterator[str]:
+    """Say what is wrong with the stages, their recipes and references, and with the summary."""
     seen: list[str] = []
     for step in all_steps(recipe):
         where = step.where
@@ -158,11 +145,10 @@ def _problems(recipe: LoopRecipe) -> Iterator[str]:
             )
         seen.append(step.name)
     yield from _row_problems("summary", recipe.summary, seen)
-    if recipe.rounds:
-        yield from _round_problems(recipe, recipe.rounds)
 
 
-def _round_problems(recipe: LoopRecipe, rounds: LoopRounds) -> Iterator[str]:
+def round_problems(recipe: LoopChain, rounds: LoopRounds) -> Iterator[str]:
+    """Say which references of the rounds, other than their stages', name no stage."""
     before = [stage.name for stage in recipe.stages]
     inside = [stage.name for stage in rounds.stages]
     for name, target in rounds.initial.items():
