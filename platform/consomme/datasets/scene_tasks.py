@@ -129,21 +129,21 @@ def relation_questions(scene: Scene, rng: random.Random) -> list[Question]:
     by_name: dict[str, list[Relation]] = {}
     for relation in relations(scene):
         by_name.setdefault(relation.name, []).append(relation)
-    asked = []
+    selected = []
     while by_name:
         name = rng.choice(list(by_name))
         chosen = by_name[name].pop(rng.randrange(len(by_name[name])))
         by_name = {key: unused for key, unused in by_name.items() if unused}
         is_box = rng.random() < 0.5
         template = rng.choice(_BOX_TEMPLATES if is_box else _NAME_TEMPLATES)
-        asked.append(
+        selected.append(
             Question(
                 kind="relation_box" if is_box else "relation_name",
                 question=template.format(phrase=chosen.phrase),
                 answer=box_text(chosen.match) if is_box else _color_shape(chosen.match),
             )
         )
-    return asked
+    return selected
 
 
 def _ask_spatial(scene: Scene, seed: int) -> list[Question]:
@@ -151,9 +151,9 @@ def _ask_spatial(scene: Scene, seed: int) -> list[Question]:
     rng = random.Random(f"spatial-{seed}")
     drawn = [*questions(scene, seed), *questions(scene, seed + 1)]
     plain = {q.question: q for q in drawn if q.kind in ("position", "relation")}
-    asked = [*relation_questions(scene, rng)[: max(2, len(plain))], *plain.values()]
-    rng.shuffle(asked)
-    return asked
+    selected = [*relation_questions(scene, rng)[: max(2, len(plain))], *plain.values()]
+    rng.shuffle(selected)
+    return selected
 
 
 def _narrate_spatial(scene: Scene) -> str:
@@ -167,7 +167,7 @@ def _narrate_spatial(scene: Scene) -> str:
 def _ask_grounding(scene: Scene, seed: int) -> list[Question]:
     """Ask for each object once, by its name or its box; asking both would reveal the answer."""
     rng = random.Random(f"grounding-{seed}")
-    asked = []
+    selected = []
     for item in rng.sample(scene.objects, len(scene.objects)):
         name, box = name_of(scene, item), box_text(item)
         if rng.random() < 0.7:
@@ -178,8 +178,8 @@ def _ask_grounding(scene: Scene, seed: int) -> list[Question]:
             question = Question(
                 kind="object", question=f"what is at {box}?", answer=_color_shape(item)
             )
-        asked.append(question)
-    return asked
+        selected.append(question)
+    return selected
 
 
 def _narrate_grounding(scene: Scene) -> str:
@@ -191,7 +191,7 @@ def _ask_ocr(scene: Scene, seed: int) -> list[Question]:
     """Ask for the word, its position and spelling, and whether another word is written."""
     rng = random.Random(f"ocr-{seed}")
     guess = scene.word if scene.word and rng.random() < 0.5 else rng.choice(WORDS)
-    asked = [
+    selected = [
         Question(kind="word", question="what word is written?", answer=scene.word or "none"),
         Question(
             kind="word_exists",
@@ -200,14 +200,14 @@ def _ask_ocr(scene: Scene, seed: int) -> list[Question]:
         ),
     ]
     if scene.word and scene.word_position:
-        asked += [
+        selected += [
             Question(
                 kind="word_position", question="where is the word?", answer=scene.word_position
             ),
             Question(kind="spelling", question="spell the word.", answer=" ".join(scene.word)),
         ]
-    rng.shuffle(asked)
-    return asked
+    rng.shuffle(selected)
+    return selected
 
 
 def _narrate_ocr(scene: Scene) -> str:
@@ -218,9 +218,9 @@ def _narrate_ocr(scene: Scene) -> str:
 
 def _ask_anything(scene: Scene, seed: int) -> list[Question]:
     """Ask all kinds of questions, shuffled per scene."""
-    asked = questions(scene, seed)
-    random.Random(f"talk-{seed}").shuffle(asked)
-    return asked
+    selected = questions(scene, seed)
+    random.Random(f"talk-{seed}").shuffle(selected)
+    return selected
 
 
 TASKS: Mapping[str, SceneTask] = {

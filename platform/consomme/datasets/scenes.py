@@ -235,10 +235,10 @@ def plural(shape: str) -> str:
 def questions(scene: Scene, seed: int) -> list[Question]:
     """Generate questions with an unambiguous answer, in a fixed order; at most two per kind."""
     rng = random.Random(f"question-{seed}")
-    asked: list[Question] = []
+    selected: list[Question] = []
 
     def ask(kind: str, question: str, answer: str) -> None:
-        asked.append(Question(kind=kind, question=question, answer=answer))
+        selected.append(Question(kind=kind, question=question, answer=answer))
 
     by_shape, by_color = _unique(scene, "shape"), _unique(scene, "color")
     if by_shape:
@@ -263,4 +263,4 @@ def questions(scene: Scene, seed: int) -> list[Question]:
         holds = "yes" if relation_holds(first, relation, second) else "no"
         ask("relation", f"is the {first.shape} {relation} the {second.shape}?", holds)
     ask("word", "what word is written?", scene.word or "none")
-    return asked
+    return selected

@@ -79,7 +79,9 @@ def read_unit(unit: Unit) -> tuple[list[tuple[int, Sample]], list[tuple[int, Rej
     try:
         raw_rows = _raw_rows(unit)
     except FileNotFoundError as error:
-        raise DataError(f"{unit.shard}: the shard is gone; it was removed after planning") from error
+        raise DataError(
+            f"{unit.shard}: the shard is gone; it was removed after planning"
+        ) from error
     if len(raw_rows) != unit.count:
         raise DataError(
             f"{unit.shard}: found {len(raw_rows)} rows from row {unit.start}, "

@@ -1,9 +1,9 @@
 """Locate the members of a tar by its headers, and resynchronize after damaged bytes.
 
-Python's `tarfile` stops silently at the first damaged header. `walk` resumes at the next valid one
-and reports the gap, reads no member's data, and handles concatenated tars. Sizes in headers are
-verified: if no header, zeros or end of file follow a member's data, but a valid header lies inside
-them, the stated size is wrong and only that member is lost.
+Python's `tarfile` stops silently at the first damaged header. `iter_members` resumes at the next
+valid one and reports the gap, reads no member's data, and handles concatenated tars. Sizes in
+headers are verified: if neither a header, zeros nor the end of the file follow a member's data, but
+a valid header lies inside them, the stated size is wrong and only that member is lost.
 """
 
 import tarfile
@@ -64,7 +64,7 @@ class _Extension:
     flaw: str = ""
 
 
-def walk(file: BinaryIO, size: int, *, is_whole: bool) -> Iterator[Member]:
+def iter_members(file: BinaryIO, size: int, *, is_whole: bool) -> Iterator[Member]:
     """Yield the members of a tar in order, without directories.
 
     Args:

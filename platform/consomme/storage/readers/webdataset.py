@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from consomme.base.sample import Sample, caption_turns
-from consomme.storage.readers.tar import Member, walk
+from consomme.storage.readers.tar import Member, iter_members
 from consomme.storage.readers.text import (
     MAX_NAME_BYTES,
     MAX_SAMPLE_BYTES,
@@ -64,7 +64,7 @@ class MemberGroup:
 
     read_end: int | None = None
     """Offset up to which it is read, if not `end`: less for an oversized sample, one byte more if
-    no header follows; see `tar.walk`."""
+    no header follows; see `tar.iter_members`."""
 
     @property
     def images(self) -> list[str]:
@@ -87,7 +87,7 @@ def plan(file: BinaryIO, size: int, shard: str) -> Iterator[tuple[int, int]]:
         DataError: The tar is compressed, so its members cannot be addressed by offset.
     """
     refuse_encoded(file.read(8), shard, "a plain tar")
-    for group in _group(walk(file, size, is_whole=True)):
+    for group in _group(iter_members(file, size, is_whole=True)):
         yield group.offset, group.end if group.read_end is None else group.read_end
 
 
@@ -101,7 +101,7 @@ def rows(data: bytes, *, shard: str, offset: int, source: str, count: int) -> li
         source: Name of the data set.
         count: Number of planned rows.
     """
-    groups = _group(walk(io.BytesIO(data), len(data), is_whole=False))
+    groups = _group(iter_members(io.BytesIO(data), len(data), is_whole=False))
     if len(groups) == count - 1:
         missing = "the shard ends without an end-of-archive marker; samples may be missing"
         end = MemberGroup(key="", offset=len(data), end=len(data))
