@@ -16,6 +16,7 @@ from typing import Any
 from consomme.base.errors import ClusterError, ConsommeError
 from consomme.base.recipe import check_recipe
 from consomme.execution.errors import own_errors
+from consomme.execution.ray_private import TRAIN_SNAPSHOT
 from consomme.pipelines.evaluate import run as evaluate
 from consomme.pipelines.sweep.plan import evaluation_recipe
 from consomme.pipelines.sweep.trial import LOSS_KEY, STEP_KEY, checkpoint_losses, is_final
@@ -26,9 +27,6 @@ from consomme.storage.stores.store import Store
 
 POLL_INTERVAL_S = 1.0
 """Seconds between checks for a new checkpoint, for trials that may be stopped early."""
-
-SNAPSHOT = "checkpoints/checkpoint_manager_snapshot.json"
-"""File in which Ray Train 2.60 lists the checkpoints of a run that are in storage."""
 
 ABORT_TIMEOUT_S = 60.0
 """Seconds that a training may take to end after it was aborted."""
@@ -176,7 +174,7 @@ def _store_of_unfinished(recipe: TrainRecipe) -> Store | None:
 def last_stored_step(store: Store) -> int:
     """Return the step of a training's last checkpoint in storage; 0 if there is none."""
     try:
-        latest = json.loads(store.read(SNAPSHOT))["latest_checkpoint_result"]
+        latest = json.loads(store.read(TRAIN_SNAPSHOT))["latest_checkpoint_result"]
     except (FileNotFoundError, json.JSONDecodeError):
         # Not written yet, or only partly.
         return 0

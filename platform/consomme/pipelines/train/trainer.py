@@ -1,49 +1,53 @@
-"""Ray Train's trainer without what only costs time when Ray belongs to one command.
+"""Ray Train's trainer: steps come to the driver while it runs, and no needless processes.
 
-Ray Train 2.60 starts a process beside each run that frees the run's resources if its controller
-dies. It asks Ray's dashboard for signs of life; a private Ray has none, each question hangs, and
-the end of every run shorter than 40 s waits ten seconds for it. There the resources go with Ray.
-Another process hands out Ray Data sets, which we give it none of: `BatchServer` deals our samples.
+Ray Train starts a process beside each run that frees the run's resources if its controller dies.
+That process asks Ray's dashboard for heartbeats. A private Ray has no dashboard, so each request
+hangs, and the end of every run shorter than 40 s waits ten seconds for it. In a private Ray the
+resources are freed with Ray itself, so the process is left out. Another process shards Ray Data
+sets over the workers; there are none, because `BatchServer` hands out the samples.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import (
-    DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
-    get_env_vars_to_propagate,
-)
-from ray.train.v2._internal.execution.controller import TrainController
 
+from consomme.execution.ray_private import ray_private
 from consomme.execution.session import is_private
+from consomme.pipelines.train.curve import STEPS, CurveFile, StepPoint
+from consomme.pipelines.train.progress import StepMonitor
 from consomme.storage.stores.open import absolute_url
 
+ReportCallback: Any = ray_private("ReportCallback")
+TrainController: Any = ray_private("TrainController")
+
+POLL_S = 1.0
+"""Seconds between the driver's requests for new steps."""
+
 _CONTROLLERS: list[Any] = []
-"""Actors that lead the trainings this process waits for."""
+"""Controller actors of the trainings that this process waits for."""
 
 
 def abort_all() -> None:
-    """End the trainings that this process waits for, from another thread; checkpoints stay.
+    """Abort the trainings that this process waits for, from another thread; checkpoints stay.
 
-    A process that just ends would leave what they claimed behind, for as long as Ray lives.
+    A process that simply ends leaves the resources of its trainings claimed for as long as Ray
+    lives.
     """
     for controller in list(_CONTROLLERS):
-        # It ends itself, so it cannot answer.
+        # The actor exits in this call, so it cannot answer.
         with contextlib.suppress(RayActorError):
             ray.get(controller.abort.remote())
 
 
 def storage_of(url: str) -> dict[str, Any]:
-    """Say where Ray Train keeps checkpoints, as keywords of its `RunConfig`.
+    """Return the keywords of Ray Train's `RunConfig` that say where checkpoints are stored.
 
     Args:
         url: The run folder. Credentials for S3 come from where pyarrow looks for them.
@@ -54,7 +58,7 @@ def storage_of(url: str) -> dict[str, Any]:
         return {"storage_path": url}
     from pyarrow.fs import S3FileSystem
 
-    # A server of one's own: pyarrow has to be told.
+    # pyarrow does not read the endpoint from the environment.
     return {
         "storage_path": url.removeprefix("s3://"),
         "storage_filesystem": S3FileSystem(
@@ -63,39 +67,86 @@ def storage_of(url: str) -> dict[str, Any]:
     }
 
 
-class Trainer(TorchTrainer):  # type: ignore[misc]
-    """A `TorchTrainer`; on a cluster only the data sets are left out."""
+class CurveCallback(ReportCallback):  # type: ignore[misc]
+    """Writes the steps that rank 0 reports to `curve.json`."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take what `TorchTrainer` takes."""
+    def __init__(self, curve: CurveFile) -> None:
+        """Keep the file."""
+        self.curve = curve
+
+    def after_report(self, training_report: Any, metrics: list[dict[str, Any]]) -> None:
+        """Take a report that all workers have made; `metrics` is by rank."""
+        batch = metrics[0].get(STEPS)
+        if batch is not None:
+            self.curve.record(batch.points)
+
+
+class ReportingController(TrainController):  # type: ignore[misc]
+    """Ray Train's controller, which the driver can ask for the reported steps."""
+
+    def __init__(
+        self, *, curve: CurveFile, callbacks: Sequence[Any] | None = None, **settings: Any
+    ) -> None:
+        """Take what `TrainController` takes, and the file that steps are written to."""
+        self._curve = curve
+        super().__init__(callbacks=[*(callbacks or ()), CurveCallback(curve)], **settings)
+
+    async def steps_after(self, step: int) -> list[StepPoint]:
+        """Return the reported steps after this one."""
+        return self._curve.points[step:]
+
+
+class Trainer(TorchTrainer):  # type: ignore[misc]
+    """A `TorchTrainer` that hands reported steps to the driver.
+
+    In a private Ray, fewer processes are started; on a cluster only that for data sets is left out.
+    """
+
+    def __init__(self, *args: Any, curve: CurveFile, monitor: StepMonitor, **kwargs: Any) -> None:
+        """Take what `TorchTrainer` takes, and what to do with steps.
+
+        Args:
+            args: As in `TorchTrainer`.
+            curve: The file that steps are written to, by the controller.
+            monitor: Gets the reported steps about once a second, and at the end.
+            kwargs: As in `TorchTrainer`.
+        """
         if is_private():
-            # How often the controller looks whether the workers are done; 2 s by itself.
+            # Seconds between the controller's polls of its workers; Ray Train's default is 2.
             os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+        self._curve, self._monitor = curve, monitor
         super().__init__(*args, **kwargs)
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
-        """Do what `TorchTrainer` of Ray 2.60 does, and keep the controller for `abort_all`."""
-        env_vars = get_env_vars_to_propagate()
+        """Do what `TorchTrainer` of Ray 2.60 does, with `ReportingController`."""
+        env_vars = ray_private("get_env_vars_to_propagate")()
         env_vars.setdefault(
-            RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR,
-            DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
+            ray_private("WARN_BLOCKING_GET_VARIABLE"),
+            ray_private("WARN_BLOCKING_GET_DEFAULT"),
         )
-        here = ray.get_runtime_context().get_node_id()
+        node_id = ray.get_runtime_context().get_node_id()
         actor = ray.remote(
             num_cpus=0,
-            label_selector={ray._raylet.RAY_NODE_ID_KEY: here},
+            label_selector={ray_private("NODE_ID_LABEL"): node_id},
             runtime_env={"env_vars": env_vars},
-        )(TrainController)
-        controller = actor.remote(**settings)
+        )(ReportingController)
+        controller = actor.remote(curve=self._curve, **settings)
         _CONTROLLERS.append(controller)
         try:
-            ray.get(controller.run.remote())
-            return ray.get(controller.get_result.remote())
+            running = controller.run.remote()
+            while True:
+                ended, _ = ray.wait([running], timeout=POLL_S)
+                if ended:
+                    ray.get(running)
+                monitor = self._monitor
+                monitor.update(ray.get(controller.steps_after.remote(monitor.num_steps)))
+                if ended:
+                    return ray.get(controller.get_result.remote())
         finally:
             _CONTROLLERS.remove(controller)
 
     def _create_default_callbacks(self) -> list[Any]:
-        useless: tuple[type, ...] = (DatasetsCallback,)
+        unneeded: tuple[type, ...] = (ray_private("DatasetsCallback"),)
         if is_private():
-            useless += (PlacementGroupCleanerCallback,)
-        return [c for c in super()._create_default_callbacks() if not isinstance(c, useless)]
+            unneeded += (ray_private("PlacementGroupCleanerCallback"),)
+        return [c for c in super()._create_default_callbacks() if not isinstance(c, unneeded)]
