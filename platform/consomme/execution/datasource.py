@@ -20,16 +20,16 @@ from consomme.execution.ray_private import LOGGERS, ray_private
 
 
 class UnitReadTask(NamedTuple):
-    """Reads some units, wherever it is called."""
+    """Reads some units in a task."""
 
     tables: Callable[[], Iterable[pa.Table]]
-    """Gives a table of one row for each."""
+    """Yields one table of one row per unit."""
 
     num_units: int
 
 
 class UnitSource(Datasource):  # type: ignore[misc]
-    """A Ray Data source whose blocks are units; see the module."""
+    """A Ray Data source whose blocks are units; see the module docstring."""
 
     def __init__(self, name: str, tasks: Sequence[UnitReadTask]) -> None:
         """Keep the tasks; nothing is read yet.
@@ -46,13 +46,13 @@ class UnitSource(Datasource):  # type: ignore[misc]
         return self.name
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Nobody knows."""
+        """Unknown."""
         return None
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """Make one of Ray's tasks of each, however many it would like."""
+        """Return one Ray task for each of ours, whatever parallelism Ray asks for."""
         return [
             ReadTask(
                 task.tables,
@@ -65,10 +65,10 @@ class UnitSource(Datasource):  # type: ignore[misc]
 
 
 def where_cpus_are() -> dict[str, Any]:
-    """Return options for tasks that claim no CPU: they stay away from nodes without any.
+    """Return options that keep tasks that claim no CPU away from nodes without CPUs.
 
-    Ray would send some to a cluster's head, which is often declared to have no CPUs so that nothing
-    runs there, and where it ends each process as soon as it has nothing to do.
+    Otherwise Ray sends some to the head node, which is often declared with no CPUs so that nothing
+    runs there, and where Ray ends each process as soon as it is idle.
     """
     alive = [node for node in ray.nodes() if node["Alive"]]
     bare = [node["NodeID"] for node in alive if not node["Resources"].get("CPU")]
@@ -78,9 +78,9 @@ def where_cpus_are() -> dict[str, Any]:
 
 
 def unit_context() -> Any:
-    """Return Ray Data's settings for this process, made fit for units; its remarks are not shown.
+    """Return Ray Data's context of this process, set up for units; its log lines are not shown.
 
-    Each row leaves in a block of its own: a unit never waits for, or dies with, another.
+    Each row is a block of its own, so a unit never waits for another or fails with it.
     """
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)

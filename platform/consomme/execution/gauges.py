@@ -1,6 +1,6 @@
-"""What was measured on the side while a run went on, such as how long an engine's queue was.
+"""Measurements over time while a run goes on, such as the length of an engine's queue.
 
-It decides nothing and may differ from run to run, so it lies beside the ledger, not in it.
+They decide nothing and may differ from run to run, so they are not part of the ledger.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from consomme.storage.stores.store import Store
 
 GAUGES = "gauges.json"
 MOST_POINTS = 600
-"""Points kept per gauge: more cannot be seen in a chart."""
+"""Points kept per gauge; a chart cannot show more."""
 
 
 class GaugeLog:
-    """Collects gauges while a run goes on; memory does not grow with its length."""
+    """Collects gauges while a run goes on, in bounded memory."""
 
     def __init__(self) -> None:
         self._series: dict[str, list[tuple[float, float]]] = {}
 
     def add(self, gauges: Iterable[Gauge]) -> None:
-        """Add what an actor saw; of several actors at a time the mean is kept."""
+        """Add the gauges of one actor; when thinned out, points of several actors are averaged."""
         for when, name, value in gauges:
             self._series.setdefault(name, []).append((when, value))
         for name, points in self._series.items():
@@ -33,7 +33,7 @@ class GaugeLog:
     def save(self, store: Store) -> None:
         """Write them into a run folder, if there are any.
 
-        A run that was interrupted keeps what its last attempt measured.
+        After an interrupted run, only the measurements of the last attempt are kept.
         """
         if not self._series:
             return
@@ -47,7 +47,7 @@ class GaugeLog:
 
 
 def load_gauges(store: Store) -> dict[str, list[tuple[float, float]]]:
-    """Read what `GaugeLog.save` wrote: seconds and values by name; empty if there is nothing."""
+    """Read what `GaugeLog.save` wrote: (seconds, value) points by name; empty if there is none."""
     if not store.exists(GAUGES):
         return {}
     series = json.loads(store.read(GAUGES))["series"]
@@ -55,7 +55,7 @@ def load_gauges(store: Store) -> dict[str, list[tuple[float, float]]]:
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    """Average neighbours until at most so many points are left."""
+    """Average neighbouring points until at most `most` are left."""
     size = max(1, -(-len(points) // most))
     groups = [points[at : at + size] for at in range(0, len(points), size)]
     return [

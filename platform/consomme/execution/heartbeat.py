@@ -1,6 +1,6 @@
-"""A heartbeat in the run folder: how far the driver is, for whoever looks from elsewhere.
+"""A heartbeat in the run folder: the driver's progress, for `consomme status` on other machines.
 
-`progress.json` is replaced every some seconds. It decides nothing: the truth is in the ledger.
+`progress.json` is replaced every few seconds. It decides nothing: the ledger does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """Writes `progress.json` while the block runs, from a thread of its own."""
+    """Writes `progress.json` from a thread while the block runs."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
         return self
 
@@ -54,7 +54,7 @@ class Heartbeat:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Write the last state and stop."""
+        """Stop the thread, and write the final state."""
         self._stop.set()
         self._thread.join()
         self._write("done" if kind is None else f"stopped: {kind.__name__}")
@@ -79,5 +79,5 @@ class Heartbeat:
         try:
             self._store.write(PROGRESS, json.dumps(content, indent=1).encode())
         except (OSError, ConsommeError) as error:
-            # The run goes on without it; storage that stays away stops the run elsewhere.
-            logger.warning("no heartbeat was written: %s", error)
+            # The run goes on without it; storage that stays unreachable fails it elsewhere.
+            logger.warning("the heartbeat could not be written: %s", error)

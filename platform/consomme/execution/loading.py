@@ -1,4 +1,4 @@
-"""Read one unit, in an actor or ahead of it in a task; a unit that kills its reader is rejected."""
+"""Read one unit, in an actor or in a task ahead of it; a unit that kills its reader is rejected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load(
     """Read a unit, or the rows of it that a view keeps.
 
     Args:
-        store: The run folder, where notes about units that kill their process are kept.
+        store: The run folder, which holds the notes about units that kill their process.
         work: The unit, and which rows.
         read: Reads it.
         gate: Shared by what else this process does at the time.
@@ -53,7 +53,7 @@ def read_ahead(store: Store, work: Work, read: ReadUnit) -> UnitRow:
 def _read_safely(
     store: Store, unit: Unit, read_unit: ReadUnit, gate: ReadWriteGate | None
 ) -> tuple[list[tuple[int, Sample]], list[tuple[int, Reject]]]:
-    """Read a unit; if native code (Parquet) dies on it, its rows become rejects."""
+    """Read a unit; if native code (Parquet) crashes on it, its rows become rejects."""
     if not unit.shard.endswith(".parquet"):
         return read_unit(unit)
 
@@ -62,7 +62,7 @@ def _read_safely(
     ) -> tuple[list[tuple[int, Sample]], list[tuple[int, Reject]]]:
         return read_unit(unit) if rows else ([], [])
 
-    # Rows of one range cannot be told apart while reading: the whole range counts as one "row".
+    # Reading cannot be bisected by row: the whole range counts as one "row".
     note = f"read-{unit.unit_id}"
     found, poison_rows = run_with_bisection(store, note, [0], read, gate)
     clear(store, note)
@@ -75,7 +75,7 @@ def _read_safely(
                 sample_id=f"{unit.unit_id}@{row}",
                 source=unit.source,
                 reason="killed_worker",
-                detail="reading this range ended the process each time it was tried",
+                detail="reading this range ended the process each time",
                 reference=f"{unit.shard}@row{unit.start + row}",
             ),
         )

@@ -1,8 +1,8 @@
-"""Feed a plan's pending units into Ray Data: each unit is read and becomes one block of one row.
+"""Feed a plan's pending units into Ray Data: each unit becomes one block of one row.
 
-One decision is made here: units are read inside a lazy source, some dozens per task, not from a
-list on the driver. Ray holds a task back while the stages behind it are full, so that a million
-units cost the driver a few thousand task descriptions and no unit waits in memory unread.
+Units come from a lazy source, some dozens per reading task, not from a list on the driver. Ray
+delays a task while the stages after it are full. So a million units cost the driver a few thousand
+task descriptions, and no unit waits in memory unread.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from consomme.storage.unit import ReadUnit
 _READERS = 16
 
 UNITS_PER_TASK = 64
-"""Most units one reading task goes through."""
+"""Most units of one reading task."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Some entries of one part of a plan."""
+    """Entries of one part of a plan, for one reading task."""
 
     path: str
     rows: tuple[int, ...]
@@ -37,14 +37,14 @@ class Slice:
 
 @dataclass(frozen=True, kw_only=True)
 class Pending:
-    """What is left of a plan."""
+    """The units of a plan that are not committed yet."""
 
     slices: tuple[Slice, ...]
     num_units: int
 
 
 def pending(folder: RunFolder, plan: Plan, num_readers: int) -> Pending:
-    """Cut what is not committed yet into slices, small enough to keep all readers busy."""
+    """List the units that are not committed, in slices small enough to keep all readers busy."""
     done = folder.done_units()
 
     def undone(part: PlanPart) -> tuple[str, list[int]]:
@@ -66,12 +66,13 @@ def pending(folder: RunFolder, plan: Plan, num_readers: int) -> Pending:
 
 
 def reading(run_url: str, slices: Sequence[Slice], read: ReadUnit | None) -> UnitSource:
-    """Make a source of what is pending.
+    """Make a Ray Data source of pending units.
 
     Args:
         run_url: The run folder.
-        slices: What is to be done.
-        read: Reads units; None hands on their names, for actors that read themselves.
+        slices: The pending units.
+        read: Reads units in the reading task; None passes on their names only, for actors that
+            read for themselves.
     """
     return UnitSource(
         "Unit", [UnitReadTask(_Read(run_url, chosen, read), len(chosen.rows)) for chosen in slices]

@@ -1,7 +1,7 @@
-"""Plan a run on the cluster: many shards are looked through at once, and nobody holds all units.
+"""Plan a run on the cluster: many shards are scanned at once, and no process holds all units.
 
-The driver knows the shards; tasks walk headers and write the plan's parts. Which shards make a part
-depends on nothing but the list, so a plan that was interrupted goes on with the parts it has.
+The driver knows the shards; tasks scan their headers and write the parts of the plan. Which shards
+make a part depends on the list alone, so an interrupted plan is resumed with the parts it has.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from consomme.storage.view import View
 SHARDS_PER_PART = 64
 UNITS_PER_PART = 4096
 _AT_ONCE = 4
-"""Planning tasks under way per CPU: they wait for storage most of the time."""
+"""Planning tasks per CPU; they wait for storage most of the time."""
 
 
 def plan_shards(
@@ -31,7 +31,7 @@ def plan_shards(
     unit_rows: int,
     plan_one: Callable[[Shard, int], list[Unit]] = plan_shard,
 ) -> Plan:
-    """Return the run's plan; make it if there is none.
+    """Return the run's plan; make it if it does not exist.
 
     Args:
         folder: The run; Ray must be running if there are many shards.
@@ -49,8 +49,8 @@ def plan_shards(
     done = sum(len(shards[k * SHARDS_PER_PART :][:SHARDS_PER_PART]) for k in planned)
     with Progress(len(shards), "plan", "shards", done=done) as progress:
         if 0 < len(shards) - done <= SHARDS_PER_PART:
-            # What is left is one part, which a single process walks anyhow: starting one takes
-            # longer than most of them.
+            # One part is left, so a single task would make it; starting one takes longer than
+            # making most parts.
             (number,) = set(range(-(-len(shards) // SHARDS_PER_PART))) - set(planned)
             chunk = shards[number * SHARDS_PER_PART :][:SHARDS_PER_PART]
             planned[number] = _plan_part(folder.url, number, chunk, unit_rows, plan_one)
@@ -70,7 +70,7 @@ def _plan_on_cluster(
     planned: dict[int, PlanPart],
     progress: Progress,
 ) -> None:
-    """Let tasks make the parts that are missing in `planned`, many at once."""
+    """Make the parts that are missing in `planned` in parallel tasks."""
     import ray
 
     remote = ray.remote(num_cpus=0.25)(_plan_part)
@@ -92,7 +92,7 @@ def _plan_on_cluster(
 
 
 def plan_view(folder: RunFolder, view: View) -> Plan:
-    """Return the run's plan over the samples a view keeps; make it if there is none."""
+    """Return the run's plan over the samples of a view; make it if it does not exist."""
     plan = Plan.load(folder.store)
     if plan is not None:
         return plan
@@ -118,7 +118,7 @@ def _plan_part(
 
 
 def _planned_before(folder: RunFolder) -> dict[int, PlanPart]:
-    """Find the parts an interrupted attempt wrote; each appears whole or not at all."""
+    """Find the parts that an interrupted attempt wrote; each exists completely or not at all."""
     found = {}
     for file in folder.store.list("plan/part-"):
         work = list(read_part(folder.store, file.path))

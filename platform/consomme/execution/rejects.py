@@ -9,7 +9,7 @@ from consomme.storage.ledger.commits import reject_reasons
 
 
 def top_reasons(counts: Mapping[str, int]) -> str:
-    """Name the most frequent reasons of rejects, for a message."""
+    """Name the most frequent reject reasons, for a message."""
     return ", ".join(f"{reason} {number:,}" for reason, number in reject_reasons(counts)[:5])
 
 

@@ -29,21 +29,21 @@ WORKER_ENV = {
 }
 
 PRIVATE_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-"""Nobody takes a node away from a Ray that is one command's own."""
+"""No node of a private Ray is ever preempted."""
 
 _SHARED: ContextVar[bool] = ContextVar("shared", default=False)
 
 
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:
-    """Have Ray running inside the block; nested blocks share one Ray."""
+    """Run the block with Ray; nested blocks share one Ray."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # Else a driver waits for the first workers before it is let in, and for ever if one of them
-    # dies on the way.
+    # Otherwise a driver waits for the first workers before it may connect, and for ever if one of
+    # them dies while starting.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-    # Ctrl-C must reach us: Tune would take it for a wish to end early with what it has.
+    # Ctrl-C must reach us: Tune would handle it as a request to stop early.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     import ray
 
@@ -52,9 +52,10 @@ def ray_session() -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        # The log files of a private Ray go with it; its remarks would only break up our lines.
+        # A private Ray deletes its log files at its end; on the terminal its lines would mix with
+        # ours.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        # Processes that read for one stage are still there for the next, with all they imported.
+        # Keep idle processes for the next stage, with everything they have imported.
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
     try:
         if address:
@@ -85,7 +86,7 @@ def _init(**options: Any) -> None:
 
 
 def _private_env() -> dict[str, str]:
-    """What workers of a private Ray have in their environment.
+    """Environment of the workers of a private Ray.
 
     They inherit it. With a `runtime_env` instead, each worker's Python would start twice, which
     doubles its start time; Ray 2.60 takes the hook of a `runtime_env` from a variable as well.
@@ -94,13 +95,13 @@ def _private_env() -> dict[str, str]:
 
 
 def is_private() -> bool:
-    """Whether Ray is this command's own and ends with it, and not a cluster."""
+    """Whether Ray is private to this command, and not a cluster."""
     return not os.environ.get("RAY_ADDRESS")
 
 
 @contextlib.contextmanager
 def shared_ray() -> Iterator[None]:
-    """Let the sessions inside the block share one Ray, started by the first that needs it."""
+    """Share one Ray among all sessions in the block; the first one starts it."""
     token = _SHARED.set(True)
     try:
         yield

@@ -1,8 +1,8 @@
-"""Who is busy, who waits, and for whom: worked out from when each unit was in which stage.
+"""Find the bottleneck of a run from the time that each unit spent in each stage.
 
-Every unit carries the begin and end of its time in each stage. In a window of the last minute, the
-busy seconds of a stage divided by its workers' seconds say how busy it was; the busiest stage is
-the bottleneck and the others wait for it.
+Every unit carries start and end of its time in each stage. Over the last minute, the busy seconds
+of a stage divided by the seconds of its workers give its utilization; the stage with the highest
+one is the bottleneck.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 
 BUSY_FRACTION = 0.6
-"""A stage less busy than this is nobody's bottleneck."""
+"""Below this utilization no stage is called the bottleneck."""
 
 
 def now() -> float:
-    """Seconds since 1970: the one clock that nodes share, to some milliseconds."""
+    """Seconds since 1970: the clock that nodes share, to a few milliseconds."""
     return time.time()
 
 
 Spans = list[tuple[str, float, float]]
-"""Stage, begin and end of each stretch of work on one unit."""
+"""Stage, start and end of each period of work on one unit."""
 
 
 @contextlib.contextmanager
 def timed(spans: Spans, stage: str) -> Iterator[None]:
-    """Note begin and end of what happens inside."""
+    """Record start and end of the block as one span of `stage`."""
     began = now()
     yield
     spans.append((stage, began, now()))
 
 
 class StageWatch:
-    """Collects spans and says which stage is the bottleneck.
+    """Collects spans and tells which stage is the bottleneck.
 
     Args:
         stages: Names of the stages, first to last, and how many workers each has.
@@ -55,16 +55,16 @@ class StageWatch:
         self._clock = clock
         self._began = clock()
         self._spans: deque[tuple[float, Spans]] = deque()
-        # The progress line and the heartbeat look from different threads.
+        # The progress line and the heartbeat read from different threads.
         self._lock = threading.Lock()
 
     def add(self, spans: Spans) -> None:
-        """Add a finished unit."""
+        """Add the spans of a finished unit."""
         with self._lock:
             self._spans.append((self._clock(), spans))
 
     def busy(self) -> dict[str, float]:
-        """Return how busy each stage was in the window, as a fraction of its workers' time."""
+        """Return the utilization of each stage in the window: a fraction of its workers' time."""
         end = self._clock()
         begin = max(self._began, end - self._window_s)
         with self._lock:
@@ -80,7 +80,7 @@ class StageWatch:
         return {s: spent[s] / (length * max(1, n)) for s, n in self.stages.items()}
 
     def line(self) -> str:
-        """Name the bottleneck and who waits for it."""
+        """Describe the bottleneck in one line."""
         if not self._spans:
             waited = self._clock() - self._began
             return (

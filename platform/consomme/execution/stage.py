@@ -1,8 +1,8 @@
-"""What a stage is: the part of a pipeline that each verb writes for itself.
+"""The contract of a stage: the part of a pipeline that each verb writes for itself.
 
-A stage gets samples and returns an outcome; reading, decoding, committing and everything about Ray
-are around it. It is called on pieces of a unit, since the decoded pictures of a whole unit may be
-more than fits into memory.
+A stage gets samples and returns an outcome. Reading, decoding, committing and everything about Ray
+happen around it. It is called on pieces of a unit, because the decoded pictures of a whole unit may
+not fit into memory.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from consomme.base.sample import Reject, Sample
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What a stage made of some samples."""
+    """The result of a stage for some samples."""
 
     table: pa.Table
-    """Columns with `row` and `sample_id` first."""
+    """Columns; `row` and `sample_id` come first."""
 
     rejects: list[tuple[int, Reject]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     sums: dict[str, float] = field(default_factory=dict)
     files: list[tuple[str, str, bytes]] = field(default_factory=list)
-    """Further output: kind, suffix and content of each file."""
+    """Additional output files: kind, suffix and content of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitSample:
-    """A sample and where it is in its unit."""
+    """A sample and its row in the unit."""
 
     row: int
     sample: Sample
@@ -48,41 +48,40 @@ class DecodedSample(UnitSample):
 
 
 Gauge = tuple[float, str, float]
-"""When (seconds since 1970), what, and how much."""
+"""Time (seconds since 1970), name and value of one measurement."""
 
 
 class UnitStage:
-    """Base of a stage that wants decoded pictures.
+    """Base of a stage that takes decoded pictures.
 
-    Three units are in an actor at a time: one is read, decoded or committed while another is worked
-    on.
+    An actor holds up to three units: one is read, decoded or committed while another is worked on.
     """
 
     min_side_px: int | None = None
-    """Pictures may come smaller than they are, with both sides at least this long: that is decoded
-    in less time. None decodes them in full."""
+    """Decode pictures at reduced size, with both sides at least this long, which takes less time.
+    None decodes at full size."""
 
     is_shared: bool = False
-    """Whether several units may be worked on at once: for engines that put requests of different
-    units into one batch, and so are never short of work at the end of a unit."""
+    """Whether `work` may run for several units at once: for engines that batch requests of several
+    units, so that they are not idle at the end of a unit."""
 
     def work(self, samples: Sequence[DecodedSample]) -> Outcome:
-        """Do the stage's work on samples of one unit whose pictures could be decoded.
+        """Process samples of one unit whose pictures were decoded.
 
-        Called on each piece of a unit in turn, and on nothing if a unit has no such sample.
+        Called for each piece of a unit in turn, and once with no samples if a unit has none.
         """
         raise TypeError(f"{type(self).__name__} defines no work()")
 
     def gauges(self) -> list[Gauge]:
-        """Return what was measured on the side since the last call, for the report."""
+        """Return measurements since the last call, for the report."""
         return []
 
 
 class BytesStage:
-    """Base of a stage that wants samples as they are, without a look at their pictures."""
+    """Base of a stage that takes samples with their pictures undecoded."""
 
     def work(self, samples: Sequence[UnitSample]) -> Outcome:
-        """Do the stage's work on all samples of a unit that could be read."""
+        """Process all samples of a unit that could be read."""
         raise TypeError(f"{type(self).__name__} defines no work()")
 
 
@@ -90,7 +89,7 @@ Stage = UnitStage | BytesStage
 
 
 def merge(outcomes: Sequence[Outcome]) -> Outcome:
-    """Put the outcomes of a unit's pieces together, in order."""
+    """Concatenate the outcomes of a unit's pieces, in order."""
     if len(outcomes) == 1:
         return outcomes[0]
     counts: Counter[str] = Counter()

@@ -173,7 +173,7 @@ class UnitWorker:
             yield piece
 
     def _commit(self, unit: Unit, outcome: Outcome, rejects: Sequence[Reject]) -> CommitRecord:
-        """Write a unit's files and make them visible."""
+        """Write a unit's files, and commit them."""
         files = [
             self.folder.write_output(unit, name, data, suffix)
             for name, suffix, data in [
@@ -188,9 +188,9 @@ class UnitWorker:
 
 
 def with_id_hash(table: pa.Table, source: str) -> pa.Table:
-    """Add `id_hash` behind `sample_id`: what ties are broken by, so that nobody reads names for it.
+    """Add the column `id_hash` after `sample_id`: ties are broken by it, without reading the ids.
 
-    Two sources may use the same names, so the source's own name goes in.
+    The hash covers the source's name too, since two sources may use the same ids.
     """
     hashes = hash_ids(f"{source}\t{name}" for name in table["sample_id"].to_pylist())
     at = table.schema.get_field_index("sample_id") + 1
