@@ -13,7 +13,7 @@ from consomme.base.errors import DataError, RecipeError
 from consomme.base.manifest import Manifest
 from consomme.pipelines.filter import run as filter_
 from consomme.pipelines.filter.columns import ColumnStore
-from consomme.pipelines.filter.inputs import Runs
+from consomme.pipelines.filter.inputs import InputRuns
 from consomme.pipelines.filter.recipe import FilterRecipe
 from consomme.storage.unit import Unit
 from consomme.storage.view import View
@@ -69,9 +69,9 @@ def view_of(
     return write_view(verb, HandRecipe(name=name, root=str(root), **options), UNITS, rows)
 
 
-def walk_over(scores: str, columns: Sequence[str], **runs: Any) -> dict[str, Any]:
-    with ColumnStore(Runs(scores=scores, **runs), columns) as walk:
-        return {name: np.array(walk.whole(name)) for name in columns}
+def read_columns_of(scores: str, columns: Sequence[str], **runs: Any) -> dict[str, Any]:
+    with ColumnStore(InputRuns(scores=scores, **runs), columns) as store:
+        return {name: np.array(store.whole(name)) for name in columns}
 
 
 def filtered(root: Path | str, scores: str, keep: dict[str, Any], **options: Any) -> Manifest:
@@ -88,7 +88,7 @@ def test_rows_meet_their_like_and_what_was_rejected_there_is_missing(tmp_path: P
     scores = run_of(tmp_path, "score", "s", [[0, 1, 3, 4, 5], [4, 0, 3, 2], [0, 1, 2, 3]])
     tags = run_of(tmp_path, "tag", "t", [[1, 2, 3, 5, 4], [0, 1, 3, 4], []])
     columns = ["perplexity", "tags.num_words", "tags.object", "tags.embedding", "tags.is_long"]
-    found = walk_over(scores, columns, columns_from={"tags": tags})
+    found = read_columns_of(scores, columns, columns_from={"tags": tags})
     here = [0, 1, 3, 4, 5, 14, 10, 13, 12, 20, 21, 22, 23]
     there = [n if n not in {0, 12, 20, 21, 22, 23} else None for n in here]
     assert found["perplexity"].tolist() == here
@@ -108,21 +108,21 @@ def test_rows_meet_their_like_and_what_was_rejected_there_is_missing(tmp_path: P
 
 def test_vectors_stay_on_the_disk_and_have_one_length(tmp_path: Path) -> None:
     scores = run_of(tmp_path, "score", "s")
-    with ColumnStore(Runs(scores=scores), ["embedding"]) as walk:
-        ((columns, hash_N),) = walk.chunks()
+    with ColumnStore(InputRuns(scores=scores), ["embedding"]) as store:
+        ((columns, hash_N),) = store.chunks()
         assert isinstance(columns["embedding"], np.memmap)
         assert columns["embedding"].shape == (15, 2) == (len(hash_N), 2)
         assert np.isnan(columns["embedding"][0]).all()
     with pytest.raises(
         DataError, match="'turns' holds lists of different lengths, such as 1 and 2"
     ):
-        walk_over(scores, ["turns"])
+        read_columns_of(scores, ["turns"])
 
 
 def test_a_view_is_ones_and_zeros_and_rules_can_use_it(tmp_path: Path) -> None:
     scores = run_of(tmp_path, "score", "s", [[0, 1, 2, 4, 5], [0, 1, 2, 3, 4], [0, 1, 2, 3]])
     unique = view_of(tmp_path, "u", {1, 3, 5, 12, 20})
-    found = walk_over(scores, ["unique", "perplexity"], views={"unique": unique})
+    found = read_columns_of(scores, ["unique", "perplexity"], views={"unique": unique})
     assert found["unique"].tolist() == [0, 1, 0, 0, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0]
     is_unique = {"name": "threshold", "column": "unique", "min": 1.0}
     half = {"name": "lowest_fraction", "fraction": 0.5}
@@ -148,7 +148,7 @@ def test_a_view_of_a_view_has_no_units_that_keep_nothing(tmp_path: Path) -> None
     rows = {UNITS[0].unit_id: [1], UNITS[2].unit_id: []}
     recipe = HandRecipe(name="u", root=str(tmp_path), view=first)
     second = write_view("dedup", recipe, [UNITS[0], UNITS[2]], rows)
-    found = walk_over(scores, ["unique"], views={"unique": second})
+    found = read_columns_of(scores, ["unique"], views={"unique": second})
     assert np.flatnonzero(found["unique"]).tolist() == [1]
 
 
@@ -189,15 +189,15 @@ def test_runs_that_were_cut_otherwise_are_refused_and_named(tmp_path: Path, verb
     with pytest.raises(
         DataError, match=r"web-0000 has 15 rows there and 6 in the scores"
     ) as caught:
-        walk_over(scores, [column], **coarse)
+        read_columns_of(scores, [column], **coarse)
     assert "the scores have inputs ['pairs.tar'], unit_rows 6" in str(caught.value)
     assert "other has inputs ['pairs.tar'], unit_rows 20" in str(caught.value)
     fewer = other("fewer", UNITS[:2], inputs=("fewer.tar",))
     with pytest.raises(DataError, match=r"web-0002 of the scores is not there.*fewer\.tar"):
-        walk_over(scores, [column], **fewer)
+        read_columns_of(scores, [column], **fewer)
     more = other("more", [*UNITS, unit_of(3, 2)], inputs=("more.tar",))
     with pytest.raises(DataError, match=r"web-0003 is there and not in the scores.*more\.tar"):
-        walk_over(scores, [column], **more)
+        read_columns_of(scores, [column], **more)
 
 
 def test_another_sample_in_the_same_place_is_refused(tmp_path: Path) -> None:
@@ -211,30 +211,30 @@ def test_another_sample_in_the_same_place_is_refused(tmp_path: Path) -> None:
     scores = run_of(tmp_path, "score", "s")
     tags = run_of(tmp_path, "tag", "t", make=renamed)
     with pytest.raises(DataError, match="row 2 of web-0001 has another id there"):
-        walk_over(scores, ["tags.num_words"], columns_from={"tags": tags})
+        read_columns_of(scores, ["tags.num_words"], columns_from={"tags": tags})
 
 
 def test_mistaken_names_are_told(tmp_path: Path) -> None:
     scores, tags = run_of(tmp_path, "score", "s"), run_of(tmp_path, "tag", "t")
     unique = view_of(tmp_path, "u", {1})
     with pytest.raises(DataError, match="no column perplexty; did you mean 'perplexity'"):
-        walk_over(scores, ["perplexty"])
+        read_columns_of(scores, ["perplexty"])
     with pytest.raises(DataError, match="no run 'tgas'; did you mean 'tags'"):
-        walk_over(scores, ["tgas.object"], columns_from={"tags": tags})
+        read_columns_of(scores, ["tgas.object"], columns_from={"tags": tags})
     with pytest.raises(DataError, match=r"no run 'tags'; add columns_from: \{tags: FOLDER\}"):
-        walk_over(scores, ["tags.object"])
+        read_columns_of(scores, ["tags.object"])
     with pytest.raises(DataError, match="no column objct; did you mean 'object'"):
-        walk_over(scores, ["tags.objct"], columns_from={"tags": tags})
+        read_columns_of(scores, ["tags.objct"], columns_from={"tags": tags})
     with pytest.raises(
         DataError, match="is a dedup run, expected a run of score or tag; a view goes"
     ):
-        walk_over(scores, ["tags.object"], columns_from={"tags": unique})
+        read_columns_of(scores, ["tags.object"], columns_from={"tags": unique})
     with pytest.raises(DataError, match="is a tag run, expected a run of filter or dedup; columns"):
-        walk_over(scores, ["unique"], views={"unique": tags})
+        read_columns_of(scores, ["unique"], views={"unique": tags})
     with pytest.raises(RecipeError, match="the scores have a column of this name"):
-        walk_over(scores, ["perplexity"], views={"perplexity": unique})
+        read_columns_of(scores, ["perplexity"], views={"perplexity": unique})
     with pytest.raises(DataError, match="no run is there"):
-        walk_over(scores, ["tags.object"], columns_from={"tags": str(tmp_path / "nowhere")})
+        read_columns_of(scores, ["tags.object"], columns_from={"tags": str(tmp_path / "nowhere")})
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tests.support.hand_made import HandRecipe, write_run
 from consomme.base.hashing import hash_ids
 from consomme.base.sample import Sample
 from consomme.cli import run_command
-from consomme.curate.keep.policy import Kept
+from consomme.curate.keep.policy import PolicyResult
 from consomme.curate.keep.registry import KEEP_POLICIES
 from consomme.pipelines.filter import run as filter_
 from consomme.pipelines.filter.preview import preview
@@ -187,9 +187,9 @@ class ShortIds:
     fraction: float = 0.5
     columns: tuple[str, ...] = ("perplexity",)
 
-    def __call__(self, columns: Any, hash_N: Any) -> Kept:
+    def __call__(self, columns: Any, hash_N: Any) -> PolicyResult:
         mask_N = columns["perplexity"] <= np.quantile(columns["perplexity"], self.fraction)
-        return Kept(mask_N=mask_N, cut=2.5, tie_count=0, num_scored=len(hash_N), num_missing=0)
+        return PolicyResult(mask_N=mask_N, cut=2.5, tie_count=0, num_scored=len(hash_N), num_missing=0)
 
 
 def test_a_policy_of_ones_own_is_shown_too(

@@ -1,8 +1,7 @@
-"""One column of all samples in a plain file on the local disk, to be read in any piece.
+"""One column of all samples in a plain file on local disk, readable in any slice.
 
-One decision is made here: what a column may hold. Numbers become float32 (NaN where there is none),
-texts become codes of a few names, vectors become rows of a float32 matrix that is mapped and not
-read (NaN where there is none).
+Numbers are stored as float32 (NaN for a missing one), texts as codes of a dictionary, and vectors
+as rows of a memory-mapped float32 matrix (NaN for a missing one).
 """
 
 from __future__ import annotations
@@ -18,64 +17,64 @@ from numpy.typing import NDArray
 from consomme.base.errors import DataError
 
 MAX_TEXTS = 1_000_000
-"""More different texts than this are no names, and would fill the memory."""
+"""Maximum number of distinct texts; more are not names and would fill the memory."""
 
 
 class ColumnFile:
-    """A column that grows unit by unit and is then read."""
+    """A column that is written unit by unit and then read."""
 
-    def __init__(self, path: Path, name: str, where: str, *, as_it_is: bool = False) -> None:
+    def __init__(self, path: Path, name: str, where: str, *, keep_dtype: bool = False) -> None:
         """Open the file.
 
         Args:
-            path: The file, new.
-            name: Of the column, for messages.
-            where: Which run it is of, for messages.
-            as_it_is: Keep the numbers' own type: for rows and hashes.
+            path: Path of the new file.
+            name: Name of the column, for messages.
+            where: The run it comes from, for messages.
+            keep_dtype: Store numbers in their own type; for rows and hashes.
         """
-        self.path, self.name, self.where, self.as_it_is = path, name, where, as_it_is
+        self.path, self.name, self.where, self.keep_dtype = path, name, where, keep_dtype
         self.file = path.open("wb")
         self.texts: dict[str, int] | None = None
         self.dtype: np.dtype[Any] = np.dtype(np.float32)
         self.width: int | None = None
-        """Numbers per vector; None if it is no column of vectors."""
+        """Length of the vectors; None if it is not a vector column."""
 
-        self._waiting = 0
-        """Rows without anything, before the first that says what the column holds."""
+        self._num_leading_nulls = 0
+        """Null rows before the first value, which determines the column's type."""
 
-        self._is_known = False
+        self._has_type = False
 
     def add(self, column: pa.ChunkedArray) -> None:
         """Write some rows.
 
         Raises:
-            DataError: They are neither numbers, names nor vectors of one length.
+            DataError: They are not numbers, names or vectors of one length.
         """
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         if not len(column):
             return
-        if column.null_count == len(column) and _says_nothing(column.type):
-            if not self._is_known:
-                self._waiting += len(column)
+        if column.null_count == len(column) and _is_untyped(column.type):
+            if not self._has_type:
+                self._num_leading_nulls += len(column)
                 return
-            column = self._nothing(len(column))
+            column = self._nulls(len(column))
         values = self._values(column)
-        if not self._is_known:
-            self._is_known = True
+        if not self._has_type:
+            self._has_type = True
             self.dtype = values.dtype
-            if self._waiting:
-                self.file.write(self._values(self._nothing(self._waiting)).tobytes())
+            if self._num_leading_nulls:
+                self.file.write(self._values(self._nulls(self._num_leading_nulls)).tobytes())
         self.file.write(values.tobytes())
 
     def close(self) -> None:
-        """End writing; a column that never held anything is one of missing numbers."""
-        if self._waiting and not self._is_known:
-            self.file.write(np.full(self._waiting, np.nan, np.float32).tobytes())
+        """Finish writing; a column without any value becomes a column of missing numbers."""
+        if self._num_leading_nulls and not self._has_type:
+            self.file.write(np.full(self._num_leading_nulls, np.nan, np.float32).tobytes())
         self.file.close()
 
     def read(self, at: int, rows: int) -> NDArray[Any]:
-        """Return some rows; vectors are mapped from the disk."""
+        """Return rows from an offset; vectors are memory-mapped."""
         size = self.dtype.itemsize
         if self.width is not None:
             if not rows:
@@ -88,8 +87,8 @@ class ColumnFile:
             return names
         return values
 
-    def _nothing(self, rows: int) -> pa.ChunkedArray:
-        """Rows without anything, of the kind that the column holds."""
+    def _nulls(self, rows: int) -> pa.ChunkedArray:
+        """Return null rows of the column's type."""
         kind = pa.float32()
         if self.texts is not None:
             kind = pa.string()
@@ -113,10 +112,10 @@ class ColumnFile:
         ):
             raise self._refuse(kind)
         values: NDArray[Any] = column.to_numpy()
-        return values if self.as_it_is else values.astype(np.float32)
+        return values if self.keep_dtype else values.astype(np.float32)
 
     def _codes(self, column: pa.ChunkedArray) -> NDArray[np.int32]:
-        if self.texts is None and self._is_known:
+        if self.texts is None and self._has_type:
             raise self._refuse(column.type)
         self.texts = {} if self.texts is None else self.texts
         coded = pa.concat_arrays(pc.fill_null(column, "").chunks)
@@ -134,22 +133,22 @@ class ColumnFile:
 
     def _vectors(self, column: pa.ChunkedArray, widths: pa.Array) -> NDArray[np.float32]:
         inner = column.type.value_type
-        if not pa.types.is_floating(inner) or (self._is_known and self.width is None):
+        if not pa.types.is_floating(inner) or (self._has_type and self.width is None):
             raise self._refuse(column.type)
-        found = {*widths.to_pylist(), *([] if self.width is None else [self.width])}
-        if len(found) > 1:
+        lengths = {*widths.to_pylist(), *([] if self.width is None else [self.width])}
+        if len(lengths) > 1:
             raise DataError(
                 f"{self.where}: the column {self.name!r} holds lists of different lengths, such as"
-                f" {' and '.join(map(str, sorted(found)[:2]))}; a filter can use vectors of one"
+                f" {' and '.join(map(str, sorted(lengths)[:2]))}; a filter can use vectors of one"
                 " length"
             )
-        self.width = found.pop() if found else 0
+        self.width = lengths.pop() if lengths else 0
         values = np.full((len(column), self.width), np.nan, np.float32)
-        is_there = np.asarray(column.is_valid())
+        is_valid = np.asarray(column.is_valid())
         flat = [chunk.flatten() for chunk in column.drop_null().chunks]
         if flat:
             numbers = pa.concat_arrays(flat).to_numpy(zero_copy_only=False)
-            values[is_there] = numbers.reshape(-1, self.width)
+            values[is_valid] = numbers.reshape(-1, self.width)
         return values
 
     def _refuse(self, kind: pa.DataType) -> DataError:
@@ -159,6 +158,6 @@ class ColumnFile:
         )
 
 
-def _says_nothing(kind: pa.DataType) -> bool:
-    """Tell whether rows without anything leave open what a column holds."""
+def _is_untyped(kind: pa.DataType) -> bool:
+    """Whether null rows of an Arrow type leave the column's type open."""
     return bool(pa.types.is_null(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind))

@@ -1,8 +1,8 @@
-"""Walk over the columns of whole runs a few megabytes at a time, as often as a decision needs.
+"""A store of the columns of whole runs that can be read in chunks, as often as a decision needs.
 
-One decision is made here: the files are read once and their columns laid into plain files, twelve
-bytes per sample and four more per column of numbers. Otherwise the hundred thousand files of a
-hundred million samples would be opened anew for each walk.
+The files of the runs are read once, and their columns are written to plain local files: twelve
+bytes per sample and four more per numeric column. Otherwise every pass would open the hundred
+thousand files of a hundred million samples again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from consomme.base.errors import DataError
 from consomme.pipelines.filter.column_file import ColumnFile
-from consomme.pipelines.filter.inputs import SOURCE, Runs
+from consomme.pipelines.filter.inputs import SOURCE, InputRuns
 from consomme.pipelines.filter.join import joined_columns
 from consomme.storage.sidecar import ID_HASH
 from consomme.storage.unit import Unit
@@ -27,18 +27,18 @@ _OWN = ("row", ID_HASH)
 
 
 class ColumnStore:
-    """Columns of runs, on the local disk. Close it, or use it in a `with` block."""
+    """Columns of runs on local disk; a context manager that removes its files."""
 
-    def __init__(self, runs: Runs, columns: Sequence[str]) -> None:
-        """Read the files once.
+    def __init__(self, runs: InputRuns, columns: Sequence[str]) -> None:
+        """Read the runs' files once.
 
         Args:
             runs: Finished runs.
-            columns: Which columns; names as policies say them.
+            columns: Names of columns, as policies name them.
 
         Raises:
-            DataError: There are no scores, the runs do not fit together, or a column is missing or
-                holds what no policy can use.
+            DataError: There are no scores, the runs do not match, or a column is missing or has a
+                type that no policy can use.
         """
         self.runs = runs
         self.units: list[Unit] = []
@@ -46,16 +46,16 @@ class ColumnStore:
         self.num_rows = 0
         self.has_source = SOURCE in columns
         self._scratch = tempfile.TemporaryDirectory(prefix="consomme-scores-")
-        self._spools: dict[str, ColumnFile] = {}
+        self._files: dict[str, ColumnFile] = {}
         try:
-            self._spool([name for name in dict.fromkeys(columns) if name != SOURCE])
+            self._fill([name for name in dict.fromkeys(columns) if name != SOURCE])
         except BaseException:
-            # Whatever it was, nothing stays on the disk; it is raised again.
+            # Leave nothing on disk, whatever the error.
             self._scratch.cleanup()
             raise
 
     def __enter__(self) -> ColumnStore:
-        """Nothing to prepare."""
+        """Return the store itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,55 +63,53 @@ class ColumnStore:
         self._scratch.cleanup()
 
     def chunks(self) -> Iterator[tuple[Mapping[str, NDArray[Any]], NDArray[np.uint64]]]:
-        """Yield columns and hashes of some units at a time, in the order of units."""
+        """Yield columns and hashes of several units at a time, in the order of units."""
         for _, columns, hash_N in self.parts():
             yield columns, hash_N
 
     def parts(
         self,
     ) -> Iterator[tuple[range, Mapping[str, NDArray[Any]], NDArray[np.uint64]]]:
-        """Yield the same, and before it which units they are."""
+        """Yield the same as `chunks`, preceded by the range of units."""
         at = 0
-        for some in self._groups():
-            rows = sum(self.sizes[k] for k in some)
+        for group in self._groups():
+            rows = sum(self.sizes[k] for k in group)
             columns = {
-                name: spool.read(at, rows)
-                for name, spool in self._spools.items()
-                if name not in _OWN
+                name: file.read(at, rows) for name, file in self._files.items() if name not in _OWN
             }
             if self.has_source:
-                columns[SOURCE] = self._sources(some)
-            yield some, columns, self._spools[ID_HASH].read(at, rows)
+                columns[SOURCE] = self._sources(group)
+            yield group, columns, self._files[ID_HASH].read(at, rows)
             at += rows
 
-    def kept_rows(self, some: range, mask_N: NDArray[np.bool_], at: int) -> Iterator[Any]:
-        """Yield each unit of a part with the rows that a mask keeps.
+    def kept_rows(self, group: range, mask_N: NDArray[np.bool_], at: int) -> Iterator[Any]:
+        """Yield each unit of a chunk with the rows that a mask keeps.
 
         Args:
-            some: Which units, from `parts`.
-            mask_N: One truth value per sample of the part.
-            at: Samples before the part.
+            group: Range of units, from `parts`.
+            mask_N: One truth value per sample of the chunk.
+            at: Number of samples before the chunk.
         """
-        row_N = self._spools["row"].read(at, len(mask_N))
+        row_N = self._files["row"].read(at, len(mask_N))
         begin = 0
-        for k in some:
+        for k in group:
             end = begin + self.sizes[k]
             yield self.units[k], row_N[begin:end][mask_N[begin:end]]
             begin = end
 
     def whole(self, name: str) -> NDArray[Any]:
-        """Return one column of all samples."""
+        """Return a column of all samples."""
         if name == SOURCE:
             return self._sources(range(len(self.units)))
-        return self._spools[name].read(0, self.num_rows)
+        return self._files[name].read(0, self.num_rows)
 
     def place(self, number: int) -> tuple[Unit, int]:
-        """Return the unit of a sample, counted from 0 in the order of walks, and its row there."""
+        """Return the unit of a sample and its row there, by its index in the store."""
         ends = np.cumsum(self.sizes)
         k = int(np.searchsorted(ends, number, side="right"))
-        return self.units[k], int(self._spools["row"].read(number, 1)[0])
+        return self.units[k], int(self._files["row"].read(number, 1)[0])
 
-    def _spool(self, columns: Sequence[str]) -> None:
+    def _fill(self, columns: Sequence[str]) -> None:
         folder = Path(self._scratch.name)
         try:
             for unit, table in joined_columns(self.runs, columns):
@@ -119,22 +117,22 @@ class ColumnStore:
                 self.sizes.append(table.num_rows)
                 self.num_rows += table.num_rows
                 for name in (*_OWN, *columns):
-                    if name not in self._spools:
-                        # A column's name may be no name for a file.
-                        path = folder / str(len(self._spools))
-                        self._spools[name] = ColumnFile(
-                            path, name, self.runs.scores, as_it_is=name in _OWN
+                    if name not in self._files:
+                        # A column's name need not be a valid file name.
+                        path = folder / str(len(self._files))
+                        self._files[name] = ColumnFile(
+                            path, name, self.runs.scores, keep_dtype=name in _OWN
                         )
-                    self._spools[name].add(table[name])
+                    self._files[name].add(table[name])
         finally:
-            for spool in self._spools.values():
-                spool.close()
+            for file in self._files.values():
+                file.close()
         if not self.num_rows:
             raise DataError(f"{self.runs.scores}: found no committed scores; has the run begun?")
 
-    def _sources(self, some: range) -> NDArray[Any]:
-        names = np.array([self.units[k].source for k in some], dtype=object)
-        repeated: NDArray[Any] = np.repeat(names, [self.sizes[k] for k in some])
+    def _sources(self, group: range) -> NDArray[Any]:
+        names = np.array([self.units[k].source for k in group], dtype=object)
+        repeated: NDArray[Any] = np.repeat(names, [self.sizes[k] for k in group])
         return repeated
 
     def _groups(self) -> Iterator[range]:

@@ -1,4 +1,4 @@
-"""The stage that copies samples into new shards, names and bytes as they came."""
+"""The stage that copies samples into new shards, with names and bytes unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CopyStage(BytesStage):
     """Write each unit's samples as one shard of its own."""
 
     def __init__(self, recipe: FilterRecipe) -> None:
-        """Choose the writer that the recipe names."""
+        """Select the writer of the recipe's `file_format`."""
         self.suffix, self.pack = FORMATS[recipe.file_format]
 
     def work(self, samples: Sequence[UnitSample]) -> Outcome:
@@ -42,7 +42,7 @@ class CopyStage(BytesStage):
     def _storable(
         self, samples: Sequence[UnitSample]
     ) -> tuple[list[UnitSample], list[tuple[int, Reject]]]:
-        """Tell samples that the format can hold from those it cannot."""
+        """Separate samples that the format can hold from those it cannot."""
         good, rejects = [], []
         for item in samples:
             try:

@@ -1,7 +1,7 @@
-"""Find the samples on either side of a cut, a few of each, while walking over all of them.
+"""Collect a few samples on either side of a cut during a pass over all samples.
 
-One decision is made here: who is shown is decided by the order that was cut, and by hashes where no
-order was, so a page shows the same samples however they lie in files.
+Samples are chosen by the order that was cut, or by hashes if there is no order, so a page shows the
+same samples whatever files they are in.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from consomme.curate.keep.policy import Edge
+from consomme.curate.keep.policy import Boundary
 from consomme.curate.keep.radix import coarse_order
 
-# Shapes: N samples of a part.
+# Shapes: N samples of a chunk.
 NUM_PICTURES = 6
-"""Shown on each side of a cut."""
+"""Pictures shown on each side of a cut."""
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,27 @@ class CutSample:
     """One sample at a cut."""
 
     order: int
+    """Position in the order that was cut."""
+
     number: int
+    """Index in the column store."""
+
     score: str
-    """Name and number of what is cut; empty where no order decides."""
+    """Name and value of what is cut; empty where no order decides."""
 
-    stays: bool
+    is_kept: bool
 
 
-class AtEdge:
-    """Gathers the last samples before a cut and the first behind it."""
+class BoundarySamples:
+    """Collects the last samples before a cut and the first after it."""
 
-    def __init__(self, edge: Edge) -> None:
-        self.edge = edge
-        self.cut = "nothing" if edge.cut.value is None else f"{edge.cut.value:.6g}"
-        self.label = f"around {edge.label} {self.cut}" + (f" ({edge.end})" if edge.end else "")
+    def __init__(self, boundary: Boundary) -> None:
+        self.boundary = boundary
+        self.cut = "nothing" if boundary.cut.value is None else f"{boundary.cut.value:.6g}"
+        suffix = f" ({boundary.end})" if boundary.end else ""
+        self.label = f"around {boundary.label} {self.cut}{suffix}"
         self.before: list[CutSample] = []
-        self.behind: list[CutSample] = []
+        self.after: list[CutSample] = []
 
     def add(
         self,
@@ -50,43 +55,43 @@ class AtEdge:
         mask_N: NDArray[np.bool_],
         at: int,
     ) -> None:
-        """Look at a part.
+        """Process a chunk.
 
         Args:
-            columns: What the policy reads.
+            columns: The columns that the policy reads.
             hash_N: Hashes of ids.
-            mask_N: What stays in the end.
-            at: Samples before the part.
+            mask_N: True for samples that are kept in the end.
+            at: Number of samples before the chunk.
         """
-        value_N = self.edge.values(columns)
-        order_N = coarse_order(value_N, hash_N, descending=self.edge.cut.descending)
-        inside_N = self.edge.cut.mask(value_N, hash_N)
+        value_N = self.boundary.values(columns)
+        order_N = coarse_order(value_N, hash_N, descending=self.boundary.cut.descending)
+        inside_N = self.boundary.cut.mask(value_N, hash_N)
         among_N = ~np.isnan(value_N)
-        if self.edge.among is not None:
-            among_N &= self.edge.among(columns, hash_N)
+        if self.boundary.among is not None:
+            among_N &= self.boundary.among(columns, hash_N)
 
-        def seen(rows: NDArray[np.intp]) -> Iterator[CutSample]:
+        def samples_at(rows: NDArray[np.intp]) -> Iterator[CutSample]:
             for row in rows.tolist():
-                score = f"{self.edge.label} {value_N[row]:.6g}"
+                score = f"{self.boundary.label} {value_N[row]:.6g}"
                 yield CutSample(int(order_N[row]), at + row, score, bool(mask_N[row]))
 
-        before = [*self.before, *seen(_last(np.flatnonzero(among_N & inside_N), order_N))]
+        before = [*self.before, *samples_at(_last(np.flatnonzero(among_N & inside_N), order_N))]
         self.before = sorted(before, key=_by_order)[-NUM_PICTURES:]
-        behind = [*self.behind, *seen(_first(np.flatnonzero(among_N & ~inside_N), order_N))]
-        self.behind = sorted(behind, key=_by_order)[:NUM_PICTURES]
+        after = [*self.after, *samples_at(_first(np.flatnonzero(among_N & ~inside_N), order_N))]
+        self.after = sorted(after, key=_by_order)[:NUM_PICTURES]
 
-    def seen(self) -> list[CutSample]:
-        """Return what was found, in order."""
-        return [*self.before, *self.behind]
+    def samples(self) -> list[CutSample]:
+        """Return the collected samples, in order."""
+        return [*self.before, *self.after]
 
 
-class AtRandom:
-    """Gathers some that stay and some that do not, where no order decides."""
+class RandomSamples:
+    """Collects some kept and some dropped samples, where no order decides."""
 
     label = "some that stay, some that do not"
 
     def __init__(self) -> None:
-        self.found: dict[bool, list[CutSample]] = {True: [], False: []}
+        self.by_kept: dict[bool, list[CutSample]] = {True: [], False: []}
 
     def add(
         self,
@@ -95,20 +100,20 @@ class AtRandom:
         mask_N: NDArray[np.bool_],
         at: int,
     ) -> None:
-        """Look at a part, as at an edge."""
+        """Process a chunk; see `BoundarySamples.add`."""
         del columns
-        for stays, found in self.found.items():
-            rows = _first(np.flatnonzero(mask_N == stays), hash_N)
-            more = [CutSample(int(hash_N[row]), at + row, "", stays) for row in rows.tolist()]
-            self.found[stays] = sorted([*found, *more], key=_by_order)[:NUM_PICTURES]
+        for is_kept, collected in self.by_kept.items():
+            rows = _first(np.flatnonzero(mask_N == is_kept), hash_N)
+            more = [CutSample(int(hash_N[row]), at + row, "", is_kept) for row in rows.tolist()]
+            self.by_kept[is_kept] = sorted([*collected, *more], key=_by_order)[:NUM_PICTURES]
 
-    def seen(self) -> list[CutSample]:
-        """Return what was found, those that stay first."""
-        return [*self.found[True], *self.found[False]]
+    def samples(self) -> list[CutSample]:
+        """Return the collected samples, kept ones first."""
+        return [*self.by_kept[True], *self.by_kept[False]]
 
 
-def _by_order(seen: CutSample) -> tuple[int, int]:
-    return seen.order, seen.number
+def _by_order(sample: CutSample) -> tuple[int, int]:
+    return sample.order, sample.number
 
 
 def _first(rows: NDArray[np.intp], order_N: NDArray[np.uint64]) -> NDArray[np.intp]:

@@ -9,45 +9,45 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from consomme.curate.keep.policy import Edge, HasEdges, KeepPolicy
+from consomme.curate.keep.policy import Boundary, HasBoundaries, KeepPolicy
 from consomme.pipelines.filter.columns import ColumnStore
 from consomme.storage.sidecar import ID_HASH
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decided:
-    """What a policy has decided about all samples."""
+class PolicyDecision:
+    """A policy's decision about all samples."""
 
     mask: Callable[..., NDArray[np.bool_]]
-    """Says for columns and hashes of a part which of its samples stay; asked once, in order."""
+    """Maps columns and hashes of a chunk to its kept samples; called once per chunk, in order."""
 
     stats: dict[str, Any]
-    """What the manifest says."""
+    """Statistics for the manifest."""
 
-    edges: tuple[Edge, ...] = ()
+    boundaries: tuple[Boundary, ...] = ()
     """Where orders of samples were cut."""
 
 
-def decide(policy: KeepPolicy, walk: ColumnStore) -> Decided:
-    """Let a policy decide, in walks if it can."""
+def decide(policy: KeepPolicy, store: ColumnStore) -> PolicyDecision:
+    """Apply a policy to all samples, in chunks if it can."""
     if hasattr(policy, "decide"):
-        decision = policy.decide(walk.chunks)
-        edges = decision.edges() if isinstance(decision, HasEdges) else ()
-        return Decided(mask=decision.mask, stats=decision.describe(), edges=edges)
-    # A policy that only knows arrays gets them all.
-    scores = {name: walk.whole(name) for name in policy.columns}
-    kept = policy(scores, walk.whole(ID_HASH))
+        decision = policy.decide(store.chunks)
+        boundaries = decision.boundaries() if isinstance(decision, HasBoundaries) else ()
+        return PolicyDecision(mask=decision.mask, stats=decision.describe(), boundaries=boundaries)
+    # A policy that only takes arrays gets whole columns.
+    scores = {name: store.whole(name) for name in policy.columns}
+    kept = policy(scores, store.whole(ID_HASH))
     stats = {
         "cut": kept.cut,
         "tie_count": kept.tie_count,
         "num_scored": kept.num_scored,
         "num_missing": kept.num_missing,
     }
-    rest = kept.mask_N
+    remaining_N = kept.mask_N
 
     def mask(_: object, hash_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        nonlocal rest
-        part, rest = rest[: len(hash_N)], rest[len(hash_N) :]
+        nonlocal remaining_N
+        part, remaining_N = remaining_N[: len(hash_N)], remaining_N[len(hash_N) :]
         return part
 
-    return Decided(mask=mask, stats=stats)
+    return PolicyDecision(mask=mask, stats=stats)

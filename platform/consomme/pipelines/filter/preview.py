@@ -1,8 +1,8 @@
-"""Show what a filter would keep before it is run: a table, and a page with pictures at the cut.
+"""Preview what a filter would keep: a table, and a page with pictures at the cut.
 
-One decision is made here: the policy decides as in a run, over all samples, so every number is the
-one that the run will give; only the pictures are a few. Nothing is written but the page, outside
-all run folders, and Ray is not started.
+The policy decides over all samples, as in a run, so every number is the one that the run will
+give; only the pictures are a sample. Nothing is written except the page, outside all run folders,
+and Ray is not started.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from consomme.base.errors import DataError
 from consomme.curate.keep.policy import KeepPolicy
 from consomme.curate.keep.registry import KEEP_POLICIES
 from consomme.pipelines.filter.columns import ColumnStore
-from consomme.pipelines.filter.cuts import AtEdge, AtRandom, CutSample
+from consomme.pipelines.filter.cuts import BoundarySamples, CutSample, RandomSamples
 from consomme.pipelines.filter.decide import decide
 from consomme.pipelines.filter.inputs import SOURCE
 from consomme.pipelines.filter.join import sidecar_kind
 from consomme.pipelines.filter.recipe import FilterRecipe, runs_of
-from consomme.pipelines.filter.report import phrase
+from consomme.pipelines.filter.report import format_strategy
 from consomme.report import model as page
 from consomme.report.html import render
 from consomme.storage.ledger.run_folder import RunFolder, load_manifest
@@ -37,22 +37,22 @@ from consomme.storage.stores.open import open_store
 from consomme.storage.units import read_samples
 from consomme.vision.thumbnail import thumbnail
 
-# Shapes: N samples of a part.
+# Shapes: N samples of a chunk.
 FRACTIONS = (0.05, 0.1, 0.2, 0.4)
-"""What is shown of a policy that takes a fraction, beside the recipe's own."""
+"""Fractions shown of a policy that takes one, in addition to the recipe's own."""
 
-MOST_EDGES = 4
-"""Cuts shown of one policy."""
+MAX_BOUNDARIES = 4
+"""Maximum number of cuts shown per policy."""
 
-MOST_SOURCES = 4
-"""Sources in the table on the terminal; the page has all."""
+MAX_SOURCES = 4
+"""Maximum number of sources in the terminal's table; the page has all."""
 
 TOKENS = "num_tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """What the command line shows."""
+    """The preview as the command line shows it."""
 
     name: str
     table: Mapping[str, Any]
@@ -63,13 +63,13 @@ class Preview:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is said below the table."""
+        """Lines below the table."""
         return (f"  page        {self.page}",)
 
 
 @dataclass
 class _PolicyPreview:
-    """What one choice would keep."""
+    """What one variant of the policy would keep."""
 
     label: str
     policy: KeepPolicy
@@ -77,12 +77,12 @@ class _PolicyPreview:
     """Kept samples by source."""
 
     cut: str = "–"
-    """Where the order is cut; of several rules, each one's cut."""
+    """Value at which the order is cut; with several rules, each one's cut."""
 
     tokens: float = 0.0
     stats: Mapping[str, Any] = field(default_factory=dict)
-    edges: list[tuple[str, list[CutSample]]] = field(default_factory=list)
-    """What is shown: where, and samples in order."""
+    galleries: list[tuple[str, list[CutSample]]] = field(default_factory=list)
+    """(caption, samples in order) of each gallery."""
 
     @property
     def num_kept(self) -> int:
@@ -90,10 +90,10 @@ class _PolicyPreview:
 
 
 def preview(recipe: FilterRecipe) -> Preview:
-    """Decide without a run, and draw the page.
+    """Decide without a run, and write the page.
 
     Raises:
-        DataError: As the run would raise.
+        DataError: As in the run.
     """
     runs = runs_of(recipe)
     manifests = {url: load_manifest(url) for url in runs.urls}
@@ -101,107 +101,119 @@ def preview(recipe: FilterRecipe) -> Preview:
     has_tokens = TOKENS in column_names(runs.scores, kind)
     policy = KEEP_POLICIES.build(recipe.keep, "keep")
     columns = [*policy.columns, SOURCE, *([TOKENS] if has_tokens else [])]
-    with ColumnStore(runs, columns) as walk:
+    with ColumnStore(runs, columns) as store:
         everything = _PolicyPreview(label="everything", policy=policy)
-        looks = [_PolicyPreview(label=label, policy=one) for label, one in _choices(policy)]
-        for look in looks:
-            _look(walk, look, everything if look is looks[0] else None)
-        shown = _pictures(walk, looks)
-    table = _table([everything, *looks], has_tokens)
-    text = render(_page(recipe, everything, looks, table, shown))
+        variants = [_PolicyPreview(label=label, policy=one) for label, one in _variants(policy)]
+        for variant in variants:
+            _decide(store, variant, everything if variant is variants[0] else None)
+        images = _load_images(store, variants)
+    table = _table([everything, *variants], has_tokens)
+    text = render(_page(recipe, everything, variants, table, images))
     return Preview(name=recipe.name, table=_short(table), page=_write(recipe, text))
 
 
-def _choices(policy: KeepPolicy) -> list[tuple[str, KeepPolicy]]:
-    """List the policy at several fractions, if it takes the fraction of all samples."""
+def _variants(policy: KeepPolicy) -> list[tuple[str, KeepPolicy]]:
+    """Return the policy at several fractions, if it takes a fraction of all samples."""
     own = getattr(policy, "fraction", None)
-    if not isinstance(own, float) or not getattr(policy, "sweeps", True):
+    if not isinstance(own, float) or not getattr(policy, "preview_fractions", True):
         return [("as the recipe says", policy)]
     fractions = sorted({*FRACTIONS, own})
-    choices: list[tuple[str, KeepPolicy]] = []
+    variants: list[tuple[str, KeepPolicy]] = []
     for fraction in fractions:
         label = f"{100 * fraction:.6g} %" + (" (the recipe's)" if fraction == own else "")
         changed: Any = dataclasses.replace(policy, fraction=fraction)  # type: ignore[type-var]
-        choices.append((label, changed))
-    return choices
+        variants.append((label, changed))
+    return variants
 
 
-def _look(walk: ColumnStore, look: _PolicyPreview, everything: _PolicyPreview | None) -> None:
-    """Decide, and walk once more to count and to find the samples at the cuts."""
-    decided = decide(look.policy, walk)
-    look.stats = decided.stats
-    finders: list[AtEdge | AtRandom] = [AtEdge(edge) for edge in decided.edges[:MOST_EDGES]]
-    finders = finders or [AtRandom()]
+def _decide(store: ColumnStore, variant: _PolicyPreview, everything: _PolicyPreview | None) -> None:
+    """Decide, then make one more pass to count and to collect the samples at the cuts."""
+    decided = decide(variant.policy, store)
+    variant.stats = decided.stats
+    collectors: list[BoundarySamples | RandomSamples] = [
+        BoundarySamples(boundary) for boundary in decided.boundaries[:MAX_BOUNDARIES]
+    ]
+    collectors = collectors or [RandomSamples()]
     at = 0
-    for _, columns, hash_N in walk.parts():
+    for _, columns, hash_N in store.parts():
         mask_N = decided.mask(columns, hash_N)
-        _count(look, columns, mask_N)
+        _count(variant, columns, mask_N)
         if everything is not None:
             _count(everything, columns, np.ones_like(mask_N))
-        for finder in finders:
-            finder.add(columns, hash_N, mask_N, at)
+        for collector in collectors:
+            collector.add(columns, hash_N, mask_N, at)
         at += len(mask_N)
-    cut = look.stats.get("cut")
-    if decided.edges:
-        look.cut = ", ".join(finder.cut for finder in finders if isinstance(finder, AtEdge))
+    cut = variant.stats.get("cut")
+    if decided.boundaries:
+        variant.cut = ", ".join(c.cut for c in collectors if isinstance(c, BoundarySamples))
     elif cut is not None:
-        look.cut = f"{cut:.6g}"
-    look.edges = [(finder.label, finder.seen()) for finder in finders]
+        variant.cut = f"{cut:.6g}"
+    variant.galleries = [(collector.label, collector.samples()) for collector in collectors]
 
 
 def _count(
-    look: _PolicyPreview, columns: Mapping[str, NDArray[Any]], mask_N: NDArray[np.bool_]
+    variant: _PolicyPreview, columns: Mapping[str, NDArray[Any]], mask_N: NDArray[np.bool_]
 ) -> None:
-    look.kept.update(columns[SOURCE][mask_N].tolist())
+    variant.kept.update(columns[SOURCE][mask_N].tolist())
     if TOKENS in columns:
-        look.tokens += float(np.nansum(columns[TOKENS][mask_N], dtype=np.float64))
+        variant.tokens += float(np.nansum(columns[TOKENS][mask_N], dtype=np.float64))
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """What a card shows of a sample."""
+class _PreviewImage:
+    """The picture and texts of one gallery card."""
 
     image: bytes
     caption: str
     sample_id: str
 
 
-def _pictures(walk: ColumnStore, looks: Sequence[_PolicyPreview]) -> dict[int, _Shown]:
-    """Read the samples at the cuts, by number; one that cannot be read any more says so."""
-    numbers = {seen.number for look in looks for _, some in look.edges for seen in some}
-    places = {number: walk.place(number) for number in sorted(numbers)}
+def _load_images(
+    store: ColumnStore, variants: Sequence[_PolicyPreview]
+) -> dict[int, _PreviewImage]:
+    """Read the samples of all galleries, by number; an unreadable one gets a message instead."""
+    numbers = {
+        sample.number
+        for variant in variants
+        for _, samples in variant.galleries
+        for sample in samples
+    }
+    places = {number: store.place(number) for number in sorted(numbers)}
     by_unit: dict[str, list[int]] = {}
     for number, (unit, _) in places.items():
         by_unit.setdefault(unit.unit_id, []).append(number)
-    shown: dict[int, _Shown] = {}
-    for unit_id, some in by_unit.items():
-        units = {unit_id: places[some[0]][0]}
+    images: dict[int, _PreviewImage] = {}
+    for unit_id, in_unit in by_unit.items():
+        units = {unit_id: places[in_unit[0]][0]}
         try:
-            samples = read_samples(units, [(unit_id, places[number][1]) for number in some])
+            samples = read_samples(units, [(unit_id, places[number][1]) for number in in_unit])
         except (DataError, OSError) as error:
-            # The counts need no pictures; who has scores may have moved the shards.
-            shown |= {number: _Shown(b"", f"not readable: {error}", "") for number in some}
+            # The counts need no pictures, and the shards may have been moved since scoring.
+            unreadable = _PreviewImage(b"", f"not readable: {error}", "")
+            images |= dict.fromkeys(in_unit, unreadable)
             continue
-        for number, sample in zip(some, samples, strict=True):
-            shown[number] = _Shown(thumbnail(sample.image), sample.caption, sample.sample_id)
-    return shown
+        for number, sample in zip(in_unit, samples, strict=True):
+            images[number] = _PreviewImage(
+                thumbnail(sample.image), sample.caption, sample.sample_id
+            )
+    return images
 
 
-def _table(looks: Sequence[_PolicyPreview], has_tokens: bool) -> dict[str, Any]:
-    """Make the table of all choices; of several sources each has a column, the largest first."""
-    everything = looks[0]
+def _table(variants: Sequence[_PolicyPreview], has_tokens: bool) -> dict[str, Any]:
+    """Make the table of all variants; several sources get a column each, the largest first."""
+    everything = variants[0]
     sources = sorted(everything.kept, key=lambda name: (-everything.kept[name], name))
     sources = sources if len(sources) > 1 else []
     rows = []
-    for look in looks:
-        tokens = f"{look.tokens / look.num_kept:.1f}" if look.num_kept else "–"
+    for variant in variants:
+        tokens = f"{variant.tokens / variant.num_kept:.1f}" if variant.num_kept else "–"
         rows.append(
             [
-                look.label,
-                _share(look.num_kept, everything.num_kept),
-                look.cut,
+                variant.label,
+                _share(variant.num_kept, everything.num_kept),
+                variant.cut,
                 *([tokens] if has_tokens else []),
-                *(_share(look.kept[name], everything.kept[name]) for name in sources),
+                *(_share(variant.kept[name], everything.kept[name]) for name in sources),
             ]
         )
     columns = ["keep", "samples", "cut", *(["mean tokens"] if has_tokens else []), *sources]
@@ -213,9 +225,9 @@ def _share(kept: int, total: int) -> str:
 
 
 def _short(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Cut the table to what a terminal holds."""
+    """Cut the table to the width of a terminal."""
     num_sources = table["num_sources"]
-    more = max(0, num_sources - MOST_SOURCES)
+    more = max(0, num_sources - MAX_SOURCES)
     end = len(table["columns"]) - more
     return {
         "title": "What would stay" + (f"; {more} more sources on the page" if more else ""),
@@ -227,14 +239,14 @@ def _short(table: Mapping[str, Any]) -> dict[str, Any]:
 def _page(
     recipe: FilterRecipe,
     everything: _PolicyPreview,
-    looks: Sequence[_PolicyPreview],
+    variants: Sequence[_PolicyPreview],
     table: Mapping[str, Any],
-    shown: Mapping[int, _Shown],
+    images: Mapping[int, _PreviewImage],
 ) -> page.Report:
-    own = [k for k, look in enumerate(looks, 1) if "recipe" in look.label]
+    own = [k for k, variant in enumerate(variants, 1) if "recipe" in variant.label]
     first = page.Section(
         title="What would stay",
-        lead_text=f"`{phrase(recipe.keep)}`",
+        lead_text=f"`{format_strategy(recipe.keep)}`",
         blocks=[
             page.Table(
                 columns=table["columns"],
@@ -251,44 +263,46 @@ def _page(
         facts=[
             ("samples", f"{everything.num_kept:,}"),
             ("sources", f"{len(everything.kept):,}"),
-            *(("without a score", f"{n:,}") for n in [looks[0].stats.get("num_missing")] if n),
+            *(("without a score", f"{n:,}") for n in [variants[0].stats.get("num_missing")] if n),
         ],
-        sections=[first, *(_section(look, everything, shown) for look in looks)],
+        sections=[first, *(_section(variant, everything, images) for variant in variants)],
         footer=f"Scores: {recipe.scores}",
     )
 
 
 def _section(
-    look: _PolicyPreview, everything: _PolicyPreview, shown: Mapping[int, _Shown]
+    variant: _PolicyPreview, everything: _PolicyPreview, images: Mapping[int, _PreviewImage]
 ) -> page.Section:
-    share = 100 * look.num_kept / everything.num_kept
+    share = 100 * variant.num_kept / everything.num_kept
     blocks = [
         page.Gallery(
-            items=[_item(seen, shown[seen.number]) for seen in some],
+            items=[_item(sample, images[sample.number]) for sample in samples],
             caption=f"{label[:1].upper()}{label[1:]}.",
         )
-        for label, some in look.edges
+        for label, samples in variant.galleries
     ]
-    tied = look.stats.get("tie_count") or 0
-    text = f"{look.num_kept:,} samples stay, {share:.3g} % of all."
+    tied = variant.stats.get("tie_count") or 0
+    text = f"{variant.num_kept:,} samples stay, {share:.3g} % of all."
     if tied > 1:
-        text += f" {tied:,} have the very score of the cut; hashes of their ids decide among them."
-    return page.Section(title=look.label.capitalize(), lead_text=text, blocks=blocks)
+        text += (
+            f" {tied:,} have exactly the score of the cut; hashes of their ids decide among them."
+        )
+    return page.Section(title=variant.label.capitalize(), lead_text=text, blocks=blocks)
 
 
-def _item(seen: CutSample, shown: _Shown) -> page.GalleryItem:
+def _item(sample: CutSample, image: _PreviewImage) -> page.GalleryItem:
     return page.GalleryItem(
-        image_bytes=shown.image,
-        title=shown.caption,
-        lines=[line for line in (seen.score, shown.sample_id) if line],
-        badge="stays" if seen.stays else "goes",
-        badge_kind="good" if seen.stays else "bad",
+        image_bytes=image.image,
+        title=image.caption,
+        lines=[line for line in (sample.score, image.sample_id) if line],
+        badge="stays" if sample.is_kept else "goes",
+        badge_kind="good" if sample.is_kept else "bad",
     )
 
 
 def _write(recipe: FilterRecipe, text: str) -> str:
     """Write the page below a local root, or into a temporary file, and return its path."""
-    # Refuses a name that is no part of a path; opens nothing.
+    # Raises for a name that is not a valid path component; opens nothing.
     RunFolder.open(recipe.root, "filter", recipe.name, "preview")
     root = open_store(recipe.root)
     if isinstance(root, LocalStore) and "://" not in root.url:

@@ -1,19 +1,19 @@
-"""The part of a report that shows what a filter kept and what it dropped."""
+"""The report section of `filter`: what was kept and what was dropped."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from consomme.base.manifest import Manifest
-from consomme.curate.keep.ranking import Ranking
+from consomme.curate.keep.ranking import RankingPolicy
 from consomme.curate.keep.registry import KEEP_POLICIES
 from consomme.datasets.web_noise import CLEAN
 from consomme.pipelines.filter.columns import ColumnStore
-from consomme.pipelines.filter.inputs import Runs
+from consomme.pipelines.filter.inputs import InputRuns
 from consomme.pipelines.filter.join import sidecar_kind
 from consomme.report import model as page
 from consomme.storage.ledger.run_folder import load_manifest
@@ -25,12 +25,17 @@ from consomme.storage.view import View
 NUM_SHOWN = 24
 
 
-def filter_section(manifest: Manifest) -> page.Section:
-    """Show how many stay, the cut, the truth where it is known, and samples in order of score."""
+def sections(runs: Sequence[Manifest], every_run: Mapping[str, Manifest]) -> list[page.Section]:
+    """Draw these runs; `every_run` of the page, by name, says what else is known."""
+    return [_section(manifest) for manifest in runs]
+
+
+def _section(manifest: Manifest) -> page.Section:
+    """Show the counts, the cut, the truth if it is known, and samples in order of score."""
     decisions = manifest.decisions
     keep = manifest.recipe["keep"]
     text = (
-        f"`{phrase(keep)}` kept {manifest.counts['kept']:,}"
+        f"`{format_strategy(keep)}` kept {manifest.counts['kept']:,}"
         f" of {manifest.counts['samples']:,} samples"
         + (f"; the cut is {decisions['cut']:.4g}." if decisions.get("cut") is not None else ".")
     )
@@ -58,26 +63,28 @@ def filter_section(manifest: Manifest) -> page.Section:
     return page.Section(title=f"Filter: {manifest.name}", lead_text=text, blocks=blocks)
 
 
-def phrase(node: Mapping[str, Any]) -> str:
-    """Write a strategy as recipes do."""
-    options = ", ".join(f"{key}: {_say(value)}" for key, value in node.items() if key != "name")
+def format_strategy(node: Mapping[str, Any]) -> str:
+    """Format a strategy as `name (key: value, …)`."""
+    options = ", ".join(
+        f"{key}: {_format_value(value)}" for key, value in node.items() if key != "name"
+    )
     return f"{node['name']} ({options})" if options else str(node["name"])
 
 
-def _say(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return phrase(value) if "name" in value else str(dict(value))
+        return format_strategy(value) if "name" in value else str(dict(value))
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_say, value))}]"
+        return f"[{', '.join(map(_format_value, value))}]"
     return str(value)
 
 
 def _quantile_gallery(manifest: Manifest) -> page.Gallery:
     """Samples at even quantiles of the deciding score, kept and dropped."""
     recipe = manifest.recipe
-    runs = Runs(
+    runs = InputRuns(
         scores=recipe["scores"],
-        # Runs of before call the key `beside`.
+        # Older runs have the key `beside`.
         columns_from=recipe.get("columns_from", recipe.get("beside", {})),
         views=recipe.get("views", {}),
     )
@@ -85,19 +92,19 @@ def _quantile_gallery(manifest: Manifest) -> page.Gallery:
     label = recipe.get("noise_label")
     scores = load_manifest(runs.scores)
     known = column_names(runs.scores, sidecar_kind(scores, "scores"))
-    spare = [name for name in ("perplexity",) if name in known]
-    with ColumnStore(runs, [*policy.columns, *spare, *([label] if label else [])]) as walk:
-        columns = {name: walk.whole(name) for name in dict.fromkeys([*policy.columns, *spare])}
-        column, value_N = _order(policy, columns, walk.whole(ID_HASH))
-        hash_N = walk.whole(ID_HASH)
-        there = np.flatnonzero(~np.isnan(value_N))
-        order = there[np.lexsort((hash_N[there], value_N[there]))]
+    extra = [name for name in ("perplexity",) if name in known]
+    with ColumnStore(runs, [*policy.columns, *extra, *([label] if label else [])]) as store:
+        columns = {name: store.whole(name) for name in dict.fromkeys([*policy.columns, *extra])}
+        column, value_N = _order(policy, columns, store.whole(ID_HASH))
+        hash_N = store.whole(ID_HASH)
+        scored = np.flatnonzero(~np.isnan(value_N))
+        order = scored[np.lexsort((hash_N[scored], value_N[scored]))]
         picked = [
             int(order[round(q * (len(order) - 1))])
             for q in np.linspace(0, 1, min(NUM_SHOWN, len(order)))
         ]
-        places = [walk.place(number) for number in picked]
-        truth = [walk.whole(label)[number] or CLEAN for number in picked] if label else []
+        places = [store.place(number) for number in picked]
+        truth = [store.whole(label)[number] or CLEAN for number in picked] if label else []
     units = {unit.unit_id: unit for unit, _ in places}
     kept = {
         (unit.unit_id, row)
@@ -129,8 +136,8 @@ def _quantile_gallery(manifest: Manifest) -> page.Gallery:
 def _order(
     policy: Any, columns: Mapping[str, NDArray[Any]], hash_N: NDArray[np.uint64]
 ) -> tuple[str, NDArray[Any]]:
-    """Find the numbers to show samples by: what ranks, or any column of numbers, or their hash."""
-    if isinstance(policy, Ranking):
+    """Return name and values to order samples by: the ranking, any numeric column, or hashes."""
+    if isinstance(policy, RankingPolicy):
         return policy.label, policy.values(columns)
     for name, value_N in columns.items():
         if value_N.ndim == 1 and value_N.dtype.kind == "f":

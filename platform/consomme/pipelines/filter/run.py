@@ -13,6 +13,7 @@ from consomme.base.errors import DataError
 from consomme.base.manifest import Manifest
 from consomme.curate.keep.noise_metrics import auc, auc_by_kind, noise_share
 from consomme.curate.keep.registry import KEEP_POLICIES
+from consomme.datasets.web_noise import CLEAN
 from consomme.execution.driver import run_job
 from consomme.execution.job import ActorPool, Job
 from consomme.execution.planning import plan_view
@@ -27,11 +28,9 @@ from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import pack_rows
 from consomme.storage.view import View
 
-CLEAN = "clean"
-
 
 def run(recipe: FilterRecipe) -> Manifest:
-    """Make the view, and measure it where the truth is known."""
+    """Write the view, and measure it if the truth is known."""
     return open_run(recipe).once(_filter)
 
 
@@ -45,18 +44,18 @@ def _filter(run: Run[InputRuns]) -> Manifest:
     recipe, runs = run.recipe, run.resolved
     policy = KEEP_POLICIES.build(recipe.keep, "keep")
     measured = [*MEASURED, recipe.noise_label] if recipe.noise_label else []
-    with ColumnStore(runs, [*policy.columns, *measured]) as walk:
-        num_rows = walk.num_rows
-        decided = decide(policy, walk)
+    with ColumnStore(runs, [*policy.columns, *measured]) as store:
+        num_rows = store.num_rows
+        decided = decide(policy, store)
         decisions = dict(decided.stats)
-        view, mask_N = _view(walk, decided.mask)
+        view, mask_N = _view(store, decided.mask)
         if not view.num_samples:
             raise DataError(
-                f"keep: {recipe.keep} keeps none of {walk.num_rows} samples; raise the fraction"
+                f"keep: {recipe.keep} keeps none of {store.num_rows} samples; raise the fraction"
             )
         metrics: dict[str, float] = {}
         if recipe.noise_label:
-            metrics, stats = _measure(walk, recipe.noise_label, mask_N)
+            metrics, stats = _measure(store, recipe.noise_label, mask_N)
             decisions |= stats
     path = view.save(run.folder)
     outputs = {"view": path}
@@ -72,31 +71,31 @@ def _filter(run: Run[InputRuns]) -> Manifest:
 
 
 MEASURED = ("perplexity", "image_gain")
-"""What is compared with the truth, where it is known."""
+"""Scores that are compared with the truth, if it is known."""
 
 
 def _view(
-    walk: ColumnStore, mask: Callable[..., NDArray[np.bool_]]
+    store: ColumnStore, mask: Callable[..., NDArray[np.bool_]]
 ) -> tuple[View, NDArray[np.bool_]]:
-    """Walk once more and write down what stays, unit by unit."""
+    """Make one more pass and record the kept rows of each unit."""
     entries = []
-    mask_N = np.zeros(walk.num_rows, dtype=bool)
+    mask_N = np.zeros(store.num_rows, dtype=bool)
     at = 0
-    for some, columns, hash_N in walk.parts():
+    for group, columns, hash_N in store.parts():
         part_N = mask(columns, hash_N)
         mask_N[at : at + len(part_N)] = part_N
-        for unit, rows in walk.kept_rows(some, part_N, at):
+        for unit, rows in store.kept_rows(group, part_N, at):
             entries.append((unit, pack_rows(unit, rows)))
         at += len(part_N)
     return View(entries=tuple(entries)), mask_N
 
 
 def _measure(
-    walk: ColumnStore, label: str, mask_N: NDArray[np.bool_]
+    store: ColumnStore, label: str, mask_N: NDArray[np.bool_]
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Compare scores and choice with the truth."""
-    scores = {name: walk.whole(name) for name in MEASURED}
-    kinds = [kind or CLEAN for kind in walk.whole(label)]
+    """Compare the scores and the decision with the truth."""
+    scores = {name: store.whole(name) for name in MEASURED}
+    kinds = [kind or CLEAN for kind in store.whole(label)]
     is_noise = np.array([kind != CLEAN for kind in kinds])
     damage = ["" if kind == CLEAN else kind for kind in kinds]
     share = noise_share(mask_N, is_noise)
@@ -122,7 +121,7 @@ def _measure(
 
 
 def _copy(recipe: FilterRecipe, folder: RunFolder, view: View) -> None:
-    """Copy what the view keeps, each unit into a shard of its own."""
+    """Copy the kept samples, each unit into a shard of its own."""
     with ray_session():
         job = Job(
             name="copy",
