@@ -37,7 +37,7 @@ def questions(num: int = NUM) -> list[ScoringRequest]:
     for number in range(num):
         scene = scenes.make_scene(820_000 + number)
         said = scenes.caption(scenes.make_scene(820_000 + number + number % 2))
-        found.append(ScoringRequest.about(PROMPT, said, scenes.render(scene)))
+        found.append(ScoringRequest.of_caption(PROMPT, said, scenes.render(scene)))
     return found
 
 
@@ -88,16 +88,16 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path) -> None:
 
 
 def test_greedy_texts_are_those_of_a_cpu(nano: str, on_cpu: pytest.MonkeyPatch) -> None:
-    requests = [Request.about(PROMPT, one.image) for one in questions(32)]
+    requests = [Request.of_prompt(PROMPT, one.image) for one in questions(32)]
     turns = (Turn(role="user", content="what color is the circle?"),)
     requests.append(Request(turns=turns, image=None))
     sampling = Sampling(max_tokens=48)
-    expected = TransformersEngine(nano, sampling).write(requests)
+    expected = TransformersEngine(nano, sampling).generate(requests)
     on_cpu.undo()
-    writer = TransformersEngine(nano, sampling, dtype="float32")
-    assert writer.device.type == "cuda"
-    assert writer.write(requests) == expected
+    engine = TransformersEngine(nano, sampling, dtype="float32")
+    assert engine.device.type == "cuda"
+    assert engine.generate(requests) == expected
     assert all(isinstance(one, Generation) for one in expected)
     # In bfloat16 some words differ, but not many, and a text depends on its batch.
-    rough = TransformersEngine(nano, sampling).write(requests)
+    rough = TransformersEngine(nano, sampling).generate(requests)
     assert sum(one == other for one, other in zip(rough, expected, strict=True)) > 20

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from consomme.models.weights import open_shapes, open_vlm
+from consomme.models.weights import build_from_config, open_vlm
 from consomme.train.activations import saved_activations
 from consomme.train.cost import SampleShape, step_cost
 from consomme.train.loop import ScheduleConfig, fit
@@ -21,7 +21,7 @@ def test_a_step_takes_what_was_planned(tmp_path: Path) -> None:
     folder = make_debug_vlm(tmp_path / "vlm", width=512)
     device = torch.device("cuda")
     with torch.device("meta"):
-        shapes = open_shapes(folder)
+        shapes = build_from_config(folder)
         trained = set_trainable(shapes, Trainability(), range(12), lr=1e-3)
     model, _ = open_vlm(folder)
     disable_kv_cache(model)

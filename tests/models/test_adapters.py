@@ -106,7 +106,7 @@ def test_the_first_tensor_without_a_place_is_named(model: Any, tmp_path: Path) -
         tensors[key.replace("layers.3", "layers.99")] = tensors.pop(key)
     save_file(tensors, path)
     before = weights(model)
-    with pytest.raises(CheckpointError, match=r"layers\.99\.mlp\.down_proj.*is not there"):
+    with pytest.raises(CheckpointError, match=r"layers\.99\.mlp\.down_proj.*is missing"):
         merge_adapter(model, open_adapter(tmp_path))
     assert all(
         torch.equal(a, b) for a, b in zip(weights(model).values(), before.values(), strict=True)

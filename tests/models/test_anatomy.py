@@ -69,5 +69,5 @@ def test_a_language_model_has_no_eyes() -> None:
 
 
 def test_something_else_is_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"Linear is no model whose parts.*nn\.ModuleList"):
+    with pytest.raises(CheckpointError, match=r"cannot find the parts of a Linear.*nn\.ModuleList"):
         anatomy(nn.Linear(1, 1))

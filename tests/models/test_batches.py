@@ -27,15 +27,15 @@ def says(text: str) -> Turn:
 
 
 @pytest.fixture(scope="module")
-def talk(debug_vlm: Path) -> tuple[ChatEncoder, Batcher]:
+def encoders(debug_vlm: Path) -> tuple[ChatEncoder, Batcher]:
     model, processor = open_vlm(debug_vlm)
     chat = ChatEncoder(model.config, processor)
     return chat, Batcher(model, chat.tokenizer)
 
 
 @pytest.fixture(scope="module")
-def chat(talk: tuple[ChatEncoder, Batcher]) -> ChatEncoder:
-    return talk[0]
+def chat(encoders: tuple[ChatEncoder, Batcher]) -> ChatEncoder:
+    return encoders[0]
 
 
 def labelled_text(chat: ChatEncoder, row: EncodedChat) -> str:
@@ -89,7 +89,7 @@ def test_any_text_is_labelled_exactly(chat: ChatEncoder, text: str) -> None:
 
 
 def test_nothing_but_space_is_refused(chat: ChatEncoder) -> None:
-    with pytest.raises(DataError, match="no tokens say ''"):
+    with pytest.raises(DataError, match="found no tokens for ''"):
         chat.encode((ASK, says(" \n ")), PICTURE)
 
 
@@ -104,36 +104,36 @@ def test_special_tokens_in_a_text_are_refused(chat: ChatEncoder, token: str) -> 
 def test_training_sees_the_prompt_that_generation_gets(chat: ChatEncoder) -> None:
     row = chat.encode((ASK, says(CAPTION)), PICTURE)
     context = row.input_ids[: -row.num_tokens]
-    assert chat.ask((ASK,), PICTURE).input_ids == context
-    short = chat.ask_short((ASK,), has_image=True)
+    assert chat.encode_prompt((ASK,), PICTURE).input_ids == context
+    short = chat.unexpanded_prompt_ids((ASK,), has_image=True)
     assert chat.tokenizer.decode(short) == "<bos><user><image>describe the image.<assistant>"
 
 
-def test_rows_are_padded_on_either_side(talk: tuple[ChatEncoder, Batcher]) -> None:
-    chat, batcher = talk
+def test_rows_are_padded_on_either_side(encoders: tuple[ChatEncoder, Batcher]) -> None:
+    chat, batcher = encoders
     rows = [chat.encode((ASK, says(text)), PICTURE) for text in ("red", CAPTION)]
-    batch = batcher.join(rows)
+    batch = batcher.collate(rows)
     short, long = (len(row.input_ids) for row in rows)
     assert batch["input_ids"].shape == batch["labels"].shape == (2, long)
     assert batch["attention_mask"].sum(dim=1).tolist() == [short, long]
     assert batch["input_ids"][0, :short].tolist() == rows[0].input_ids
     assert set(batch["input_ids"][0, short:].tolist()) == {batcher.pad_id}
     assert set(batch["labels"][0, short:].tolist()) == {IGNORE_INDEX}
-    left = batcher.join(rows, pad="left")
+    left = batcher.collate(rows, padding_side="left")
     assert left["input_ids"][0, -short:].tolist() == rows[0].input_ids
     assert left["attention_mask"][0].tolist() == [0] * (long - short) + [1] * short
     assert torch.equal(left["input_ids"][1], batch["input_ids"][1])
 
 
-def test_questions_have_no_labels(talk: tuple[ChatEncoder, Batcher]) -> None:
-    chat, batcher = talk
-    assert "labels" not in batcher.join([chat.ask((ASK,), PICTURE)])
+def test_questions_have_no_labels(encoders: tuple[ChatEncoder, Batcher]) -> None:
+    chat, batcher = encoders
+    assert "labels" not in batcher.collate([chat.encode_prompt((ASK,), PICTURE)])
 
 
-def test_pixels_are_scaled_to_one(talk: tuple[ChatEncoder, Batcher]) -> None:
-    chat, batcher = talk
+def test_pixels_are_scaled_to_one(encoders: tuple[ChatEncoder, Batcher]) -> None:
+    chat, batcher = encoders
     shades = [Image.new("RGB", (50, 20), shade) for shade in ("white", "black")]
-    batch = batcher.join([chat.encode((ASK, says("x")), shade) for shade in shades])
+    batch = batcher.collate([chat.encode((ASK, says("x")), shade) for shade in shades])
     assert batch["pixel_values"].shape == (2, 3, 32, 32)
     assert (batch["pixel_values"][0] == 1).all()
     assert (batch["pixel_values"][1] == -1).all()

@@ -1,4 +1,4 @@
-"""A small server with OpenAI's interface that answers with a writer, or as it is told."""
+"""A small server with OpenAI's interface that answers with an engine, or as a test wants it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from consomme.engines.generation.requests import GenerationEngine, GenerationFai
 
 
 class ChatServer(ThreadingHTTPServer):
-    """Answers on 127.0.0.1, at a port of its own."""
+    """Listens on 127.0.0.1, on a free port."""
 
     daemon_threads = True
-    request_queue_size = 128  # More than anybody asks at once: five, as it is, turns some away.
+    request_queue_size = 128  # More than any test opens at once; the default of five refuses some.
 
-    def __init__(self, writer: GenerationEngine | None) -> None:
+    def __init__(self, engine: GenerationEngine | None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.writer = writer
+        self.engine = engine
         self.tricks: list[Callable[[_Handler, dict[str, Any]], bool]] = []
-        """Called with each question before it is answered; True: it was dealt with."""
+        """Called with each request first; returns True if it has answered it."""
         self.asked: list[dict[str, Any]] = []
         self.ends = threading.Event()
 
@@ -36,7 +36,7 @@ class ChatServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients may hang up."""
+        """Ignore clients that disconnect."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -54,12 +54,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.asked.append(body)
         if any(trick(self, body) for trick in list(self.server.tricks)):
             return
-        assert self.server.writer is not None
-        (written,) = self.server.writer.write([to_request(body)])
-        if isinstance(written, GenerationFailure):
-            self.reply(400, {"error": {"message": f"{written.reason}: {written.detail}"}})
+        assert self.server.engine is not None
+        (generation,) = self.server.engine.generate([to_request(body)])
+        if isinstance(generation, GenerationFailure):
+            self.reply(400, {"error": {"message": f"{generation.reason}: {generation.detail}"}})
             return
-        self.reply(200, answer(written.text, written.num_tokens, written.finish_reason))
+        self.reply(200, answer(generation.text, generation.num_tokens, generation.finish_reason))
 
     def reply(self, status: int, body: Any, **headers: str) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -85,7 +85,7 @@ def answer(text: str, num_tokens: int, finish_reason: str) -> dict[str, Any]:
 
 
 def to_request(body: dict[str, Any]) -> Request:
-    """Read a question as a server does."""
+    """Parse a request as a server does."""
     turns, image = [], None
     for message in body["messages"]:
         content = message["content"]
@@ -99,8 +99,8 @@ def to_request(body: dict[str, Any]) -> Request:
 
 
 @contextlib.contextmanager
-def serving(writer: GenerationEngine | None = None) -> Iterator[ChatServer]:
-    server = ChatServer(writer)
+def serving(engine: GenerationEngine | None = None) -> Iterator[ChatServer]:
+    server = ChatServer(engine)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:

@@ -32,6 +32,6 @@ def batches_of(
             for number, text in enumerate(texts)
         ]
         size = len(rows) // num_parts
-        return [batcher.join(rows[at : at + size]) for at in range(0, len(rows), size)]
+        return [batcher.collate(rows[at : at + size]) for at in range(0, len(rows), size)]
 
     return batches

@@ -16,7 +16,7 @@ def test_the_noise_of_each_conversation_has_its_own_bound(debug_vlm: Path, is_pa
     model, processor = open_vlm(debug_vlm)
     chat, batcher = batcher_of(model, processor)
     rows = spoken(chat)
-    batch = batcher.pack(rows) if is_packed else batcher.join(rows)
+    batch = batcher.pack(rows) if is_packed else batcher.collate(rows)
     batch.pop("labels")
     seen: list[torch.Tensor] = []
     embeddings = model.get_input_embeddings()

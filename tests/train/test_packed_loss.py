@@ -12,7 +12,7 @@ from consomme.base.errors import RecipeError
 from consomme.base.sample import Turn
 from consomme.models.batches import IGNORE_INDEX, Batcher
 from consomme.models.encoded import EncodedChat
-from consomme.models.weights import open_scorer
+from consomme.models.weights import open_model
 from consomme.train.loop import sum_nll
 
 LOOKS_AHEAD = ("gemma3", "paligemma")
@@ -40,12 +40,12 @@ def spoken(chat: Any) -> list[EncodedChat]:
 
 
 def alone(model: Any, batcher: Batcher, row: EncodedChat) -> float:
-    return float(sum_nll(model, batcher.join([row])))
+    return float(sum_nll(model, batcher.collate([row])))
 
 
 @pytest.mark.parametrize("family", SHARING)
 def test_each_sample_loses_what_it_loses_alone(family: str, tmp_path: Path) -> None:
-    model, processor = open_scorer(make(family, tmp_path))
+    model, processor = open_model(make(family, tmp_path))
     chat, batcher = batcher_of(model, processor)
     batcher.check_packing()
     rows = spoken(chat)
@@ -66,10 +66,10 @@ def test_each_sample_loses_what_it_loses_alone(family: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("family", SHARING)
 def test_gradients_are_those_of_samples_alone(family: str, tmp_path: Path) -> None:
-    model, processor = open_scorer(make(family, tmp_path))
+    model, processor = open_model(make(family, tmp_path))
     chat, batcher = batcher_of(model, processor)
     rows = spoken(chat)
-    sum(sum_nll(model, batcher.join([row])) for row in rows).backward()  # type: ignore[union-attr]
+    sum(sum_nll(model, batcher.collate([row])) for row in rows).backward()  # type: ignore[union-attr]
     wanted = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     # Some gradients are nothing but rounding, such as those of a bias of keys.
     floor = 1e-6 * max(float(grad.abs().max()) for grad in wanted.values())
@@ -82,7 +82,7 @@ def test_gradients_are_those_of_samples_alone(family: str, tmp_path: Path) -> No
 
 
 def test_a_neighbour_changes_nothing(debug_vlm: Path) -> None:
-    model, processor = open_scorer(debug_vlm)
+    model, processor = open_model(debug_vlm)
     chat, batcher = batcher_of(model, processor)
     rows = spoken(chat)
     length = len(rows[0].input_ids)
@@ -96,7 +96,7 @@ def test_a_neighbour_changes_nothing(debug_vlm: Path) -> None:
 
 @pytest.mark.parametrize("family", LOOKS_AHEAD)
 def test_families_that_look_ahead_are_refused(family: str, tmp_path: Path) -> None:
-    model, processor = open_scorer(make(family, tmp_path))
+    model, processor = open_model(make(family, tmp_path))
     _, batcher = batcher_of(model, processor)
-    with pytest.raises(RecipeError, match=r"looks ahead .* set pack_tokens=null"):
+    with pytest.raises(RecipeError, match=r"both directions .* set pack_tokens=null"):
         batcher.check_packing()

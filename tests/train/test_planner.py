@@ -12,7 +12,7 @@ from tests.support.conversations import batches_of
 from tests.support.families import FAMILIES, make
 
 from consomme.models.debug import make_debug_vlm
-from consomme.models.weights import open_shapes, open_vlm
+from consomme.models.weights import build_from_config, open_vlm
 from consomme.train.activations import SavedActivations, saved_activations
 from consomme.train.cost import SampleShape, StepCost, peak_flops, step_cost
 from consomme.train.layers import LAYER_SELECTORS
@@ -67,7 +67,7 @@ def shapes_of(
 ) -> tuple[Any, Trained]:
     """A model without contents, marked."""
     with torch.device("meta"):
-        model = open_shapes(folder)
+        model = build_from_config(folder)
         num_layers = model.config.get_text_config().num_hidden_layers
         layers = LAYER_SELECTORS.build(node or {"name": "all"})(num_layers, None)
         return model, set_trainable(model, choice, layers, lr=1e-3)

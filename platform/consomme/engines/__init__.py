@@ -1,1 +1,1 @@
-"""How a model runs inside an actor; the only package that imports vLLM."""
+"""Engines that run a model inside an actor; the only package that imports vLLM."""

@@ -1,4 +1,4 @@
-"""Fit work into the memory there is: micro-batches by a budget, halved where it was too much."""
+"""Fit work into memory: batches within a budget, and halves of a batch that ran out of memory."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 T = TypeVar("T")
 
 
-def halving(
+def halve_on_oom(
     run: Callable[[Sequence[T]], list[Any]],
     items: Sequence[T],
-    halves_of: Callable[[T], list[T]] = lambda _: [],
+    split: Callable[[T], list[T]] = lambda _: [],
 ) -> list[Any]:
-    """Run on some items; if memory does not suffice, on half of them at a time.
+    """Run on a batch; if it runs out of memory, run on each half of it, recursively.
 
     Args:
-        run: Returns a list for some items; lists of parts are put one behind the other.
-        items: All of them.
-        halves_of: Cuts a single item, if it can be cut.
+        run: Returns a list for some items; lists of halves are concatenated.
+        items: The batch.
+        split: Splits a single item in two; an empty list if it cannot be split.
 
     Raises:
         torch.OutOfMemoryError: Not even the smallest piece fits.
@@ -28,34 +28,42 @@ def halving(
     try:
         return run(items)
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        halves = _halves(items, halves_of)
-        if not halves or not _is_memory(error):
+        halves = _halves(items, split)
+        if not halves or not _is_out_of_memory(error):
             raise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return [part for half in halves for part in halving(run, half, halves_of)]
+    return [part for half in halves for part in halve_on_oom(run, half, split)]
 
 
-def _halves(items: Sequence[T], halves_of: Callable[[T], list[T]]) -> list[Sequence[T]]:
+def _halves(items: Sequence[T], split: Callable[[T], list[T]]) -> list[Sequence[T]]:
     if len(items) > 1:
         half = len(items) // 2
         return [items[:half], items[half:]]
-    return [[part] for part in halves_of(items[0])]
+    return [[part] for part in split(items[0])]
 
 
-def _is_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def groups(items: Sequence[tuple[int, int]], budget: int) -> list[list[int]]:
-    """Cut (number, size) into groups whose largest size times their count is within a budget."""
-    found: list[list[int]] = []
+def batch_by_budget(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Group neighbours into batches, whose padded size is within a budget.
+
+    Args:
+        sizes: Size of each item.
+        budget: Maximum of a batch's largest size times its length; a larger item is alone.
+
+    Returns:
+        Indices of the items of each batch.
+    """
+    batches: list[list[int]] = []
     largest = 0
-    for number, size in items:
-        if found and (len(found[-1]) + 1) * max(largest, size) <= budget:
-            found[-1].append(number)
+    for index, size in enumerate(sizes):
+        if batches and (len(batches[-1]) + 1) * max(largest, size) <= budget:
+            batches[-1].append(index)
             largest = max(largest, size)
         else:
-            found.append([number])
+            batches.append([index])
             largest = size
-    return found
+    return batches

@@ -1,10 +1,9 @@
-"""Prepares a process, and every process it starts, for importing vLLM.
+"""Prepare a process, and every process it starts, for importing vLLM.
 
-The one decision: where torchvision's compiled operators do not load, each child process gets the
-same mending as its parent (see `consomme.models.imports`), through a generated
-`sitecustomize` folder at the head of `PYTHONPATH`. vLLM starts children of its own (model
-inspection, engine core, workers) in which nothing else of ours runs before torchvision is imported.
-Where the operators load, nothing is set.
+Where torchvision's compiled operators do not load, each child process gets the same patch as its
+parent (see `consomme.models.imports`), through a generated `sitecustomize` folder at the head of
+`PYTHONPATH`. vLLM starts children of its own (model inspection, engine core, workers), in which no
+other code of ours runs before torchvision is imported. Where the operators load, nothing is set.
 """
 
 import hashlib
@@ -20,7 +19,7 @@ from consomme.models.imports import (
 )
 
 _SITECUSTOMIZE = '''\
-"""Generated: mends imports of media packages beside a CPU build of torch in child processes."""
+"""Generated: patches imports of media packages with a CPU build of torch in child processes."""
 import importlib
 import sys
 from pathlib import Path
@@ -31,7 +30,7 @@ HERE = str(Path(__file__).parent)
 
 
 class DeclareOperators:
-    """Declares torchvision's missing operators when it is first imported, then steps aside."""
+    """Declares torchvision's missing operators when it is first imported, then removes itself."""
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
@@ -59,13 +58,13 @@ except ModuleNotFoundError as error:
     if error.name != "sitecustomize":
         raise
 if ours is not None:
-    # The import that runs this file expects to find the module when it is done.
+    # The import that runs this file expects to find the module afterwards.
     sys.modules.setdefault("sitecustomize", ours)
 '''
 
 
 def sitecustomize_folder() -> Path:
-    """Write the generated `sitecustomize` and return its folder, the same for the same text."""
+    """Write the generated `sitecustomize` and return its folder; the same text has one folder."""
     text = _SITECUSTOMIZE.format(
         schemas=MISSING_SCHEMAS if operators_missing("torchvision") else {},
         hidden=list(hidden_packages()),
@@ -88,7 +87,7 @@ def prepare_environment() -> bool:
     usage reports off, because an engine inside an actor has no business on the network.
 
     Returns:
-        Whether the shim was needed.
+        Whether the patch was needed.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -1,8 +1,8 @@
-"""Read LoRA adapters in PEFT's format, and add them to a model's weights.
+"""Read LoRA adapters in PEFT's format, and merge them into a model's weights.
 
-One decision is made here: an adapter is added as a whole or not at all. What a plain product of two
-matrices does not say (magnitudes, biases, modules saved whole) is refused, and so is a tensor that
-has no place in the model; left out in silence it would be another model that writes.
+An adapter is merged as a whole or not at all. Anything but a product of two matrices (magnitudes,
+biases, modules saved whole) is refused, and so is a tensor that has no place in the model: left out
+silently, it would change which model generates.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch import Tensor
 from consomme.base.errors import CheckpointError
 from consomme.models.weights import stored_key
 
-# Shapes: R rank, I inputs, O outputs of a matrix.
+# Shapes: R rank, I input features, O output features of a matrix.
 
 _PREFIX = "base_model.model."
-_KINDS = (".lora_A.weight", ".lora_B.weight")
+_SUFFIXES = (".lora_A.weight", ".lora_B.weight")
 
-_PLAIN: Mapping[str, tuple[Any, ...]] = {
+_SUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
     "use_dora": (False, None),
@@ -35,19 +35,19 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "rank_pattern": (None, {}),
     "alpha_pattern": (None, {}),
 }
-"""What an adapter's config may say, where more than one thing could be said."""
+"""Supported values of keys in an adapter's config; the first one is the default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A LoRA: for each of some matrices, two thin ones whose product is added to it."""
+    """A LoRA: low-rank products that are added to some matrices of a model."""
 
     folder: Path
     scale: float
-    """Factor on every product."""
+    """Factor on every product B A."""
 
     pairs: Mapping[str, tuple[Tensor, Tensor]]
-    """By the name of the module: A (R, I) and B (O, R)."""
+    """Module name -> A (R, I) and B (O, R)."""
 
     @property
     def modules(self) -> list[str]:
@@ -56,8 +56,8 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        """The largest R."""
-        return max(first.shape[0] for first, _ in self.pairs.values())
+        """The largest rank R."""
+        return max(a_RI.shape[0] for a_RI, _ in self.pairs.values())
 
 
 def open_adapter(folder: str | Path) -> Adapter:
@@ -67,7 +67,7 @@ def open_adapter(folder: str | Path) -> Adapter:
         folder: With `adapter_config.json` and `adapter_model.safetensors`.
 
     Raises:
-        CheckpointError: It is not whole, or does more than add products to matrices.
+        CheckpointError: It is incomplete, or does more than add products to matrices.
     """
     folder = Path(folder)
     config_path, weights_path = folder / "adapter_config.json", folder / "adapter_model.safetensors"
@@ -83,7 +83,7 @@ def open_adapter(folder: str | Path) -> Adapter:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}
     except (ValueError, OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read the adapter at {folder}: {error}") from error
-    for key, allowed in _PLAIN.items():
+    for key, allowed in _SUPPORTED.items():
         if config.get(key, allowed[0]) not in allowed:
             raise CheckpointError(
                 f"{config_path}: {key} is {config[key]!r}; consomme adds plain LoRAs only,"
@@ -96,56 +96,56 @@ def open_adapter(folder: str | Path) -> Adapter:
 
 
 def merge_adapter(model: Any, adapter: Adapter) -> None:
-    """Add an adapter to the weights of an open model, in place: W + scale B A.
+    """Merge an adapter into the weights of an open model, in place: W + scale B A.
 
     The sum is made in float32 and cast once.
 
     Args:
         model: An open transformers model.
-        adapter: Modules may have the names that they have in the model or in its stored files.
+        adapter: Module names are those of the open model or of its stored files.
 
     Raises:
-        CheckpointError: The first tensor that has no place in the model; nothing was changed then.
+        CheckpointError: A tensor has no place in the model; no weight was changed.
     """
     parameters = dict(model.named_parameters())
     names = {stored_key(name): name for name in parameters} | {name: name for name in parameters}
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    updates: list[tuple[Tensor, Tensor, Tensor]] = []
     for module in adapter.modules:
-        first_RI, second_OR = adapter.pairs[module]
+        a_RI, b_OR = adapter.pairs[module]
         weight = parameters.get(names.get(f"{module}.weight", ""))
-        shape = (second_OR.shape[0], first_RI.shape[1])
+        shape = (b_OR.shape[0], a_RI.shape[1])
         if weight is None or tuple(weight.shape) != shape:
-            what = "is not there" if weight is None else f"has the shape {tuple(weight.shape)}"
+            problem = "is missing" if weight is None else f"has the shape {tuple(weight.shape)}"
             raise CheckpointError(
-                f"{adapter.folder}: {_PREFIX}{module}{_KINDS[0]} does not fit the model: its"
-                f" {module}.weight {what}, the adapter is for {shape}; it was trained on another"
+                f"{adapter.folder}: {_PREFIX}{module}{_SUFFIXES[0]} does not fit the model: its"
+                f" {module}.weight {problem}, the adapter is for {shape}; it was trained on another"
                 " model"
             )
-        found.append((weight, first_RI, second_OR))
+        updates.append((weight, a_RI, b_OR))
     with torch.no_grad():
-        for weight, first_RI, second_OR in found:
-            product = second_OR.float() @ first_RI.float() * adapter.scale
+        for weight, a_RI, b_OR in updates:
+            product = b_OR.float() @ a_RI.float() * adapter.scale
             weight.copy_(weight.float() + product.to(weight.device))
 
 
 def _pairs(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Put each module's two matrices together."""
+    """Group the tensors into each module's two matrices."""
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for name in sorted(tensors):
-        kind = next((kind for kind in _KINDS if name.endswith(kind)), None)
-        if kind is None or not name.startswith(_PREFIX):
+        suffix = next((one for one in _SUFFIXES if name.endswith(one)), None)
+        if suffix is None or not name.startswith(_PREFIX):
             raise CheckpointError(
                 f"{folder}: the tensor {name} is none of a plain LoRA's; expected names such as"
-                f" {_PREFIX}model.layers.0.self_attn.q_proj{_KINDS[0]}"
+                f" {_PREFIX}model.layers.0.self_attn.q_proj{_SUFFIXES[0]}"
             )
-        base_name = name.removesuffix(kind)
-        both = [tensors.get(base_name + kind) for kind in _KINDS]
-        if both[0] is None or both[1] is None or both[0].shape[0] != both[1].shape[1]:
+        base_name = name.removesuffix(suffix)
+        a_RI, b_OR = (tensors.get(base_name + one) for one in _SUFFIXES)
+        if a_RI is None or b_OR is None or a_RI.shape[0] != b_OR.shape[1]:
             raise CheckpointError(
-                f"{folder}: {name} has no partner that fits; expected {_KINDS[0]} of (rank,"
-                f" inputs) and {_KINDS[1]} of (outputs, rank)"
+                f"{folder}: {name} has no partner that fits; expected {_SUFFIXES[0]} of (rank,"
+                f" inputs) and {_SUFFIXES[1]} of (outputs, rank)"
             )
-        pairs[base_name.removeprefix(_PREFIX)] = (both[0], both[1])
+        pairs[base_name.removeprefix(_PREFIX)] = (a_RI, b_OR)
     if not pairs:
         raise CheckpointError(f"{folder}: the adapter is empty")
     return pairs

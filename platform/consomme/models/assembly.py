@@ -1,8 +1,7 @@
-"""Put a VLM together from a vision encoder, a projector and a language model, in standard classes.
+"""Build a VLM from a vision encoder, a projector and a language model, with standard classes.
 
-One decision is made here: what consomme builds is a `LlavaForConditionalGeneration` with a CLIP
-vision encoder and a Llama language model, so `transformers` and vLLM load the folder without any
-code of ours.
+It is a `LlavaForConditionalGeneration` with a CLIP vision encoder and a Llama language model, so
+`transformers` and vLLM load the folder without any code of ours.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ class LlavaShape:
     """Sizes of a LLaVA assembled from scratch."""
 
     image_px: int = 60
-    """Side of the square picture the encoder sees."""
+    """Side of the square image that the encoder takes."""
 
     patch_px: int = 12
-    """Side of one patch; (image_px / patch_px)² image tokens."""
+    """Side of one patch; there are (image_px / patch_px)² image tokens."""
 
     vision_width: int = 160
     vision_layers: int = 5
     vision_heads: int = 5
     text_width: int = 128
     text_layers: int = 12
-    """Layers of the language model: what layer selection chooses from."""
+    """Layers of the language model, which layer selection chooses from."""
 
     text_heads: int = 4
     text_ffn: int = 352
@@ -42,19 +41,19 @@ class LlavaShape:
 
     @property
     def num_image_tokens(self) -> int:
-        """Image tokens per picture, without the class token."""
+        """Image tokens per image, without the class token."""
         return (self.image_px // self.patch_px) ** 2
 
 
 def build_llava(
     shape: LlavaShape, tokenizer: PreTrainedTokenizerFast, seed: int
 ) -> LlavaForConditionalGeneration:
-    """Make a randomly initialised LLaVA; the same seed gives the same weights.
+    """Build a randomly initialised LLaVA; the same seed gives the same weights.
 
     Args:
         shape: Sizes of the parts.
         tokenizer: Gives the ids of the image, pad, begin and end tokens.
-        seed: Of torch's generator; the caller's random state is left as it was.
+        seed: Of torch's generator; the caller's random state is not changed.
     """
     hf = import_transformers()
     ids = {t: tokenizer.convert_tokens_to_ids(t) for t in ("<image>", "<pad>", "<bos>", "<end>")}
@@ -100,7 +99,7 @@ def build_llava(
 
 
 def build_processor(shape: LlavaShape, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """Make the processor of `build_llava`: resize to the encoder's square, scale to [-1, 1]."""
+    """Build the processor of `build_llava`: resize to the encoder's square, scale to [-1, 1]."""
     hf = import_transformers()
     side = {"height": shape.image_px, "width": shape.image_px}
     return hf.LlavaProcessor(

@@ -1,8 +1,8 @@
-"""Put conversations side by side as a model takes them, or one after the other in a row.
+"""Build model inputs from encoded conversations: padded to a batch, or packed into one row.
 
-Two decisions are made here. What a model is given is what its own `forward` has names for, so one
-function serves every family. And conversations in one row know nothing of each other: each sees
-itself only, counts its positions from 0, and its first token is nobody's label.
+A model is given the inputs that its own `forward` has parameters for, so one class serves every
+family. Conversations packed into one row are independent: each attends to itself only, counts its
+positions from 0, and its first token is never a label.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ IGNORE_INDEX = -100
 
 
 class Batcher:
-    """Makes the inputs of one model."""
+    """Builds the inputs of one model."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        """Look at what the model takes.
+        """Inspect the parameters of the model's `forward`.
 
         Args:
             model: An open transformers model.
-            tokenizer: Its padding token, or else its last one, stands where nothing is.
+            tokenizer: Its padding token fills rows, or its end token if it has no padding token.
         """
-        self.takes = frozenset(inspect.signature(model.forward).parameters)
+        self.forward_args = frozenset(inspect.signature(model.forward).parameters)
         pad_id = tokenizer.pad_token_id
         self.pad_id: int = tokenizer.eos_token_id if pad_id is None else pad_id
         text = model.config.get_text_config()
         self._family = model.config.model_type
         self._attention = text._attn_implementation
         self._window: int | None = getattr(text, "sliding_window", None)
-        # Families whose positions count time, height and width have it.
-        self._rope = getattr(getattr(model, "model", None), "get_rope_index", None)
-        if self._rope:
-            self._rope_takes = frozenset(inspect.signature(self._rope).parameters)
+        # Only families with multimodal RoPE (positions in time, height and width) have it.
+        self._get_rope_index = getattr(getattr(model, "model", None), "get_rope_index", None)
+        if self._get_rope_index:
+            self._rope_args = frozenset(inspect.signature(self._get_rope_index).parameters)
 
     def check_packing(self) -> None:
-        """See to it that conversations can stand in one row.
+        """Check that conversations can be packed into one row.
 
         Raises:
-            RecipeError: The model's attention has rules that a mask cannot say.
+            RecipeError: The model's attention has rules that a mask cannot express.
         """
-        if "token_type_ids" in self.takes or "position_ids" not in self.takes:
+        if "token_type_ids" in self.forward_args or "position_ids" not in self.forward_args:
             raise RecipeError(
-                f"pack_tokens: a {self._family} model looks ahead in pictures and prompts, so"
-                " samples cannot share a row; set pack_tokens=null"
+                f"pack_tokens: a {self._family} model attends in both directions within images and"
+                " prompts, so samples cannot share a row; set pack_tokens=null"
             )
         if self._attention not in ("sdpa", "eager"):
             raise RecipeError(
@@ -62,47 +62,47 @@ class Batcher:
                 " which take a mask of our own; set pack_tokens=null"
             )
 
-    def join(
+    def collate(
         self,
         rows: Sequence[EncodedPrompt | EncodedChat],
         *,
-        pad: Literal["left", "right"] = "right",
+        padding_side: Literal["left", "right"] = "right",
     ) -> dict[str, Tensor]:
-        """Pad to the longest row.
+        """Pad conversations to the longest one.
 
         Returns:
-            input_ids, attention_mask, all int64 (B, T); what kind each token is, for families that
-            ask; and what belongs to the pictures, as the family joins them. With conversations that
-            were answered also `labels` (B, T): spoken tokens, `IGNORE_INDEX` everywhere else.
+            `input_ids` and `attention_mask`, int64 (B, T); token types, for families that need
+            them; and the pixels, joined as the family joins them. If all rows are `EncodedChat`,
+            also `labels` (B, T): labelled tokens, `IGNORE_INDEX` everywhere else.
         """
         width = max(len(row.input_ids) for row in rows)
 
         def padded(lists: Sequence[Sequence[int]], value: int) -> Tensor:
-            fill = [[value] * (width - len(one)) for one in lists]
-            both = zip(lists, fill, strict=True)
-            if pad == "left":
-                return torch.tensor([[*more, *one] for one, more in both])
-            return torch.tensor([[*one, *more] for one, more in both])
+            padding = [[value] * (width - len(one)) for one in lists]
+            pairs = zip(lists, padding, strict=True)
+            if padding_side == "left":
+                return torch.tensor([[*fill, *one] for one, fill in pairs])
+            return torch.tensor([[*one, *fill] for one, fill in pairs])
 
         inputs = {
             "input_ids": padded([row.input_ids for row in rows], self.pad_id),
             "attention_mask": padded([[1] * len(row.input_ids) for row in rows], 0),
         }
         for name in ("mm_token_type_ids", "token_type_ids"):
-            if name in self.takes:
+            if name in self.forward_args:
                 inputs[name] = padded([row.token_types for row in rows], 0)
         inputs |= self._pixels(rows)
-        spoken = [row for row in rows if isinstance(row, EncodedChat)]
-        if len(spoken) == len(rows):
-            inputs["labels"] = padded([labels_of(row) for row in spoken], IGNORE_INDEX)
+        chats = [row for row in rows if isinstance(row, EncodedChat)]
+        if len(chats) == len(rows):
+            inputs["labels"] = padded([labels_of(row) for row in chats], IGNORE_INDEX)
         return inputs
 
     def pack(self, rows: Sequence[EncodedChat]) -> dict[str, Tensor]:
-        """Put conversations one after the other into one row, T tokens long.
+        """Concatenate conversations into one row of T tokens.
 
         Returns:
-            As `join`, with B = 1; `attention_mask` (1, 1, T, T) says which token sees which, and
-            `position_ids` (1, T), or (3, 1, T) for families with three of them.
+            As `collate`, with B = 1; `attention_mask` (1, 1, T, T) says which token attends to
+            which, and `position_ids` is (1, T), or (3, 1, T) for families with multimodal RoPE.
         """
         ids = [token for row in rows for token in row.input_ids]
         owners = torch.tensor([k for k, row in enumerate(rows) for _ in row.input_ids])
@@ -115,7 +115,7 @@ class Batcher:
             "position_ids": torch.cat([self._positions(row) for row in rows], dim=-1),
             "labels": torch.tensor([labels]),
         }
-        if "mm_token_type_ids" in self.takes:
+        if "mm_token_type_ids" in self.forward_args:
             inputs["mm_token_type_ids"] = torch.tensor(
                 [[t for row in rows for t in row.token_types]]
             )
@@ -123,39 +123,40 @@ class Batcher:
 
     def _pixels(self, rows: Sequence[EncodedPrompt | EncodedChat]) -> dict[str, Tensor]:
         pixels = [row.pixels for row in rows if row.pixels is not None]
-        names = sorted(self.takes.intersection(pixels[0].inputs if pixels else ()))
+        names = sorted(self.forward_args.intersection(pixels[0].inputs if pixels else ()))
         return {name: pad_and_join([one.inputs[name] for one in pixels]) for name in names}
 
     def _block_mask(self, owners_T: Tensor) -> Tensor:
-        place_T = torch.arange(len(owners_T))
-        behind_TT = place_T[:, None] - place_T[None, :]
-        sees_TT = (owners_T[:, None] == owners_T[None, :]) & (behind_TT >= 0)
+        """Return a block-diagonal causal mask (1, 1, T, T); `owners_T` numbers conversations."""
+        position_T = torch.arange(len(owners_T))
+        distance_TT = position_T[:, None] - position_T[None, :]
+        attends_TT = (owners_T[:, None] == owners_T[None, :]) & (distance_TT >= 0)
         if self._window is not None:
-            sees_TT &= behind_TT < self._window
+            attends_TT &= distance_TT < self._window
         if self._attention == "sdpa":
-            return sees_TT[None, None]
-        # Eager attention adds the mask to what it compares.
-        mask_TT = torch.zeros(sees_TT.shape).masked_fill_(~sees_TT, torch.finfo(torch.float32).min)
-        return mask_TT[None, None]
+            return attends_TT[None, None]
+        # Eager attention adds the mask to the attention scores.
+        lowest = torch.finfo(torch.float32).min
+        return torch.zeros(attends_TT.shape).masked_fill_(~attends_TT, lowest)[None, None]
 
     def _positions(self, row: EncodedChat) -> Tensor:
-        if self._rope is None:
+        if self._get_rope_index is None:
             return torch.arange(len(row.input_ids))[None]
         if row.pixels is None:
             return torch.arange(len(row.input_ids)).expand(3, 1, -1)
-        beside = {n: v for n, v in row.pixels.inputs.items() if n in self._rope_takes}
-        positions, _ = self._rope(
+        image_inputs = {n: v for n, v in row.pixels.inputs.items() if n in self._rope_args}
+        positions, _ = self._get_rope_index(
             input_ids=torch.tensor([row.input_ids]),
             mm_token_type_ids=torch.tensor([row.token_types]),
             attention_mask=torch.ones((1, len(row.input_ids)), dtype=torch.long),
-            **beside,
+            **image_inputs,
         )
-        found: Tensor = positions.cpu()
-        return found
+        on_cpu: Tensor = positions.cpu()
+        return on_cpu
 
 
 def labels_of(row: EncodedChat) -> list[int]:
-    """The spoken tokens at their places, `IGNORE_INDEX` everywhere else."""
+    """Return a label for each token: its id inside `spans`, `IGNORE_INDEX` everywhere else."""
     labels = [IGNORE_INDEX] * len(row.input_ids)
     for begin, end in row.spans:
         labels[begin:end] = row.input_ids[begin:end]

@@ -1,10 +1,10 @@
-"""Turn pictures and what is said about them into model inputs, for any family of models.
+"""Encode conversations about images as model inputs, for any family of models.
 
-Two decisions are made here. The model's own processor writes the text and makes the pixels: we put
-ourselves between it and its tokenizer, and see the text it hands over. And which tokens the
-assistant spoke is worked out from the chat template: rendered without the answer, and with it; what
-was added is the answer. Those tokens are decoded again and compared with what was said, so a wrong
-span is an error and never a score.
+The model's own processor writes the text and prepares the pixels; a recording tokenizer between the
+processor and its tokenizer keeps the final text and its token offsets. Labelled tokens come from
+the chat template: it is rendered without an answer and with it, and the difference is the answer.
+Its tokens are decoded again and compared with the answer, so a wrong span is an error and never a
+score.
 """
 
 from __future__ import annotations
@@ -19,43 +19,40 @@ from PIL import Image
 
 from consomme.base.errors import CheckpointError, DataError
 from consomme.base.sample import Turn
-from consomme.models.encoded import EncodedChat, EncodedPrompt, PictureRefusedError, Pixels
-
-# Shapes: T token positions, S spoken tokens.
+from consomme.models.encoded import EncodedChat, EncodedPrompt, ImageRefusedError, Pixels
 
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels"}
 
 
 @contextlib.contextmanager
-def taking(image: Image.Image) -> Iterator[None]:
-    """Say of which picture a processor speaks.
+def image_errors(image: Image.Image) -> Iterator[None]:
+    """Raise what a processor raises about an image as `ImageRefusedError`.
 
     Raises:
-        PictureRefusedError: It raised about it, as Qwen's do at extreme shapes; or it would have to
-            make something of no pixels, which some do.
+        ImageRefusedError: The processor raised, as Qwen's do at extreme shapes; or the image has no
+            pixels, which some processors accept.
     """
     if not (image.width and image.height):
-        raise PictureRefusedError(
-            f"a picture of {image.width} x {image.height} has no pixels to look at"
-        )
+        raise ImageRefusedError(f"an image of {image.width} x {image.height} has no pixels")
     try:
         yield
     except (ValueError, ZeroDivisionError) as error:
-        raise PictureRefusedError(
-            f"the model's processor does not take a picture of {image.width} x {image.height}:"
+        raise ImageRefusedError(
+            f"the model's processor does not take an image of {image.width} x {image.height}:"
             f" {error}"
         ) from error
 
 
 class ChatEncoder:
-    """Encodes conversations for one model, as its own processor and chat template have it."""
+    """Encodes conversations for one model, with its own processor and chat template."""
 
     def __init__(self, config: Any, processor: Any) -> None:
-        """Look at a model's config and processor.
+        """Wrap a model's processor.
 
         Args:
-            config: For which token stands for a piece of a picture.
-            processor: A processor with a chat template; or a tokenizer, for a model without eyes.
+            config: Gives the id of the image token.
+            processor: A processor with a chat template; or a tokenizer, for a model without a
+                vision encoder.
 
         Raises:
             CheckpointError: There is no chat template.
@@ -64,8 +61,8 @@ class ChatEncoder:
         self.tokenizer = processor.tokenizer if self.has_vision else processor
         if not (getattr(processor, "chat_template", None) or self.tokenizer.chat_template):
             raise CheckpointError(
-                "there is no chat template beside the model, so consomme cannot know how it wants"
-                " to be asked; put chat_template.jinja into its folder"
+                "found no chat template beside the model, so consomme cannot know its prompt"
+                " format; put chat_template.jinja into its folder"
             )
         self.template_owner = processor
         if self.has_vision and not getattr(processor, "chat_template", None):
@@ -75,13 +72,13 @@ class ChatEncoder:
             dict.fromkeys([*self.tokenizer.all_special_tokens, self.image_token])
         )
         self._special_ids = frozenset(self.tokenizer.all_special_ids)
-        self._text = RecordingTokenizer(self.tokenizer)
+        self._recorder = RecordingTokenizer(self.tokenizer)
         if self.has_vision:
-            self._images = CachedImageProcessor(processor.image_processor)
+            self._image_processor = CachedImageProcessor(processor.image_processor)
             self._processor = copy.copy(processor)
-            self._processor.tokenizer = self._text
-            self._processor.image_processor = self._images
-            # In Gemma 3 the processor's token is the mark before a picture.
+            self._processor.tokenizer = self._recorder
+            self._processor.image_processor = self._image_processor
+            # In Gemma 3, the processor's image token is the one that begins an image.
             self.image_token_id: int = getattr(config, "image_token_id", None) or (
                 config.image_token_index
             )
@@ -93,216 +90,216 @@ class ChatEncoder:
 
         Args:
             turns: Alternating user and assistant.
-            image: The picture, shown in the first user turn; None for the text alone.
-            key: Names the picture; the same key the next time saves preparing it again.
+            image: Shown in the first user turn; None encodes the text alone.
+            key: Names the image; the same key in the next call reuses its pixels.
 
         Raises:
-            DataError: The text holds a special token, or does not come through template and
-                tokenizer as it was.
-            PictureRefusedError: The processor does not take the picture.
+            DataError: The text holds a special token, or the template or the tokenizer changes it.
+            ImageRefusedError: The processor does not accept the image.
         """
-        turns = [_trimmed(turn) for turn in turns]
-        check_text(turns, self.special)
+        turns = [_strip_answer(turn) for turn in turns]
+        check_special_tokens(turns, self.special)
         rendered = self._render(turns, has_image=image is not None)
-        marks = self._marks(turns, rendered, has_image=image is not None)
-        types, pixels = self._prepare(rendered, image, key)
-        shift = self._shift(rendered, marks)
+        answers = self._answer_chars(turns, rendered, has_image=image is not None)
+        types, pixels = self._process(rendered, image, key)
+        offset = self._char_offset(rendered, answers)
         spans = [
-            self._span(begin + shift, end + shift, turn)
-            for (begin, end), turn in zip(marks, _assistant(turns), strict=True)
+            self._token_span(begin + offset, end + offset, turn)
+            for (begin, end), turn in zip(answers, _assistant_turns(turns), strict=True)
         ]
         return EncodedChat(
-            input_ids=list(self._text.ids), spans=spans, token_types=types, pixels=pixels
+            input_ids=list(self._recorder.ids), spans=spans, token_types=types, pixels=pixels
         )
 
-    def ask(
+    def encode_prompt(
         self, turns: Sequence[Turn], image: Image.Image | None, key: object = None
     ) -> EncodedPrompt:
-        """Encode a conversation that ends with a question, ready for its answer.
+        """Encode a conversation that ends with the user, with the generation prompt after it.
 
         Args:
             turns: Alternating; the last one is a user's.
-            image: The picture, shown in the first user turn; None for the text alone.
-            key: Names the picture; the same key the next time saves preparing it again.
+            image: Shown in the first user turn; None encodes the text alone.
+            key: Names the image; the same key in the next call reuses its pixels.
 
         Raises:
             DataError: The text holds a special token.
-            PictureRefusedError: The processor does not take the picture.
+            ImageRefusedError: The processor does not accept the image.
         """
-        check_text(turns, self.special)
-        rendered = self._render(turns, has_image=image is not None, asks=True)
-        types, pixels = self._prepare(rendered, image, key)
-        return EncodedPrompt(input_ids=list(self._text.ids), token_types=types, pixels=pixels)
+        check_special_tokens(turns, self.special)
+        rendered = self._render(turns, has_image=image is not None, add_generation_prompt=True)
+        types, pixels = self._process(rendered, image, key)
+        return EncodedPrompt(input_ids=list(self._recorder.ids), token_types=types, pixels=pixels)
 
-    def ask_short(self, turns: Sequence[Turn], *, has_image: bool) -> list[int]:
-        """Return the tokens of a question with one placeholder for its picture, however large.
+    def unexpanded_prompt_ids(self, turns: Sequence[Turn], *, has_image: bool) -> list[int]:
+        """Return the tokens of a prompt with one placeholder for its image, whatever its size.
+
+        vLLM prepares images itself and expands the placeholder.
 
         Raises:
             DataError: The text holds a special token.
         """
-        check_text(turns, self.special)
-        return self._short(self._render(turns, has_image=has_image, asks=True))
+        check_special_tokens(turns, self.special)
+        return self._tokenize(self._render(turns, has_image=has_image, add_generation_prompt=True))
 
-    def short_ids(self, turns: Sequence[Turn]) -> list[int]:
-        """Return the tokens of a conversation with one placeholder for its picture, however large.
+    def unexpanded_ids(self, turns: Sequence[Turn]) -> list[int]:
+        """Return the tokens of a conversation with one placeholder for its image."""
+        return self._tokenize(self._render(turns, has_image=True))
 
-        Engines that prepare pictures themselves want it so.
-        """
-        return self._short(self._render(turns, has_image=True))
-
-    def _short(self, rendered: str) -> list[int]:
-        special = not self._begins_itself(rendered)
+    def _tokenize(self, rendered: str) -> list[int]:
+        special = not self._starts_with_bos(rendered)
         ids: list[int] = self.tokenizer(rendered, add_special_tokens=special)["input_ids"]
         return ids
 
-    def _prepare(
+    def _process(
         self, rendered: str, image: Image.Image | None, key: object
     ) -> tuple[list[int], Pixels | None]:
-        """Tokenise a text and make the pixels of its picture; the tokens are in `self._text`."""
-        special = not self._begins_itself(rendered)
+        """Tokenize a text and prepare its image; `self._recorder` holds the tokens."""
+        special = not self._starts_with_bos(rendered)
         if image is None:
-            self._text([rendered], add_special_tokens=special)
-            return [0] * len(self._text.ids), None
-        self._images.key = key
-        with taking(image):
+            self._recorder([rendered], add_special_tokens=special)
+            return [0] * len(self._recorder.ids), None
+        self._image_processor.key = key
+        with image_errors(image):
             output = self._processor(
                 text=[rendered], images=[[image]], add_special_tokens=special, return_tensors="pt"
             )
         inputs = {name: value for name, value in output.items() if name not in _TEXT_INPUTS}
-        num = sum(token == self.image_token_id for token in self._text.ids)
-        return self._types(output), Pixels(inputs=inputs, num_tokens=num)
+        num_tokens = sum(token == self.image_token_id for token in self._recorder.ids)
+        return self._token_types(output), Pixels(inputs=inputs, num_tokens=num_tokens)
 
-    def _render(self, turns: Sequence[Turn], *, has_image: bool, asks: bool = False) -> str:
+    def _render(
+        self, turns: Sequence[Turn], *, has_image: bool, add_generation_prompt: bool = False
+    ) -> str:
         text: str = self.template_owner.apply_chat_template(
-            messages(turns, has_image=has_image, has_parts=self.has_vision),
+            to_messages(turns, has_image=has_image, has_parts=self.has_vision),
             tokenize=False,
-            add_generation_prompt=asks,
+            add_generation_prompt=add_generation_prompt,
         )
         if has_image and self.image_token not in text:
             raise CheckpointError(
-                f"the chat template drops the picture: {self.image_token!r} is not in"
-                f" {text[:120]!r}; mend chat_template.jinja beside the model, so that content of"
-                " type image is written as this token"
+                f"the chat template drops the image: found no {self.image_token!r} in"
+                f" {text[:120]!r}; change chat_template.jinja beside the model, so that it writes"
+                " content of type image as this token"
             )
         return text
 
-    def _marks(
+    def _answer_chars(
         self, turns: Sequence[Turn], rendered: str, *, has_image: bool
     ) -> list[tuple[int, int]]:
         """Find the characters of each assistant turn in the rendered conversation."""
-        found = []
+        spans = []
         for number, turn in enumerate(turns):
             if turn.role != "assistant":
                 continue
-            before = self._render(turns[:number], has_image=has_image, asks=True)
-            said = turn.content.strip()
-            begin = len(before)
+            prompt = self._render(turns[:number], has_image=has_image, add_generation_prompt=True)
+            answer = turn.content.strip()
+            begin = len(prompt)
             while begin < len(rendered) and rendered[begin].isspace():
                 begin += 1
-            if not rendered.startswith(before) or not rendered.startswith(said, begin):
+            if not rendered.startswith(prompt) or not rendered.startswith(answer, begin):
                 raise DataError(
-                    "the chat template does not put the assistant's text after its own prompt as"
-                    f" it is: expected {said[:60]!r}, found {rendered[begin : begin + 60]!r}"
+                    "the chat template does not write the assistant's text unchanged after its"
+                    f" prompt: expected {answer[:60]!r}, found {rendered[begin : begin + 60]!r}"
                 )
-            found.append((begin, begin + len(said)))
-        if not found:
+            spans.append((begin, begin + len(answer)))
+        if not spans:
             raise DataError("the conversation has no assistant turn, so there is nothing to score")
-        return found
+        return spans
 
-    def _begins_itself(self, rendered: str) -> bool:
-        """Whether the template writes the token that begins a text."""
+    def _starts_with_bos(self, rendered: str) -> bool:
+        """Return whether the template itself writes the token that begins a text."""
         begin = self.tokenizer.bos_token
         return bool(begin) and rendered.startswith(begin)
 
-    def _shift(self, rendered: str, marks: Sequence[tuple[int, int]]) -> int:
-        """By how many characters the processor moved everything from the first answer on."""
-        tail = rendered[marks[0][0] :]
-        if not self._text.text.endswith(tail):
+    def _char_offset(self, rendered: str, answers: Sequence[tuple[int, int]]) -> int:
+        """Return how many characters the processor inserted before the first answer."""
+        tail = rendered[answers[0][0] :]
+        if not self._recorder.text.endswith(tail):
             raise DataError(
-                "the processor changes the text after the picture: expected it to end with"
-                f" {tail[:60]!r}, found {self._text.text[-60:]!r}"
+                "the processor changes the text after the image: expected it to end with"
+                f" {tail[:60]!r}, found {self._recorder.text[-60:]!r}"
             )
-        return len(self._text.text) - len(rendered)
+        return len(self._recorder.text) - len(rendered)
 
-    def _span(self, begin: int, end: int, turn: Turn) -> tuple[int, int]:
-        """Find the tokens of some characters, and check that they say what the turn says."""
+    def _token_span(self, begin: int, end: int, turn: Turn) -> tuple[int, int]:
+        """Find the tokens of a range of characters; check that they decode to the turn's text."""
         inside = [
             number
-            for number, (first, last) in enumerate(self._text.offsets)
+            for number, (first, last) in enumerate(self._recorder.offsets)
             if first < end and last > begin and last > first
         ]
-        said = turn.content.strip()
+        answer = turn.content.strip()
         if not inside or inside != list(range(inside[0], inside[-1] + 1)):
-            raise DataError(f"no tokens say {said[:60]!r}: the tokenizer drops this text")
-        ids = self._text.ids[inside[0] : inside[-1] + 1]
-        read = self.tokenizer.decode(
+            raise DataError(f"found no tokens for {answer[:60]!r}: the tokenizer drops this text")
+        ids = self._recorder.ids[inside[0] : inside[-1] + 1]
+        decoded = self.tokenizer.decode(
             ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        if read.strip() != said:
+        if decoded.strip() != answer:
             raise DataError(
-                f"labelled tokens read {read[:80]!r} but the assistant says {said[:80]!r}:"
-                " the tokenizer changes the text, or joins it with what stands beside it"
+                f"labelled tokens read {decoded[:80]!r} but the assistant says {answer[:80]!r}:"
+                " the tokenizer changes the text, or joins it with the text around it"
             )
         stop = inside[-1] + 1
-        if stop < len(self._text.ids) and self._text.ids[stop] in self._special_ids:
+        if stop < len(self._recorder.ids) and self._recorder.ids[stop] in self._special_ids:
             stop += 1
         return inside[0], stop
 
-    def _types(self, output: Mapping[str, Any]) -> list[int]:
+    def _token_types(self, output: Mapping[str, Any]) -> list[int]:
         for name in ("mm_token_type_ids", "token_type_ids"):
             if name in output:
                 types: list[int] = output[name][0].tolist()
                 return types
-        return [int(token == self.image_token_id) for token in self._text.ids]
+        return [int(token == self.image_token_id) for token in self._recorder.ids]
 
 
-def check_text(turns: Sequence[Turn], special: Sequence[str]) -> None:
+def check_special_tokens(turns: Sequence[Turn], special: Sequence[str]) -> None:
     """Refuse text that holds a special token.
 
     Raises:
-        DataError: It does.
+        DataError: A turn holds one.
     """
     for turn in turns:
         for token in special:
             if token and token in turn.content:
                 raise DataError(
                     f"the {turn.role}'s text holds the special token {token!r}, which would"
-                    " break the conversation's form; remove it from the text"
+                    " break the conversation's format; remove it from the text"
                 )
 
 
-def _trimmed(turn: Turn) -> Turn:
-    """Take the space around an answer away, as most templates do.
+def _strip_answer(turn: Turn) -> Turn:
+    """Strip white space around an answer, as most templates do.
 
-    The token that ends the turn has to follow the last word, or nobody learns to stop there.
+    The token that ends the turn has to follow the last word, or the model never learns to stop.
     """
     if turn.role != "assistant":
         return turn
     return dataclasses.replace(turn, content=turn.content.strip())
 
 
-def _assistant(turns: Sequence[Turn]) -> list[Turn]:
+def _assistant_turns(turns: Sequence[Turn]) -> list[Turn]:
     return [turn for turn in turns if turn.role == "assistant"]
 
 
-def messages(
+def to_messages(
     turns: Sequence[Turn], *, has_image: bool, has_parts: bool = True
 ) -> list[dict[str, Any]]:
-    """Write turns as chat messages; the picture goes first in the first user turn."""
-    found: list[dict[str, Any]] = []
+    """Convert turns to chat messages; the image goes first in the first user turn."""
+    messages: list[dict[str, Any]] = []
     for turn in turns:
         if not has_parts:
-            found.append({"role": turn.role, "content": turn.content})
+            messages.append({"role": turn.role, "content": turn.content})
             continue
         parts: list[dict[str, str]] = [{"type": "text", "text": turn.content}]
-        if has_image and turn.role == "user" and not any(m["role"] == "user" for m in found):
+        if has_image and turn.role == "user" and not any(m["role"] == "user" for m in messages):
             parts.insert(0, {"type": "image"})
-        found.append({"role": turn.role, "content": parts})
-    return found
+        messages.append({"role": turn.role, "content": parts})
+    return messages
 
 
 class RecordingTokenizer:
-    """A tokenizer that remembers the one text it was given last, its tokens and where they are."""
+    """A tokenizer that keeps the last text it was given, with its token ids and offsets."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -312,32 +309,34 @@ class RecordingTokenizer:
 
     def __call__(self, text: Any, **options: Any) -> Any:
         """Tokenize one text, and keep it with its ids and offsets."""
-        is_many = not isinstance(text, str)
-        (self.text,) = text if is_many else [text]
-        # Tensors are made when offsets are out of the way, which are most of the numbers.
+        is_list = not isinstance(text, str)
+        (self.text,) = text if is_list else [text]
+        # Converted to tensors after the offsets are gone, which are most of the numbers.
         tensors = options.pop("return_tensors", None)
         output = self._inner(text, **(options | {"return_offsets_mapping": True}))
         offsets, ids = output.pop("offset_mapping"), output["input_ids"]
-        self.ids = list(ids[0] if is_many else ids)
-        self.offsets = list(offsets[0] if is_many else offsets)
-        return output.convert_to_tensors(tensors, prepend_batch_axis=not is_many)
+        self.ids = list(ids[0] if is_list else ids)
+        self.offsets = list(offsets[0] if is_list else offsets)
+        return output.convert_to_tensors(tensors, prepend_batch_axis=not is_list)
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the tokenizer's own."""
+        """Delegate everything else to the wrapped tokenizer."""
         return getattr(self._inner, name)
 
 
 class CachedImageProcessor:
-    """An image processor that remembers the picture it prepared last."""
+    """An image processor that caches the last image it prepared."""
 
     def __init__(self, inner: Any) -> None:
-        """Stand before another image processor."""
+        """Wrap another image processor."""
         self._inner = inner
         self.key: object = None
+        """Key of the image that the next call prepares; None is never cached."""
+
         self._last: tuple[object, Any] | None = None
 
     def __call__(self, images: Any, **options: Any) -> Any:
-        """Prepare a picture, or return what was made of it the last time."""
+        """Prepare an image, or return the cached result if `key` is that of the last call."""
         if self.key is not None and self._last is not None and self._last[0] == self.key:
             return copy.copy(self._last[1])
         output = self._inner(images, **options)
@@ -345,5 +344,5 @@ class CachedImageProcessor:
         return output
 
     def __getattr__(self, name: str) -> Any:
-        """Pass everything else on."""
+        """Delegate everything else to the wrapped image processor."""
         return getattr(self._inner, name)

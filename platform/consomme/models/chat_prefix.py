@@ -1,8 +1,8 @@
-"""Encode one question and one answer for PaliGemma, which was never taught to hold a conversation.
+"""Encode one question and one answer for PaliGemma, which has no chat template.
 
-One decision is made here: such a model has no chat template; its processor takes the question as a
-prefix, which may look ahead, and the answer as a suffix, and says itself which tokens are which.
-Those of the answer are decoded again and compared with what was said, as `chat` does.
+Its processor takes the question as a prefix with bidirectional attention and the answer as a
+suffix, and returns which tokens are which. The answer's tokens are decoded again and compared with
+the answer, as in `chat`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,21 @@ from PIL import Image
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Turn
-from consomme.models.chat import CachedImageProcessor, ChatEncoder, check_text, taking
+from consomme.models.chat import (
+    CachedImageProcessor,
+    ChatEncoder,
+    check_special_tokens,
+    image_errors,
+)
 from consomme.models.encoded import EncodedChat, EncodedPrompt, Pixels
 from consomme.models.imports import import_transformers
 
 
 def chat_encoder_for(config: Any, processor: Any) -> ChatEncoder | PrefixChatEncoder:
-    """Choose how conversations are encoded for a model.
+    """Return the encoder of conversations for a model.
 
     Raises:
-        CheckpointError: It has no chat template and is none of PaliGemma's.
+        CheckpointError: It has no chat template and is no PaliGemma.
     """
     if isinstance(processor, import_transformers().PaliGemmaProcessor):
         return PrefixChatEncoder(config, processor)
@@ -31,15 +36,15 @@ def chat_encoder_for(config: Any, processor: Any) -> ChatEncoder | PrefixChatEnc
 
 
 class PrefixChatEncoder:
-    """Encodes questions and answers for one model; offers what `ChatEncoder` does."""
+    """Encodes questions and answers for one PaliGemma; has the methods of `ChatEncoder`."""
 
     has_vision = True
 
     def __init__(self, config: Any, processor: Any) -> None:
-        """Look at a model's config and processor.
+        """Wrap a model's processor.
 
         Args:
-            config: For which token stands for a piece of a picture.
+            config: Gives the id of the image token.
             processor: A `PaliGemmaProcessor`.
         """
         self.tokenizer = processor.tokenizer
@@ -48,9 +53,9 @@ class PrefixChatEncoder:
         self.special: tuple[str, ...] = tuple(
             dict.fromkeys([*self.tokenizer.all_special_tokens, self.image_token])
         )
-        self._images = CachedImageProcessor(processor.image_processor)
+        self._image_processor = CachedImageProcessor(processor.image_processor)
         self._processor = processor
-        self._processor.image_processor = self._images
+        self._processor.image_processor = self._image_processor
 
     def encode(
         self, turns: Sequence[Turn], image: Image.Image | None, key: object = None
@@ -59,33 +64,34 @@ class PrefixChatEncoder:
 
         Args:
             turns: A user's and an assistant's.
-            image: The picture; None for the text alone.
-            key: Names the picture; the same key the next time saves preparing it again.
+            image: None encodes the text alone.
+            key: Names the image; the same key in the next call reuses its pixels.
 
         Raises:
             DataError: There are other turns than these, the text holds a special token, or the
                 tokenizer changes the answer.
+            ImageRefusedError: The processor does not accept the image.
         """
         roles = [turn.role for turn in turns]
         if roles != ["user", "assistant"]:
             raise DataError(
                 f"found the turns {', '.join(roles)}; this model takes one question and one answer,"
-                " so a conversation has to be cut into its questions before"
+                " so split conversations into single questions first"
             )
-        check_text(turns, self.special)
+        check_special_tokens(turns, self.special)
         question, answer = turns[0].content.strip(), turns[1].content.strip()
-        output = self._prepare(question, answer, image, key)
+        output = self._process(question, answer, image, key)
         ids = [int(token) for token in output["input_ids"][0]]
         types = [int(kind) for kind in output["token_type_ids"][0]]
         begin = types.index(1) if 1 in types else len(types)
-        read = self.tokenizer.decode(
+        decoded = self.tokenizer.decode(
             [token for token in ids[begin:] if token != self.tokenizer.eos_token_id],
             skip_special_tokens=False,
             clean_up_tokenization_spaces=False,
         )
-        if read.strip() != answer:
+        if decoded.strip() != answer:
             raise DataError(
-                f"labelled tokens read {read[:80]!r} but the assistant says {answer[:80]!r}:"
+                f"labelled tokens read {decoded[:80]!r} but the assistant says {answer[:80]!r}:"
                 " the tokenizer changes the text"
             )
         pixels = self._pixels(output, ids)
@@ -93,28 +99,27 @@ class PrefixChatEncoder:
             input_ids=ids, spans=[(begin, len(ids))], token_types=types, pixels=pixels
         )
 
-    def ask(
+    def encode_prompt(
         self, turns: Sequence[Turn], image: Image.Image | None, key: object = None
     ) -> EncodedPrompt:
-        """Encode one question, ready for its answer; as `ChatEncoder.ask`.
+        """Encode one question, ready for its answer; see `ChatEncoder.encode_prompt`.
 
         Raises:
-            DataError: There are more turns than one, or the text holds a special token.
-            PictureRefusedError: The processor does not take the picture.
+            DataError: There is more than one turn, or the text holds a special token.
+            ImageRefusedError: The processor does not accept the image.
         """
         if len(turns) != 1:
             raise DataError(
-                f"found {len(turns)} turns; this model takes one question and knows no"
-                " conversations"
+                f"found {len(turns)} turns; this model takes one question and no conversations"
             )
-        check_text(turns, self.special)
-        output = self._prepare(turns[0].content.strip(), None, image, key)
+        check_special_tokens(turns, self.special)
+        output = self._process(turns[0].content.strip(), None, image, key)
         ids = [int(token) for token in output["input_ids"][0]]
         return EncodedPrompt(
             input_ids=ids, token_types=[0] * len(ids), pixels=self._pixels(output, ids)
         )
 
-    def _prepare(
+    def _process(
         self, question: str, answer: str | None, image: Image.Image | None, key: object
     ) -> Any:
         if image is None:
@@ -125,8 +130,8 @@ class PrefixChatEncoder:
                 add_special_tokens=False,
                 return_token_type_ids=True,
             )
-        self._images.key = key
-        with taking(image):
+        self._image_processor.key = key
+        with image_errors(image):
             return self._processor(
                 text=[self.image_token + question],
                 images=[[image]],
@@ -138,5 +143,5 @@ class PrefixChatEncoder:
     def _pixels(self, output: Any, ids: Sequence[int]) -> Pixels | None:
         if "pixel_values" not in output:
             return None
-        num = sum(token == self.image_token_id for token in ids)
-        return Pixels(inputs={"pixel_values": output["pixel_values"]}, num_tokens=num)
+        num_tokens = sum(token == self.image_token_id for token in ids)
+        return Pixels(inputs={"pixel_values": output["pixel_values"]}, num_tokens=num_tokens)

@@ -1,9 +1,9 @@
-"""Names tensors so that both transformers and vLLM load one checkpoint.
+"""Name tensors so that both transformers and vLLM load one checkpoint.
 
-The one decision: a CLIP or SigLIP vision encoder is stored as `vision_tower.vision_model.*`.
+A CLIP or SigLIP vision encoder is stored as `vision_tower.vision_model.*`.
 transformers 5.19 writes `vision_tower.*`, which vLLM 0.32 refuses; both read the longer name
 (transformers reports no missing and no unexpected key, and generates the same tokens). Everything
-else transformers writes is left as it is: InternVL's own encoder has the short name in both.
+else that transformers writes keeps its name: InternVL's own encoder has the short name in both.
 """
 
 import json
@@ -18,7 +18,7 @@ _ENCODERS = ("clip_vision_model", "siglip_vision_model")
 
 
 def vllm_key(key: str) -> str:
-    """Return the stored name of a LLaVA tensor; names that need no change come back as they are."""
+    """Return the stored name of a LLaVA tensor; other names are returned unchanged."""
     for prefix in _ENCODER_PREFIXES:
         if key.startswith(prefix) and not key.startswith(prefix + _WRAPPER):
             return prefix + _WRAPPER + key.removeprefix(prefix)
@@ -26,10 +26,10 @@ def vllm_key(key: str) -> str:
 
 
 def rewrite_for_vllm(folder: Path) -> int:
-    """Rename the vision encoder's tensors of a saved folder in place, if need be; safe to repeat.
+    """Rename the vision encoder's tensors in a saved folder where necessary; safe to repeat.
 
     Each safetensors file is written to a temporary name and renamed, so a reader sees the old or
-    the new file, never a part.
+    the new file, never a part of one.
 
     Returns:
         The number of tensors renamed.

@@ -1,8 +1,7 @@
-"""The debug model: a tiny seeded VLM for tests and smoke recipes; it has learned nothing.
+"""Write the debug model: a tiny seeded VLM for tests and smoke recipes, which is not trained.
 
-One decision is made here: its random weights are scaled up, so that what it says and scores depends
-on the picture. At the usual scale a random model says one token over and over, and a test of an
-engine would see nothing.
+Its random weights are scaled up, so that its texts and scores depend on the image. At the usual
+scale a random model repeats one token, and a test of an engine would show nothing.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ def make_debug_vlm(
     """Write the debug model as a Hugging Face folder; a second and under 3 MB.
 
     Args:
-        folder: Where to; an older folder there is replaced.
+        folder: Where to write; an older folder there is replaced.
         seed: Of the weights. The same seed gives the same weights.
         num_layers: Layers of the language model.
         width: Width of the vision encoder and of the language model; a multiple of 32, which is the
             head size (vLLM has no smaller one on a CPU).
-        image_px: Side of the picture it sees, a multiple of 8; the patches are 8 px.
+        image_px: Side of the image it takes, a multiple of 8; the patches are 8 px.
         vocab_size: Tokens; at least 262, for 256 bytes and the special ones.
-        scale: Factor on the matrices of a fresh model.
+        scale: Factor on the matrices of the initialised model.
 
     Returns:
         The folder.
@@ -61,10 +60,10 @@ def make_debug_vlm(
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and "embed" not in name:
                 parameter.mul_(scale)
-        # Only tokens of the corpus are ever said, so what it says is readable text.
-        said = {token for text in texts for token in tokenizer.encode(text + "<end>")}
-        mute = [token for token in range(len(tokenizer)) if token not in said]
-        model.lm_head.weight[mute] = 0.0
+        # It generates tokens of the corpus only, so its texts are readable.
+        used = {token for text in texts for token in tokenizer.encode(text + "<end>")}
+        unused = [token for token in range(len(tokenizer)) if token not in used]
+        model.lm_head.weight[unused] = 0.0
     return save_vlm(folder, model, build_processor(shape, tokenizer))
 
 

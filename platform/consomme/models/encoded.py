@@ -1,4 +1,4 @@
-"""Token ids, masks and pixels of a conversation: what a model gets."""
+"""Token ids, labelled spans and pixels of a conversation: what a model takes as input."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from consomme.base.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
-    """One picture as its model wants it."""
+    """One image as its model's own processor prepares it."""
 
     inputs: Mapping[str, Tensor]
-    """`pixel_values` and what belongs to it; the first dimension counts pictures or patches."""
+    """`pixel_values` and what belongs to it; the first dimension counts images or patches."""
 
     num_tokens: int
-    """Placeholder tokens it takes in the text."""
+    """Image tokens (placeholders) it takes in the text."""
 
     @property
     def num_values(self) -> int:
-        """Numbers in it, a measure of the work it is."""
+        """Numbers in all tensors, a measure of the work of encoding it."""
         return sum(value.numel() for value in self.inputs.values())
 
     def to(self, dtype: torch.dtype) -> Pixels:
-        """Round what is no whole number, as the model that looks at it would."""
-        rounded = {
+        """Cast floating-point tensors to the model's dtype; integers stay."""
+        cast = {
             name: value.to(dtype) if value.is_floating_point() else value
             for name, value in self.inputs.items()
         }
-        return dataclasses.replace(self, inputs=rounded)
+        return dataclasses.replace(self, inputs=cast)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,39 +42,39 @@ class EncodedChat:
 
     input_ids: list[int]
     spans: list[tuple[int, int]]
-    """Tokens of each assistant turn: first, and one after the last. The token that ends the turn is
-    one of them, where the template has one."""
+    """Labelled tokens: for each assistant turn its first token, and one after its last. The token
+    that ends the turn is included, if the template has one."""
 
     token_types: list[int] = field(default_factory=list)
-    """What kind each token is, for families that ask."""
+    """Type of each token, for families that need it: `token_type_ids` or `mm_token_type_ids`."""
 
     pixels: Pixels | None = None
 
     @property
     def num_tokens(self) -> int:
-        """Tokens the assistant spoke."""
+        """Number of labelled tokens: those of the assistant's turns."""
         return sum(end - begin for begin, end in self.spans)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedPrompt:
-    """One conversation in tokens, up to where the assistant begins to speak."""
+    """One conversation in tokens, up to where the assistant's next turn begins."""
 
     input_ids: list[int]
     token_types: list[int]
-    """What kind each token is, for families that ask."""
+    """Type of each token, as in `EncodedChat`."""
 
     pixels: Pixels | None = None
 
 
-class PictureRefusedError(DataError):
-    """A model's own processor does not take a picture."""
+class ImageRefusedError(DataError):
+    """A model's own processor does not accept an image."""
 
 
 def pad_and_join(parts: Sequence[Tensor]) -> Tensor:
-    """Join tensors along their first dimension; smaller ones are padded with zeros to the largest.
+    """Concatenate along the first dimension; smaller tensors are zero-padded to the largest.
 
-    So are pictures of different sizes put together by the families' own processors.
+    The families' own processors batch images of different sizes in the same way.
     """
     largest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
     padded = []

@@ -1,7 +1,7 @@
-"""Put low-rank adapters beside chosen matrices of a model, and take them off again.
+"""Add LoRA adapters to chosen matrices of a model, merge them, and save them.
 
-One decision is made here: which matrices get one is decided by exact names, from outside; PEFT does
-the rest. Nothing is matched by pattern, so nothing can be matched by accident, or not at all.
+The caller names the matrices exactly and PEFT does the rest. Nothing is matched by pattern, so
+nothing is matched by accident, or missed.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class LoraShape:
-    """What an adapter looks like."""
+    """Rank, scale and kind of an adapter."""
 
     rank: int
     alpha: int
-    """The product is added times `alpha / rank`."""
+    """The product is scaled by `alpha / rank`."""
 
     dropout: float = 0.0
     has_magnitude: bool = False
-    """DoRA: directions and magnitudes of the sum are learned apart (arXiv 2402.09353)."""
+    """DoRA: direction and magnitude of the sum are learned separately (arXiv 2402.09353)."""
 
 
 def add_lora(model: nn.Module, modules: Sequence[str], shape: LoraShape, name: str) -> list[str]:
-    """Put adapters beside some linear maps, in place; they add nothing yet.
+    """Add adapters to linear layers, in place; their products are zero at first.
 
     Args:
-        model: Any; the names of its parameters change: `x.weight` becomes `x.base_layer.weight`.
+        model: Names of its parameters change: `x.weight` becomes `x.base_layer.weight`.
         modules: Names of `nn.Linear` modules.
         shape: The same for all of them.
-        name: Of the adapter; each call needs its own.
+        name: Of the adapter; unique for each call.
 
     Returns:
         Names of the parameters that were added.
 
     Raises:
-        CheckpointError: A module is no linear map.
+        CheckpointError: A module is not linear.
     """
     for path in modules:
         module = model.get_submodule(path)
         if not isinstance(module, nn.Linear):
             raise CheckpointError(
-                f"{path} is a {type(module).__name__}; expected nn.Linear to put an adapter beside"
+                f"{path} is a {type(module).__name__}; expected nn.Linear for a LoRA adapter"
             )
-    before = {id(parameter) for parameter in model.parameters()}
+    existing = {id(parameter) for parameter in model.parameters()}
     peft = import_peft()
     config = peft.LoraConfig(
         r=shape.rank,
@@ -65,21 +65,21 @@ def add_lora(model: nn.Module, modules: Sequence[str], shape: LoraShape, name: s
         use_dora=shape.has_magnitude,
         target_modules=list(modules),
     )
-    trained = {id(p): p.requires_grad for p in model.parameters()}
+    requires_grad = {id(p): p.requires_grad for p in model.parameters()}
     peft.inject_adapter_in_model(config, model, adapter_name=name)
-    # PEFT keeps a list of adapters in the model, of which one is active. Here each matrix has one.
+    # PEFT keeps one list of adapters per model, with one active. Here each matrix has its own.
     del model.peft_config
-    for _, layer in _adapted(model):
+    for _, layer in _lora_layers(model):
         layer.set_adapter(list(layer.lora_A))
     for parameter in model.parameters():
-        # PEFT freezes the whole model; whoever called decides.
-        parameter.requires_grad_(trained.get(id(parameter), True))
-    return [key for key, p in model.named_parameters() if id(p) not in before]
+        # PEFT freezes the whole model; the caller decides what is frozen.
+        parameter.requires_grad_(requires_grad.get(id(parameter), True))
+    return [key for key, p in model.named_parameters() if id(p) not in existing]
 
 
 def merge_lora(model: nn.Module) -> nn.Module:
-    """Add all adapters to their matrices and take them off; names are as before then."""
-    for path, layer in list(_adapted(model)):
+    """Merge all adapters into their matrices and remove them; the old names are restored."""
+    for path, layer in list(_lora_layers(model)):
         layer.merge(safe_merge=True)
         parent, _, child = path.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.get_base_layer())
@@ -87,19 +87,19 @@ def merge_lora(model: nn.Module) -> nn.Module:
 
 
 def save_adapter(model: nn.Module, folder: str | Path, base: str) -> Path:
-    """Write a model's adapters alone, as PEFT does.
+    """Save a model's adapters without the model, in PEFT's format.
 
     Args:
         model: With adapters of one shape.
-        folder: Where `adapter_config.json` and `adapter_model.safetensors` go.
-        base: Where the model without them is, for whoever reads it.
+        folder: Destination of `adapter_config.json` and `adapter_model.safetensors`.
+        base: Location of the model without adapters, stored in the config.
 
     Raises:
-        CheckpointError: There is none, or they have several shapes, which most readers refuse.
+        CheckpointError: There are no adapters, or several shapes, which most readers refuse.
     """
     tensors: dict[str, Tensor] = {}
     shapes, modules = set(), []
-    for path, layer in _adapted(model):
+    for path, layer in _lora_layers(model):
         (name,) = layer.active_adapters
         shapes.add((layer.r[name], layer.lora_alpha[name], name in layer.lora_variant))
         modules.append(path)
@@ -110,8 +110,8 @@ def save_adapter(model: nn.Module, folder: str | Path, base: str) -> Path:
             tensors[f"{_PREFIX}{path}.lora_magnitude_vector"] = magnitude
     if len(shapes) != 1:
         raise CheckpointError(
-            f"an adapter is kept apart only if there is one shape of it, found {len(shapes)}"
-            " (rank, alpha, DoRA); give all parts with lora the same, or let them be merged"
+            "an adapter is saved separately only if all its matrices have one shape (rank, alpha,"
+            f" DoRA), found {len(shapes)} shapes; give all parts with lora the same, or merge them"
         )
     ((rank, alpha, has_magnitude),) = shapes
     folder = Path(folder)
@@ -134,7 +134,7 @@ def save_adapter(model: nn.Module, folder: str | Path, base: str) -> Path:
     return folder
 
 
-def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def _lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     layer_class = import_peft().tuners.lora.LoraLayer
     for path, module in model.named_modules():
         if isinstance(module, layer_class):

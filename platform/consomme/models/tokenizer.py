@@ -1,8 +1,7 @@
-"""Train a small byte-level BPE tokenizer with the chat template consomme's own VLMs speak.
+"""Train a small byte-level BPE tokenizer with the chat template of consomme's own VLMs.
 
-One decision is made here: five special tokens and no system turn. `<user>` and `<assistant>` open a
-turn, `<end>` closes the assistant's; the template marks what the assistant says, so every loss mask
-and every caption span in consomme comes from the template and from nowhere else.
+There is no system turn. `<user>` and `<assistant>` begin a turn, `<end>` ends the assistant's. The
+template marks the assistant's text with `{% generation %}`, as transformers' templates do.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     """Learn merges from `texts`; any other text still encodes, byte by byte.
 
     Args:
-        texts: The corpus; its order does not matter, repeated texts count more.
-        vocab_size: Tokens in all, the 256 bytes and the special tokens included.
+        texts: The corpus; its order does not matter, a repeated text counts each time.
+        vocab_size: Number of tokens, including the 256 bytes and the special tokens.
     """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,7 +1,7 @@
-"""Save and open VLM folders: safetensors only, names that both transformers and vLLM load.
+"""Save and open model folders: safetensors only, names that both transformers and vLLM load.
 
-One decision is made here: a folder is written beside its final name and renamed when complete, so a
-folder that exists is whole.
+A folder is written beside its final name and renamed when complete, so a folder that exists is
+complete.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def save_vlm(folder: str | Path, model: Any, processor: Any) -> Path:
     """Write model, processor and tokenizer as one Hugging Face folder.
 
     Args:
-        folder: Final place; an older folder there is replaced.
+        folder: Destination; an older folder there is replaced.
         model: A transformers model; its weights keep their dtype.
         processor: Its processor, chat template included.
     """
@@ -49,24 +49,24 @@ def open_vlm(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[An
     Raises:
         CheckpointError: The folder is missing or is no checkpoint that transformers can load.
     """
-    with _explained(folder) as path:
-        return _open_vlm(path, dtype)
+    with _checkpoint_errors(folder) as path:
+        return _load_vlm(path, dtype)
 
 
-def open_scorer(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Open a VLM folder, or one of a language model, which has no eyes.
+def open_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """Open the folder of a VLM, or of a language model without a vision encoder.
 
     Returns:
-        (model in eval mode, processor); of a language model its tokenizer instead.
+        (model in eval mode, processor); for a language model, its tokenizer as the processor.
 
     Raises:
         CheckpointError: The folder is missing or is no checkpoint that transformers can load.
     """
     hf = import_transformers()
-    with _explained(folder) as path:
+    with _checkpoint_errors(folder) as path:
         config = hf.AutoConfig.from_pretrained(path, local_files_only=True)
         if type(config) in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-            return _open_vlm(path, dtype)
+            return _load_vlm(path, dtype)
         model = hf.AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, local_files_only=True, use_safetensors=True
         )
@@ -74,55 +74,55 @@ def open_scorer(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple
         return model, hf.AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 
-def open_talk(folder: str | Path) -> tuple[Any, Any]:
-    """Open what a model folder says of how to talk to it, without its weights.
+def open_processor(folder: str | Path) -> tuple[Any, Any]:
+    """Open the config and the processor of a model folder, without its weights.
 
     Returns:
-        (config, processor); of a language model its tokenizer instead.
+        (config, processor); for a language model, its tokenizer as the processor.
 
     Raises:
-        CheckpointError: The folder is missing or is none that transformers can load.
+        CheckpointError: The folder is missing or is no checkpoint that transformers can load.
     """
     hf = import_transformers()
-    with _explained(folder) as path:
+    with _checkpoint_errors(folder) as path:
         config = hf.AutoConfig.from_pretrained(path, local_files_only=True)
         if type(config) in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-            return config, _open_processor(path)
+            return config, _load_processor(path)
         return config, hf.AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 
-def open_shapes(folder: str | Path) -> Any:
-    """Make the model that a folder's config describes, float32, with weights of no meaning.
+def build_from_config(folder: str | Path) -> Any:
+    """Build the model that a folder's config describes, float32, with initialised weights.
 
-    Only config.json is read. Inside `torch.device("meta")`, or among tensors without contents, a
-    model of any size is made in a second and takes no memory.
+    Only config.json is read. Under `torch.device("meta")` or fake tensors, a model of any size is
+    built in a second and takes no memory.
 
     Raises:
-        CheckpointError: The folder is missing or is none that transformers can load.
+        CheckpointError: The folder is missing or is no checkpoint that transformers can load.
     """
     hf = import_transformers()
-    with _explained(folder) as path:
+    with _checkpoint_errors(folder) as path:
         config = hf.AutoConfig.from_pretrained(path, local_files_only=True)
         is_vlm = type(config) in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         family = hf.AutoModelForImageTextToText if is_vlm else hf.AutoModelForCausalLM
         return family.from_config(config, dtype=torch.float32)
 
 
-def _open_vlm(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+def _load_vlm(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     hf = import_transformers()
     model = hf.AutoModelForImageTextToText.from_pretrained(
         path, dtype=dtype, local_files_only=True, use_safetensors=True
     )
     model.eval()
-    return model, _open_processor(path)
+    return model, _load_processor(path)
 
 
-def _open_processor(path: Path) -> Any:
+def _load_processor(path: Path) -> Any:
     hf = import_transformers()
     try:
         return hf.AutoProcessor.from_pretrained(path, local_files_only=True, backend="pil")
     except ImportError:
-        # Families that also watch videos: for those there is no Pillow, and we show none.
+        # Families with a video processor: it has no Pillow backend, and we never use it.
         processor = hf.AutoProcessor.from_pretrained(path, local_files_only=True)
         processor.image_processor = hf.AutoImageProcessor.from_pretrained(
             path, local_files_only=True, backend="pil"
@@ -131,7 +131,7 @@ def _open_processor(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _explained(folder: str | Path) -> Iterator[Path]:
+def _checkpoint_errors(folder: str | Path) -> Iterator[Path]:
     path = Path(folder)
     if not (path / "config.json").exists():
         raise CheckpointError(
@@ -148,28 +148,27 @@ def load_tensors(model: Any, weights: Mapping[str, Tensor]) -> None:
     """Copy stored tensors into an open model of the same architecture, in place.
 
     Args:
-        model: What `open_vlm` returned.
-        weights: By the names they have in a folder's safetensors files; cast to the model's dtype.
+        model: Returned by `open_vlm`.
+        weights: By their names in a folder's safetensors files; cast to the model's dtype.
 
     Raises:
         CheckpointError: A tensor is missing or has another shape.
     """
     stored = {stored_key(name): parameter for name, parameter in model.named_parameters()}
-    given = weights
     with torch.no_grad():
         for name, parameter in stored.items():
-            if name not in given:
-                raise CheckpointError(f"tensor {name} is missing from the weights to be loaded")
-            if given[name].shape != parameter.shape:
+            if name not in weights:
+                raise CheckpointError(f"tensor {name} is missing from the weights to load")
+            if weights[name].shape != parameter.shape:
                 raise CheckpointError(
-                    f"tensor {name} has shape {tuple(given[name].shape)}, the model has"
+                    f"tensor {name} has shape {tuple(weights[name].shape)}, the model has"
                     f" {tuple(parameter.shape)}: not the same architecture"
                 )
-            parameter.copy_(given[name])
+            parameter.copy_(weights[name])
 
 
 def stored_key(name: str) -> str:
-    """Name a parameter of an open LLaVA as its safetensors file does."""
+    """Return the name of an open LLaVA's parameter in its safetensors file."""
     if name.startswith("model.language_model."):
         return "language_model.model." + name.removeprefix("model.language_model.")
     if name.startswith("lm_head."):

@@ -1,4 +1,4 @@
-"""An adapter, and a model without eyes: both engines write what the plain weights would."""
+"""Adapters, and models without a vision encoder: both engines generate what plain weights do."""
 
 from pathlib import Path
 from typing import Any
@@ -43,40 +43,40 @@ def opened(engine: str, folder: Path, **options: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def adapter(debug_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Folder of an adapter, and what the model says when it is added to the weights by hand."""
+    """Folder of an adapter, and the texts of a model with the products added to its weights."""
     folder = tmp_path_factory.mktemp("adapter")
     model, processor = open_vlm(debug_vlm)
     products = make_adapter(folder, model, MODULES)
     with torch.no_grad():
         for name, product in products.items():
             model.get_submodule(name).weight += product
-    said = []
+    expected = []
     for image in pictures(6):
         prompt = "<bos><user><image>describe the image.<assistant>"
         inputs = processor(images=image, text=prompt, return_tensors="pt")
         ids = model.generate(**inputs, max_new_tokens=16, do_sample=False)
         new = ids[0, inputs["input_ids"].shape[1] :]
-        said.append(processor.tokenizer.decode(new, skip_special_tokens=True))
-    return folder, said
+        expected.append(processor.tokenizer.decode(new, skip_special_tokens=True))
+    return folder, expected
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_an_adapter_writes_what_the_merged_weights_write(
-    engine: str, debug_vlm: Path, adapter: Any
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_adapter_generates_what_the_merged_weights_generate(
+    name: str, debug_vlm: Path, adapter: Any
 ) -> None:
-    folder, said = adapter
-    asked = [Request.about("describe the image.", image) for image in pictures(6)]
-    writer = opened(engine, debug_vlm, adapter=str(folder))
+    folder, expected = adapter
+    requests = [Request.of_prompt("describe the image.", image) for image in pictures(6)]
+    engine = opened(name, debug_vlm, adapter=str(folder))
     try:
-        assert [one.text for one in writer.write(asked)] == said
+        assert [one.text for one in engine.generate(requests)] == expected
     finally:
-        writer.close()
-    plain = [one.text for one in TransformersEngine(debug_vlm, SAMPLING).write(asked)]
-    assert sum(a != b for a, b in zip(plain, said, strict=True)) >= 5
+        engine.close()
+    plain = [one.text for one in TransformersEngine(debug_vlm, SAMPLING).generate(requests)]
+    assert sum(a != b for a, b in zip(plain, expected, strict=True)) >= 5
 
 
 @pytest.mark.vllm
-def test_vllm_refuses_what_it_would_leave_out(debug_vlm: Path, tmp_path: Path) -> None:
+def test_vllm_refuses_adapters_that_it_would_ignore(debug_vlm: Path, tmp_path: Path) -> None:
     model, _ = open_vlm(debug_vlm)
     make_adapter(tmp_path, model, [*MODULES, "model.multi_modal_projector.linear_1"])
     with pytest.raises(CheckpointError, match=r"adapts model\.multi_modal_projector\.linear_1"):
@@ -84,10 +84,10 @@ def test_vllm_refuses_what_it_would_leave_out(debug_vlm: Path, tmp_path: Path) -
 
 
 @pytest.fixture(scope="module")
-def blind(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small language model with a chat template; it has learned nothing."""
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small untrained language model with a chat template."""
     hf = import_transformers()
-    folder = tmp_path_factory.mktemp("blind")
+    folder = tmp_path_factory.mktemp("language_model")
     tokenizer = train_tokenizer(["a large red circle, and a small blue square. what is it?"], 300)
     torch.manual_seed(0)
     config = hf.LlamaConfig(
@@ -113,26 +113,28 @@ def blind(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_model_without_eyes_writes(engine: str, blind: Path) -> None:
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_model_without_a_vision_encoder_generates(name: str, language_model: Path) -> None:
     hf = import_transformers()
     questions = ["what is it?", "a red circle", "blue?", "what is a large blue square, then?"]
-    model = hf.LlamaForCausalLM.from_pretrained(blind, dtype=torch.float32).eval()
-    words = hf.AutoTokenizer.from_pretrained(blind)
-    said = []
+    model = hf.LlamaForCausalLM.from_pretrained(language_model, dtype=torch.float32).eval()
+    tokenizer = hf.AutoTokenizer.from_pretrained(language_model)
+    expected = []
     for question in questions:
-        ids = words(f"<bos><user>{question}<assistant>", return_tensors="pt")
+        ids = tokenizer(f"<bos><user>{question}<assistant>", return_tensors="pt")
         new = model.generate(**ids, max_new_tokens=16, do_sample=False)
-        said.append(words.decode(new[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
-    writer = opened(engine, blind)
+        expected.append(
+            tokenizer.decode(new[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        )
+    engine = opened(name, language_model)
     try:
-        written = writer.write([Request.about(question) for question in questions])
-        assert [one.text for one in written if isinstance(one, Generation)] == said
-        with pytest.raises(CheckpointError, match="without eyes"):
-            writer.write([Request.about("what?", pictures(1)[0])])
+        found = engine.generate([Request.of_prompt(question) for question in questions])
+        assert [one.text for one in found if isinstance(one, Generation)] == expected
+        with pytest.raises(CheckpointError, match="no vision encoder"):
+            engine.generate([Request.of_prompt("what?", pictures(1)[0])])
     finally:
-        writer.close()
-    assert len(set(said)) == 4
+        engine.close()
+    assert len(set(expected)) == 4
 
 
 @pytest.mark.vllm

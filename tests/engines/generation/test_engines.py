@@ -1,4 +1,4 @@
-"""One contract for every engine that writes: the same texts, however they are asked for."""
+"""One contract for every generation engine: the same texts, whatever the batch or thread."""
 
 import re
 import subprocess
@@ -25,7 +25,7 @@ from consomme.engines.generation.requests import (
     Generation,
     GenerationEngine,
     GenerationFailure,
-    Load,
+    QueueLoad,
     Request,
     Sampling,
 )
@@ -50,13 +50,13 @@ def requests() -> list[Request]:
     found = []
     for number in range(6):
         scene = scenes.make_scene(810_000 + number)
-        found.append(Request.about(CAPTION, picture(number)))
+        found.append(Request.of_prompt(CAPTION, picture(number)))
         asked = scenes.questions(scene, number)[0]
-        found.append(Request.about(asked.question, picture(number)))
-    found[2] = Request.about(CAPTION, picture(1).convert("L"))
-    found[4] = Request.about(CAPTION, picture(2).resize((90, 47)).convert("RGBA"))
-    found.append(Request.about("what color is the circle?"))
-    found.append(Request.about(CAPTION))
+        found.append(Request.of_prompt(asked.question, picture(number)))
+    found[2] = Request.of_prompt(CAPTION, picture(1).convert("L"))
+    found[4] = Request.of_prompt(CAPTION, picture(2).resize((90, 47)).convert("RGBA"))
+    found.append(Request.of_prompt("what color is the circle?"))
+    found.append(Request.of_prompt(CAPTION))
     turns = (user(CAPTION), Turn(role="assistant", content="a red star."), user(CAPTION))
     found.append(Request(turns=turns, image=picture(0)))
     return found
@@ -69,19 +69,19 @@ def folder() -> str:
 
 @pytest.fixture(scope="module")
 def expected(folder: str) -> list[Generation]:
-    """What transformers itself writes, one request after the other, nothing of ours in between."""
+    """Texts from transformers itself, one request at a time, without our code."""
     hf = import_transformers()
     processor = hf.AutoProcessor.from_pretrained(folder, backend="pil")
     model = hf.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     found = []
     for request in requests():
         image = request.image and request.image.convert("RGB")
-        mark = "<image>" if image else ""
+        placeholder = "<image>" if image else ""
         prompt = "<bos>"
         for turn in request.turns:
-            prompt += f"<user>{mark}{turn.content}" if turn.role == "user" else ""
+            prompt += f"<user>{placeholder}{turn.content}" if turn.role == "user" else ""
             prompt += f"<assistant>{turn.content}<end>" if turn.role == "assistant" else ""
-            mark = ""
+            placeholder = ""
         inputs = processor(images=image, text=prompt + "<assistant>", return_tensors="pt")
         ids = model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)
         new = ids[0, inputs["input_ids"].shape[1] :].tolist()
@@ -97,7 +97,7 @@ def expected(folder: str) -> list[Generation]:
     scope="module",
     params=["transformers", "openai", pytest.param("vllm", marks=pytest.mark.vllm)],
 )
-def writer(request: pytest.FixtureRequest, folder: str) -> Iterator[GenerationEngine]:
+def engine(request: pytest.FixtureRequest, folder: str) -> Iterator[GenerationEngine]:
     """Each engine, started once."""
     sampling = Sampling(max_tokens=MAX_TOKENS)
     if request.param == "openai":
@@ -116,14 +116,14 @@ def writer(request: pytest.FixtureRequest, folder: str) -> Iterator[GenerationEn
 
 
 @pytest.fixture
-def set_sampling(writer: Any) -> Iterator[Callable[[Sampling], None]]:
-    """Let the engine choose tokens in another way for one test; another start would take long."""
-    before = writer.sampling
+def set_sampling(engine: Any) -> Iterator[Callable[[Sampling], None]]:
+    """Change the engine's sampling for one test; a second engine would start too slowly."""
+    before = engine.sampling
 
     def change(sampling: Sampling) -> None:
-        writer.sampling = sampling
-        if isinstance(writer, OpenAIEngine):
-            writer.served.sampling = sampling
+        engine.sampling = sampling
+        if isinstance(engine, OpenAIEngine):
+            engine.served.sampling = sampling
 
     yield change
     change(before)
@@ -135,25 +135,25 @@ def texts(found: list[Generation | GenerationFailure]) -> list[str]:
 
 
 def test_greedy_texts_are_those_of_transformers(
-    writer: GenerationEngine, expected: list[Generation]
+    engine: GenerationEngine, expected: list[Generation]
 ) -> None:
-    assert writer.write(requests()) == expected
-    assert writer.write([]) == []
-    assert re.match(r"(vllm|transformers|openai) \d", writer.version)
+    assert engine.generate(requests()) == expected
+    assert engine.generate([]) == []
+    assert re.match(r"(vllm|transformers|openai) \d", engine.version)
 
 
 @pytest.mark.slow
 def test_a_text_depends_neither_on_its_batch_nor_on_other_threads(
-    writer: GenerationEngine, expected: list[Generation]
+    engine: GenerationEngine, expected: list[Generation]
 ) -> None:
     asked = requests()
     order = [(7 * k) % len(asked) for k in range(len(asked))]
     with ThreadPoolExecutor(4) as threads:
         units = [
-            threads.submit(writer.write, [asked[k] for k in order]),
-            threads.submit(writer.write, asked[:5]),
-            threads.submit(writer.write, [asked[3]]),
-            threads.submit(writer.write, asked * 2),
+            threads.submit(engine.generate, [asked[k] for k in order]),
+            threads.submit(engine.generate, asked[:5]),
+            threads.submit(engine.generate, [asked[3]]),
+            threads.submit(engine.generate, asked * 2),
         ]
         found = [unit.result() for unit in units]
     assert found[0] == [expected[k] for k in order]
@@ -163,30 +163,30 @@ def test_a_text_depends_neither_on_its_batch_nor_on_other_threads(
 
 
 def test_sampled_texts_depend_on_the_seed_alone(
-    writer: GenerationEngine, set_sampling: Callable[[Sampling], None]
+    engine: GenerationEngine, set_sampling: Callable[[Sampling], None]
 ) -> None:
     set_sampling(Sampling(max_tokens=16, temperature=2.0, top_p=0.98))
-    # Of a grey picture the model may say anything.
+    # The model has no preferred text for a grey image.
     grey = Image.new("RGB", (64, 64), (128, 128, 128))
-    drawn = [Request.about(CAPTION, grey, seed=k) for k in range(9)]
-    first = texts(writer.write(drawn))
-    assert texts(writer.write(drawn[::-1]))[::-1] == first
-    assert [texts(writer.write([one]))[0] for one in drawn[:3]] == first[:3]
+    drawn = [Request.of_prompt(CAPTION, grey, seed=k) for k in range(9)]
+    first = texts(engine.generate(drawn))
+    assert texts(engine.generate(drawn[::-1]))[::-1] == first
+    assert [texts(engine.generate([one]))[0] for one in drawn[:3]] == first[:3]
     assert len(set(first)) >= 8, "different seeds, different texts"
 
 
 def test_a_small_nucleus_is_greedy(
-    writer: GenerationEngine, set_sampling: Callable[[Sampling], None], expected: list[Generation]
+    engine: GenerationEngine, set_sampling: Callable[[Sampling], None], expected: list[Generation]
 ) -> None:
     set_sampling(Sampling(max_tokens=MAX_TOKENS, temperature=0.7, top_p=1e-6))
-    assert writer.write(requests()) == expected
+    assert engine.generate(requests()) == expected
 
 
-def test_strings_end_a_text(
-    writer: GenerationEngine, set_sampling: Callable[[Sampling], None], expected: list[Generation]
+def test_a_stop_string_ends_a_text(
+    engine: GenerationEngine, set_sampling: Callable[[Sampling], None], expected: list[Generation]
 ) -> None:
     set_sampling(Sampling(max_tokens=MAX_TOKENS, stop=(" at the", " circle")))
-    (found,) = writer.write([requests()[0]])
+    (found,) = engine.generate([requests()[0]])
     whole = expected[0].text
     assert " at the" in whole
     assert isinstance(found, Generation)
@@ -195,29 +195,27 @@ def test_strings_end_a_text(
 
 
 def test_max_tokens_cut_a_text_off(
-    writer: GenerationEngine, set_sampling: Callable[[Sampling], None], expected: list[Generation]
+    engine: GenerationEngine, set_sampling: Callable[[Sampling], None], expected: list[Generation]
 ) -> None:
     set_sampling(Sampling(max_tokens=3))
-    (found,) = writer.write([requests()[0]])
+    (found,) = engine.generate([requests()[0]])
     assert isinstance(found, Generation)
     assert (found.num_tokens, found.finish_reason) == (3, "length")
     assert expected[0].text.startswith(found.text)
 
 
-def test_what_is_wrong_with_one_request_costs_one_request(
-    writer: GenerationEngine, expected: list[Generation]
-) -> None:
+def test_a_bad_request_fails_alone(engine: GenerationEngine, expected: list[Generation]) -> None:
     asked = requests()
     bad = [
-        Request.about("star " * 2000, picture(0)),
-        Request.about("what <image> is this?", picture(0)),
-        Request.about(CAPTION, Image.new("RGB", (0, 5))),
+        Request.of_prompt("star " * 2000, picture(0)),
+        Request.of_prompt("what <image> is this?", picture(0)),
+        Request.of_prompt(CAPTION, Image.new("RGB", (0, 5))),
     ]
-    found = writer.write([asked[0], bad[0], asked[1], bad[1], bad[2], asked[2]])
+    found = engine.generate([asked[0], bad[0], asked[1], bad[1], bad[2], asked[2]])
     assert [found[k] for k in (0, 2, 5)] == expected[:3]
     reasons = [one.reason for one in found if isinstance(one, GenerationFailure)]
-    if isinstance(writer, OpenAIEngine):
-        # Only the server knows its tokens.
+    if isinstance(engine, OpenAIEngine):
+        # Only the server knows its special tokens.
         assert reasons == ["model_refused", "model_refused", "image_not_encodable"]
         assert "sequence_too_long" in found[1].detail
     else:
@@ -225,84 +223,84 @@ def test_what_is_wrong_with_one_request_costs_one_request(
         assert "0 x 5" in found[4].detail
 
 
-def test_a_text_matches_its_pattern(writer: GenerationEngine, expected: list[Generation]) -> None:
+def test_a_text_matches_its_pattern(engine: GenerationEngine, expected: list[Generation]) -> None:
     pattern = r"a (tiny|huge) (pink|grey) (cat|dog)\."
     bound = Request(turns=(user(CAPTION),), image=picture(0), pattern=pattern)
-    if isinstance(writer, OpenAIEngine):
-        with pytest.raises(RecipeError, match=r"write with \{name: vllm\}"):
-            writer.write([bound])
+    if isinstance(engine, OpenAIEngine):
+        with pytest.raises(RecipeError, match=r"generate with \{name: vllm\}"):
+            engine.generate([bound])
         return
-    found = writer.write([requests()[0], bound, requests()[1], bound])
+    found = engine.generate([requests()[0], bound, requests()[1], bound])
     assert [found[0], found[2]] == expected[:2]
     for one in (found[1], found[3]):
         assert isinstance(one, Generation)
         assert re.fullmatch(pattern, one.text)
         assert one.finish_reason == "stop"
-    with pytest.raises(RecipeError, match=r"'\(a' is no regular expression"):
-        writer.write([Request(turns=(user(CAPTION),), pattern="(a")])
-    assert writer.write(requests()[:1]) == expected[:1]
+    with pytest.raises(RecipeError, match=r"'\(a' is not a supported regular expression"):
+        engine.generate([Request(turns=(user(CAPTION),), pattern="(a")])
+    assert engine.generate(requests()[:1]) == expected[:1]
 
 
-# A server's deadlines are in test_http_writer.py.
+# A server's deadlines are in test_openai.py.
 @pytest.mark.parametrize(
-    "writer", ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)], indirect=True
+    "engine", ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)], indirect=True
 )
 def test_a_deadline_costs_one_request(
-    writer: Any,
+    engine: Any,
     set_sampling: Callable[[Sampling], None],
     expected: list[Generation],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     set_sampling(Sampling(max_tokens=300))
-    # A clock that moves a second whenever somebody looks at it, which is once a token.
+    # A clock that advances a second with each call, which is once a token.
     ticks = count()
     clock = SimpleNamespace(monotonic=lambda: float(next(ticks)))
-    owner = writer if isinstance(writer, TransformersEngine) else writer._pump
-    module = "decoding" if isinstance(writer, TransformersEngine) else "vllm_pump"
+    owner = engine if isinstance(engine, TransformersEngine) else engine._loop
+    module = "decoding" if isinstance(engine, TransformersEngine) else "vllm_loop"
     monkeypatch.setattr(f"consomme.engines.generation.{module}.time", clock)
     monkeypatch.setattr(owner, "deadline_s", 150.0)
     endless = Request(turns=(user(CAPTION),), image=picture(0), pattern="(a ){250}")
-    found = writer.write([requests()[0], endless, requests()[2]])
+    found = engine.generate([requests()[0], endless, requests()[2]])
     assert [found[0], found[2]] == [expected[0], expected[2]]
     assert isinstance(found[1], GenerationFailure)
     assert found[1].reason == "model_timeout"
     assert "150 s" in found[1].detail
-    assert writer.write(requests()[:2]) == expected[:2]
+    assert engine.generate(requests()[:2]) == expected[:2]
 
 
-def test_it_tells_how_busy_it_is(writer: GenerationEngine) -> None:
-    assert writer.load() == Load(running=0, waiting=0)
-    seen: list[Load] = []
+def test_queue_load_counts_running_and_waiting_requests(engine: GenerationEngine) -> None:
+    assert engine.queue_load() == QueueLoad(running=0, waiting=0)
+    seen: list[QueueLoad] = []
     with ThreadPoolExecutor(1) as threads:
-        unit = threads.submit(writer.write, requests() * 2)
+        unit = threads.submit(engine.generate, requests() * 2)
         while not unit.done():
-            seen.append(writer.load())
+            seen.append(engine.queue_load())
             time.sleep(0.002)
     assert max(load.running for load in seen) in range(1, 65)
     assert max(load.waiting for load in seen) > 0
     assert max(load.running + load.waiting for load in seen) <= 30
-    assert writer.load() == Load(running=0, waiting=0)
+    assert engine.queue_load() == QueueLoad(running=0, waiting=0)
 
 
-def test_closed_it_writes_no_more(writer: GenerationEngine) -> None:
+def test_a_closed_engine_generates_nothing(engine: GenerationEngine) -> None:
     begun = threading.Event()
 
     def work() -> str:
         begun.set()
         try:
-            writer.write(requests() * 40)
+            engine.generate(requests() * 40)
         except EngineLostError as error:
             return str(error)
-        return "written"
+        return "generated"
 
     with ThreadPoolExecutor(1) as threads:
         unit = threads.submit(work)
         begun.wait()
         time.sleep(0.1)
-        writer.close()
+        engine.close()
         assert "closed" in unit.result(timeout=30)
     with pytest.raises(EngineLostError, match="closed"):
-        writer.write(requests()[:1])
+        engine.generate(requests()[:1])
 
 
 def test_choosing_an_engine_imports_none() -> None:

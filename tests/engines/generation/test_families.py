@@ -1,4 +1,4 @@
-"""Every family writes with transformers what its own processor and `generate` write."""
+"""Every family generates what its own processor and `generate` of transformers generate."""
 
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from tests.support.families import FAMILIES, noise
 from consomme.base.sample import Turn
 from consomme.engines.generation.requests import Generation, GenerationFailure, Request, Sampling
 from consomme.engines.generation.transformers import TransformersEngine
-from consomme.models.chat import messages
-from consomme.models.weights import open_scorer
+from consomme.models.chat import to_messages
+from consomme.models.weights import open_model
 
 pytestmark = pytest.mark.slow
 SIZES = [(40, 40), (90, 30), (25, 70), (64, 48)]
@@ -29,8 +29,8 @@ def picture(number: int) -> Image.Image:
 
 
 def naive(folder: Path, request: Request) -> str:
-    """One request, with nothing of ours in between."""
-    model, processor = open_scorer(folder)
+    """Text of one request, without our code."""
+    model, processor = open_model(folder)
     words = processor.tokenizer
     images = {} if request.image is None else {"images": [[request.image]]}
     if getattr(processor, "chat_template", None) is None:
@@ -44,7 +44,7 @@ def naive(folder: Path, request: Request) -> str:
             inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
     else:
         text = processor.apply_chat_template(
-            messages(request.turns, has_image=bool(images)),
+            to_messages(request.turns, has_image=bool(images)),
             tokenize=False,
             add_generation_prompt=True,
         )
@@ -62,7 +62,7 @@ def naive(folder: Path, request: Request) -> str:
 
 
 def spelled(ids: list[int]) -> str:
-    """Write tokens as numbers: much of what models of random weights say is no text."""
+    """Write tokens as numbers: many of a random model's tokens are no valid text."""
     return " ".join(str(token) for token in ids)
 
 
@@ -70,46 +70,48 @@ def spelled(ids: list[int]) -> str:
 def test_texts_equal_a_naive_reference_in_any_batch(
     folders: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = [Request.about(question, picture(number)) for number, question in enumerate(QUESTIONS)]
-    asked += [Request.about(question) for question in QUESTIONS[:3]]
-    expected = [naive(folders(name), request) for request in asked]
-    assert len(set(expected)) >= 4, "texts must depend on what is asked"
+    requests = [
+        Request.of_prompt(question, picture(number)) for number, question in enumerate(QUESTIONS)
+    ]
+    requests += [Request.of_prompt(question) for question in QUESTIONS[:3]]
+    expected = [naive(folders(name), request) for request in requests]
+    assert len(set(expected)) >= 4, "texts must depend on the request"
     for size in (1, 64):
-        writer = TransformersEngine(folders(name), Sampling(max_tokens=10), batch_size=size)
-        monkeypatch.setattr(writer, "_decode", spelled)
-        found = writer.write(asked)
+        engine = TransformersEngine(folders(name), Sampling(max_tokens=10), batch_size=size)
+        monkeypatch.setattr(engine, "_decode_ids", spelled)
+        found = engine.generate(requests)
         assert [one.text for one in found if isinstance(one, Generation)] == expected
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_cannot_be_asked_costs_one_request(folders: Any, name: str) -> None:
-    writer = TransformersEngine(folders(name), Sampling(max_tokens=4))
-    special = writer.chat.special[-1]
-    asked = [
-        Request.about("star?", picture(0)),
-        Request.about(f"what is {special}?", picture(0)),
-        Request.about("star " * 5000, picture(0)),
-        Request.about("star?", Image.new("RGB", (3, 900))),
+def test_a_request_that_cannot_be_encoded_fails_alone(folders: Any, name: str) -> None:
+    engine = TransformersEngine(folders(name), Sampling(max_tokens=4))
+    special = engine.chat.special[-1]
+    requests = [
+        Request.of_prompt("star?", picture(0)),
+        Request.of_prompt(f"what is {special}?", picture(0)),
+        Request.of_prompt("star " * 5000, picture(0)),
+        Request.of_prompt("star?", Image.new("RGB", (3, 900))),
     ]
-    found = writer.write(asked)
+    found = engine.generate(requests)
     assert isinstance(found[0], Generation)
     assert [one.reason for one in found[1:3] if isinstance(one, GenerationFailure)] == [
         "text_not_encodable",
         "sequence_too_long",
     ]
     if "qwen" in name:
-        # Theirs refuse shapes of more than 200 to 1.
+        # Qwen's processors refuse aspect ratios above 200.
         assert isinstance(found[3], GenerationFailure)
         assert found[3].reason == "image_not_encodable"
         assert "3 x 900" in found[3].detail
 
 
-def test_a_model_that_was_never_taught_to_converse_takes_one_question(folders: Any) -> None:
+def test_paligemma_takes_one_question(folders: Any) -> None:
     turns = (
         Turn(role="user", content="star?"),
         Turn(role="assistant", content="green"),
         Turn(role="user", content="why?"),
     )
-    (found,) = TransformersEngine(folders("paligemma")).write([Request(turns=turns)])
+    (found,) = TransformersEngine(folders("paligemma")).generate([Request(turns=turns)])
     assert isinstance(found, GenerationFailure)
     assert found.reason == "text_not_encodable"

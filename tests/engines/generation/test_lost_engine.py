@@ -1,4 +1,4 @@
-"""A vLLM engine in a process of its own that hangs or dies frees everybody who waits for it."""
+"""A vLLM engine in a process of its own that hangs or dies fails all pending requests."""
 
 import os
 import signal
@@ -22,36 +22,36 @@ STALL_S = 2.0
 
 
 @pytest.fixture(params=["hangs", pytest.param("dies", marks=pytest.mark.long)])
-def engine(request: pytest.FixtureRequest) -> Iterator[tuple[str, VLLMEngine]]:
-    writer = VLLMEngine(
+def failing_engine(request: pytest.FixtureRequest) -> Iterator[tuple[str, VLLMEngine]]:
+    engine = VLLMEngine(
         model_folder("package://models/nano"),
         Sampling(max_tokens=400),
         EngineOptions(kv_cache_gb=0.25, own_process=True),
         stall_s=STALL_S,
     )
-    yield request.param, writer
-    writer.close()
+    yield request.param, engine
+    engine.close()
 
 
 def captions(count: int) -> list[Request]:
     return [
-        Request.about("describe the image.", scenes.render(scenes.make_scene(820_000 + number)))
+        Request.of_prompt("describe the image.", scenes.render(scenes.make_scene(820_000 + number)))
         for number in range(count)
     ]
 
 
-def test_all_who_wait_are_told(engine: tuple[str, VLLMEngine]) -> None:
-    trouble, writer = engine
-    assert all(isinstance(one, Generation) for one in writer.write(captions(8)))
+def test_all_pending_requests_fail(failing_engine: tuple[str, VLLMEngine]) -> None:
+    failure, engine = failing_engine
+    assert all(isinstance(one, Generation) for one in engine.generate(captions(8)))
 
-    (core,) = writer._opened.processes()
+    (core,) = engine._opened.processes()
     family = [psutil.Process(core.pid), *psutil.Process(core.pid).children(recursive=True)]
     begun = threading.Barrier(4)
 
     def work(count: int) -> EngineLostError | None:
         begun.wait()
         try:
-            writer.write(captions(count) * 20)
+            engine.generate(captions(count) * 20)
         except EngineLostError as error:
             return error
         return None
@@ -60,15 +60,15 @@ def test_all_who_wait_are_told(engine: tuple[str, VLLMEngine]) -> None:
         units = [threads.submit(work, count) for count in (1, 10, 30)]
         begun.wait()
         time.sleep(0.5)
-        os.kill(core.pid, signal.SIGSTOP if trouble == "hangs" else signal.SIGKILL)
+        os.kill(core.pid, signal.SIGSTOP if failure == "hangs" else signal.SIGKILL)
         errors = [unit.result(timeout=60) for unit in units]
 
-    assert all(errors), "nobody may wait for ever"
-    message = "no token in 2 s" if trouble == "hangs" else "ended by itself|EngineDeadError"
+    assert all(errors), "no caller may wait forever"
+    message = "no token in 2 s" if failure == "hangs" else "ended by itself|EngineDeadError"
     for error in errors:
         with pytest.raises(EngineLostError, match=message):
             raise error
     with pytest.raises(EngineLostError, match=message):
-        writer.write(captions(1))
+        engine.generate(captions(1))
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]

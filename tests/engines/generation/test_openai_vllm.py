@@ -1,4 +1,4 @@
-"""vLLM's own server: the same greedy texts over HTTP as from transformers here."""
+"""vLLM's own server: the same greedy texts over HTTP as from transformers in this process."""
 
 import os
 import signal
@@ -73,21 +73,23 @@ def wait_for(health: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
 
 def test_texts_are_those_of_transformers(url: str) -> None:
     sampling = Sampling(max_tokens=48)
-    asked = []
+    requests = []
     for number in range(6):
         scene = scenes.make_scene(830_000 + number)
         image = scenes.render(scene)
-        asked.append(Request.about("describe the image.", image))
-        asked.append(Request.about(scenes.questions(scene, number)[0].question, image))
-    asked.append(Request.about("what color is the circle?"))
-    here = TransformersEngine(model_folder("package://models/nano"), sampling).write(asked)
-    writer = GENERATION_ENGINES.build({"name": "openai", "url": url})("nano", sampling)
-    assert writer.write(asked) == here
+        requests.append(Request.of_prompt("describe the image.", image))
+        requests.append(Request.of_prompt(scenes.questions(scene, number)[0].question, image))
+    requests.append(Request.of_prompt("what color is the circle?"))
+    expected = TransformersEngine(model_folder("package://models/nano"), sampling).generate(
+        requests
+    )
+    engine = GENERATION_ENGINES.build({"name": "openai", "url": url})("nano", sampling)
+    assert engine.generate(requests) == expected
 
-    long = Request.about("star " * 2000, Image.new("RGB", (64, 64)))
-    found = writer.write([asked[0], long, asked[1]])
-    assert [found[0], found[2]] == here[:2]
+    long = Request.of_prompt("star " * 2000, Image.new("RGB", (64, 64)))
+    found = engine.generate([requests[0], long, requests[1]])
+    assert [found[0], found[2]] == expected[:2]
     assert isinstance(found[1], GenerationFailure)
     assert found[1].reason == "model_refused"
     assert "512" in found[1].detail
-    writer.close()
+    engine.close()

@@ -13,10 +13,10 @@ from tests.support.families import FAMILIES, make
 
 from consomme.base.errors import CheckpointError
 from consomme.base.sample import Turn
-from consomme.engines.scoring.embedding import PictureEmbedder
-from consomme.models.chat import messages
+from consomme.engines.scoring.embedding import ImageEmbedder
+from consomme.models.chat import to_messages
 from consomme.models.chat_prefix import chat_encoder_for
-from consomme.models.weights import open_scorer
+from consomme.models.weights import open_model
 
 pytestmark = pytest.mark.slow
 SIZES = [(40, 40), (90, 30), (25, 70), (40, 40), (64, 48)]
@@ -40,7 +40,7 @@ class WhatGoesIn:
     """Runs a whole model on a picture and a question, and looks at what its language model gets."""
 
     def __init__(self, folder: Path) -> None:
-        self.model, self.processor = open_scorer(folder, torch.float64)
+        self.model, self.processor = open_model(folder, torch.float64)
         self.inputs: list[torch.Tensor] = []
         inner = getattr(self.model.model, "language_model", None) or self.model.model.text_model
         inner.register_forward_pre_hook(
@@ -53,7 +53,7 @@ class WhatGoesIn:
         else:
             turns = (Turn(role="user", content="what is this?"),)
             text = self.processor.apply_chat_template(
-                messages(turns, has_image=True), tokenize=False, add_generation_prompt=True
+                to_messages(turns, has_image=True), tokenize=False, add_generation_prompt=True
             )
         inputs = self.processor(text=[text], images=[[image]], return_tensors="pt")
         inputs["pixel_values"] = inputs["pixel_values"].double()
@@ -69,9 +69,9 @@ class WhatGoesIn:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_embedding_is_the_mean_of_what_the_language_model_gets(folders: Any, name: str) -> None:
-    model, processor = open_scorer(folders(name), torch.float32)
-    together = PictureEmbedder(model, chat_encoder_for(model.config, processor)).embed(pictures())
-    alone = PictureEmbedder(model, chat_encoder_for(model.config, processor), batch_values=1).embed(
+    model, processor = open_model(folders(name), torch.float32)
+    together = ImageEmbedder(model, chat_encoder_for(model.config, processor)).embed(pictures())
+    alone = ImageEmbedder(model, chat_encoder_for(model.config, processor), batch_values=1).embed(
         pictures()
     )
     reference = WhatGoesIn(folders(name))
@@ -84,11 +84,11 @@ def test_an_embedding_is_the_mean_of_what_the_language_model_gets(folders: Any, 
 
 
 def test_a_batch_that_does_not_fit_is_halved(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, processor = open_scorer(folders("llava"), torch.float32)
-    embedder = PictureEmbedder(model, chat_encoder_for(model.config, processor))
+    model, processor = open_model(folders("llava"), torch.float32)
+    embedder = ImageEmbedder(model, chat_encoder_for(model.config, processor))
     calm = embedder.embed(pictures())
     sizes: list[int] = []
-    inner = embedder.eyes._look
+    inner = embedder.vision_cache._encode_batch
 
     def small(batch: Any) -> Any:
         sizes.append(len(batch))
@@ -96,7 +96,7 @@ def test_a_batch_that_does_not_fit_is_halved(folders: Any, monkeypatch: pytest.M
             raise torch.OutOfMemoryError("CUDA out of memory")
         return inner(batch)
 
-    monkeypatch.setattr(embedder.eyes, "_look", small)
+    monkeypatch.setattr(embedder.vision_cache, "_encode_batch", small)
     halved = embedder.embed(pictures())
     assert sizes == [5, 2, 3, 1, 2]
     for one, other in zip(halved, calm, strict=True):
@@ -107,5 +107,5 @@ def test_a_language_model_is_refused(tmp_path: Path) -> None:
     words = families.tokenizer("bytes", families.IM, eos_token="<|im_end|>")
     words.chat_template = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
     model = families.hf.LlamaForCausalLM(families.text_config(families.hf.LlamaConfig))
-    with pytest.raises(CheckpointError, match="LlamaForCausalLM is a language model without eyes"):
-        PictureEmbedder(model, chat_encoder_for(model.config, words))
+    with pytest.raises(CheckpointError, match="LlamaForCausalLM has no vision encoder"):
+        ImageEmbedder(model, chat_encoder_for(model.config, words))

@@ -14,8 +14,8 @@ from consomme.base.sample import Turn
 from consomme.curate.perplexity import points_script_nll, token_nll
 from consomme.engines.scoring.requests import NotScored, Score, ScoringRequest
 from consomme.engines.scoring.transformers import TransformersScorer
-from consomme.models.chat import messages
-from consomme.models.weights import open_scorer
+from consomme.models.chat import to_messages
+from consomme.models.weights import open_model
 
 pytestmark = pytest.mark.slow
 PROMPT = "describe the image."
@@ -41,13 +41,13 @@ class Reference:
     """One sample at a time in float64, all logits, no padding; the span found by trying."""
 
     def __init__(self, folder: Path) -> None:
-        self.model, self.processor = open_scorer(folder, torch.float64)
+        self.model, self.processor = open_model(folder, torch.float64)
 
     def nll(self, turns: tuple[Turn, ...], image: Image.Image | None) -> tuple[float, int]:
         if getattr(self.processor, "chat_template", None) is None:
             return self.suffix_nll(turns[0].content, turns[1].content, image)
         text = self.processor.apply_chat_template(
-            messages(turns, has_image=image is not None), tokenize=False
+            to_messages(turns, has_image=image is not None), tokenize=False
         )
         bos = self.processor.tokenizer.bos_token
         special = not (bos and text.startswith(bos))
@@ -140,16 +140,17 @@ def test_captions_of_one_picture_share_its_encoding(
             for k, c in enumerate(CAPTIONS)
         ]
     )
-    seen: list[int] = []
-    inner = scorer.eyes._look
-    monkeypatch.setattr(scorer.eyes, "_look", lambda some: seen.append(len(some)) or inner(some))
+    sizes: list[int] = []
+    cache = scorer.vision_cache
+    inner = cache._encode_batch
+    monkeypatch.setattr(cache, "_encode_batch", lambda some: sizes.append(len(some)) or inner(some))
     shared = scorer.score(
         [
             ScoringRequest(turns=conversation(c), image=picture(k % 2), key=f"picture {k % 2}")
             for k, c in enumerate(CAPTIONS)
         ]
     )
-    assert sum(seen) == 2
+    assert sum(sizes) == 2
     for one, other in zip(shared, apart, strict=True):
         assert one.nll == pytest.approx(other.nll, rel=1e-5)
         assert one.nll_text == pytest.approx(other.nll_text, rel=1e-5)
@@ -200,7 +201,7 @@ def test_what_cannot_be_scored_costs_one_sample(folders: Any, name: str) -> None
 def test_the_points_script_is_followed_where_the_recipe_asks_for_it(folders: Any) -> None:
     """Captions rendered as a turn of their own, header off, line break off, rounded: as it does."""
     folder = folders("qwen2_vl")
-    model, processor = open_scorer(folder)
+    model, processor = open_model(folder)
     prompt = "please generate a caption for this image."
     asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
     head = processor.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
@@ -221,7 +222,7 @@ def test_the_points_script_is_followed_where_the_recipe_asks_for_it(folders: Any
             logits = model(**inputs).logits[0, -size - 1 : -2]
         chances = logits.float().softmax(-1).gather(1, said[0, :-1, None])[:, 0].bfloat16().tolist()
         expected = torch.exp(-torch.tensor(chances).log().mean())
-        (score,) = scorer.score([ScoringRequest.about(prompt, caption, picture(number))])
+        (score,) = scorer.score([ScoringRequest.of_caption(prompt, caption, picture(number))])
         assert isinstance(score, Score)
         assert score.num_tokens == len(chances)
         # A probability may round the other way: one part in 256 of one token.

@@ -33,7 +33,7 @@ def questions() -> list[ScoringRequest]:
     for number in range(6):
         scene = scenes.make_scene(700_000 + number)
         image = scenes.render(scene)
-        found.append(ScoringRequest.about("describe the image.", scenes.caption(scene), image))
+        found.append(ScoringRequest.of_caption("describe the image.", scenes.caption(scene), image))
         asked = scenes.questions(scene, number)[:2]
         turns = [
             turn
@@ -44,9 +44,9 @@ def questions() -> list[ScoringRequest]:
             )
         ]
         found.append(ScoringRequest(turns=tuple(turns), image=image))
-    found.append(ScoringRequest.about("describe the image.", "no picture here"))
-    found.append(ScoringRequest.about("describe the image.", "star, star " * 40, image))
-    found.append(ScoringRequest.about("describe the image.", "a <image> in the text", image))
+    found.append(ScoringRequest.of_caption("describe the image.", "no picture here"))
+    found.append(ScoringRequest.of_caption("describe the image.", "star, star " * 40, image))
+    found.append(ScoringRequest.of_caption("describe the image.", "a <image> in the text", image))
     return found
 
 

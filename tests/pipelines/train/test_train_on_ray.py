@@ -19,7 +19,7 @@ from consomme.pipelines.train import run as train
 from consomme.pipelines.train.recipe import Evaluation, TrainRecipe, TrainSource
 from consomme.pipelines.train.samples import Preparer, encode, plan_source
 from consomme.storage.model_folder import model_folder
-from consomme.train.divergence import WARM
+from consomme.train.divergence import MIN_LOSSES
 from consomme.train.loop import sum_nll
 from consomme.train.parts import Part
 
@@ -67,7 +67,7 @@ def loss_of(folder: str, recipe: TrainRecipe) -> float:
     total, tokens = 0.0, 0
     with torch.inference_mode():
         for sample in samples:
-            batch = batcher.join([encode(chat, sample)])
+            batch = batcher.collate([encode(chat, sample)])
             total += float(sum_nll(model, batch))
             tokens += int((batch["labels"] != IGNORE_INDEX).sum())
     return total / tokens
@@ -89,7 +89,7 @@ def test_the_best_checkpoint_becomes_the_model(cared: Manifest, recipe: TrainRec
 
 def test_what_is_kept_is_the_best_and_the_last(cared: Manifest) -> None:
     kept = {
-        len(json.loads(path.read_text())["curve"])
+        json.loads(path.read_text())["step"]
         for path in (Path(cared.url) / "checkpoints").glob("checkpoint_*/meta.json")
     }
     assert kept == {cared.decisions["exported_step"], 6} or kept == {6}
@@ -139,7 +139,9 @@ def test_a_run_that_diverges_goes_back_and_on_with_other_samples(
     curve = json.loads((Path(full.url) / "curve.json").read_text())
     assert [step["step"] for step in curve] == list(range(1, full_recipe.num_steps + 1))
     losses = [step["loss"] for step in curve]
-    assert all(losses[k] <= 1.02 * statistics.median(losses[:k]) for k in range(WARM, len(losses)))
+    assert all(
+        losses[k] <= 1.02 * statistics.median(losses[:k]) for k in range(MIN_LOSSES, len(losses))
+    )
     report.run_folder(full.url)
     page = (Path(full.url) / "report.html").read_text()
     assert "went back to a checkpoint: step" in page

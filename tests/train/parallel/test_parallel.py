@@ -12,7 +12,7 @@ from torch import Tensor
 from consomme.base.errors import RecipeError
 from consomme.models.anatomy import anatomy
 from consomme.models.debug import make_debug_vlm
-from consomme.models.weights import open_shapes, open_vlm
+from consomme.models.weights import build_from_config, open_vlm
 from consomme.train.parallel.registry import PARALLELISMS
 from consomme.train.parallel.strategy import peak_bytes
 from consomme.train.parts import FULL, Part, Trainability
@@ -118,7 +118,7 @@ def planned(folder: Path, case: str, world: int) -> tuple[dict[str, Bytes], int]
     how, layers, state = case.split("-")
     part = FULL if state == "full" else Part(state="lora", rank=2, alpha=4)
     with torch.device("meta"):
-        model = open_shapes(folder)
+        model = build_from_config(folder)
         choice = Trainability(language_model=part)
         tensors = tensors_of(model, set_trainable(model, choice, ranks.chosen(layers), lr=1e-3))
     parallelism = PARALLELISMS.build(ranks.HOW[how])

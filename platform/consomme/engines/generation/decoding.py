@@ -1,8 +1,8 @@
-"""Choose tokens with transformers so that no row of a batch depends on its neighbours.
+"""Decode with transformers so that no row of a batch depends on the other rows.
 
-One decision is made here: a sampled token is the largest of score plus Gumbel noise, and the noise
-comes from the request's own seed and the position. That is sampling from the same distribution, and
-neither the batch, nor the order, nor the device's generator has a part in it.
+Sampling takes the token with the largest score plus Gumbel noise, and the noise depends on the
+request's own seed and the position. That samples from the same distribution, and the batch, the
+order and the device's generator have no influence.
 """
 
 from __future__ import annotations
@@ -20,25 +20,28 @@ from consomme.models.imports import import_transformers
 # Shapes: B rows, T token positions, V vocabulary.
 
 _GOLDEN = 0x9E3779B97F4A7C15
-"""2^64 divided by the golden ratio; spreads seeds that are neighbours."""
+"""2^64 divided by the golden ratio; spreads neighbouring seeds."""
 
 
-class Nucleus:
-    """Makes the largest score of each row a token sampled from its distribution."""
+class GumbelLogitsProcessor:
+    """Adds seeded Gumbel noise, so that the largest score of each row is a sampled token.
+
+    Called like a `LogitsProcessor` of transformers; samples with a temperature and top-p.
+    """
 
     def __init__(self, seeds: Sequence[int], temperature: float, top_p: float) -> None:
-        """Start at the first token.
+        """Start at the first new token.
 
         Args:
             seeds: One per row.
             temperature: Above 0.
-            top_p: Share of the probability that may be sampled; at least one token may be.
+            top_p: Share of the probability mass to sample from; at least one token is kept.
         """
         self.seeds, self.temperature, self.top_p = list(seeds), temperature, top_p
         self.position = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores (B, V) with noise; what is outside the nucleus is minus infinity."""
+        """Return scores (B, V) with noise; tokens outside the nucleus are minus infinity."""
         logits_BV = scores.float() / self.temperature
         if self.top_p < 1:
             sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True)
@@ -55,29 +58,32 @@ class Nucleus:
         return -torch.empty(size).exponential_(generator=generator).log()
 
 
-class Patterns:
-    """Lets each row only go on as its regular expression allows."""
+class RegexLogitsProcessor:
+    """Masks the tokens that a row's regular expression does not allow next.
 
-    def __init__(self, patterns: Sequence[Any]) -> None:
-        """Begin at the beginning.
+    Called like a `LogitsProcessor` of transformers.
+    """
+
+    def __init__(self, grammars: Sequence[Any]) -> None:
+        """Start at the first new token.
 
         Args:
-            patterns: By row, what `PatternCompiler` made, or None.
+            grammars: For each row what `RegexCompiler` returned, or None.
         """
         import xgrammar
 
         self._fill = xgrammar.allocate_token_bitmask
         self._apply = xgrammar.apply_token_bitmask_inplace
-        self._matchers = [one and xgrammar.GrammarMatcher(one) for one in patterns]
+        self._matchers = [one and xgrammar.GrammarMatcher(one) for one in grammars]
         self._is_first = True
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores (B, V); what a pattern forbids is minus infinity."""
+        """Return scores (B, V); tokens that are not allowed are minus infinity."""
         allowed = self._fill(len(self._matchers), scores.shape[1])
         for row, matcher in enumerate(self._matchers):
             if matcher is None or matcher.is_terminated():
                 continue
-            # A row that has ended in another way goes on with padding, which matches nothing.
+            # A row that ended otherwise continues with padding, which no expression accepts.
             if self._is_first or matcher.accept_token(int(input_ids[row, -1])):
                 matcher.fill_next_token_bitmask(allowed, row)
         self._is_first = False
@@ -85,35 +91,36 @@ class Patterns:
         return scores
 
 
-class PatternCompiler:
-    """Makes regular expressions ready for one model's tokens, each once."""
+class RegexCompiler:
+    """Compiles regular expressions to grammars over one model's tokens, each once."""
 
     def __init__(self, tokenizer: Any, vocab_size: int, stop_ids: Sequence[int]) -> None:
-        """Look at the tokens.
+        """Keep what a grammar needs to know about the tokens.
 
         Args:
             tokenizer: The model's.
-            vocab_size: Scores the model gives, which may be more than there are tokens.
+            vocab_size: Number of scores the model returns, which may exceed the number of tokens.
             stop_ids: Tokens that end a text.
         """
         self._tokens = (tokenizer, vocab_size, list(stop_ids))
         self._compiler: Any = None
-        self._made: dict[str, Any] = {}
+        self._grammars: dict[str, Any] = {}
 
     def compile(self, pattern: str) -> Any:
-        """Make one ready.
+        """Compile one regular expression.
 
         Raises:
-            RecipeError: It is none, or the package that would hold a text to it is missing.
+            RecipeError: It is invalid, or the package xgrammar is not installed.
         """
-        if pattern in self._made:
-            return self._made[pattern]
+        if pattern in self._grammars:
+            return self._grammars[pattern]
         try:
             import xgrammar
         except ImportError as error:
             raise RecipeError(
-                "a text is held to a pattern with the package xgrammar, which comes with vLLM and"
-                " is not installed here: pip install 'consomme[cpu]' or 'consomme[gpu]'"
+                "generating a text that matches a pattern needs the package xgrammar, which comes"
+                " with vLLM and is not installed here: pip install 'consomme[cpu]' or"
+                " 'consomme[gpu]'"
             ) from error
         if self._compiler is None:
             tokenizer, vocab_size, stop_ids = self._tokens
@@ -122,21 +129,23 @@ class PatternCompiler:
             )
             self._compiler = xgrammar.GrammarCompiler(tokens, max_threads=1)
         try:
-            self._made[pattern] = self._compiler.compile_regex(pattern)
+            self._grammars[pattern] = self._compiler.compile_regex(pattern)
         except (RuntimeError, ValueError) as error:
             raise RecipeError(
-                f"the pattern {pattern!r} is no regular expression that a text can be held to:"
-                f" {error}"
+                f"the pattern {pattern!r} is not a supported regular expression: {error}"
             ) from error
-        return self._made[pattern]
+        return self._grammars[pattern]
 
 
-class Endings:
-    """Watches each row's length, the strings that end a text, and the clock."""
+class RowStoppingCriteria:
+    """Stops each row at its own length limit, at a stop string, or at the deadline.
+
+    Called like a `StoppingCriteria` of transformers.
+    """
 
     def __init__(
         self,
-        num_prompt: int,
+        prompt_length: int,
         limits: Sequence[int],
         stop: Sequence[str],
         decode: Callable[[list[int]], str],
@@ -145,28 +154,30 @@ class Endings:
         """Start the clock.
 
         Args:
-            num_prompt: Tokens before the first new one.
-            limits: Most new tokens, by row.
+            prompt_length: Tokens before the first new one.
+            limits: Maximum number of new tokens, by row.
             stop: Strings that end a text.
-            decode: Makes text of tokens.
-            deadline_s: How long the batch may take.
+            decode: Converts tokens to text.
+            deadline_s: Time limit of the batch.
         """
-        self.num_prompt, self.limits = num_prompt, list(limits)
+        self.prompt_length, self.limits = prompt_length, list(limits)
         self.stop, self.decode = tuple(stop), decode
         self.begin, self.deadline_s = time.monotonic(), deadline_s
-        self.ended: dict[int, int] = {}
-        """By row: new tokens when a string ended it."""
+        self.stopped_at: dict[int, int] = {}
+        """Row -> number of new tokens when a stop string ended it."""
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """Say which rows are done: (B,)."""
-        new_BT = input_ids[:, self.num_prompt :]
+        """Return which rows are done: (B,)."""
+        new_BT = input_ids[:, self.prompt_length :]
         if self.stop:
             for row, new in enumerate(new_BT.tolist()):
-                if row not in self.ended and cut(self.decode(new), self.stop) is not None:
-                    self.ended[row] = len(new)
+                if row not in self.stopped_at and (
+                    cut_at_stop(self.decode(new), self.stop) is not None
+                ):
+                    self.stopped_at[row] = len(new)
         is_late = time.monotonic() - self.begin > self.deadline_s
         done = [
-            is_late or row in self.ended or new_BT.shape[1] >= limit
+            is_late or row in self.stopped_at or new_BT.shape[1] >= limit
             for row, limit in enumerate(self.limits)
         ]
         return torch.tensor(done, device=input_ids.device)
@@ -180,12 +191,12 @@ def generate(
     stop_ids: Sequence[int],
     pad_id: int,
     processors: Sequence[Any],
-    endings: Endings,
+    criteria: RowStoppingCriteria,
 ) -> Tensor:
-    """Let a model go on with some rows; how is said here alone, and not by the model's folder.
+    """Generate with exactly these settings; the model folder's generation config is ignored.
 
     Returns:
-        The rows (B, T), what they began with included.
+        The rows (B, T), prompts included.
     """
     hf = import_transformers()
     model.generation_config = hf.GenerationConfig()
@@ -196,17 +207,17 @@ def generate(
         eos_token_id=list(stop_ids),
         pad_token_id=pad_id,
         logits_processor=hf.LogitsProcessorList(processors),
-        stopping_criteria=hf.StoppingCriteriaList([endings]),
+        stopping_criteria=hf.StoppingCriteriaList([criteria]),
     )
     return rows_BT
 
 
 def version() -> str:
-    """What decodes."""
+    """Return the name and version of the library that decodes."""
     return f"transformers {import_transformers().__version__}"
 
 
-def cut(text: str, stop: Sequence[str]) -> str | None:
+def cut_at_stop(text: str, stop: Sequence[str]) -> str | None:
     """Return a text up to the first of some strings; None if it holds none of them."""
-    found = [at for at in (text.find(one) for one in stop if one) if at >= 0]
-    return text[: min(found)] if found else None
+    places = [at for at in (text.find(one) for one in stop if one) if at >= 0]
+    return text[: min(places)] if places else None

@@ -1,11 +1,11 @@
-"""Write texts with a model behind OpenAI's HTTP interface: one's own server, or a service.
+"""Generate texts with a model behind OpenAI's HTTP interface: one's own server, or a service.
 
-Decisions made here. Pictures go as PNG inside the request: no loss, any server reads it, nothing
-has to be reachable from there. What is wrong with one request costs that request; what is wrong
-with the server is tried again with growing pauses, and then loses the engine, so that the unit is
-done later. Time that runs out is laid to the request if the server answers something else
-meanwhile, and to the server if it does not. Special tokens in a text are the server's to handle:
-their names are not known here.
+Images are sent as PNG inside the request: it is lossless, every server reads it, and nothing has to
+be reachable from the server. A problem with one request costs that request; a problem with the
+server is retried with exponential backoff, and then loses the engine, so that the unit is done
+later. A timeout is attributed to the request if the server still answers otherwise, and to the
+server if it does not. Special tokens in a text are left to the server: their names are not known
+here.
 """
 
 from __future__ import annotations
@@ -29,22 +29,25 @@ from consomme.base.sample import printable
 from consomme.engines.generation.requests import (
     Generation,
     GenerationFailure,
-    Load,
+    QueueLoad,
     Request,
     Sampling,
 )
 
-_ABOUT_THE_REQUEST = (400, 413, 415, 422)
-_ABOUT_THE_RECIPE = (401, 403, 404, 405)
+_REQUEST_ERRORS = (400, 413, 415, 422)
+"""Status codes that say that this request is wrong."""
+
+_RECIPE_ERRORS = (401, 403, 404, 405)
+"""Status codes that say that url, model or key is wrong."""
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 60.0
-_ALIVE_S = 10.0
-"""How soon a server that lives lists its models."""
+_ALIVE_TIMEOUT_S = 10.0
+"""A live server lists its models within this time."""
 
 
 class OpenAIEngine:
-    """Sends requests to one server, some at a time."""
+    """Sends requests to one server, several at a time."""
 
     def __init__(
         self,
@@ -58,17 +61,17 @@ class OpenAIEngine:
         max_retries: int = 8,
         detail: Literal["auto", "low", "high"] = "auto",
     ) -> None:
-        """Make a client; nothing is sent yet.
+        """Create a client; nothing is sent yet.
 
         Args:
-            url: Where the interface begins, `…/v1`.
-            model: The model's name there.
+            url: Base URL of the interface, `…/v1`.
+            model: The model's name on the server.
             sampling: How tokens are chosen.
-            api_key_env: Environment variable that holds the key; None for a server without.
-            concurrency: Requests on their way at once.
-            deadline_s: How long one answer may take.
-            max_retries: How often a request is sent again.
-            detail: How closely a service looks at pictures.
+            api_key_env: Environment variable that holds the API key; None for a server without.
+            concurrency: Maximum number of concurrent requests.
+            deadline_s: Time limit of one answer.
+            max_retries: Maximum number of retries of a request.
+            detail: Image resolution that a service uses.
 
         Raises:
             RecipeError: The environment variable is not set.
@@ -85,99 +88,103 @@ class OpenAIEngine:
         self.deadline_s, self.max_retries, self.detail = deadline_s, max_retries, detail
         self.version = f"openai {openai.__version__}, {model}"
         self._openai = openai
-        # Trying again is done here: a broken answer and the time that is left count as well.
-        # It tells of every single request otherwise.
+        # It logs every single request otherwise.
         logging.getLogger("httpx2").setLevel(logging.WARNING)
+        # Retries are ours: the client's do not cover malformed answers or the time limit.
         self._client: Any = openai.OpenAI(
             base_url=url,
             api_key=key,
             max_retries=0,
             timeout=openai.Timeout(deadline_s, connect=min(10.0, deadline_s)),
         )
-        self._threads = ThreadPoolExecutor(concurrency, "http-writer")
+        self._executor = ThreadPoolExecutor(concurrency, "http-engine")
         self._closed = threading.Event()
-        self._count = threading.Lock()
-        self._running = self._total = 0
+        self._count_lock = threading.Lock()
+        self._num_running = self._num_total = 0
 
-    def write(self, requests: Sequence[Request]) -> list[Generation | GenerationFailure]:
-        """Answer requests; see `GenerationEngine.write`."""
+    def generate(self, requests: Sequence[Request]) -> list[Generation | GenerationFailure]:
+        """Generate texts; see `GenerationEngine.generate`."""
         if any(request.pattern is not None for request in requests):
             raise RecipeError(
-                "OpenAI's interface has no way to hold a whole text to a pattern; write with"
+                "OpenAI's interface cannot make a whole text match a pattern; generate with"
                 " {name: vllm} or {name: transformers}"
             )
         if self._closed.is_set():
             raise EngineLostError("the engine was closed")
-        with self._count:
-            self._total += len(requests)
-        coming: list[Future[Generation | GenerationFailure]] = []
+        with self._count_lock:
+            self._num_total += len(requests)
+        futures: list[Future[Generation | GenerationFailure]] = []
         try:
             for request in requests:
-                coming.append(self._threads.submit(self._one, request))
-            return [one.result() for one in coming]
+                futures.append(self._executor.submit(self._run, request))
+            return [future.result() for future in futures]
         except (CancelledError, RuntimeError) as error:
-            # Threads that were shut down meanwhile take no request, and say it with a RuntimeError.
+            # An executor that was shut down meanwhile raises RuntimeError.
             if isinstance(error, RuntimeError) and not self._closed.is_set():
                 raise
             raise EngineLostError("the engine was closed") from error
         finally:
-            # Of a call that failed, what has not begun is not sent any more.
-            dropped = len(requests) - len(coming) + sum(one.cancel() for one in coming)
-            with self._count:
-                self._total -= dropped
+            # If the call failed, requests that have not started are not sent.
+            dropped = len(requests) - len(futures) + sum(future.cancel() for future in futures)
+            with self._count_lock:
+                self._num_total -= dropped
 
-    def load(self) -> Load:
-        """Tell how many requests are on their way, and how many wait."""
-        with self._count:
-            return Load(running=self._running, waiting=self._total - self._running)
+    def queue_load(self) -> QueueLoad:
+        """Return how many requests are being answered, and how many wait."""
+        with self._count_lock:
+            waiting = self._num_total - self._num_running
+            return QueueLoad(running=self._num_running, waiting=waiting)
 
     def close(self) -> None:
         """Send nothing more; waiting callers get an `EngineLostError`."""
         self._closed.set()
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._executor.shutdown(wait=True, cancel_futures=True)
         self._client.close()
 
-    def _one(self, request: Request) -> Generation | GenerationFailure:
-        with self._count:
-            self._running += 1
+    def _run(self, request: Request) -> Generation | GenerationFailure:
+        with self._count_lock:
+            self._num_running += 1
         try:
-            return self._answer(request)
+            return self._send_with_retries(request)
         finally:
-            with self._count:
-                self._running -= 1
-                self._total -= 1
+            with self._count_lock:
+                self._num_running -= 1
+                self._num_total -= 1
 
-    def _answer(self, request: Request) -> Generation | GenerationFailure:
+    def _send_with_retries(self, request: Request) -> Generation | GenerationFailure:
         """Send one request until there is an answer."""
         try:
             messages = self._messages(request)
         except (OSError, ValueError, SystemError) as error:
-            return GenerationFailure(reason="image_not_encodable", detail=f"no PNG of it: {error}")
-        trouble = ""
+            return GenerationFailure(
+                reason="image_not_encodable", detail=f"cannot be encoded as PNG: {error}"
+            )
+        last_error = ""
         for attempt in range(self.max_retries + 1):
             if self._closed.is_set():
                 raise EngineLostError("the engine was closed")
-            begun = time.monotonic()
+            start = time.monotonic()
             try:
                 return self._send(messages, request.seed)
             except self._openai.APITimeoutError as error:
-                trouble, asked = str(error), None
-                # Connecting has a time limit of its own, which says nothing about the request.
-                if time.monotonic() - begun >= self.deadline_s:
-                    return self._late()
+                last_error, retry_after = str(error), None
+                # Connecting has a shorter time limit, which says nothing about the request.
+                if time.monotonic() - start >= self.deadline_s:
+                    return self._timeout_failure()
             except self._openai.APIStatusError as error:
-                refused = self._refused(error)
-                if refused is not None:
-                    return refused
-                trouble, asked = _said(error), error.response.headers.get("retry-after")
-            except (self._openai.APIError, _BrokenAnswerError, ValueError) as error:
-                trouble, asked = f"{type(error).__name__}: {error}", None
+                failure = self._status_failure(error)
+                if failure is not None:
+                    return failure
+                last_error = _describe(error)
+                retry_after = error.response.headers.get("retry-after")
+            except (self._openai.APIError, _MalformedAnswerError, ValueError) as error:
+                last_error, retry_after = f"{type(error).__name__}: {error}", None
             if attempt < self.max_retries:
-                self._closed.wait(_pause_s(attempt, asked))
-        # Nothing here is broken, and a fresh process would fare no better.
+                self._closed.wait(_pause_s(attempt, retry_after))
+        # Not an `EngineLostError`: nothing is broken here, and a new process would not help.
         raise ClusterError(
             f"{self.url} has not answered after {self.max_retries + 1} attempts; the last one:"
-            f" {printable(trouble)}. Run the same command again when it is back"
+            f" {printable(last_error)}. Run the same command again when it is back"
         )
 
     def _send(self, messages: list[dict[str, Any]], seed: int) -> Generation | GenerationFailure:
@@ -193,7 +200,7 @@ class OpenAIEngine:
         )
         choices = getattr(answer, "choices", None)
         if not choices or choices[0].message is None:
-            raise _BrokenAnswerError("the answer has no text in it")
+            raise _MalformedAnswerError("the answer has no text in it")
         reason, text = choices[0].finish_reason, choices[0].message.content
         if reason not in ("stop", "length"):
             detail = f"the server ended the text with {reason!r}"
@@ -201,31 +208,31 @@ class OpenAIEngine:
         num_tokens = getattr(answer.usage, "completion_tokens", None)
         if num_tokens is None:
             raise RecipeError(
-                f"{self.url} does not say how many tokens it wrote (usage.completion_tokens);"
-                " consomme needs a server that does"
+                f"{self.url} does not report how many tokens it generated"
+                " (usage.completion_tokens); consomme needs a server that does"
             )
         return Generation(text=text or "", num_tokens=num_tokens, finish_reason=reason)
 
-    def _refused(self, error: Any) -> GenerationFailure | None:
-        """Tell what a status means; None if the same request may fare better later.
+    def _status_failure(self, error: Any) -> GenerationFailure | None:
+        """Interpret an HTTP error; None if a retry of the same request may succeed.
 
         Raises:
-            RecipeError: No request will fare better.
+            RecipeError: No request can succeed.
         """
-        if error.status_code in _ABOUT_THE_REQUEST:
-            return GenerationFailure(reason="model_refused", detail=printable(_said(error)))
-        if error.status_code in _ABOUT_THE_RECIPE:
+        if error.status_code in _REQUEST_ERRORS:
+            return GenerationFailure(reason="model_refused", detail=printable(_describe(error)))
+        if error.status_code in _RECIPE_ERRORS:
             raise RecipeError(
-                f"{self.url} does not serve {self.model!r} to us: {printable(_said(error))};"
+                f"{self.url} does not serve {self.model!r} to us: {printable(_describe(error))};"
                 " check url, model and api_key_env"
             )
         return None
 
-    def _late(self) -> GenerationFailure:
-        """Time has run out: say whose fault it is.
+    def _timeout_failure(self) -> GenerationFailure:
+        """Return the failure of a request that timed out on a live server.
 
         Raises:
-            ClusterError: The server's.
+            ClusterError: The server is not alive.
         """
         if not self._is_alive():
             raise ClusterError(
@@ -237,7 +244,7 @@ class OpenAIEngine:
 
     def _is_alive(self) -> bool:
         try:
-            self._client.with_options(timeout=_ALIVE_S).models.list()
+            self._client.with_options(timeout=_ALIVE_TIMEOUT_S).models.list()
         except self._openai.APIStatusError:
             return True
         except (self._openai.OpenAIError, ValueError):
@@ -245,22 +252,22 @@ class OpenAIEngine:
         return True
 
     def _messages(self, request: Request) -> list[dict[str, Any]]:
-        """Write a conversation as chat messages; the picture goes first in the first user turn."""
+        """Convert a conversation to chat messages; the image goes first in the first user turn."""
         messages: list[dict[str, Any]] = [
             {"role": turn.role, "content": turn.content} for turn in request.turns
         ]
         if request.image is not None:
             first = next(message for message in messages if message["role"] == "user")
-            picture = {"url": _data_url(request.image), "detail": self.detail}
+            image_url = {"url": _data_url(request.image), "detail": self.detail}
             first["content"] = [
-                {"type": "image_url", "image_url": picture},
+                {"type": "image_url", "image_url": image_url},
                 {"type": "text", "text": first["content"]},
             ]
         return messages
 
 
-class _BrokenAnswerError(Exception):
-    """The server's answer is whole, but not one."""
+class _MalformedAnswerError(Exception):
+    """The server's answer is complete, but not in OpenAI's format."""
 
 
 def _data_url(image: Image.Image) -> str:
@@ -270,17 +277,17 @@ def _data_url(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _said(error: Any) -> str:
+def _describe(error: Any) -> str:
     return f"HTTP {error.status_code}: {error.message}"
 
 
-def _pause_s(attempt: int, asked: str | None) -> float:
-    """How long to wait: what the server asks for, or twice as long each time, with some chance."""
-    if asked is not None:
+def _pause_s(attempt: int, retry_after: str | None) -> float:
+    """Return how long to wait: the server's `Retry-After`, or exponential backoff with jitter."""
+    if retry_after is not None:
         try:
-            wanted = float(asked)
+            wanted = float(retry_after)
         except ValueError:
-            date = email.utils.parsedate_to_datetime(asked) if _is_date(asked) else None
+            date = email.utils.parsedate_to_datetime(retry_after) if _is_date(retry_after) else None
             wanted = date.timestamp() - time.time() if date is not None else 0.0
         if wanted > 0:
             return min(wanted, _LONGEST_PAUSE_S)

@@ -19,7 +19,6 @@ from consomme.base.checked import Checked
 from consomme.base.errors import CheckpointError
 from consomme.base.sample import REJECT_REASONS, Turn
 
-
 Temperature = Annotated[float, Interval(ge=0, le=2)]
 """0 is greedy and repeatable; 2 is the limit of the engines."""
 

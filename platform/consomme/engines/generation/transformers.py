@@ -1,9 +1,9 @@
-"""Write texts with a model of any family through transformers, in batches.
+"""Generate texts with a model of any family through transformers, in batches.
 
-Decisions made here. Requests of alike length, of whoever asks at the time, are decoded together,
-padded on the left; a text does not depend on its neighbours (see `decoding`). There is no thread of
-the engine's own: whoever asks first works for everybody until its own texts are there. An adapter
-is merged into the weights, which costs nothing later.
+Requests of similar length, from all callers, are decoded together, padded on the left; a text does
+not depend on the rest of its batch (see `decoding`). The engine has no thread of its own: the
+caller that holds the lock serves batches for everybody until its own texts are done. An adapter is
+merged into the weights, which costs nothing at decoding time.
 """
 
 from __future__ import annotations
@@ -21,53 +21,53 @@ from torch import Tensor
 
 from consomme.base.errors import DataError, EngineLostError
 from consomme.engines.generation.decoding import (
-    Endings,
-    Nucleus,
-    PatternCompiler,
-    Patterns,
-    cut,
+    GumbelLogitsProcessor,
+    RegexCompiler,
+    RegexLogitsProcessor,
+    RowStoppingCriteria,
+    cut_at_stop,
     generate,
     version,
 )
 from consomme.engines.generation.requests import (
     Generation,
     GenerationFailure,
-    Load,
+    QueueLoad,
     Request,
     Sampling,
     check_vision,
 )
-from consomme.engines.memory import halving
+from consomme.engines.memory import halve_on_oom
 from consomme.models.adapters import merge_adapter, open_adapter
 from consomme.models.batches import Batcher
 from consomme.models.chat_prefix import chat_encoder_for
-from consomme.models.encoded import EncodedPrompt, PictureRefusedError
-from consomme.models.weights import load_tensors, open_scorer
+from consomme.models.encoded import EncodedPrompt, ImageRefusedError
+from consomme.models.weights import load_tensors, open_model
 
 # Shapes: B rows, T token positions.
 
 WINDOW = 4
-"""Batches' worth of waiting requests that are looked at for ones of alike length."""
+"""Waiting requests, in batches, from which those of similar length are chosen."""
 
 
 @dataclass(eq=False, kw_only=True)
-class _Ticket:
-    """A request on its way."""
+class _QueuedRequest:
+    """A request in the queue, and the future of its result."""
 
     request: Request
     sampling: Sampling
-    asked: EncodedPrompt | None = None
-    pattern: Any = None
-    written: Future[Generation | GenerationFailure] = field(default_factory=Future)
+    prompt: EncodedPrompt | None = None
+    grammar: Any = None
+    result: Future[Generation | GenerationFailure] = field(default_factory=Future)
 
     @property
-    def kind(self) -> tuple[Any, ...]:
-        """Tickets of one kind go into one batch."""
+    def batch_key(self) -> tuple[Any, ...]:
+        """Requests with equal keys may share a batch."""
         return (self.sampling, self.request.image is None)
 
 
 class TransformersEngine:
-    """Holds one model and writes."""
+    """Holds one model and generates texts."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class TransformersEngine:
             model_path: Hugging Face folder.
             sampling: How tokens are chosen.
             batch_size: Requests decoded together.
-            deadline_s: How long one batch may take.
+            deadline_s: Time limit of one batch.
             adapter: Folder of a LoRA in PEFT's format, merged into the weights.
             dtype: Of the weights: `float32`, `bfloat16`, `float16`, or `auto`, which is bfloat16 on
                 a GPU and float32 on a CPU.
@@ -100,7 +100,7 @@ class TransformersEngine:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if dtype == "auto":
             dtype = "bfloat16" if self.device.type == "cuda" else "float32"
-        self.model, processor = open_scorer(model_path, getattr(torch, dtype))
+        self.model, processor = open_model(model_path, getattr(torch, dtype))
         if adapter is not None:
             merge_adapter(self.model, open_adapter(adapter))
         self.model.to(self.device)
@@ -115,162 +115,169 @@ class TransformersEngine:
         self._stop_ids: list[int] = stop_ids if isinstance(stop_ids, list) else [stop_ids]
         self._batcher = Batcher(self.model, self.chat.tokenizer)
         head = self.model.get_output_embeddings()
-        self._patterns = PatternCompiler(self.chat.tokenizer, head.weight.shape[0], self._stop_ids)
-        self._model = threading.Lock()
-        self._queue = threading.Lock()
-        self._waiting: list[_Ticket] = []
-        self._running = 0
+        self._regexes = RegexCompiler(self.chat.tokenizer, head.weight.shape[0], self._stop_ids)
+        self._model_lock = threading.Lock()
+        self._queue_lock = threading.Lock()
+        self._waiting: list[_QueuedRequest] = []
+        self._num_running = 0
         self._is_closed = False
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Put other weights of the same architecture into the model, in place.
+        """Replace the model's weights by others of the same architecture, in place.
 
         Args:
             weights: By the names of a checkpoint folder's tensors.
         """
-        with self._model:
+        with self._model_lock:
             load_tensors(self.model, weights)
 
-    def write(self, requests: Sequence[Request]) -> list[Generation | GenerationFailure]:
-        """Answer requests; see `GenerationEngine.write`."""
-        return self._write(requests, self.sampling)
+    def generate(self, requests: Sequence[Request]) -> list[Generation | GenerationFailure]:
+        """Generate texts; see `GenerationEngine.generate`."""
+        return self._generate(requests, self.sampling)
 
     def answer(
         self, images: Sequence[Image.Image], questions: Sequence[str], max_tokens: int
     ) -> list[str]:
-        """Answer one question about each picture, greedily.
+        """Answer one question about each image, with greedy decoding.
 
         Args:
-            images: Decoded pictures.
-            questions: One per picture.
+            images: Decoded images.
+            questions: One per image.
             max_tokens: Longest answer.
 
         Returns:
-            The answers without white space around them.
+            The answers, with white space around them stripped.
 
         Raises:
-            DataError: A question or a picture cannot be put to this model.
+            DataError: The model cannot be given a question or an image.
         """
         requests = [
-            Request.about(question, image)
+            Request.of_prompt(question, image)
             for image, question in zip(images, questions, strict=True)
         ]
         answers = []
-        for number, one in enumerate(self._write(requests, Sampling(max_tokens=max_tokens))):
-            if isinstance(one, GenerationFailure):
+        for number, result in enumerate(self._generate(requests, Sampling(max_tokens=max_tokens))):
+            if isinstance(result, GenerationFailure):
                 raise DataError(
                     f"question {number}, {questions[number][:80]!r}, cannot be put to this model:"
-                    f" {one.reason}: {one.detail}"
+                    f" {result.reason}: {result.detail}"
                 )
-            answers.append(one.text.strip())
+            answers.append(result.text.strip())
         return answers
 
-    def load(self) -> Load:
-        """Tell how busy the engine is."""
-        with self._queue:
-            return Load(running=self._running, waiting=len(self._waiting))
+    def queue_load(self) -> QueueLoad:
+        """Return how busy the engine is."""
+        with self._queue_lock:
+            return QueueLoad(running=self._num_running, waiting=len(self._waiting))
 
     def close(self) -> None:
-        """Drop the model; whoever waits gets an `EngineLostError`."""
+        """Drop the model; waiting callers get an `EngineLostError`."""
         self._is_closed = True
-        with self._model:
+        with self._model_lock:
             self.model = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _write(
+    def _generate(
         self, requests: Sequence[Request], sampling: Sampling
     ) -> list[Generation | GenerationFailure]:
         check_vision(self.chat.has_vision, requests)
-        tickets = [_Ticket(request=request, sampling=sampling) for request in requests]
-        for ticket in tickets:
-            if ticket.request.pattern is not None:
-                with self._model:
-                    ticket.pattern = self._patterns.compile(ticket.request.pattern)
-        with self._queue:
-            self._waiting += tickets
-        while not all(ticket.written.done() for ticket in tickets):
-            with self._model:
+        queued = [_QueuedRequest(request=request, sampling=sampling) for request in requests]
+        for one in queued:
+            if one.request.pattern is not None:
+                with self._model_lock:
+                    one.grammar = self._regexes.compile(one.request.pattern)
+        with self._queue_lock:
+            self._waiting += queued
+        while not all(one.result.done() for one in queued):
+            with self._model_lock:
                 if self._is_closed:
                     raise EngineLostError("the engine was closed")
-                batch = self._take()
+                batch = self._next_batch()
                 try:
                     self._serve(batch)
-                # Whatever it was, others wait for texts of this batch too; it is raised again.
+                # Callers in other threads wait for texts of this batch too.
                 except BaseException as error:
-                    for ticket in batch:
-                        if not ticket.written.done():
-                            ticket.written.set_exception(error)
+                    for one in batch:
+                        if not one.result.done():
+                            one.result.set_exception(error)
                     raise
                 finally:
-                    with self._queue:
-                        self._running = 0
-        return [ticket.written.result() for ticket in tickets]
+                    with self._queue_lock:
+                        self._num_running = 0
+        return [one.result.result() for one in queued]
 
-    def _take(self) -> list[_Ticket]:
-        """Choose what goes into the next batch: the oldest request, and those most like it."""
-        with self._queue:
+    def _next_batch(self) -> list[_QueuedRequest]:
+        """Take the oldest request from the queue, and those of the most similar length."""
+        with self._queue_lock:
             window = self._waiting[: WINDOW * self.batch_size]
-        for ticket in window:
-            if ticket.asked is None:
-                self._ask(ticket)
-        with self._queue:
-            self._waiting = [ticket for ticket in self._waiting if not ticket.written.done()]
-            window = [ticket for ticket in window if not ticket.written.done()]
+        for one in window:
+            if one.prompt is None:
+                self._encode(one)
+        with self._queue_lock:
+            self._waiting = [one for one in self._waiting if not one.result.done()]
+            window = [one for one in window if not one.result.done()]
             if not window:
                 return []
-            alike = [ticket for ticket in window if ticket.kind == window[0].kind]
-            alike.sort(key=_length)
-            # Sorted by length and cut; the oldest is in one of the pieces.
-            pieces = [alike[k : k + self.batch_size] for k in range(0, len(alike), self.batch_size)]
-            batch = next((piece for piece in pieces if window[0] in piece), [])
-            chosen = {id(ticket) for ticket in batch}
-            self._waiting = [ticket for ticket in self._waiting if id(ticket) not in chosen]
-            self._running = len(batch)
+            similar = [one for one in window if one.batch_key == window[0].batch_key]
+            similar.sort(key=_prompt_length)
+            # One of these contains the oldest request.
+            batches = [
+                similar[k : k + self.batch_size] for k in range(0, len(similar), self.batch_size)
+            ]
+            batch = next((one for one in batches if window[0] in one), [])
+            chosen = {id(one) for one in batch}
+            self._waiting = [one for one in self._waiting if id(one) not in chosen]
+            self._num_running = len(batch)
         return batch
 
-    def _ask(self, ticket: _Ticket) -> None:
-        """Put a request into tokens, or say why it cannot be."""
-        image = ticket.request.image
+    def _encode(self, queued: _QueuedRequest) -> None:
+        """Encode a request, or set a `GenerationFailure` as its result."""
+        image = queued.request.image
         try:
-            asked = self.chat.ask(ticket.request.turns, image and image.convert("RGB"))
-        except PictureRefusedError as error:
-            ticket.written.set_result(
+            prompt = self.chat.encode_prompt(queued.request.turns, image and image.convert("RGB"))
+        except ImageRefusedError as error:
+            queued.result.set_result(
                 GenerationFailure(reason="image_not_encodable", detail=str(error))
             )
             return
         except DataError as error:
-            ticket.written.set_result(
+            queued.result.set_result(
                 GenerationFailure(reason="text_not_encodable", detail=str(error))
             )
             return
-        if len(asked.input_ids) >= self.max_positions:
-            detail = f"{len(asked.input_ids)} tokens, the model has {self.max_positions} positions"
-            ticket.written.set_result(GenerationFailure(reason="sequence_too_long", detail=detail))
-        ticket.asked = asked
+        length = len(prompt.input_ids)
+        if length >= self.max_positions:
+            detail = f"{length} tokens, the model has {self.max_positions} positions"
+            queued.result.set_result(GenerationFailure(reason="sequence_too_long", detail=detail))
+        queued.prompt = prompt
 
-    def _serve(self, batch: Sequence[_Ticket]) -> None:
+    def _serve(self, batch: Sequence[_QueuedRequest]) -> None:
         if batch:
-            found = halving(self._generate, batch)
-            for ticket, written in zip(batch, found, strict=True):
-                ticket.written.set_result(written)
+            results = halve_on_oom(self._decode_batch, batch)
+            for one, result in zip(batch, results, strict=True):
+                one.result.set_result(result)
 
     @torch.inference_mode()
-    def _generate(self, batch: Sequence[_Ticket]) -> list[Generation | GenerationFailure]:
-        asked = [ticket.asked for ticket in batch if ticket.asked is not None]
-        inputs = self._inputs(asked)
+    def _decode_batch(
+        self, batch: Sequence[_QueuedRequest]
+    ) -> list[Generation | GenerationFailure]:
+        prompts = [one.prompt for one in batch if one.prompt is not None]
+        inputs = self._inputs(prompts)
         sampling = batch[0].sampling
         width = inputs["input_ids"].shape[1]
         limits = [
-            min(sampling.max_tokens, self.max_positions - len(one.input_ids)) for one in asked
+            min(sampling.max_tokens, self.max_positions - len(one.input_ids)) for one in prompts
         ]
-        endings = Endings(width, limits, sampling.stop, self._decode, self.deadline_s)
+        criteria = RowStoppingCriteria(
+            width, limits, sampling.stop, self._decode_ids, self.deadline_s
+        )
         processors: list[Any] = []
-        if any(ticket.pattern is not None for ticket in batch):
-            processors.append(Patterns([ticket.pattern for ticket in batch]))
+        if any(one.grammar is not None for one in batch):
+            processors.append(RegexLogitsProcessor([one.grammar for one in batch]))
         if sampling.temperature > 0:
-            seeds = [ticket.request.seed for ticket in batch]
-            processors.append(Nucleus(seeds, sampling.temperature, sampling.top_p))
+            seeds = [one.request.seed for one in batch]
+            processors.append(GumbelLogitsProcessor(seeds, sampling.temperature, sampling.top_p))
         output_BT = generate(
             self.model,
             inputs,
@@ -278,42 +285,43 @@ class TransformersEngine:
             stop_ids=self._stop_ids,
             pad_id=self._batcher.pad_id,
             processors=processors,
-            endings=endings,
+            criteria=criteria,
         )
         rows = output_BT[:, width:].tolist()
-        return [self._written(row, ids, sampling.stop, endings) for row, ids in enumerate(rows)]
+        return [self._result(row, ids, sampling.stop, criteria) for row, ids in enumerate(rows)]
 
-    def _inputs(self, asked: Sequence[EncodedPrompt]) -> dict[str, Any]:
-        """Put conversations side by side, padded on the left."""
+    def _inputs(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:
+        """Collate prompts, padded on the left, on the model's device."""
         dtype = self.model.dtype
         return {
             name: value.to(self.device, dtype if value.is_floating_point() else None)
-            for name, value in self._batcher.join(asked, pad="left").items()
+            for name, value in self._batcher.collate(prompts, padding_side="left").items()
         }
 
-    def _written(
-        self, row: int, ids: list[int], stop: Sequence[str], endings: Endings
+    def _result(
+        self, row: int, ids: list[int], stop: Sequence[str], criteria: RowStoppingCriteria
     ) -> Generation | GenerationFailure:
-        """Take one row of new tokens for what it is."""
-        if row in endings.ended:
-            ids = ids[: endings.ended[row]]
-            text = cut(self._decode(ids), stop) or ""
+        """Convert one row of new tokens to a result."""
+        if row in criteria.stopped_at:
+            ids = ids[: criteria.stopped_at[row]]
+            text = cut_at_stop(self._decode_ids(ids), stop) or ""
             return Generation(text=text, num_tokens=len(ids), finish_reason="stop")
-        ids = ids[: endings.limits[row]]
+        ids = ids[: criteria.limits[row]]
         end = next((k for k, token in enumerate(ids) if token in self._stop_ids), None)
         if end is not None:
             ids = ids[: end + 1]
-            return Generation(text=self._decode(ids), num_tokens=len(ids), finish_reason="stop")
-        if len(ids) < endings.limits[row]:
-            detail = f"still writing after {self.deadline_s:g} s, at token {len(ids)}"
+            text = self._decode_ids(ids)
+            return Generation(text=text, num_tokens=len(ids), finish_reason="stop")
+        if len(ids) < criteria.limits[row]:
+            detail = f"unfinished after {self.deadline_s:g} s, at token {len(ids)}"
             return GenerationFailure(reason="model_timeout", detail=detail)
-        return Generation(text=self._decode(ids), num_tokens=len(ids), finish_reason="length")
+        return Generation(text=self._decode_ids(ids), num_tokens=len(ids), finish_reason="length")
 
-    def _decode(self, ids: Sequence[int]) -> str:
+    def _decode_ids(self, ids: Sequence[int]) -> str:
         text: str = self.chat.tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
 
-def _length(ticket: _Ticket) -> int:
-    assert ticket.asked is not None
-    return len(ticket.asked.input_ids)
+def _prompt_length(queued: _QueuedRequest) -> int:
+    assert queued.prompt is not None
+    return len(queued.prompt.input_ids)

@@ -1,8 +1,7 @@
-"""Write texts with vLLM inside an actor, for many units at once.
+"""Generate texts with vLLM inside an actor, for many units at once.
 
-One decision is made here: prompts go in as tokens that our own `ChatEncoder` made, so a family is
-asked in the same way by every engine, and scored as it is asked. Passing requests through it is
-`vllm_pump`'s business.
+Prompts are given to vLLM as tokens from our own `ChatEncoder`, so every engine gives a family the
+same prompt, and scoring uses the same. `vllm_loop` steps the engine.
 """
 
 from __future__ import annotations
@@ -14,22 +13,22 @@ from consomme.base.errors import CheckpointError, DataError, RecipeError
 from consomme.engines.generation.requests import (
     Generation,
     GenerationFailure,
-    Load,
+    QueueLoad,
     Request,
     Sampling,
     check_vision,
 )
-from consomme.engines.generation.vllm_pump import PreparedRequest, Pump
+from consomme.engines.generation.vllm_loop import EngineLoop, PreparedRequest
 from consomme.engines.vllm_engine import EngineOptions, close_engine, open_engine
 from consomme.models.chat import ChatEncoder
 from consomme.models.chat_prefix import chat_encoder_for
-from consomme.models.weights import open_talk
+from consomme.models.weights import open_processor
 
 
 class VLLMEngine:
-    """Holds one engine and writes.
+    """Holds one vLLM engine and generates texts.
 
-    Greedy decoding in float32 on a CPU gives the tokens that transformers gives. Sampling is
+    Greedy decoding in float32 on a CPU gives the same tokens as transformers. Sampling is
     repeatable for a given seed on the same build and device.
     """
 
@@ -49,12 +48,13 @@ class VLLMEngine:
             model_path: Hugging Face folder on local disk.
             sampling: How tokens are chosen.
             options: How the engine runs.
-            deadline_s: How long it may work on one text.
-            stall_s: After how long without any token it is taken for hung.
+            deadline_s: Time limit of one text.
+            stall_s: An engine that emits no token for this long counts as hung.
             threads: Of the engine, CPU only.
 
         Raises:
-            CheckpointError: vLLM cannot load the folder, or its family looks ahead in prompts.
+            CheckpointError: vLLM cannot load the folder, or its family's prompts have bidirectional
+                attention.
         """
         self.sampling, options = sampling or Sampling(), options or EngineOptions()
         self._opened = open_engine(str(model_path), options, threads=threads)
@@ -66,8 +66,8 @@ class VLLMEngine:
             raise
         llm = self._opened.llm
         self._renderer, self._config = llm.llm_engine.renderer, llm.llm_engine.model_config
-        self._verified: set[str] = set()
-        self._pump = Pump(
+        self._verified_patterns: set[str] = set()
+        self._loop = EngineLoop(
             self._opened,
             self._prepare,
             max_running=options.max_num_seqs,
@@ -76,32 +76,33 @@ class VLLMEngine:
             threads=threads,
         )
 
-    def write(self, requests: Sequence[Request]) -> list[Generation | GenerationFailure]:
-        """Answer requests; see `GenerationEngine.write`."""
+    def generate(self, requests: Sequence[Request]) -> list[Generation | GenerationFailure]:
+        """Generate texts; see `GenerationEngine.generate`."""
         check_vision(self.chat.has_vision, requests)
-        for pattern in {one.pattern for one in requests} - self._verified:
+        for pattern in {one.pattern for one in requests} - self._verified_patterns:
             if pattern is not None:
                 self._verify(pattern)
-        return [written.result() for written in self._pump.submit(requests)]
+        return [result.result() for result in self._loop.submit(requests)]
 
-    def load(self) -> Load:
-        """Tell how busy the engine is."""
-        return self._pump.load()
+    def queue_load(self) -> QueueLoad:
+        """Return how busy the engine is."""
+        return self._loop.queue_load()
 
     def close(self) -> None:
-        """Shut the engine down and give its memory back; waiting callers get an error."""
-        # An engine that hangs in our own process can only be left alone.
-        if self._pump.close():
+        """Shut the engine down and free its memory; waiting callers get an error."""
+        # An engine that hangs in our own process cannot be shut down.
+        if self._loop.close():
             close_engine(self._opened.llm)
 
     def _prepare(self, request: Request) -> PreparedRequest | GenerationFailure:
-        """Put a request into tokens and pixels."""
+        """Convert a request to tokens and pixels."""
         from vllm.exceptions import VLLMClientError
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
         limit: int = self._config.max_model_len
+        has_image = request.image is not None
         try:
-            ids = self.chat.ask_short(request.turns, has_image=request.image is not None)
+            ids = self.chat.unexpanded_prompt_ids(request.turns, has_image=has_image)
         except DataError as error:
             return GenerationFailure(reason="text_not_encodable", detail=str(error))
         prompt: dict[str, Any] = {"prompt_token_ids": ids}
@@ -115,7 +116,7 @@ class VLLMEngine:
                 (rendered,) = self._renderer.render_cmpl([parse_model_prompt(self._config, prompt)])
             except (ValueError, ZeroDivisionError, VLLMClientError) as error:
                 size = f"{request.image.width} x {request.image.height}"
-                detail = f"the model's processor does not take a picture of {size}: {error}"
+                detail = f"the model's processor does not take an image of {size}: {error}"
                 return GenerationFailure(reason="image_not_encodable", detail=detail)
         num_tokens = len(rendered["prompt_token_ids"])
         if num_tokens >= limit:
@@ -137,10 +138,10 @@ class VLLMEngine:
         )
 
     def _verify(self, pattern: str) -> None:
-        """Let vLLM look at a pattern before any request has it.
+        """Have vLLM check a pattern before any request uses it.
 
         Raises:
-            RecipeError: It is none that a text can be held to.
+            RecipeError: vLLM does not support it.
         """
         from vllm.exceptions import VLLMClientError
 
@@ -154,23 +155,22 @@ class VLLMEngine:
             )
         except (ValueError, VLLMClientError) as error:
             raise RecipeError(
-                f"the pattern {pattern!r} is no regular expression that a text can be held to:"
-                f" {error}"
+                f"the pattern {pattern!r} is not a supported regular expression: {error}"
             ) from error
-        self._verified.add(pattern)
+        self._verified_patterns.add(pattern)
 
 
 def _chat_encoder(model_path: str) -> ChatEncoder:
-    config, processor = open_talk(model_path)
+    config, processor = open_processor(model_path)
     chat = chat_encoder_for(config, processor)
     if not isinstance(chat, ChatEncoder):
         raise CheckpointError(
-            f"{model_path}: PaliGemma's prompts look ahead, which vLLM does not do; write with"
-            " {name: transformers}"
+            f"{model_path}: PaliGemma's prompts have bidirectional attention, which vLLM does not"
+            " support; generate with {name: transformers}"
         )
     return chat
 
 
 def _too_long(num_tokens: int, limit: int) -> GenerationFailure:
-    detail = f"{num_tokens} tokens, the engine takes fewer than {limit} and writes at least one"
+    detail = f"{num_tokens} tokens, expected fewer than {limit}: the engine generates at least one"
     return GenerationFailure(reason="sequence_too_long", detail=detail)

@@ -1,9 +1,9 @@
-"""Conversations that begin alike, laid out as trees: what they share goes through the model once.
+"""Batch conversations with a common prefix as prefix trees: the model computes the prefix once.
 
-Two decisions are made here. All captions of one picture hang on one prefix, its picture and its
-prompt; and all captions without a picture hang on their prompt alone. A token sees its prefix and
-what stands before it on its own suffix, never another suffix, so each caption is scored as if it
-stood alone. And a row is no longer than is cheap: attention costs what rows are long, squared.
+All captions of one image share a prefix, its image tokens and prompt; all captions without an image
+share their prompt. A token attends to its prefix and to earlier tokens of its own suffix, never to
+another suffix, so each caption gets the score that it would get alone. The length of a row is
+limited, because the cost of attention grows with its square.
 """
 
 from __future__ import annotations
@@ -18,48 +18,49 @@ from torch import Tensor
 from consomme.engines.scoring.requests import EncodedConversation
 from consomme.models.encoded import Pixels
 
-# Shapes: B rows, T token positions.
+# Shapes: B rows, T token positions, A position axes: 1, or 3 with multimodal RoPE.
 
-_PAD = 0
-_STEM, _NOTHING = 0, -1
+_PAD_ID = 0
+_PREFIX, _PADDING = 0, -1
+"""Values of `segment_BT`; suffixes count from 1."""
 
 
 @dataclass(kw_only=True)
 class Suffix:
-    """What follows a prefix, once for all passages that go on alike."""
+    """What follows a prefix; conversations with equal tokens share one suffix."""
 
     ids: tuple[int, ...]
     types: tuple[int, ...]
     spans: list[tuple[int, int]]
-    """Spoken tokens, counted from the beginning of the conversation."""
+    """Scored tokens, counted from the beginning of the conversation."""
 
-    numbers: list[int] = field(default_factory=list)
-    """Which passages."""
+    indices: list[int] = field(default_factory=list)
+    """Indices of the conversations."""
 
 
 @dataclass(kw_only=True)
 class PrefixTree:
-    """A prefix and the suffixes on it: one row of a batch."""
+    """A prefix and its suffixes: one row of a batch."""
 
     ids: tuple[int, ...]
-    """Of the prefix."""
+    """Token ids of the prefix."""
 
     types: tuple[int, ...]
-    picture: object
+    image_key: object
     pixels: Pixels | None
     suffixes: list[Suffix]
 
     def __len__(self) -> int:
-        """Count tokens."""
+        """Return the number of tokens in the row."""
         return len(self.ids) + sum(len(suffix.ids) for suffix in self.suffixes)
 
     @property
-    def is_plain(self) -> bool:
-        """Whether it is one conversation as it stands."""
+    def is_single(self) -> bool:
+        """Whether it has one suffix, so the row is a plain sequence."""
         return len(self.suffixes) == 1
 
     def halves(self) -> list[PrefixTree]:
-        """Two trees with the same prefix and half of the suffixes each."""
+        """Return two trees with the same prefix and half of the suffixes each."""
         half = len(self.suffixes) // 2
         return [self._with(self.suffixes[:half]), self._with(self.suffixes[half:])]
 
@@ -67,7 +68,7 @@ class PrefixTree:
         return PrefixTree(
             ids=self.ids,
             types=self.types,
-            picture=self.picture,
+            image_key=self.image_key,
             pixels=self.pixels,
             suffixes=suffixes,
         )
@@ -75,154 +76,158 @@ class PrefixTree:
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixLimits:
-    """Limits of the length of a tree with several suffixes, in tokens."""
+    """Maximum length of a tree with several suffixes, in tokens."""
 
-    cheap: int
+    max_tokens: int
     """Maximum tree length in tokens: this, or twice the prefix if that is longer."""
 
-    most: int | None = None
-    """Never longer: the window that attention looks through, where there is one."""
+    window: int | None = None
+    """Upper bound in any case: the model's sliding attention window, if it has one."""
 
-    def limit(self, prefix: int) -> int:
-        """Say how long a tree with such a prefix may become."""
-        limit = max(self.cheap, 2 * prefix)
-        return limit if self.most is None else min(limit, self.most)
+    def limit(self, prefix_length: int) -> int:
+        """Return the maximum length of a tree with a prefix of this length."""
+        limit = max(self.max_tokens, 2 * prefix_length)
+        return limit if self.window is None else min(limit, self.window)
 
 
 def build_trees(
-    passages: Sequence[EncodedConversation], growth: PrefixLimits | None
+    conversations: Sequence[EncodedConversation], limits: PrefixLimits | None
 ) -> list[PrefixTree]:
-    """Put passages on trees.
+    """Group conversations with equal prefixes into trees.
 
     Args:
-        passages: In any order; trees come in the order of their first passages.
-        growth: How long trees may become; None makes one tree of each passage.
+        conversations: In any order; trees are in the order of their first conversations.
+        limits: Maximum length of a tree; None makes one tree of each conversation.
     """
-    grown: dict[Any, dict[Any, Suffix]] = {}
-    firsts: dict[Any, EncodedConversation] = {}
-    for number, passage in enumerate(passages):
-        spoken = passage.spoken
-        cut = spoken.spans[0][0]
-        prefix = tuple(spoken.input_ids[:cut])
+    suffixes_of: dict[Any, dict[Any, Suffix]] = {}
+    first_of: dict[Any, EncodedConversation] = {}
+    for index, conversation in enumerate(conversations):
+        chat = conversation.chat
+        length = chat.spans[0][0]
+        prefix = tuple(chat.input_ids[:length])
         suffix = Suffix(
-            ids=tuple(spoken.input_ids[cut:]),
-            types=tuple(spoken.token_types[cut:]),
-            spans=spoken.spans,
+            ids=tuple(chat.input_ids[length:]),
+            types=tuple(chat.token_types[length:]),
+            spans=chat.spans,
         )
-        key = (passage.picture, prefix) if growth is not None else number
-        firsts.setdefault(key, passage)
-        known = grown.setdefault(key, {})
-        known.setdefault((suffix.ids, *suffix.spans), suffix).numbers.append(number)
+        key = (conversation.image_key, prefix) if limits is not None else index
+        first_of.setdefault(key, conversation)
+        suffixes = suffixes_of.setdefault(key, {})
+        suffixes.setdefault((suffix.ids, *suffix.spans), suffix).indices.append(index)
     trees = []
-    for key, suffixes in grown.items():
-        first = firsts[key].spoken
-        cut = first.spans[0][0]
-        # In an order of their own, so that the order of passages does not matter.
+    for key, suffixes in suffixes_of.items():
+        first = first_of[key].chat
+        length = first.spans[0][0]
+        # Sorted, so that the order of conversations does not matter.
         ordered = sorted(suffixes.values(), key=lambda one: (len(one.ids), one.ids))
-        for some in _rows(ordered, cut, growth.limit(cut) if growth else 0):
+        for row in _split_into_rows(ordered, length, limits.limit(length) if limits else 0):
             trees.append(
                 PrefixTree(
-                    ids=tuple(first.input_ids[:cut]),
-                    types=tuple(first.token_types[:cut]),
-                    picture=firsts[key].picture,
+                    ids=tuple(first.input_ids[:length]),
+                    types=tuple(first.token_types[:length]),
+                    image_key=first_of[key].image_key,
                     pixels=first.pixels,
-                    suffixes=some,
+                    suffixes=row,
                 )
             )
     return trees
 
 
-def _rows(suffixes: Iterable[Suffix], prefix: int, longest: int) -> list[list[Suffix]]:
+def _split_into_rows(
+    suffixes: Iterable[Suffix], prefix_length: int, max_length: int
+) -> list[list[Suffix]]:
     rows: list[list[Suffix]] = []
     size = 0
     for suffix in suffixes:
-        if rows and size + len(suffix.ids) <= longest:
+        if rows and size + len(suffix.ids) <= max_length:
             rows[-1].append(suffix)
             size += len(suffix.ids)
         else:
             rows.append([suffix])
-            size = prefix + len(suffix.ids)
+            size = prefix_length + len(suffix.ids)
     return rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class TreeBatch:
-    """Trees as the rows of a batch."""
+    """Trees as the rows of a batch, and where their scored tokens are."""
 
     ids_BT: Tensor  # noqa: N815
     types_BT: Tensor  # noqa: N815
 
     mask: Tensor
-    """(B, T) of ones where a token is, if every tree is plain; else (B, 1, T, T), to be added to
-    attention: zero where a token may look."""
+    """Attention mask: (B, T), 1 for tokens and 0 for padding, if every tree is single; else an
+    additive mask (B, 1, T, T), 0 where a token attends."""
 
     positions: Tensor | None
-    """(B, T), or (3, B, T) for families with three of them; None if every tree is plain."""
+    """(B, T), or (3, B, T) with multimodal RoPE; None if every tree is single."""
 
     rows: list[int]
-    """Row of each spoken token, suffix by suffix."""
+    """Row of each scored token, suffix by suffix."""
 
     predictors: list[int]
-    """Place of the token it is predicted from."""
+    """Position of the token that predicts it."""
 
     labels: list[int]
-    """The spoken tokens."""
+    """Ids of the scored tokens."""
 
     counts: list[int]
-    """Spoken tokens of each suffix."""
+    """Number of scored tokens of each suffix."""
 
 
-def lay_out(
-    trees: Sequence[PrefixTree], prefix_positions: Callable[[PrefixTree], Tensor] | None
+def batch_trees(
+    trees: Sequence[PrefixTree], image_positions: Callable[[PrefixTree], Tensor] | None
 ) -> TreeBatch:
-    """Lay trees out.
+    """Put trees into a batch, padded on the right.
 
     Args:
         trees: One per row.
-        prefix_positions: Positions (3, prefix) of a prefix with a picture, for families that have
-            three; None if positions just count.
+        image_positions: Returns the positions (3, prefix length) of a prefix with an image, for
+            families with multimodal RoPE; None if positions are consecutive.
     """
     width = max(len(tree) for tree in trees)
-    is_plain = all(tree.is_plain for tree in trees)
-    ids_BT = torch.full((len(trees), width), _PAD)
+    is_plain = all(tree.is_single for tree in trees)
+    ids_BT = torch.full((len(trees), width), _PAD_ID)
     types_BT = torch.zeros((len(trees), width), dtype=torch.long)
-    branch_BT = torch.full((len(trees), width), _NOTHING)
-    axes = 1 if prefix_positions is None else 3
-    positions_ABT = torch.zeros((axes, len(trees), width), dtype=torch.long)
+    segment_BT = torch.full((len(trees), width), _PADDING)
+    num_axes = 1 if image_positions is None else 3
+    positions_ABT = torch.zeros((num_axes, len(trees), width), dtype=torch.long)
     rows, predictors, labels, counts = [], [], [], []
     for row, tree in enumerate(trees):
-        prefix = len(tree.ids)
+        prefix_length = len(tree.ids)
         ids = list(tree.ids)
         types = list(tree.types)
-        branch_BT[row, :prefix] = _STEM
+        segment_BT[row, :prefix_length] = _PREFIX
         if not is_plain:
-            first = _prefix(tree, prefix_positions)
-            positions_ABT[:, row, :prefix] = first
-            following = int(first.max()) + 1 if prefix else 0
+            prefix_positions = _prefix_positions(tree, image_positions)
+            positions_ABT[:, row, :prefix_length] = prefix_positions
+            next_position = int(prefix_positions.max()) + 1 if prefix_length else 0
         for number, suffix in enumerate(tree.suffixes):
             begin, length = len(ids), len(suffix.ids)
             ids += suffix.ids
             types += suffix.types
-            branch_BT[row, begin : begin + length] = number + 1
+            segment_BT[row, begin : begin + length] = number + 1
             if not is_plain:
                 positions_ABT[:, row, begin : begin + length] = torch.arange(
-                    following, following + length
+                    next_position, next_position + length
                 )
-            places = [
-                t for first, last in suffix.spans for t in range(first - prefix, last - prefix)
+            scored = [
+                t
+                for first, last in suffix.spans
+                for t in range(first - prefix_length, last - prefix_length)
             ]
-            rows += [row] * len(places)
-            # What follows the prefix is predicted from the prefix's last token.
-            predictors += [begin + t - 1 if t else prefix - 1 for t in places]
-            labels += [suffix.ids[t] for t in places]
-            counts.append(len(places))
+            rows += [row] * len(scored)
+            # The first token of a suffix is predicted from the last one of the prefix.
+            predictors += [begin + t - 1 if t else prefix_length - 1 for t in scored]
+            labels += [suffix.ids[t] for t in scored]
+            counts.append(len(scored))
         ids_BT[row, : len(ids)] = torch.tensor(ids)
         types_BT[row, : len(types)] = torch.tensor(types)
     if is_plain:
-        mask, positions = (branch_BT != _NOTHING).long(), None
+        mask, positions = (segment_BT != _PADDING).long(), None
     else:
-        mask = _tree_mask(branch_BT)
-        positions = positions_ABT if axes == 3 else positions_ABT[0]
+        mask = _tree_mask(segment_BT)
+        positions = positions_ABT if num_axes == 3 else positions_ABT[0]
     return TreeBatch(
         ids_BT=ids_BT,
         types_BT=types_BT,
@@ -235,18 +240,20 @@ def lay_out(
     )
 
 
-def _prefix(tree: PrefixTree, prefix_positions: Callable[[PrefixTree], Tensor] | None) -> Tensor:
-    if prefix_positions is None or tree.pixels is None:
+def _prefix_positions(
+    tree: PrefixTree, image_positions: Callable[[PrefixTree], Tensor] | None
+) -> Tensor:
+    if image_positions is None or tree.pixels is None:
         return torch.arange(len(tree.ids))[None]
-    return prefix_positions(tree)
+    return image_positions(tree)
 
 
-def _tree_mask(branch_BT: Tensor) -> Tensor:
-    """Say what each token may look at, as a number to be added: (B, 1, T, T), float32."""
-    width = branch_BT.shape[1]
-    key_B1T, query_BT1 = branch_BT[:, None, :], branch_BT[:, :, None]
-    before_TT = torch.ones((width, width), dtype=torch.bool).tril()
-    # Padding looks at the prefix, so that no row of the softmax is empty.
-    sees_BTT = before_TT & ((key_B1T == _STEM) | (key_B1T == query_BT1))
-    mask_BTT = torch.zeros(sees_BTT.shape)
-    return mask_BTT.masked_fill_(~sees_BTT, torch.finfo(torch.float32).min)[:, None]
+def _tree_mask(segment_BT: Tensor) -> Tensor:
+    """Return the additive attention mask of trees: (B, 1, T, T), float32."""
+    width = segment_BT.shape[1]
+    key_B1T, query_BT1 = segment_BT[:, None, :], segment_BT[:, :, None]
+    causal_TT = torch.ones((width, width), dtype=torch.bool).tril()
+    # Padding attends to the prefix, so that no row of the softmax is empty.
+    attends_BTT = causal_TT & ((key_B1T == _PREFIX) | (key_B1T == query_BT1))
+    mask_BTT = torch.zeros(attends_BTT.shape)
+    return mask_BTT.masked_fill_(~attends_BTT, torch.finfo(torch.float32).min)[:, None]

@@ -1,7 +1,7 @@
-"""What every scoring engine takes and gives: conversations about pictures, and their nats.
+"""Requests and results of scoring engines: conversations about images, and their nll in nats.
 
-One decision is made here: which conversations are scored at all, and how much of them. It is the
-same for every engine, so that engines can be exchanged.
+`encode_request` decides which conversations are scored, and how much of them. It is the same for
+every engine, so engines are interchangeable.
 """
 
 from __future__ import annotations
@@ -17,30 +17,32 @@ from consomme.base.errors import DataError
 from consomme.base.sample import Turn
 from consomme.models.chat import ChatEncoder
 from consomme.models.chat_prefix import PrefixChatEncoder
-from consomme.models.encoded import EncodedChat, PictureRefusedError
+from consomme.models.encoded import EncodedChat, ImageRefusedError
 
-# Shapes: S spoken tokens.
+# Shapes: S scored tokens, which are the labelled tokens of a conversation.
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringRequest:
-    """What is to be scored: a conversation, and the picture it is about."""
+    """A conversation to score, and the image it is about."""
 
     turns: tuple[Turn, ...]
     image: Image.Image | None = None
     key: object = None
-    """Names the picture; neighbours with the same key share its encoding."""
+    """Names the image; consecutive requests with the same key share its encoding."""
 
     @classmethod
-    def about(cls, prompt: str, caption: str, image: Image.Image | None = None) -> ScoringRequest:
-        """Ask for a caption."""
+    def of_caption(
+        cls, prompt: str, caption: str, image: Image.Image | None = None
+    ) -> ScoringRequest:
+        """Build a request to score one caption after a prompt."""
         turns = (Turn(role="user", content=prompt), Turn(role="assistant", content=caption))
         return cls(turns=turns, image=image)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TurnScore:
-    """What one assistant turn scored, in nats."""
+    """Score of one assistant turn, in nats; fields as in `Score`."""
 
     nll: float
     nll_text: float
@@ -49,25 +51,25 @@ class TurnScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What the assistant's words scored, in nats."""
+    """Score of all assistant turns of a conversation, in nats."""
 
     nll: float
-    """Picture, prompt and earlier tokens as context."""
+    """Given the image, the prompt and the earlier tokens."""
 
     nll_text: float
-    """Prompt and earlier tokens only."""
+    """Given the prompt and the earlier tokens only."""
 
     num_tokens: int
-    """Spoken tokens: each answer, and the token that ends its turn."""
+    """Scored tokens: each answer, and the token that ends its turn."""
 
     max_token_nll: float
-    """Nats of the most surprising token, with the picture."""
+    """Largest nll of a single token, given the image."""
 
     turns: tuple[TurnScore, ...] = ()
-    """The same by turn."""
+    """Scores of the single turns."""
 
     is_truncated: bool = False
-    """Only the first tokens were scored."""
+    """Whether only the first tokens were scored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,110 +85,118 @@ class NotScored:
 class ScoringEngine(Protocol):
     """Scores conversations with one model."""
 
-    def score(self, questions: Sequence[ScoringRequest]) -> list[Score | NotScored]:
-        """Score each conversation; aligned with `questions`."""
+    def score(self, requests: Sequence[ScoringRequest]) -> list[Score | NotScored]:
+        """Score each conversation; aligned with `requests`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedConversation:
-    """One conversation on its way through a model, with its picture or without."""
+    """One conversation in tokens, with its image or without."""
 
-    spoken: EncodedChat
-    picture: object = None
-    """Names the picture; None without one."""
+    chat: EncodedChat
+    image_key: object = None
+    """Names the image; None without one."""
 
-    num_cut: int = 0
-    """Tokens that were cut off at the end."""
+    num_truncated: int = 0
+    """Tokens that were removed at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class ScoringLimits:
     """How much of a conversation is scored."""
 
     max_caption_tokens: int
-    """Answers that are longer are not scored."""
+    """Conversations with more labelled tokens are not scored."""
 
     truncates: bool
-    """The first `max_caption_tokens` of longer ones are scored instead."""
+    """Score the first `max_caption_tokens` of longer ones instead."""
 
     max_positions: int
-    """Most tokens the model takes."""
+    """Maximum sequence length of the model, in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """One conversation in tokens."""
+class EncodedRequest:
+    """One request in tokens."""
 
-    passages: list[EncodedConversation]
-    """With its picture, if there is one and the model has eyes; and without."""
+    conversations: list[EncodedConversation]
+    """First with the image, if there is one and the model has a vision encoder; then without."""
 
     is_truncated: bool
 
 
-def encode(
-    chat: ChatEncoder | PrefixChatEncoder, question: ScoringRequest, number: int, limits: Limits
-) -> Encoded | NotScored:
-    """Put a conversation into tokens, with its picture and without.
+def encode_request(
+    chat: ChatEncoder | PrefixChatEncoder,
+    request: ScoringRequest,
+    index: int,
+    limits: ScoringLimits,
+) -> EncodedRequest | NotScored:
+    """Encode a conversation, with its image and without.
 
     Args:
-        chat: Of the model.
-        question: The conversation.
-        number: Names its picture, if nothing else does.
+        chat: Encoder of the model.
+        request: The conversation.
+        index: Names its image, if it has no key.
         limits: What is too long.
     """
     try:
-        passages = [EncodedConversation(spoken=chat.encode(question.turns, None))]
-        if question.image is not None and chat.has_vision:
-            spoken = chat.encode(question.turns, question.image, question.key)
-            picture = ("unnamed", number) if question.key is None else question.key
-            passages.insert(0, EncodedConversation(spoken=spoken, picture=picture))
-    except PictureRefusedError as error:
+        conversations = [EncodedConversation(chat=chat.encode(request.turns, None))]
+        if request.image is not None and chat.has_vision:
+            with_image = chat.encode(request.turns, request.image, request.key)
+            key = ("unnamed", index) if request.key is None else request.key
+            conversations.insert(0, EncodedConversation(chat=with_image, image_key=key))
+    except ImageRefusedError as error:
         return NotScored(reason="image_not_encodable", detail=str(error))
     except DataError as error:
         return NotScored(reason="text_not_encodable", detail=str(error))
-    num_tokens = passages[0].spoken.num_tokens
+    num_tokens = conversations[0].chat.num_tokens
     is_truncated = num_tokens > limits.max_caption_tokens
     if is_truncated:
         if not limits.truncates:
             detail = f"{num_tokens} tokens, at most {limits.max_caption_tokens}"
             return NotScored(reason="caption_too_long", detail=detail)
-        passages = [_cut(one, limits.max_caption_tokens) for one in passages]
-    length = max(len(one.spoken.input_ids) for one in passages)
+        conversations = [_truncate(one, limits.max_caption_tokens) for one in conversations]
+    length = max(len(one.chat.input_ids) for one in conversations)
     if length > limits.max_positions:
         detail = f"{length} tokens, the model has {limits.max_positions} positions"
         return NotScored(reason="sequence_too_long", detail=detail)
-    return Encoded(passages=passages, is_truncated=is_truncated)
+    return EncodedRequest(conversations=conversations, is_truncated=is_truncated)
 
 
-def _cut(passage: EncodedConversation, num_tokens: int) -> EncodedConversation:
-    """Keep the first spoken tokens of a passage, and nothing behind them."""
-    spoken = passage.spoken
+def _truncate(conversation: EncodedConversation, num_tokens: int) -> EncodedConversation:
+    """Keep the first labelled tokens of a conversation, and nothing after them."""
+    chat = conversation.chat
     left, spans = num_tokens, []
-    for begin, end in spoken.spans:
+    for begin, end in chat.spans:
         if left > 0:
             spans.append((begin, min(end, begin + left)))
             left -= end - begin
     stop = spans[-1][1]
-    short = EncodedChat(
-        input_ids=spoken.input_ids[:stop],
+    truncated = EncodedChat(
+        input_ids=chat.input_ids[:stop],
         spans=spans,
-        token_types=spoken.token_types[:stop],
-        pixels=spoken.pixels,
+        token_types=chat.token_types[:stop],
+        pixels=chat.pixels,
     )
-    num_cut = len(spoken.input_ids) - stop
-    return EncodedConversation(spoken=short, picture=passage.picture, num_cut=num_cut)
+    return EncodedConversation(
+        chat=truncated,
+        image_key=conversation.image_key,
+        num_truncated=len(chat.input_ids) - stop,
+    )
 
 
 def to_score(
     with_image_S: Tensor, without_S: Tensor, spans: Sequence[tuple[int, int]], is_truncated: bool
 ) -> Score:
-    """Make a score of the nats of all spoken tokens, with the picture and without."""
+    """Sum the nll of all scored tokens, with the image and without, for each turn and in total."""
     sizes = [end - begin for begin, end in spans]
     turns = tuple(
         TurnScore(
-            nll=float(seen.double().sum()), nll_text=float(blind.double().sum()), num_tokens=size
+            nll=float(with_image.double().sum()),
+            nll_text=float(without.double().sum()),
+            num_tokens=size,
         )
-        for seen, blind, size in zip(
+        for with_image, without, size in zip(
             split(with_image_S, sizes), split(without_S, sizes), sizes, strict=True
         )
     )

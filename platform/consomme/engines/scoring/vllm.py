@@ -1,9 +1,9 @@
-"""Score what is said about pictures with vLLM, for models that are too large for one GPU.
+"""Score conversations about images with vLLM, for models that are too large for one GPU.
 
-One decision is made here: vLLM spreads a model over GPUs, takes a prompt with its answer, and says
-how likely each of its tokens was. What is spoken comes from the same `ChatEncoder` as for our own
-forward pass, and the end of vLLM's prompt is compared with it, token by token. It repeats a picture
-for each of its captions, and computes logits for all of the prompt; where a model fits on one GPU,
+vLLM shards a model over GPUs, takes a prompt together with its answer, and returns the log
+probability of each prompt token. The tokens come from the same `ChatEncoder` as for our own forward
+pass, and the end of vLLM's prompt is compared with them, token by token. vLLM repeats an image for
+each of its captions, and computes logits for the whole prompt; where a model fits on one GPU,
 `TransformersScorer` does less work.
 """
 
@@ -19,25 +19,25 @@ from torch import Tensor
 
 from consomme.base.errors import CheckpointError
 from consomme.engines.scoring.requests import (
-    Encoded,
     EncodedConversation,
-    Limits,
+    EncodedRequest,
     NotScored,
     Score,
+    ScoringLimits,
     ScoringRequest,
-    encode,
+    encode_request,
     to_score,
 )
 from consomme.engines.vllm_engine import EngineOptions, close_engine, open_engine
 from consomme.models.chat import ChatEncoder
 from consomme.models.chat_prefix import chat_encoder_for
-from consomme.models.weights import open_talk
+from consomme.models.weights import open_processor
 
-# Shapes: S spoken tokens.
+# Shapes: S scored tokens.
 
 
 class VLLMScorer:
-    """Holds one engine and scores conversations, exactly as `TransformersScorer` does."""
+    """Holds one engine and scores conversations; has the results of `TransformersScorer`."""
 
     def __init__(
         self,
@@ -52,9 +52,9 @@ class VLLMScorer:
 
         Args:
             model_path: Hugging Face folder.
-            max_caption_tokens: Answers that are longer are not scored.
+            max_caption_tokens: Conversations with more labelled tokens are not scored.
             truncates: Score the first `max_caption_tokens` of longer ones instead.
-            options: How the engine runs; a picture's tokens count to `max_model_len` as well.
+            options: How the engine runs; image tokens count towards `max_model_len`.
             threads: Of the engine, CPU only.
 
         Raises:
@@ -63,79 +63,78 @@ class VLLMScorer:
         opened = open_engine(str(model_path), options or EngineOptions(), threads=threads)
         self._llm, self._adapter = opened.llm, opened.adapter
         self.version = opened.version
-        config, processor = open_talk(model_path)
+        config, processor = open_processor(model_path)
         chat = chat_encoder_for(config, processor)
         if not isinstance(chat, ChatEncoder):
             raise CheckpointError(
-                f"{model_path}: PaliGemma's prompts look ahead, which vLLM does not do; score with"
-                " engine: transformers"
+                f"{model_path}: PaliGemma's prompts have bidirectional attention, which vLLM does"
+                " not support; score with engine: transformers"
             )
         self.chat = chat
-        self.limits = Limits(
+        self.limits = ScoringLimits(
             max_caption_tokens=max_caption_tokens,
             truncates=truncates,
-            # It wants room for one more token, which it writes.
+            # vLLM generates one more token, which needs a position.
             max_positions=self._llm.model_config.max_model_len - 1,
         )
         import vllm
 
         self._params = vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
 
-    def score(self, questions: Sequence[ScoringRequest]) -> list[Score | NotScored]:
+    def score(self, requests: Sequence[ScoringRequest]) -> list[Score | NotScored]:
         """Score each conversation.
 
         Returns:
-            Aligned with `questions`: a `Score`, or why there is none.
+            Aligned with `requests`: a `Score`, or why there is none.
 
         Raises:
-            CheckpointError: vLLM puts the answer into other tokens than the model's own processor.
+            CheckpointError: vLLM tokenizes the answer differently than the model's own processor.
         """
-        found = [
-            encode(self.chat, question, number, self.limits)
-            for number, question in enumerate(questions)
+        encoded = [
+            encode_request(self.chat, request, index, self.limits)
+            for index, request in enumerate(requests)
         ]
-        requests, passages = [], []
-        for question, encoded in zip(questions, found, strict=True):
-            if isinstance(encoded, Encoded):
-                passages += encoded.passages
-                requests += [self._request(question, one) for one in encoded.passages]
-        with _as_it_is():
+        prompts, conversations = [], []
+        for request, one in zip(requests, encoded, strict=True):
+            if isinstance(one, EncodedRequest):
+                conversations += one.conversations
+                prompts += [self._prompt(request, c) for c in one.conversations]
+        with _eager_on_cpu():
             outputs = (
                 self._llm.generate(
-                    requests, self._params, use_tqdm=False, lora_request=self._adapter
+                    prompts, self._params, use_tqdm=False, lora_request=self._adapter
                 )
-                if requests
+                if prompts
                 else []
             )
-        nats = iter([_nats(one, output) for one, output in zip(passages, outputs, strict=True)])
+        nlls = iter([_token_nll(c, out) for c, out in zip(conversations, outputs, strict=True)])
         scores: list[Score | NotScored] = []
-        for encoded in found:
-            if isinstance(encoded, NotScored):
-                scores.append(encoded)
+        for one in encoded:
+            if isinstance(one, NotScored):
+                scores.append(one)
                 continue
-            parts = [next(nats) for _ in encoded.passages]
-            spans = encoded.passages[0].spoken.spans
-            scores.append(to_score(parts[0], parts[-1], spans, encoded.is_truncated))
+            parts = [next(nlls) for _ in one.conversations]
+            spans = one.conversations[0].chat.spans
+            scores.append(to_score(parts[0], parts[-1], spans, one.is_truncated))
         return scores
 
-    def _request(self, question: ScoringRequest, passage: EncodedConversation) -> dict[str, Any]:
-        """Write a prompt: vLLM puts in as many placeholders as the picture needs by itself."""
-        ids = passage.spoken.input_ids
-        if passage.picture is None:
-            return {"prompt_token_ids": ids}
-        assert question.image is not None
-        image = question.image.convert("RGB")
-        short = self.chat.short_ids(question.turns)
-        short = short[: len(short) - passage.num_cut]
-        return {"prompt_token_ids": short, "multi_modal_data": {"image": image}}
+    def _prompt(self, request: ScoringRequest, conversation: EncodedConversation) -> dict[str, Any]:
+        """Build a prompt with one placeholder for its image, which vLLM expands itself."""
+        if conversation.image_key is None:
+            return {"prompt_token_ids": conversation.chat.input_ids}
+        assert request.image is not None
+        image = request.image.convert("RGB")
+        ids = self.chat.unexpanded_ids(request.turns)
+        ids = ids[: len(ids) - conversation.num_truncated]
+        return {"prompt_token_ids": ids, "multi_modal_data": {"image": image}}
 
     def close(self) -> None:
-        """Shut the engine down and give its memory back; the scorer is of no use afterwards."""
+        """Shut the engine down and free its memory; the scorer cannot be used afterwards."""
         close_engine(self._llm)
         del self._llm
 
 
-def _as_it_is() -> contextlib.AbstractContextManager[None]:
+def _eager_on_cpu() -> contextlib.AbstractContextManager[None]:
     """Keep torch from compiling on a CPU: ten seconds and a C++ compiler, to count ranks."""
     if torch.cuda.is_available():
         return contextlib.nullcontext()
@@ -143,22 +142,22 @@ def _as_it_is() -> contextlib.AbstractContextManager[None]:
     return stance
 
 
-def _nats(passage: EncodedConversation, output: Any) -> Tensor:
-    """Nats of the spoken tokens (S,), float32."""
-    spoken = passage.spoken
-    begin = spoken.spans[0][0]
-    tail = len(spoken.input_ids) - begin
-    if list(output.prompt_token_ids[-tail:]) != spoken.input_ids[begin:]:
+def _token_nll(conversation: EncodedConversation, output: Any) -> Tensor:
+    """Return the nll of the scored tokens (S,), float32."""
+    chat = conversation.chat
+    begin = chat.spans[0][0]
+    tail = len(chat.input_ids) - begin
+    if list(output.prompt_token_ids[-tail:]) != chat.input_ids[begin:]:
         raise CheckpointError(
-            "vLLM's prompt ends with other tokens than the model's own processor gives:"
-            f" {output.prompt_token_ids[-8:]} and {spoken.input_ids[-8:]}; score with"
+            "vLLM's prompt ends with other tokens than the model's own processor gives: found"
+            f" {output.prompt_token_ids[-8:]}, expected {chat.input_ids[-8:]}; score with"
             " engine: transformers"
         )
-    shift = len(output.prompt_token_ids) - len(spoken.input_ids)
+    shift = len(output.prompt_token_ids) - len(chat.input_ids)
     return torch.tensor(
         [
-            -output.prompt_logprobs[t + shift][spoken.input_ids[t]].logprob
-            for first, last in spoken.spans
+            -output.prompt_logprobs[t + shift][chat.input_ids[t]].logprob
+            for first, last in chat.spans
             for t in range(first, last)
         ]
     )

@@ -45,10 +45,10 @@ class Lengths:
 def lengths_of(recipe: TrainRecipe, start: str, notes: list[str]) -> Lengths:
     """Look at the first samples of each source."""
     from consomme.models.chat_prefix import chat_encoder_for
-    from consomme.models.weights import open_talk
+    from consomme.models.weights import open_processor
     from consomme.train.cost import SampleShape
 
-    config, processor = open_talk(start)
+    config, processor = open_processor(start)
     chat = chat_encoder_for(config, processor)
     limit = config.get_text_config().max_position_embeddings
     preparer = Preparer(recipe, chat, limit)

@@ -60,7 +60,7 @@ def plan_of(recipe: TrainRecipe, start: str, machine: Machine) -> ResourcePlan:
     """
     import torch
 
-    from consomme.models.weights import open_shapes
+    from consomme.models.weights import build_from_config
     from consomme.train.activations import SavedActivations, saved_activations
     from consomme.train.cost import step_cost
     from consomme.train.parallel.registry import PARALLELISMS
@@ -76,7 +76,7 @@ def plan_of(recipe: TrainRecipe, start: str, machine: Machine) -> ResourcePlan:
 
     def marked(selected: Sequence[int] | None) -> tuple[Any, Any]:
         with torch.device("meta"):
-            model = open_shapes(start)
+            model = build_from_config(start)
             every = range(model.config.get_text_config().num_hidden_layers)
             chosen = every if selected is None else selected
             return model, set_trainable(model, recipe.trainability, chosen, lr=recipe.lr)

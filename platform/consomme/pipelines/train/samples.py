@@ -143,7 +143,7 @@ class Preparer:
         self, sample: Sample, source: TrainSource, draw: random.Random
     ) -> PreparedSample | Reject:
         """Make one sample ready, or say why it cannot be trained on."""
-        from consomme.models.encoded import PictureRefusedError
+        from consomme.models.encoded import ImageRefusedError
 
         image = decode(sample.image)
         if isinstance(image, DecodeProblem):
@@ -155,7 +155,7 @@ class Preparer:
         made = PreparedSample(sample=replace(sample, turns=turns), num_tokens=0, scale=scale)
         try:
             spoken = encode(self.chat, made, image)
-        except PictureRefusedError as error:
+        except ImageRefusedError as error:
             return reject_of(sample, "image_not_encodable", str(error))
         except DataError as error:
             return reject_of(sample, "text_not_encodable", str(error))

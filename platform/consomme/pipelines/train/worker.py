@@ -85,13 +85,13 @@ class TrainWorker:
 
         from consomme.models.batches import Batcher
         from consomme.models.chat_prefix import chat_encoder_for
-        from consomme.models.weights import open_scorer
+        from consomme.models.weights import open_model
         from consomme.train.trainable import disable_kv_cache
 
         torch.manual_seed(self.recipe.seed)
         torch.set_num_threads(max(1, int(self.recipe.cpus_per_worker)))
         self.device = get_device()
-        self.model, processor = open_scorer(model_folder(self.context.start))
+        self.model, processor = open_model(model_folder(self.context.start))
         disable_kv_cache(self.model)
         self.chat = chat_encoder_for(self.model.config, processor)
         self.num_layers: int = self.model.config.get_text_config().num_hidden_layers
@@ -357,11 +357,11 @@ def _scores(
 ) -> list[float]:
     """Measure how much each layer matters."""
     from consomme.models.anatomy import anatomy
-    from consomme.models.weights import open_scorer
+    from consomme.models.weights import open_model
     from consomme.train import layer_scores
 
     if selector.tuned is not None:
-        tuned, _ = open_scorer(model_folder(selector.tuned))
+        tuned, _ = open_model(model_folder(selector.tuned))
         function = getattr(layer_scores, selector.measure)
         found: list[float] = function(anatomy(model).layers, anatomy(tuned).layers)
         return found
