@@ -8,14 +8,14 @@ import torch
 from tests.support.conversations import batches_of
 from tests.train.test_loop import open_model, replicated
 
-from consomme.train.divergence import WARM, DivergedError, LossWatch, check_norm
+from consomme.train.divergence import MIN_LOSSES, DivergedError, LossWatch, check_norm
 from consomme.train.loop import Batch, ScheduleConfig, fit
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_what_is_no_number_has_diverged(loss: float) -> None:
     with pytest.raises(DivergedError, match=r"step 3: the loss is (nan|inf); lower lr"):
-        LossWatch().look(3, loss)
+        LossWatch().check(3, loss)
     with pytest.raises(DivergedError, match=r"gradients' norm is (nan|inf)"):
         check_norm(loss)
     assert check_norm(1.5) == 1.5
@@ -23,23 +23,23 @@ def test_what_is_no_number_has_diverged(loss: float) -> None:
 
 def test_a_loss_stands_out_against_the_median() -> None:
     watch = LossWatch(3.0)
-    for step in range(WARM):
-        watch.look(step + 1, 100.0 if step == 0 else 2.0)
+    for step in range(MIN_LOSSES):
+        watch.check(step + 1, 100.0 if step == 0 else 2.0)
     # The one of 100 does not move the bar.
-    watch.look(WARM + 1, 5.9)
+    watch.check(MIN_LOSSES + 1, 5.9)
     with pytest.raises(
         DivergedError, match=r"step 10: the loss is 6.1, more than .*=3 times the 2 "
     ):
-        watch.look(WARM + 2, 6.1)
-    LossWatch().look(1, 1e9)
+        watch.check(MIN_LOSSES + 2, 6.1)
+    LossWatch().check(1, 1e9)
     with pytest.raises(DivergedError, match=r"step 70: the loss is 7, .* times the 2"):
-        LossWatch(3.0, [9.0] * 70 + [2.0] * 64).look(70, 7.0)
+        LossWatch(3.0, [9.0] * 70 + [2.0] * 64).check(70, 7.0)
 
 
 def test_the_first_losses_may_be_anything() -> None:
     watch = LossWatch(2.0)
-    for step in range(WARM):
-        watch.look(step + 1, 10.0**step)
+    for step in range(MIN_LOSSES):
+        watch.check(step + 1, 10.0**step)
 
 
 @pytest.mark.parametrize("is_gradient", [False, True])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from consomme.base.errors import DataError
 from consomme.train.order import Mixture, UnitOrder
-from consomme.train.stream import BatchStream, SourceStream, places
+from consomme.train.stream import BatchStream, SourceStream, positions_of
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Shelf:
     def stream(
         self, weights: Sequence[float], batch: int, state: dict | None = None
     ) -> BatchStream[str]:  # type: ignore[type-arg]
-        starts = places(state) if state else [None] * len(self.sources)
+        starts = positions_of(state) if state else [None] * len(self.sources)
         sources = [self._source(k, start) for k, start in enumerate(starts)]
         done = state["next_batch"] if state else 0
         return BatchStream(sources, Mixture(weights, batch, seed=3), next_batch=done)
@@ -51,7 +51,7 @@ class Shelf:
                         count = self.sources[source][unit]
                         yield Contents([f"{source}.{unit}.{row}" for row in range(count)])
 
-        def entered(epoch: int, some: Sequence[Contents]) -> None:
+        def on_window(epoch: int, some: Sequence[Contents]) -> None:
             self.entered.append((source, epoch, sum(len(one.samples) for one in some)))
 
         return SourceStream(
@@ -59,7 +59,7 @@ class Shelf:
             open_units,
             name=f"data[{source}]",
             start=start,
-            entered=entered,  # type: ignore[arg-type]
+            on_window=on_window,  # type: ignore[arg-type]
         )
 
 

@@ -15,7 +15,7 @@ from consomme.models.adapters import merge_adapter, open_adapter
 from consomme.models.anatomy import anatomy
 from consomme.models.lora import merge_lora, save_adapter
 from consomme.models.weights import open_vlm, save_vlm
-from consomme.pipelines.train.telling import summary_lines
+from consomme.pipelines.train.progress import summary_lines
 from consomme.train.layers import LAYER_SELECTORS, SparseUniform
 from consomme.train.loop import ScheduleConfig, fit
 from consomme.train.parallel.ddp_fsdp2 import Ddp

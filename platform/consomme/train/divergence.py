@@ -1,7 +1,7 @@
-"""Notice that training has gone wrong, before its weights have.
+"""Detect that training has diverged before the step changes the weights.
 
-One decision is made here: a loss is compared with the median of those before it, so a few hard
-batches do not move the bar, and one explosion stands out.
+A loss is compared with the running median: a few hard batches do not move the median, while one
+exploding loss stands out.
 """
 
 from __future__ import annotations
@@ -13,41 +13,42 @@ from collections.abc import Iterable
 
 from consomme.base.errors import DataError
 
-REMEMBERED = 64
-"""Losses that the next one is compared with."""
+WINDOW = 64
+"""Losses that the running median is taken over."""
 
-WARM = 8
-"""Losses that have to be known before one can stand out."""
+MIN_LOSSES = 8
+"""Losses that have to be known before a loss is compared with their median."""
 
 
 class DivergedError(DataError):
-    """A step's loss or gradient is no number, or the loss stands out."""
+    """A step's loss or gradient norm is not finite, or its loss exceeds the limit."""
 
 
 class LossWatch:
-    """Looks at every step's loss before it moves the weights."""
+    """Checks the loss of every step before the step changes the weights."""
 
     def __init__(self, max_ratio: float | None = None, before: Iterable[float] = ()) -> None:
-        """Set the bar.
+        """Set the limit.
 
         Args:
-            max_ratio: Largest loss allowed, in medians of the last ones; None allows any number.
+            max_ratio: Largest loss allowed, as a multiple of the running median; None allows any
+                finite loss.
             before: Losses of the steps that are done.
         """
         self.max_ratio = max_ratio
-        self._losses: deque[float] = deque(before, maxlen=REMEMBERED)
+        self._losses: deque[float] = deque(before, maxlen=WINDOW)
 
-    def look(self, step: int, loss: float) -> None:
-        """Judge the loss of a step, from 1.
+    def check(self, step: int, loss: float) -> None:
+        """Check the loss of a step, counted from 1.
 
         Raises:
-            DivergedError: It is no number, or too large.
+            DivergedError: The loss is not finite, or too large.
         """
         if not math.isfinite(loss):
             raise DivergedError(
                 f"step {step}: the loss is {loss}; lower lr, or look at the data of this step"
             )
-        if self.max_ratio is not None and len(self._losses) >= WARM:
+        if self.max_ratio is not None and len(self._losses) >= MIN_LOSSES:
             median = statistics.median(self._losses)
             if loss > self.max_ratio * median:
                 raise DivergedError(
@@ -62,7 +63,7 @@ def check_norm(norm: float) -> float:
     """Return the norm of all gradients.
 
     Raises:
-        DivergedError: It is no number.
+        DivergedError: The norm is not finite.
     """
     if not math.isfinite(norm):
         raise DivergedError(

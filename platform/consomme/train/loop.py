@@ -133,7 +133,7 @@ def fit(
             losses.append(loss.detach())
         summed = torch.stack(losses).double().sum()
         mean = float(_sum_over_ranks(summed, parts)) / total
-        watch.look(step + 1, mean)
+        watch.check(step + 1, mean)
         norm = sharded.step(schedule.max_grad_norm)
         after_step(
             StepReport(

@@ -1,9 +1,9 @@
-"""The order in which samples are trained on: a function of the seed, for any number of ranks.
+"""The order in which samples are trained on: a function of the seed, the same for any world size.
 
-Two decisions are made here. How many samples of each source a step draws is worked out exactly from
-the step's number alone. And a source's samples are shuffled twice: its units are, and then the
-samples of some neighbouring units, so that no more than these has to be read to know what comes
-next, however much was trained on before.
+How many samples a step draws from each source follows exactly from the number of the step. Samples
+of a source are shuffled twice: first the order of its units, then the samples of a window of
+consecutive units. So only one window has to be read to know the next sample, however many steps
+were trained before.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from consomme.base.errors import DataError
 
 
 class Mixture:
-    """Which source each sample of a step comes from."""
+    """Decides which source each sample of a step comes from."""
 
     def __init__(self, weights: Sequence[float], global_batch: int, seed: int) -> None:
-        """Work out the shares.
+        """Work out the shares of the sources.
 
         Args:
             weights: Relative weight of each source.
             global_batch: Samples per step over all ranks.
-            seed: Of the order in a step.
+            seed: Seed of the order of sources within a step.
 
         Raises:
-            DataError: None has a weight.
+            DataError: No source has a weight above 0.
         """
         left = sum(Fraction(weight) for weight in weights)
         if left <= 0:
@@ -41,36 +41,37 @@ class Mixture:
         self.global_batch, self.seed = global_batch, seed
 
     def step(self, step: int) -> list[int]:
-        """Source of each sample of one step, in order."""
+        """Return the source of each sample of one step, in order."""
         quotas = zip(self.drawn(step), self.drawn(step + 1), strict=True)
-        found = [
+        sources = [
             source for source, (before, after) in enumerate(quotas) for _ in range(after - before)
         ]
-        random.Random(f"mix-{self.seed}-{step}").shuffle(found)
-        return found
+        random.Random(f"mix-{self.seed}-{step}").shuffle(sources)
+        return sources
 
     def drawn(self, step: int) -> list[int]:
-        """Samples drawn from each source before `step`; never falls, and adds up to the batches.
+        """Return how many samples of each source come before `step`.
 
-        Each source takes its share of what those before it left, rounded to the nearest.
+        Each source takes its share of what the sources before it leave over, rounded to the
+        nearest. The numbers never decrease from step to step, and add up to `step` global batches.
         """
         left = self.global_batch * step
-        taken = []
+        counts = []
         for share in self.shares:
-            taken.append(math.floor(share * left + Fraction(1, 2)))
-            left -= taken[-1]
-        return taken
+            counts.append(math.floor(share * left + Fraction(1, 2)))
+            left -= counts[-1]
+        return counts
 
 
 class UnitOrder:
-    """The order of one source, epoch by epoch; an epoch is every sample once."""
+    """The order of one source; in an epoch every sample comes once."""
 
     def __init__(self, num_units: int, *, seed: int, source: int, window: int) -> None:
         """Keep what the order depends on.
 
         Args:
             num_units: Units of the source; at least one.
-            seed: Of every shuffle.
+            seed: Seed of every shuffle.
             source: Number of the source.
             window: Units whose samples are shuffled together.
         """
@@ -80,15 +81,15 @@ class UnitOrder:
 
     @property
     def num_windows(self) -> int:
-        """Windows of an epoch."""
+        """Windows per epoch."""
         return math.ceil(self.num_units / self.window)
 
     def units(self, epoch: int, window: int) -> list[int]:
-        """Units of a window, in the order in which they are read."""
+        """Return the units of a window, in the order in which they are read."""
         return self._units(epoch)[window * self.window : (window + 1) * self.window]
 
     def arrange(self, epoch: int, window: int, num_samples: int) -> list[int]:
-        """Say in which order the samples of a window come, counted through its units."""
+        """Return the shuffled order of a window's samples, as indices over its units in order."""
         order = list(range(num_samples))
         random.Random(f"window-{self._name}-{epoch}-{window}").shuffle(order)
         return order

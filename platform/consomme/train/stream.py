@@ -1,8 +1,8 @@
-"""Samples as an endless stream out of units, and where in it a run stands.
+"""Samples as an endless stream of batches, and the position of a run in it.
 
-One decision is made here: a place in the stream is a handful of numbers, and whoever goes on from
-it reads one window of units at most before the next sample. So a run resumes as fast late as early,
-and a step's samples do not depend on who trains on them.
+A position is a handful of numbers, and a run that continues from it reads at most one window of
+units before its next sample. So a run resumes as fast late as early, and the samples of a step do
+not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -14,135 +14,140 @@ from typing import Any, Generic, Protocol, TypeVar
 from consomme.base.errors import DataError
 from consomme.train.order import Mixture, UnitOrder
 
-Item = TypeVar("Item")
-Given = TypeVar("Given", covariant=True)
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a source stands."""
+class StreamPosition:
+    """Position in a source."""
 
     epoch: int = 0
     window: int = 0
     offset: int = 0
-    """Samples of the window that are behind."""
+    """Samples of the window that were taken."""
 
 
-class Contents(Protocol[Given]):
-    """What was in a unit."""
+class Contents(Protocol[T_co]):
+    """The contents of a unit."""
 
     @property
-    def samples(self) -> Sequence[Given]:
-        """Those that can be trained on, in the order of their rows."""
+    def samples(self) -> Sequence[T_co]:
+        """Samples that can be trained on, in the order of their rows."""
 
 
-OpenUnits = Callable[[int, int], Iterator[Contents[Item]]]
-"""Epoch and window -> the contents of all units from there on, in the order of `UnitOrder`."""
+OpenUnits = Callable[[int, int], Iterator[Contents[T]]]
+"""Maps epoch and window to the contents of all units from there on, in the order of `UnitOrder`."""
 
 
-class SourceStream(Generic[Item]):
-    """One source, sample by sample, for ever."""
+class SourceStream(Generic[T]):
+    """One source as an endless stream of samples."""
 
     def __init__(
         self,
         order: UnitOrder,
-        open_units: OpenUnits[Item],
+        open_units: OpenUnits[T],
         *,
         name: str,
-        start: Place | None = None,
-        entered: Callable[[int, Sequence[Contents[Item]]], None] | None = None,
+        start: StreamPosition | None = None,
+        on_window: Callable[[int, Sequence[Contents[T]]], None] | None = None,
     ) -> None:
-        """Stand somewhere in it; nothing is read yet.
+        """Set the position; nothing is read yet.
 
         Args:
-            order: Of its units.
-            open_units: Reads them.
-            name: What errors call it.
-            start: Where the last run stopped; None for the beginning.
-            entered: Told of the contents of each window that is entered, with the epoch.
+            order: Order of the units.
+            open_units: Reads the units.
+            name: Name of the source in errors.
+            start: Position to continue from; None for the beginning.
+            on_window: Called with the epoch and the contents of each window that is entered.
         """
         self.order, self.name = order, name
-        self.place = start or Place()
-        self._open, self._entered = open_units, entered
-        self._units: Iterator[Contents[Item]] | None = None
-        self._window: list[Item] | None = None
+        self.position = start or StreamPosition()
+        self._open, self._on_window = open_units, on_window
+        self._units: Iterator[Contents[T]] | None = None
+        self._window: list[T] | None = None
 
-    def take(self) -> Item:
+    def take(self) -> T:
         """Return the next sample.
 
         Raises:
-            DataError: There is none.
+            DataError: No sample of the source can be trained on.
         """
-        dry = 0
+        num_exhausted = 0
         while True:
             if self._window is None:
                 self._window = self._read()
-            at = self.place
+            at = self.position
             if at.offset < len(self._window):
                 item = self._window[at.offset]
-                self.place = Place(epoch=at.epoch, window=at.window, offset=at.offset + 1)
-                if self.place.offset == len(self._window):
-                    # Who goes on from here need not read this window again.
-                    self._leave()
+                self.position = StreamPosition(
+                    epoch=at.epoch, window=at.window, offset=at.offset + 1
+                )
+                if self.position.offset == len(self._window):
+                    # A run that continues from here need not read this window again.
+                    self._next_window()
                 return item
-            dry += 1
-            # Orders differ, so between two samples almost two epochs of empty windows may lie.
-            if dry >= 2 * self.order.num_windows:
+            num_exhausted += 1
+            # Epochs have different orders: almost two epochs of empty windows may separate two
+            # samples.
+            if num_exhausted >= 2 * self.order.num_windows:
                 raise DataError(
                     f"{self.name}: none of its samples can be trained on; look into the rejects"
                 )
-            self._leave()
+            self._next_window()
 
-    def _leave(self) -> None:
-        """Stand at the beginning of the next window."""
-        at = self.place
+    def _next_window(self) -> None:
+        """Move to the beginning of the next window."""
+        at = self.position
         self._window = None
         is_last = at.window + 1 == self.order.num_windows
-        self.place = Place(epoch=at.epoch + is_last, window=0 if is_last else at.window + 1)
+        self.position = StreamPosition(
+            epoch=at.epoch + is_last, window=0 if is_last else at.window + 1
+        )
 
-    def _read(self) -> list[Item]:
-        """Read the window that the stream stands in, and shuffle it."""
-        epoch, window = self.place.epoch, self.place.window
+    def _read(self) -> list[T]:
+        """Read the current window and shuffle it."""
+        epoch, window = self.position.epoch, self.position.window
         if self._units is None:
             self._units = self._open(epoch, window)
-        found = [next(self._units) for _ in self.order.units(epoch, window)]
-        # A window that was entered before the run stopped was told of then.
-        if self._entered and not self.place.offset:
-            self._entered(epoch, found)
-        samples = [sample for contents in found for sample in contents.samples]
+        units = [next(self._units) for _ in self.order.units(epoch, window)]
+        # With an offset, the window was entered before the run was interrupted.
+        if self._on_window and not self.position.offset:
+            self._on_window(epoch, units)
+        samples = [sample for contents in units for sample in contents.samples]
         return [samples[k] for k in self.order.arrange(epoch, window, len(samples))]
 
 
-class BatchStream(Generic[Item]):
-    """Global batches out of a mixture of sources, one after the other."""
+class BatchStream(Generic[T]):
+    """Global batches from a mixture of sources."""
 
     def __init__(
-        self, sources: Sequence[SourceStream[Item]], mixture: Mixture, *, next_batch: int = 0
+        self, sources: Sequence[SourceStream[T]], mixture: Mixture, *, next_batch: int = 0
     ) -> None:
-        """Go on from where the sources stand.
+        """Continue from the positions of the sources.
 
         Args:
-            sources: As the mixture counts them.
-            mixture: How many samples of which source.
-            next_batch: Batches that were taken before.
+            sources: In the order of the mixture's weights.
+            mixture: Which source each sample of a batch comes from.
+            next_batch: Number of batches that were taken before.
         """
         self.sources, self.mixture = sources, mixture
         self.next_batch = next_batch
 
-    def take(self) -> list[Item]:
+    def take(self) -> list[T]:
         """Return the next global batch."""
-        found = [self.sources[source].take() for source in self.mixture.step(self.next_batch)]
+        batch = [self.sources[source].take() for source in self.mixture.step(self.next_batch)]
         self.next_batch += 1
-        return found
+        return batch
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands, as plain values."""
+        """Return the position of the stream as plain values."""
         return {
             "next_batch": self.next_batch,
-            "places": [asdict(source.place) for source in self.sources],
+            "places": [asdict(source.position) for source in self.sources],
         }
 
 
-def places(state: dict[str, Any]) -> list[Place]:
-    """Read the places of what `BatchStream.state` returned."""
-    return [Place(**place) for place in state["places"]]
+def positions_of(state: dict[str, Any]) -> list[StreamPosition]:
+    """Return the positions of all sources in what `BatchStream.state` returned."""
+    return [StreamPosition(**position) for position in state["places"]]

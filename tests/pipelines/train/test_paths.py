@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from consomme.pipelines.train.driver import with_absolute_paths
+from consomme.pipelines.train.context import with_absolute_paths
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
 
 

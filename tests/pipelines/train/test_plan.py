@@ -60,13 +60,13 @@ def test_what_is_told_is_what_the_parts_are(recipe: TrainRecipe, debug_vlm: Path
     # Three lengths of text in turn, of which the longest counts.
     assert "lengths are those of the first 32 samples" in some.notes[0]
     longer = dataclasses.replace(recipe, micro_batch=2)
-    assert plan_of(longer, str(debug_vlm), GPU).num_parts == 4
+    assert plan_of(longer, str(debug_vlm), GPU).num_micro_batches == 4
 
 
 def test_packed_rows_are_planned_as_full_as_they_get(recipe: TrainRecipe, debug_vlm: Path) -> None:
     padded = plan_of(recipe, str(debug_vlm), GPU)
     packed = plan_of(dataclasses.replace(recipe, pack_tokens=100), str(debug_vlm), GPU)
-    assert packed.num_parts > padded.num_parts
+    assert packed.num_micro_batches > padded.num_micro_batches
     assert packed.kinds["activations"].device < padded.kinds["activations"].device
 
 

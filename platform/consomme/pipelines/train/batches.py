@@ -1,8 +1,8 @@
-"""One rank's hand in the data: it asks the feed for its samples and makes batches of them.
+"""One rank's data loader: gets the samples of each step from the `BatchServer` and collates them.
 
-One decision is made here: the samples of the next step are on their way while this one is worked
-on. On a GPU its batches are made meanwhile as well, by a thread; on a CPU a thread would only take
-the interpreter from the one that computes.
+The samples of the next step are requested while the current step is computed. On a GPU, a thread
+collates its batches meanwhile as well; on a CPU such a thread would only compete with the training
+for the interpreter.
 """
 
 from __future__ import annotations
@@ -13,43 +13,51 @@ from dataclasses import dataclass
 from typing import Any
 
 from consomme.execution.errors import own_errors
+from consomme.pipelines.train.context import TrainContext
 from consomme.pipelines.train.feed import BatchServer, RankBatch
-from consomme.pipelines.train.recipe import TrainRecipe
 from consomme.pipelines.train.samples import PreparedSample, encode
+
+StepBatches = tuple[list[dict[str, Any]], dict[str, Any]]
+"""The micro-batches of a step, and the state of the data after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collator:
-    """Makes batches for one model."""
+    """Makes batches of tensors for one model."""
 
     batcher: Any
-    """Its `Batcher`."""
+    """The model's `Batcher`."""
 
     chat: Any
+    """The model's `ChatEncoder`."""
+
     is_packed: bool
-    """Whether samples share rows."""
+    """Whether several samples share a row."""
 
     def join(self, samples: Sequence[PreparedSample]) -> dict[str, Any]:
-        """Give each sample a row."""
-        inputs: dict[str, Any] = self.batcher.join([self._encode(sample) for sample in samples])
+        """Collate samples, one per row, padded to the longest."""
+        inputs: dict[str, Any] = self.batcher.collate([self._encode(sample) for sample in samples])
         return inputs
 
-    def of(self, share: RankBatch) -> list[dict[str, Any]]:
-        """Make the batches of a step."""
-        return [self._pass(rows) if rows else self._silent(share.filler) for rows in share.passes]
+    def micro_batches(self, batch: RankBatch) -> list[dict[str, Any]]:
+        """Collate one rank's part of a step."""
+        return [
+            self._micro_batch(rows) if rows else self._unlabelled(batch.filler)
+            for rows in batch.passes
+        ]
 
-    def _pass(self, rows: Sequence[Sequence[PreparedSample]]) -> dict[str, Any]:
+    def _micro_batch(self, rows: Sequence[Sequence[PreparedSample]]) -> dict[str, Any]:
         if not self.is_packed:
             return self.join([sample for row in rows for sample in row])
         (row,) = rows
         inputs: dict[str, Any] = self.batcher.pack([self._encode(sample) for sample in row])
         return inputs
 
-    def _silent(self, filler: PreparedSample) -> dict[str, Any]:
-        """A batch that says nothing."""
+    def _unlabelled(self, filler: PreparedSample) -> dict[str, Any]:
+        """Collate a micro-batch without labels: it adds nothing to loss and gradients."""
         from consomme.models.batches import IGNORE_INDEX
 
-        batch = self._pass([[filler]])
+        batch = self._micro_batch([[filler]])
         batch["labels"].fill_(IGNORE_INDEX)
         return batch
 
@@ -58,94 +66,98 @@ class Collator:
 
 
 class RankDataLoader:
-    """Asks for one rank's samples."""
+    """Loads one rank's batches, step by step."""
 
     def __init__(
-        self, config: dict[str, Any], state: dict[str, Any] | None, rank: int, world: int
+        self, context: TrainContext, state: dict[str, Any] | None, rank: int, world: int
     ) -> None:
-        """Start the feed, on rank 0, or get to know it; every rank has to.
+        """Start the `BatchServer` on rank 0, and send its handle to all ranks; all have to call.
 
         Args:
-            config: Of the run.
-            state: Where the data stands; None for the beginning.
-            rank: Which one.
-            world: How many.
+            context: The run's.
+            state: Position in the data; None for the beginning.
+            rank: This rank.
+            world: Number of ranks.
         """
         import ray
         import ray.train.collective
 
-        recipe: TrainRecipe = config["recipe"]
         self.rank, self.world = rank, world
-        feed = None
+        server = None
         if rank == 0:
             actor = ray.remote(BatchServer).options(num_cpus=0, max_restarts=0)
-            feed = actor.remote(recipe, config["start"], config["folder"], state)
-        self.feed = ray.train.collective.broadcast_from_rank_zero(feed)
-        self._next = self._last = state["next_batch"] if state else 0
-        self._made: Iterator[tuple[list[dict[str, Any]], dict[str, Any]]] = iter(())
+            server = actor.remote(context, state)
+        self._server = ray.train.collective.broadcast_from_rank_zero(server)
+        self._next_batch = self._end = state["next_batch"] if state else 0
+        self._steps: Iterator[StepBatches] = iter(())
 
-    def peek(self, num_samples: int) -> list[PreparedSample]:
-        """Return the first samples of the run."""
-        samples: list[PreparedSample] = self._get(self.feed.peek.remote(num_samples))
+    def first_samples(self, num_samples: int) -> list[PreparedSample]:
+        """Return the first samples of the run without consuming them."""
+        samples: list[PreparedSample] = self._get(self._server.first_samples.remote(num_samples))
         return samples
 
-    def deal(self, tables: Collator, device: Any, num_steps: int) -> None:
-        """Begin to ask for steps.
+    def start(self, collator: Collator, device: Any, num_steps: int) -> None:
+        """Begin to prefetch.
 
         Args:
-            tables: Makes batches.
-            device: Where they are wanted.
-            num_steps: How many will be asked for; more are not drawn from the data.
+            collator: Makes the batches.
+            device: Where they are sent.
+            num_steps: Steps that will be asked for; no more samples are drawn from the data.
         """
-        self._last += num_steps
+        self._end += num_steps
         if device.type == "cpu":
-            self._made = ((tables.of(share), share.state) for share in self._shares())
+            self._steps = (
+                (collator.micro_batches(batch), batch.state) for batch in self._rank_batches()
+            )
         else:
-            self._made = self._ahead(tables, device)
+            self._steps = self._collate_ahead(collator, device)
 
-    def extend(self, num_steps: int) -> None:
-        """Ask for more steps than was thought."""
-        self._last += num_steps
+    def add_steps(self, num_steps: int) -> None:
+        """Allow for more steps than `start` was told of."""
+        self._end += num_steps
 
-    def next(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Return a step's batches, and where the data stands after it."""
-        return next(self._made)
+    def next(self) -> StepBatches:
+        """Return the micro-batches of the next step, and the state of the data after it."""
+        return next(self._steps)
 
-    def _ahead(
-        self, tables: Collator, device: Any
-    ) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any]]]:
-        """Make batches in a thread, one step ahead, and send them to the device."""
-        shares = self._shares()
+    def _collate_ahead(self, collator: Collator, device: Any) -> Iterator[StepBatches]:
+        """Collate in a thread, one step ahead, and send the batches to the device."""
+        rank_batches = self._rank_batches()
 
-        def make() -> tuple[list[dict[str, Any]], dict[str, Any]]:
-            share = next(shares)
-            made = [{k: v.pin_memory() for k, v in one.items()} for one in tables.of(share)]
-            return made, share.state
+        def collate() -> StepBatches:
+            batch = next(rank_batches)
+            pinned = [
+                {k: v.pin_memory() for k, v in one.items()} for one in collator.micro_batches(batch)
+            ]
+            return pinned, batch.state
 
         with ThreadPoolExecutor(1, "batches") as pool:
-            coming = None
+            pending = None
             while True:
-                made, state = (coming or pool.submit(make)).result()
-                coming = pool.submit(make) if self._next < self._last else None
+                pinned, state = (pending or pool.submit(collate)).result()
+                pending = pool.submit(collate) if self._next_batch < self._end else None
                 yield (
-                    [{k: v.to(device, non_blocking=True) for k, v in one.items()} for one in made],
+                    [
+                        {k: v.to(device, non_blocking=True) for k, v in one.items()}
+                        for one in pinned
+                    ],
                     state,
                 )
 
-    def _shares(self) -> Iterator[RankBatch]:
-        asked = None
+    def _rank_batches(self) -> Iterator[RankBatch]:
+        pending = None
         while True:
-            share = asked or self._take()
-            asked = self._take() if self._next < self._last else None
-            yield self._get(share)
+            current = pending or self._request()
+            pending = self._request() if self._next_batch < self._end else None
+            yield self._get(current)
 
-    def _take(self) -> Any:
-        self._next += 1
-        return self.feed.take.remote(self._next - 1, self.rank, self.world)
+    def _request(self) -> Any:
+        self._next_batch += 1
+        return self._server.take.remote(self._next_batch - 1, self.rank, self.world)
 
     def check(self) -> dict[str, int]:
-        """Return what was seen of the data; raises if too much was rejected."""
-        counts: dict[str, int] = self._get(self.feed.check.remote())
+        """Return the counts of samples and rejects; raises if too many were rejected."""
+        counts: dict[str, int] = self._get(self._server.check.remote())
         return counts
 
     def _get(self, reference: Any) -> Any:

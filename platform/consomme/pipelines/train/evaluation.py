@@ -1,7 +1,7 @@
-"""Look at checkpoints while training goes on: the loss on samples it never sees.
+"""Evaluate checkpoints while training continues: the loss on samples that are not trained on.
 
-One decision is made here: a checkpoint is looked at by a Ray task of its own, on CPUs or GPUs that
-training does not hold, so training never waits for it.
+A Ray task of its own evaluates each checkpoint, on CPUs or GPUs that training does not hold, so
+training does not wait for it.
 """
 
 from __future__ import annotations
@@ -13,23 +13,19 @@ from typing import Any
 
 from consomme.pipelines.train.batches import Collator
 from consomme.pipelines.train.checkpoint import WEIGHTS, TrainState
+from consomme.pipelines.train.context import TrainContext
 from consomme.pipelines.train.export import open_trained
 from consomme.pipelines.train.outputs import EVAL_LOSS, EVALUATIONS
 from consomme.pipelines.train.recipe import TrainRecipe
 from consomme.pipelines.train.samples import PreparedSample, Preparer, plan_source
-from consomme.storage.ledger.run_folder import RunFolder
 
 
-def evaluate_checkpoint(
-    checkpoint: Any, *, recipe: TrainRecipe, start: str, folder: str
-) -> dict[str, float]:
-    """Measure the loss of a checkpoint.
+def evaluate_checkpoint(checkpoint: Any, *, context: TrainContext) -> dict[str, float]:
+    """Measure the loss of a checkpoint, and write it into the run folder.
 
     Args:
-        checkpoint: Ray Train's, with `moved.safetensors`.
-        recipe: Of the run, with absolute paths.
-        start: Folder of the model that it started from.
-        folder: The run folder.
+        checkpoint: Ray Train's, with `WEIGHTS`.
+        context: The run's.
 
     Returns:
         `eval_loss_nats`: mean nats per labelled token.
@@ -41,39 +37,39 @@ def evaluate_checkpoint(
     from consomme.models.chat_prefix import chat_encoder_for
     from consomme.train.loop import sum_nll
 
-    # A task without a GPU of its own may still see those that training holds.
+    recipe = context.recipe
+    # A task that claims no GPU may still see those that training holds.
     device = torch.device("cuda" if recipe.evaluation.gpus else "cpu")
     torch.set_num_threads(max(1, int(recipe.evaluation.cpus)))
     with checkpoint.as_directory() as path:
-        seen = TrainState.of(Path(path))
-        moved = load_file(Path(path) / WEIGHTS)
-    model, processor, _ = open_trained(recipe, start, seen.layers or (), moved)
+        state = TrainState.load(Path(path))
+        weights = load_file(Path(path) / WEIGHTS)
+    model, processor, _ = open_trained(context, state.layers or (), weights)
     model.eval().to(device)
     chat = chat_encoder_for(model.config, processor)
-    batcher = Batcher(model, chat.tokenizer)
-    tables = Collator(batcher=batcher, chat=chat, is_packed=False)
+    collator = Collator(batcher=Batcher(model, chat.tokenizer), chat=chat, is_packed=False)
     max_tokens = model.config.get_text_config().max_position_embeddings
     samples = list(_samples(recipe, Preparer(recipe, chat, max_tokens)))
-    total, tokens = 0.0, 0
+    nll, num_tokens = 0.0, 0
     with torch.inference_mode():
         for at in range(0, len(samples), recipe.micro_batch):
-            batch = tables.join(samples[at : at + recipe.micro_batch])
-            tokens += int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-            total += float(sum_nll(model, {k: v.to(device) for k, v in batch.items()}))
-    found = {"step": seen.step, "loss": total / tokens, "samples": len(samples)}
-    store = RunFolder.at(folder).store
-    store.write(f"{EVALUATIONS}/{seen.step:08d}.json", json.dumps(found).encode())
-    return {EVAL_LOSS: total / tokens}
+            batch = collator.join(samples[at : at + recipe.micro_batch])
+            num_tokens += int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+            nll += float(sum_nll(model, {k: v.to(device) for k, v in batch.items()}))
+    loss = nll / num_tokens
+    found = {"step": state.step, "loss": loss, "samples": len(samples)}
+    context.folder.store.write(f"{EVALUATIONS}/{state.step:08d}.json", json.dumps(found).encode())
+    return {EVAL_LOSS: loss}
 
 
 def _samples(recipe: TrainRecipe, preparer: Preparer) -> Iterator[PreparedSample]:
-    """Yield the first samples of each source, equally many, as they are."""
+    """Yield the first samples of each source, the same number of each, without augmentation."""
     num_sources = len(recipe.evaluation.data)
     for number, source in enumerate(recipe.evaluation.data):
-        left = recipe.evaluation.max_samples // num_sources
+        num_left = recipe.evaluation.max_samples // num_sources
         for work in plan_source(source, f"evaluation.data[{number}]").works:
-            found = preparer.read(source, work, number, 0).samples[:left]
-            yield from found
-            left -= len(found)
-            if not left:
+            samples = preparer.read(source, work, number, 0).samples[:num_left]
+            yield from samples
+            num_left -= len(samples)
+            if not num_left:
                 break

@@ -1,4 +1,4 @@
-"""Put a trained model together again: what the run started from, and what moved."""
+"""Export a trained model: the start of the run, with the trained weights in place."""
 
 from __future__ import annotations
 
@@ -9,72 +9,82 @@ from pathlib import Path
 from typing import Any
 
 from consomme.base.errors import CheckpointError
-from consomme.pipelines.train.recipe import TrainRecipe
+from consomme.pipelines.train.checkpoint import WEIGHTS, TrainState
+from consomme.pipelines.train.context import TrainContext
 from consomme.storage.model_folder import model_folder
 from consomme.storage.stores.open import open_store
 
 
 def open_trained(
-    recipe: TrainRecipe, start: str, layers: Sequence[int], moved: Mapping[str, Any]
+    context: TrainContext, layers: Sequence[int], weights: Mapping[str, Any]
 ) -> tuple[Any, Any, bool]:
-    """Open the start and put what moved in its place.
+    """Open the model that training started from and load the trained weights into it.
 
     Args:
-        recipe: Of the run.
-        start: Folder of the model that it started from.
-        layers: Those that were selected at the start.
-        moved: Weights by name, adapters included.
+        context: The run's.
+        layers: Layers that were selected at the start.
+        weights: Trained weights by name, adapters included.
 
     Returns:
-        (model, processor, whether there are adapters in it).
+        (model, processor, whether the model has adapters).
 
     Raises:
-        CheckpointError: Something of what moved has no place in the model.
+        CheckpointError: The model has no parameter of some weight's name.
     """
-    from consomme.models.weights import open_scorer
+    from consomme.models.weights import open_model
     from consomme.train.trainable import set_trainable
 
-    model, processor = open_scorer(model_folder(start))
+    recipe = context.recipe
+    model, processor = open_model(model_folder(context.start))
     trained = set_trainable(model, recipe.trainability, layers, lr=recipe.lr)
-    strangers = model.load_state_dict(moved, strict=False).unexpected_keys
-    if strangers:
-        raise CheckpointError(f"{strangers[0]} was trained, but {start} has nothing of this name")
+    unknown = model.load_state_dict(weights, strict=False).unexpected_keys
+    if unknown:
+        raise CheckpointError(
+            f"{unknown[0]} was trained, but {context.start} has no parameter of this name"
+        )
     return model, processor, bool(trained.adapters)
 
 
-def export(
-    recipe: TrainRecipe, start: str, layers: Sequence[int], moved: Mapping[str, Any], folder: str
-) -> None:
-    """Write the finished model as a plain folder, adapters added to their matrices.
+def export(context: TrainContext, layers: Sequence[int], weights: Mapping[str, Any]) -> None:
+    """Write the trained model into the run folder as a plain model folder, adapters merged.
 
     Args:
-        recipe: As in `open_trained`.
-        start: As there.
-        layers: As there.
-        moved: As there.
-        folder: The run folder.
+        context: The run's.
+        layers: As in `open_trained`.
+        weights: As in `open_trained`.
     """
     from consomme.models.weights import save_vlm
 
-    model, processor, has_adapters = open_trained(recipe, start, layers, moved)
-    with _written(folder) as place:
+    model, processor, has_adapters = open_trained(context, layers, weights)
+    with _output_folder(context.folder_url) as folder:
         if has_adapters:
             from consomme.models.lora import merge_lora, save_adapter
 
-            if recipe.save_adapter:
-                save_adapter(model, place / "adapter", recipe.model)
+            if context.recipe.save_adapter:
+                save_adapter(model, folder / "adapter", context.recipe.model)
             merge_lora(model)
-        save_vlm(place / "model", model, processor)
+        save_vlm(folder / "model", model, processor)
+
+
+def export_checkpoint(checkpoint: Any, context: TrainContext) -> int:
+    """Export the weights of a Ray Train checkpoint; returns its step."""
+    from safetensors.torch import load_file
+
+    with checkpoint.as_directory() as path:
+        state = TrainState.load(Path(path))
+        weights = load_file(Path(path) / WEIGHTS)
+    export(context, state.layers or (), weights)
+    return state.step
 
 
 @contextlib.contextmanager
-def _written(folder: str) -> Iterator[Path]:
-    """Give a folder to write to, whose content ends in the run folder, wherever that is."""
-    if "://" not in folder:
-        yield Path(folder)
+def _output_folder(folder_url: str) -> Iterator[Path]:
+    """Give a local folder whose files end up in the run folder, which may be a URL."""
+    if "://" not in folder_url:
+        yield Path(folder_url)
         return
     with tempfile.TemporaryDirectory() as scratch:
         yield Path(scratch)
-        store = open_store(folder)
+        store = open_store(folder_url)
         for path in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
             store.write(str(path.relative_to(scratch)), path.read_bytes())
