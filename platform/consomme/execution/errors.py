@@ -38,11 +38,11 @@ def own_errors() -> Iterator[None]:
 
 
 def find_own(error: BaseException) -> ConsommeError | None:
-    """Search an error, and everything it was raised from, for a `ConsommeError`."""
-    # Ray makes a class on the fly that is ours and its own at once; its text is a traceback.
-    ray_errors: tuple[type[BaseException], ...] = ()
-    if "ray.exceptions" in sys.modules:
-        ray_errors = (sys.modules["ray.exceptions"].RayError,)
+    """Search an error, and everything it was raised from, for a `ConsommeError`.
+
+    Ray makes a class on the fly that is ours and its own at once, with a traceback as its text; the
+    error itself is its `cause`.
+    """
     seen: set[int] = set()
     queue: list[BaseException | None] = [error]
     while queue:
@@ -50,15 +50,20 @@ def find_own(error: BaseException) -> ConsommeError | None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, ConsommeError) and not isinstance(current, ray_errors):
-            return current
         cause = getattr(current, "cause", None)
-        queue += [
-            cause if isinstance(cause, BaseException) else None,
-            current.__cause__,
-            current.__context__,
-        ]
+        if not isinstance(cause, BaseException):
+            cause = None
+        is_copy = isinstance(cause, ConsommeError) or _is_of_ray(current)
+        if isinstance(current, ConsommeError) and not is_copy:
+            return current
+        queue += [cause, current.__cause__, current.__context__]
     return None
+
+
+def _is_of_ray(error: BaseException) -> bool:
+    """Whether it is an error of Ray; does not import Ray."""
+    exceptions = sys.modules.get("ray.exceptions")
+    return exceptions is not None and isinstance(error, exceptions.RayError)
 
 
 def pack_error(error: ConsommeError) -> str:

@@ -47,6 +47,9 @@ class Verb:
     switches: Mapping[str, str] = field(default_factory=dict)
     """What may follow a run folder as `name=true` or `name=false`, and what it does."""
 
+    report: str = ""
+    """`module:function` that draws the sections of a report about runs of this verb."""
+
     dry_run: DryRun | None = None
     """How to see what a run of a recipe would do, if there is a way."""
 
@@ -87,12 +90,17 @@ _DRY_RUNS = {
 }
 
 
+_REPORTED = ("score", "tag", "filter", "dedup", "recaption", "train", "evaluate", "soup")
+"""Verbs with a section of their own in reports; those of `loop` and `sweep` are whole pages."""
+
+
 def _verb(name: str, text: str) -> Verb:
     return Verb(
         help=text,
         run=f"{_HERE}.{name}.run:run",
         open_run=f"{_HERE}.{name}.run:open_run",
         recipe=f"{_HERE}.{name}.recipe:{name.capitalize()}Recipe",
+        report=f"{_HERE}.{name}.report:sections" if name in _REPORTED else "",
         dry_run=_DRY_RUNS.get(name),
     )
 

@@ -1,4 +1,4 @@
-"""The part of a report that shows what a dedup run took for copies."""
+"""The report section of `dedup`: what was taken for duplicates."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.units import read_unit
 
 NUM_GROUPS = 12
-MOST_SHOWN = 4
+MAX_SHOWN = 4
 
 
-def dedup_section(manifest: Manifest) -> page.Section:
-    """Show counts, distances, and the groups that a person should look at first."""
+def sections(runs: Sequence[Manifest], every_run: Mapping[str, Manifest]) -> list[page.Section]:
+    """Draw these runs; `every_run` of the page, by name, says what else is known."""
+    return [_section(manifest) for manifest in runs]
+
+
+def _section(manifest: Manifest) -> page.Section:
+    """Show counts, distances, and the groups to check first."""
     counts, decisions = manifest.counts, manifest.decisions
     text = (
         f"{counts['kept']:,} of {counts['samples']:,} pictures stay; {counts['exact']:,} have the"
@@ -40,7 +45,7 @@ def dedup_section(manifest: Manifest) -> page.Section:
         _table("bits apart", "near copies", decisions["near_by_distance"]),
     ]
     groups = RunFolder.at(manifest.url).store.read(GROUPS)
-    rows = _worth_a_look(pq.read_table(io.BytesIO(groups)).to_pylist())
+    rows = _loosest_groups(pq.read_table(io.BytesIO(groups)).to_pylist())
     if rows:
         items = [
             _item(row, sample) for row, sample in zip(rows, _fetch(manifest, rows), strict=True)
@@ -57,19 +62,19 @@ def _table(first: str, second: str, counts: Mapping[str, int]) -> page.Table:
     return page.Table(columns=(first, second), rows=list(counts.items()))
 
 
-def _worth_a_look(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Choose the loosest groups, and of each the one that stays and its farthest copies."""
+def _loosest_groups(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows of the loosest groups: the kept sample of each and its farthest duplicates."""
     groups: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["group"], []).append(row)
     loosest = sorted(groups.values(), key=lambda group: (-group[-1]["distance"], group[0]["group"]))
     return [
-        row for kept, *others in loosest[:NUM_GROUPS] for row in (kept, *others[:-MOST_SHOWN:-1])
+        row for kept, *others in loosest[:NUM_GROUPS] for row in (kept, *others[:-MAX_SHOWN:-1])
     ]
 
 
 def _fetch(manifest: Manifest, rows: Sequence[dict[str, Any]]) -> list[Sample]:
-    """Read the samples of some rows, each unit once."""
+    """Read the samples of rows, each unit once."""
     hashes = manifest.recipe.get("hashes") or manifest.url
     wanted = {row["unit_id"] for row in rows}
     units = {

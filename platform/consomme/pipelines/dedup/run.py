@@ -1,8 +1,8 @@
-"""Find copies of pictures, exact and near, and keep the best of each: a view of what stays.
+"""Find exact and near copies of pictures, and write a view of the best copy of each.
 
-One decision is made here: a dedup run is two things in one folder. Workers hash every picture, unit
-by unit through the ledger; then one process reads the hashes, decides, and writes the view and the
-groups. A second run can decide anew on the hashes of the first (`hashes`), without a picture read.
+A run has two parts. Workers hash every picture, unit by unit through the ledger. Then one process
+reads the hashes, decides, and writes the view and the groups. Another run can decide anew on the
+hashes of an earlier one (`hashes`) without reading a picture.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _dedup(run: Run[Sequence[Shard]]) -> Manifest:
 
 
 def _hash(run: Run[Sequence[Shard]]) -> None:
-    """Fill the ledger with hashes."""
+    """Hash all units."""
     recipe, folder, shards = run.recipe, run.folder, run.resolved
     with ray_session():
         if recipe.view:
@@ -100,13 +100,13 @@ def _decide(run: Run[Sequence[Shard]]) -> Manifest:
     if recipe.max_distance is not None:
         limits = NearDuplicateLimits(max_distance=recipe.max_distance, max_colour=recipe.max_colour)
     sign = -1 if recipe.best_is == "lowest" else 1
-    order, copies = decide(
+    order, duplicates = decide(
         hashed, None if score_N is None else sign * score_N, limits, flips=recipe.flips
     )
-    view = save_view(folder, hashed, order[copies.is_kept_N])
-    groups = save_groups(folder, source, hashed, order, copies)
-    total, kept = hashed.num_samples, int(copies.is_kept_N.sum())
-    exact = int(copies.is_exact_N.sum())
+    view = save_view(folder, hashed, order[duplicates.is_kept_N])
+    groups = save_groups(folder, source, hashed, order, duplicates)
+    total, kept = hashed.num_samples, int(duplicates.is_kept_N.sum())
+    exact = int(duplicates.is_exact_N.sum())
     near = total - kept - exact
     return run.finish(
         counts={
@@ -122,8 +122,8 @@ def _decide(run: Run[Sequence[Shard]]) -> Manifest:
             "best": _best(recipe),
             "num_flat": int(hashed.is_flat_N.sum()),
             "num_unscored": 0 if score_N is None else int(np.isnan(score_N).sum()),
-            "groups_by_size": group_sizes(copies),
-            "near_by_distance": distances(copies),
+            "groups_by_size": group_sizes(duplicates),
+            "near_by_distance": distances(duplicates),
         },
         metrics={
             "dedup/kept_fraction": kept / total,

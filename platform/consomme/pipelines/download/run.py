@@ -1,4 +1,4 @@
-"""Fetch the pictures of URL lists and write shards; a stage of its own, done before anything else.
+"""Fetch the pictures of URL lists and write shards, before any other stage.
 
 What the web gives today it may not give tomorrow, so everything later reads shards, never URLs.
 """

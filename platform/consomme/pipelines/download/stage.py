@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class FetchStage(BytesStage):
-    """Fetch the pictures of one unit, look whether they are pictures, and write a shard."""
+    """Fetch the pictures of one unit, check that they can be decoded, and write a shard."""
 
     def __init__(self, recipe: DownloadRecipe) -> None:
         """Start with no robots.txt known."""
@@ -30,7 +30,7 @@ class FetchStage(BytesStage):
         self.suffix, self.pack = FORMATS[recipe.file_format]
 
     def work(self, samples: Sequence[UnitSample]) -> Outcome:
-        """Do one unit."""
+        """Fetch one unit."""
         results = self.fetcher.fetch([item.sample.image_name for item in samples])
         rejects: list[tuple[int, Reject]] = []
         kept = []
@@ -64,5 +64,5 @@ class FetchStage(BytesStage):
 
 
 def _member(sample_id: str) -> str:
-    """Name the picture; `jpg` is only a name, readers go by content."""
+    """Name the picture; readers detect the format by content, whatever the suffix."""
     return re.sub(r"[^A-Za-z0-9_/-]+", "_", sample_id) + ".jpg"

@@ -1,4 +1,4 @@
-"""Let a model answer the items of benchmarks, on a pool of actors."""
+"""Let models answer the items of benchmarks, on a pool of actors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from consomme.storage.stores.store import join_url
 
 
 class Answerer:
-    """An actor that holds one model at a time and answers benchmarks."""
+    """An actor that loads one model at a time and answers benchmarks."""
 
     def __init__(self) -> None:
         """Start without a model."""
@@ -63,7 +63,8 @@ def answer_all(
 
             gpus = int(ray.cluster_resources().get("GPU", 0))
             size = min(len(missing), num_actors or gpus or num_cpus())
-            # "DEFAULT" because a trial of a sweep claims nothing that its actors could share.
+            # "DEFAULT": an actor must not inherit the placement group of a sweep's trial, which
+            # reserves nothing.
             actor = ray.remote(
                 num_cpus=0.9, num_gpus=1 if gpus else 0, scheduling_strategy="DEFAULT"
             )(Answerer)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from consomme.base.manifest import Manifest
 from consomme.report import model as page
 
 
-def _evaluate(manifest: Manifest) -> page.Section:
+def sections(runs: Sequence[Manifest], every_run: Mapping[str, Manifest]) -> list[page.Section]:
+    """Draw these runs; `every_run` of the page, by name, says what else is known."""
+    return [_section(manifest) for manifest in runs]
+
+
+def _section(manifest: Manifest) -> page.Section:
     blocks: list[page.Block] = []
     table: Mapping[str, Mapping[str, Mapping[str, float]]] = manifest.decisions["results"]
     names = list(dict.fromkeys(name for row in table.values() for name in row))

@@ -1,4 +1,4 @@
-"""Measure models on benchmarks, one answering actor per worker, every result cached by content."""
+"""Evaluate models on benchmarks; every result is cached by the content of model and benchmark."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from consomme.storage.model_folder import model_content_hash, model_folder
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateInputs:
-    """What an evaluate recipe reads, by the label of each model."""
+    """The resolved inputs of an evaluate recipe, by the label of each model."""
 
     folders: Mapping[str, str]
     """Model folders on this machine."""
@@ -25,7 +25,7 @@ class EvaluateInputs:
 
 
 def run(recipe: EvaluateRecipe) -> Manifest:
-    """Measure every model on every benchmark."""
+    """Evaluate every model on every benchmark."""
     return open_run(recipe).once(_evaluate)
 
 
@@ -63,7 +63,7 @@ def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
 
 
 def _main_figures(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
-    """The first figure of every benchmark, one row per model, for the command line."""
+    """Make the table for the command line: the first figure of each benchmark, by model."""
     labels = list(table)
     names = list(table[labels[0]])
     rows = []

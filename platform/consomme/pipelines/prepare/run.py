@@ -1,4 +1,4 @@
-"""Write embedded data as shards, with labelled web noise if wanted: something to curate."""
+"""Write the embedded data sets as shards, with labelled web noise if the recipe asks for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run(recipe: PrepareRecipe) -> Manifest:
 
 
 def open_run(recipe: PrepareRecipe) -> Run[None]:
-    """Find the run folder; a prepare recipe reads nothing but itself."""
+    """Find the run folder; a prepare recipe has no inputs."""
     return Run.open("prepare", recipe, None)
 
 

@@ -22,7 +22,7 @@ MOST_COMPARED = 1_000_000
 
 
 def check_canaries(run_url: str, max_same: float, sums: Mapping[str, float]) -> None:
-    """Stop a run in which nothing looks at the pictures.
+    """Stop a run whose model ignores the images.
 
     Both kinds of canary have to say so: pictures that are much alike rightly get the same text.
 
@@ -65,7 +65,7 @@ def most_common(texts: Counter[str], number: int = 10) -> list[list[Any]]:
 def metrics_of(
     counts: Mapping[str, int], sums: Mapping[str, float], texts: Counter[str]
 ) -> dict[str, float]:
-    """Say in figures what a run made of the samples it asked about.
+    """Compute the metrics of a run over the samples that were recaptioned.
 
     Words and claims are those of the text that stands now: the old one where a guard spoke.
     """

@@ -1,4 +1,4 @@
-"""The part of a report about new captions: what they say, what was not believed, how it went."""
+"""The section of a report about new captions: examples, guards, canaries, the engine's queue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ SHOWN = 12
 SHOWN_FLAGGED = 4
 
 
-def recaption_section(manifest: Manifest) -> page.Section:
+def sections(runs: Sequence[Manifest], every_run: Mapping[str, Manifest]) -> list[page.Section]:
+    """Draw these runs; `every_run` of the page, by name, says what else is known."""
+    return [_section(manifest) for manifest in runs]
+
+
+def _section(manifest: Manifest) -> page.Section:
     """Draw one recaption run."""
     table = read_columns(
         manifest.url,
@@ -33,8 +38,8 @@ def recaption_section(manifest: Manifest) -> page.Section:
             page.Table(
                 columns=("captions", "true claims", "false claims", "missing"),
                 rows=rows,
-                caption="Claims per sample that was asked about, judged exactly against the scenes;"
-                " where a guard spoke, the old caption stands.",
+                caption="Claims per recaptioned sample, checked exactly against the scenes; where a"
+                " guard flagged the new caption, the old one is counted.",
             )
         )
     blocks.append(_figures(manifest))
@@ -77,7 +82,7 @@ def _lead(manifest: Manifest) -> str:
 
 
 def _figures(manifest: Manifest) -> page.Table:
-    """Words, and what the canaries say."""
+    """Words per caption, and the results of the canaries."""
     found = manifest.metrics
     rows = [
         ("words per caption, before", found["recaption/words_before"]),
@@ -96,7 +101,7 @@ def _figures(manifest: Manifest) -> page.Table:
 
 
 def _items(manifest: Manifest, table: Sequence[Mapping[str, Any]]) -> list[page.BeforeAfterItem]:
-    """Pick samples over the whole run, some of them such that a guard did not believe."""
+    """Pick samples evenly over the run, some of them flagged by a guard."""
     flagged = [row for row in table if row["guard"]]
     others = [row for row in table if not row["guard"] and row["written"] is not None]
     picked = _spread(others, SHOWN) + _spread(flagged, SHOWN_FLAGGED)
@@ -104,7 +109,7 @@ def _items(manifest: Manifest, table: Sequence[Mapping[str, Any]]) -> list[page.
         {r.unit_id: r.unit for r in RunFolder.at(manifest.url).iter_commits()},
         [(row["unit_id"], row["row"]) for row in picked],
     )
-    # Runs from before the key `truth` judged all rendered scenes.
+    # Older runs have no key `truth` and checked all rendered scenes.
     truth = CAPTION_TRUTHS.build(manifest.recipe.get("truth", {"name": "scenes"}), "truth")
     return [_item(row, sample, truth) for row, sample in zip(picked, samples, strict=True)]
 
@@ -129,7 +134,7 @@ def _spread(rows: Sequence[Mapping[str, Any]], number: int) -> list[Mapping[str,
 
 
 def claims_rows(manifest: Manifest) -> list[tuple[str, float, float, float]]:
-    """Claims per caption before and after recaptioning; empty where no truth is known."""
+    """Claims per caption before and after recaptioning; empty if the truth is unknown."""
     claims = manifest.metrics
     if "recaption/after_true_claims" not in claims:
         return []

@@ -25,7 +25,7 @@ from consomme.storage.view import View
 
 @dataclass(frozen=True, kw_only=True)
 class RecaptionInputs:
-    """What a recaption recipe reads."""
+    """The resolved inputs of a recaption recipe."""
 
     shards: Sequence[Shard]
     """Empty if a view says which samples are recaptioned."""
@@ -96,7 +96,7 @@ def _recaption(run: Run[RecaptionInputs]) -> Manifest:
 
 
 def _writer(model: str, engine: Any) -> tuple[str, dict[str, str]]:
-    """Find the model an engine runs, and what names its content."""
+    """Return the model that an engine runs, and the fingerprints of its content."""
     if engine.is_remote:
         return model, {"model": f"{model} at {engine.url}"}
     folder = model_folder(model)
@@ -108,7 +108,7 @@ def _writer(model: str, engine: Any) -> tuple[str, dict[str, str]]:
 
 
 def _pool(recipe: RecaptionRecipe, engine: Any) -> ActorPool:
-    """One engine per GPU, or group of GPUs; one where there is none."""
+    """One engine per GPU or group of GPUs; one engine if there is no GPU."""
     import ray
 
     gpus = 0 if engine.is_remote else int(ray.cluster_resources().get("GPU", 0))

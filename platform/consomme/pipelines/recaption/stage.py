@@ -1,8 +1,8 @@
-"""What an actor does to recaption a unit: ask, guard, merge, and say where each word comes from.
+"""The stage of `recaption`: request texts, apply guards, merge, and record the provenance.
 
-One decision is made here: everything random about a sample (whether it is asked, with which prompt
-and seed, whether it is a canary) comes from its id, so a run that is cut or resumed otherwise asks
-the same questions.
+Every random choice about a sample (whether it is recaptioned, its prompt, its seed, whether it is a
+canary) is derived from its id. So the requests do not depend on how a run is cut into units or
+resumed.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 # Shapes: N samples.
 
 _CHOICE, _PROMPT, _SEED = 101, 102, 103
-"""So that which samples are asked, with which prompt and seed, are independent of each other."""
+"""Offsets of the recipe's seed, which make these choices independent of each other."""
 
 TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 QUEUE_INTERVAL_S = 0.5
 
 
 class CaptionStage(UnitStage):
-    """Write one text per sample; starts one engine per actor."""
+    """Generate one text per sample; starts one engine per actor."""
 
     is_shared = True
 
@@ -59,10 +59,10 @@ class CaptionStage(UnitStage):
         self.guards = recipe.guards
         self.truth = CAPTION_TRUTHS.build(recipe.truth, "truth")
         self.engine = GENERATION_ENGINES.build(recipe.engine, "engine")(model, sampling_of(recipe))
-        self.queue = QueueWatch(self.engine.queue_load)
+        self.queue = QueueMonitor(self.engine.queue_load)
 
     def gauges(self) -> list[Gauge]:
-        """How long the engine's queue was."""
+        """Lengths of the engine's queue since the last call."""
         return self.queue.take()
 
     def work(self, samples: Sequence[DecodedSample]) -> Outcome:
@@ -78,37 +78,45 @@ class CaptionStage(UnitStage):
         hash_N = hash_ids([item.sample.sample_id for item in samples])
         share_N = mix_hash(hash_N, recipe.seed + _CHOICE) / 2.0**64
         seeds = [int(value) % 2**31 for value in mix_hash(hash_N, recipe.seed + _SEED)]
-        asked = [n for n in range(len(samples)) if share_N[n] < recipe.fraction]
+        requested = [n for n in range(len(samples)) if share_N[n] < recipe.fraction]
         prompts = draw_prompts(recipe.prompts, hash_N, recipe.seed + _PROMPT)
         canaries: list[int] = []
         if recipe.shows_picture and recipe.canary_fraction:
             among_N = choose_canaries(hash_N, recipe.canary_fraction, recipe.seed)
-            canaries = [n for n in asked if among_N[n]]
-        partners = choose_partners(hash_N, canaries, _picture_hashes(samples))
-        requests = [self._ask(samples[n], prompts[n], seeds[n]) for n in asked]
+            canaries = [n for n in requested if among_N[n]]
+        partners = choose_partners(hash_N, canaries, _image_hashes(samples))
+        requests = [self._request(samples[n], prompts[n], seeds[n]) for n in requested]
         for n in canaries:
-            requests.append(self._ask(samples[n], prompts[n], seeds[n], blank(samples[n].image)))
+            requests.append(
+                self._request(samples[n], prompts[n], seeds[n], blank(samples[n].image))
+            )
         for n, other in partners.items():
-            requests.append(self._ask(samples[n], prompts[n], seeds[n], samples[other].image))
+            requests.append(self._request(samples[n], prompts[n], seeds[n], samples[other].image))
         answers = iter(self.engine.generate(requests))
-        written: dict[int, Generation | GenerationFailure] = {n: next(answers) for n in asked}
-        looks = {"blank": {n: _text(next(answers)) for n in canaries}}
-        looks["swap"] = {n: _text(next(answers)) for n in partners}
+        generations: dict[int, Generation | GenerationFailure] = {
+            n: next(answers) for n in requested
+        }
+        canary_texts = {"blank": {n: _text_of(next(answers)) for n in canaries}}
+        canary_texts["swap"] = {n: _text_of(next(answers)) for n in partners}
         rejects = [
             (samples[n].row, reject_of(samples[n].sample, answer.reason, answer.detail))
-            for n, answer in written.items()
+            for n, answer in generations.items()
             if isinstance(answer, GenerationFailure)
         ]
-        kept = [n for n in range(len(samples)) if not isinstance(written.get(n), GenerationFailure)]
+        kept = [
+            n for n in range(len(samples)) if not isinstance(generations.get(n), GenerationFailure)
+        ]
         rows = []
         for n in kept:
-            answer = written.get(n)
+            answer = generations.get(n)
             assert not isinstance(answer, GenerationFailure)
             row = self._row(samples[n], prompts[n], seeds[n], answer)
-            rows.append(row | {f"canary_{how}": texts.get(n) for how, texts in looks.items()})
-        return self._outcome([samples[n] for n in kept], rows, rejects, looks, kept)
+            rows.append(
+                row | {f"canary_{kind}": texts.get(n) for kind, texts in canary_texts.items()}
+            )
+        return self._outcome([samples[n] for n in kept], rows, rejects, canary_texts, kept)
 
-    def _ask(
+    def _request(
         self,
         item: DecodedSample,
         prompt: CaptionPrompt,
@@ -117,7 +125,7 @@ class CaptionStage(UnitStage):
     ) -> Request:
         from consomme.engines.generation.requests import Request
 
-        caption = _said(item.sample.turns)
+        caption = _caption_of(item.sample.turns)
         before = str(item.sample.meta.get(CAPTION_BEFORE, caption))
         text = prompt.fill(original=before, written=caption)
         return Request(
@@ -130,10 +138,10 @@ class CaptionStage(UnitStage):
     def _row(
         self, item: DecodedSample, prompt: CaptionPrompt, seed: int, answer: Generation | None
     ) -> dict[str, Any]:
-        """What is known of one sample; `answer` is None if it was not asked."""
+        """Return the columns of one sample; `answer` is None if it was not recaptioned."""
         sample = item.sample
         text = answer.text.strip() if answer else None
-        before = _said(sample.turns)
+        before = _caption_of(sample.turns)
         guard = None
         if answer and text is not None:
             guard = self.guards(text, answer.finish_reason, prompt=prompt.text, original=before)
@@ -150,7 +158,7 @@ class CaptionStage(UnitStage):
             "row": item.row,
             "sample_id": sample.sample_id,
             "turns": [{"role": turn.role, "content": turn.content} for turn in turns],
-            "caption": _said(turns),
+            "caption": _caption_of(turns),
             "written": text,
             "parent_caption": before,
             "guard": guard,
@@ -166,7 +174,7 @@ class CaptionStage(UnitStage):
         samples: Sequence[DecodedSample],
         rows: Sequence[dict[str, Any]],
         rejects: list[Any],
-        looks: dict[str, dict[int, str | None]],
+        canary_texts: dict[str, dict[int, str | None]],
         numbers: Sequence[int],
     ) -> Outcome:
         recipe, size = self.recipe, len(rows)
@@ -182,21 +190,21 @@ class CaptionStage(UnitStage):
         }
         flagged = [row["guard"] for row in rows if row["guard"]]
         counts = {f"guard/{reason}": flagged.count(reason) for reason in sorted(set(flagged))}
-        asked = [
+        requested = [
             (item.sample, row)
             for item, row in zip(samples, rows, strict=True)
             if row["written"] is not None
         ]
-        counts |= {"asked": len(asked), "new": sum(row["is_new"] for row in rows)}
-        # Of the text that stands now: where a guard spoke, that is the old one.
-        words = [len(row["caption"].split()) for _, row in asked]
+        counts |= {"asked": len(requested), "new": sum(row["is_new"] for row in rows)}
+        # Of the current caption, which is the old one if a guard flagged the new one.
+        words = [len(row["caption"].split()) for _, row in requested]
         sums = {
             "num_tokens": float(sum(row["num_tokens"] for row in rows)),
             "words": float(sum(words)),
             "words_squared": float(sum(number**2 for number in words)),
-            "words_before": float(sum(len(row["parent_caption"].split()) for _, row in asked)),
-            **_claims(asked, self.truth),
-            **_canary_sums(rows, looks, numbers),
+            "words_before": float(sum(len(row["parent_caption"].split()) for _, row in requested)),
+            **_claims(requested, self.truth),
+            **_canary_sums(rows, canary_texts, numbers),
         }
         return Outcome(table=pa.table(columns), rejects=rejects, counts=counts, sums=sums)
 
@@ -217,19 +225,19 @@ OWN: dict[str, pa.DataType] = {
     "canary_blank": pa.string(),
     "canary_swap": pa.string(),
 }
-"""Columns that differ from sample to sample."""
+"""Columns with a value per sample."""
 
 
-class QueueWatch:
-    """Looks at an engine's queue now and then, from a thread of its own."""
+class QueueMonitor:
+    """Samples the length of an engine's queue, in a thread."""
 
     def __init__(self, load: Callable[[], QueueLoad], interval_s: float = QUEUE_INTERVAL_S) -> None:
         self._load, self._interval_s = load, interval_s
         self._seen: list[Gauge] = []
         self._lock = threading.Lock()
-        threading.Thread(target=self._look, name="queue", daemon=True).start()
+        threading.Thread(target=self._sample, name="queue", daemon=True).start()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         while True:
             time.sleep(self._interval_s)
             load, now = self._load(), time.time()
@@ -237,29 +245,29 @@ class QueueWatch:
                 self._seen += [(now, "running", load.running), (now, "waiting", load.waiting)]
 
     def take(self) -> list[Gauge]:
-        """Return what was seen since the last call."""
+        """Return the measurements since the last call."""
         with self._lock:
             seen, self._seen = self._seen, []
         return seen
 
 
-def _picture_hashes(samples: Sequence[DecodedSample]) -> NDArray[np.uint64]:
-    """Name the pictures, so that a canary is not shown its own again under another id."""
+def _image_hashes(samples: Sequence[DecodedSample]) -> NDArray[np.uint64]:
+    """Hash the images, so that a canary is not shown its own image under another id."""
     digests = [blake2b(item.sample.image, digest_size=8).digest() for item in samples]
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
 def blank(image: Image.Image) -> Image.Image:
-    """A grey picture of the same size."""
+    """Return a grey image of the same size."""
     return Image.new("RGB", image.size, (127, 127, 127))
 
 
-def _said(turns: Sequence[Turn]) -> str:
-    """The caption among the turns: the first thing the assistant says."""
+def _caption_of(turns: Sequence[Turn]) -> str:
+    """Return the caption: the first assistant turn."""
     return next((turn.content for turn in turns if turn.role == "assistant"), "")
 
 
-def _text(answer: Generation | GenerationFailure) -> str | None:
+def _text_of(answer: Generation | GenerationFailure) -> str | None:
     from consomme.engines.generation.requests import Generation
 
     return answer.text.strip() if isinstance(answer, Generation) else None
@@ -267,27 +275,27 @@ def _text(answer: Generation | GenerationFailure) -> str | None:
 
 def _canary_sums(
     rows: Sequence[dict[str, Any]],
-    looks: dict[str, dict[int, str | None]],
+    canary_texts: dict[str, dict[int, str | None]],
     numbers: Sequence[int],
 ) -> dict[str, float]:
-    """Count the canaries, and those whose text stayed the same though the picture did not."""
+    """Count the canaries, and those with the same text for another image."""
     from consomme.curate.caption.canary import same_caption
 
     texts = dict(zip(numbers, (row["written"] for row in rows), strict=True))
     sums: dict[str, float] = {}
-    for how, seen in looks.items():
+    for kind, seen in canary_texts.items():
         pairs = [(texts[n], text) for n, text in seen.items() if n in texts and text is not None]
-        sums[f"canary_{how}"] = float(len(pairs))
-        sums[f"canary_{how}_same"] = float(sum(same_caption(first, text) for first, text in pairs))
+        sums[f"canary_{kind}"] = float(len(pairs))
+        sums[f"canary_{kind}_same"] = float(sum(same_caption(first, text) for first, text in pairs))
     return sums
 
 
 def _claims(
-    asked: Sequence[tuple[Sample, dict[str, Any]]], truth: CaptionTruth
+    requested: Sequence[tuple[Sample, dict[str, Any]]], truth: CaptionTruth
 ) -> dict[str, float]:
-    """Add up true, false and missing claims before and after, where the truth is known."""
+    """Sum true, false and missing claims before and after, where the truth is known."""
     sums: dict[str, float] = {}
-    for sample, row in asked:
+    for sample, row in requested:
         before = truth(sample, row["parent_caption"])
         after = truth(sample, row["caption"])
         if before is None or after is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from consomme.base.manifest import Manifest
 from consomme.pipelines.report.rounds import rounds_section
-from consomme.pipelines.report.sections import _chain, _sections, _versions
+from consomme.pipelines.report.sections import lineage_among, sections_of, versions_of
 from consomme.report import model as page
 from consomme.report.html import render
 
@@ -26,16 +26,17 @@ def loop_report(
         table: Rows of the final table: label, values, note.
         rounds: What the loop decided about its rounds; empty if it has none.
     """
-    return render(_loop_page(recipe.name, recipe.description, manifests, table, rounds))
+    return render(loop_page(recipe.name, recipe.description, manifests, table, rounds))
 
 
-def _loop_page(
+def loop_page(
     name: str,
     description: str,
     manifests: Mapping[str, Manifest],
     table: Sequence[Mapping[str, Any]],
     rounds: Mapping[str, Any],
 ) -> page.Report:
+    """Lay out the report of a loop; see `loop_report`."""
     seconds = sum(m.seconds for m in manifests.values())
     samples = sum(m.counts.get("samples", 0) for m in manifests.values() if m.verb == "score")
     rejected = sum(m.counts.get("rejected", 0) for m in manifests.values() if m.verb == "score")
@@ -57,15 +58,15 @@ def _loop_page(
         sections=[
             first,
             *([rounds_section(rounds)] if rounds else []),
-            *_sections(manifests),
-            _chain(manifests),
+            *sections_of(manifests),
+            lineage_among(manifests),
         ],
-        footer=_versions(next(iter(manifests.values()))),
+        footer=versions_of(next(iter(manifests.values()))),
     )
 
 
 def summary_block(table: Sequence[Mapping[str, Any]]) -> page.Table:
-    """The final table as a block."""
+    """Return the final table as a block."""
     rows = [
         (row["label"], " | ".join(f"{value:.3g}" for value in row["values"]), row["note"])
         for row in table

@@ -1,4 +1,4 @@
-"""The part of a loop's report about its rounds: figures by round, and why it ended."""
+"""The section of a loop's report about its rounds: figures by round, and why the loop ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from consomme.report import model as page
 
 
 def rounds_section(rounds: Mapping[str, Any]) -> page.Section:
-    """Draw what a loop decided about its rounds.
+    """Draw the decisions of a loop about its rounds.
 
     Args:
         rounds: `decisions["rounds"]` of the loop's manifest.

@@ -1,7 +1,7 @@
-"""Gather what finished runs left behind into one page with pictures.
+"""Draw the report of a finished run: one page with pictures.
 
-One decision is made here: every number and picture is read from run folders; nothing is computed
-that a stage did not decide or measure, so a report can be drawn again at any time.
+Every number and picture is read from run folders. Nothing is computed that a stage did not decide
+or measure, so a report can be drawn again at any time.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from consomme.base.manifest import Manifest, lineage
-from consomme.pipelines.report.loop import _loop_page
-from consomme.pipelines.report.sections import _facts, _lineage, _sections, _versions
+from consomme.pipelines.report.loop import loop_page
+from consomme.pipelines.report.sections import facts_of, lineage_of, sections_of, versions_of
 from consomme.pipelines.sweep.report import sweep_report
 from consomme.report import model as page
 from consomme.report.html import render
@@ -30,7 +30,7 @@ def run_folder(url: str) -> Manifest:
         table = manifest.decisions.get("summary", [])
         description = _description(manifest)
         rounds = manifest.decisions.get("rounds", {})
-        text = render(_loop_page(manifest.name, description, manifests, table, rounds))
+        text = render(loop_page(manifest.name, description, manifests, table, rounds))
     elif manifest.verb == "sweep":
         description = _description(manifest)
         text = sweep_report(manifest.name, description, manifest.fingerprint, manifest.decisions)
@@ -39,16 +39,16 @@ def run_folder(url: str) -> Manifest:
             page.Report(
                 title=f"{manifest.verb} {manifest.name}",
                 subtitle=f"run `{manifest.fingerprint}`, {manifest.seconds:.0f} s",
-                facts=_facts(manifest),
-                sections=[*_sections({manifest.name: manifest}), _lineage(manifest)],
-                footer=_versions(manifest),
+                facts=facts_of(manifest),
+                sections=[*sections_of({manifest.name: manifest}), lineage_of(manifest)],
+                footer=versions_of(manifest),
             )
         )
     folder.store.write("report.html", text.encode())
-    # The manifest on disk is never changed; this one tells the command line where to look.
+    # The manifest on disk is never changed; this copy tells the command line where the report is.
     return replace(manifest, outputs={**manifest.outputs, "report": "report.html"})
 
 
 def _description(manifest: Manifest) -> str:
-    """What the recipe says the run is about; runs of before call the key `story`."""
+    """The recipe's description; older runs call the key `story`."""
     return str(manifest.recipe.get("description", manifest.recipe.get("story", "")))

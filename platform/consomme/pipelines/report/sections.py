@@ -1,56 +1,47 @@
-"""The sections of a report: one maker per verb, and the lineage graph."""
+"""The parts of a report that all verbs share: their sections in order, versions, lineage."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from consomme.base.manifest import Manifest, lineage
-from consomme.pipelines.dedup.report import dedup_section
-from consomme.pipelines.evaluate.report import _evaluate
-from consomme.pipelines.filter.report import filter_section
-from consomme.pipelines.recaption.report import recaption_section
-from consomme.pipelines.score.report import _score
-from consomme.pipelines.soup.report import soup_section
-from consomme.pipelines.tag.report import tag_section
-from consomme.pipelines.train.report import _train
+from consomme.pipelines.verbs import VERBS, resolve
 from consomme.report import model as page
 from consomme.storage.ledger.run_folder import load_manifest
 
-
-def _sections(manifests: Mapping[str, Manifest]) -> list[page.Section]:
-    makers: Mapping[str, Callable[[list[Manifest]], list[page.Section]]] = {
-        "score": lambda found: [section for m in found for section in _score(m, manifests)],
-        "tag": lambda found: [tag_section(m) for m in found],
-        "filter": lambda found: [filter_section(m) for m in found],
-        "dedup": lambda found: [dedup_section(m) for m in found],
-        "recaption": lambda found: [recaption_section(m) for m in found],
-        "train": lambda found: [_train(found)],
-        "soup": lambda found: [soup_section(m) for m in found],
-        "evaluate": lambda found: [_evaluate(m) for m in found],
-    }
-    sections = []
-    for verb, maker in makers.items():
-        found = [m for m in manifests.values() if m.verb == verb]
-        if found:
-            sections += maker(found)
-    return sections
+MAX_FACTS = 6
+"""Counts shown at the top of a page."""
 
 
-def _facts(manifest: Manifest) -> list[tuple[str, str]]:
-    return [(key, f"{value:,}") for key, value in list(manifest.counts.items())[:6]]
+def sections_of(manifests: Mapping[str, Manifest]) -> list[page.Section]:
+    """Let each verb draw its runs, in the order of the table of verbs."""
+    drawn: list[page.Section] = []
+    for name, verb in VERBS.items():
+        runs = [manifest for manifest in manifests.values() if manifest.verb == name]
+        if runs and verb.report:
+            drawn += resolve(verb.report)(runs, manifests)
+    return drawn
 
 
-def _versions(manifest: Manifest) -> str:
+def facts_of(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return the first counts of a run, as text."""
+    return [(key, f"{value:,}") for key, value in list(manifest.counts.items())[:MAX_FACTS]]
+
+
+def versions_of(manifest: Manifest) -> str:
+    """Name the libraries that a run was made with."""
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     return f"Made with {versions}."
 
 
-def _lineage(manifest: Manifest) -> page.Section:
+def lineage_of(manifest: Manifest) -> page.Section:
+    """Draw a run and everything it was made from."""
     runs = {m.url: m for m in [manifest, *lineage(manifest, load_manifest)]}
     return _graph(runs)
 
 
-def _chain(manifests: Mapping[str, Manifest]) -> page.Section:
+def lineage_among(manifests: Mapping[str, Manifest]) -> page.Section:
+    """Draw which of some runs was made from which."""
     return _graph({m.url: m for m in manifests.values()})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +14,12 @@ from consomme.storage.ledger.commits import reject_reasons
 from consomme.storage.sidecar import read_columns
 
 
-def _score(manifest: Manifest, manifests: Mapping[str, Manifest]) -> list[page.Section]:
+def sections(runs: Sequence[Manifest], every_run: Mapping[str, Manifest]) -> list[page.Section]:
+    """Draw these runs; `every_run` of the page, by name, says what else is known."""
+    return [_section(manifest, every_run) for manifest in runs]
+
+
+def _section(manifest: Manifest, every_run: Mapping[str, Manifest]) -> page.Section:
     labels = manifest.recipe.get("labels", [])
     has_noise = "noise" in labels
     columns = ["perplexity", "image_gain", *(["noise"] if has_noise else [])]
@@ -33,7 +38,7 @@ def _score(manifest: Manifest, manifests: Mapping[str, Manifest]) -> list[page.S
             m.decisions.get("cut"),
             "right" if m.recipe["keep"]["name"].startswith("highest") else "left",
         )
-        for m in manifests.values()
+        for m in every_run.values()
         if m.verb == "filter"
         and m.decisions.get("cut") is not None
         and m.parents[0].url == manifest.url
@@ -69,7 +74,7 @@ def _score(manifest: Manifest, manifests: Mapping[str, Manifest]) -> list[page.S
         + ", ".join(f"{reason} {number}" for reason, number in rejects)
         + "."
     )
-    return [page.Section(title=f"Scores: {manifest.name}", lead_text=text, blocks=blocks)]
+    return page.Section(title=f"Scores: {manifest.name}", lead_text=text, blocks=blocks)
 
 
 def _edges(values: Any, log_x: bool) -> Any:

@@ -1,4 +1,4 @@
-"""Score captions by perplexity and by what the picture adds, on a pool of actors."""
+"""Score captions by perplexity and image gain, on a pool of actors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from consomme.storage.shards import Shard, find_shards, shards_fingerprint
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreInputs:
-    """What a score recipe reads."""
+    """The resolved inputs of a score recipe."""
 
     shards: Sequence[Shard]
     model: str
@@ -82,7 +82,7 @@ def _score(run: Run[ScoreInputs]) -> Manifest:
 
 
 def _pool(recipe: ScoreRecipe) -> ActorPool:
-    """As many actors as GPUs hold where there are GPUs; else one per CPU, with room for reading."""
+    """As many actors as fit on the GPUs, if there are GPUs; else one per CPU, with room to read."""
     import ray
 
     gpus = int(ray.cluster_resources().get("GPU", 0))

@@ -21,7 +21,12 @@ EXAMPLES = 2
 NUM_BINS = 40
 
 
-def tag_section(manifest: Manifest) -> page.Section:
+def sections(runs: Sequence[Manifest], every_run: Mapping[str, Manifest]) -> list[page.Section]:
+    """Draw these runs; `every_run` of the page, by name, says what else is known."""
+    return [_section(manifest) for manifest in runs]
+
+
+def _section(manifest: Manifest) -> page.Section:
     """Show every column that is a number or a text, and pictures for the values of each text."""
     nodes = manifest.recipe["taggers"]
     kinds = {

@@ -1,8 +1,7 @@
-"""Put columns of one or more taggers beside samples, for a filter to use beside scores.
+"""Compute columns of one or more taggers, which a filter joins to scores.
 
-One decision is made here: taggers of one recipe share everything they can. A unit is read once, its
-pictures are decoded once, and only if any tagger looks at pictures; a model that several taggers
-name is loaded once.
+The taggers of one recipe share their work: a unit is read once, its pictures are decoded once, and
+only if a tagger needs them, and a model that several taggers name is loaded once per actor.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ from consomme.execution.rejects import check_rejects
 from consomme.execution.runs import Run, folders_of
 from consomme.execution.session import num_cpus, ray_session
 from consomme.pipelines.tag.recipe import TagRecipe
-from consomme.pipelines.tag.stage import TAGS, TextTagStage, PictureTagStage
+from consomme.pipelines.tag.stage import TAGS, PictureTagStage, TextTagStage
 from consomme.storage.shards import Shard, find_shards, shards_fingerprint
 
 _SHOWN = 12
-"""Most frequent values of a column that the final table shows."""
+"""Values per column in the final table, the most frequent ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TagInputs:
-    """What a tag recipe reads."""
+    """The resolved inputs of a tag recipe."""
 
     shards: Sequence[Shard]
     taggers: Sequence[Tagger]
@@ -93,7 +92,7 @@ def _tag(run: Run[TagInputs]) -> Manifest:
 
 
 def _table(taggers: Sequence[Tagger], counts: Mapping[str, int]) -> dict[str, Any]:
-    """Show how often each value of the columns of text was found."""
+    """Make the table of the most frequent values of each text column."""
     rows: list[list[Any]] = []
     for column in [c for t in taggers for c, kind in t.columns.items() if kind == pa.string()]:
         found = {
@@ -118,7 +117,7 @@ def _table(taggers: Sequence[Tagger], counts: Mapping[str, int]) -> dict[str, An
 
 
 def _pool(recipe: TagRecipe, *, asks_models: bool) -> ActorPool:
-    """One actor per GPU where models are asked and GPUs are there; else one per CPU."""
+    """One actor per GPU if taggers run models and there are GPUs; else one per CPU."""
     import ray
 
     gpus = int(ray.cluster_resources().get("GPU", 0)) if asks_models else 0

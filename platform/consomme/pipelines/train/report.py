@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -65,7 +65,12 @@ def plan_tables(manifests: Sequence[Manifest]) -> list[page.Block]:
     ]
 
 
-def _train(manifests: Sequence[Manifest]) -> page.Section:
+def sections(runs: Sequence[Manifest], every_run: Mapping[str, Manifest]) -> list[page.Section]:
+    """Draw these runs; `every_run` of the page, by name, says what else is known."""
+    return [_section(runs)]
+
+
+def _section(manifests: Sequence[Manifest]) -> page.Section:
     curves = {}
     for manifest in manifests:
         text = RunFolder.at(manifest.url).store.read("curve.json")
