@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
+from consomme import __version__
 from consomme.base.errors import CheckpointError, ClusterError, DataError, RecipeError
 from consomme.base.manifest import Manifest
 from consomme.base.recipe import runtime, strategy
@@ -240,6 +241,12 @@ def test_ctrl_c_that_a_library_makes_another_error_of_is_still_ctrl_c(
         (["report"], "expected one run folder"),
         (["verify", "a", "repare=true"], "expected checksums=true|false, repair=true|false"),
         (["report", "a", "b"], "found 'b' after the run folder, expected nothing more"),
+        (["verify", "a", "--repair"], "found '--repair' after the run folder, expected checksums"),
+        (["frobnicate"], "unknown verb; expected one of score, tag,"),
+        (["--verison"], "unknown option --verison; did you mean '--version'?"),
+        (["filter", "a.yaml", "--prevew", "name=x"], "did you mean '--preview'; settings are"),
+        (["plan", "a.yaml", "--plan"], "unknown option --plan; settings are written key=value"),
+        (["train"], "no recipe is named; expected train RECIPE [key=value …]"),
     ],
 )
 def test_wrong_commands(
@@ -247,6 +254,31 @@ def test_wrong_commands(
 ) -> None:
     assert run_command(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        ([], "consomme "),
+        (["help"], "consomme "),
+        (["-h"], "consomme "),
+        (["filter", "-h"], "usage: consomme filter RECIPE [key=value …] [--preview]\n"),
+        (["filter", "a.yaml", "help"], "usage: consomme filter RECIPE [key=value …] [--preview]\n"),
+        (["plan", "--help"], "usage: consomme plan RECIPE [key=value …]\n"),
+        (["verify", "--help"], "usage: consomme verify RUN_FOLDER [switch=true …]\n"),
+        (["status", "a", "--help"], "usage: consomme status RUN_FOLDER\n"),
+    ],
+)
+def test_help_wherever_it_is_asked_for(
+    arguments: list[str], start: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(arguments) == 0
+    assert capsys.readouterr().out.startswith(start)
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
 
 
 def test_wrong_arguments(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,10 @@
-"""The command line `consomme VERB RECIPE [key=value …]`; here errors become exit codes.
+"""The command line: `consomme VERB RECIPE [key=value …]`. Errors become exit codes here.
 
-Verbs are a table; a verb's pipeline, and with it Ray and torch, is imported when it is used. What a
-verb does, and what its recipe may say, is the pipeline's business.
+Each verb of `consomme.pipelines.verbs` is a subcommand. Its recipe class is imported for its help
+and its checks, its pipeline, with Ray and torch, when it runs; `consomme --help` imports neither.
 """
 
+import argparse
 import io
 import logging
 import os
@@ -21,14 +22,12 @@ from consomme.base.errors import (
     EXIT_OK,
     RecipeError,
 )
-from consomme.base.process import end, leave_fast
+from consomme.base.process import end, imports_without_gc, leave_fast
 from consomme.base.suggest import did_you_mean
 from consomme.execution.errors import find_own
 from consomme.pipelines.verbs import VERBS, Verb, recipe_class, resolve
 
 _LOG = logging.getLogger(__name__)
-_HELP = ("-h", "--help", "help")
-
 
 _INTRO = """\
 consomme {version}: clarify the data, soup the models.
@@ -36,13 +35,13 @@ consomme {version}: clarify the data, soup the models.
   consomme VERB RECIPE [key=value …]
   consomme report|status|verify RUN_FOLDER
 
-A recipe is a YAML file that says all about one run. The usual round:
+A recipe is a YAML file that fully describes one run. The usual round:
 
   shards ─▶ score ─▶ filter ─▶ recaption ─▶ train ─▶ evaluate ─▶ soup ─▶ model
 
-Every run writes one folder, <root>/<verb>/<name>-<fingerprint>/, named after what it makes. The
-same recipe on the same inputs finds that folder again and does only what is missing, so after
-Ctrl-C, a crash or a lost machine the answer is the same: run the same command again.
+Every run writes one folder, <root>/<verb>/<name>-<fingerprint>/. The fingerprint is a hash of the
+recipe and its inputs: the same recipe on the same inputs finds the same folder and does only what
+is missing. After Ctrl-C, a crash or a lost machine, run the same command again.
 
 Verbs:
 {verbs}
@@ -53,8 +52,8 @@ Overrides change a recipe for one run, at any depth:
 
 Examples:
   consomme loop recipes/quickstart.yaml       the whole round on a laptop, in minutes
-  consomme filter RECIPE --preview            what would stay, with pictures at the cut
-  consomme plan recipes/train/full.yaml …     what a training takes, and whether it fits here
+  consomme filter RECIPE --preview            what it would keep, with images at the cut
+  consomme plan recipes/train/full.yaml …     what a training needs, and whether it fits here
   consomme loop RECIPE --plan                 which stages are done, and which would run
   consomme filter --help                      every key of a filter recipe, and every policy
   consomme report runs/filter/points-1a2b3c4d
@@ -81,18 +80,20 @@ def main(
         run: Takes the recipe and returns a manifest.
         argv: Arguments after the script's name; by default the process's own.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    verb = schema.__name__.removesuffix("Recipe").lower()
-    code = _guard(verb, lambda: _run_recipe(verb, schema, run, arguments))
+    arguments = sys.argv[1:] if argv is None else argv
+    name = schema.__name__.removesuffix("Recipe").lower()
+    parser = _VerbParser(prog=f"consomme {name}")
+    _add_recipe_arguments(parser, name, lambda: schema, run)
+    code = _guard(name, lambda: _parse_and_run(parser, arguments))
     _leave(code, is_own=argv is None)
 
 
 def _leave(code: int, *, is_own: bool) -> NoReturn:
-    """End the process, or if it is not our own raise `SystemExit`.
+    """End the process; if it is not ours to end, raise `SystemExit`.
 
-    After Ctrl-C some thread of Ray's may wait for a Ray that is gone, and the interpreter would
-    wait for the thread: seen once in fifty times. So then nobody is waited for; what is to be
-    tidied up at the end is, within ten seconds.
+    After Ctrl-C a thread of Ray may wait for a Ray that has ended, and the interpreter would wait
+    for the thread (seen once in fifty runs). So threads are not joined then; exit handlers still
+    run, for at most ten seconds.
     """
     if code != EXIT_INTERRUPTED:
         if is_own:
@@ -105,85 +106,186 @@ def _leave(code: int, *, is_own: bool) -> NoReturn:
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Do what a command line asks and return the exit code."""
-    if not arguments or arguments[0] in _HELP:
-        print(_overview())
-        return EXIT_OK
-    if arguments[0] == "--version":
-        print(__version__)
-        return EXIT_OK
-    return _guard(arguments[0], lambda: _run_verb(arguments[0], list(arguments[1:])))
+    """Run a command line and return its exit code."""
+    arguments = arguments or ["--help"]
+    return _guard(arguments[0], lambda: _parse_and_run(_command_parser(), arguments))
 
 
-def _overview() -> str:
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
-    return _INTRO.format(version=__version__, verbs=verbs)
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises a `RecipeError` instead of ending the process."""
 
-
-def _run_verb(name: str, arguments: list[str]) -> None:
-    if name not in VERBS:
-        raise RecipeError(
-            f"unknown verb{did_you_mean(name, VERBS)}; expected one of {', '.join(VERBS)}"
+    def __init__(self, *, prog: str) -> None:
+        super().__init__(
+            prog=prog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-    verb = VERBS[name]
-    if verb.recipe:
-        _run_recipe(name, recipe_class(name), lambda recipe: resolve(verb.run)(recipe), arguments)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong."""
+        raise RecipeError(message)
+
+
+class _CommandParser(_Parser):
+    """The parser of `consomme` itself, whose help is the overview."""
+
+    def format_help(self) -> str:
+        """List all verbs, and explain runs and recipes."""
+        width = max(map(len, VERBS))
+        verbs = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
+        return _INTRO.format(version=__version__, verbs=verbs) + "\n"
+
+
+class _VerbParser(_Parser):
+    """The parser of one verb."""
+
+    details: Callable[[], str] = staticmethod(lambda: "")
+    """Returns the last part of the help; it may import what it describes."""
+
+    def format_help(self) -> str:
+        """Return the help of argparse and the details."""
+        return f"{super().format_help()}\n{self.details()}".rstrip() + "\n"
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Accept options between the recipe and its overrides, which argparse does not.
+
+        No option takes a value, so they can be moved to the front.
+        """
+        ordered = sorted(args, key=lambda text: not text.startswith("-"))
+        return super().parse_known_args(ordered, namespace)
+
+
+def _command_parser() -> _Parser:
+    parser = _CommandParser(prog="consomme")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.set_defaults(refuse=_refuse_command)
+    verbs = parser.add_subparsers(parser_class=_VerbParser)
+    for name, verb in VERBS.items():
+        # Without a prog, argparse would put the usage of `consomme` in front of the name.
+        subparser = verbs.add_parser(name, prog=f"consomme {name}")
+        if verb.recipe:
+            _add_recipe_arguments(subparser, name, _schema_of(name), _run_of(verb))
+        else:
+            _add_folder_arguments(subparser, name, verb)
+    return parser
+
+
+def _refuse_command(text: str) -> str:
+    if text.startswith("-"):
+        return f"unknown option {text}{did_you_mean(text, ['--help', '--version'])}"
+    hint = did_you_mean(text, VERBS) or f"; expected one of {', '.join(VERBS)}"
+    return f"unknown verb{hint}"
+
+
+def _schema_of(name: str) -> Callable[[], type[Any]]:
+    return lambda: recipe_class(name)
+
+
+def _run_of(verb: Verb) -> Callable[[Any], Any]:
+    return lambda recipe: _import(verb.run)(recipe)
+
+
+def _import(target: str) -> Any:
+    """Import a verb's function, and with it Ray and torch where the verb needs them."""
+    with imports_without_gc():
+        return resolve(target)
+
+
+def _parse_and_run(parser: _Parser, arguments: Sequence[str]) -> None:
+    """Parse a command line and run the verb; `--help` and `--version` only print."""
+    texts = ["--help" if text == "help" else text for text in arguments]
+    if isinstance(parser, _CommandParser) and texts[0] not in (*VERBS, "-h", "--help", "--version"):
+        raise RecipeError(_refuse_command(texts[0]))
+    try:
+        parsed, unknown = parser.parse_known_args(texts)
+    except SystemExit:
+        # Only --help and --version end the process: `error` raises.
         return
-    _run_on_folder(name, verb, arguments)
+    if unknown:
+        raise RecipeError(parsed.refuse(unknown[0]))
+    parsed.action(parsed)
 
 
-def _run_on_folder(name: str, verb: Verb, arguments: list[str]) -> None:
-    usage = f"consomme {name} RUN_FOLDER" + (" [switch=true …]" if verb.switches else "")
-    if any(text in _HELP for text in arguments):
-        switches = "".join(f"\n  {key}: {text}" for key, text in verb.switches.items())
-        print(f"{usage}\n\n{verb.help.capitalize()}.{switches and chr(10)}{switches}")
-        return
-    options = {}
-    for text in arguments[1:]:
-        key, _, value = text.partition("=")
-        if key not in verb.switches or value not in ("true", "false"):
-            known = ", ".join(f"{key}=true|false" for key in verb.switches) or "nothing more"
-            raise RecipeError(f"found {text!r} after the run folder, expected {known}")
-        options[key] = value == "true"
-    if not arguments or arguments[0].startswith("-"):
-        found = " ".join(arguments) or "nothing"
-        raise RecipeError(f"found {found}, expected one run folder: {usage}")
-    _configure()
-    result = resolve(verb.run)(arguments[0], **options)
-    if isinstance(result, str):
-        print(result)
-    else:
-        _summarise(name, result)
-
-
-def _run_recipe(
-    verb: str, schema: type[Any], run: Callable[[Any], Any], arguments: list[str]
+def _add_recipe_arguments(
+    parser: _VerbParser, name: str, schema: Callable[[], type[Any]], run: Callable[[Any], Any]
 ) -> None:
-    if any(text in _HELP for text in arguments):
-        print(_verb_help(verb, schema))
-        return
-    dry_run = VERBS[verb].dry_run if verb in VERBS else None
-    is_always_dry = verb in VERBS and VERBS[verb].is_always_dry
-    is_dry = dry_run is not None and (is_always_dry or dry_run.option in arguments)
-    if dry_run and not is_always_dry:
-        arguments = [text for text in arguments if text != dry_run.option]
-    options = [text for text in arguments if text.startswith("-")]
-    if options:
-        known = f"; the one option is {dry_run.option}" if dry_run and not is_always_dry else ""
-        raise RecipeError(f"unknown option {options[0]}; settings are written key=value{known}")
-    if not arguments or "=" in arguments[0]:
-        raise RecipeError(f"no recipe is named; expected {verb} RECIPE [key=value …]")
-    from consomme.base.recipe import load_recipe
+    """Declare `RECIPE [key=value …]` and the option of a dry run."""
+    verb = VERBS.get(name)
+    dry_run = verb.dry_run if verb else None
+    is_always_dry = verb is not None and verb.is_always_dry
+    options = [dry_run.option] if dry_run and not is_always_dry else []
+    parser.usage = " ".join(
+        [f"consomme {name} RECIPE [key=value …]", *(f"[{option}]" for option in options)]
+    )
+    parser.description = f"{verb.help.capitalize()}." if verb else None
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="YAML file")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="change a key of the recipe, at any depth"
+    )
+    if dry_run and options:
+        parser.add_argument(dry_run.option, dest="is_dry", action="store_true", help=dry_run.help)
 
-    recipe = load_recipe(schema, arguments[0], arguments[1:])
-    _configure()
-    if dry_run and is_dry:
-        seen = resolve(dry_run.target)(recipe)
-        _print_table(seen.table)
-        print("\n".join([*seen.notes, f"{verb} {seen.name}: only a preview, no run was made"]))
-        return
-    _summarise(verb, run(recipe))
+    def refuse(option: str) -> str:
+        known = f"; the one option is {options[0]}" if options else ""
+        hint = did_you_mean(option, [*options, "--help"]).rstrip("?")
+        return f"unknown option {option}{hint}; settings are written key=value{known}"
+
+    def action(parsed: argparse.Namespace) -> None:
+        if parsed.recipe is None or "=" in parsed.recipe:
+            raise RecipeError(f"no recipe is named; expected {name} RECIPE [key=value …]")
+        from consomme.base.recipe import load_recipe
+
+        recipe = load_recipe(schema(), parsed.recipe, parsed.overrides)
+        _configure()
+        if dry_run and parsed.is_dry:
+            _show_dry_run(name, _import(dry_run.target)(recipe))
+        else:
+            _summarise(name, run(recipe))
+
+    parser.set_defaults(action=action, refuse=refuse, is_dry=is_always_dry)
+    parser.details = lambda: _recipe_help(schema())
+
+
+def _add_folder_arguments(parser: _VerbParser, name: str, verb: Verb) -> None:
+    """Declare `RUN_FOLDER [switch=true …]`."""
+    parser.usage = f"consomme {name} RUN_FOLDER{' [switch=true …]' if verb.switches else ''}"
+    parser.description = f"{verb.help.capitalize()}."
+    parser.add_argument("folder", metavar="RUN_FOLDER", nargs="?", help="local path or URL")
+    parser.add_argument("switches", nargs="*", help=argparse.SUPPRESS)
+
+    def refuse(text: str) -> str:
+        known = ", ".join(f"{key}=true|false" for key in verb.switches) or "nothing more"
+        return f"found {text!r} after the run folder, expected {known}"
+
+    def action(parsed: argparse.Namespace) -> None:
+        switches = {}
+        for text in parsed.switches:
+            key, _, value = text.partition("=")
+            if key not in verb.switches or value not in ("true", "false"):
+                raise RecipeError(refuse(text))
+            switches[key] = value == "true"
+        if parsed.folder is None:
+            raise RecipeError(f"found nothing, expected one run folder: {parser.usage}")
+        _configure()
+        result = _import(verb.run)(parsed.folder, **switches)
+        if isinstance(result, str):
+            print(result)
+        else:
+            _summarise(name, result)
+
+    parser.set_defaults(action=action, refuse=refuse)
+    switches = "\n".join(f"  {key}=true|false\n      {text}" for key, text in verb.switches.items())
+    parser.details = lambda: f"switches:\n{switches}" if switches else ""
+
+
+def _recipe_help(schema: type[Any]) -> str:
+    import inspect
+
+    from consomme.base.describe import describe
+
+    return (
+        f"{inspect.getdoc(schema) or ''}\n\n"
+        "Keys of the recipe, each of which may be overridden as key=value:\n\n"
+        f"{describe(schema, '  ')}"
+    )
 
 
 def _configure() -> None:
@@ -192,27 +294,15 @@ def _configure() -> None:
     configure_logging()
 
 
-def _verb_help(verb: str, schema: type[Any]) -> str:
-    import inspect
-
-    from consomme.base.describe import describe
-
-    about = VERBS[verb].help.capitalize() if verb in VERBS else verb
-    dry_run = VERBS[verb].dry_run if verb in VERBS and not VERBS[verb].is_always_dry else None
-    option = f" [{dry_run.option}]" if dry_run else ""
-    meaning = f"  {dry_run.option}  {dry_run.help}\n\n" if dry_run else ""
-    return (
-        f"consomme {verb} RECIPE [key=value …]{option}\n\n{about}.\n\n{meaning}"
-        f"{inspect.getdoc(schema) or ''}\n\n"
-        f"Keys of the recipe, each of which may be overridden as key=value:\n\n"
-        f"{describe(schema, '  ')}"
-    )
+def _show_dry_run(verb: str, shown: Any) -> None:
+    _print_table(shown.table)
+    print("\n".join([*shown.notes, f"{verb} {shown.name}: only a preview, no run was made"]))
 
 
 def _summarise(verb: str, manifest: Any) -> None:
-    """Say where the run is and what it counted; print its table if it decided on one.
+    """Print the run folder, the counts, and the result table if there is one.
 
-    A pipeline that has a result table puts it into `decisions["table"]` as
+    A pipeline puts its result table into `decisions["table"]` as
     `{"title": …, "columns": [...], "rows": [[...], …]}`.
     """
     table = manifest.decisions.get("table")
@@ -236,12 +326,12 @@ def _print_table(table: Mapping[str, Any]) -> None:
     for row in table["rows"]:
         texts = [f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in row]
         drawn.add_row(*(Text(text) for text in texts))
-    # A log file has no width; do not let rich fold the table at eighty columns there.
+    # A log file has no width; without one, rich would wrap the table at 80 columns.
     Console(width=None if sys.stdout.isatty() else 120).print(drawn)
 
 
 def _guard(verb: str, action: Callable[[], None]) -> int:
-    """Turn what happens into an exit code, and errors a user can fix into one message."""
+    """Run an action and return the exit code; print an error that a user can fix as one message."""
     ctrl_c = _CtrlC()
     try:
         with ctrl_c:
@@ -249,15 +339,15 @@ def _guard(verb: str, action: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return _interrupted(verb)
     except BrokenPipeError:
-        # Whoever reads us (`| head`) has seen enough; nothing may be written any more.
+        # The reader of our output (`| head`) has closed it; nothing may be written any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except SystemExit:
-        # Ray leaves this way if its processes go before it has said goodbye to them.
+        # Ray exits like this if its processes end before it disconnects from them.
         if ctrl_c.was_pressed:
             return _interrupted(verb)
         raise
-    except Exception as error:  # noqa: BLE001 (the last resort; it logs or explains everything)
+    except Exception as error:  # noqa: BLE001 (the last resort: every error is logged or explained)
         if ctrl_c.was_pressed:
             _LOG.debug("after Ctrl-C", exc_info=error)
             return _interrupted(verb)
@@ -281,7 +371,7 @@ def _interrupted(verb: str) -> int:
 
 
 class _CtrlC:
-    """Remembers that Ctrl-C was pressed, for libraries that make another error of it."""
+    """Records that Ctrl-C was pressed, because some libraries replace KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.was_pressed = False
