@@ -1,4 +1,4 @@
-"""Explain a recipe's keys from the schema's own source, so that help and code cannot disagree."""
+"""Generate the help of a recipe's keys from its schema, so that help and code always agree."""
 
 import ast
 import dataclasses
@@ -42,17 +42,17 @@ def field_docs(schema: type[Any]) -> dict[str, str]:
 
 
 def describe(schema: type[Any], indent: str = "") -> str:
-    """Explain every key of a schema: type, default, meaning, and the strategies it may name.
+    """Explain every key of a schema: type, bounds, default, meaning, and available strategies.
 
     Args:
         schema: A recipe's dataclass.
-        indent: What to put before each line.
+        indent: Prefix of each line.
     """
     return "\n".join(_describe(schema, indent, ()))
 
 
 def _describe(schema: type[Any], indent: str, inside: tuple[Registry[Any], ...]) -> Iterator[str]:
-    """Explain a schema; `inside` are the registries whose strategies this is one of."""
+    """Explain a schema; `inside` are the registries of the strategies that contain it."""
     hints, docs = hints_of(schema), field_docs(schema)
     for field in dataclasses.fields(schema):
         if not field.init:
@@ -93,7 +93,7 @@ def _choices(
 
 
 def _nested(hint: Any) -> type[Any] | None:
-    """Find the schema inside a type such as `Model`, `Model | None`, `list[Model]`."""
+    """Return the schema inside a type such as `Model`, `Model | None`, `list[Model]`."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return hint
     if get_origin(hint) in (Union, types.UnionType, list, tuple, dict):
@@ -108,7 +108,7 @@ def _paragraph(text: str, indent: str) -> list[str]:
 
 
 def _show(value: Any) -> str:
-    """Write a default as a recipe would."""
+    """Format a default value as YAML."""
     plain = to_plain(value)
     if plain is None or isinstance(plain, bool):
         return {None: "null", True: "true", False: "false"}[plain]
@@ -116,5 +116,5 @@ def _show(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {_show(item)}" for key, item in plain.items()) + "}"
     if isinstance(plain, list):
         return "[" + ", ".join(_show(item) for item in plain) + "]"
-    # Empty texts and those of several lines need quotes.
+    # Empty and multi-line strings need quotes.
     return repr(plain) if plain == "" or "\n" in str(plain) else str(plain)

@@ -1,8 +1,8 @@
-"""Recipes: one YAML file and one frozen dataclass, with every problem reported before work begins.
+"""Load a recipe: a YAML file that becomes a frozen dataclass, with all problems reported at once.
 
-OmegaConf reads the file, applies overrides and resolves `${oc.env:…}`; `consomme.base.schema`
-checks and converts the values. Relative paths in a recipe are relative to the current directory;
-`package://x/y` names a file shipped inside the consomme package (storage resolves it).
+OmegaConf reads the file, applies dotted overrides and resolves `${…}`, of keys and of `oc.env`;
+`consomme.base.schema` checks and converts the values. Relative paths in a recipe are relative to
+the current directory; `package://x/y` is a file in the consomme package (storage resolves it).
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ def load_recipe(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
 
 
 def load_values(path: str | Path) -> dict[str, Any]:
-    """Read a recipe file as plain values, for a recipe that builds on another one.
+    """Read a recipe file as plain values, for a recipe that is based on another one.
 
     Raises:
         RecipeError: The file cannot be read.
@@ -84,68 +84,68 @@ def check_recipe(schema: type[T], values: Mapping[str, Any], where: str = "recip
 
 
 def recipe_problems(schema: type[Any], values: Any, path: str = "") -> list[str]:
-    """List what is wrong with plain values, so that a caller can add problems of its own."""
+    """List the problems of plain values, so that a caller can add its own."""
     return parse(schema, values, path)[1]
 
 
 def to_yaml(recipe: Any) -> str:
-    """Write a recipe with every value spelled out; loading it again gives the same recipe."""
+    """Write a recipe with all defaults filled in; loading it gives the same recipe."""
     import yaml
 
     return yaml.safe_dump(to_plain(recipe), sort_keys=False, allow_unicode=True, width=100)
 
 
 def fingerprint(recipe: Any, inputs: Mapping[str, str]) -> str:
-    """Name the output: two runs with the same fingerprint make the same thing.
+    """Hash what determines the output: runs with the same fingerprint have the same output.
 
-    Fields declared with `runtime` are left out, at any depth and inside strategies. Whole floats
-    and ints count as equal, so `1` and `1.0` in a YAML file make no difference.
+    Fields declared with `runtime` are left out, at any depth and inside strategies. Integral floats
+    and ints are hashed alike, so `1` and `1.0` in a YAML file make no difference.
 
     Args:
         recipe: A recipe dataclass.
-        inputs: Fingerprints of what the run reads, by name.
+        inputs: Fingerprints of the run's inputs, by name.
 
     Returns:
         Eight hexadecimal digits.
     """
-    content = {"recipe": _essence(recipe), "inputs": dict(inputs)}
+    content = {"recipe": _hashable(recipe), "inputs": dict(inputs)}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _essence(value: Any) -> Any:
-    """Plain values without runtime fields."""
+def _hashable(value: Any) -> Any:
+    """Return plain values without runtime fields."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            field.name: _strategy_essence(field, getattr(value, field.name))
+            field.name: _hashable_strategy(field, getattr(value, field.name))
             for field in dataclasses.fields(value)
             if field.init and not is_runtime(field)
         }
     if isinstance(value, Mapping):
-        return {str(key): _essence(item) for key, item in value.items()}
+        return {str(key): _hashable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_essence(item) for item in value]
+        return [_hashable(item) for item in value]
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
 
 
-def _strategy_essence(field: "dataclasses.Field[Any]", value: Any) -> Any:
+def _hashable_strategy(field: "dataclasses.Field[Any]", value: Any) -> Any:
     registry = registry_of(field)
     if registry is None or value is None:
-        return _essence(value)
+        return _hashable(value)
     if is_keyed(field):
-        return {key: _node_essence(registry, node, field.name) for key, node in value.items()}
+        return {key: _hashable_node(registry, node, field.name) for key, node in value.items()}
     if isinstance(value, list | tuple):
-        return [_node_essence(registry, node, field.name) for node in value]
-    return _node_essence(registry, value, field.name)
+        return [_hashable_node(registry, node, field.name) for node in value]
+    return _hashable_node(registry, value, field.name)
 
 
-def _node_essence(registry: StrategyParser, node: Any, path: str) -> Any:
+def _hashable_node(registry: StrategyParser, node: Any, path: str) -> Any:
     built, problems = registry.parse(node, path)
     if problems:
         raise RecipeError.from_problems(path, problems)
-    return {"name": node["name"], **_essence(built)}
+    return {"name": node["name"], **_hashable(built)}
 
 
 def _read_values(path: Path, overrides: Sequence[str]) -> tuple[Any, list[str]]:
@@ -175,7 +175,7 @@ def _read_values(path: Path, overrides: Sequence[str]) -> tuple[Any, list[str]]:
 
 
 def _override(config: Any, text: str) -> str | None:
-    """Apply one `key=value`; return what is wrong with it, if anything."""
+    """Apply one `key=value`; return the problem, if there is one."""
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

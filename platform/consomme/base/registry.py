@@ -54,7 +54,8 @@ class Registry(Generic[T]):
             path: Key path of the node, for messages.
 
         Raises:
-            RecipeError: Unknown name, unknown or missing parameter, wrong type; all at once.
+            RecipeError: Unknown name, unknown or missing parameter, wrong type, value out of
+                bounds, broken rule; all problems at once.
         """
         built, problems = self.parse(node, path)
         if problems:

@@ -35,50 +35,50 @@ _NO_DEFAULT: Any = object()
 
 
 class StrategyParser(Protocol):
-    """What a schema needs from a registry; `consomme.base.registry.Registry` provides it."""
+    """The part of `consomme.base.registry.Registry` that a schema uses."""
 
     def parse(self, node: Any, path: str) -> tuple[Any, list[str]]:
-        """Build the strategy a node describes, and list what is wrong with the node."""
+        """Build the strategy that a node describes, and list the node's problems."""
         ...
 
 
 def strategy(registry: str, *, default: Any = _NO_DEFAULT, keyed: bool = False) -> Any:
-    """Declare a `dict[str, Any]` field that names a registered strategy and its parameters.
+    """Declare a `dict[str, Any]` field that holds a strategy's registered name and parameters.
 
-    A list field holds several strategies; a `keyed` one holds one under each of its keys. The
-    registry is imported when a recipe is checked, not when the schema is defined.
+    A list field holds several strategies; a `keyed` field maps keys to strategies. The registry is
+    imported when a recipe is checked, not when the schema is defined.
 
     Args:
         registry: `"module:NAME"` of the registry, as in
             `"consomme.curate.keep.registry:KEEP_POLICIES"`.
-        default: Node (or list of nodes, or None) to use when the recipe is silent. Without one
-            the field is required. A recipe that gives `name` replaces the default; one that
-            gives only parameters changes those and keeps the rest.
-        keyed: Whether the field maps keys of the user's own to strategies.
+        default: Node (or list of nodes, or None) to use if the recipe does not set the field;
+            without a default the field is required. A recipe that sets `name` replaces the default
+            node; one that sets only parameters changes those and keeps the others.
+        keyed: Whether the field maps keys that the user chooses to strategies.
     """
     return _field(default, {_REGISTRY: registry, _KEYED: keyed})
 
 
 def runtime(default: Any) -> Any:
-    """Declare a field that changes how a run goes but not what it makes (workers, threads).
+    """Declare a field that changes how a run executes but not its output (workers, threads).
 
-    Such fields stay out of the fingerprint: the same run may go on with more workers.
+    Such fields are not part of the fingerprint: a run may resume with more workers.
     """
     return _field(default, {_RUNTIME: True})
 
 
 def is_runtime(field: "dataclasses.Field[Any]") -> bool:
-    """Tell whether a field was declared with `runtime`."""
+    """Return whether a field was declared with `runtime`."""
     return bool(field.metadata.get(_RUNTIME))
 
 
 def is_keyed(field: "dataclasses.Field[Any]") -> bool:
-    """Tell whether a field holds a strategy under each of its keys."""
+    """Return whether a field maps keys to strategies."""
     return bool(field.metadata.get(_KEYED))
 
 
 def registry_of(field: "dataclasses.Field[Any]") -> StrategyParser | None:
-    """Import the registry behind a field declared with `strategy`; None for any other field."""
+    """Import the registry of a field declared with `strategy`; None for any other field."""
     reference = field.metadata.get(_REGISTRY)
     if reference is None:
         return None
@@ -98,7 +98,7 @@ def parse(schema: type[Any], values: Any, path: str = "") -> tuple[Any, list[str
 
     Args:
         schema: A dataclass.
-        values: What the YAML node holds; a mapping unless the user made a mistake.
+        values: Content of the YAML node; should be a mapping.
         path: Key path of the node, used in messages; empty at the top.
 
     Returns:
@@ -190,7 +190,7 @@ def _field_value(
 def _strategies(
     registry: StrategyParser, given: Any, default: Any, path: str
 ) -> tuple[Any, list[str]]:
-    """Check strategy nodes, and fill in their defaults so that the saved recipe says everything."""
+    """Check strategy nodes and fill in their defaults, so that the saved recipe is complete."""
     if given is None and default is None:
         return None, []
     if isinstance(given, list | tuple):
@@ -217,7 +217,7 @@ def _keyed_strategies(registry: StrategyParser, given: Any, path: str) -> tuple[
 
 
 def to_plain(value: Any) -> Any:
-    """Turn schemas, tuples and mappings into the dicts, lists and scalars of YAML and JSON."""
+    """Convert schemas, tuples and mappings to the dicts, lists and scalars of YAML and JSON."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             field.name: to_plain(getattr(value, field.name))
