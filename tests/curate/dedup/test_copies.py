@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from consomme.curate.dedup.copies import Nearness, find_copies, first_of_equal, rank_order, stars
+from consomme.curate.dedup.copies import (
+    NearDuplicateLimits,
+    find_duplicates,
+    first_of_equal,
+    rank_order,
+    star_clusters,
+)
 from consomme.curate.dedup.hash_tables import block_masks
 from consomme.curate.dedup.phash import (
     FLAT_LEVELS,
@@ -59,7 +65,7 @@ COLOURS = st.lists(st.sampled_from([0, 3, 9, 0x0900_0000_0000_0000]), min_size=8
 
 
 def brute_force(
-    hash_NS: Words, colour_NS: Words, nearness: Nearness
+    hash_NS: Words, colour_NS: Words, limits: NearDuplicateLimits
 ) -> tuple[list[int], list[int]]:
     """Stars by their definition: one after the other, comparing with all that stay."""
 
@@ -67,7 +73,7 @@ def brute_force(
         return min(
             bits(hash_NS[one, a], hash_NS[other, b])
             if colour_gap(colour_NS[one, a : a + 1], colour_NS[other, b : b + 1])[0]
-            <= nearness.max_colour
+            <= limits.max_colour
             else 99
             for a in range(hash_NS.shape[1])
             for b in range(hash_NS.shape[1])
@@ -79,7 +85,7 @@ def brute_force(
     for number in range(len(hash_NS)):
         same = looks.setdefault((*hash_NS[number], *colour_NS[number]), number)
         near = [(distance(number, middle), middle) for middle in middles]
-        near = [entry for entry in near if entry[0] <= nearness.max_distance]
+        near = [entry for entry in near if entry[0] <= limits.max_distance]
         if same != number:
             found.append(found[same])
         elif near:
@@ -98,9 +104,9 @@ def test_stars_are_those_of_comparing_everything(
     size = len(values) // sides * sides
     hash_NS = np.array(values[:size], dtype=np.uint64).reshape(-1, sides)
     colour_NS = np.array(colours[:size], dtype=np.uint64).reshape(-1, sides)
-    nearness = Nearness(max_distance=max_distance, max_colour=max_colour)
-    middle, distance = stars(hash_NS, colour_NS, nearness)
-    assert (middle.tolist(), distance.tolist()) == brute_force(hash_NS, colour_NS, nearness)
+    limits = NearDuplicateLimits(max_distance=max_distance, max_colour=max_colour)
+    middle, distance = star_clusters(hash_NS, colour_NS, limits)
+    assert (middle.tolist(), distance.tolist()) == brute_force(hash_NS, colour_NS, limits)
 
 
 def test_among_thousands_who_stays_is_near_nobody_better_that_stays() -> None:
@@ -111,7 +117,7 @@ def test_among_thousands_who_stays_is_near_nobody_better_that_stays() -> None:
         hash_N = hash_N ^ (np.uint64(1) << rng.integers(0, 64, 3000, dtype=np.uint64))
     hash_N = np.unique(hash_N)[rng.permutation(len(np.unique(hash_N)))]
     none = np.zeros((len(hash_N), 1), np.uint64)
-    middle, distance = stars(hash_N[:, None], none, Nearness(max_distance=4))
+    middle, distance = star_clusters(hash_N[:, None], none, NearDuplicateLimits(max_distance=4))
     stays = middle == np.arange(len(hash_N))
     for number in range(len(hash_N)):
         gaps = np.bitwise_count(hash_N[number] ^ hash_N[:number]).astype(int)
@@ -143,10 +149,10 @@ def test_more_hashes_get_longer_masks() -> None:
 
 def test_near_copies_form_stars_and_not_chains() -> None:
     left, between, right = 0, 0b1111, 0b1111_1111
-    nearness = Nearness(max_distance=4)
+    limits = NearDuplicateLimits(max_distance=4)
 
     def middles(*values: int) -> list[int]:
-        return stars(column(*values), column(0, 0, 0), nearness)[0].tolist()
+        return star_clusters(column(*values), column(0, 0, 0), limits)[0].tolist()
 
     assert middles(between, left, right) == [0, 0, 0]
     assert middles(left, between, right) == [0, 0, 2]
@@ -154,58 +160,62 @@ def test_near_copies_form_stars_and_not_chains() -> None:
 
 
 def test_a_copy_goes_to_the_nearest_that_stays() -> None:
-    middle, distance = stars(
-        column(0, 0b1_1111, 0b1_1110), column(0, 0, 0), Nearness(max_distance=4)
+    middle, distance = star_clusters(
+        column(0, 0b1_1111, 0b1_1110), column(0, 0, 0), NearDuplicateLimits(max_distance=4)
     )
     assert middle.tolist() == [0, 1, 1]
     assert distance.tolist() == [0, 0, 1]
 
 
 def test_equal_bytes_share_the_fate_of_the_best_of_them() -> None:
-    copies = find_copies(
+    copies = find_duplicates(
         column(7, 8, 8, 9, 9),
         column(0, 0b11, 0b11, 2**60 - 1, 2**60 - 1),
         column(0, 0, 0, 0, 0),
         np.zeros(5, bool),
-        Nearness(max_distance=4),
+        NearDuplicateLimits(max_distance=4),
     )
-    assert copies.kept_N.tolist() == [0, 0, 0, 3, 3]
+    assert copies.representative_N.tolist() == [0, 0, 0, 3, 3]
     assert copies.distance_N.tolist() == [0, 2, 2, 0, 0]
     assert copies.is_exact_N.tolist() == [False, False, False, False, True]
-    assert copies.stays_N.tolist() == [True, False, False, True, False]
+    assert copies.is_kept_N.tolist() == [True, False, False, True, False]
 
 
 def test_flat_pictures_are_copies_only_if_their_bytes_are_equal() -> None:
-    copies = find_copies(
+    copies = find_duplicates(
         column(1, 2, 2),
         column(0, 0, 0),
         column(0, 0, 0),
         np.array([True, True, True]),
-        Nearness(max_distance=4),
+        NearDuplicateLimits(max_distance=4),
     )
-    assert copies.kept_N.tolist() == [0, 1, 1]
+    assert copies.representative_N.tolist() == [0, 1, 1]
 
 
 def test_without_nearness_only_equal_bytes_are_copies() -> None:
     content = np.array([[1, 5], [1, 6], [1, 5]], np.uint64)
     zeros = np.zeros((3, 1), np.uint64)
-    copies = find_copies(content, zeros, zeros, np.zeros(3, bool), None)
-    assert copies.kept_N.tolist() == [0, 1, 0]
+    copies = find_duplicates(content, zeros, zeros, np.zeros(3, bool), None)
+    assert copies.representative_N.tolist() == [0, 1, 0]
 
 
 def test_a_hundred_thousand_placeholders_leave_one() -> None:
     rng = np.random.default_rng(0)
     hash_N = np.concatenate([np.full(100_000, 12345), rng.integers(0, 2**62, 50_000)])
     none = np.zeros((150_000, 1), np.uint64)
-    middle, _ = stars(hash_N.astype(np.uint64)[:, None], none, Nearness(max_distance=4))
+    middle, _ = star_clusters(
+        hash_N.astype(np.uint64)[:, None], none, NearDuplicateLimits(max_distance=4)
+    )
     assert (middle[:100_000] == 0).all()
     assert (middle[100_000:] == np.arange(100_000, 150_000)).all()
 
 
 def test_no_samples_are_no_trouble() -> None:
     none = np.zeros((0, 1), np.uint64)
-    copies = find_copies(none, none, none, np.zeros(0, bool), Nearness(max_distance=4))
-    assert copies.kept_N.size == 0
+    copies = find_duplicates(
+        none, none, none, np.zeros(0, bool), NearDuplicateLimits(max_distance=4)
+    )
+    assert copies.representative_N.size == 0
     assert first_of_equal(none).size == 0
 
 
@@ -303,9 +313,13 @@ def test_the_same_thing_in_another_colour_is_no_copy() -> None:
     looks = hash_picture([disc((200, 30, 30)), disc((30, 30, 200)), disc((205, 32, 28))])
     assert np.bitwise_count(looks.phash_N ^ looks.phash_N[0]).max() <= 4
     hash_NS, colour_NS = looks.phash_N[:, None], looks.colour_N[:, None]
-    by_colour, _ = stars(hash_NS, colour_NS, Nearness(max_distance=4, max_colour=8))
+    by_colour, _ = star_clusters(
+        hash_NS, colour_NS, NearDuplicateLimits(max_distance=4, max_colour=8)
+    )
     assert by_colour.tolist() == [0, 1, 0]
-    by_shape, _ = stars(hash_NS, colour_NS, Nearness(max_distance=4, max_colour=255))
+    by_shape, _ = star_clusters(
+        hash_NS, colour_NS, NearDuplicateLimits(max_distance=4, max_colour=255)
+    )
     assert by_shape.tolist() == [0, 0, 0]
 
 

@@ -1,1 +1,1 @@
-"""Find exact and near copies of pictures: perceptual hashes, hash tables, groups of copies."""
+"""Find exact and near-duplicate pictures: perceptual hashes, hash tables, star clusters."""

@@ -1,8 +1,8 @@
-"""Tables that bring together hashes which agree on some of their bits.
+"""Hash tables that find hashes which agree on a subset of their bits.
 
-One decision is made here: a table is an array with a place for every few hashes, filled by
-scattering; nothing is sorted. Different bits may share a place, so whoever meets there has to be
-compared. The arrays are made once and used for all choices of bits.
+A table is an array of slots that is filled by scattering, without sorting. Different bits may share
+a slot, so entries of one slot have to be compared. The arrays are allocated once and reused for all
+choices of bits.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ Index = NDArray[np.int64]
 Words = NDArray[np.uint64]
 Slots = NDArray[np.uint32]
 
-PIECE = 1 << 20
-"""Rows or pairs that are looked at together, so that intermediate arrays are small."""
+CHUNK = 1 << 20
+"""Rows or pairs processed at a time, which bounds intermediate arrays."""
 
 _MAX_BITS = 26
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _LOOK_UP, _COMPARE = 100.0, 40.0
-"""Measured nanoseconds for one hash in one table, and for a chance meeting."""
+"""Measured nanoseconds per hash and table, and per comparison of a chance collision."""
 
 
 class HashTable:
-    """Look up hashes by some of their bits.
+    """Look up hashes by a subset of their bits.
 
     Args:
-        num_hashes: How many there are at most; a quarter of the slots will be taken.
+        num_hashes: Maximum number of hashes; at most a quarter of the slots is used.
     """
 
     def __init__(self, num_hashes: int) -> None:
@@ -42,55 +42,55 @@ class HashTable:
         self._marked = np.zeros(1 << self.num_bits, dtype=bool)
 
     def slots(self, hash_E: Words, mask: np.uint64) -> Slots:
-        """Return a slot for each hash; hashes that agree on the mask have the same one."""
+        """Return a slot for each hash; hashes that agree on the mask's bits share a slot."""
         slot_E = np.empty(len(hash_E), dtype=np.uint32)
         shift = np.uint64(64 - self.num_bits)
-        for at in range(0, len(hash_E), PIECE):
-            slot_E[at : at + PIECE] = ((hash_E[at : at + PIECE] & mask) * _ODD) >> shift
+        for at in range(0, len(hash_E), CHUNK):
+            slot_E[at : at + CHUNK] = ((hash_E[at : at + CHUNK] & mask) * _ODD) >> shift
         return slot_E
 
-    def later(self, slot_E: Slots, some: Index) -> tuple[Index, Index]:
-        """List those of some rows (rising) that are not the first of them in their slot.
+    def later(self, slot_E: Slots, rows: Index) -> tuple[Index, Index]:
+        """Return the rows (ascending) that are not the first in their slot.
 
         Returns:
-            The rows, and for each the first one.
+            The rows, and for each the first row of its slot.
         """
-        pieces = _pieces(some)
-        for piece in reversed(pieces):
-            # Of several values for one place the last one is left.
-            self._first[slot_E[piece][::-1]] = piece[::-1]
-        rows, firsts = [some[:0]], [some[:0]]
-        for piece in pieces:
-            first = self._first[slot_E[piece]]
-            is_later = first != piece
-            rows.append(piece[is_later])
+        chunks = _chunks(rows)
+        for chunk in reversed(chunks):
+            # Of several assignments to one slot, the last one remains.
+            self._first[slot_E[chunk][::-1]] = chunk[::-1]
+        later, firsts = [rows[:0]], [rows[:0]]
+        for chunk in chunks:
+            first = self._first[slot_E[chunk]]
+            is_later = first != chunk
+            later.append(chunk[is_later])
             firsts.append(first[is_later].astype(np.int64))
-        return np.concatenate(rows), np.concatenate(firsts)
+        return np.concatenate(later), np.concatenate(firsts)
 
-    def in_slots(self, slot_E: Slots, some: Index, wanted: Slots) -> Index:
-        """List those of some rows whose slot is wanted."""
+    def in_slots(self, slot_E: Slots, rows: Index, wanted: Slots) -> Index:
+        """Return the rows whose slot is among the wanted ones."""
         self._marked[wanted] = True
-        found = [piece[self._marked[slot_E[piece]]] for piece in _pieces(some)]
+        found = [chunk[self._marked[slot_E[chunk]]] for chunk in _chunks(rows)]
         self._marked[wanted] = False
-        return np.concatenate([some[:0], *found])
+        return np.concatenate([rows[:0], *found])
 
 
 @cache
 def block_masks(num_hashes: int, max_distance: int) -> Sequence[np.uint64]:
     """Return masks such that any two hashes within the distance agree on the bits of one of them.
 
-    The 64 bits are cut into more blocks than the distance, and each mask leaves out as many blocks
-    as the distance is: differing bits cannot be in more. More blocks make longer masks, under which
-    fewer hashes meet by chance, but more masks; what costs least is taken.
+    The 64 bits are split into more blocks than the distance, and each mask leaves out
+    `max_distance` blocks, since differing bits cannot be in more. More blocks give longer masks,
+    under which fewer hashes collide by chance, but also more masks; the cheapest number is used.
     """
 
     def cost(num_blocks: int) -> float:
         bits = 64 * (num_blocks - max_distance) / num_blocks
-        meetings = num_hashes / 2**bits
-        return math.comb(num_blocks, max_distance) * (_LOOK_UP + _COMPARE * meetings)
+        collisions = num_hashes / 2**bits
+        return math.comb(num_blocks, max_distance) * (_LOOK_UP + _COMPARE * collisions)
 
     num_blocks = min(range(max_distance + 1, max_distance + 6), key=cost)
-    # Neighbouring bits go to different blocks: many pictures agree on all bits of a region.
+    # Adjacent bits go to different blocks, since many pictures agree on all bits of a region.
     places = [bit * 37 % 64 for bit in range(64)]
     edges = [round(block * 64 / num_blocks) for block in range(num_blocks + 1)]
     blocks = [sum(1 << place for place in places[a:b]) for a, b in pairwise(edges)]
@@ -98,5 +98,5 @@ def block_masks(num_hashes: int, max_distance: int) -> Sequence[np.uint64]:
     return [np.uint64(2**64 - 1 - sum(left_out)) for left_out in chosen]
 
 
-def _pieces(rows: Index) -> list[Index]:
-    return [rows[at : at + PIECE] for at in range(0, len(rows), PIECE)]
+def _chunks(rows: Index) -> list[Index]:
+    return [rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK)]

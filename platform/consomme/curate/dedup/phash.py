@@ -1,18 +1,18 @@
-"""What a picture looks like in 16 bytes: a perceptual hash, and where which colours are.
+"""A picture in 16 bytes: a DCT perceptual hash (pHash), and the colours of its quarters.
 
-Two decisions are made here. First, which bits: a picture becomes 32 × 32 pixels; of the cosine
-transform of their grey levels the 8 × 8 lowest frequencies are kept, without the constant one; bit
-`8 * v + u` says whether the coefficient of `v` vertical and `u` horizontal half waves is clearly
-positive. Bit 0 is never set. "Clearly" is where we deviate from the usual recipe, which compares
-with the median: in a picture that is its own mirror image half of the coefficients are zero, and on
-which side of a median they fall is noise. Here a bit needs a twentieth of the mean magnitude.
+The hash: a picture is resized to 32 × 32 pixels; of the cosine transform of its grey levels the
+8 × 8 lowest frequencies are kept, without the constant one; bit `8 * v + u` is set if the
+coefficient of `v` vertical and `u` horizontal half waves is clearly positive. Bit 0 is never set.
+The usual pHash compares with the median instead: in a symmetric picture half of the coefficients
+are zero, and on which side of a median they fall is noise. Here a bit is set above a twentieth of
+the mean magnitude.
 
-Second, that grey is not enough: hearts, shirts and flags differ by nothing but colour, and their
-captions say which. So beside the hash goes the mean colour of each quarter, without brightness:
-eight bytes, Cb and Cr of the quarters from left to right and top to bottom.
-`tests/benchmarks/dedup.py` measures both decisions.
+The colours: grey levels are not enough, since hearts, shirts and flags may differ by colour only,
+and their captions name it. So the hash comes with the mean colour of each quarter, without
+brightness: eight bytes, Cb and Cr of the quarters from left to right and top to bottom.
+`tests/benchmarks/dedup.py` measures both choices.
 
-The transform is calculated with whole numbers below 2**53, so every machine makes the same bits.
+The transform is calculated with integers below 2**53, so every machine computes the same bits.
 
 Source: Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions (2010), section
 3.2.1. It keeps the frequencies 1 to 8; 0 to 7 survive cropping better.
@@ -32,33 +32,33 @@ SIDE_PX = 32
 NUM_FREQUENCIES = 8
 
 FLAT_LEVELS = 2.0
-"""A picture whose grey levels, at 32 × 32, are less than this away from their mean (root mean
-square, of 255) has no hash to speak of: what is left is the noise of the codec. Of pictures paled
-to less than 1 level and saved as JPEG of quality 60, 5 % stay within distance 4; 17 % at 1-1.5
-levels, 46 % at 1.5-3, 76 % at 3-5 and 88 % at 10-20."""
+"""A picture whose grey levels, at 32 × 32, have a standard deviation below this (of 255) has no
+meaningful hash: the rest is codec noise. Of pictures whose contrast is reduced to less than 1 level
+and that are saved as JPEG of quality 60, 5 % stay within distance 4; 17 % at 1-1.5 levels, 46 % at
+1.5-3, 76 % at 3-5 and 88 % at 10-20."""
 
 _SCALE = 1 << 14
-_CLEARLY = 20
-"""A bit is set above this fraction of the mean magnitude."""
+_MAGNITUDE_DIVISOR = 20
+"""A bit is set above the mean magnitude divided by this."""
 
 _MIRRORED = [2, 3, 0, 1, 6, 7, 4, 5]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureHashes:
-    """What some pictures look like."""
+    """Hashes and colours of pictures."""
 
     phash_N: NDArray[np.uint64]  # noqa: N815
-    """Perceptual hashes; alike pictures differ in few bits."""
+    """Perceptual hashes; similar pictures differ in few bits."""
 
     flipped_N: NDArray[np.uint64]  # noqa: N815
-    """The hashes of their mirror images (left and right exchanged)."""
+    """Hashes of the horizontally mirrored pictures."""
 
     colour_N: NDArray[np.uint64]  # noqa: N815
-    """Cb and Cr of the quarters, a byte each."""
+    """Cb and Cr of the quarters, one byte each."""
 
     is_flat_N: NDArray[np.bool_]  # noqa: N815
-    """Nearly uniform: the hash means nothing."""
+    """True for nearly uniform pictures, whose hash is meaningless."""
 
 
 def hash_picture(images: Sequence[Image.Image]) -> PictureHashes:
@@ -81,14 +81,14 @@ def hash_picture(images: Sequence[Image.Image]) -> PictureHashes:
 
 
 def hash_grey(grey_NYX: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Hash pictures that are 32 × 32 grey levels already.
+    """Hash pictures given as 32 × 32 grey levels.
 
     Returns:
-        phash_N: Their hashes.
-        flipped_N: The hashes of their mirror images.
+        phash_N: Hashes of the pictures.
+        flipped_N: Hashes of their mirror images.
     """
     cosine_VY = _cosines()
-    # All numbers are integers that a float64 holds exactly, so the order of additions is no matter.
+    # All numbers are integers that a float64 holds exactly, so the order of sums is irrelevant.
     coefficients_NVU = cosine_VY @ grey_NYX.astype(np.float64) @ cosine_VY.T
     coefficients_NVU[:, 0, 0] = 0.0
     mirror_U = np.where(np.arange(NUM_FREQUENCIES) % 2, -1.0, 1.0)
@@ -96,7 +96,7 @@ def hash_grey(grey_NYX: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], NDArray[
 
 
 def mirrored_colour(colour_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return the colours of mirror images: left and right quarters change places."""
+    """Return the colours of mirror images: left and right quarters are swapped."""
     bytes_N8 = colour_N.astype("<u8").view(np.uint8).reshape(-1, 8)
     return bytes_N8[:, _MIRRORED].copy().view("<u8").reshape(-1).astype(np.uint64)
 
@@ -122,13 +122,13 @@ def _is_flat(grey_NYX: NDArray[np.uint8]) -> NDArray[np.bool_]:
 def _bits(coefficients_NVU: NDArray[np.float64]) -> NDArray[np.uint64]:
     flat = coefficients_NVU.reshape(-1, NUM_FREQUENCIES**2)
     magnitude = np.abs(flat).sum(axis=1, keepdims=True)
-    is_set = flat * (_CLEARLY * (flat.shape[1] - 1)) > magnitude
+    is_set = flat * (_MAGNITUDE_DIVISOR * (flat.shape[1] - 1)) > magnitude
     packed = np.ascontiguousarray(np.packbits(is_set, axis=1, bitorder="little"))
     return packed.view("<u8").reshape(-1).astype(np.uint64)
 
 
 def _cosines() -> NDArray[np.float64]:
-    """The rows of the orthonormal DCT-II that are needed, as whole numbers."""
+    """Return the first rows of the orthonormal DCT-II matrix, scaled to integers."""
     wave_V = np.arange(NUM_FREQUENCIES)[:, None]
     position_Y = np.arange(SIDE_PX)[None, :]
     norm_V = np.where(wave_V == 0, 1.0, np.sqrt(2.0)) / np.sqrt(SIDE_PX)

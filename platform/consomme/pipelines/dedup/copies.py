@@ -1,8 +1,8 @@
-"""From hashes in a ledger to a view and groups: the second half of a dedup run.
+"""The second half of a dedup run: from the hashes in the ledger to a view and a table of groups.
 
-One decision is made here: the driver holds columns of numbers, about 70 bytes per sample, and no
-names; sample ids are read again for those that have copies. Deciding takes another 180 bytes per
-sample for a while, so a hundred million pictures want 25 GB on the driver.
+The driver holds numeric columns, about 70 bytes per sample, and no sample ids; ids are read again
+for samples that have duplicates. The decision temporarily needs another 180 bytes per sample, so a
+hundred million pictures need 25 GB on the driver.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from consomme.base.errors import DataError
-from consomme.curate.dedup.copies import Copies, Nearness, find_copies, rank_order
+from consomme.curate.dedup.copies import (
+    Duplicates,
+    NearDuplicateLimits,
+    find_duplicates,
+    rank_order,
+)
 from consomme.curate.dedup.hash_tables import Index, Words
 from consomme.curate.dedup.phash import mirrored_colour
 from consomme.storage.ledger.run_folder import RunFolder
@@ -55,14 +60,14 @@ _GROUPS_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hashed:
-    """What a dedup run knows about all its samples."""
+class SampleHashes:
+    """Hashes and sizes of all samples of a dedup run."""
 
     units: tuple[Unit, ...]
     """All units, in the order of their ids."""
 
     begin_U: Index  # noqa: N815
-    """Number of the first sample of each unit, and at last of all samples."""
+    """Index of the first sample of each unit, followed by the number of samples."""
 
     row_N: NDArray[np.int32]  # noqa: N815
     content_N2: Words  # noqa: N815
@@ -77,20 +82,20 @@ class Hashed:
 
     @property
     def num_samples(self) -> int:
-        """How many samples there are."""
+        """Number of samples."""
         return len(self.row_N)
 
     @property
     def unit_N(self) -> Index:  # noqa: N802
-        """Place of each sample's unit in `units`."""
+        """Index of each sample's unit in `units`."""
         return np.repeat(np.arange(len(self.units)), np.diff(self.begin_U))
 
 
-def load_hashed(url: str) -> Hashed:
+def load_hashes(url: str) -> SampleHashes:
     """Read the hashes of a run.
 
     Raises:
-        DataError: It has none.
+        DataError: The run has none.
     """
     units: list[Unit] = []
     parts: dict[str, list[NDArray[np.generic]]] = {}
@@ -114,17 +119,17 @@ def load_hashed(url: str) -> Hashed:
         raise DataError(f"{url}: found no hashes of pictures; expected a dedup run with samples")
     joined = {f"{name}_N": np.concatenate(parts.pop(name)) for name in list(parts)}
     joined["content_N2"] = joined.pop("content_N")
-    return Hashed(units=tuple(units), begin_U=np.cumsum([0, *sizes]), **joined)
+    return SampleHashes(units=tuple(units), begin_U=np.cumsum([0, *sizes]), **joined)
 
 
-def read_scores(url: str, column: str, hashed: Hashed) -> NDArray[np.float32]:
+def read_scores(url: str, column: str, hashed: SampleHashes) -> NDArray[np.float32]:
     """Read one column of a score run, aligned with the samples; NaN where there is no score.
 
-    Samples are matched by shard and row, so the two runs may cut shards into other units.
+    Samples are matched by shard and row, so the two runs may split shards into different units.
 
     Raises:
-        DataError: There is no such column of numbers, no sample has a score, or a sample of another
-            name has: the scores are of other data.
+        DataError: There is no such numeric column, no sample has a score, or a row has another
+            sample id, which means that the scores are of other data.
     """
     names = dict.fromkeys(map(_shard, hashed.units))
     shards = {name: number for number, name in enumerate(names)}
@@ -147,14 +152,14 @@ def read_scores(url: str, column: str, hashed: Hashed) -> NDArray[np.float32]:
         first_U = [(shards[_shard(unit)] << 32) + unit.start for unit in hashed.units]
         wanted_N = np.array(first_U)[hashed.unit_N] + hashed.row_N
         place_N = np.minimum(np.searchsorted(key, wanted_N), len(key) - 1)
-        is_there_N = key[place_N] == wanted_N
-        num_others = int((is_there_N & (id_hash[place_N] != hashed.id_hash_N)).sum())
+        is_scored_N = key[place_N] == wanted_N
+        num_others = int((is_scored_N & (id_hash[place_N] != hashed.id_hash_N)).sum())
         if num_others:
             raise DataError(
                 f"{url}: {num_others:,} of the {hashed.num_samples:,} samples have another id"
                 " there; these are scores of other data, or the shards have changed since"
             )
-        score_N = np.where(is_there_N, value[place_N], score_N)
+        score_N = np.where(is_scored_N, value[place_N], score_N)
     if np.isnan(score_N).all():
         raise DataError(
             f"{url}: none of the {hashed.num_samples:,} samples has a {column} there; expected a"
@@ -164,55 +169,55 @@ def read_scores(url: str, column: str, hashed: Hashed) -> NDArray[np.float32]:
 
 
 def decide(
-    hashed: Hashed,
+    hashed: SampleHashes,
     score_N: NDArray[np.float32] | None,
-    nearness: Nearness | None,
+    limits: NearDuplicateLimits | None,
     *,
     flips: bool,
-) -> tuple[Index, Copies]:
-    """Rank the samples, the higher score first, and find copies.
+) -> tuple[Index, Duplicates]:
+    """Rank the samples, higher scores first, and find duplicates.
 
     Returns:
-        order_R: Number of the sample at each rank.
-        copies: By rank.
+        order_R: Index of the sample at each rank.
+        duplicates: By rank.
     """
     order_R = rank_order(score_N, hashed.pixels_N, hashed.num_bytes_N, hashed.id_hash_N)
     hashes, colours = [hashed.phash_N[order_R]], [hashed.colour_N[order_R]]
     if flips:
         hashes.append(hashed.flipped_N[order_R])
         colours.append(mirrored_colour(colours[0]))
-    copies = find_copies(
+    duplicates = find_duplicates(
         hashed.content_N2[order_R],
         np.stack(hashes, axis=1),
         np.stack(colours, axis=1),
         hashed.is_flat_N[order_R],
-        nearness,
+        limits,
     )
-    return order_R, copies
+    return order_R, duplicates
 
 
-def save_view(folder: RunFolder, hashed: Hashed, staying: Index) -> str:
-    """Write the view of the samples that stay, and return its path in the folder."""
-    stays_N = np.zeros(hashed.num_samples, dtype=bool)
-    stays_N[staying] = True
+def save_view(folder: RunFolder, hashed: SampleHashes, kept: Index) -> str:
+    """Write the view of the kept samples, and return its path in the folder."""
+    is_kept_N = np.zeros(hashed.num_samples, dtype=bool)
+    is_kept_N[kept] = True
     entries = []
     for unit, begin, end in zip(hashed.units, hashed.begin_U[:-1], hashed.begin_U[1:], strict=True):
-        rows = hashed.row_N[begin:end][stays_N[begin:end]].tolist()
+        rows = hashed.row_N[begin:end][is_kept_N[begin:end]].tolist()
         entries.append((unit, pack_rows(unit, rows)))
     return View(entries=tuple(entries)).save(folder)
 
 
 def save_groups(
-    folder: RunFolder, hashes_url: str, hashed: Hashed, order_R: Index, copies: Copies
+    folder: RunFolder, hashes_url: str, hashed: SampleHashes, order_R: Index, duplicates: Duplicates
 ) -> str:
-    """Write who is whose copy, for all who have copies: the best first, then the nearest."""
-    size_R = np.bincount(copies.kept_N, minlength=len(order_R))
-    members = np.flatnonzero(size_R[copies.kept_N] > 1)
-    kept, distance = copies.kept_N[members], copies.distance_N[members]
+    """Write the groups of duplicates: in each the kept sample first, then by distance."""
+    size_R = np.bincount(duplicates.representative_N, minlength=len(order_R))
+    members = np.flatnonzero(size_R[duplicates.representative_N] > 1)
+    kept, distance = duplicates.representative_N[members], duplicates.distance_N[members]
     members = members[np.lexsort((members, distance, kept != members, kept))]
-    kept, samples = copies.kept_N[members], order_R[members]
+    kept, samples = duplicates.representative_N[members], order_R[members]
     is_kept = kept == members
-    reasons = np.where(copies.is_exact_N[members], "exact", "near")
+    reasons = np.where(duplicates.is_exact_N[members], "exact", "near")
     names, unit_N = _sample_ids(hashes_url, hashed, samples), hashed.unit_N
     columns = {
         "group": np.cumsum(is_kept) - 1,
@@ -220,16 +225,16 @@ def save_groups(
         "row": hashed.row_N[samples],
         "sample_id": [names[number] for number in samples.tolist()],
         "kept": is_kept,
-        "distance": copies.distance_N[members],
+        "distance": duplicates.distance_N[members],
         "reason": pa.array(reasons, pa.string(), mask=is_kept),
     }
     folder.store.write(GROUPS, table_bytes(pa.table(columns, schema=_GROUPS_SCHEMA)))
     return GROUPS
 
 
-def group_sizes(copies: Copies) -> dict[str, int]:
-    """Count groups of copies by how many samples they hold: `2`, `3-4`, `5-8` and so on."""
-    sizes = np.bincount(copies.kept_N)
+def group_sizes(duplicates: Duplicates) -> dict[str, int]:
+    """Count groups of duplicates by their number of samples: `2`, `3-4`, `5-8` and so on."""
+    sizes = np.bincount(duplicates.representative_N)
     counts: dict[str, int] = {}
     high = 2
     while (sizes >= (low := high // 2 + 1)).any():
@@ -240,26 +245,26 @@ def group_sizes(copies: Copies) -> dict[str, int]:
     return counts
 
 
-def distances(copies: Copies) -> dict[str, int]:
-    """Count near copies by the distance from what stays for them."""
-    is_near_R = ~copies.is_exact_N & ~copies.stays_N
-    counts = np.bincount(copies.distance_N[is_near_R])
+def distances(duplicates: Duplicates) -> dict[str, int]:
+    """Count near duplicates by the distance from their representative."""
+    is_near_R = ~duplicates.is_exact_N & ~duplicates.is_kept_N
+    counts = np.bincount(duplicates.distance_N[is_near_R])
     return {str(bits): int(number) for bits, number in enumerate(counts) if number}
 
 
 def _words(column: pa.ChunkedArray) -> Words:
-    """View hashes of 16 bytes as pairs of words."""
+    """View hashes of 16 bytes as pairs of 64-bit words."""
     words = np.frombuffer(b"".join(column.to_pylist()), dtype="<u8")
     return words.reshape(-1, 2).astype(np.uint64)
 
 
 def _shard(unit: Unit) -> str:
-    """What the ids of all units of one shard begin with."""
+    """Return the prefix that the ids of all units of one shard share."""
     return unit.unit_id.rpartition("-")[0]
 
 
-def _sample_ids(url: str, hashed: Hashed, samples: Index) -> Mapping[int, str]:
-    """Read the ids of some samples."""
+def _sample_ids(url: str, hashed: SampleHashes, samples: Index) -> Mapping[int, str]:
+    """Read the ids of samples."""
     is_wanted_N = np.zeros(hashed.num_samples, dtype=bool)
     is_wanted_N[samples] = True
     names: dict[int, str] = {}

@@ -12,25 +12,25 @@ from consomme.vision.decode import num_pixels
 
 
 class HashStage(UnitStage):
-    """Hash the bytes and the looks of each picture."""
+    """Compute the content hash and the perceptual hash of each picture."""
 
-    # A hash sees 32 × 32 pixels; from twice as many on, where they come from makes no difference.
+    # The hash uses 32 × 32 pixels; decoding at twice that size or more gives the same hash.
     min_side_px = 64
 
     def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         """Hash one unit."""
         from consomme.curate.dedup.phash import hash_picture
 
-        looks = hash_picture([item.image for item in samples])
+        hashes = hash_picture([item.image for item in samples])
         content = [content_hash(item.sample.image) for item in samples]
         columns = {
             "row": pa.array([item.row for item in samples], pa.int32()),
             "sample_id": pa.array([item.sample.sample_id for item in samples], pa.string()),
             "content_hash": pa.array(content, pa.binary(16)),
-            "phash": pa.array(looks.phash_N, pa.uint64()),
-            "phash_flipped": pa.array(looks.flipped_N, pa.uint64()),
-            "colour": pa.array(looks.colour_N, pa.uint64()),
-            "is_flat": pa.array(looks.is_flat_N, pa.bool_()),
+            "phash": pa.array(hashes.phash_N, pa.uint64()),
+            "phash_flipped": pa.array(hashes.flipped_N, pa.uint64()),
+            "colour": pa.array(hashes.colour_N, pa.uint64()),
+            "is_flat": pa.array(hashes.is_flat_N, pa.bool_()),
             "num_pixels": pa.array([num_pixels(item.sample.image) for item in samples], pa.int64()),
             "num_bytes": pa.array([len(item.sample.image) for item in samples], pa.int32()),
         }
@@ -38,5 +38,5 @@ class HashStage(UnitStage):
 
 
 def content_hash(data: bytes) -> bytes:
-    """Hash encoded bytes to 16: among a billion pictures, one collision in 10**21 data sets."""
+    """Hash encoded bytes to 16 bytes: a billion pictures collide with a probability of 1e-21."""
     return hashlib.blake2b(data, digest_size=16).digest()
