@@ -1,4 +1,4 @@
-"""Models of every family, each made once for all tests of engines."""
+"""A model of every family, each made once for all tests of engines."""
 
 from functools import cache
 from typing import Any

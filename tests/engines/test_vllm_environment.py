@@ -1,4 +1,4 @@
-"""A child process must be able to import what its parent can, and keep its own sitecustomize."""
+"""A child process can import what its parent can, and keeps its own sitecustomize."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def test_children_can_import_media_packages_and_keep_their_sitecustomize(
     assert done.stdout.strip() == "imported", done.stderr
 
 
-def test_children_without_a_sitecustomize_of_their_own_start_in_silence(
+def test_children_without_a_sitecustomize_of_their_own_print_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)

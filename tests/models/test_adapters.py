@@ -1,4 +1,4 @@
-"""A merged adapter is the sum it says; anything else is refused before a weight changes."""
+"""A merged adapter adds its products; anything else is refused before a weight changes."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.named_parameters()}
 
 
-def test_the_named_weights_grow_by_the_product_and_no_other(model: Any, tmp_path: Path) -> None:
+def test_merging_adds_the_product_to_the_named_weights_only(model: Any, tmp_path: Path) -> None:
     products = make_adapter(tmp_path, model, MODULES)
     before = weights(model)
     merge_adapter(model, open_adapter(tmp_path))
@@ -42,7 +42,9 @@ def test_the_named_weights_grow_by_the_product_and_no_other(model: Any, tmp_path
             assert torch.equal(value, before[name]), name
 
 
-def test_names_of_stored_files_fit_as_well(model: Any, debug_vlm: Path, tmp_path: Path) -> None:
+def test_module_names_of_stored_files_are_accepted(
+    model: Any, debug_vlm: Path, tmp_path: Path
+) -> None:
     make_adapter(tmp_path / "new", model, MODULES[:1])
     tensors = load_file(tmp_path / "new" / "adapter_model.safetensors")
     old = {
@@ -72,7 +74,9 @@ def test_the_sum_is_cast_once(debug_vlm: Path, tmp_path: Path) -> None:
     assert torch.equal(weights(half)[name], expected)
 
 
-def test_rank_stabilised_adapters_divide_by_the_root(model: Any, tmp_path: Path) -> None:
+def test_rank_stabilised_adapters_divide_by_the_root_of_the_rank(
+    model: Any, tmp_path: Path
+) -> None:
     make_adapter(tmp_path, model, MODULES[:1], rank=4, alpha=6, use_rslora=True)
     assert open_adapter(tmp_path).scale == 3.0
 
@@ -89,7 +93,7 @@ def test_rank_stabilised_adapters_divide_by_the_root(model: Any, tmp_path: Path)
         {"peft_type": "LOHA"},
     ],
 )
-def test_what_is_no_plain_product_is_refused(
+def test_anything_but_a_plain_product_is_refused(
     model: Any, tmp_path: Path, config: dict[str, Any]
 ) -> None:
     make_adapter(tmp_path, model, MODULES[:1], **config)
@@ -132,7 +136,7 @@ def test_an_adapter_for_another_size_is_refused(model: Any, tmp_path: Path) -> N
         (lambda t: {}, "empty"),
     ],
 )
-def test_a_part_of_an_adapter_is_refused(
+def test_an_incomplete_adapter_is_refused(
     model: Any, tmp_path: Path, change: Any, message: str
 ) -> None:
     make_adapter(tmp_path, model, MODULES[:1])
@@ -142,7 +146,7 @@ def test_a_part_of_an_adapter_is_refused(
         open_adapter(tmp_path)
 
 
-def test_a_folder_without_one_says_what_is_missing(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"adapter_config\.json is not there"):
         open_adapter(tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4}))

@@ -1,4 +1,4 @@
-"""Every parameter of every family has its place, whatever the family calls it."""
+"""Every parameter of every family is in one part, whatever the family calls it."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_every_parameter_is_in_exactly_one_part(family: str) -> None:
     assert words == ({"norm"} if parts.is_tied else {"norm", "lm_head"})
 
 
-def test_a_language_model_has_no_eyes() -> None:
+def test_a_language_model_has_no_vision_encoder() -> None:
     config = hf.LlamaConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
         vocab_size=20,
@@ -68,6 +68,6 @@ def test_a_language_model_has_no_eyes() -> None:
     assert parts.layers_path == "model.layers"
 
 
-def test_something_else_is_refused() -> None:
+def test_other_modules_are_refused() -> None:
     with pytest.raises(CheckpointError, match=r"cannot find the parts of a Linear.*nn\.ModuleList"):
         anatomy(nn.Linear(1, 1))

@@ -1,4 +1,4 @@
-"""Labels are what the assistant says, to the token; anything else is refused."""
+"""Labels are exactly the assistant's tokens; text that cannot be labelled exactly is refused."""
 
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from consomme.models.tokenizer import SPECIAL_TOKENS
 from consomme.models.weights import open_vlm
 
 NUM_IMAGE_TOKENS = 16
-PICTURE = Image.new("RGB", (40, 30))
-ASK = Turn(role="user", content="describe the image.")
+IMAGE = Image.new("RGB", (40, 30))
+QUESTION = Turn(role="user", content="describe the image.")
 CAPTION = "a large red circle at the top left."
 
 
-def says(text: str) -> Turn:
+def answer(text: str) -> Turn:
     return Turn(role="assistant", content=text)
 
 
@@ -51,7 +51,7 @@ def labelled_text(chat: ChatEncoder, row: EncodedChat) -> str:
 
 @pytest.mark.parametrize("has_image", [True, False])
 def test_labels_are_the_caption_and_the_end_token(chat: ChatEncoder, has_image: bool) -> None:
-    row = chat.encode((ASK, says(CAPTION)), PICTURE if has_image else None)
+    row = chat.encode((QUESTION, answer(CAPTION)), IMAGE if has_image else None)
     assert labelled_text(chat, row) == CAPTION + "<end>"
     images = row.input_ids.count(chat.image_token_id)
     assert images == (NUM_IMAGE_TOKENS if has_image else 0)
@@ -59,21 +59,21 @@ def test_labels_are_the_caption_and_the_end_token(chat: ChatEncoder, has_image: 
     assert chat.tokenizer.decode(row.input_ids) == expected + CAPTION + "<end>"
 
 
-def test_in_a_long_conversation_all_answers_are_labelled_no_question(
+def test_all_answers_of_a_conversation_are_labelled_and_no_question(
     chat: ChatEncoder,
 ) -> None:
     turns = (
-        ASK,
-        says("a red circle."),
+        QUESTION,
+        answer("a red circle."),
         Turn(role="user", content="what color is the circle?"),
-        says("red"),
+        answer("red"),
         Turn(role="user", content="is it large?"),
-        says("yes"),
+        answer("yes"),
     )
-    row = chat.encode(turns, PICTURE)
+    row = chat.encode(turns, IMAGE)
     assert labelled_text(chat, row) == "a red circle.<end>red<end>yes<end>"
     assert row.input_ids.count(chat.image_token_id) == 16
-    assert row.input_ids.index(chat.image_token_id) == 2, "the picture comes first"
+    assert row.input_ids.index(chat.image_token_id) == 2, "the image comes first"
 
 
 PLAIN = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(
@@ -84,34 +84,34 @@ PLAIN = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4
 @given(PLAIN)
 @settings(max_examples=150)
 def test_any_text_is_labelled_exactly(chat: ChatEncoder, text: str) -> None:
-    row = chat.encode((ASK, says(text)), PICTURE)
+    row = chat.encode((QUESTION, answer(text)), IMAGE)
     assert labelled_text(chat, row) == text.strip() + "<end>"
 
 
-def test_nothing_but_space_is_refused(chat: ChatEncoder) -> None:
+def test_an_answer_of_white_space_is_refused(chat: ChatEncoder) -> None:
     with pytest.raises(DataError, match="found no tokens for ''"):
-        chat.encode((ASK, says(" \n ")), PICTURE)
+        chat.encode((QUESTION, answer(" \n ")), IMAGE)
 
 
 @pytest.mark.parametrize("token", SPECIAL_TOKENS)
 def test_special_tokens_in_a_text_are_refused(chat: ChatEncoder, token: str) -> None:
     with pytest.raises(DataError, match=f"the assistant's text holds the special token '{token}'"):
-        chat.encode((ASK, says(f"a {token} circle")), PICTURE)
+        chat.encode((QUESTION, answer(f"a {token} circle")), IMAGE)
     with pytest.raises(DataError, match=f"the user's text holds the special token '{token}'"):
-        chat.encode((Turn(role="user", content=token), says("a circle")), PICTURE)
+        chat.encode((Turn(role="user", content=token), answer("a circle")), IMAGE)
 
 
-def test_training_sees_the_prompt_that_generation_gets(chat: ChatEncoder) -> None:
-    row = chat.encode((ASK, says(CAPTION)), PICTURE)
+def test_training_and_generation_have_the_same_prompt(chat: ChatEncoder) -> None:
+    row = chat.encode((QUESTION, answer(CAPTION)), IMAGE)
     context = row.input_ids[: -row.num_tokens]
-    assert chat.encode_prompt((ASK,), PICTURE).input_ids == context
-    short = chat.unexpanded_prompt_ids((ASK,), has_image=True)
+    assert chat.encode_prompt((QUESTION,), IMAGE).input_ids == context
+    short = chat.unexpanded_prompt_ids((QUESTION,), has_image=True)
     assert chat.tokenizer.decode(short) == "<bos><user><image>describe the image.<assistant>"
 
 
 def test_rows_are_padded_on_either_side(encoders: tuple[ChatEncoder, Batcher]) -> None:
     chat, batcher = encoders
-    rows = [chat.encode((ASK, says(text)), PICTURE) for text in ("red", CAPTION)]
+    rows = [chat.encode((QUESTION, answer(text)), IMAGE) for text in ("red", CAPTION)]
     batch = batcher.collate(rows)
     short, long = (len(row.input_ids) for row in rows)
     assert batch["input_ids"].shape == batch["labels"].shape == (2, long)
@@ -127,13 +127,13 @@ def test_rows_are_padded_on_either_side(encoders: tuple[ChatEncoder, Batcher]) -
 
 def test_questions_have_no_labels(encoders: tuple[ChatEncoder, Batcher]) -> None:
     chat, batcher = encoders
-    assert "labels" not in batcher.collate([chat.encode_prompt((ASK,), PICTURE)])
+    assert "labels" not in batcher.collate([chat.encode_prompt((QUESTION,), IMAGE)])
 
 
 def test_pixels_are_scaled_to_one(encoders: tuple[ChatEncoder, Batcher]) -> None:
     chat, batcher = encoders
     shades = [Image.new("RGB", (50, 20), shade) for shade in ("white", "black")]
-    batch = batcher.collate([chat.encode((ASK, says("x")), shade) for shade in shades])
+    batch = batcher.collate([chat.encode((QUESTION, answer("x")), shade) for shade in shades])
     assert batch["pixel_values"].shape == (2, 3, 32, 32)
     assert (batch["pixel_values"][0] == 1).all()
     assert (batch["pixel_values"][1] == -1).all()

@@ -71,6 +71,6 @@ def test_importing_every_module_does_no_work() -> None:
     assert not {"transformers", "peft", "vllm"} & set(found["modules"])
 
 
-def test_models_open_after_anybody_else_imported_transformers(debug_vlm: Path) -> None:
+def test_models_open_after_other_code_imported_transformers(debug_vlm: Path) -> None:
     found = run(TRANSFORMERS_FIRST, str(debug_vlm))
     assert found.split() == ["LlavaForConditionalGeneration", "LlavaProcessor"]

@@ -1,4 +1,4 @@
-"""The shipped nano VLM is what its card says: small, standard, and it sees."""
+"""The shipped nano VLM is as its card says: small, standard, and it uses the image."""
 
 import json
 from pathlib import Path
@@ -53,6 +53,8 @@ def test_it_is_a_small_llava_of_twelve_layers_in_standard_files(folder: Path):
     ids=["questions", "captions", "names"],
 )
 @pytest.mark.slow
-def test_it_sees_and_guesses_when_the_picture_is_blank(engine, node, at_least, blank_at_most):
+def test_it_answers_from_the_image_and_guesses_if_it_is_blank(
+    engine, node, at_least, blank_at_most
+):
     assert measure(engine, **node) >= at_least
     assert measure(engine, **node, blank=True) <= blank_at_most

@@ -1,4 +1,4 @@
-"""Model folders: what is saved is what is opened, and every tensor has its stored name."""
+"""Model folders: saving and opening changes nothing, and every tensor has its stored name."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_every_parameter_is_stored_under_its_stored_key(debug_vlm: Path) -> None
     assert any(key.startswith("vision_tower.vision_model.") for key in files)
 
 
-def test_saving_what_was_opened_changes_nothing(debug_vlm: Path, tmp_path: Path) -> None:
+def test_saving_an_opened_model_changes_nothing(debug_vlm: Path, tmp_path: Path) -> None:
     model, processor = open_vlm(debug_vlm)
     again = save_vlm(tmp_path / "again", model, processor)
     before, after = stored(debug_vlm), stored(again)
@@ -60,7 +60,7 @@ def test_saving_replaces_an_older_folder_whole(debug_vlm: Path, tmp_path: Path) 
     assert not reopened.training
 
 
-def test_loading_tensors_makes_it_the_other_model(debug_vlm: Path, other: Path) -> None:
+def test_load_tensors_replaces_all_weights(debug_vlm: Path, other: Path) -> None:
     model, _ = open_vlm(debug_vlm)
     wanted = parameters(open_vlm(other)[0])
     assert any(not torch.equal(p, wanted[n]) for n, p in model.named_parameters())
@@ -68,7 +68,7 @@ def test_loading_tensors_makes_it_the_other_model(debug_vlm: Path, other: Path) 
     assert all(torch.equal(p, wanted[n]) for n, p in model.named_parameters())
 
 
-def test_loading_refuses_what_does_not_fit(debug_vlm: Path) -> None:
+def test_load_tensors_refuses_other_shapes_and_missing_tensors(debug_vlm: Path) -> None:
     model, _ = open_vlm(debug_vlm)
     weights = stored(debug_vlm)
     name = "language_model.lm_head.weight"
@@ -87,7 +87,9 @@ def test_a_folder_that_is_no_checkpoint_is_named(debug_vlm: Path, tmp_path: Path
         open_vlm(tmp_path)
 
 
-def test_the_debug_model_is_made_of_its_seed(debug_vlm: Path, other: Path, tmp_path: Path) -> None:
+def test_the_debug_model_depends_on_its_seed_alone(
+    debug_vlm: Path, other: Path, tmp_path: Path
+) -> None:
     state = torch.get_rng_state()
     again = make_debug_vlm(tmp_path / "again")
     assert torch.equal(state, torch.get_rng_state())

@@ -1,4 +1,4 @@
-"""Make a LoRA in PEFT's format, of random numbers, for an open model."""
+"""Make a LoRA of random numbers in PEFT's format, for an open model."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ def make_adapter(
     """Write the folder.
 
     Args:
-        folder: Where to.
+        folder: Destination.
         model: An open transformers model.
-        modules: Names of linear modules of it.
-        rank: Of all of them.
-        alpha: The product counts `alpha / rank` times.
-        strength: Size of the numbers.
-        **config: More for `adapter_config.json`.
+        modules: Names of its linear modules.
+        rank: The same for all modules.
+        alpha: The product is scaled by `alpha / rank`.
+        strength: Standard deviation of the numbers.
+        **config: Further keys of `adapter_config.json`.
 
     Returns:
-        What is to be added to each weight, by module.
+        Module name -> product to add to its weight.
     """
     generator = torch.Generator().manual_seed(0)
     tensors, products = {}, {}
     for name in modules:
         outputs, inputs = model.get_submodule(name).weight.shape
-        first = torch.randn((rank, inputs), generator=generator) * strength
-        second = torch.randn((outputs, rank), generator=generator) * strength
-        tensors[f"base_model.model.{name}.lora_A.weight"] = first
-        tensors[f"base_model.model.{name}.lora_B.weight"] = second
-        products[name] = torch.einsum("or,ri->oi", second, first) * (alpha / rank)
+        a_RI = torch.randn((rank, inputs), generator=generator) * strength
+        b_OR = torch.randn((outputs, rank), generator=generator) * strength
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a_RI
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b_OR
+        products[name] = torch.einsum("or,ri->oi", b_OR, a_RI) * (alpha / rank)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors")
     settings = {

@@ -1,8 +1,8 @@
-"""Tiny models of real architectures: random weights, the family's own processor, its way to talk.
+"""Tiny models of real architectures: random weights, the family's own processor and template.
 
-Sizes are as small as the architecture allows; what makes a family special is kept: tiles, grids,
-resamplers, deepstack, masks that look both ways, tokenizers that glue spaces to words. Templates
-are written here after the families' published formats.
+Sizes are as small as the architecture allows. The peculiarities of a family are kept: tiles, grids,
+resamplers, deepstack, bidirectional masks, tokenizers that join spaces to words. Templates follow
+the families' published formats.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ CHATML_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 
 
 def chatml(image: str, system: str = "", after_header: str = "\n", after_image: str = "") -> str:
-    """The format of Qwen and its kin."""
+    """Return the ChatML format, as Qwen has it."""
     return (
         f"{system}{{% for m in messages %}}<|im_start|>{{{{ m['role'] }}}}{after_header}"
         "{% for p in m['content'] %}{% if p['type'] == 'image' %}"
@@ -479,7 +479,7 @@ def make(name: str, folder: Path) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                # At the usual scale a random model hardly cares about the picture.
+                # At the usual scale, the image hardly changes a random model's output.
                 parameter.normal_(std=0.2)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -487,6 +487,6 @@ def make(name: str, folder: Path) -> Path:
 
 
 def noise(number: int, width: int, height: int) -> Image.Image:
-    """Draw a picture of noise; the same number gives the same one."""
+    """Return an image of noise; the same number gives the same image."""
     pixels = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)

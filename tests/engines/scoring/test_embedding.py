@@ -1,4 +1,4 @@
-"""Embeddings of every family: the mean of what its language model gets, whatever shares a batch."""
+"""Embeddings of every family: the mean of its image tokens, whatever shares a batch."""
 
 from functools import cache
 from pathlib import Path
@@ -28,16 +28,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return cache(lambda name: make(name, root / name))
 
 
-def pictures() -> list[Image.Image]:
-    made = []
+def images() -> list[Image.Image]:
+    found = []
     for number, (width, height) in enumerate(SIZES):
         noise = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
-        made.append(Image.fromarray(noise))
-    return made
+        found.append(Image.fromarray(noise))
+    return found
 
 
-class WhatGoesIn:
-    """Runs a whole model on a picture and a question, and looks at what its language model gets."""
+class EmbeddingReference:
+    """Runs a whole model on an image and a question, and records its language model's inputs."""
 
     def __init__(self, folder: Path) -> None:
         self.model, self.processor = open_model(folder, torch.float64)
@@ -70,23 +70,23 @@ class WhatGoesIn:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_embedding_is_the_mean_of_what_the_language_model_gets(folders: Any, name: str) -> None:
     model, processor = open_model(folders(name), torch.float32)
-    together = ImageEmbedder(model, chat_encoder_for(model.config, processor)).embed(pictures())
+    together = ImageEmbedder(model, chat_encoder_for(model.config, processor)).embed(images())
     alone = ImageEmbedder(model, chat_encoder_for(model.config, processor), batch_values=1).embed(
-        pictures()
+        images()
     )
-    reference = WhatGoesIn(folders(name))
-    for image, one, other in zip(pictures(), together, alone, strict=True):
+    reference = EmbeddingReference(folders(name))
+    for image, one, other in zip(images(), together, alone, strict=True):
         assert one.dtype == np.float32
         assert np.linalg.norm(one) == pytest.approx(1.0, abs=1e-5)
         np.testing.assert_allclose(one, reference.mean(image), atol=2e-4)
         np.testing.assert_allclose(one, other, atol=1e-5)
-    assert np.abs(together[0] - together[3]).max() > 1e-2, "the picture makes no difference"
+    assert np.abs(together[0] - together[3]).max() > 1e-2, "the image makes no difference"
 
 
 def test_a_batch_that_does_not_fit_is_halved(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = open_model(folders("llava"), torch.float32)
     embedder = ImageEmbedder(model, chat_encoder_for(model.config, processor))
-    calm = embedder.embed(pictures())
+    whole = embedder.embed(images())
     sizes: list[int] = []
     inner = embedder.vision_cache._encode_batch
 
@@ -97,9 +97,9 @@ def test_a_batch_that_does_not_fit_is_halved(folders: Any, monkeypatch: pytest.M
         return inner(batch)
 
     monkeypatch.setattr(embedder.vision_cache, "_encode_batch", small)
-    halved = embedder.embed(pictures())
+    halved = embedder.embed(images())
     assert sizes == [5, 2, 3, 1, 2]
-    for one, other in zip(halved, calm, strict=True):
+    for one, other in zip(halved, whole, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 

@@ -38,7 +38,7 @@ def conversation(caption: str) -> tuple[Turn, ...]:
 
 
 class Reference:
-    """One sample at a time in float64, all logits, no padding; the span found by trying."""
+    """One sample at a time in float64, all logits, no padding; the span found by search."""
 
     def __init__(self, folder: Path) -> None:
         self.model, self.processor = open_model(folder, torch.float64)
@@ -71,7 +71,7 @@ class Reference:
     def suffix_nll(
         self, question: str, answer: str, image: Image.Image | None
     ) -> tuple[float, int]:
-        """PaliGemma: what comes first may look ahead; its processor labels the rest."""
+        """PaliGemma attends to its prefix in both directions; its processor labels the suffix."""
         words = self.processor.tokenizer
         if image is None:
             head = words(f"<bos>{question}\n", add_special_tokens=False)["input_ids"]
@@ -92,16 +92,16 @@ class Reference:
         with torch.no_grad():
             logp_TV = self.model(**inputs).logits[0].log_softmax(dim=-1)
         ids, types_T = inputs["input_ids"][0].tolist(), inputs["token_type_ids"][0].tolist()
-        spoken = [t for t, kind in enumerate(types_T) if kind == 1]
-        return -sum(float(logp_TV[t - 1, ids[t]]) for t in spoken), len(spoken)
+        scored = [t for t, kind in enumerate(types_T) if kind == 1]
+        return -sum(float(logp_TV[t - 1, ids[t]]) for t in scored), len(scored)
 
-    def span(self, ids: list[int], said: str) -> tuple[int, int]:
+    def span(self, ids: list[int], answer: str) -> tuple[int, int]:
         words = self.processor.tokenizer
         fits = [
             (begin, end)
             for begin in range(1, len(ids))
             for end in range(begin + 1, min(len(ids), begin + 90) + 1)
-            if words.decode(ids[begin:end]).strip() == said
+            if words.decode(ids[begin:end]).strip() == answer
         ]
         begin, end = min(fits, key=lambda span: (span[1] - span[0], -span[0]))
         is_closed = end < len(ids) and ids[end] in words.all_special_ids
@@ -126,11 +126,11 @@ def test_scores_equal_a_naive_reference_for_any_batch(folders: Any, name: str) -
             assert score.nll == pytest.approx(nll, rel=1e-4)
             assert score.nll_text == pytest.approx(nll_text, rel=1e-4)
         gains = [abs(score.nll_text - score.nll) / score.nll for score in scores]
-        assert max(gains) > 1e-2, "the picture is not seen"
+        assert max(gains) > 1e-2, "the image makes no difference"
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_captions_of_one_picture_share_its_encoding(
+def test_captions_of_one_image_share_its_encoding(
     folders: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer = TransformersScorer(folders(name), token_nll)
@@ -177,7 +177,7 @@ def test_conversations_are_scored_turn_by_turn(folders: Any, name: str) -> None:
     assert score.max_token_nll <= max(turn.nll for turn in score.turns)
 
 
-def test_a_model_that_was_never_taught_to_converse_says_so(folders: Any) -> None:
+def test_paligemma_refuses_conversations(folders: Any) -> None:
     turns = conversation("star") + conversation("green")
     scorer = TransformersScorer(folders("paligemma"), token_nll)
     (found,) = scorer.score([ScoringRequest(turns=turns, image=picture(0))])
@@ -187,7 +187,7 @@ def test_a_model_that_was_never_taught_to_converse_says_so(folders: Any) -> None
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_cannot_be_scored_costs_one_sample(folders: Any, name: str) -> None:
+def test_a_request_that_cannot_be_encoded_fails_alone(folders: Any, name: str) -> None:
     scorer = TransformersScorer(folders(name), token_nll, max_caption_tokens=60)
     token = scorer.chat.special[0]
     texts = [CAPTIONS[0], f"a {token} b", "words and words " * 40, CAPTIONS[1]]
@@ -198,8 +198,8 @@ def test_what_cannot_be_scored_costs_one_sample(folders: Any, name: str) -> None
     assert reasons == [None, "text_not_encodable", "caption_too_long", None]
 
 
-def test_the_points_script_is_followed_where_the_recipe_asks_for_it(folders: Any) -> None:
-    """Captions rendered as a turn of their own, header off, line break off, rounded: as it does."""
+def test_the_points_script_is_reproduced(folders: Any) -> None:
+    """As in the script, a caption is a turn of its own, without header and line break, rounded."""
     folder = folders("qwen2_vl")
     model, processor = open_model(folder)
     prompt = "please generate a caption for this image."
@@ -225,12 +225,12 @@ def test_the_points_script_is_followed_where_the_recipe_asks_for_it(folders: Any
         (score,) = scorer.score([ScoringRequest.of_caption(prompt, caption, picture(number))])
         assert isinstance(score, Score)
         assert score.num_tokens == len(chances)
-        # A probability may round the other way: one part in 256 of one token.
+        # A probability may be rounded differently: one part in 256 of one token.
         found = np.exp(score.nll / score.num_tokens)
         assert found == pytest.approx(float(expected), rel=2e-3)
 
 
-def test_a_picture_that_the_processor_refuses_costs_one_sample(folders: Any) -> None:
+def test_an_image_that_the_processor_refuses_fails_alone(folders: Any) -> None:
     scorer = TransformersScorer(folders("qwen2_vl"), token_nll)
     strip = Image.new("RGB", (4000, 4))
     found = scorer.score(
@@ -242,7 +242,7 @@ def test_a_picture_that_the_processor_refuses_costs_one_sample(folders: Any) -> 
     assert "4000 x 4" in found[1].detail
 
 
-def test_long_answers_can_be_cut(folders: Any) -> None:
+def test_long_answers_can_be_truncated(folders: Any) -> None:
     folder = folders("qwen2_vl")
     long = "a large red circle at the top left " * 10
     question = ScoringRequest(turns=conversation(long), image=picture(0))
@@ -273,14 +273,14 @@ def test_a_batch_that_does_not_fit_is_halved(folders: Any, monkeypatch: pytest.M
 
     monkeypatch.setattr(scorer, "_forward", small)
     halved = scorer.score(questions)
-    # Five captions with a picture, and a tree of five without, which is halved as well.
+    # Five captions with an image, and a tree of five without, which is halved too.
     assert sizes[0] == 10
     assert sum(size for size in sizes if size <= 2) == 10
     for one, other in zip(halved, calm, strict=True):
         assert one.nll == pytest.approx(other.nll, rel=1e-5)
 
 
-def test_a_language_model_without_eyes_scores_the_text_alone(tmp_path: Path) -> None:
+def test_a_model_without_a_vision_encoder_scores_the_text_alone(tmp_path: Path) -> None:
     words = families.tokenizer(
         "bytes", families.IM, eos_token="<|im_end|>", pad_token="<|endoftext|>"
     )

@@ -38,7 +38,7 @@ def attended(tree: PrefixTree) -> dict[tuple[int, ...], list[int]]:
     return found
 
 
-def test_every_suffix_sees_its_own_conversation_only() -> None:
+def test_every_suffix_attends_to_its_own_conversation_only() -> None:
     prefix = [5, 6, 7]
     (tree,) = build_trees(
         [
@@ -56,7 +56,7 @@ def test_every_suffix_sees_its_own_conversation_only() -> None:
     }
 
 
-def test_what_is_the_same_goes_through_once_and_images_stay_apart() -> None:
+def test_equal_conversations_share_a_suffix_and_images_do_not_mix() -> None:
     prefix = [5, 6]
     trees = build_trees(
         [
@@ -107,7 +107,7 @@ def test_padding_attends_to_something() -> None:
     assert (mask == 0).any(dim=-1).all()
 
 
-def test_a_tree_is_cut_in_halves_with_the_same_prefix() -> None:
+def test_halves_of_a_tree_have_the_same_prefix() -> None:
     (tree,) = build_trees(
         [conversation([1, 2], [k]) for k in range(3, 8)], PrefixLimits(max_tokens=64)
     )

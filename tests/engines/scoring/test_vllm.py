@@ -69,7 +69,7 @@ def test_scores_equal_our_own_forward_pass(engine: VLLMScorer) -> None:
         assert one == pytest.approx(other, rel=1e-4, abs=1e-4)
 
 
-def test_long_answers_are_cut_in_the_same_place(engine: VLLMScorer) -> None:
+def test_long_answers_are_truncated_in_the_same_place(engine: VLLMScorer) -> None:
     folder = model_folder("package://models/nano")
     own = TransformersScorer(folder, token_nll, max_caption_tokens=7, truncates=True)
     limits, engine.limits = engine.limits, own.limits
