@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from consomme.base.sample import Sample, Turn
-from consomme.curate.tag.tagger import Subject
+from consomme.curate.tag.tagger import TaggerInput
 
 
-def subject(*said: str, name: str = "a", image: bytes = b"", **meta: Any) -> Subject:
+def tagger_input(*said: str, name: str = "a", image: bytes = b"", **meta: Any) -> TaggerInput:
     """One sample: a caption, or questions and answers in turn."""
     turns = [
         Turn(role="user" if k % 2 == 0 and len(said) > 1 else "assistant", content=text)
@@ -17,4 +17,4 @@ def subject(*said: str, name: str = "a", image: bytes = b"", **meta: Any) -> Sub
     sample = Sample(
         sample_id=name, image=image, image_name="a.png", turns=tuple(turns), source="s", meta=meta
     )
-    return Subject(sample=sample)
+    return TaggerInput(sample=sample)

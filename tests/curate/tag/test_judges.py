@@ -9,7 +9,7 @@ from tests.curate.tag.cases import tagger_input
 
 from consomme.base.errors import RecipeError
 from consomme.base.sample import Sample
-from consomme.curate.tag.judges import Answerable, Grammar, questions
+from consomme.curate.tag.judges import Answerable, Grammar, question_answer_pairs
 from consomme.curate.tag.tagger import ChoiceQuestion, TagProblem
 
 
@@ -44,7 +44,11 @@ def test_grammar_errors_are_a_share_of_yes_and_no():
 
     judge = Grammar(model="m").open(lambda _: ByHand(likelihood))
     found = judge(
-        [tagger_input("he is goes home"), tagger_input("what does he?", "he is goes"), tagger_input("a")]
+        [
+            tagger_input("he is goes home"),
+            tagger_input("what does he?", "he is goes"),
+            tagger_input("a"),
+        ]
     )
     np.testing.assert_allclose(found.columns["grammar_error"], [0.75, 0.75, 0.25])
     assert not found.problems
@@ -137,10 +141,10 @@ def test_wrong_answers_are_drawn_by_the_samples_id_alone():
 
 def test_questions_are_what_users_ask_and_get_answered():
     made = tagger_input("first?", "yes", "second?", "no").sample
-    assert questions(made) == [("first?", "yes"), ("second?", "no")]
-    assert questions(tagger_input("a caption").sample) == []
+    assert question_answer_pairs(made) == [("first?", "yes"), ("second?", "no")]
+    assert question_answer_pairs(tagger_input("a caption").sample) == []
     empty = Sample(sample_id="a", image=b"", image_name="", turns=(), source="s")
-    assert questions(empty) == []
+    assert question_answer_pairs(empty) == []
 
 
 @pytest.mark.parametrize(

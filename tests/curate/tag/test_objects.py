@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from tests.curate.tag.cases import subject
+from tests.curate.tag.cases import tagger_input
 from tests.curate.tag.test_text import no_model
 
 from consomme.base.errors import RecipeError
@@ -14,7 +14,7 @@ from consomme.datasets import emoji, scenes
 
 
 def tagged(*texts: str, **words: tuple[str, ...]) -> dict[str, list]:
-    return dict(Objects(words=words).open(no_model)([subject(text) for text in texts]).columns)
+    return dict(Objects(words=words).open(no_model)([tagger_input(text) for text in texts]).columns)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,9 @@ def test_classes_share_what_the_model_believes_of_them():
 
 def test_equal_priors_divide_by_what_is_said_without_a_picture():
     model = ByHand({b"": (0.6, 0.1, 0.1), b"x": (0.6, 0.3, 0.1)})
-    found = tagger(prior="equal", column="hue").open(lambda _: model)([tagger_input("a", image=b"x")])
+    found = tagger(prior="equal", column="hue").open(lambda _: model)(
+        [tagger_input("a", image=b"x")]
+    )
     assert found.columns["hue"] == ("light blue",)
     # 0.6 / 0.6, 0.3 / 0.1 and 0.1 / 0.1, divided by their sum.
     np.testing.assert_allclose(found.columns["hue_probs"][0], [0.2, 0.6, 0.2])
@@ -115,7 +117,7 @@ def test_classes_that_the_model_cannot_say_are_refused():
 def test_models_without_eyes_are_refused():
     blind = ByHand({b"": (0.1, 0.2, 0.1)}, has_vision=False)
     for some in (tagger(), Embedding(model="m")):
-        with pytest.raises(CheckpointError, match="'m' is a language model without eyes"):
+        with pytest.raises(CheckpointError, match="'m' has no vision encoder"):
             some.open(lambda _: blind)
 
 

@@ -1,7 +1,7 @@
 """Sizes, language and script: right where they can be known, and honest where they cannot."""
 
 import pytest
-from tests.curate.tag.cases import subject
+from tests.curate.tag.cases import tagger_input
 
 from consomme.base.errors import RecipeError
 from consomme.curate.language import num_words, script_of
@@ -61,7 +61,7 @@ def test_long_texts_are_told_apart_and_short_ones_are_not_named() -> None:
         "1234",
         "",
     ]
-    columns = Text().open(no_model)([subject(text) for text in texts]).columns
+    columns = Text().open(no_model)([tagger_input(text) for text in texts]).columns
     assert columns["language"] == ["en", "de", "zh", "ja", "und", "und", "und", "und"]
     sure = columns["language_confidence"]
     assert all(value > 0.6 for value in sure[:4])
@@ -75,20 +75,22 @@ def test_what_it_dares_to_name_is_right() -> None:
         for entry in emoji.load("noto")[::5]
         for language, name in {"en": entry.name, **entry.names}.items()
     ]
-    subjects = [subject(name) for _, name in named]
-    found = Text().open(no_model)(subjects).columns["language"]
+    inputs = [tagger_input(name) for _, name in named]
+    found = Text().open(no_model)(inputs).columns["language"]
     dared = [(true, said) for (true, _), said in zip(named, found, strict=True) if said != "und"]
     assert len(dared) > 0.3 * len(named)
     assert sum(true == said for true, said in dared) > 0.98 * len(dared)
-    some = Text(languages=("en", "de", "es", "fr", "ja")).open(no_model)(subjects)
+    some = Text(languages=("en", "de", "es", "fr", "ja")).open(no_model)(inputs)
     known = [said for said in some.columns["language"] if said != "und"]
     assert len(known) > 2 * len(dared)
-    guesses = Text(min_confidence=0.0).open(no_model)(subjects).columns["language"]
+    guesses = Text(min_confidence=0.0).open(no_model)(inputs).columns["language"]
     assert "und" not in guesses
 
 
 def test_all_that_the_assistant_says_counts_and_nothing_else() -> None:
-    asked = subject("Was ist das hier auf dem Bild?", "it is a red circle", "und?", "and a square")
+    asked = tagger_input(
+        "Was ist das hier auf dem Bild?", "it is a red circle", "und?", "and a square"
+    )
     columns = Text().open(no_model)([asked]).columns
     assert columns["num_words"] == [8]
     assert columns["num_chars"] == [len("it is a red circle\nand a square")]

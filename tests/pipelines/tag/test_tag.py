@@ -309,7 +309,7 @@ def test_how_units_are_cut_makes_no_difference(stage: PictureTagStage) -> None:
 
 @pytest.mark.ray
 def test_the_report_shows_counts_distributions_and_pictures(tagged: Manifest) -> None:
-    section = report_tags.tag_section(tagged)
+    (section,) = report_tags.sections([tagged], {})
     tables = {b.columns[0]: dict(b.rows) for b in section.blocks if isinstance(b, page.Table)}
     assert tables["class"] == {name: tagged.counts[f"class/{name}"] for name in scenes.NUMBERS[1:]}
     drawn = {b.x_label: b for b in section.blocks if isinstance(b, page.Histogram)}

@@ -1,1 +1,1 @@
-"""Taggers: columns about samples, from text, objects, pictures, or the verdict of a model."""
+"""Taggers: columns about samples, computed from text, by a vision-language model, or a judge."""

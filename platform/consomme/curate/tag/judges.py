@@ -1,18 +1,18 @@
-"""Judges of text: has it grammar errors, and can its questions be answered without the picture?
+"""LLM judges of text: does it have grammar errors, can its questions be answered without the image?
 
-One decision is made here: judges are asked for likelihoods, not for text. How likely "yes" is
-against "no" costs one short pass instead of a generation, cannot come out as something else, and
-leaves the threshold to the filter. Judges only label; nothing is dropped here.
+A judge is asked for likelihoods, not for text. The probability of "yes" against "no" costs one
+short forward pass instead of a generation, cannot give a malformed answer, and leaves the threshold
+to the filter. Judges only label; nothing is dropped here.
 
-Source: POINTS1.5, section on data filtering. There a large language model finds grammar errors, and
-samples that have some are dropped, which was better than letting the model mend them; about 85 % of
-the data stays. Samples whose questions it answers without the picture were dropped too, on data
-sets with fixed answers; that made the model slightly worse, so the paper keeps them, and a filter
-should use this label for study rather than for cutting.
+Source: POINTS1.5, section on data filtering. There a large language model finds samples with
+grammar errors, which are dropped; that was better than letting the model correct them. About 85 %
+of the data is kept. Samples whose questions it answers without the picture were dropped as well, on
+data sets with fixed answers; that made the model slightly worse, so the paper keeps them, and this
+label is for analysis rather than for filtering.
 
-A judge has to be large. SmolLM2-135M-Instruct does not tell 20 faulty sentences from the same 20
-without faults (area under the curve 0.48); of questions it answers 5 of 10 on general knowledge
-among 15 wrong answers, and 2 of 10 about pictures that nobody has seen.
+A judge has to be large. SmolLM2-135M-Instruct cannot separate 20 faulty sentences from their
+corrected versions (AUC 0.48). Among 15 wrong answers each, it answers 5 of 10 questions on general
+knowledge, and 2 of 10 about pictures that it was not shown.
 """
 
 from __future__ import annotations
@@ -49,25 +49,25 @@ TEXT = "{text}"
 @TAGGERS.register("grammar")
 @dataclass(frozen=True, kw_only=True)
 class Grammar(Checked):
-    """How likely a language model finds it that a text has grammar errors.
+    """Probability, according to a language model, that a text has grammar errors.
 
-    The text is all that is said in a sample, questions too, a line for each turn. Source: POINTS1.5
-    drops what has errors; about 85 % stays.
+    The text is that of all turns, questions included, one line per turn. Source: POINTS1.5 drops
+    samples with errors and keeps about 85 %.
     """
 
     model: str
-    """The judge: the folder of a language model, or of a VLM, which is shown no picture."""
+    """Folder of the judge: a language model, or a VLM, which is shown no picture."""
 
     prompt: str = (
         "Does the following text contain grammar or spelling errors? Answer yes or no.\n\n{text}"
     )
-    """What it is asked; `{text}` stands for the text."""
+    """The question; `{text}` is replaced by the text."""
 
     yes: str = "yes"
     """The answer that means errors."""
 
     no: str = "no"
-    """The answer that means none."""
+    """The answer that means no errors."""
 
     column: str = "grammar_error"
     """Name of the column: P(yes) / (P(yes) + P(no)), in [0, 1]."""
@@ -87,7 +87,7 @@ class Grammar(Checked):
 
     @property
     def columns(self) -> Mapping[str, pa.DataType]:
-        """One probability."""
+        """Return one probability."""
         return {self.column: pa.float32()}
 
     def open(self, open_model: ModelOpener) -> TagFunction:
@@ -97,7 +97,7 @@ class Grammar(Checked):
 
     def _tag(self, model: TaggerModel, inputs: Sequence[TaggerInput]) -> TagColumns:
         texts = ["\n".join(t.content for t in s.sample.turns) for s in inputs]
-        found = model.answer_nlls(
+        nlls = model.answer_nlls(
             [
                 ChoiceQuestion(
                     question=self.prompt.replace(TEXT, text), answers=(self.yes, self.no)
@@ -105,10 +105,10 @@ class Grammar(Checked):
                 for text in texts
             ]
         )
-        problems = {k: p for k, nll_A in enumerate(found) if (p := _problem(nll_A)) is not None}
+        problems = {k: p for k, nll_A in enumerate(nlls) if (p := _problem(nll_A)) is not None}
         values = [
             None if k in problems or isinstance(nll_A, TagProblem) else float(softmax(-nll_A)[0])
-            for k, nll_A in enumerate(found)
+            for k, nll_A in enumerate(nlls)
         ]
         return TagColumns(columns={self.column: values}, problems=problems)
 
@@ -116,36 +116,36 @@ class Grammar(Checked):
 @TAGGERS.register("answerable")
 @dataclass(frozen=True, kw_only=True)
 class Answerable(Checked):
-    """Whether a language model finds the true answers without the picture, among wrong ones.
+    """Whether a language model chooses the true answers without the picture, among wrong ones.
 
-    For data with short, fixed answers. A question counts as answered if no wrong answer is likelier
-    than the true one; a sample with several questions is answerable if all of them are, each asked
-    by itself. Source: POINTS1.5, which found that dropping such samples makes a model slightly
-    worse: a label, to be used with care.
+    For data with short, fixed answers. A question counts as answered if no wrong answer is more
+    likely than the true one; a sample with several questions is answerable if all of them are, each
+    asked separately. Source: POINTS1.5, which found that dropping such samples makes a model
+    slightly worse, so use the label with care.
     """
 
     model: str
-    """The judge: the folder of a language model, or of a VLM, which is shown no picture."""
+    """Folder of the judge: a language model, or a VLM, which is shown no picture."""
 
     answers: tuple[str, ...] = ()
-    """Answers that are common in the data, such as [yes, no] or [A, B, C, D]. Wrong ones are drawn
-    from here, by the sample's id: what else is in the data makes no difference."""
+    """Answers that are common in the data, such as [yes, no] or [A, B, C, D]. Wrong answers are
+    drawn from here by the sample's id, independently of other samples."""
 
     options: str | None = None
-    """Key of `meta` with a sample's own list of answers to choose from; goes before `answers`."""
+    """Key of `meta` with a sample's own list of possible answers; precedes `answers`."""
 
     num_wrong: PositiveInt = 15
-    """Most wrong answers per question, for those drawn from `answers`."""
+    """Maximum number of wrong answers per question that are drawn from `answers`."""
 
     seed: int = 0
-    """Seed that is mixed with each sample's id."""
+    """Seed of the draw, combined with each sample's id."""
 
     needs_pictures: ClassVar[bool] = False
     data_version: ClassVar[str] = ""
 
     @rule
     def _has_wrong_answers(self) -> Iterator[str]:
-        if self.options is None and len({_plain(answer) for answer in self.answers}) < 2:
+        if self.options is None and len({_normalise_answer(answer) for answer in self.answers}) < 2:
             yield (
                 "answers: expected at least two different ones, to draw wrong answers from, or"
                 f" options: a key of meta with each sample's own; found {list(self.answers)}"
@@ -153,9 +153,9 @@ class Answerable(Checked):
 
     @property
     def columns(self) -> Mapping[str, pa.DataType]:
-        """Return whether all questions are answered, and how well the one that is answered worst.
+        """Return whether all questions are answered, and rank and probability of the worst answer.
 
-        All three are null for a sample without a question, or without any wrong answer.
+        All three are null for a sample without a question or without a wrong answer.
         """
         return {
             "answerable": pa.int8(),
@@ -169,12 +169,16 @@ class Answerable(Checked):
         return lambda inputs: self._tag(model, inputs)
 
     def _tag(self, model: TaggerModel, inputs: Sequence[TaggerInput]) -> TagColumns:
-        asked = [(k, c) for k, item in enumerate(inputs) for c in self._choices(item.sample)]
-        found = model.answer_nlls([choice for _, choice in asked])
+        questions = [
+            (k, question)
+            for k, item in enumerate(inputs)
+            for question in self._questions(item.sample)
+        ]
+        nlls = model.answer_nlls([question for _, question in questions])
         ranks: dict[int, list[int]] = {}
         probs: dict[int, list[float]] = {}
         problems: dict[int, TagProblem] = {}
-        for (k, _), nll_A in zip(asked, found, strict=True):
+        for (k, _), nll_A in zip(questions, nlls, strict=True):
             problem = _problem(nll_A)
             if problem is not None:
                 problems.setdefault(k, problem)
@@ -190,49 +194,53 @@ class Answerable(Checked):
         }
         return TagColumns(columns=columns, problems=problems)
 
-    def _choices(self, sample: Sample) -> list[ChoiceQuestion]:
-        """Make a choice of each question: the true answer, then wrong ones."""
-        found = []
-        for number, (question, answer) in enumerate(questions(sample)):
-            wrong = self._own(sample, answer) or self._drawn(
+    def _questions(self, sample: Sample) -> list[ChoiceQuestion]:
+        """Return each question with its answers: the true one, then wrong ones."""
+        multiple_choice = []
+        for number, (question, answer) in enumerate(question_answer_pairs(sample)):
+            wrong = self._own_options(sample, answer) or self._sample_wrong(
                 f"{number}\t{sample.sample_id}", answer
             )
             if wrong:
-                found.append(ChoiceQuestion(question=question, answers=[answer, *wrong]))
-        return found
+                multiple_choice.append(ChoiceQuestion(question=question, answers=[answer, *wrong]))
+        return multiple_choice
 
-    def _own(self, sample: Sample, answer: str) -> list[str]:
+    def _own_options(self, sample: Sample, answer: str) -> list[str]:
         given = sample.meta.get(self.options) if self.options is not None else None
         if not isinstance(given, list | tuple):
             return []
-        return _others([str(option) for option in given], answer)
+        return _wrong_options([str(option) for option in given], answer)
 
-    def _drawn(self, name: str, answer: str) -> list[str]:
-        wrong = _others(self.answers, answer)
+    def _sample_wrong(self, name: str, answer: str) -> list[str]:
+        wrong = _wrong_options(self.answers, answer)
         if len(wrong) <= self.num_wrong:
             return wrong
-        lots = hash_ids(f"{self.seed}\t{option}\t{name}" for option in wrong)
-        return [wrong[k] for k in np.argsort(lots, kind="stable")[: self.num_wrong]]
+        sort_keys = hash_ids(f"{self.seed}\t{option}\t{name}" for option in wrong)
+        return [wrong[k] for k in np.argsort(sort_keys, kind="stable")[: self.num_wrong]]
 
 
-def questions(sample: Sample) -> list[tuple[str, str]]:
-    """List what users ask in a sample, each with the answer that follows."""
+def question_answer_pairs(sample: Sample) -> list[tuple[str, str]]:
+    """Return the user turns of a sample, each with the assistant turn that follows."""
     return [
-        (asked.content, said.content)
-        for asked, said in zip(sample.turns, sample.turns[1:], strict=False)
-        if asked.role == "user" and said.role == "assistant"
+        (question.content, answer.content)
+        for question, answer in zip(sample.turns, sample.turns[1:], strict=False)
+        if question.role == "user" and answer.role == "assistant"
     ]
 
 
-def _others(options: Sequence[str], answer: str) -> list[str]:
-    """Leave out the true answer, repetitions and empty ones."""
+def _wrong_options(options: Sequence[str], answer: str) -> list[str]:
+    """Return the options without the true answer, repetitions and empty ones."""
     different: dict[str, str] = {}
     for option in options:
-        different.setdefault(_plain(option), option)
-    return [o for plain, o in different.items() if plain not in ("", _plain(answer))]
+        different.setdefault(_normalise_answer(option), option)
+    return [
+        o
+        for normalised, o in different.items()
+        if normalised not in ("", _normalise_answer(answer))
+    ]
 
 
-def _plain(text: str) -> str:
+def _normalise_answer(text: str) -> str:
     return " ".join(text.casefold().split())
 
 

@@ -1,11 +1,10 @@
-"""English words for the six objects that most pictures of the web are about.
+"""English words for the six objects that most pictures of the web show.
 
-One decision is made here: nouns are listed, in the singular; plurals follow by rule, or stand in
-`IRREGULAR`. `HINTS` are parts and places: they say something only if nothing else is named, so that
-a "cat face" is an animal and a "smiling face" a person. `OTHER` are names that would mislead: a
-teddy bear is no animal.
+Nouns are listed in the singular; plurals follow by rule, or are listed in `IRREGULAR`. `HINTS` are
+parts and places, used only if a text names no object, so that a "cat face" is an animal and a
+"smiling face" a person. `OTHER` are misleading names: a teddy bear is no animal.
 
-Source of the six: POINTS, arXiv 2409.04828, appendix E. The words are ours.
+Source of the six objects: POINTS, arXiv 2409.04828, appendix E. The words are ours.
 """
 
 from __future__ import annotations
@@ -116,7 +115,7 @@ WORDS = {
         fungus, tree trunk, branch, houseplant, potted plant
     """,
 }
-"""Object -> its names."""
+"""Object -> nouns that name it."""
 
 HINTS = {
     "person": """
@@ -130,7 +129,7 @@ HINTS = {
     "animal": "paw, paw print, tail, feather, nest, fur",
     "plant": "garden, park, field, wood, seed",
 }
-"""Object -> what goes with it; asked only if a text has no name of any object."""
+"""Object -> words associated with it; used only if a text names no object."""
 
 OTHER = """
     teddy bear, stuffed animal, toy, doll, puppet, snowman, action figure, mannequin, scarecrow,
@@ -142,7 +141,7 @@ OTHER = """
     table, dinner jacket, satellite dish, stock market, passenger ship, police car light, model
     train, chess pawn, kitchen knife, nut and bolt, field hockey, eye shadow
 """
-"""Names of things that are none of the six but hold a word that is one."""
+"""Names of things that are none of the six but contain a word that names one."""
 
 IRREGULAR = {
     "men": "man", "women": "woman", "children": "child", "mice": "mouse", "geese": "goose",
@@ -156,4 +155,4 @@ IRREGULAR = {
     "mosquitoes": "mosquito", "cookies": "cookie", "brownies": "brownie", "selfies": "selfie",
     "smoothies": "smoothie", "knives": "knife", "shelves": "shelf",
 }  # fmt: skip
-"""Plurals that no rule makes."""
+"""Irregular plurals -> their singular."""

@@ -1,15 +1,15 @@
 """Which of the six main objects of web pictures a caption is about, by a table of words.
 
-One decision is made here: who comes first. In a run of listed words with nothing between them only
-the last counts, as in English compounds: "coffee shop" is a building, "dog food" is food, "apple
-tree" is a plant. The object that is named most often is the main one; of equals, the first named.
+In a run of adjacent listed words only the last one counts, as in English compounds: "coffee shop"
+is a building, "dog food" is food, "apple tree" is a plant. The object that is named most often is
+the main one; of equals, the first named.
 
 Of the 1,653 names of the shipped Noto emoji 53 % get one of the six: 486 are people (or faces), 145
 animals, 114 food, 65 text, 35 buildings and 33 plants. The rest are vehicles, tools, clocks, arrows
-and the like, which are none of them.
+and the like.
 
-Source: POINTS, arXiv 2409.04828, appendix E, balances a data set by these objects. How it found
-them is not told.
+Source: POINTS, arXiv 2409.04828, appendix E, balances a data set by these objects. The paper
+does not say how it found them.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from consomme.curate.tag.object_words import HINTS, IRREGULAR, OTHER, WORDS
 from consomme.curate.tag.tagger import TAGGERS, ModelOpener, TagColumns, TagFunction, TaggerInput
 
 NONE = "other"
-"""The main object of captions that name none."""
+"""Main object of a caption that names none of them."""
 
 Phrase = tuple[str, ...]
 Lexicon = Mapping[Phrase, str]
-"""Words in the singular -> what they name."""
+"""Phrase of words in the singular -> the object that it names."""
 
 
 @TAGGERS.register("objects")
@@ -41,12 +41,12 @@ Lexicon = Mapping[Phrase, str]
 class Objects(Checked):
     """Which object a caption is about: person, text, building, food, animal, plant, or other.
 
-    By a table of English words; other languages get `other`. Source: POINTS, appendix E.
+    Uses a table of English words; other languages get `other`. Source: POINTS, appendix E.
     """
 
     words: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """More words: object -> nouns in the singular. They go before those of the table, may name
-    objects beside the six, and `other: [...]` takes words away."""
+    """Additional words: object -> nouns in the singular. They override the table and may add
+    objects to the six; `other: [...]` removes words."""
 
     model: ClassVar[str] = ""
     needs_pictures: ClassVar[bool] = False
@@ -60,25 +60,25 @@ class Objects(Checked):
 
     @property
     def data_version(self) -> str:
-        """Hash the table."""
+        """Hash of the table."""
         text = json.dumps([WORDS, HINTS, OTHER, IRREGULAR], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def columns(self) -> Mapping[str, pa.DataType]:
-        """Return the main object, and all in the order in which they are named."""
+        """Return the main object, and all objects in the order in which they are named."""
         return {"object": pa.string(), "objects": pa.list_(pa.string())}
 
     def open(self, open_model: ModelOpener) -> TagFunction:
-        """Lay out the table."""
+        """Build the lexicons."""
         lexicons = build_lexicons(self.words)
 
         def tag(inputs: Sequence[TaggerInput]) -> TagColumns:
-            named = [objects_in(item.assistant_text, lexicons) for item in inputs]
+            objects_of = [objects_in(item.assistant_text, lexicons) for item in inputs]
             return TagColumns(
                 columns={
-                    "object": [main_object(objects) for objects in named],
-                    "objects": [list(dict.fromkeys(objects)) for objects in named],
+                    "object": [main_object(objects) for objects in objects_of],
+                    "objects": [list(dict.fromkeys(objects)) for objects in objects_of],
                 },
                 problems={},
             )
@@ -87,26 +87,26 @@ class Objects(Checked):
 
 
 def build_lexicons(words: Mapping[str, Sequence[str]]) -> tuple[Lexicon, Lexicon]:
-    """Lay out the table and further words as names, and as hints."""
+    """Build the lexicons of names and of hints from the table and additional words."""
     names = {_phrase(word): obj for obj, text in WORDS.items() for word in text.split(",")}
     names |= {_phrase(word): NONE for word in OTHER.split(",")}
-    more = {_phrase(word): obj for obj, some in words.items() for word in some}
+    extra = {_phrase(word): obj for obj, nouns in words.items() for word in nouns}
     hints = {_phrase(word): obj for obj, text in HINTS.items() for word in text.split(",")}
-    return names | more, {phrase: obj for phrase, obj in hints.items() if phrase not in more}
+    return names | extra, {phrase: obj for phrase, obj in hints.items() if phrase not in extra}
 
 
 def main_object(objects: Sequence[str]) -> str:
-    """Return the object that is named most often, of equals the first; `other` if there is none."""
+    """Return the object named most often, of equals the first; `other` if there is none."""
     # A counter keeps the order of first mention.
     return Counter(objects).most_common(1)[0][0] if objects else NONE
 
 
 def objects_in(text: str, lexicons: tuple[Lexicon, Lexicon]) -> list[str]:
-    """List the objects a text names, in order, each as often as it is named.
+    """Return the objects that a text names, in order, with repetitions.
 
     Args:
         text: A caption.
-        lexicons: From `lexicons_with`; the second is asked if the first has nothing to say.
+        lexicons: From `build_lexicons`; the second is used only if the first finds nothing.
     """
     for lexicon in lexicons:
         found = [name for part in _parts(text) for name in _named(part, lexicon)]
@@ -116,7 +116,7 @@ def objects_in(text: str, lexicons: tuple[Lexicon, Lexicon]) -> list[str]:
 
 
 def _named(tokens: Sequence[str], lexicon: Lexicon) -> list[str]:
-    """Find the longest listed phrases from left to right; the last of a run stands for it."""
+    """Match the longest listed phrases from left to right; of adjacent ones the last counts."""
     longest = max(map(len, lexicon))
     found: list[tuple[int, str]] = []
     at = 0
@@ -136,7 +136,7 @@ def _named(tokens: Sequence[str], lexicon: Lexicon) -> list[str]:
 
 
 def _parts(text: str) -> list[list[str]]:
-    """Cut a text at punctuation, and each part into words in the singular."""
+    """Split a text at punctuation, and each part into words in the singular."""
     return [_tokens(part) for part in re.split(r"[^\w\s'’.-]|[.](?=\s|$)|\s-\s", text)]
 
 
@@ -150,7 +150,7 @@ def _phrase(text: str) -> Phrase:
 
 
 def singular(word: str) -> str:
-    """Take a plural's ending off; what is no plural may lose letters too, here as in the table."""
+    """Remove a plural ending; other words may lose letters as well, as they do in the table."""
     if word in IRREGULAR:
         return IRREGULAR[word]
     if len(word) > 4 and word.endswith("ies"):

@@ -1,15 +1,16 @@
-"""What a VLM sees in pictures: an embedding, and the likeliest of some classes.
+"""Taggers that run a VLM on pictures: an embedding, and zero-shot classification.
 
-One decision is made here: class names compete as whole answers, by the probability of all their
-tokens and the one that ends them. So none is divided by its length, and the shares of the classes
-are what the model itself believes, if it has to name one of them. `prior: equal` divides by the
-probability of the name without the picture, so that a name which the model likes to say anyway wins
-nothing; by Bayes' rule that is what one believes if all classes are equally frequent.
+Class names are compared as whole answers, by the probability of all their tokens including the one
+that ends the turn, without length normalisation. The class probabilities are then the model's own,
+given that it names one of the classes. `prior: equal` divides by the probability of the name
+without the picture, so that a name which the model prefers anyway gains nothing; by Bayes' rule
+that is the posterior if all classes are equally frequent.
 
-Neither is better everywhere. Right answers of the shipped nano VLM, by the model's prior and by
-equal ones, on 200 rendered scenes with one object: its colour, of eight, 1.00 and 1.00; its shape,
-of six, 0.79 and 0.78, but 0.75 and 0.84 if asked in words that it never met in training; the names
-of 60 emoji in a style that it never saw, mean of three draws, 0.82 and 0.78.
+Neither prior is better everywhere. Accuracy of the shipped nano VLM, with the model's prior and
+with equal ones, on 200 rendered scenes with one object: its colour, of eight, 1.00 and 1.00; its
+shape, of six, 0.79 and 0.78, but 0.75 and 0.84 with a question that is not in the training data;
+the names of 60 emoji in a style that is not in the training data, mean of three draws, 0.82 and
+0.78.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ from consomme.curate.tag.tagger import (
 @TAGGERS.register("embedding")
 @dataclass(frozen=True, kw_only=True)
 class Embedding:
-    """How a picture looks to a VLM: the mean of its picture tokens, scaled to length 1.
+    """Embedding of a picture by a VLM: the mean of its image tokens, scaled to norm 1.
 
-    These are the tokens behind the projector, as the language model gets them. Their mean is cheap
-    and of the same width for every picture; it knows what is there better than where.
+    These are the projector's outputs, as the language model gets them. Their mean is cheap and of
+    the same width for every picture; it encodes what is in the picture better than where.
     """
 
     model: str
-    """The VLM whose vision encoder and projector look: a Hugging Face folder."""
+    """Hugging Face folder of the VLM whose vision encoder and projector are used."""
 
     column: str = "embedding"
     """Name of the column: a list of float32 for each sample."""
@@ -60,7 +61,7 @@ class Embedding:
 
     @property
     def columns(self) -> Mapping[str, pa.DataType]:
-        """One column."""
+        """Return one column of vectors."""
         return {self.column: pa.list_(pa.float32())}
 
     def open(self, open_model: ModelOpener) -> TagFunction:
@@ -85,29 +86,29 @@ class Embedding:
 @TAGGERS.register("classes")
 @dataclass(frozen=True, kw_only=True)
 class Classes(Checked):
-    """Pseudo-labels: which of some class names a VLM would answer with, and how sure it is.
+    """Pseudo-labels: the class name that a VLM finds most likely, and its uncertainty.
 
     Costs one short pass through the language model per picture and class; each picture is encoded
-    once. Source: pseudo-labels choose what to label in PCB (Active Prompt Learning in
+    once. Source: pseudo-labels guide what to label in PCB (Active Prompt Learning in
     Vision-Language Models, CVPR 2024), there from CLIP.
     """
 
     model: str
-    """The VLM that answers: a Hugging Face folder."""
+    """Hugging Face folder of the VLM that answers."""
 
     question: str
-    """What it is asked about each picture."""
+    """The question about each picture."""
 
     classes: tuple[str, ...]
-    """The answers to choose from, two at least, in the order of `class_probs`."""
+    """The possible answers, at least two, in the order of `class_probs`."""
 
     prior: Literal["model", "equal"] = "model"
-    """How frequent classes are thought to be: as the `model` would have it, or all `equal`, which
-    takes away what makes it say some names without having seen anything."""
+    """Prior of the classes: that of the `model`, or `equal`, which removes the model's preference
+    for some names independently of the picture."""
 
     column: str = "class"
-    """Name of the column of the likeliest class; beside it COLUMN_probs, COLUMN_entropy (nats; 0 is
-    sure) and COLUMN_margin (first probability less the second)."""
+    """Name of the column of the most likely class; others are COLUMN_probs, COLUMN_entropy (nats; 0
+    is certain) and COLUMN_margin (largest minus second largest probability)."""
 
     needs_pictures: ClassVar[bool] = True
     data_version: ClassVar[str] = ""
@@ -124,7 +125,7 @@ class Classes(Checked):
 
     @property
     def columns(self) -> Mapping[str, pa.DataType]:
-        """Return the likeliest class, and how sure it is."""
+        """Return the most likely class, and its uncertainty."""
         return {
             self.column: pa.string(),
             f"{self.column}_probs": pa.list_(pa.float32()),
@@ -133,16 +134,16 @@ class Classes(Checked):
         }
 
     def open(self, open_model: ModelOpener) -> TagFunction:
-        """Open the VLM, and ask it once what it would say without a picture."""
+        """Open the VLM, and score the classes once without a picture."""
         model = open_with_vision(open_model, self.model)
-        (blind_A,) = model.answer_nlls(
+        (no_picture_A,) = model.answer_nlls(
             [ChoiceQuestion(question=self.question, answers=self.classes)]
         )
-        if isinstance(blind_A, TagProblem):
+        if isinstance(no_picture_A, TagProblem):
             raise RecipeError(
-                f"classes: {self.model} cannot be asked {self.question!r}: {blind_A.detail}"
+                f"classes: {self.model} cannot be asked {self.question!r}: {no_picture_A.detail}"
             )
-        prior_A = blind_A if self.prior == "equal" else np.zeros_like(blind_A)
+        prior_A = no_picture_A if self.prior == "equal" else np.zeros_like(no_picture_A)
         return lambda inputs: self._tag(model, prior_A, inputs)
 
     def _tag(
@@ -179,6 +180,6 @@ class Classes(Checked):
 
 
 def entropy(prob_A: NDArray[np.float64]) -> float:
-    """Entropy in nats: 0 if one class has all, ln A if all have the same."""
-    some = prob_A[prob_A > 0]
-    return float(-(some * np.log(some)).sum())
+    """Return the entropy in nats: 0 if one class is certain, ln A if all are equally likely."""
+    positive = prob_A[prob_A > 0]
+    return float(-(positive * np.log(positive)).sum())

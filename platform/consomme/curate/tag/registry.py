@@ -1,4 +1,4 @@
-"""All taggers that ship with consomme; importing this fills the registry."""
+"""The registry with every tagger of consomme imported."""
 
 from consomme.curate.tag import judges, objects, pictures, text
 from consomme.curate.tag.tagger import TAGGERS

@@ -1,8 +1,8 @@
-"""What a tagger is: it gets samples and gives columns about them.
+"""The interface of taggers: a tagger takes samples and returns columns about them.
 
-One decision is made here: what a tagger may want of a model. Two things: how likely some answers to
-a question are, and how a picture looks to its vision encoder. Whoever runs a tagger hands it a
-function that opens models, so taggers know no engine, and those that name the same folder share it.
+A tagger can ask two things of a model: the likelihoods of answers to a question, and the embedding
+of a picture. It gets a function that opens models, so taggers depend on no engine, and taggers that
+name the same folder share one model.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from consomme.base.sample import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A sample, with its picture if anybody wants to see it."""
+class TaggerInput:
+    """A sample, with its decoded picture if any tagger needs it."""
 
     sample: Sample
     image: Image.Image | None = None
 
     @cached_property
-    def key(self) -> bytes:
-        """Name the picture by its bytes."""
+    def image_key(self) -> bytes:
+        """Hash of the picture's bytes."""
         return hashlib.blake2b(self.sample.image, digest_size=16).digest()
 
     @property
-    def said(self) -> str:
-        """All that the assistant says, a line for each turn."""
+    def assistant_text(self) -> str:
+        """Text of all assistant turns, one line per turn."""
         return "\n".join(t.content for t in self.sample.turns if t.role == "assistant")
 
 
@@ -48,87 +48,91 @@ class TagProblem:
     """Why a sample cannot be tagged."""
 
     reason: str
-    """A word from `consomme.base.sample.REJECT_REASONS`."""
+    """One of `consomme.base.sample.REJECT_REASONS`."""
 
     detail: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tags:
-    """What a tagger found, aligned with the subjects."""
+class TagColumns:
+    """The result of a tagger, aligned with its inputs."""
 
     columns: Mapping[str, Sequence[Any]]
-    """By the names the tagger has promised; None where nothing can be said."""
+    """Column name, as in the tagger's `columns`, -> values; None where there is none."""
 
     problems: Mapping[int, TagProblem]
-    """By position: samples that have to be rejected."""
+    """Index of a sample that has to be rejected -> the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceQuestion:
-    """A question, and answers to choose from."""
+    """A multiple-choice question."""
 
     question: str
     answers: Sequence[str]
-    subject: Subject | None = None
-    """Whose picture is shown; None asks without a picture."""
+    picture: TaggerInput | None = None
+    """The sample whose picture is shown; None asks without a picture."""
 
 
-class Model(Protocol):
-    """What a tagger may ask of an open model."""
+class TaggerModel(Protocol):
+    """The operations of an open model that taggers use."""
 
     @property
     def has_vision(self) -> bool:
-        """Tell whether it takes pictures."""
+        """Whether the model has a vision encoder."""
 
-    def weigh(self, choices: Sequence[ChoiceQuestion]) -> list[NDArray[np.float64] | TagProblem]:
-        """Find how surprising each answer is.
+    def answer_nlls(
+        self, choices: Sequence[ChoiceQuestion]
+    ) -> list[NDArray[np.float64] | TagProblem]:
+        """Compute the negative log-likelihood of each answer.
 
         Returns:
-            For each choice nll_A: nats of each answer, the token that ends its turn included, given
-            question and picture. `exp(-nll_A)` are probabilities of different whole answers.
+            For each question nll_A: nats of each answer, including the token that ends its turn,
+            given question and picture. `exp(-nll_A)` are probabilities of whole answers.
         """
 
-    def look(self, subjects: Sequence[Subject]) -> list[NDArray[np.float32] | TagProblem]:
-        """Find how pictures look to it.
+    def embed_pictures(
+        self, inputs: Sequence[TaggerInput]
+    ) -> list[NDArray[np.float32] | TagProblem]:
+        """Embed pictures.
 
         Returns:
-            For each picture a vector (W,) of length 1, the same one for the same picture; or why
+            For each picture a vector (W,) of norm 1, equal for equal pictures; or the reason why
             there is none.
         """
 
 
-OpenModel = Callable[[str], Model]
-"""Opens the model of a folder, as a recipe names it; the same one each time."""
+ModelOpener = Callable[[str], TaggerModel]
+"""Opens the model of a folder, as named in the recipe; returns the same object each time."""
 
-Tag = Callable[[Sequence[Subject]], Tags]
-"""A tagger at work."""
+TagFunction = Callable[[Sequence[TaggerInput]], TagColumns]
+"""An opened tagger."""
 
 
 class Tagger(Protocol):
-    """What the registry promises about every tagger."""
+    """Interface of every registered tagger."""
 
     @property
     def model(self) -> str:
-        """Folder of the model it asks; empty if it asks none."""
+        """Folder of the model that it uses; empty if none."""
 
     @property
     def needs_pictures(self) -> bool:
-        """Tell whether it looks at pictures; if nobody does, none is decoded."""
+        """Whether it needs decoded pictures; if no tagger does, none is decoded."""
 
     @property
-    def knowledge(self) -> str:
-        """Name what decides its columns beside recipe and model, such as the version of a table."""
+    def data_version(self) -> str:
+        """Version of data besides recipe and model that determines its columns, such as a table."""
 
     @property
     def columns(self) -> Mapping[str, pa.DataType]:
-        """Return the columns it makes, and their types."""
+        """Names and types of the columns that it makes."""
 
-    def open(self, open_model: OpenModel) -> Tag:
-        """Load what it needs, once per process.
+    def open(self, open_model: ModelOpener) -> TagFunction:
+        """Load models and tables, once per process.
 
         Raises:
-            RecipeError: The model cannot be asked what the recipe wants to know.
+            RecipeError: The model cannot answer the recipe's question.
             CheckpointError: The model is of the wrong kind.
         """
 
@@ -136,23 +140,23 @@ class Tagger(Protocol):
 TAGGERS: Registry[Tagger] = Registry("tagger", "consomme/curate/tag/registry.py")
 
 
-def open_seeing(open_model: OpenModel, folder: str) -> Model:
-    """Open a model that has to see.
+def open_with_vision(open_model: ModelOpener, folder: str) -> TaggerModel:
+    """Open a model that needs a vision encoder.
 
     Raises:
-        CheckpointError: It takes no pictures.
+        CheckpointError: It has none.
     """
     model = open_model(folder)
     if not model.has_vision:
         raise CheckpointError(
-            f"model {folder!r} is a language model without eyes, and is to look at pictures;"
-            " expected the folder of a VLM"
+            f"model {folder!r} has no vision encoder, but the tagger reads pictures; expected the"
+            " folder of a VLM"
         )
     return model
 
 
-def shares(logit_A: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Softmax: turn nats into probabilities that add up to 1."""
+def softmax(logit_A: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Softmax over logits in nats."""
     weight_A = np.exp(logit_A - logit_A.max())
     share_A: NDArray[np.float64] = weight_A / weight_A.sum()
     return share_A

@@ -1,11 +1,11 @@
-"""Sizes, language and script of what is said, by rules and a small table that ships in a wheel.
+"""Length, language and script of the assistant's text.
 
-One decision is made here: a language that is not clear is not named. py3langid (n-gram counts, 139
-languages) says how sure it is; below `min_confidence` the language is `und`, as ISO 639 calls it,
-and the number stays for whoever wants to decide differently. Short texts can rarely be told: of the
-8,265 names of the shipped Noto emoji in five languages (5 to 16 characters) its best guess is right
-for 58 %. At 0.5 it dares to name 35 % of them, and 98.8 % of those rightly; "a large red circle at
-the top left" it names with 0.93. A text takes some 0.04 ms, loading the table 0.7 s and 100 MB.
+py3langid (n-gram counts, 139 languages) returns a language with a confidence. Below
+`min_confidence` the language is `und` (ISO 639: undetermined); the confidence is stored for other
+thresholds. Short texts can rarely be identified: of the 8,265 names of the shipped Noto emoji in
+five languages (5 to 16 characters) the best guess is right for 58 %. With a threshold of 0.5 it
+names 35 % of them, 98.8 % of those correctly; "a large red circle at the top left" has a confidence
+of 0.93. A text takes about 0.04 ms, loading the table 0.7 s and 100 MB.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from consomme.curate.tag.tagger import TAGGERS, ModelOpener, TagColumns, TagFunc
 @TAGGERS.register("text")
 @dataclass(frozen=True, kw_only=True)
 class Text(Checked):
-    """Characters, words, language and script of what the assistant says."""
+    """Characters, words, language and script of the assistant's text."""
 
     min_confidence: Fraction = 0.5
-    """Languages that are less certain, in [0, 1], are `und`. 0 names the best guess always."""
+    """Minimum confidence, in [0, 1]; below it the language is `und`. 0: always the best guess."""
 
     languages: tuple[str, ...] = ()
-    """ISO 639 codes to choose from, such as [en, zh], if no others can occur: short texts are told
-    apart more often. None given means all that are known, `zxx` for no language among them."""
+    """ISO 639 codes of the languages that can occur, such as [en, zh]; restricting them identifies
+    more short texts. Empty: all known languages, including `zxx` for no language."""
 
     model: ClassVar[str] = ""
     needs_pictures: ClassVar[bool] = False
 
     @property
     def data_version(self) -> str:
-        """Name the table of languages, and that of letters."""
+        """Versions of the tables of languages and of letters."""
         return f"py3langid {version('py3langid')}, Unicode {unicodedata.unidata_version}"
 
     @property
     def columns(self) -> Mapping[str, pa.DataType]:
-        """Return sizes, the language with the probability of the best guess, and the script."""
+        """Return lengths, the language with the confidence of the best guess, and the script."""
         return {
             "num_chars": pa.int32(),
             "num_words": pa.int32(),

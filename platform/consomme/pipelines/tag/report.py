@@ -1,4 +1,4 @@
-"""The part of a report that shows what a tag run found: counts, distributions, and examples."""
+"""The report section of `tag`: counts, distributions, and examples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.sidecar import read_columns
 from consomme.storage.units import read_unit
 
-MOST_VALUES = 12
+MAX_VALUES = 12
 EXAMPLES = 2
 NUM_BINS = 40
 
@@ -27,7 +27,7 @@ def sections(runs: Sequence[Manifest], every_run: Mapping[str, Manifest]) -> lis
 
 
 def _section(manifest: Manifest) -> page.Section:
-    """Show every column that is a number or a text, and pictures for the values of each text."""
+    """Show every numeric and text column, and example pictures for the values of text columns."""
     nodes = manifest.recipe["taggers"]
     kinds = {
         name: kind
@@ -57,27 +57,27 @@ def _section(manifest: Manifest) -> page.Section:
 
 
 def _ranked(column: str, counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    found = {
+    values = {
         name.removeprefix(f"{column}/"): number
         for name, number in counts.items()
         if name.startswith(f"{column}/")
     }
-    return sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
+    return sorted(values.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
 def _frequencies(column: str, counts: Mapping[str, int]) -> page.Table:
     ranked = _ranked(column, counts)
     rows: list[Sequence[page.Cell]] = [
-        (value or "(none)", number) for value, number in ranked[:MOST_VALUES]
+        (value or "(none)", number) for value, number in ranked[:MAX_VALUES]
     ]
-    rest = ranked[MOST_VALUES:]
+    rest = ranked[MAX_VALUES:]
     if rest:
         rows.append((f"{len(rest)} more", sum(number for _, number in rest)))
     return page.Table(columns=(column, "samples"), rows=rows)
 
 
 def _distribution(column: str, values: Sequence[Any]) -> list[page.Histogram]:
-    """Draw a histogram of the middle of a column; none if nothing is known."""
+    """Return a histogram between the 0.2 % and 99.8 % quantiles; none if there is no value."""
     known = np.array([value for value in values if value is not None], np.float64)
     if not len(known):
         return []
@@ -90,7 +90,7 @@ def _distribution(column: str, values: Sequence[Any]) -> list[page.Histogram]:
             series={"all samples": counts.tolist()},
             edges=edges.tolist(),
             x_label=column,
-            caption=f"{missing:,} samples have none." if missing else "",
+            caption=f"{missing:,} samples have no value." if missing else "",
         )
     ]
 
@@ -99,7 +99,7 @@ def _examples(manifest: Manifest, table: pa.Table, column: str) -> page.Gallery:
     """Show the first samples of the most frequent values."""
     values = table[column].to_pylist()
     chosen: list[int] = []
-    for value, _ in _ranked(column, manifest.counts)[:MOST_VALUES]:
+    for value, _ in _ranked(column, manifest.counts)[:MAX_VALUES]:
         chosen += [k for k, found in enumerate(values) if found == value][:EXAMPLES]
     rows = table.select(["unit_id", "row"]).take(chosen).to_pylist()
     wanted = {row["unit_id"] for row in rows}

@@ -1,4 +1,4 @@
-"""The stages of `tag`: with decoded pictures, or without a look at them."""
+"""The stages of `tag`: with decoded pictures, or without decoding."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TAGS = "tags"
 
 
 class _OpenTaggers:
-    """All taggers of a recipe, open."""
+    """All taggers of a recipe, opened."""
 
     def __init__(self, recipe: TagRecipe, folders: Mapping[str, str]) -> None:
         from consomme.pipelines.tag.models import OpenModels
@@ -36,10 +36,10 @@ class _OpenTaggers:
         self.tags = [tagger.open(models) for tagger in self.taggers]
 
     def outcome(self, rows: Sequence[int], inputs: Sequence[TaggerInput]) -> Outcome:
-        """Tag some samples; one that any tagger has a problem with is rejected."""
-        found = [tag(inputs) for tag in self.tags]
+        """Tag samples; a sample is rejected if any tagger cannot tag it."""
+        results = [tag(inputs) for tag in self.tags]
         problems: dict[int, TagProblem] = {}
-        for tags in reversed(found):
+        for tags in reversed(results):
             problems |= tags.problems
         good = [k for k in range(len(inputs)) if k not in problems]
         columns: dict[str, Any] = {
@@ -47,7 +47,7 @@ class _OpenTaggers:
             "sample_id": pa.array([inputs[k].sample.sample_id for k in good], pa.string()),
         }
         counts: dict[str, int] = {}
-        for tagger, tags in zip(self.taggers, found, strict=True):
+        for tagger, tags in zip(self.taggers, results, strict=True):
             for name, kind in tagger.columns.items():
                 values = [tags.columns[name][k] for k in good]
                 columns[name] = pa.array(values, kind)
@@ -68,7 +68,7 @@ class PictureTagStage(UnitStage):
         """Open the taggers.
 
         Args:
-            recipe: Of the run.
+            recipe: The recipe of the run.
             folders: Folder on this machine of each model that the taggers name.
         """
         self.taggers = _OpenTaggers(recipe, folders)
@@ -80,13 +80,13 @@ class PictureTagStage(UnitStage):
 
 
 class TextTagStage(BytesStage):
-    """Tag samples without a look at their pictures."""
+    """Tag samples without decoding their pictures."""
 
     def __init__(self, recipe: TagRecipe, folders: Mapping[str, str]) -> None:
         """Open the taggers.
 
         Args:
-            recipe: Of the run.
+            recipe: The recipe of the run.
             folders: Folder on this machine of each model that the taggers name.
         """
         self.taggers = _OpenTaggers(recipe, folders)
