@@ -1,10 +1,10 @@
-"""The whole matrix of deaths: every kind, at random moments, on local storage and on S3.
+"""The whole matrix of failures: every kind, at random moments, on local storage and on S3.
 
     python -m tests.chaos.matrix [seed=1] [number=20] [kinds=driver,worker,…] [storages=local,s3]
                                  [keep=true]
 
-Prints the count of kills and what was lost, doubled or different, and writes the figures for the
-README to `tests/benchmarks/results/chaos.json`; `keep=true` adds to the cells that are there. Takes
+Prints the number of kills and what was lost, doubled or different, and writes the figures to
+`tests/benchmarks/results/chaos.json`; `keep=true` adds to the existing cells. Takes
 more than an hour on two cores, most of it Ray starting up.
 """
 
