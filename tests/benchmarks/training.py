@@ -27,9 +27,10 @@ from consomme.train.cost import SampleShape, StepCost, peak_flops, step_cost
 from consomme.train.layers import LAYER_SELECTORS
 from consomme.train.loop import ScheduleConfig, fit
 from consomme.train.parallel.ddp_fsdp2 import Ddp
+from consomme.train.parallel.memory import OPTIMIZER, WEIGHTS
 from consomme.train.parallel.strategy import BETAS, optimizer_bytes
 from consomme.train.parts import FROZEN, Trainability
-from consomme.train.planner import OPTIMIZER, WEIGHTS, make_plan, tensors_of
+from consomme.train.planner import make_plan, tensors_of
 from consomme.train.trainable import disable_kv_cache, enable_autocast, set_trainable
 
 hf = import_transformers()
@@ -291,9 +292,9 @@ def planned(shape: Shape, name: str, device: str, precision: Any) -> Any:
         tensors_of(model, trained),
         num_parameters=trained.num_parameters,
         world=1,
-        num_parts=1,
+        num_micro_batches=1,
         device=device,
-        kept=saved_activations(
+        activations=saved_activations(
             model,
             trained.lowest_layer,
             shape.lengths,

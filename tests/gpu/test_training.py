@@ -9,9 +9,10 @@ from consomme.train.activations import saved_activations
 from consomme.train.cost import SampleShape, step_cost
 from consomme.train.loop import ScheduleConfig, fit
 from consomme.train.parallel.ddp_fsdp2 import Ddp
+from consomme.train.parallel.memory import OPTIMIZER
 from consomme.train.parallel.strategy import optimizer_bytes
 from consomme.train.parts import Trainability
-from consomme.train.planner import OPTIMIZER, make_plan, tensors_of
+from consomme.train.planner import make_plan, tensors_of
 from consomme.train.trainable import disable_kv_cache, enable_autocast, set_trainable
 
 
@@ -56,9 +57,9 @@ def test_a_step_takes_what_was_planned(tmp_path: Path) -> None:
         tensors_of(shapes, trained),
         num_parameters=trained.num_parameters,
         world=1,
-        num_parts=1,
+        num_micro_batches=1,
         device="cuda",
-        kept=saved_activations(shapes, None, shape, num_samples=8, precision="bfloat16"),
+        activations=saved_activations(shapes, None, shape, num_samples=8, precision="bfloat16"),
         checkpointing=False,
         cost=cost,
         cost_of_all=cost,

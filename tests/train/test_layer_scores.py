@@ -96,7 +96,7 @@ def test_the_probe_equals_hidden_states_taken_one_by_one(tmp_path: Path, family:
     image = chat.image_token_id
     batches = [batches_of(model, processor)(step)[0] for step in range(1)]
     probe = LayerProbe(model, image)
-    probe.watch(batches, attention=True)
+    probe.observe(batches, attention=True)
     plain, halves = naive_influences(model, batches[0], image)
     assert probe.block_influence()[:-1] == pytest.approx(plain, rel=1e-5)
     assert probe.multimodal_block_influence()[:-1] == pytest.approx(halves, rel=1e-5)

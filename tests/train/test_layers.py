@@ -109,7 +109,7 @@ def test_rotation_is_a_function_of_the_step() -> None:
         ({"name": "sparse_uniform", "count": 13}, "count: found 13, but .* has 12 layers"),
         ({"name": "sparse_uniform", "count": 0}, "count: found 0, expected at least 1"),
         ({"name": "listed", "ids": [3, 12]}, r"ids: \[12\] do not exist; .* layers 0 to 11"),
-        ({"name": "listed", "ids": []}, "ids: none is named"),
+        ({"name": "listed", "ids": []}, "ids: none is listed"),
         ({"name": "every", "k": 0}, "k: found 0, expected at least 1"),
         ({"name": "every", "k": 3, "first": 12}, "first: found 12, but .* layers 0 to 11"),
         ({"name": "by_score", "measure": "parameter_change"}, "tuned: found None, expected a tune"),

@@ -18,19 +18,10 @@ from consomme.train.cost import SampleShape, StepCost, peak_flops, step_cost
 from consomme.train.layers import LAYER_SELECTORS
 from consomme.train.loop import ScheduleConfig, fit, sum_nll
 from consomme.train.parallel.ddp_fsdp2 import Ddp, Fsdp2
+from consomme.train.parallel.memory import BUFFERS, EXACT, GRADIENTS, OPTIMIZER, WEIGHTS
 from consomme.train.parallel.strategy import optimizer_bytes
 from consomme.train.parts import FROZEN, FULL, Part, Trainability, Trained
-from consomme.train.planner import (
-    BUFFERS,
-    EXACT,
-    GRADIENTS,
-    OPTIMIZER,
-    WEIGHTS,
-    ResourcePlan,
-    make_plan,
-    spread_bytes,
-    tensors_of,
-)
+from consomme.train.planner import ResourcePlan, make_plan, tensors_of
 from consomme.train.trainable import (
     disable_kv_cache,
     enable_activation_checkpointing,
@@ -87,7 +78,7 @@ def test_exact_kinds_are_what_one_step_holds(
     batches = batches_of(model, processor)
     fit(sharded, batches, ScheduleConfig(num_steps=1), start=0, after_step=lambda report: None)
     sum_nll(model, batches(1)[0]).backward()
-    planned = spread_bytes(Ddp(), tensors, 1, 1, "cpu")
+    planned = Ddp().step_bytes(tensors, world=1, num_micro_batches=1, device="cpu")
     named = dict(model.named_parameters())
     gradients = [p.grad for p in named.values() if p.grad is not None]
     assert planned[OPTIMIZER].total == optimizer_bytes(sharded.optimizer)
@@ -120,7 +111,9 @@ def test_a_70b_model_is_planned_in_seconds_from_its_config(tmp_path: Path) -> No
     # Layers below the lowest keep nothing; sparse_uniform's lowest is the first.
     assert all(held.layers)
     assert sum(held.layers) > 80 * 2 * 2048 * 8192 * 2
-    one, eight = (spread_bytes(Fsdp2(), tensors, n, 1, "cuda") for n in (1, 8))
+    one, eight = (
+        Fsdp2().step_bytes(tensors, world=n, num_micro_batches=1, device="cuda") for n in (1, 8)
+    )
     for kind in EXACT:
         assert eight[kind].device * 8 == one[kind].device
 
@@ -260,9 +253,9 @@ def planned(
         tensors_of(model, trained),
         num_parameters=trained.num_parameters,
         world=1,
-        num_parts=1,
+        num_micro_batches=1,
         device="cpu",
-        kept=held,
+        activations=held,
         checkpointing=checkpointing,
         cost=cost,
         cost_of_all=cost,

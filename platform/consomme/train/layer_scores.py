@@ -1,7 +1,7 @@
-"""How much each layer of a language model matters, by five measures.
+"""Score how much each layer of a language model matters, by five measures.
 
-One decision is made here: every measure is one number per layer, worked out in float32 and in one
-pass over weights or samples; which layers follow from it is the selector's business.
+Every measure gives one number per layer, computed in float32 or better in one pass over weights or
+samples. Which layers are trained follows in the selector.
 
 Sources: arXiv 2412.12785 (parameter change, multimodal Block Influence, image attention); ShortGPT,
 arXiv 2403.03853 (Block Influence). The paper's released code divides the change by the tuned
@@ -30,8 +30,8 @@ def parameter_change(base: Sequence[Named], tuned: Sequence[Named]) -> list[floa
     """Sum over a layer's matrices of the norm of the change, relative to the base's norm.
 
     Args:
-        base: By layer, its tensors by name.
-        tuned: The same of the model that was tuned from it.
+        base: Tensors of each layer, by name.
+        tuned: The same of the model that was tuned from the base.
     """
     return _over_matrices(
         base, tuned, lambda old, new: float((new - old).norm() / (old.norm() + _TINY))
@@ -39,12 +39,12 @@ def parameter_change(base: Sequence[Named], tuned: Sequence[Named]) -> list[floa
 
 
 def parameter_angle(base: Sequence[Named], tuned: Sequence[Named]) -> list[float]:
-    """Sum over a layer's matrices of the angle between before and after, as a share of pi."""
+    """Sum over a layer's matrices of the angle between base and tuned, as a share of pi."""
     return _over_matrices(base, tuned, lambda old, new: angular_distance(old.ravel(), new.ravel()))
 
 
 def angular_distance(one: Tensor, other: Tensor) -> float:
-    """Angle between two vectors as a share of pi: 0 for one direction, 1 for opposite ones."""
+    """Return the angle between two vectors as a share of pi: 0 if parallel, 1 if opposite."""
     # Half-angles keep full precision where the cosine is flat.
     a = one.double() / (one.double().norm() + 1e-300)
     b = other.double() / (other.double().norm() + 1e-300)
@@ -64,34 +64,34 @@ def _over_matrices(
     ]
 
 
-def block_influence(hidden_BTW: Tensor, after_BTW: Tensor, counted_BT: Tensor) -> tuple[float, int]:
-    """One layer's 1 - cosine between what goes in and what comes out, summed over tokens.
+def block_influence(input_BTW: Tensor, output_BTW: Tensor, counted_BT: Tensor) -> tuple[float, int]:
+    """Sum one layer's 1 - cosine(input, output) over tokens.
 
     Args:
-        hidden_BTW: What goes in.
-        after_BTW: What comes out.
+        input_BTW: Hidden states before the layer.
+        output_BTW: Hidden states after the layer.
         counted_BT: Tokens that count.
 
     Returns:
-        Sum, 0 to 2 for each token, and number of tokens; tokens without a direction do not count.
+        The sum, 0 to 2 per token, and the number of tokens. Tokens with a zero vector do not count.
     """
     cosine_BT = nn.functional.cosine_similarity(
-        hidden_BTW.double(), after_BTW.double(), dim=-1, eps=1e-300
+        input_BTW.double(), output_BTW.double(), dim=-1, eps=1e-300
     )
-    length_BT = torch.minimum(hidden_BTW.double().norm(dim=-1), after_BTW.double().norm(dim=-1))
-    good_BT = counted_BT.bool() & cosine_BT.isfinite() & (length_BT > 0)
-    return float((1 - cosine_BT[good_BT]).sum()), int(good_BT.sum())
+    norm_BT = torch.minimum(input_BTW.double().norm(dim=-1), output_BTW.double().norm(dim=-1))
+    valid_BT = counted_BT.bool() & cosine_BT.isfinite() & (norm_BT > 0)
+    return float((1 - cosine_BT[valid_BT]).sum()), int(valid_BT.sum())
 
 
 class LayerProbe:
-    """Watches the layers of a model while batches go through it."""
+    """Observes the layers of a model while batches pass through it."""
 
     def __init__(self, model: Any, image_token_id: int) -> None:
-        """Look at a model.
+        """Find the layers.
 
         Args:
             model: In eval mode.
-            image_token_id: Stands for a piece of a picture in `input_ids`.
+            image_token_id: Placeholder of image positions in `input_ids`.
         """
         self.model, self.image_token_id = model, image_token_id
         self.layers = list(model.get_submodule(anatomy(model).layers_path))
@@ -101,35 +101,35 @@ class LayerProbe:
         self._attention = [(0.0, 0)] * num
 
     @torch.inference_mode()
-    def watch(self, batches: Iterable[Mapping[str, Tensor]], *, attention: bool = False) -> None:
-        """Let batches through and add up what each layer does.
+    def observe(self, batches: Iterable[Mapping[str, Tensor]], *, attention: bool = False) -> None:
+        """Run batches through the model and accumulate what each layer does.
 
         Args:
-            batches: As the model takes them, with `input_ids` and `attention_mask`.
-            attention: Also look at the attention's weights, which a model gives only when it does
-                without fast kernels.
+            batches: Inputs of the model, with `input_ids` and `attention_mask`.
+            attention: Also observe attention weights, which models return only without fused
+                kernels.
         """
-        kernels = self.model.config._attn_implementation
+        implementation = self.model.config._attn_implementation
         if attention:
             self.model.set_attn_implementation("eager")
         try:
-            self._watch(batches, attention)
+            self._observe(batches, attention)
         finally:
-            self.model.set_attn_implementation(kernels)
+            self.model.set_attn_implementation(implementation)
 
-    def _watch(self, batches: Iterable[Mapping[str, Tensor]], attention: bool) -> None:
+    def _observe(self, batches: Iterable[Mapping[str, Tensor]], attention: bool) -> None:
         for batch in batches:
             is_image_BT = batch["input_ids"] == self.image_token_id
             is_text_BT = batch["attention_mask"].bool() & ~is_image_BT
-            seen: list[tuple[Tensor, Tensor]] = []
-            hooks = [layer.register_forward_hook(_remember(seen)) for layer in self.layers]
+            hidden: list[tuple[Tensor, Tensor]] = []
+            hooks = [layer.register_forward_hook(_record(hidden)) for layer in self.layers]
             try:
                 inputs = {name: value for name, value in batch.items() if name != "labels"}
                 output = self.model(**inputs, use_cache=False, output_attentions=attention)
             finally:
                 for hook in hooks:
                     hook.remove()
-            for number, (before, after) in enumerate(seen):
+            for number, (before, after) in enumerate(hidden):
                 self._image[number] = _add(
                     self._image[number], block_influence(before, after, is_image_BT)
                 )
@@ -142,39 +142,44 @@ class LayerProbe:
                 )
 
     def block_influence(self) -> list[float]:
-        """Mean over all tokens, by layer; arXiv 2403.03853."""
+        """Return the mean over all tokens, by layer; arXiv 2403.03853."""
         return [_mean(_add(*both)) for both in zip(self._image, self._text, strict=True)]
 
     def multimodal_block_influence(self) -> list[float]:
-        """Mean of the pictures' tokens and of the words, each counting half."""
+        """Return the mean of image tokens and the mean of text tokens, averaged, by layer."""
         return [
             (_mean(image) + _mean(text)) / 2
             for image, text in zip(self._image, self._text, strict=True)
         ]
 
     def image_attention(self) -> list[float]:
-        """Share of its attention that a word after a picture gives to it, by layer."""
+        """Return the share of attention that text tokens give to images before them, by layer."""
         return [_mean(one) for one in self._attention]
 
 
 def image_attention(
     weights_BHTT: Tensor, is_image_BT: Tensor, is_text_BT: Tensor
 ) -> tuple[float, int]:
-    """Attention that words give to pictures before them, summed, and the number of such words.
+    """Sum the attention that text tokens give to image tokens before them.
 
     Args:
-        weights_BHTT: Softmax over the last dimension, by query.
-        is_image_BT: Tokens of pictures.
-        is_text_BT: Words.
+        weights_BHTT: Attention weights: softmax over the last dimension, by query.
+        is_image_BT: Image tokens.
+        is_text_BT: Text tokens.
+
+    Returns:
+        The sum, and the number of text tokens with an image before them.
     """
     mass_BT = (weights_BHTT.float().mean(dim=1) * is_image_BT[:, None, :]).sum(dim=-1)
-    sees_BT = is_text_BT & (is_image_BT.cumsum(dim=1) > 0)
-    return float(mass_BT[sees_BT].sum()), int(sees_BT.sum())
+    after_image_BT = is_text_BT & (is_image_BT.cumsum(dim=1) > 0)
+    return float(mass_BT[after_image_BT].sum()), int(after_image_BT.sum())
 
 
-def _remember(seen: list[tuple[Tensor, Tensor]]) -> Callable[[Any, Any, Any], None]:
+def _record(hidden: list[tuple[Tensor, Tensor]]) -> Callable[[Any, Any, Any], None]:
+    """Make a hook that appends a layer's input and output."""
+
     def hook(module: Any, inputs: Any, output: Any) -> None:
-        seen.append((inputs[0], output[0] if isinstance(output, tuple) else output))
+        hidden.append((inputs[0], output[0] if isinstance(output, tuple) else output))
 
     return hook
 

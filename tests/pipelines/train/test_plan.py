@@ -148,7 +148,7 @@ def test_the_command_plans_and_makes_no_run(
 def test_by_score_is_planned_as_an_even_choice(recipe: TrainRecipe) -> None:
     node = {"name": "by_score", "measure": "block_influence", "fraction": 0.5}
     seen = plan(dataclasses.replace(recipe, layers=node))
-    assert any("chosen by score later" in note for note in seen.notes)
+    assert any("selected by score later" in note for note in seen.notes)
 
 
 def test_utilization_is_told_only_of_known_gpus(recipe: TrainRecipe) -> None:

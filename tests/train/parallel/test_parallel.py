@@ -13,10 +13,11 @@ from consomme.base.errors import RecipeError
 from consomme.models.anatomy import anatomy
 from consomme.models.debug import make_debug_vlm
 from consomme.models.weights import build_from_config, open_vlm
+from consomme.train.parallel.memory import OPTIMIZER, Bytes
 from consomme.train.parallel.registry import PARALLELISMS
 from consomme.train.parallel.strategy import peak_bytes
 from consomme.train.parts import FULL, Part, Trainability
-from consomme.train.planner import OPTIMIZER, Bytes, checkpoint_bytes, spread_bytes, tensors_of
+from consomme.train.planner import tensors_of
 from consomme.train.trainable import set_trainable
 
 PLAIN = [how for how in ranks.HOW if "off" not in how]
@@ -122,8 +123,8 @@ def planned(folder: Path, case: str, world: int) -> tuple[dict[str, Bytes], int]
         choice = Trainability(language_model=part)
         tensors = tensors_of(model, set_trainable(model, choice, ranks.chosen(layers), lr=1e-3))
     parallelism = PARALLELISMS.build(ranks.HOW[how])
-    kinds = spread_bytes(parallelism, tensors, world, 2, "cpu")
-    return kinds, checkpoint_bytes(parallelism, tensors)
+    kinds = parallelism.step_bytes(tensors, world=world, num_micro_batches=2, device="cpu")
+    return kinds, parallelism.checkpoint_bytes(tensors)
 
 
 @pytest.mark.slow

@@ -98,10 +98,10 @@ def plan_of(recipe: TrainRecipe, start: str, machine: Machine) -> ResourcePlan:
     model, trained = (whole, trained_whole)
     if len(selected) < num_layers:
         model, trained = marked(selected)
-    found: SavedActivations | None = None
+    activations: SavedActivations | None = None
     if lengths.in_pass is not None:
         try:
-            found = saved_activations(
+            activations = saved_activations(
                 model,
                 trained.lowest_layer,
                 lengths.in_pass,
@@ -118,9 +118,9 @@ def plan_of(recipe: TrainRecipe, start: str, machine: Machine) -> ResourcePlan:
         tensors_of(model, trained),
         num_parameters=trained.num_parameters,
         world=recipe.num_workers,
-        num_parts=lengths.num_passes,
+        num_micro_batches=lengths.num_passes,
         device=machine.device,
-        kept=found,
+        activations=activations,
         checkpointing=recipe.activation_checkpointing,
         cost=cost,
         cost_of_all=cost_of_all,
@@ -130,25 +130,22 @@ def plan_of(recipe: TrainRecipe, start: str, machine: Machine) -> ResourcePlan:
 
 
 def _selected(recipe: TrainRecipe, num_layers: int, notes: list[str]) -> tuple[int, ...]:
-    from consomme.train.layers import LAYER_SELECTORS, ByScore, Rotating, SparseUniform
+    from consomme.train.layers import LAYER_SELECTORS
 
     selector = LAYER_SELECTORS.build(recipe.layers, "layers")
-    if isinstance(selector, ByScore):
-        notes.append("layers are chosen by score later; planned as if they were distributed evenly")
-        selector = SparseUniform(fraction=selector.fraction, count=selector.count)
-    if isinstance(selector, Rotating):
-        notes.append("layers rotate; planned for one draw, checkpoints hold what all draws move")
-    return selector(num_layers, None)
+    if selector.plan_note:
+        notes.append(selector.plan_note)
+    return selector.planned(num_layers)
 
 
 def summary_lines(made: ResourcePlan) -> list[str]:
     """Say in a few lines what a run takes."""
-    from consomme.train.planner import ACTIVATIONS, EXACT
+    from consomme.train.parallel.memory import ACTIVATIONS, EXACT
 
     exact = ", ".join(f"{kind} {size_text(made.kinds[kind].total)}" for kind in EXACT)
     about = (
         f"activations about {size_text(made.kinds[ACTIVATIONS].total)}"
-        if made.kept
+        if made.activations
         else "activations not known"
     )
     time = (
@@ -166,7 +163,7 @@ def summary_lines(made: ResourcePlan) -> list[str]:
 
 def table_of(made: ResourcePlan) -> dict[str, Any]:
     """Memory by kind as a table."""
-    from consomme.train.planner import EXACT
+    from consomme.train.parallel.memory import EXACT
 
     rows = [
         [kind, size_text(one.device), size_text(one.host), "exact" if kind in EXACT else "estimate"]
@@ -189,6 +186,8 @@ def table_of(made: ResourcePlan) -> dict[str, Any]:
 def as_json(made: ResourcePlan) -> dict[str, Any]:
     """A plan as it is stored, with what is derived from it."""
     plain: dict[str, Any] = dataclasses.asdict(made)
+    plain["kept"] = plain.pop("activations")
+    plain["num_parts"] = plain.pop("num_micro_batches")
     plain["kinds"] = {kind: one._asdict() for kind, one in made.kinds.items()}
     for name in ("loading", "export"):
         plain[name] = getattr(made, name)._asdict()

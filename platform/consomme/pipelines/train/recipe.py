@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
@@ -17,7 +17,7 @@ from consomme.base.bounds import (
     PositiveInt,
 )
 from consomme.base.checked import Checked, rule
-from consomme.base.schema import runtime, strategy
+from consomme.base.schema import registry_of, runtime, strategy
 from consomme.train.parts import FROZEN, FULL, Part, Trainability
 
 
@@ -265,20 +265,27 @@ class TrainRecipe(Checked):
             )
 
     @rule
-    def _rotation_trains_in_full(self) -> Iterator[str]:
-        if self.layers.get("name") == "rotating" and self.language_model.state != "full":
+    def _rotation(self) -> Iterator[str]:
+        selector = self._strategy("layers", self.layers)
+        if selector is None or not selector.is_rotating:
+            return
+        if self.language_model.state != "full":
             yield (
                 f"language_model.state is {self.language_model.state}, but rotating layers are"
                 " trained in full; set language_model.state=full, or use another layer selector"
             )
-
-    @rule
-    def _deepspeed_cannot_rotate(self) -> Iterator[str]:
-        if (self.layers.get("name"), self.parallelism.get("name")) == ("rotating", "deepspeed"):
+        parallelism = self._strategy("parallelism", self.parallelism)
+        if parallelism is not None and not parallelism.can_rotate:
             yield (
-                "layers: DeepSpeed fixes the trainable parameters at the start, so layers cannot"
-                " rotate; expected parallelism={name: ddp} or {name: fsdp2}"
+                f"layers: {self.parallelism['name']} fixes the trained parameters at the start, so"
+                " layers cannot rotate; expected parallelism={name: ddp} or {name: fsdp2}"
             )
+
+    def _strategy(self, name: str, node: dict[str, Any]) -> Any:
+        """Build the strategy of a field; None if the node is wrong, which is reported elsewhere."""
+        (field_,) = (one for one in fields(self) if one.name == name)
+        registry = registry_of(field_)
+        return registry.parse(node, name)[0] if registry else None
 
     @rule
     def _adapter_holds_all_changes(self) -> Iterator[str]:

@@ -12,7 +12,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from consomme.pipelines.train.curve import STEPS, StepBatch
 from consomme.pipelines.train.export import export
 from consomme.pipelines.train.outputs import TRAINABLE
 from consomme.storage.model_folder import model_folder
-from consomme.train.layers import LAYER_SELECTORS, ByScore, Rotating
+from consomme.train.layers import LAYER_SELECTORS, ScoringInputs
 from consomme.train.parts import ParamGroup, Trained
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 PREEMPTION_CHECK_STEPS = 5
 """Steps between checks, on a cluster, whether a node is about to be preempted; the check is a
 barrier for all ranks."""
+
+SCORING_BATCH = 8
+"""Samples per forward pass when layers are scored."""
 
 MAX_REPORT_GROWTH = 4
 """A report holds at most this many times the steps of the one before."""
@@ -102,20 +105,23 @@ class TrainWorker:
         self.collator = Collator(batcher=batcher, chat=self.chat, is_packed=is_packed)
 
     def _choose_layers(self) -> None:
-        selector = LAYER_SELECTORS.build(self.recipe.layers, "layers")
+        self.selector = LAYER_SELECTORS.build(self.recipe.layers, "layers")
         if self.state.layers is None:
-            if isinstance(selector, ByScore):
-                self.state.scores = _scores(
-                    selector, self.model, self.chat, self.collator, self.loader
-                )
-            self.state.layers = list(selector(self.num_layers, self.state.scores))
+            self.state.scores = self.selector.score(
+                ScoringInputs(model=self.model, chat=self.chat, batches=self._scoring_batches)
+            )
+            self.state.layers = list(self.selector(self.num_layers, self.state.scores))
         self.selected = tuple(self.state.layers)
-        self.rotating = selector if isinstance(selector, Rotating) else None
         steps = range(self.recipe.num_steps)
         self.every_layer = sorted({index for step in steps for index in self._layers_at(step)})
 
     def _layers_at(self, step: int) -> tuple[int, ...]:
-        return self.rotating.at(step, self.num_layers) if self.rotating else self.selected
+        return self.selector.layers_at(step, self.selected, self.num_layers)
+
+    def _scoring_batches(self, num_samples: int) -> Iterator[dict[str, Any]]:
+        samples = self.loader.first_samples(num_samples)
+        for at in range(0, len(samples), SCORING_BATCH):
+            yield self.collator.join(samples[at : at + SCORING_BATCH])
 
     def _set_trainable(self, layers: tuple[int, ...]) -> Trained:
         from consomme.train.trainable import set_trainable
@@ -147,7 +153,7 @@ class TrainWorker:
 
         recipe, model = self.recipe, self.model
         trainable_names = None
-        if self.rotating:
+        if self.selector.is_rotating:
             whole = self._set_trainable(tuple(self.every_layer))
             trainable_names = {name for group in whole.groups for name in group.names}
         self.trained = self._set_trainable(self._layers_at(max(0, self.state.step - 1)))
@@ -335,7 +341,7 @@ class TrainWorker:
         with opened(last) as checkpoint:
             self.state = TrainState.load(checkpoint)
             self.state.data, self.state.rollbacks = data, rollbacks
-            if self.rotating:
+            if self.selector.is_rotating:
                 # The optimizer needs the parameter groups that it had at the checkpoint.
                 self.sharded.set_param_groups(
                     self._apply_trainability(self._layers_at(max(0, self.state.step - 1)))
@@ -350,24 +356,3 @@ class TrainWorker:
             len(rollbacks),
             self.recipe.max_rollbacks,
         )
-
-
-def _scores(
-    selector: ByScore, model: Any, chat: Any, collator: Collator, loader: RankDataLoader
-) -> list[float]:
-    """Measure how much each layer matters."""
-    from consomme.models.anatomy import anatomy
-    from consomme.models.weights import open_model
-    from consomme.train import layer_scores
-
-    if selector.tuned is not None:
-        tuned, _ = open_model(model_folder(selector.tuned))
-        function = getattr(layer_scores, selector.measure)
-        found: list[float] = function(anatomy(model).layers, anatomy(tuned).layers)
-        return found
-    probe = layer_scores.LayerProbe(model, chat.image_token_id)
-    some = loader.first_samples(selector.num_samples)
-    few = [some[at : at + 8] for at in range(0, len(some), 8)]
-    probe.watch(map(collator.join, few), attention=selector.measure == "image_attention")
-    by_layer: list[float] = getattr(probe, selector.measure)()
-    return by_layer

@@ -1,4 +1,4 @@
-"""What torch itself offers to shard a model: copies of all of it, or shards of each tensor."""
+"""The parallelisms of torch itself: DDP replicates the model, FSDP2 shards each tensor."""
 
 from __future__ import annotations
 
@@ -14,14 +14,25 @@ from torch import Tensor, nn
 from consomme.base.errors import RecipeError
 from consomme.models.anatomy import anatomy
 from consomme.train.divergence import check_norm
+from consomme.train.parallel.memory import (
+    BUFFERS,
+    FLOAT_BYTES,
+    GRADIENTS,
+    MOMENT_BYTES,
+    OPTIMIZER,
+    WEIGHTS,
+    Bytes,
+    ModelTensors,
+)
 from consomme.train.parallel.strategy import (
     PARALLELISMS,
+    Parallelism,
     ShardedModel,
     check_trainable_names,
+    existing,
     make_optimizer,
     names_of,
     only,
-    there,
     world_size,
 )
 from consomme.train.parts import ParamGroup
@@ -29,7 +40,7 @@ from consomme.train.parts import ParamGroup
 
 @PARALLELISMS.register("ddp")
 @dataclass(frozen=True, kw_only=True)
-class Ddp:
+class Ddp(Parallelism):
     """Every rank holds the whole model; gradients are averaged (DistributedDataParallel)."""
 
     def __call__(
@@ -39,77 +50,97 @@ class Ddp:
         device: torch.device,
         trainable_names: Collection[str] | None = None,
     ) -> ShardedModel:
-        """Replicate it; a single rank is left as it is."""
-        return _Replicated(model.to(device), groups, device, names_of(groups, trainable_names))
+        """Replicate the model; a single rank needs no wrapper."""
+        return _ReplicatedModel(model.to(device), groups, device, names_of(groups, trainable_names))
+
+    def step_bytes(
+        self, tensors: ModelTensors, *, world: int, num_micro_batches: int, device: str
+    ) -> dict[str, Bytes]:
+        """Count the whole model, and the buckets in which gradients are reduced."""
+        trained = tensors.num_trained
+        return {
+            WEIGHTS: Bytes(FLOAT_BYTES * tensors.num_elements),
+            GRADIENTS: Bytes(FLOAT_BYTES * trained),
+            OPTIMIZER: Bytes(MOMENT_BYTES * trained),
+            BUFFERS: Bytes(FLOAT_BYTES * trained if world > 1 else 0),
+        }
+
+    def export_bytes(self, tensors: ModelTensors, *, device: str) -> Bytes:
+        """On a CPU nothing is gathered: the whole trained weights are there already."""
+        if device == "cpu":
+            return Bytes(0, FLOAT_BYTES * tensors.num_elements)
+        return super().export_bytes(tensors, device=device)
 
 
-class _Replicated:
+class _ReplicatedModel:
+    """A copy of the model on each rank, wrapped by DistributedDataParallel if there are several."""
+
     def __init__(
         self,
-        bare: nn.Module,
+        model: nn.Module,
         groups: Sequence[ParamGroup],
         device: torch.device,
         trainable_names: frozenset[str],
     ) -> None:
-        self.bare, self.device, self.trainable_names = bare, device, trainable_names
+        self.unwrapped, self.device, self.trainable_names = model, device, trainable_names
         self.model: Any = self._wrapped()
-        self.optimizer: torch.optim.Optimizer = make_optimizer(bare, groups)
+        self.optimizer: torch.optim.Optimizer = make_optimizer(model, groups)
 
     def _wrapped(self) -> nn.Module:
         if world_size() == 1:
-            return self.bare
+            return self.unwrapped
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(self.bare, device_ids=ids)
+        return nn.parallel.DistributedDataParallel(self.unwrapped, device_ids=ids)
 
     def set_param_groups(self, groups: Sequence[ParamGroup]) -> None:
-        # The old wrapper waits for gradients of what moved until now; it has to go first.
+        # The old wrapper still expects gradients of the old parameters; it has to go first.
         self.model = None
         self.model = self._wrapped()
-        self.optimizer = _carried(self.optimizer, make_optimizer(self.bare, groups))
+        self.optimizer = _with_state(self.optimizer, make_optimizer(self.unwrapped, groups))
 
     def begin(self, *, is_last: bool) -> None:
-        if self.model is not self.bare:
-            # What DistributedDataParallel.no_sync sets; it is looked at in the forward pass.
+        if self.model is not self.unwrapped:
+            # What DistributedDataParallel.no_sync sets; the forward pass reads it.
             self.model.require_backward_grad_sync = is_last
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self, max_norm: float) -> float:
-        return _torch_step(self.bare, self.optimizer, max_norm)
+        return _torch_step(self.unwrapped, self.optimizer, max_norm)
 
     def save(self, folder: Path) -> None:
         if not dist.is_initialized() or dist.get_rank() == 0:
-            weights = only(self.bare.state_dict(), self.trainable_names)
+            weights = only(self.unwrapped.state_dict(), self.trainable_names)
             torch.save(
                 {"model": weights, "optimizer": self.optimizer.state_dict()}, folder / "state.pt"
             )
 
     def load(self, folder: Path) -> None:
-        saved = torch.load(there(folder / "state.pt"), weights_only=True, map_location="cpu")
+        saved = torch.load(existing(folder / "state.pt"), weights_only=True, map_location="cpu")
         check_trainable_names(folder, saved["model"], self.trainable_names)
-        self.bare.load_state_dict(saved["model"], strict=False)
-        # Of all: what was left behind by rotating layers has gradients too.
-        self.bare.zero_grad(set_to_none=True)
+        self.unwrapped.load_state_dict(saved["model"], strict=False)
+        # Of all parameters: layers that were rotated out have gradients too.
+        self.unwrapped.zero_grad(set_to_none=True)
         self.optimizer.load_state_dict(saved["optimizer"])
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
         if dist.is_initialized() and dist.get_rank() != 0:
             return {}
-        weights = only(self.bare.state_dict(), self.trainable_names)
+        weights = only(self.unwrapped.state_dict(), self.trainable_names)
         return {name: value.cpu() for name, value in weights.items()}
 
 
 @PARALLELISMS.register("fsdp2")
 @dataclass(frozen=True, kw_only=True)
-class Fsdp2:
-    """Every rank holds a part of each tensor: torch's `fully_shard`.
+class Fsdp2(Parallelism):
+    """Every rank holds a shard of each tensor (`fully_shard`).
 
     Checkpoints load at any number of ranks.
     """
 
     offload: bool = False
-    """Keep parameters, gradients and optimizer on the CPU while they are not needed."""
+    """Keep parameters, gradients and optimizer state on the CPU while they are not in use."""
 
     def __call__(
         self,
@@ -124,7 +155,7 @@ class Fsdp2:
 
         if not dist.is_initialized():
             raise RecipeError("fsdp2 needs a process group; train through Ray Train")
-        # Each call moves to the device what it is about to cut, so the whole model is never there.
+        # Each call moves only what it shards to the device, which never holds the whole model.
         mesh = init_device_mesh(device.type, (world_size(),))
         policy: Any = OffloadPolicy()
         if self.offload:
@@ -132,10 +163,55 @@ class Fsdp2:
         for layer in model.get_submodule(anatomy(model).layers_path).children():
             fully_shard(layer, mesh=mesh, offload_policy=policy)
         fully_shard(model, mesh=mesh, offload_policy=policy)
-        return _Sharded(model, groups, names_of(groups, trainable_names))
+        return _FullyShardedModel(model, groups, names_of(groups, trainable_names))
+
+    def step_bytes(
+        self, tensors: ModelTensors, *, world: int, num_micro_batches: int, device: str
+    ) -> dict[str, Bytes]:
+        """Count one rank's shards, and the layers that are gathered at the same time."""
+        shards = [
+            -(-rows // world) * (size // rows)
+            for size, rows in zip(tensors.sizes, tensors.rows, strict=True)
+        ]
+        num_mine = sum(
+            size for size, trained in zip(shards, tensors.is_trained, strict=True) if trained
+        )
+        by_layer: dict[int | None, list[int]] = {}
+        for size, trained, layer in zip(
+            tensors.sizes, tensors.is_trained, tensors.layer, strict=True
+        ):
+            sums = by_layer.setdefault(layer, [0, 0])
+            sums[0] += size
+            sums[1] += size if trained else 0
+        layers = [sums for layer, sums in by_layer.items() if layer is not None]
+        outside = by_layer.get(None, [0, 0])
+        # One layer is computed while the next is gathered; what is outside the layers stays
+        # gathered for the whole step.
+        gathered = outside[0] + 2 * max((sums[0] for sums in layers), default=0)
+        # Gradients are reduced layer by layer, but only in the last micro-batch of a step: those
+        # of earlier ones are accumulated unsharded.
+        gradients = tensors.num_trained
+        if num_micro_batches == 1:
+            gradients = outside[1] + 2 * max((sums[1] for sums in layers), default=0)
+        kinds = {
+            WEIGHTS: Bytes(FLOAT_BYTES * sum(shards)),
+            GRADIENTS: Bytes(FLOAT_BYTES * num_mine),
+            OPTIMIZER: Bytes(MOMENT_BYTES * num_mine),
+        }
+        if self.offload:
+            kinds = {kind: Bytes(0, one.device) for kind, one in kinds.items()}
+        return kinds | {BUFFERS: Bytes(FLOAT_BYTES * (gathered + gradients))}
+
+    def loading_bytes(self, tensors: ModelTensors, *, device: str) -> Bytes:
+        """The device never holds the whole model: it is sharded layer by layer as it is moved."""
+        if device == "cuda":
+            return Bytes(0, FLOAT_BYTES * tensors.num_elements)
+        return super().loading_bytes(tensors, device=device)
 
 
-class _Sharded:
+class _FullyShardedModel:
+    """A model that `fully_shard` sharded."""
+
     def __init__(
         self, model: Any, groups: Sequence[ParamGroup], trainable_names: frozenset[str]
     ) -> None:
@@ -152,7 +228,7 @@ class _Sharded:
         return _torch_step(self.model, self.optimizer, max_norm)
 
     def set_param_groups(self, groups: Sequence[ParamGroup]) -> None:
-        self.optimizer = _carried(self.optimizer, make_optimizer(self.model, groups))
+        self.optimizer = _with_state(self.optimizer, make_optimizer(self.model, groups))
 
     def _state(self) -> dict[str, Any]:
         from torch.distributed.checkpoint.state_dict import get_state_dict
@@ -171,13 +247,13 @@ class _Sharded:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
         from torch.distributed.checkpoint.state_dict_loader import load
 
-        reader = FileSystemReader(there(folder / "shards"))
+        reader = FileSystemReader(existing(folder / "shards"))
         saved = reader.read_metadata().state_dict_metadata
         weights = [name.removeprefix("model.") for name in saved if name.startswith("model.")]
         check_trainable_names(folder, weights, self.trainable_names)
-        # Of all: what was left behind by rotating layers has gradients too.
+        # Of all parameters: layers that were rotated out have gradients too.
         self.model.zero_grad(set_to_none=True)
-        # torch makes room for what is saved only in an optimizer that knows nothing at all.
+        # torch allocates the saved state only in an optimizer that has no state at all.
         self.optimizer.state.clear()
         state = self._state()
         load(state, storage_reader=reader)
@@ -192,7 +268,7 @@ class _Sharded:
     def trainable_state_dict(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         is_first = dist.get_rank() == 0
-        # One at a time: a rank never holds more than one whole tensor beside what it keeps.
+        # One at a time: a rank other than the first never holds more than one whole tensor.
         for name, value in only(self.model.state_dict(), self.trainable_names).items():
             whole = value.full_tensor().cpu() if hasattr(value, "full_tensor") else value.cpu()
             if is_first:
@@ -200,8 +276,8 @@ class _Sharded:
         return found
 
 
-def _carried(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Give a new optimizer the state of the parameters that the old one moved as well."""
+def _with_state(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Copy the state of parameters that both optimizers have from the old to the new one."""
     for group in new.param_groups:
         for parameter in group["params"]:
             if parameter in old.state:

@@ -1,6 +1,7 @@
-"""DeepSpeed's ZeRO: optimizer, gradients and parameters in parts.
+"""DeepSpeed's ZeRO: sharded optimizer, gradients and parameters.
 
-It settles at the start which parameters move, and its checkpoints load at as many ranks only.
+DeepSpeed fixes the trained parameters at the start, and its checkpoints load only with the same
+number of ranks.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -18,32 +19,47 @@ from torch import Tensor, nn
 from consomme.base.checked import Checked, rule
 from consomme.base.errors import CheckpointError, RecipeError
 from consomme.train.divergence import check_norm
+from consomme.train.parallel.memory import (
+    BUFFERS,
+    FLOAT_BYTES,
+    GRADIENTS,
+    MOMENT_BYTES,
+    OPTIMIZER,
+    WEIGHTS,
+    Bytes,
+    ModelTensors,
+)
 from consomme.train.parallel.strategy import (
     PARALLELISMS,
+    Parallelism,
     ShardedModel,
+    existing,
     make_optimizer,
     names_of,
-    there,
     world_size,
 )
 from consomme.train.parts import ParamGroup
 
-CANNOT_ROTATE = (
-    "layers: DeepSpeed settles at the start which parameters move, so they cannot rotate;"
-    " expected parallelism={name: ddp} or {name: fsdp2}"
-)
+REDUCE_BUCKET = 500_000_000
+"""Elements of the buffer in which DeepSpeed reduces gradients; its default, allocated in full on a
+GPU."""
+
+MAX_LIVE_PARAMETERS = 1_000_000_000
+"""Most parameters that ZeRO-3 keeps gathered; DeepSpeed's default."""
 
 
 @PARALLELISMS.register("deepspeed")
 @dataclass(frozen=True, kw_only=True)
-class DeepSpeed(Checked):
+class DeepSpeed(Checked, Parallelism):
     """DeepSpeed's ZeRO: optimizer (1), gradients (2) and parameters (3) are sharded."""
 
+    can_rotate: ClassVar[bool] = False
+
     stage: Literal[1, 2, 3] = 2
-    """What is sharded; each stage spreads what those before it do as well."""
+    """What is sharded: 1 the optimizer state, 2 also gradients, 3 also parameters."""
 
     offload: bool = False
-    """Keep the optimizer on the CPU; stages 2 and 3."""
+    """Keep the optimizer state on the CPU; stages 2 and 3."""
 
     @rule
     def _offload_stages(self) -> Iterator[str]:
@@ -62,31 +78,77 @@ class DeepSpeed(Checked):
             raise RecipeError(
                 "deepspeed needs a process group; train through Ray Train or torchrun"
             )
-        return _ZeRO(model.to(device), groups, self, names_of(groups, trainable_names))
+        return _ZeroModel(model.to(device), groups, self, names_of(groups, trainable_names))
+
+    def step_bytes(
+        self, tensors: ModelTensors, *, world: int, num_micro_batches: int, device: str
+    ) -> dict[str, Bytes]:
+        """Count what each stage shards, and DeepSpeed's buffers."""
+        num_elements, trained = tensors.num_elements, tensors.num_trained
+        shard = self._shard_size(tensors, world)
+        # On a CPU, only what is written to takes memory.
+        bucket = REDUCE_BUCKET if device == "cuda" else min(REDUCE_BUCKET, trained)
+        weights, buffers = num_elements, bucket
+        if self.stage == 3:
+            weights = sum(-(-size // world) for size in tensors.sizes)
+            buffers += min(num_elements, MAX_LIVE_PARAMETERS)
+        offloadable = {
+            # The optimizer works on its own copy of its shard of the weights.
+            WEIGHTS: FLOAT_BYTES * shard,
+            GRADIENTS: FLOAT_BYTES * (trained if self.stage == 1 else shard),
+            OPTIMIZER: MOMENT_BYTES * shard,
+        }
+        kinds = {kind: Bytes(0, n) if self.offload else Bytes(n) for kind, n in offloadable.items()}
+        own = kinds[WEIGHTS]
+        kinds[WEIGHTS] = Bytes(FLOAT_BYTES * weights + own.device, own.host)
+        return kinds | {BUFFERS: Bytes(FLOAT_BYTES * buffers)}
+
+    def _shard_size(self, tensors: ModelTensors, world: int) -> int:
+        """Return the trained elements of one rank's shard."""
+        if self.stage == 3:
+            # Each tensor is sharded by itself.
+            return sum(
+                -(-size // world)
+                for size, trained in zip(tensors.sizes, tensors.is_trained, strict=True)
+                if trained
+            )
+        # Each group is flattened, and padded to a multiple of twice the ranks.
+        groups: dict[int, int] = {}
+        for size, group in zip(tensors.sizes, tensors.group, strict=True):
+            if group is not None:
+                groups[group] = groups.get(group, 0) + size
+        return sum(-(-size // (2 * world)) * 2 for size in groups.values())
+
+    def checkpoint_bytes(self, tensors: ModelTensors) -> int:
+        """Count the optimizer's own copy of the weights as well; stage 3 has no other."""
+        weights = FLOAT_BYTES if self.stage == 3 else 2 * FLOAT_BYTES
+        return (weights + MOMENT_BYTES) * tensors.num_trained
 
 
-class _ZeRO:
+class _ZeroModel:
+    """A model that DeepSpeed wraps."""
+
     def __init__(
         self,
         model: nn.Module,
         groups: Sequence[ParamGroup],
-        how: DeepSpeed,
+        options: DeepSpeed,
         trainable_names: frozenset[str],
     ) -> None:
         import deepspeed
 
         if next(model.parameters()).device.type == "cpu":
-            # DeepSpeed's own reduction through shared memory would be compiled first, for a minute.
+            # DeepSpeed's reduction through shared memory would be compiled first, for a minute.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self.stage, self.trainable_names = how.stage, trainable_names
-        self._is_between = False
-        """Whether there are gradients that no step has used."""
-        zero: dict[str, Any] = {"stage": how.stage}
-        if how.offload:
+        self.stage, self.trainable_names = options.stage, trainable_names
+        self._has_gradients = False
+        """Whether there are gradients that no optimizer step has used."""
+        zero: dict[str, Any] = {"stage": options.stage}
+        if options.offload:
             zero["offload_optimizer"] = {"device": "cpu"}
         self.model, self.optimizer, *_ = deepspeed.initialize(
             model=model,
-            # Torch's own: DeepSpeed's would be compiled first, for a minute, on every machine.
+            # AdamW of torch: DeepSpeed's would be compiled first, for a minute, on every machine.
             optimizer=make_optimizer(model, groups),
             config={
                 "train_micro_batch_size_per_gpu": 1,
@@ -104,16 +166,16 @@ class _ZeRO:
         self.model.set_gradient_accumulation_boundary(is_last)
 
     def set_param_groups(self, groups: Sequence[ParamGroup]) -> None:
-        raise RecipeError(CANNOT_ROTATE)
+        raise AssertionError("DeepSpeed cannot rotate")
 
     def backward(self, loss: Tensor) -> None:
-        self._is_between = True
+        self._has_gradients = True
         self.model.backward(loss)
 
     def step(self, max_norm: float) -> float:
         self.optimizer.clip_grad = max_norm
         self.model.step()
-        self._is_between = False
+        self._has_gradients = False
         return check_norm(float(self.model.get_global_grad_norm()))
 
     def save(self, folder: Path) -> None:
@@ -122,17 +184,17 @@ class _ZeRO:
             (folder / "zero" / "ranks").write_text(str(world_size()))
 
     def load(self, folder: Path) -> None:
-        ranks = int(there(folder / "zero" / "ranks").read_text())
+        ranks = int(existing(folder / "zero" / "ranks").read_text())
         if ranks != world_size():
             raise CheckpointError(
                 f"{folder}: the checkpoint was written by {ranks} ranks of DeepSpeed, which loads"
                 f" it with as many only, found {world_size()}; start that many workers, or train"
                 " with {name: fsdp2}, whose checkpoints load at any number"
             )
-        if self._is_between:
-            # The only way to be rid of gradients in every stage; what it moves is read anew below.
+        if self._has_gradients:
+            # The only way to clear gradients in every stage; the weights it changes are read below.
             self.model.step()
-            self._is_between = False
+            self._has_gradients = False
         self.model.load_checkpoint(str(folder), tag="zero", load_module_strict=False)
 
     def trainable_state_dict(self) -> dict[str, Tensor]:

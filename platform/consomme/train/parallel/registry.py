@@ -1,4 +1,4 @@
-"""All ways to shard a model over ranks: whoever names this module has the registry whole."""
+"""All parallelisms: importing this module fills the registry."""
 
 from __future__ import annotations
 
