@@ -62,7 +62,7 @@ def make(url: str, num_units: int) -> None:
     from consomme.storage.unit import Unit
 
     run = RunFolder.at(url)
-    run.begin("name: simulated\n")
+    run.create("name: simulated\n")
 
     def unit(number: int) -> Unit:
         return Unit(

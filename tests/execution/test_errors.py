@@ -58,7 +58,7 @@ def test_errors_arrive_as_they_were_raised(tmp_path: Path, one_ray: object) -> N
     (shards / "a.tar").write_bytes(tar_bytes([sample_of("a", b"-")]))
     for kind, number in (("data", 0), ("cluster", 0), ("data", 1), ("checkpoint", 0)):
         folder = RunFolder.at(str(tmp_path / f"{kind}-{number}"))
-        folder.begin("name: failing\n")
+        folder.create("name: failing\n")
         error, text = ERRORS[kind]
         job = Job(
             name="failing",
@@ -84,7 +84,7 @@ def test_too_many_rejects_end_the_run_with_the_reasons(tmp_path: Path, one_ray: 
             tar_bytes([sample_of(f"s{number}", image[: len(image) // (1 + bad)])])
         )
     folder = RunFolder.at(str(tmp_path / "run"))
-    folder.begin("name: hashing\n")
+    folder.create("name: hashing\n")
     plan = plan_shards(folder, find_shards([str(shards)]), 8)
 
     def go(limit: float) -> None:

@@ -84,7 +84,7 @@ def test_reading_waits_for_a_stage_that_stalls(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     notes.mkdir()
     folder = RunFolder.at(str(tmp_path / "run"))
-    folder.begin("name: stalled\n")
+    folder.create("name: stalled\n")
     plan = make_plan(folder)
     # Other tests may have left theirs for the next; this one needs its own size.
     ray.shutdown()

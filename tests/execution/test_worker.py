@@ -124,7 +124,7 @@ class Lost(UnitStage):
 
 shards, root = sys.argv[1:]
 folder = RunFolder.at(root)
-folder.begin("name: lost")
+folder.create("name: lost")
 worker = UnitWorker(job_of(Lost, folder, "reds"), folder.start_attempt())
 do_unit(worker, plan_units([shards], "data", 8)[0])
 """

@@ -38,7 +38,7 @@ def do_unit(run: RunFolder, attempt: int, work: Work, spoil: str = "") -> None:
 
 def begun(root: Path) -> tuple[RunFolder, Plan]:
     run = RunFolder.open(str(root), "score", "web", "0123abcd")
-    run.begin("name: web\n")
+    run.create("name: web\n")
     part = write_part(run.store, 0, (Work(unit=unit(number)) for number in range(NUM_UNITS)))
     plan = Plan(parts=(part,), num_shards=1)
     plan.save(run.store)

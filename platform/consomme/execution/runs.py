@@ -103,7 +103,7 @@ class Run(Generic[R]):
 
     def start(self) -> None:
         """Make the folder, and save the recipe in it."""
-        self.folder.begin(to_yaml(self.recipe))
+        self.folder.create(to_yaml(self.recipe))
 
     def finish(
         self,

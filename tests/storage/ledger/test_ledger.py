@@ -405,7 +405,7 @@ def test_a_run_is_done_when_its_manifest_is_there(tmp_path: Path) -> None:
     assert run.url == str(tmp_path / "score" / "points-0123abcd")
     with pytest.raises(DataError, match="no run is there"):
         load_manifest(run.url)
-    run.begin("name: points\n")
+    run.create("name: points\n")
     assert not run.is_done
     with pytest.raises(DataError, match="run it again to go on"):
         load_manifest(run.url)

@@ -73,7 +73,7 @@ class RunFolder:
         """Whether the run has finished, that is, has a manifest."""
         return self.store.exists(MANIFEST)
 
-    def begin(self, recipe_yaml: str) -> None:
+    def create(self, recipe_yaml: str) -> None:
         """Save the recipe, so that the folder of an unfinished run says what the run is."""
         self.store.write(RECIPE, recipe_yaml.encode())
 
