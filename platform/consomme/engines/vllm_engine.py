@@ -36,8 +36,8 @@ class EngineOptions(Checked):
     """How vLLM runs a model."""
 
     max_model_len: PositiveInt = 4096
-    """Maximum length of prompt, image tokens and text together; a model with fewer positions gets
-    its own limit."""
+    """Maximum length of prompt, image tokens and text together, in tokens; a model with fewer
+    positions uses its own limit."""
 
     max_num_batched_tokens: PositiveInt = runtime(4096)
     """Maximum tokens in one step of the engine; at least `max_model_len`."""
