@@ -113,7 +113,7 @@ ARMS = {
     "0_tuned_longer": "the web's captions, tuned three times as long",
     "3_tuned_longer": "captions of round 3, tuned three times as long",
     "longer": "control: the web's captions, twice as long",
-    "shuffled": "control: captions of other pictures",
+    "shuffled": "control: captions of other images",
     "specialists": "the best round's captions and two specialists' answers",
     "reader": "… the specialist for text itself",
     "relater": "… the specialist for relations itself",

@@ -85,7 +85,7 @@ ARMS = {
     "mid_top": "3, upper middle",
     "top": "3, top",
     "hybrid": "3, bottom and top",
-    "image_attention": "3, most attention to the picture",
+    "image_attention": "3, most attention to the image",
     "block_influence": "3, highest Block Influence",
     "multimodal_block_influence": "3, highest multimodal Block Influence",
     "parameter_change": "3, that changed most when all were tuned",
@@ -226,7 +226,7 @@ def _data() -> list[str]:
 
 def _of(done: Any) -> Iterator[Arm]:
     from consomme.storage.ledger.run_folder import load_manifest
-    from consomme.train.layers import LAYER_SELECTORS, Rotating
+    from consomme.train.layers import LAYER_SELECTORS
 
     for trial in done.decisions["trials"]:
         if trial["state"] != "done":
@@ -234,8 +234,8 @@ def _of(done: Any) -> Iterator[Arm]:
         decided = load_manifest(trial["train"]).decisions
         selector = LAYER_SELECTORS.build(trial["keys"].get("layers", ALL))
         layers = decided["layers"]
-        if isinstance(selector, Rotating):
-            layers = list(selector.at(0, decided["num_layers"]))
+        if selector.is_rotating:
+            layers = list(selector(decided["num_layers"]))
         yield arm_of(trial["keys"]), _figures(trial["metrics"], trial["train"]), layers
 
 
