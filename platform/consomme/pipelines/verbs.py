@@ -16,10 +16,10 @@ _HERE = "consomme.pipelines"
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """A way to see what a run of a recipe would do without doing it."""
+    """A way to show what a run of a recipe would do, without doing it."""
 
     option: str
-    """What is written behind the recipe on the command line."""
+    """The option after the recipe on the command line."""
 
     target: str
     """`module:function` that takes the recipe and returns `name`, `table` and `notes`."""
@@ -30,13 +30,13 @@ class DryRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Verb:
-    """One thing the command line can do."""
+    """One command of the command line."""
 
     help: str
     """What it does, in one line."""
 
     run: str
-    """`module:function` that does it: takes a recipe, or a run folder if there is no recipe."""
+    """`module:function` that runs it; takes a recipe, or a run folder if there is no recipe."""
 
     open_run: str = ""
     """`module:function` that resolves a recipe to a run and does not start it."""
@@ -45,16 +45,16 @@ class Verb:
     """`module:Class` of its recipe; empty if it takes a run folder instead."""
 
     switches: Mapping[str, str] = field(default_factory=dict)
-    """What may follow a run folder as `name=true` or `name=false`, and what it does."""
+    """Switches that may follow a run folder as `name=true` or `name=false`, with their help."""
 
     report: str = ""
     """`module:function` that draws the sections of a report about runs of this verb."""
 
     dry_run: DryRun | None = None
-    """How to see what a run of a recipe would do, if there is a way."""
+    """Shows what a run of a recipe would do, if the verb can."""
 
     is_always_dry: bool = False
-    """Whether it does nothing but a dry run, without being asked to."""
+    """Whether the verb is only ever a dry run."""
 
 
 def resolve(target: str) -> Any:
@@ -72,7 +72,7 @@ def recipe_class(verb: str) -> type[Any]:
 _PLAN = DryRun(
     option="--plan",
     target=f"{_HERE}.train.plan:plan",
-    help="show what the run would take, memory by kind and time, and train nothing",
+    help="show the memory by kind and the time that the run needs, and train nothing",
 )
 
 _DRY_RUNS = {
@@ -109,21 +109,21 @@ VERBS: Mapping[str, Verb] = {
     name: _verb(name, text)
     for name, text in {
         "score": "give each sample a perplexity, with and without its image",
-        "tag": "say what each sample is: language, main object, class, embedding, verdicts",
-        "filter": "decide exactly which samples stay, and write a view of them",
+        "tag": "label each sample: language, main object, class, embedding, a model's answers",
+        "filter": "choose samples exactly, and write a view of them",
         "dedup": "find copies of pictures, exact and near, and keep the best of each",
-        "recaption": "let a model write new captions for the samples of a view",
-        "train": "train a model on a view, all of it or chosen layers only",
-        "evaluate": "measure a model on benchmarks",
-        "sweep": "try values of any keys of a train recipe, and compare what comes out",
-        "soup": "average fine-tuned models, choosing what goes in",
-        "loop": "run a chain of these from one recipe, skipping what is done",
+        "recaption": "write new captions for the samples of a view with a model",
+        "train": "fine-tune a model on views, all layers or selected ones",
+        "evaluate": "evaluate models on benchmarks",
+        "sweep": "train and evaluate with different values of any keys of a train recipe",
+        "soup": "average fine-tuned models, and search for the best average",
+        "loop": "run a chain of verbs from one recipe, skipping what is done",
         "download": "fetch the pictures of URL lists and write shards",
-        "prepare": "write the embedded data sets as shards to work on",
+        "prepare": "write the embedded data sets as shards",
     }.items()
 } | {
     "plan": Verb(
-        help="say what a training would take, from shapes alone: memory by kind, time, checkpoints",
+        help="estimate what a training needs, from shapes alone: memory by kind, time, checkpoints",
         run=f"{_HERE}.train.run:run",
         open_run=f"{_HERE}.train.run:open_run",
         recipe=f"{_HERE}.train.recipe:TrainRecipe",
@@ -132,15 +132,15 @@ VERBS: Mapping[str, Verb] = {
     ),
     "report": Verb(help="draw the report of a finished run", run=f"{_HERE}.report.run:run_folder"),
     "status": Verb(
-        help="tell how far a run is, from its folder alone, while it runs or after",
+        help="show the state of a run from its folder alone, while it runs or after",
         run="consomme.ops.status:describe_run",
     ),
     "verify": Verb(
-        help="prove that a finished run is complete and uncorrupted",
+        help="check that a finished run is complete and uncorrupted",
         run="consomme.ops.verify:verify_run",
         switches={
-            "checksums": "read every output and compare its checksum (true unless you say false)",
-            "repair": "forget damaged units, so that running the recipe again redoes them",
+            "checksums": "read every output and compare its checksum (default true)",
+            "repair": "drop damaged units, so that running the recipe again redoes them",
         },
     ),
 }
