@@ -197,4 +197,4 @@ def test_a_plan_of_which_nothing_is_done_shows_every_round(
     states = {row[0]: row[2] for row in seen.table["rows"]}
     assert {f"recaption-{number}" for number in (1, 2, 3)} <= states.keys()
     assert all(state.startswith("to do") for state in states.values())
-    assert "rounds 1 to 3 are run unless" in seen.notes[0]
+    assert "rounds 1 to 3 run unless" in seen.notes[0]

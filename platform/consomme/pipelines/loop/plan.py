@@ -1,4 +1,4 @@
-"""Show what a loop would do, and what of it is done, without doing anything."""
+"""Show which stages of a loop are done and which would run, without running anything."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from consomme.storage.plan import Plan
 
 @dataclass(frozen=True, kw_only=True)
 class LoopPlan:
-    """What there is to do."""
+    """The stages of a loop, and the state of each."""
 
     name: str
     table: dict[str, Any]
-    """Title, columns and rows: each stage, and whether it is done."""
+    """Title, columns and rows: each stage and its state."""
 
     notes: tuple[str, ...]
-    """What is known of the rounds."""
+    """Remarks about the rounds."""
 
 
 def plan(recipe: LoopRecipe) -> LoopPlan:
@@ -49,7 +49,7 @@ def plan(recipe: LoopRecipe) -> LoopPlan:
 
 
 class _PlanWalk:
-    """Walks a chain as far as it is done."""
+    """Goes through a chain as far as it is done."""
 
     def __init__(self, recipe: LoopRecipe) -> None:
         self.recipe, self.chain = recipe, Chain(recipe)
@@ -65,7 +65,7 @@ class _PlanWalk:
             self.see(step)
         rounds = self.recipe.rounds
         number = 0
-        # What a rule looks at is there when the stages before the rounds are done.
+        # Early stopping can be evaluated when the stages before the rounds are done.
         is_known = self.num_done == len(self.rows)
         while rounds and number < rounds.max_rounds:
             if is_known and not self.chain.wants_more:
@@ -81,15 +81,15 @@ class _PlanWalk:
                 self.notes.append(self.chain.verdict(rounds.early_stop))
             if number > self.chain.last:
                 self.notes.append(
-                    f"rounds {self.chain.last + 1} to {number} are run unless"
-                    f" {rounds.early_stop.metric} stops getting better before"
+                    f"rounds {self.chain.last + 1} to {number} run unless"
+                    f" {rounds.early_stop.metric} stops improving before"
                 )
         best = self.chain.best if is_known else number
         for step in last_steps(self.recipe, best, number):
             self.see(step)
 
     def see(self, step: LoopStep) -> None:
-        """Say of one stage whether it is done."""
+        """Add one stage with its state."""
         self.rows.append([step.name, step.verb, self._state(step)])
 
     def _state(self, step: LoopStep) -> str:
@@ -113,7 +113,7 @@ class _PlanWalk:
 
 
 def _begun(folder: RunFolder) -> str:
-    """How far a run is that is not done."""
+    """Describe the state of an unfinished run."""
     there = Plan.load(folder.store)
     if there is None:
         return "to do"

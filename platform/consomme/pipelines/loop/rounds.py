@@ -1,4 +1,4 @@
-"""When the rounds of a loop end, and which of them was the best."""
+"""Early stopping of the rounds of a loop, and the best round."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from consomme.pipelines.loop.chain import Saturation
 
 
 def is_saturated(values: Sequence[float | None], stop: Saturation) -> bool:
-    """Whether as many rounds in a row as there is patience were not better than the best before.
+    """Whether the last `patience` rounds did not beat the best round before them.
 
     Args:
         values: Of the start (None if unknown) and of each round.
@@ -18,12 +18,12 @@ def is_saturated(values: Sequence[float | None], stop: Saturation) -> bool:
 
 
 def best_of(values: Sequence[float | None], stop: Saturation) -> int:
-    """The round after which nothing was gained; 0 is the start."""
+    """Return the best round; 0 is the start."""
     return _since_best(values, stop)[0]
 
 
 def _since_best(values: Sequence[float | None], stop: Saturation) -> tuple[int, int]:
-    """The best round so far, and how many rounds in a row brought nothing."""
+    """Return the best round so far, and the number of rounds since."""
     sign = 1.0 if stop.better == "higher" else -1.0
     best, best_value, stale = 0, values[0], 0
     for number, value in enumerate(values[1:], 1):

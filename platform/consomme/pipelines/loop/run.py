@@ -1,8 +1,7 @@
-"""Run a chain of stages from one recipe, each once, in rounds until nothing is gained.
+"""Run a chain of stages from one recipe, each once, in rounds until a metric stops improving.
 
-One decision is made here: a loop has no state of its own. What is done is what has a run folder, so
-a loop that was interrupted, or is asked for one more round, walks the same chain and finds most of
-it done.
+A loop keeps no state of its own. What is done is what has a run folder, so a loop that was
+interrupted, or gets one more round, goes through the same chain and finds most of it done.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def run(recipe: LoopRecipe) -> Manifest:
 
 
 def open_run(recipe: LoopRecipe) -> Run[Chain]:
-    """Open the loop's own run over its stages, which have to be done; writes nothing.
+    """Open the loop's own run, whose stages must all be done; writes nothing.
 
     Raises:
         DataError: A stage is not done.
@@ -57,7 +56,7 @@ def _open(chain: Chain) -> Run[Chain]:
 
 
 def _report(run: Run[Chain]) -> Manifest:
-    """Write what came out of a loop whose stages are done."""
+    """Write table, report and manifest of a loop whose stages are done."""
     from consomme.pipelines.report.loop import loop_report
 
     recipe, chain = run.recipe, run.resolved
@@ -79,13 +78,13 @@ def _report(run: Run[Chain]) -> Manifest:
 
 
 class Chain:
-    """A loop while it runs, or while one looks what is done of it."""
+    """The stages of a loop, run or found in order, with their manifests."""
 
     def __init__(self, recipe: LoopRecipe, *, only_find: bool = False) -> None:
         self.recipe, self.only_find = recipe, only_find
         self.manifests: dict[str, Manifest] = {}
         self.last = 0
-        """Rounds that were run."""
+        """Number of rounds that are done."""
 
     @property
     def urls(self) -> dict[str, str]:
@@ -104,7 +103,7 @@ class Chain:
             self.do(step)
 
     def do(self, step: LoopStep) -> None:
-        """Run one stage, or find that it is done."""
+        """Run one stage, or find its finished run."""
         values = values_of(step, self.urls, self.recipe.root)
         node = check_recipe(recipe_class(step.verb), values, f"stage {step.name}")
         logger.info("stage %d: %s %s", len(self.manifests) + 1, step.verb, step.name)
@@ -117,7 +116,7 @@ class Chain:
         self.manifests[step.name] = run.folder.manifest()
 
     def end_round(self) -> None:
-        """Count a round that is done."""
+        """Count a round as done."""
         self.last += 1
         stop = self.recipe.rounds and self.recipe.rounds.early_stop
         if stop:
@@ -125,7 +124,7 @@ class Chain:
 
     @property
     def wants_more(self) -> bool:
-        """Whether another round is to be run."""
+        """Whether another round has to run."""
         rounds = self.recipe.rounds
         if rounds is None or self.last >= rounds.max_rounds:
             return False
@@ -133,7 +132,7 @@ class Chain:
 
     @property
     def values(self) -> list[float | None]:
-        """What the rule looks at, of the start and of each round; None if there is no start."""
+        """Early-stopping metric of the start and of each round; None if there is no start."""
         stop = self.recipe.rounds and self.recipe.rounds.early_stop
         if not stop:
             return []
@@ -146,19 +145,19 @@ class Chain:
 
     @property
     def best(self) -> int:
-        """The best round; 0 if none was better than the start, the last if there is no rule."""
+        """The best round; 0 if none beat the start, the last one without early stopping."""
         stop = self.recipe.rounds and self.recipe.rounds.early_stop
         return best_of(self.values, stop) if stop else self.last
 
     def verdict(self, stop: Saturation) -> str:
-        """Say what the rule makes of the rounds so far."""
+        """Describe the early-stopping metric of the rounds so far."""
         values = " → ".join("–" if value is None else f"{value:.4g}" for value in self.values)
         if is_saturated(self.values, stop):
             return f"{stop.metric} {values}: saturated, round {self.best} is the best"
         return f"{stop.metric} {values}"
 
     def rounds(self) -> dict[str, Any]:
-        """Everything about the rounds that goes into the manifest; empty without rounds."""
+        """Return what the manifest records about the rounds; empty without rounds."""
         rounds = self.recipe.rounds
         if rounds is None:
             return {}
@@ -184,7 +183,7 @@ class Chain:
 
 
 def figure(source: str, manifests: Mapping[str, Manifest]) -> float:
-    """Read `stage:metric`.
+    """Return the metric that `stage:metric` names.
 
     Raises:
         RecipeError: The stage has no such metric.
@@ -198,7 +197,7 @@ def figure(source: str, manifests: Mapping[str, Manifest]) -> float:
 
 
 def summary_row(row: SummaryRow, manifests: Mapping[str, Manifest]) -> dict[str, Any]:
-    """Work out one line of the final table."""
+    """Compute one row of the final table."""
     values = [figure(source, manifests) for source in row.value.split(" | ")]
     return {"label": row.label, "values": values, "note": row.note}
 
@@ -211,7 +210,7 @@ def _of_round(source: str, number: int) -> str:
 def _shown(
     name: str, table: Sequence[Mapping[str, Any]], rounds: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The table that is printed at the end."""
+    """Return the table that is printed at the end."""
     rows = [(row["label"], row["values"]) for row in table]
     rows += [(f"{row['label']}, by round", row["values"]) for row in rounds.get("table", ())]
     return {

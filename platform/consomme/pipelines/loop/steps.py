@@ -1,8 +1,8 @@
-"""What a loop consists of: stages before, rounds, stages after; and who refers to whom.
+"""The steps of a loop: stages before the rounds, the rounds, stages after; and their references.
 
-One decision is made here: a stage names what it reads by the stage that made it, so the chain, with
-every round of it, is known and checked before the first stage starts. Which round was the best one
-is only known at the end, so what comes after the rounds is put together then.
+A stage refers to what it reads by the stage that makes it. So the whole chain, with every round, is
+known and checked before the first stage starts. Only the best round is unknown until the end, so
+references to it are resolved then.
 
     @name             a stage before the rounds, or one of the same round
     @previous:name    that stage of the round before; in the first round what `rounds.initial` says
@@ -39,28 +39,28 @@ STAGE_VERBS = (
 
 @dataclass(frozen=True, kw_only=True)
 class LoopStep:
-    """A stage with its name, and who its references mean."""
+    """One run of a stage: its name, recipe and resolved references."""
 
     name: str
-    """Of the run."""
+    """Name of the run."""
 
     verb: str
     recipe: Mapping[str, Any]
     names: Mapping[str, str]
-    """Run names by what the recipe calls them."""
+    """Run name of each reference that the recipe may use."""
 
     where: str
-    """Its place in the loop's recipe."""
+    """Key path in the loop's recipe, for messages."""
 
 
 def first_steps(recipe: LoopChain) -> list[LoopStep]:
-    """The stages before the rounds."""
+    """Return the stages before the rounds."""
     names = {stage.name: stage.name for stage in recipe.stages}
     return _steps("stages", recipe.stages, names, recipe.values)
 
 
 def round_steps(recipe: LoopChain, number: int) -> list[LoopStep]:
-    """The stages of one round, counted from 1."""
+    """Return the stages of one round, counted from 1."""
     rounds = recipe.rounds
     assert rounds is not None
     names = {stage.name: stage.name for stage in recipe.stages}
@@ -74,7 +74,7 @@ def round_steps(recipe: LoopChain, number: int) -> list[LoopStep]:
 
 
 def last_steps(recipe: LoopChain, best: int, last: int) -> list[LoopStep]:
-    """The stages after the rounds, once it is known which round was best and which last."""
+    """Return the stages after the rounds, given the best and the last round."""
     names = {stage.name: stage.name for stage in (*recipe.stages, *recipe.after)}
     for stage in recipe.rounds.stages if recipe.rounds else ():
         names[f"best:{stage.name}"] = f"{stage.name}-{best}" if best else _start(recipe, stage)
@@ -98,13 +98,13 @@ def _steps(
 
 
 def _start(recipe: LoopChain, stage: LoopStage) -> str:
-    """What stands for a stage if no round was better than the start."""
+    """Return the run that replaces a stage if no round beat the start."""
     assert recipe.rounds is not None
     return recipe.rounds.initial.get(stage.name, f"{stage.name}-1")
 
 
 def all_steps(recipe: LoopChain) -> list[LoopStep]:
-    """Every step there may be, in order, as if the last possible round were the best."""
+    """Return all possible steps in order, as if the last possible round were the best."""
     steps = first_steps(recipe)
     most = recipe.rounds.max_rounds if recipe.rounds else 0
     for number in range(1, most + 1):
@@ -113,13 +113,13 @@ def all_steps(recipe: LoopChain) -> list[LoopStep]:
 
 
 def values_of(step: LoopStep, urls: Mapping[str, str], root: str) -> dict[str, Any]:
-    """Fill in a step's recipe: run folders for references."""
+    """Return a step's recipe with references replaced by run folders."""
     found = {name: urls[run] for name, run in step.names.items() if run in urls}
     return {**_resolve(step.recipe, found), "name": step.name, "root": root}
 
 
 def step_problems(recipe: LoopChain) -> Iterator[str]:
-    """Say what is wrong with the stages, their recipes and references, and with the summary."""
+    """Yield the problems of stages, their recipes and references, and of the summary."""
     seen: list[str] = []
     for step in all_steps(recipe):
         where = step.where
@@ -148,7 +148,7 @@ def step_problems(recipe: LoopChain) -> Iterator[str]:
 
 
 def round_problems(recipe: LoopChain, rounds: LoopRounds) -> Iterator[str]:
-    """Say which references of the rounds, other than their stages', name no stage."""
+    """Yield the problems of references in `rounds` outside its stages."""
     before = [stage.name for stage in recipe.stages]
     inside = [stage.name for stage in rounds.stages]
     for name, target in rounds.initial.items():
@@ -182,7 +182,7 @@ def _stage_problems(where: str, source: str, known: Iterable[str]) -> Iterator[s
 
 
 def references(value: Any) -> list[str]:
-    """List whom a recipe refers to."""
+    """List the references in a recipe."""
     if isinstance(value, str):
         return [value[1:].split("/")[0]] if value.startswith("@") else []
     if isinstance(value, Mapping):
@@ -204,7 +204,7 @@ def _resolve(value: Any, urls: Mapping[str, str]) -> Any:
 
 
 def _filled(value: Any, known: Mapping[str, Any]) -> Any:
-    """Put values for `{name}`; other braces stay as they are."""
+    """Replace `{name}` by its value; other braces stay."""
     if isinstance(value, str):
         if value.startswith("{") and value.endswith("}") and value[1:-1] in known:
             return known[value[1:-1]]
