@@ -58,9 +58,9 @@ def test_scene_questions_can_be_asked_by_kind():
     prompts = [item.prompt for item in two.items()]
     # The same questions as among all of them, in the same order.
     assert [p for p in (item.prompt for item in whole.items()) if p in set(prompts)] == prompts
-    kinds = {q.kind for _, q in two._asked()}
+    kinds = {q.kind for _, q in two._questions()}
     assert kinds == {"relation", "position"}
-    figures = two.measure([q.answer for _, q in two._asked()])
+    figures = two.measure([q.answer for _, q in two._questions()])
     assert figures["accuracy_relation_fraction"] == figures["accuracy_position_fraction"] == 1.0
     assert "accuracy_word_fraction" not in figures
     with pytest.raises(RecipeError, match="unknown kind of question 'relations'; did you mean"):

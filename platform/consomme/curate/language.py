@@ -1,4 +1,4 @@
-"""Tell the language and the script of short texts, and count words in any script."""
+"""Identify language and script of short texts, and count words in any script."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from consomme.base.errors import RecipeError
 
 UNKNOWN = "und"
-"""What ISO 639 calls a language that is not known."""
+"""ISO 639 code of an undetermined language."""
 
 
 _SPACELESS = (
@@ -27,16 +27,16 @@ _WORD = re.compile(rf"[{_SPACELESS}]|[^\W_{_SPACELESS}]+(?:['’.-][^\W_{_SPACEL
 
 @cache
 def language_table(languages: tuple[str, ...] = ()) -> Any:
-    """Load py3langid's table, once per choice of languages; some 100 MB.
+    """Load py3langid's table, once per set of languages; about 100 MB.
 
     Args:
-        languages: ISO 639 codes to choose from; none means all that are known.
+        languages: ISO 639 codes to choose from; empty means all known languages.
 
     Returns:
-        A `LanguageIdentifier`: `classify` names the best guess, `rank` all, with probabilities.
+        A `LanguageIdentifier`: `classify` returns the best guess, `rank` all, with probabilities.
 
     Raises:
-        RecipeError: A code is not known.
+        RecipeError: A code is unknown.
     """
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
@@ -48,10 +48,10 @@ def language_table(languages: tuple[str, ...] = ()) -> Any:
 
 
 def check_languages(languages: Sequence[str]) -> None:
-    """Refuse codes of languages that are not in the table.
+    """Check that codes of languages are in the table.
 
     Raises:
-        RecipeError: Some are not; names them, and those there are.
+        RecipeError: Some are not; the message names them, and the known ones.
     """
     known = _known_languages() if languages else frozenset()
     unknown = sorted(set(languages) - known)
@@ -70,10 +70,10 @@ def _known_languages() -> frozenset[str]:
 
 
 def num_words(text: str) -> int:
-    """Count words; of Han and kana each character counts as one, as there are no spaces.
+    """Count words; each character of Han and kana, which have no spaces, counts as one.
 
     "don't", "3.5" and "t-shirt" are one word each. Thai, Lao, Khmer and Burmese have no spaces
-    either, but words of many characters: there, use the number of characters.
+    either, but words of several characters; use the number of characters for them.
     """
     return len(_WORD.findall(text))
 
@@ -81,19 +81,19 @@ def num_words(text: str) -> int:
 def script_of(text: str) -> str:
     """Return the script of most letters by its Unicode name, such as `latin`; empty for no letters.
 
-    Hiragana and katakana count together as `kana`. Of equals, the first in the alphabet.
+    Hiragana and katakana count together as `kana`. Ties go to the first in alphabetical order.
     """
-    found = Counter(script for mark in text if (script := _script(mark)))
-    return min(found, key=lambda script: (-found[script], script)) if found else ""
+    counts = Counter(script for char in text if (script := _script(char)))
+    return min(counts, key=lambda script: (-counts[script], script)) if counts else ""
 
 
 @cache
-def _script(mark: str) -> str:
-    """Read the script out of a letter's name: `CYRILLIC SMALL LETTER A` is Cyrillic."""
-    if not mark.isalpha():
+def _script(char: str) -> str:
+    """Return the script from a letter's Unicode name: `CYRILLIC SMALL LETTER A` is Cyrillic."""
+    if not char.isalpha():
         return ""
-    # Bold, full-width and raised letters are letters of their script in another form.
-    plain = unicodedata.normalize("NFKC", mark)[0]
+    # Bold, full-width and superscript letters are compatibility forms of their script's letters.
+    plain = unicodedata.normalize("NFKC", char)[0]
     first = re.split(r"[ -]", unicodedata.name(plain, ""))[0].lower()
     return _SCRIPTS.get(first, first)
 

@@ -1,1 +1,1 @@
-"""Figures about models: how good, how sure, and never computed twice."""
+"""Evaluation of models: benchmarks, metrics with intervals, and a cache of results."""

@@ -1,8 +1,8 @@
-"""Benchmarks on the embedded data: questions, captions and names with exact judges.
+"""Benchmarks on the embedded data: questions, captions and names with exact ground truth.
 
-One decision is made here: a benchmark is a fixed list of (picture, prompt) and a function from
-answers to numbers; who answers is not its business. `blank=true` shows a grey picture instead,
-which tells guessing from seeing.
+A benchmark is a fixed list of (picture, prompt) and a function from answers to metrics; it does not
+know which model answers. `blank=true` shows a grey picture instead, which gives the accuracy of
+guessing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GREY = (128, 128, 128)
 CAPTION_PROMPT = "describe the image."
 NAME_PROMPT = "what emoji is this?"
 RIGHT_IOU = 0.5
-"""Overlap from which on a box is the right one."""
+"""Minimum IoU of a correct box."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,26 +41,26 @@ class BenchmarkItem:
 
 
 class Benchmark(Protocol):
-    """What every benchmark offers."""
+    """Interface of every registered benchmark."""
 
     max_tokens: int
-    """Longest answer."""
+    """Maximum answer length in tokens."""
 
     def items(self) -> list[BenchmarkItem]:
-        """All requests, always the same."""
+        """All requests, in a fixed order."""
 
     def verdicts(self, answers: Sequence[str]) -> list[float]:
-        """One number in [0, 1] per request, for paired comparisons."""
+        """One score in [0, 1] per request, for paired comparisons."""
 
     def measure(self, answers: Sequence[str]) -> dict[str, float]:
-        """Figures; the first one is the main one, larger is better."""
+        """Metrics by name; the first one is the main metric, higher is better."""
 
 
 BENCHMARKS: Registry[Benchmark] = Registry("benchmark", "consomme/evaluate/benchmarks.py")
 
 
 def describe(benchmark: Benchmark) -> str:
-    """Canonical text of a benchmark's parameters, for cache keys."""
+    """Return a canonical text of a benchmark's parameters, for cache keys."""
     return json.dumps([type(benchmark).__name__, asdict(benchmark)], sort_keys=True)  # type: ignore[call-overload]
 
 
@@ -82,9 +82,9 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def _by_kind(verdicts: Sequence[float], asked: Sequence[scenes.Question]) -> dict[str, float]:
+def _by_kind(verdicts: Sequence[float], questions: Sequence[scenes.Question]) -> dict[str, float]:
     kinds: dict[str, list[float]] = {}
-    for verdict, question in zip(verdicts, asked, strict=True):
+    for verdict, question in zip(verdicts, questions, strict=True):
         kinds.setdefault(question.kind, []).append(verdict)
     return {f"accuracy_{kind}_fraction": _mean(values) for kind, values in sorted(kinds.items())}
 
@@ -100,13 +100,13 @@ def _scene_pictures(first_seed: int, num: int, style: str) -> tuple[Image.Image,
 @BENCHMARKS.register("scene_questions")
 @dataclass(frozen=True, kw_only=True)
 class SceneQuestions(Checked):
-    """Questions on rendered scenes, judged by exact match."""
+    """Questions on rendered scenes, scored by exact match."""
 
     num: PositiveInt = 100
     """Scenes; each has about eight questions."""
 
     kinds: tuple[str, ...] = ()
-    """Kinds of questions to ask, such as [relation, position] or [word]; none given means all."""
+    """Kinds of questions, such as [relation, position] or [word]; empty means all."""
 
     first_seed: int = 500_000
     """Seed of the first scene."""
@@ -118,7 +118,7 @@ class SceneQuestions(Checked):
     """Show a grey picture."""
 
     max_tokens: PositiveInt = 6
-    """Longest answer."""
+    """Maximum answer length in tokens."""
 
     @rule
     def _known_kinds(self) -> Iterator[str]:
@@ -130,7 +130,7 @@ class SceneQuestions(Checked):
                     f" {', '.join(scenes.QUESTION_KINDS)}"
                 )
 
-    def _asked(self) -> list[tuple[int, scenes.Question]]:
+    def _questions(self) -> list[tuple[int, scenes.Question]]:
         return [
             (number, question)
             for number in range(self.num)
@@ -145,26 +145,26 @@ class SceneQuestions(Checked):
         pictures = _scene_pictures(self.first_seed, self.num, self.style)
         return [
             BenchmarkItem(image=_picture(pictures[number], self.blank), prompt=question.question)
-            for number, question in self._asked()
+            for number, question in self._questions()
         ]
 
     def verdicts(self, answers: Sequence[str]) -> list[float]:
-        """1 where the answer is the right one."""
+        """1 where the answer is correct."""
         return [
             float(exact_match(answer, question.answer))
-            for answer, (_, question) in zip(answers, self._asked(), strict=True)
+            for answer, (_, question) in zip(answers, self._questions(), strict=True)
         ]
 
     def measure(self, answers: Sequence[str]) -> dict[str, float]:
-        """Accuracy, in all and by kind of question."""
+        """Accuracy, overall and by kind of question."""
         right = self.verdicts(answers)
-        return _accuracy(right) | _by_kind(right, [question for _, question in self._asked()])
+        return _accuracy(right) | _by_kind(right, [question for _, question in self._questions()])
 
 
 @BENCHMARKS.register("scene_captions")
 @dataclass(frozen=True, kw_only=True)
 class SceneCaptions(Checked):
-    """Captions of rendered scenes, judged claim by claim."""
+    """Captions of rendered scenes, checked claim by claim."""
 
     num: PositiveInt = 100
     """Scenes."""
@@ -179,7 +179,7 @@ class SceneCaptions(Checked):
     """Show a grey picture."""
 
     max_tokens: PositiveInt = 64
-    """Longest caption."""
+    """Maximum caption length in tokens."""
 
     def items(self) -> list[BenchmarkItem]:
         """One request per scene."""
@@ -189,15 +189,15 @@ class SceneCaptions(Checked):
         ]
 
     def _claims(self, answers: Sequence[str]) -> list[tuple[int, int, int]]:
-        found = []
+        counts = []
         for number, answer in enumerate(answers):
             scene = scenes.make_scene(self.first_seed + number, self.style)
             claims = check_caption(scene, answer)
-            found.append((len(claims.true), len(claims.false), len(claims.missing)))
-        return found
+            counts.append((len(claims.true), len(claims.false), len(claims.missing)))
+        return counts
 
     def verdicts(self, answers: Sequence[str]) -> list[float]:
-        """Share of true claims among those made, per caption; 0 for one that claims nothing."""
+        """Share of true claims per caption; 0 for a caption without claims."""
         return [true / (true + false) if true else 0.0 for true, false, _ in self._claims(answers)]
 
     def measure(self, answers: Sequence[str]) -> dict[str, float]:
@@ -214,7 +214,7 @@ class SceneCaptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class _SceneTask(Checked):
-    """What the benchmarks of the specialists' tasks have in common."""
+    """Base of the benchmarks on the specialists' tasks."""
 
     num: PositiveInt = 100
     """Scenes; each has two to five questions."""
@@ -229,50 +229,52 @@ class _SceneTask(Checked):
     """Show a grey picture."""
 
     max_tokens: PositiveInt = 24
-    """Longest answer; a box takes some twenty tokens where each digit is one."""
+    """Maximum answer length in tokens; a box takes about twenty if each digit is a token."""
 
     task: ClassVar[str]
 
-    def _asked(self) -> list[tuple[scenes.Scene, scenes.Question]]:
+    def _questions(self) -> list[tuple[scenes.Scene, scenes.Question]]:
         task = scene_tasks.TASKS[self.task]
-        drawn = scene_tasks.scenes_for(task, self.first_seed, self.num, self.style)
-        return [(scene, question) for seed, scene in drawn for question in task.ask(scene, seed)]
+        task_scenes = scene_tasks.scenes_for(task, self.first_seed, self.num, self.style)
+        return [
+            (scene, question) for seed, scene in task_scenes for question in task.ask(scene, seed)
+        ]
 
     def items(self) -> list[BenchmarkItem]:
         """All questions."""
         pictures: dict[scenes.Scene, Image.Image] = {}
         items = []
-        for scene, question in self._asked():
+        for scene, question in self._questions():
             if scene not in pictures:
                 pictures[scene] = _picture(scenes.render(scene), self.blank)
             items.append(BenchmarkItem(image=pictures[scene], prompt=question.question))
         return items
 
     def verdicts(self, answers: Sequence[str]) -> list[float]:
-        """1 where the answer is the right one; for a box, where it covers the right place."""
-        asked = [question for _, question in self._asked()]
+        """1 where the answer is correct; for a box, where its IoU is at least `RIGHT_IOU`."""
+        questions = [question for _, question in self._questions()]
         return [
             float(_is_right(answer, question.answer))
-            for answer, question in zip(answers, asked, strict=True)
+            for answer, question in zip(answers, questions, strict=True)
         ]
 
     def measure(self, answers: Sequence[str]) -> dict[str, float]:
-        """Accuracy, in all and by kind of question; for boxes also the overlap."""
-        asked = [question for _, question in self._asked()]
+        """Accuracy, overall and by kind of question; for boxes also the mean IoU."""
+        questions = [question for _, question in self._questions()]
         right = self.verdicts(answers)
         overlaps = [
             _overlap(answer, question.answer)
-            for answer, question in zip(answers, asked, strict=True)
+            for answer, question in zip(answers, questions, strict=True)
             if parse_boxes(question.answer)
         ]
         mean = {"mean_iou_fraction": _mean(overlaps)} if overlaps else {}
-        return _accuracy(right) | _by_kind(right, asked) | mean
+        return _accuracy(right) | _by_kind(right, questions) | mean
 
 
 @BENCHMARKS.register("scene_spatial")
 @dataclass(frozen=True, kw_only=True)
 class SceneSpatial(_SceneTask):
-    """Where things are in relation to each other: by name, by box, with yes or no."""
+    """Spatial relations of objects, answered by name, by box, or with yes or no."""
 
     task: ClassVar[str] = "spatial"
 
@@ -280,7 +282,7 @@ class SceneSpatial(_SceneTask):
 @BENCHMARKS.register("scene_grounding")
 @dataclass(frozen=True, kw_only=True)
 class SceneGrounding(_SceneTask):
-    """Boxes of things and things in boxes; a box is right if it overlaps by half."""
+    """Boxes of objects, and objects in boxes; a box is correct from an IoU of a half."""
 
     task: ClassVar[str] = "grounding"
 
@@ -288,15 +290,15 @@ class SceneGrounding(_SceneTask):
 @BENCHMARKS.register("scene_ocr")
 @dataclass(frozen=True, kw_only=True)
 class SceneOcr(_SceneTask):
-    """Reading the drawn word, on scenes of which three in four have one."""
+    """Reading the drawn word; three in four scenes have one."""
 
     task: ClassVar[str] = "ocr"
 
 
 def _overlap(answer: str, truth: str) -> float:
-    """Overlap of the first box in an answer with the true one; 0 where there is none."""
-    given = parse_boxes(answer)
-    return iou(given[0], parse_boxes(truth)[0]) if given else 0.0
+    """Return the IoU of the first box in an answer with the true one; 0 without a box."""
+    boxes = parse_boxes(answer)
+    return iou(boxes[0], parse_boxes(truth)[0]) if boxes else 0.0
 
 
 def _is_right(answer: str, truth: str) -> bool:
@@ -308,22 +310,22 @@ def _is_right(answer: str, truth: str) -> bool:
 @BENCHMARKS.register("emoji_names")
 @dataclass(frozen=True, kw_only=True)
 class EmojiNames(Checked):
-    """Naming emoji pictures among all names, judged by exact match."""
+    """Naming emoji pictures, scored by exact match."""
 
     style: str = emoji.HELD_OUT_STYLE
-    """Picture style; the default is one the nano VLM has never seen."""
+    """Emoji style; the default is held out from the nano VLM's training data."""
 
     every: PositiveInt = 1
     """Take each n-th emoji."""
 
     first: NonNegativeInt = 0
-    """The first one: with `every: 2`, 1 takes those that 0 leaves out."""
+    """Index of the first emoji: with `every: 2`, 1 takes those that 0 leaves out."""
 
     blank: bool = False
     """Show a grey picture."""
 
     max_tokens: PositiveInt = 16
-    """Longest name."""
+    """Maximum name length in tokens."""
 
     def _entries(self) -> tuple[emoji.Emoji, ...]:
         return emoji.load(self.style)[self.first :: self.every]
@@ -334,12 +336,12 @@ class EmojiNames(Checked):
         return [BenchmarkItem(image=_picture(p, self.blank), prompt=NAME_PROMPT) for p in pictures]
 
     def verdicts(self, answers: Sequence[str]) -> list[float]:
-        """1 where the name is the right one."""
+        """1 where the name is correct."""
         return [
             float(exact_match(answer, entry.name))
             for answer, entry in zip(answers, self._entries(), strict=True)
         ]
 
     def measure(self, answers: Sequence[str]) -> dict[str, float]:
-        """Share of right names."""
+        """Share of correct names."""
         return _accuracy(self.verdicts(answers))

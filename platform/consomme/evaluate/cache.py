@@ -1,8 +1,8 @@
-"""Remembers evaluations by content, so that no model is asked the same questions twice.
+"""A content-addressed cache of evaluation results.
 
-The one decision: the key is what decides the result (weights, benchmark, decoding) and never a path
-or a name of a run. A model that was moved, or averaged anew from the same ingredients, is found
-again.
+The key is everything that determines the result (weights, benchmark, decoding), never a path or the
+name of a run. So a model that was moved, or averaged again from the same ingredients, is found in
+the cache.
 """
 
 import hashlib
@@ -15,9 +15,9 @@ from consomme.storage.stores.store import Store
 
 
 def soup_content_hash(ingredient_hashes: Sequence[str], shares: Sequence[float]) -> str:
-    """Return the hash of an average that was never written: its ingredients' hashes and shares.
+    """Return the hash of an average without writing it, from its ingredients' hashes and shares.
 
-    The order of ingredients does not count; those with a share of zero do not take part.
+    The order of ingredients does not matter; those with a share of zero are ignored.
     """
     parts = sorted((h, share) for h, share in zip(ingredient_hashes, shares, strict=True) if share)
     return hashlib.sha256(_canonical({"soup": parts})).hexdigest()
@@ -36,7 +36,7 @@ def result_key(
         model_hash: From `model_content_hash` or `soup_content_hash`.
         benchmark: Name of the benchmark.
         benchmark_hash: Hash over its samples and its prompt.
-        decoding: What else decides the answers: engine, temperature, token limit, seed.
+        decoding: Whatever else determines the answers: engine, temperature, token limit, seed.
     """
     parts = {
         "model": model_hash,
@@ -48,9 +48,9 @@ def result_key(
 
 
 class ResultCache:
-    """Results as small JSON files in a store, one per key. Any number of processes may share it.
+    """Results as small JSON files in a store, one per key; any number of processes may share it.
 
-    Two processes that compute the same result at once both write it; the first one stands.
+    If two processes compute the same result at once, the first one written is kept.
     """
 
     def __init__(self, store: Store, prefix: str = "evaluations") -> None:
@@ -58,7 +58,7 @@ class ResultCache:
         self._prefix = prefix.strip("/")
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """Return a remembered result, or None.
+        """Return a cached result, or None.
 
         Raises:
             DataError: The stored file is not JSON.
@@ -76,7 +76,7 @@ class ResultCache:
         return result
 
     def put(self, key: str, result: Mapping[str, Any]) -> None:
-        """Remember a result; one that is there already stays."""
+        """Store a result, unless there is one already."""
         self._store.create(self._path(key), json.dumps(result, sort_keys=True).encode())
 
     def _path(self, key: str) -> str:

@@ -20,19 +20,19 @@ Z_95 = 1.959963984540054
 
 
 def normalise(text: str) -> str:
-    """Return a text without differences that do not matter in an answer.
+    """Normalise an answer for comparison.
 
-    Case, compatibility forms of characters, runs of white space, and punctuation and spaces around
-    the text go; punctuation inside (`3.5`, `left-hand`) stays.
+    Removes differences of case, compatibility forms of characters and white space, and punctuation
+    around the text; punctuation inside it (`3.5`, `left-hand`) is kept.
     """
     folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return re.sub(r"^[\W_]+|[\W_]+$", "", folded)
 
 
 def exact_match(prediction: str, answer: str | Sequence[str]) -> bool:
-    """Say whether a prediction is the answer, or one of several accepted answers.
+    """Whether a prediction equals the answer, or one of several accepted answers, normalised.
 
-    An empty prediction never is, unless the answer is nothing but punctuation too.
+    An empty prediction matches only an answer that consists of punctuation.
     """
     answers = [answer] if isinstance(answer, str) else answer
     return normalise(prediction) in {normalise(a) for a in answers}
@@ -40,13 +40,13 @@ def exact_match(prediction: str, answer: str | Sequence[str]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """A share of right answers with its 95 % interval."""
+    """A share of correct answers with its 95 % confidence interval."""
 
     num_correct: int
-    """Right answers."""
+    """Number of correct answers."""
 
     num_total: int
-    """Questions."""
+    """Number of questions."""
 
     low: float
     """Lower end of the interval, in [0, 1]."""
@@ -56,15 +56,15 @@ class Accuracy:
 
     @property
     def value(self) -> float:
-        """Return the share itself."""
+        """The share of correct answers."""
         return self.num_correct / self.num_total
 
 
 def accuracy(correct: Sequence[bool] | NDArray[np.bool_]) -> Accuracy:
-    """Count right answers and say how sure the share is.
+    """Count correct answers and compute the confidence interval of their share.
 
-    The interval is Wilson's score interval, which stays inside [0, 1] and is right near its ends
-    and for few questions, where the usual plus-minus is not.
+    The interval is Wilson's score interval, which stays inside [0, 1] and is accurate near 0 and 1
+    and for few questions, where the normal approximation is not.
 
     Raises:
         DataError: There is no question.

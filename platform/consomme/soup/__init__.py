@@ -1,1 +1,1 @@
-"""Averages of fine-tuned models: which ingredients go in, and how they are mixed."""
+"""Model soups: choosing ingredients, and averaging their weights."""

@@ -1,8 +1,8 @@
-"""Opens checkpoints that are offered to a soup and refuses a soup of strangers.
+"""Open the checkpoints of a soup, and check that they can be averaged.
 
-The one decision: everything that can be known without loading a weight is checked before anything
-is averaged. Only the headers of the safetensors files are read, a few kilobytes per model, so
-opening forty models of seven billion parameters takes well under a second.
+Everything that can be checked without loading weights is checked first. Only the headers of the
+safetensors files are read, a few kilobytes per model, so opening forty models of seven billion
+parameters takes well under a second.
 """
 
 import hashlib
@@ -15,43 +15,43 @@ from typing import Any
 from consomme.base.errors import CheckpointError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
-"""Files that must be the same byte for byte: another token order makes averages meaningless."""
+"""Files that must be byte-identical: with another token order an average is meaningless."""
 
 VOLATILE_CONFIG = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype"})
-"""Keys of config.json that say nothing about the shape of the model."""
+"""Keys of config.json that do not affect the model's architecture."""
 
 _HEADER_LIMIT = 100_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """Where a stored tensor lies and what it looks like."""
+    """Location, data type and shape of a stored tensor."""
 
     file: str
     """Name of the safetensors file."""
 
     dtype: str
-    """Data type as safetensors names it, such as `BF16`."""
+    """Data type in safetensors notation, such as `BF16`."""
 
     shape: tuple[int, ...]
-    """Sizes of its dimensions."""
+    """Shape of the tensor."""
 
     start: int
-    """Where its bytes begin in the file."""
+    """Offset of its first byte in the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ingredient:
-    """A checkpoint folder whose headers were read."""
+    """A checkpoint folder whose headers have been read."""
 
     name: str
-    """How messages and lineages call it: the folder's name, or what the caller says."""
+    """Name in messages and lineages: the folder's name, or one given by the caller."""
 
     folder: Path
-    """A Hugging Face folder on local disk."""
+    """Hugging Face folder on local disk."""
 
     tensors: Mapping[str, TensorSpec]
-    """Stored tensors by name, in the order they lie in their files."""
+    """Stored tensors by name, in the order of their offsets."""
 
     config: Mapping[str, Any]
     """config.json without volatile keys."""
@@ -64,7 +64,7 @@ def open_ingredient(folder: str | Path, name: str = "") -> Ingredient:
     """Read the headers of one checkpoint.
 
     Raises:
-        CheckpointError: No folder, no config.json, no safetensors file, or a damaged one.
+        CheckpointError: There is no folder, config.json or safetensors file, or one is damaged.
     """
     path = Path(folder)
     config_file = path / "config.json"
@@ -104,10 +104,10 @@ def open_ingredient(folder: str | Path, name: str = "") -> Ingredient:
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """Return a safetensors header, name -> dtype, shape, data_offsets, and where the data begins.
+    """Return a safetensors header (name -> dtype, shape, data_offsets) and the data's offset.
 
     Raises:
-        CheckpointError: The file is cut off or is not a safetensors file.
+        CheckpointError: The file is truncated or is not a safetensors file.
     """
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -129,10 +129,10 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
 
 
 def check_compatible(ingredients: Sequence[Ingredient]) -> None:
-    """Make sure the ingredients can be averaged; the first one is the measure.
+    """Check that the ingredients can be averaged, by comparing each with the first.
 
     Raises:
-        CheckpointError: There is nothing to average, or two ingredients differ in tensors, shapes,
+        CheckpointError: There are no ingredients, or two ingredients differ in tensors, shapes,
             data types, tokenizer or architecture. The message names the first difference.
     """
     if not ingredients:

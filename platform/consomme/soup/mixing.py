@@ -1,9 +1,9 @@
-"""Averages weights: in float32, tensor by tensor, cast once.
+"""Average weights in float32, tensor by tensor, with one cast at the end.
 
-The one decision: the average is a running one, `mean += (theta - mean) * share`. The average of
-equal models is then that model bit for bit, memory is one accumulator and one tensor however many
-ingredients there are, and no sum can leave the range of float32. The released POINTS script sums
-whole models in bfloat16, which loses up to eight bits.
+The average is a running mean, `mean += (theta - mean) * share`. So the average of equal models is
+that model bit for bit, memory is one accumulator and one tensor for any number of ingredients, and
+no sum can overflow float32. The released POINTS script sums whole models in bfloat16, which loses
+up to eight bits.
 """
 
 import json
@@ -39,39 +39,39 @@ def mix_tensor(load: Sequence[Callable[[], Tensor]], shares: Sequence[float]) ->
     """Return the weighted average of one tensor, in its own data type.
 
     Args:
-        load: One function per ingredient; called once, and only if its share is not zero.
+        load: One function per ingredient that loads the tensor; called only for non-zero shares.
         shares: Non-negative, summing to one.
 
     Returns:
-        Float tensors averaged in float32 (float64 stays float64) and cast once; integer and boolean
-        buffers are those of the first ingredient that takes part, since an average means nothing.
+        Float tensors averaged in float32 (float64 stays float64) and cast once. Integer and boolean
+        buffers have no meaningful average: those of the first ingredient with a share are returned.
     """
     mean: Tensor | None = None
-    taken = 0.0
+    total = 0.0
     dtype = torch.float32
     for read, share in zip(load, shares, strict=True):
         if share == 0.0:
             continue
         tensor = read()
-        taken += share
+        total += share
         if mean is None:
             if not tensor.is_floating_point():
                 return tensor.clone()
             dtype = tensor.dtype
-            wide = torch.float64 if dtype == torch.float64 else torch.float32
-            mean = tensor.to(wide, copy=True)
+            accumulator_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+            mean = tensor.to(accumulator_dtype, copy=True)
         else:
-            mean.lerp_(tensor.to(mean.dtype), share / taken)
+            mean.lerp_(tensor.to(mean.dtype), share / total)
     if mean is None:
         raise RecipeError("every share of the soup is zero; give at least one ingredient a share")
     return mean.to(dtype)
 
 
 def shares_of(count: int, weights: Sequence[float] | None) -> list[float]:
-    """Return shares that sum to one: equal ones without `weights`.
+    """Normalise weights to shares that sum to one; without `weights`, equal shares.
 
     Raises:
-        RecipeError: The weights do not fit the ingredients, or are negative, or sum to zero.
+        RecipeError: The number of weights is wrong, or they are negative or sum to zero.
     """
     if weights is None:
         return [1.0 / count] * count
@@ -89,7 +89,7 @@ def average_ingredients(
     """Average checkpoints on disk, tensor by tensor, in the stored order of the first one.
 
     Raises:
-        CheckpointError: The ingredients are strangers; see `check_compatible`.
+        CheckpointError: The ingredients cannot be averaged; see `check_compatible`.
     """
     check_compatible(ingredients)
     shares = shares_of(len(ingredients), weights)
@@ -104,17 +104,17 @@ def write_soup(
     *,
     lineage: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the average as a Hugging Face folder, with `soup.json` beside it.
+    """Write the average as a Hugging Face folder with a `soup.json`.
 
-    Files are laid out as in the first ingredient; its configuration, tokenizer and processor are
-    copied. Weights stream through memory one tensor at a time. `soup.json` is written last, so a
-    folder that has one is whole.
+    Weights are split into files as in the first ingredient; its configuration, tokenizer and
+    processor are copied. Weights stream through memory one tensor at a time. `soup.json` is written
+    last, so a folder that has one is complete.
 
     Args:
         folder: Created if missing.
         ingredients: Opened checkpoints.
         weights: One number per ingredient, or None for equal shares.
-        lineage: What else `soup.json` shall say, such as the decisions of the search.
+        lineage: Further content of `soup.json`, such as the decisions of the search.
     """
     check_compatible(ingredients)
     shares = shares_of(len(ingredients), weights)
@@ -143,7 +143,7 @@ def _write_file(
     ingredients: Sequence[Ingredient],
     shares: Sequence[float],
 ) -> None:
-    """Write one safetensors file: the header first, then each tensor as soon as it is mixed."""
+    """Write one safetensors file: the header, then each tensor as soon as it is averaged."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, spec in specs.items():
@@ -155,7 +155,7 @@ def _write_file(
         }
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
-    # Tensors begin at a multiple of eight, as the format asks.
+    # The format requires tensor data to be aligned to eight bytes.
     text += b" " * (-len(text) % 8)
     temporary = target.with_suffix(".tmp")
     with temporary.open("wb") as stream:
@@ -167,12 +167,12 @@ def _write_file(
 
 
 def _readers(ingredients: Sequence[Ingredient], name: str) -> list[Callable[[], Tensor]]:
-    """Return one function per ingredient that reads its tensor of this name."""
+    """Return one function per ingredient that reads the tensor of this name."""
     return [partial(_read, i.folder, i.tensors[name]) for i in ingredients]
 
 
 def _read(folder: Path, spec: TensorSpec) -> Tensor:
-    """Read one tensor's bytes; mapping whole files would count them all as memory in use."""
+    """Read one tensor; memory-mapping whole files would count them all as used memory."""
     dtype = _dtype(spec.dtype)
     size = math.prod(spec.shape) * dtype.itemsize
     if size == 0:

@@ -1,8 +1,7 @@
-"""Chooses the ingredients of a soup, given a function that scores any selection of them.
+"""Search for the ingredients of a soup, given a function that scores any selection of them.
 
-The one decision: a search knows numbers only. Which models they stand for, how they are averaged
-and what the score means is the caller's; higher is better. Every selection is scored once, whatever
-asks for it, and every decision is kept in a trace.
+A search works on indices and scores only; the caller knows the models, averages them and defines
+the score (higher is better). Every selection is scored once, and every decision is kept in a trace.
 """
 
 import math
@@ -15,8 +14,8 @@ from consomme.base.checked import Checked
 from consomme.base.errors import DataError, RecipeError
 from consomme.base.registry import Registry
 
-Score = Callable[[tuple[int, ...]], float]
-"""Scores the average of the ingredients with these indices, in rising order; higher is better."""
+ScoreFunction = Callable[[tuple[int, ...]], float]
+"""Scores the average of the ingredients with these indices, ascending; higher is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,39 +23,39 @@ class SoupStep:
     """One decision of a search."""
 
     members: tuple[int, ...]
-    """Selection that was scored, in rising order."""
+    """Indices of the scored selection, ascending."""
 
     score: float
-    """Its score."""
+    """Score of the selection."""
 
     candidate: int | None
-    """Ingredient the decision is about; None if it is about the whole selection."""
+    """Index of the ingredient under test; None if the whole selection is."""
 
     best_before: float | None
-    """Score to beat: the pool without the candidate; None if there was none."""
+    """Score to beat: that of the pool without the candidate; None if there is no pool yet."""
 
     accepted: bool
-    """Whether the selection became the soup, so far."""
+    """Whether the selection became the current soup."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SoupResult:
-    """What a search chose, and how it got there."""
+    """The result of a search, with its trace."""
 
     chosen: tuple[int, ...]
-    """Indices of the ingredients, in rising order."""
+    """Indices of the selected ingredients, ascending."""
 
     score: float
     """Score of their average."""
 
     single_scores: Mapping[int, float] = field(default_factory=dict)
-    """Score of each ingredient alone, as far as the search asked for it."""
+    """Score of each ingredient alone, if the search computed it."""
 
     trace: tuple[SoupStep, ...] = ()
     """Every decision, in order."""
 
     num_evaluations: int = 0
-    """Selections that were really scored."""
+    """Number of distinct selections that were scored."""
 
     @property
     def best_single(self) -> tuple[int, float] | None:
@@ -68,10 +67,10 @@ class SoupResult:
 
 
 class SoupSearch(Protocol):
-    """What the registry promises about every search."""
+    """Interface of every registered search."""
 
-    def __call__(self, count: int, score: Score) -> SoupResult:
-        """Choose among `count` ingredients."""
+    def __call__(self, count: int, score: ScoreFunction) -> SoupResult:
+        """Select among `count` ingredients."""
 
 
 SEARCHES: Registry[SoupSearch] = Registry("soup search", "consomme/soup/search.py")
@@ -85,9 +84,9 @@ class UniformSoup:
     Source: arXiv 2409.04828 (POINTS), "average soup"; arXiv 2203.05482, "uniform soup".
     """
 
-    def __call__(self, count: int, score: Score) -> SoupResult:
-        """Take everything."""
-        cached = _Cached(score, count)
+    def __call__(self, count: int, score: ScoreFunction) -> SoupResult:
+        """Select all ingredients."""
+        cached = _CachedScores(score, count)
         everything = tuple(range(count))
         step = cached.step(everything, candidate=None, best_before=None, accepted=True)
         return cached.result(everything, [step])
@@ -102,17 +101,17 @@ class MaximumSoup(Checked):
     """
 
     k: PositiveInt = 2
-    """How many to average: 1 is the best model alone, all of them the uniform soup."""
+    """Number to average: 1 is the best model alone, all of them the uniform soup."""
 
-    def __call__(self, count: int, score: Score) -> SoupResult:
-        """Take the best k.
+    def __call__(self, count: int, score: ScoreFunction) -> SoupResult:
+        """Select the best k.
 
         Raises:
             RecipeError: There are fewer than `k` ingredients.
         """
         if self.k > count:
             raise RecipeError(f"k: found {self.k}, but the soup has only {count} ingredients")
-        cached = _Cached(score, count)
+        cached = _CachedScores(score, count)
         trace = cached.score_singles()
         chosen = tuple(sorted(_ranked(cached.singles())[: self.k]))
         best_alone = max(cached.singles().values())
@@ -125,37 +124,37 @@ class MaximumSoup(Checked):
 class GreedySoup:
     """Add ingredients in the order of their own score, keeping those that do not hurt.
 
-    The result never scores below the best single ingredient on the metric it was chosen by; report
-    another. At most 2 * count - 1 evaluations.
+    On the metric used for the search, the result never scores below the best single ingredient; so
+    report another metric. At most 2 * count - 1 evaluations.
 
-    Source: arXiv 2409.04828 (POINTS), section on model soup, accepts equal scores; arXiv 2203.05482
-    (model soups) as well in its text, while its code asks for a gain: set `accept` to `>`.
+    Source: arXiv 2409.04828 (POINTS), section on model soup, accepts equal scores; so does the text
+    of arXiv 2203.05482 (model soups), while its code requires a gain: set `accept` to `>`.
     """
 
     accept: Literal[">=", ">"] = ">="
-    """Whether an equal score is enough for a candidate to stay."""
+    """`>=` accepts a candidate with an equal score, `>` requires a gain."""
 
-    def __call__(self, count: int, score: Score) -> SoupResult:
-        """Walk through the ingredients once."""
-        cached = _Cached(score, count)
+    def __call__(self, count: int, score: ScoreFunction) -> SoupResult:
+        """Test each ingredient once, best first."""
+        cached = _CachedScores(score, count)
         trace = cached.score_singles()
         order = _ranked(cached.singles())
         pool: tuple[int, ...] = (order[0],)
         for candidate in order[1:]:
-            tried = tuple(sorted((*pool, candidate)))
-            before, after = cached(pool), cached(tried)
+            extended = tuple(sorted((*pool, candidate)))
+            before, after = cached(pool), cached(extended)
             accepted = after >= before if self.accept == ">=" else after > before
             trace.append(
-                cached.step(tried, candidate=candidate, best_before=before, accepted=accepted)
+                cached.step(extended, candidate=candidate, best_before=before, accepted=accepted)
             )
-            pool = tried if accepted else pool
+            pool = extended if accepted else pool
         return cached.result(pool, trace)
 
 
-class _Cached:
-    """Scores each selection once and remembers it."""
+class _CachedScores:
+    """Scores each selection once and caches the score."""
 
-    def __init__(self, score: Score, count: int) -> None:
+    def __init__(self, score: ScoreFunction, count: int) -> None:
         if count < 1:
             raise RecipeError("a soup needs at least one ingredient; none was given")
         self._score = score
@@ -190,7 +189,7 @@ class _Cached:
         )
 
     def score_singles(self) -> list[SoupStep]:
-        """Score every ingredient alone; the best one is the first of the pool."""
+        """Score every ingredient alone; the best one starts the pool."""
         for index in range(self._count):
             self((index,))
         singles = self.singles()
@@ -213,5 +212,5 @@ class _Cached:
 
 
 def _ranked(singles: Mapping[int, float]) -> list[int]:
-    """Return indices by falling score; equal scores in their given order."""
+    """Return indices by descending score; ties in ascending order of index."""
     return sorted(singles, key=lambda index: (-singles[index], index))

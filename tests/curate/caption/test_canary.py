@@ -12,9 +12,9 @@ from consomme.base.hashing import hash_ids
 from consomme.curate.caption.canary import (
     choose_canaries,
     choose_partners,
-    is_same,
     judge_canaries,
     lower_bound,
+    same_caption,
 )
 
 LATEST = 120
@@ -130,5 +130,5 @@ def test_nobody_is_shown_its_own_picture_under_another_name(pictures, data):
 
 
 def test_case_and_white_space_do_not_make_another_caption():
-    assert is_same(" A red\n circle. ", "a red circle.")
-    assert not is_same("a red circle.", "a red circle")
+    assert same_caption(" A red\n circle. ", "a red circle.")
+    assert not same_caption("a red circle.", "a red circle")

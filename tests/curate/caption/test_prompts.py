@@ -16,8 +16,8 @@ from consomme.curate.caption.prompts import (
     PROMPT_POOLS,
     CaptionPrompt,
     caption_prompt,
-    draw_prompts,
     resolve_prompts,
+    sample_prompts,
 )
 from consomme.datasets.boxes import BOX_PATTERN
 from consomme.datasets.scene_tasks import TASKS
@@ -34,21 +34,21 @@ def test_draws_are_uniform_and_do_not_depend_on_the_batch():
     hashes = hash_ids(f"s{i}" for i in range(3000))
     names = ["long_v1", "long_v2", "long_v3"]
 
-    drawn = draw_prompts(names, hashes, seed=1)
+    drawn = sample_prompts(names, hashes, seed=1)
     counts = Counter(prompt.prompt_id for prompt in drawn)
 
     assert all(900 < counts[i] < 1100 for i in names)
-    parts = [draw_prompts(names, part, seed=1) for part in np.array_split(hashes, 7)]
+    parts = [sample_prompts(names, part, seed=1) for part in np.array_split(hashes, 7)]
     assert [p for part in parts for p in part] == drawn
-    assert draw_prompts(names, hashes, seed=2) != drawn
-    assert draw_prompts(["vila2_long"], hashes, seed=1) == drawn
+    assert sample_prompts(names, hashes, seed=2) != drawn
+    assert sample_prompts(["vila2_long"], hashes, seed=1) == drawn
 
 
 def test_an_unknown_prompt_is_named_with_the_closest_one():
     with pytest.raises(RecipeError, match="did you mean 'long_v1'"):
         caption_prompt("lnog_v1")
     with pytest.raises(RecipeError, match="at least one"):
-        draw_prompts([], hash_ids(["a"]), 0)
+        sample_prompts([], hash_ids(["a"]), 0)
 
 
 def test_pools_stand_for_their_prompts_each_once():

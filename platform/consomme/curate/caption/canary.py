@@ -1,9 +1,9 @@
-"""The blind-image canary: notices while a run goes on that nothing looks at the pictures.
+"""The blind-image canary: detects during a run that captions do not depend on the pictures.
 
-One decision is made here: from how many canaries on one is certain. A few samples are captioned
-twice more, once with a blank picture and once with another sample's. A model that sees writes
-something else then; one whose template drops the picture writes the same. Neither an error nor a
-score would tell: its captions read well.
+A few samples are captioned twice more, once with a blank picture and once with another sample's. A
+model that uses the picture then writes another caption; one whose chat template drops the picture
+writes the same. Neither an error nor a score would show it, since the captions read well. This
+module decides how many unchanged captions are statistically conclusive.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from numpy.typing import NDArray
 
 from consomme.base.errors import DataError
 from consomme.base.hashing import mix_hash
-from consomme.curate.caption.guards import squeezed
+from consomme.curate.caption.guards import normalised_text
 from consomme.curate.checks import check_fraction
 
 # Shapes: N samples of a unit.
 
 CanaryKind = Literal["blank", "swap"]
-"""What a canary is shown instead of its picture: a blank one, or another sample's."""
+"""Replacement for a canary's picture: a blank one, or another sample's."""
 
 CONFIDENCE = 0.99
-"""How sure one has to be to stop a run."""
+"""Confidence required to stop a run."""
 
-_LOOKS: Mapping[CanaryKind, str] = MappingProxyType(
+_PICTURES: Mapping[CanaryKind, str] = MappingProxyType(
     {"blank": "a blank picture", "swap": "another sample's picture"}
 )
 _CHOICE, _ORDER = 7701, 7702
 
 
 def choose_canaries(hash_N: NDArray[np.uint64], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Say which samples are canaries, by their hashes alone: the same on any number of workers.
+    """Select canaries by hash only, so that they are the same with any number of workers.
 
     Args:
         hash_N: Hashes of the sample ids.
         fraction: Share of canaries, in [0, 1].
-        seed: Another seed chooses others.
+        seed: Another seed selects others.
     """
     check_fraction(fraction)
     drawn_N = mix_hash(mix_hash(hash_N, seed), _CHOICE) >> np.uint64(11)
-    chosen_N: NDArray[np.bool_] = drawn_N.astype(np.float64) / 2.0**53 < fraction
-    return chosen_N
+    is_canary_N: NDArray[np.bool_] = drawn_N.astype(np.float64) / 2.0**53 < fraction
+    return is_canary_N
 
 
 def choose_partners(
@@ -55,77 +55,78 @@ def choose_partners(
     canaries: Sequence[int],
     picture_N: NDArray[np.uint64] | None = None,
 ) -> dict[int, int]:
-    """Say whose picture each canary of a unit is shown.
+    """Choose the sample whose picture each canary of a unit is shown.
 
-    Canaries lend each other their pictures, each to one other; where there is only one, or all have
-    the same picture, any other sample of the unit lends its own.
+    Canaries exchange their pictures, each with one other; if there is only one, or all have the
+    same picture, another sample of the unit provides its own.
 
     Args:
         hash_N: Hashes of the sample ids.
-        canaries: Which samples are canaries.
+        canaries: Indices of the canaries.
         picture_N: Hashes of the pictures, if several samples may have the same one: a canary that
-            is shown its own picture again says the same, and rightly.
+            is shown an equal picture rightly gets the same caption.
 
     Returns:
-        Index of the lender by the canary's; without those that nobody can lend another picture.
+        Index of the canary -> index of its partner; canaries without a possible partner are left
+        out.
     """
     pictures_N = np.arange(len(hash_N)) if picture_N is None else picture_N
     order_N = mix_hash(hash_N, _ORDER)
-    # Those with the same picture stand together; shifted by the largest group, nobody meets its own
-    # as long as no group is more than half.
+    # Canaries with the same picture are adjacent; shifted by the largest group, none gets its own
+    # picture unless a group is more than half.
     ring = sorted(canaries, key=lambda n: (pictures_N[n], order_N[n]))
     sizes = np.unique(pictures_N[ring], return_counts=True)[1]
     shift = int(sizes.max()) if len(sizes) else 0
     others = sorted(range(len(hash_N)), key=lambda n: order_N[n])
     partners = {}
     for at, canary in enumerate(ring):
-        lenders = (ring[(at + shift) % len(ring)], *others)
-        partner = next((n for n in lenders if pictures_N[n] != pictures_N[canary]), None)
+        candidates = (ring[(at + shift) % len(ring)], *others)
+        partner = next((n for n in candidates if pictures_N[n] != pictures_N[canary]), None)
         if partner is not None:
             partners[canary] = partner
     return partners
 
 
-def is_same(first: str, second: str) -> bool:
-    """Say whether two captions are the same but for case and white space."""
-    return squeezed(first) == squeezed(second)
+def same_caption(first: str, second: str) -> bool:
+    """Whether two captions are equal except for case and white space."""
+    return normalised_text(first) == normalised_text(second)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CanaryVerdict:
-    """What the canaries have shown so far."""
+    """The result of the canaries so far."""
 
     num: int
-    """Canaries captioned twice."""
+    """Number of canaries captioned twice."""
 
     num_same: int
-    """Those that said the same both times."""
+    """Canaries with the same caption both times."""
 
     max_same: float
-    """Largest share that may say the same."""
+    """Maximum allowed share with the same caption."""
 
     confidence: float
-    """How sure one has to be."""
+    """Confidence of the test."""
 
     @property
     def at_least(self) -> float:
-        """Return the share that stays the same at least, as surely as `confidence` says."""
+        """Return the lower bound of the true share of unchanged captions, at `confidence`."""
         return lower_bound(self.num_same, self.num, self.confidence)
 
     @property
     def is_blind(self) -> bool:
-        """Say whether captions certainly do not depend on the picture."""
+        """Whether captions do not depend on the picture, with the required confidence."""
         if not self.num_same or self.max_same == 1:
             return False
         return self.max_same == 0 or (
             _tail(self.num_same, self.num, self.max_same) < 1 - self.confidence
         )
 
-    def explain(self, how: CanaryKind) -> str:
-        """Say what was seen, why that may be, and what to do."""
+    def explain(self, kind: CanaryKind) -> str:
+        """Return a message with the counts, likely causes, and what to do."""
         return (
             f"of {self.num} captions {self.num_same} stayed the same when the model was shown"
-            f" {_LOOKS[how]} instead. With {self.confidence:.0%} confidence that is at least"
+            f" {_PICTURES[kind]} instead. With {self.confidence:.0%} confidence that is at least"
             f" {math.floor(100 * self.at_least)}% of all; {self.max_same:.0%} is what is allowed."
             + (
                 " The captions do not depend on the pictures. Likely causes: the chat template"
@@ -143,15 +144,15 @@ class CanaryVerdict:
 def judge_canaries(
     num: int, num_same: int, max_same: float = 0.8, confidence: float = CONFIDENCE
 ) -> CanaryVerdict:
-    """Judge by how many canaries said the same with another picture.
+    """Test whether captions depend on the picture, by the number of unchanged captions.
 
     Args:
         num: Canaries captioned twice.
-        num_same: Those that said the same.
-        max_same: Largest share that may. Not near 0: a blank picture may be what it is shown
-            already, and data with few different captions repeats them rightly.
-        confidence: A run of which exactly `max_same` stay the same is called blind with a chance of
-            `1 - confidence` at most, each time one looks.
+        num_same: Canaries with the same caption both times.
+        max_same: Maximum allowed share of these. Not near 0: a sample's own picture may be blank,
+            and data with few distinct captions rightly repeats them.
+        confidence: A run whose true share is exactly `max_same` is called blind with a probability
+            of at most `1 - confidence` per test.
 
     Raises:
         DataError: The counts contradict each other.
@@ -163,13 +164,13 @@ def judge_canaries(
 
 
 def lower_bound(successes: int, total: int, confidence: float) -> float:
-    """Return the exact one-sided lower bound of a share (Clopper and Pearson, 1934).
+    """Return the exact one-sided lower bound of a proportion (Clopper and Pearson, 1934).
 
-    It is the share at which so many successes, or more, have a chance of `1 - confidence`. At
-    99 %, 21 of 21 give more than 0.8.
+    It is the proportion at which at least this many successes have a probability of
+    `1 - confidence`. At 99 %, 21 of 21 give more than 0.8.
 
     Returns:
-        In [0, 1]; 0 for no success.
+        In [0, 1]; 0 without a success.
     """
     if successes == 0:
         return 0.0
@@ -182,8 +183,8 @@ def lower_bound(successes: int, total: int, confidence: float) -> float:
 
 
 def _tail(successes: int, total: int, share: float) -> float:
-    """Return the chance of at least so many successes."""
-    # In logarithms: the coefficients leave the range of floats from about a thousand on.
+    """Return the probability of at least this many successes (binomial upper tail)."""
+    # In logarithms: binomial coefficients overflow floats from about a thousand trials on.
     return math.fsum(
         math.exp(
             math.lgamma(total + 1)

@@ -1,8 +1,8 @@
-"""Caption guards: reasons not to believe a text a model wrote.
+"""Caption guards: checks that reject a generated text.
 
-The one decision: a guard looks at the text alone (and at what was asked), never at the picture, so
-it costs microseconds and can only catch failures of *writing*. Whether the caption is true is the
-judges' business; whether anything looked at the picture is the canary's.
+A guard reads the text, the prompt and the original caption, but not the picture, so it costs
+microseconds and catches failures of *generation* only. Judges check whether a caption is true;
+the canary checks whether captions depend on the picture.
 """
 
 import re
@@ -29,7 +29,7 @@ GUARD_REASONS = (
     "model_output_copy",
     "model_output_repetition",
 )
-"""Every reason that `Guards` can give, in the order they are tried."""
+"""Every reject reason of `Guards`, in the order of the checks."""
 
 TEMPLATE_MARKERS = (
     "<image>",
@@ -42,67 +42,67 @@ TEMPLATE_MARKERS = (
     "<user>",
     "<assistant>",
 )
-"""Strings of chat templates that have no place in a caption."""
+"""Strings of chat templates that must not appear in a caption."""
 
-OF_THE_PROMPT = "prompt"
-"""Written for `language`: that of the prompt."""
+SAME_AS_PROMPT = "prompt"
+"""Value of `language` that stands for the language of the prompt."""
 
 _MIN_ECHO_WORDS = 3
 _LONGEST_WORD = 20
 _LONGEST_PERIOD = 8
-_SURE_OF_PROMPT = 0.5
-"""Every prompt in `curate.prompts` is named rightly with more than this."""
+_MIN_PROMPT_CONFIDENCE = 0.5
+"""The language of every prompt in `caption.prompts` is identified correctly above this."""
 
 K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guards(Checked):
-    """When a written text is not used; each guard can be switched off."""
+    """When a generated text is rejected; each guard can be switched off."""
 
     empty: bool = True
-    """Refuse texts without any word."""
+    """Reject texts without a word."""
 
     truncated: bool = True
-    """Refuse texts that hit the token limit."""
+    """Reject texts that hit the token limit."""
 
     template_markers: tuple[str, ...] = TEMPLATE_MARKERS
-    """Strings of chat templates that must not appear; none switches it off."""
+    """Strings of chat templates that must not appear; an empty list disables this guard."""
 
     refusal: bool = True
-    """Refuse excuses instead of captions ("I'm sorry, I cannot ..."), in some fifteen languages."""
+    """Reject refusals ("I'm sorry, I cannot ..."), in fifteen languages."""
 
     echo: bool = True
-    """Refuse texts that say the prompt again."""
+    """Reject texts that repeat the prompt."""
 
     min_words: PositiveInt | None = None
-    """Fewest words; of Han and kana each character counts as one."""
+    """Minimum number of words; each character of Han and kana counts as one."""
 
     max_words: PositiveInt | None = None
-    """Most words."""
+    """Maximum number of words."""
 
     language: str | None = None
-    """ISO 639 code of the language that is wanted, or `prompt` for that of the prompt. Loads a
-    table of some 100 MB in each process."""
+    """ISO 639 code of the expected language, or `prompt` for that of the prompt. Loads a table of
+    about 100 MB in each process."""
 
     language_confidence: Fraction = 0.99
-    """How sure the table has to be that a text is in none but other languages, in [0, 1]."""
+    """Reject a text if the probability of all other languages reaches this, in [0, 1]."""
 
     language_min_words: PositiveInt = 8
-    """Texts of fewer words are not judged by their language: it can rarely be told."""
+    """The language of texts with fewer words is not checked, since it can rarely be identified."""
 
     copy_similarity: Fraction | None = 0.95
-    """Likeness from which on a text is a copy of the original one, in [0, 1], see `similarity`; 1
-    is the same words. One changed word of sixty makes 0.95."""
+    """Reject a text whose `similarity` to the original reaches this, in [0, 1]; 1 means the same
+    words. One changed word of sixty gives 0.95."""
 
     max_repeat_fraction: Fraction | None = 0.4
-    """Largest share of n-grams that may be repeats of an earlier one, in [0, 1]."""
+    """Maximum share of n-grams that repeat an earlier one, in [0, 1]."""
 
     repeat_ngram: PositiveInt = 4
     """Words per n-gram (characters in scripts written without spaces)."""
 
     max_run: PositiveInt | None = 3
-    """How often a phrase may follow itself directly."""
+    """Maximum number of consecutive repetitions of a phrase."""
 
     @rule
     def _word_range(self) -> Iterator[str]:
@@ -111,18 +111,18 @@ class Guards(Checked):
 
     @rule
     def _known_language(self) -> Iterator[str]:
-        if self.language not in (None, OF_THE_PROMPT):
+        if self.language not in (None, SAME_AS_PROMPT):
             yield from raised_problems(lambda: check_languages((str(self.language),)))
 
     def __call__(
         self, text: str, finish_reason: str, *, prompt: str, original: str | None
     ) -> str | None:
-        """Return why a written text is not to be used, or None if nothing speaks against it.
+        """Return the reason to reject a generated text, or None if all checks pass.
 
         Args:
-            text: What the model wrote.
+            text: The generated text.
             finish_reason: `stop`, or `length` if the token limit cut it off.
-            prompt: What was asked, without chat template.
+            prompt: The prompt, without chat template.
             original: The text that came with the picture; None if there is none.
         """
         words = _words(text)
@@ -133,12 +133,12 @@ class Guards(Checked):
             ("refusal", self.refusal and is_refusal(text)),
             ("echo", self.echo and _is_echo(words, prompt)),
         )
-        for reason, is_so in checks:
-            if is_so:
+        for reason, is_failed in checks:
+            if is_failed:
                 return f"model_output_{reason}"
-        return self._by_length(text) or self._by_content(text, words, prompt, original)
+        return self._check_length(text) or self._check_content(text, words, prompt, original)
 
-    def _by_length(self, text: str) -> str | None:
+    def _check_length(self, text: str) -> str | None:
         if self.min_words is None and self.max_words is None:
             return None
         number = num_words(text)
@@ -148,15 +148,15 @@ class Guards(Checked):
             return "model_output_long"
         return None
 
-    def _by_content(
+    def _check_content(
         self, text: str, words: list[str], prompt: str, original: str | None
     ) -> str | None:
         if self.language is not None and self._is_foreign(text, prompt):
             return "model_output_language"
         pieces = _pieces(words)
         if self.copy_similarity is not None and original is not None:
-            there = _pieces(_words(original))
-            if there and similarity(pieces, there) >= self.copy_similarity:
+            original_pieces = _pieces(_words(original))
+            if original_pieces and similarity(pieces, original_pieces) >= self.copy_similarity:
                 return "model_output_copy"
         limit = self.max_repeat_fraction
         if limit is not None and repeated_fraction(pieces, self.repeat_ngram) > limit:
@@ -168,27 +168,28 @@ class Guards(Checked):
     def _is_foreign(self, text: str, prompt: str) -> bool:
         if num_words(text) < self.language_min_words:
             return False
-        wanted = _language(prompt) if self.language == OF_THE_PROMPT else self.language
-        if wanted is None or not script_of(text):
+        expected = _language(prompt) if self.language == SAME_AS_PROMPT else self.language
+        if expected is None or not script_of(text):
             return False
-        # Not how sure the best guess is: Chinese is hard to tell from Wu, and easily from English.
-        return bool(1 - dict(language_table().rank(text))[wanted] >= self.language_confidence)
+        # The confidence of the best guess would not do: Chinese is easily confused with Wu, but not
+        # with English.
+        return bool(1 - dict(language_table().rank(text))[expected] >= self.language_confidence)
 
 
 def overly_frequent_texts(
     counts: Mapping[K, int], *, max_fraction: float = 0.01, min_count: int = 20
 ) -> list[K]:
-    """Return the texts that are suspiciously common in a run, the most common one first.
+    """Return the texts that are suspiciously frequent in a run, the most frequent one first.
 
-    A model that does not see, or has one answer for all it does not know, says the same thing of
-    many pictures. Of a small run, few repetitions are a large share, hence `min_count`. Data with
-    few different true captions repeats them too: raise `max_fraction` above the commonest one's.
+    A model that ignores the picture, or has one fallback answer, gives many pictures the same
+    caption. In a small run, few repetitions are a large share, hence `min_count`. Data with few
+    distinct true captions repeats them as well: raise `max_fraction` above the most frequent one's.
 
     Args:
-        counts: How often each text was written; give texts as `squeezed` makes them, or hashes of
-            these, so that spellings count together.
-        max_fraction: Largest share of the run that one text may have, in [0, 1].
-        min_count: Texts written less often are never suspicious.
+        counts: Number of occurrences of each text; pass texts through `normalised_text`, or hashes
+            of these, so that variants count together.
+        max_fraction: Maximum share of the run for one text, in [0, 1].
+        min_count: Texts with fewer occurrences are never returned.
     """
     total = sum(counts.values())
     common = [
@@ -200,30 +201,30 @@ def overly_frequent_texts(
 
 
 def normalised_text(text: str) -> str:
-    """Return a text without differences of case and white space."""
+    """Return a text with case folded and white space collapsed."""
     return " ".join(text.casefold().split())
 
 
 def similarity(first: Sequence[str], second: Sequence[str]) -> float:
-    """Return how much two texts have in common, in [0, 1]: Dice's measure on triples of words.
+    """Return the similarity of two texts, in [0, 1]: the Dice coefficient of word trigrams.
 
-    Triples see order, which words alone do not: "a circle above a star" is no copy of "a star above
-    a circle". A changed word costs three of them, so in short texts each word matters and in long
-    ones few do not. Time is linear in the words, so a text of 200 kB does no harm. It is symmetric:
-    a text that holds the original and more says something new.
+    Trigrams capture order, which single words do not: "a circle above a star" is no copy of "a star
+    above a circle". A changed word affects three trigrams, so in short texts every word matters and
+    in long ones a few do not. Time is linear in the number of words, so long texts are no problem.
+    The measure is symmetric: a text that contains the original and more is not similar to it.
     """
-    ours, theirs = _triples(first), _triples(second)
+    ours, theirs = _trigrams(first), _trigrams(second)
     return 2 * (ours & theirs).total() / (ours.total() + theirs.total())
 
 
 def repeated_fraction(pieces: Sequence[str], ngram: int) -> float:
-    """Return the share of n-grams that occurred before in the same text; 0 for fewer than two."""
+    """Return the share of n-grams that occur earlier in the same text; 0 for fewer than two."""
     grams = [tuple(pieces[i : i + ngram]) for i in range(len(pieces) - ngram + 1)]
     return 1 - len(set(grams)) / len(grams) if len(grams) > 1 else 0.0
 
 
 def longest_run(pieces: Sequence[str], max_period: int) -> int:
-    """Return how often the most insistent phrase of at most `max_period` pieces follows itself.
+    """Return the most consecutive repetitions of a phrase of up to `max_period` pieces.
 
     "red red red" gives 3 (period 1), "a cat on a cat on a cat on" gives 3 (period 3).
     """
@@ -238,11 +239,11 @@ def longest_run(pieces: Sequence[str], max_period: int) -> int:
 
 @lru_cache(maxsize=1024)
 def _language(prompt: str) -> str | None:
-    """Name a prompt's language; None if it is not clear."""
+    """Return a prompt's language; None if it is uncertain."""
     if not script_of(prompt):
         return None
     guess, confidence = language_table().classify(prompt)
-    return str(guess) if confidence >= _SURE_OF_PROMPT else None
+    return str(guess) if confidence >= _MIN_PROMPT_CONFIDENCE else None
 
 
 def _words(text: str) -> list[str]:
@@ -254,15 +255,15 @@ def _pieces(words: list[str]) -> list[str]:
     return [p for word in words for p in (word if len(word) > _LONGEST_WORD else (word,))]
 
 
-def _triples(pieces: Sequence[str]) -> Counter[tuple[str, ...]]:
-    # Two empty pieces on either side: the first and the last word are in three triples as well.
+def _trigrams(pieces: Sequence[str]) -> Counter[tuple[str, ...]]:
+    # Padding with two empty pieces puts the first and the last word into three trigrams as well.
     padded = ["", "", *pieces, "", ""]
     return Counter(zip(padded, padded[1:], padded[2:], strict=False))
 
 
 def _is_echo(words: list[str], prompt: str) -> bool:
-    asked = _words(prompt)
-    return len(asked) >= _MIN_ECHO_WORDS and _contains(words, asked)
+    prompt_words = _words(prompt)
+    return len(prompt_words) >= _MIN_ECHO_WORDS and _contains(words, prompt_words)
 
 
 def _contains(words: list[str], part: list[str]) -> bool:

@@ -1,8 +1,8 @@
-"""How a written text and a sample's own turns become the turns that are trained on.
+"""Strategies that merge a generated text into a sample's own turns, for training.
 
-One decision is made here: what came with the sample is never changed, only left out as a whole
-(`replace`) or followed by more. A text is written about the picture, so in a conversation it meets
-the first thing the assistant says; later answers belong to their questions.
+Original texts are never edited: a merge leaves one out as a whole (`replace`) or adds to it. A
+generated text is about the picture, so in a conversation it goes to the first assistant turn; later
+answers belong to their questions.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ Turns = tuple[Turn, ...]
 
 
 class Merge(Protocol):
-    """What the registry promises about every merge; several may follow each other."""
+    """Interface of every registered merge; several may be chained."""
 
     def __call__(
         self, turns: Turns, written: str, *, prompt: str, question_for_caption: str
     ) -> Turns:
-        """Return the turns with a written text in them.
+        """Return the turns with a generated text merged in.
 
         Args:
-            turns: The sample's own.
-            written: What the model wrote.
-            prompt: What it was asked.
-            question_for_caption: The question to a caption, where turns need one before it.
+            turns: The sample's own turns.
+            written: The generated text.
+            prompt: The prompt of the generation.
+            question_for_caption: The user turn to put before a caption that has none.
 
         Raises:
-            DataError: The assistant says nothing in `turns`.
+            DataError: There is no assistant turn in `turns`.
         """
 
 
@@ -44,7 +44,7 @@ MERGES: Registry[Merge] = Registry("merge", "consomme/curate/caption/merges.py")
 @MERGES.register("replace")
 @dataclass(frozen=True, kw_only=True)
 class Replace:
-    """The written text instead of the original one.
+    """The generated text replaces the original one.
 
     Source: arXiv 2407.17453 (VILA²), "recaption only": worse there than concatenating.
     """
@@ -52,26 +52,26 @@ class Replace:
     def __call__(
         self, turns: Turns, written: str, *, prompt: str, question_for_caption: str
     ) -> Turns:
-        """Put the written text into the assistant's first turn."""
+        """Replace the first assistant turn."""
         return _with_first_answer(turns, written)
 
 
 @MERGES.register("concatenate")
 @dataclass(frozen=True, kw_only=True)
 class Concatenate:
-    """The original text, character for character, then the written one.
+    """The original text verbatim, followed by the generated one.
 
-    The original knows names and facts that no model sees in the picture, the written one says what
-    is to be seen. Source: arXiv 2407.17453 (VILA²), its default.
+    The original has names and facts that no model can see in the picture; the generated one
+    describes what is visible. Source: arXiv 2407.17453 (VILA²), its default.
     """
 
     separator: str = " "
-    """What stands between the two, if there is something on both sides."""
+    """Separates the two texts, unless one is empty."""
 
     def __call__(
         self, turns: Turns, written: str, *, prompt: str, question_for_caption: str
     ) -> Turns:
-        """Write on in the assistant's first turn."""
+        """Append to the first assistant turn."""
         original = turns[_first_answer(turns)].content
         between = self.separator if original and written else ""
         return _with_first_answer(turns, original + between + written)
@@ -80,13 +80,13 @@ class Concatenate:
 @MERGES.register("append_turns")
 @dataclass(frozen=True, kw_only=True)
 class AppendTurns(Checked):
-    """The prompt and the written text as one more question and answer, after all the others.
+    """Append the prompt and the generated text as another question and answer.
 
-    Source: arXiv 2407.17453 (VILA²), what its specialists write.
+    Source: arXiv 2407.17453 (VILA²), for the output of its specialists.
     """
 
     question: str | None = None
-    """What the user asks; None takes the prompt that the model was asked with."""
+    """Text of the user turn; None uses the prompt of the generation."""
 
     @rule
     def _question_has_words(self) -> Iterator[str]:
@@ -96,7 +96,7 @@ class AppendTurns(Checked):
     def __call__(
         self, turns: Turns, written: str, *, prompt: str, question_for_caption: str
     ) -> Turns:
-        """Add two turns; a caption first becomes the answer to its question."""
+        """Add two turns; a caption without a question gets one first."""
         first = _first_answer(turns)
         before = turns[:first]
         if not any(turn.role == "user" for turn in before):

@@ -1,8 +1,8 @@
-"""Pools of prompts by type of text: what a caption is asked for with before it is scored.
+"""Pools of prompts by type of text, for scoring captions.
 
-One decision is made here: which prompt a sample gets depends on its type and its id, so any number
-of workers asks the same. A caption is no transcription: with a prompt that asks for the other one,
-good samples of that type look surprising.
+The prompt of a sample depends on its type and its id, so it is the same with any number of workers.
+Captions and transcriptions need different prompts: with the wrong one, good samples of that type
+have a high perplexity.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ NAMED_POOLS: Mapping[str, tuple[str, ...]] = {
         "图片中的文字内容是什么？",
     ),
 }
-"""Pools by name, in our own words.
+"""Pools by name, in our own wording.
 
-Source: POINTS1.5, arXiv 2412.08443, draws from 10 English and 10 Chinese ways to ask for a detailed
-description; its authors advise another prompt for text read off pictures.
+Source: POINTS1.5, arXiv 2412.08443, samples from 10 English and 10 Chinese prompts for a detailed
+description; its authors advise another prompt for transcribed text.
 """
 
 DEFAULT = "default"
@@ -62,32 +62,32 @@ _REFERENCE = "pool:"
 
 @dataclass(frozen=True, kw_only=True)
 class PromptPools:
-    """Which prompt each sample is asked with."""
+    """Assigns a prompt to each sample."""
 
     pools: Mapping[str, Sequence[str]]
-    """Prompts by type of text; `default` is for all other samples."""
+    """Prompts by type of text; `default` for all other samples."""
 
     key: str
-    """Key of a sample's `meta` that says its type."""
+    """Key of a sample's `meta` that holds its type."""
 
     @classmethod
     def read(cls, pools: Mapping[str, Sequence[str]], key: str, prompt: str) -> PromptPools:
-        """Read what a recipe says.
+        """Resolve the pools of a recipe.
 
         Args:
             pools: Prompts by type; `pool:NAME` stands for all of `NAMED_POOLS[NAME]`.
-            key: Key of `meta`.
-            prompt: For samples of no type in `pools`, unless there is a pool `default`.
+            key: Key of `meta` with the type.
+            prompt: For samples of other types, unless there is a pool `default`.
 
         Raises:
             RecipeError: A pool is empty, or a name is unknown.
         """
-        found: dict[str, tuple[str, ...]] = {DEFAULT: (prompt,)}
+        resolved: dict[str, tuple[str, ...]] = {DEFAULT: (prompt,)}
         for kind, texts in pools.items():
-            whole: list[str] = []
+            prompts: list[str] = []
             for text in texts:
                 if not text.startswith(_REFERENCE):
-                    whole.append(text)
+                    prompts.append(text)
                     continue
                 name = text.removeprefix(_REFERENCE)
                 if name not in NAMED_POOLS:
@@ -95,11 +95,11 @@ class PromptPools:
                         f"prompts.{kind}: unknown pool {name!r}{did_you_mean(name, NAMED_POOLS)};"
                         f" there are {', '.join(NAMED_POOLS)}"
                     )
-                whole += NAMED_POOLS[name]
-            if not whole:
+                prompts += NAMED_POOLS[name]
+            if not prompts:
                 raise RecipeError(f"prompts.{kind}: found no prompt, expected at least one")
-            found[kind] = tuple(whole)
-        return cls(pools=found, key=key)
+            resolved[kind] = tuple(prompts)
+        return cls(pools=resolved, key=key)
 
     def draw(self, sample_id: str, meta: Mapping[str, object]) -> str:
         """Return the prompt of one sample."""

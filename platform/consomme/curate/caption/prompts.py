@@ -1,7 +1,7 @@
-"""The prompts that ask for captions, each under an id that goes into every caption's provenance.
+"""Caption prompts, each under an id that is stored with every caption's provenance.
 
-The one decision: a prompt never changes under its id. The hash of its text is stored beside the id,
-so a caption can always be traced to the words that asked for it. A new wording is a new id.
+A prompt never changes under its id, and the hash of its text is stored next to the id, so a caption
+can always be traced to its prompt. A new wording gets a new id.
 """
 
 import hashlib
@@ -26,56 +26,56 @@ _SLOT = re.compile(r"\{(original|written)\}")
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionPrompt:
-    """One way to ask for a caption."""
+    """One caption prompt."""
 
     prompt_id: str
     """Name in recipes and in provenance columns."""
 
     text: str
-    """The user's turn, without picture placeholder and chat template; may have slots, written
-    `{original}` and `{written}`."""
+    """The user's turn, without image placeholder and chat template; may have the slots `{original}`
+    and `{written}`."""
 
     source: str = ""
-    """Where the wording comes from."""
+    """Source of the wording."""
 
     pattern: str = ""
-    """Regular expression that an answer has to match as a whole, for engines that can hold a model
-    to one; empty for free text."""
+    """Regular expression that the whole answer has to match, for engines with constrained decoding;
+    empty for free text."""
 
     @property
     def text_hash(self) -> str:
-        """Return 12 hex digits of the SHA-256 of the text; its slots are not filled."""
+        """Return 12 hex digits of the SHA-256 of the text with unfilled slots."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:12]
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """Return the names of the slots, in order; none in a prompt that only needs a picture."""
+        """Return the names of the slots, in order; none for a prompt that only needs a picture."""
         return tuple(_SLOT.findall(self.text))
 
     @property
     def needs_written(self) -> bool:
-        """Say whether the prompt is about a caption that a model has written before."""
+        """Whether the prompt is about a caption that a model has written before."""
         return "written" in self.slots
 
     def fill(self, *, original: str | None = None, written: str | None = None) -> str:
-        """Return the text with a sample's texts in its slots, whatever these contain.
+        """Return the text with a sample's texts in its slots; these are inserted verbatim.
 
         Args:
             original: The text that came with the picture.
-            written: A caption that a model has written of it.
+            written: A caption that a model has written for it.
 
         Raises:
-            RecipeError: There is a slot, and nothing to fill it with.
+            RecipeError: There is no text for a slot.
         """
-        given = {"original": original, "written": written}
-        missing = [slot for slot in self.slots if given[slot] is None]
+        texts = {"original": original, "written": written}
+        missing = [slot for slot in self.slots if texts[slot] is None]
         if missing:
             raise RecipeError(
                 f"prompt {self.prompt_id!r} has a slot for the {' and the '.join(missing)} text,"
                 " and there is none here; use it where captions are merged, or take a prompt"
                 " without slots"
             )
-        return _SLOT.sub(lambda slot: str(given[slot[1]]), self.text)
+        return _SLOT.sub(lambda slot: str(texts[slot[1]]), self.text)
 
 
 def _pool_id(pool: str, number: int) -> str:
@@ -175,7 +175,7 @@ def caption_prompt(prompt_id: str) -> CaptionPrompt:
     """Return the prompt with this id.
 
     Raises:
-        RecipeError: There is none; the message names the closest one.
+        RecipeError: There is none; the message names the most similar id.
     """
     if prompt_id not in CAPTION_PROMPTS:
         raise RecipeError(_unknown(prompt_id, [*CAPTION_PROMPTS]))
@@ -189,7 +189,7 @@ def resolve_prompts(names: Sequence[str]) -> tuple[CaptionPrompt, ...]:
         names: Ids of prompts and names of pools; a pool stands for all of its prompts.
 
     Raises:
-        RecipeError: None is named, or some are unknown; all of them are listed.
+        RecipeError: None is named, or some are unknown; the message lists all unknown ones.
     """
     if not names:
         raise RecipeError(
@@ -204,17 +204,17 @@ def resolve_prompts(names: Sequence[str]) -> tuple[CaptionPrompt, ...]:
     return tuple(CAPTION_PROMPTS[prompt_id] for prompt_id in dict.fromkeys(ids))
 
 
-def draw_prompts(
+def sample_prompts(
     names: Sequence[str], hash_N: NDArray[np.uint64], seed: int
 ) -> list[CaptionPrompt]:
-    """Draw a prompt for each sample, uniformly over all that the names stand for.
+    """Sample a prompt for each sample, uniformly over all that the names stand for.
 
-    The draw depends on the sample's hash and the seed only, so any number of workers asks the same
-    questions. Source: arXiv 2407.17453 (VILA²) draws from three long prompts.
+    The choice depends on the sample's hash and the seed only, so it is the same with any number of
+    workers. Source: arXiv 2407.17453 (VILA²) samples from three long prompts.
     """
     prompts = resolve_prompts(names)
-    drawn_N = mix_hash(hash_N, seed) % np.uint64(len(prompts))
-    return [prompts[int(i)] for i in drawn_N]
+    index_N = mix_hash(hash_N, seed) % np.uint64(len(prompts))
+    return [prompts[int(i)] for i in index_N]
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:

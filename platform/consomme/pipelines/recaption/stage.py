@@ -69,7 +69,7 @@ class CaptionStage(UnitStage):
         """Recaption samples of one unit."""
         from consomme.base.hashing import hash_ids, mix_hash
         from consomme.curate.caption.canary import choose_canaries, choose_partners
-        from consomme.curate.caption.prompts import draw_prompts
+        from consomme.curate.caption.prompts import sample_prompts
         from consomme.engines.generation.requests import GenerationFailure
 
         if not samples:
@@ -79,7 +79,7 @@ class CaptionStage(UnitStage):
         share_N = mix_hash(hash_N, recipe.seed + _CHOICE) / 2.0**64
         seeds = [int(value) % 2**31 for value in mix_hash(hash_N, recipe.seed + _SEED)]
         requested = [n for n in range(len(samples)) if share_N[n] < recipe.fraction]
-        prompts = draw_prompts(recipe.prompts, hash_N, recipe.seed + _PROMPT)
+        prompts = sample_prompts(recipe.prompts, hash_N, recipe.seed + _PROMPT)
         canaries: list[int] = []
         if recipe.shows_picture and recipe.canary_fraction:
             among_N = choose_canaries(hash_N, recipe.canary_fraction, recipe.seed)
