@@ -72,7 +72,13 @@ def view(root: str, scores: Manifest) -> Manifest:
 @pytest.fixture(scope="session")
 def recaption_recipe(root: str, view: Manifest) -> RecaptionRecipe:
     return RecaptionRecipe(
-        name="r", root=root, view=view.url, model=NANO, max_tokens=64, max_reject_fraction=0.1
+        name="r",
+        root=root,
+        view=view.url,
+        model=NANO,
+        max_tokens=64,
+        max_reject_fraction=0.1,
+        truth={"name": "scenes"},
     )
 
 
