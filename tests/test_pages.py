@@ -41,6 +41,7 @@ REGISTRIES = {
     "consomme.curate.tag.registry:TAGGERS": "tag",
     "consomme.curate.caption.merges:MERGES": "recaption",
     "consomme.engines.generation.registry:GENERATION_ENGINES": "recaption",
+    "consomme.datasets.truth:CAPTION_TRUTHS": "recaption",
     "consomme.evaluate.benchmarks:BENCHMARKS": "evaluate",
     "consomme.datasets.sources:SAMPLE_SOURCES": "prepare",
     "consomme.train.layers:LAYER_SELECTORS": "train",
