@@ -236,7 +236,7 @@ def test_all_layers_in_full_take_embeddings_and_head_along(debug_vlm: Path) -> N
         ),
         (Trainability(), (), "layers: none is selected, but language_model.state is full"),
         (Trainability(), (0, 12, 40), r"layers: \[12, 40\] do not exist.*0 to 11"),
-        (Trainability(embeddings=LORA), (0,), "embeddings.state: found lora.*linear maps only"),
+        (Trainability(embeddings=LORA), (0,), "embeddings.state: found lora; only linear layers"),
     ],
 )
 def test_what_would_train_nothing_is_refused(
@@ -254,7 +254,7 @@ def test_a_shared_matrix_has_one_state(tmp_path: Path) -> None:
     set_trainable(model, Trainability(embeddings=FULL, head=FULL), (0,), lr=1e-3)
 
 
-def test_a_language_model_without_eyes() -> None:
+def test_a_language_model_without_a_vision_encoder() -> None:
     config = hf.LlamaConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
         vocab_size=20,

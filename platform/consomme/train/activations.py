@@ -1,9 +1,9 @@
-"""How much memory a forward pass leaves behind for the backward pass, without doing it.
+"""Estimate the activations that a forward pass saves for the backward pass, without running it.
 
-One decision is made here: autograd itself is asked. The language model runs on tensors that have
-shapes and no contents, with what is trained marked, and what it keeps for the backward pass is
-counted; no formula has to know a family's layers. Only the vision encoder and the projector, whose
-inputs are a family's own, are estimated from their linear maps.
+Autograd itself is asked: the language model runs on fake tensors, which have shapes and no data,
+and the tensors that autograd saves are counted. So no formula has to know the layers of a model
+family. Only the vision encoder and the projector, whose inputs differ by family, are estimated from
+their linear layers.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ class SavedActivations:
     """Bytes of one micro-batch."""
 
     layers: tuple[int, ...]
-    """What each layer of the language model keeps."""
+    """Saved by each layer of the language model."""
 
     others: int
-    """What the rest keeps: masks, positions, final norm, projector, vision encoder."""
+    """Saved by the rest: masks, positions, final norm, projector, vision encoder."""
 
     hidden: int
-    """What goes from one layer to the next."""
+    """Hidden states between two layers."""
 
     loss: int
-    """Logits and their gradients, at the time when most of them are there."""
+    """Logits and their gradients at their peak."""
 
     @property
     def whole(self) -> int:
-        """All at once, when the loss is reached."""
+        """All activations, when the loss is computed."""
         return sum(self.layers) + self.others + self.loss
 
     @property
     def checkpointed(self) -> int:
-        """The same if layers are worked out again: what goes into each, and one layer's own."""
+        """The same with activation checkpointing: the input of each layer, and one layer's own."""
         own = max(self.layers, default=0)
         return len(self.layers) * self.hidden + self.others + max(self.loss, own)
 
@@ -60,21 +60,21 @@ def saved_activations(
     num_samples: int,
     precision: Precision = "float32",
 ) -> SavedActivations:
-    """Count what one micro-batch keeps.
+    """Count what autograd saves of one micro-batch.
 
     Args:
-        model: Marked by `set_trainable`; only shapes are looked at.
-        lowest_layer: As `Trained` has it.
-        shape: Of the longest samples that come together.
+        model: Marked by `set_trainable`; only shapes are read.
+        lowest_layer: As in `Trained`.
+        shape: Of the longest samples of a micro-batch.
         num_samples: In one micro-batch.
-        precision: Of matrix products.
+        precision: Precision of matrix products.
     """
     parts = anatomy(model)
     text = model.get_submodule(parts.layers_path.rpartition(".")[0])
     config = model.config.get_text_config()
     tokens = round(shape.num_tokens)
     size = 2 if precision == "bfloat16" else 4
-    found: dict[int, int] = {}
+    saved: dict[int, int] = {}
     by_layer = [0] * len(parts.layers)
     others = 0
     current: int | None = None
@@ -82,8 +82,8 @@ def saved_activations(
     def pack(tensor: Tensor) -> Tensor:
         nonlocal others
         storage = tensor.untyped_storage()
-        if storage._cdata not in own and storage._cdata not in found:
-            found[storage._cdata] = storage.nbytes()
+        if storage._cdata not in own and storage._cdata not in saved:
+            saved[storage._cdata] = storage.nbytes()
             if current is None:
                 others += storage.nbytes()
             else:
@@ -104,7 +104,7 @@ def saved_activations(
             layer.register_forward_hook(at(None)),
         ]
     mode = FakeTensorMode()
-    weights = _shapes(text, mode)
+    weights = _fake_tensors(text, mode)
     own = {tensor.untyped_storage()._cdata for tensor in weights.values()}
     was_training = model.training
     model.train()
@@ -113,14 +113,14 @@ def saved_activations(
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"),
     ):
-        words_BTD = torch.empty(num_samples, tokens, config.hidden_size)
-        words_BTD.requires_grad_(lowest_layer is None)
-        # The graph has to live until all is counted: a storage that goes makes room for another.
+        embeds_BTD = torch.empty(num_samples, tokens, config.hidden_size)
+        embeds_BTD.requires_grad_(lowest_layer is None)
+        # The graph has to live until all is counted: a freed storage's address may be used again.
         output = functional_call(
             text,
             weights,
             kwargs={
-                "inputs_embeds": words_BTD,
+                "inputs_embeds": embeds_BTD,
                 "attention_mask": torch.ones(num_samples, tokens, dtype=torch.long),
                 "use_cache": False,
             },
@@ -137,32 +137,32 @@ def saved_activations(
     )
 
 
-def _shapes(module: nn.Module, mode: FakeTensorMode) -> dict[str, Tensor]:
-    """Name a module's weights and buffers, each as a CPU's tensor without contents."""
-    made: dict[str, Tensor] = {}
+def _fake_tensors(module: nn.Module, mode: FakeTensorMode) -> dict[str, Tensor]:
+    """Return fake CPU tensors for a module's weights and buffers, by name."""
+    fakes: dict[str, Tensor] = {}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        bare = tensor.detach().to("meta")
-        made[name] = FakeTensor(mode, bare, torch.device("cpu"))
-        made[name].requires_grad_(tensor.requires_grad)
-    return made
+        meta = tensor.detach().to("meta")
+        fakes[name] = FakeTensor(mode, meta, torch.device("cpu"))
+        fakes[name].requires_grad_(tensor.requires_grad)
+    return fakes
 
 
 def _loss(num_samples: int, shape: SampleShape, vocabulary: int, size: int) -> int:
-    """Memory of `sum_nll` at its worst, which is in its backward pass.
+    """Return the peak memory of `sum_nll`, which is reached in its backward pass.
 
-    There are then the gradient of the logits, at all positions and once more while they are
-    spread from the labelled ones, and log-softmax and its gradient at the labelled ones.
+    Then there is the gradient of the logits at all positions, twice while it is scattered from the
+    labelled positions, and log-softmax and its gradient at the labelled positions.
     """
-    everywhere = num_samples * shape.num_tokens * vocabulary
+    all_logits = num_samples * shape.num_tokens * vocabulary
     labelled = num_samples * shape.num_labelled * vocabulary
-    return round(2 * everywhere * size + labelled * (4 + 4))
+    return round(2 * all_logits * size + labelled * (4 + 4))
 
 
 def _vision(model: Any, shape: SampleShape) -> float:
-    """Numbers that the vision encoder and the projector keep of one sample.
+    """Return the elements that vision encoder and projector save of one sample.
 
-    Of a linear map the input is kept if its weights are trained, and the output by what comes
-    after; a norm keeps its input twice. Nothing is kept before the first trained weight.
+    A linear layer's input is saved if its weights are trained, and its output by what follows; a
+    norm saves its input twice. Nothing is saved before the first trained weight.
     """
     parts = anatomy(model)
     patches = num_patches(model, shape)
@@ -179,8 +179,8 @@ def _vision(model: Any, shape: SampleShape) -> float:
         module_paths = dict.fromkeys(name.rpartition(".")[0] for name in named)
         for module in (model.get_submodule(module_path) for module_path in module_paths):
             if isinstance(module, nn.Linear):
-                moves = module.weight.requires_grad
-                total += positions * (module.out_features + (module.in_features if moves else 0))
+                num_inputs = module.in_features if module.weight.requires_grad else 0
+                total += positions * (module.out_features + num_inputs)
             elif getattr(module, "weight", None) is not None and module.weight.ndim == 1:
                 total += positions * 2 * module.weight.numel()
     return total

@@ -1,8 +1,8 @@
-"""What a step costs in floating-point operations, and how much of a device's peak that is.
+"""Floating-point operations of a training step, and the peaks of devices.
 
-One decision is made here: work is counted where autograd does it. Forward runs through everything;
-gradients of activations run back to the lowest trained layer only; gradients of weights are made
-for trained weights only. So a selection of layers is credited with what it saves, and no more.
+Operations are counted where autograd performs them: the forward pass runs through everything,
+gradients of activations run back to the lowest trained layer only, and gradients of weights are
+computed for trained weights only. So a layer selection is credited with exactly what it saves.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from consomme.models.anatomy import anatomy
 Precision = Literal["float32", "bfloat16"]
 
 OPTIMIZER_FLOPS = {"cpu": 180.0, "cuda": 2500.0}
-"""What AdamW's update of one parameter takes, in operations that matrix products do in that time.
+"""Time of AdamW's update of one parameter, as the operations that matrix products do in that time.
 
-It moves 28 bytes a parameter (reads weight, gradient and two moments, writes all but the gradient).
-A core that multiplies at 100 Gflop/s moves some 15 GB/s; a GPU moves a byte in the time of some 90
-operations, which is what an A100 and an H100 have in their data sheets, at 40 % of their peak.
+The update moves 28 bytes per parameter: it reads weight, gradient and two moments, and writes all
+but the gradient. A core that multiplies at 100 Gflop/s moves about 15 GB/s. A GPU moves a byte in
+the time of about 90 operations: the data sheet ratio of an A100 and an H100 at 40 % of their peak.
 """
 
 PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
@@ -37,22 +37,22 @@ PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
     "NVIDIA L40": {"bfloat16": 181.0, "float32": 90.5},
     "NVIDIA L4": {"bfloat16": 121.0, "float32": 30.3},
 }
-"""Dense peaks in 10^12 operations per second, by how a device's name begins.
+"""Dense peaks in 10^12 operations per second, by the beginning of a device's name.
 
-Source: NVIDIA's data sheets; what they give with sparsity is halved. float32 is that without tensor
-cores, which is what torch does unless it is told to round.
+Source: NVIDIA's data sheets; figures with sparsity are halved. float32 is without tensor cores,
+which is torch's default.
 """
 
 
 def peak_flops(device_name: str, precision: Precision) -> float | None:
-    """Operations per second that a device could do at most; None if it is not in the table.
+    """Return the peak operations per second of a device; None if it is not in the table.
 
     Args:
-        device_name: As `torch.cuda.get_device_name` says it.
-        precision: Of matrix products.
+        device_name: As returned by `torch.cuda.get_device_name`.
+        precision: Precision of matrix products.
     """
     for name, peaks in PEAK_TFLOPS.items():
-        # A10G is no A10, and L40S no L40.
+        # A10G is not A10, and L40S is not L40.
         if device_name == name or device_name.startswith((f"{name} ", f"{name}-")):
             return peaks[precision] * 1e12
     return None
@@ -60,50 +60,50 @@ def peak_flops(device_name: str, precision: Precision) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleShape:
-    """How long samples are: what work and activations depend on."""
+    """Lengths of samples, which operations and activations depend on."""
 
     num_tokens: float
-    """Positions of the language model, pictures included."""
+    """Positions of the language model, images included."""
 
     num_labelled: float
-    """Tokens that a loss is taken on."""
+    """Labelled tokens."""
 
     num_image_tokens: float = 0.0
-    """Positions that pictures take."""
+    """Positions of images in the language model."""
 
     num_pixel_values: float = 0.0
-    """Numbers in what the vision encoder is given."""
+    """Elements of the vision encoder's input."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
-    """Operations of one rank's step, by what they are for."""
+    """Operations of one rank's step, by purpose."""
 
     forward: float
     backward_activations: float
-    """Gradients handed down, from the loss to the lowest trained layer."""
+    """Gradients of activations, from the loss down to the lowest trained layer."""
 
     backward_weights: float
-    """Gradients of what is trained."""
+    """Gradients of trained weights."""
 
     recomputed: float
-    """Forward passes done twice because of activation checkpointing."""
+    """Forward passes repeated by activation checkpointing."""
 
     optimizer: float
-    """Time of the update, as matrix operations that would take as long."""
+    """Time of the update, as matrix operations that take the same time."""
 
     @property
     def needed(self) -> float:
-        """Operations that the mathematics asks for: what model FLOPs utilization counts."""
+        """Model FLOPs: the operations that model FLOPs utilization (MFU) counts."""
         return self.forward + self.backward_activations + self.backward_weights
 
     @property
     def total(self) -> float:
-        """All of the step."""
+        """All operations of the step."""
         return self.needed + self.recomputed + self.optimizer
 
     def saving_against(self, other: StepCost) -> float:
-        """Share of another step's time that this one does without; negative if it takes longer."""
+        """Return the share of another step's time that this one saves; negative if it is slower."""
         return 1 - self.total / other.total
 
 
@@ -118,30 +118,31 @@ def step_cost(
 ) -> StepCost:
     """Count the operations of one rank's step.
 
-    A matrix of n numbers costs 2 n operations per position forwards, as many for the gradient of
-    its input, and as many again for its own; attention costs 4 · positions · width per position and
-    layer, backwards twice that. Attention inside the vision encoder is left out.
+    A matrix of n elements costs 2 n operations per position in the forward pass, the same for the
+    gradient of its input, and the same for its own gradient. Attention costs 4 · positions · width
+    per position and layer, and twice that in the backward pass. Attention inside the vision encoder
+    is left out.
 
     Args:
-        model: Marked by `set_trainable`; only shapes are looked at.
-        lowest_layer: As `Trained` has it.
+        model: Marked by `set_trainable`; only shapes are read.
+        lowest_layer: As in `Trained`.
         shape: Mean over samples.
         num_samples: Of this rank in one step.
-        checkpointing: Whether layers are worked out again for their gradients.
+        checkpointing: Whether activations are recomputed layer by layer.
         device: `cpu` or `cuda`.
 
-    Source: arXiv 2204.02311, appendix B, where all weights are trained.
+    Source: arXiv 2204.02311, appendix B, for the case that all weights are trained.
     """
     parts = anatomy(model)
     text = model.config.get_text_config()
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     first = 0 if lowest_layer is None else lowest_layer
     patches = num_patches(model, shape)
-    eyes_move = any(p.requires_grad for p in parts.vision_encoder.values())
+    trains_vision = any(p.requires_grad for p in parts.vision_encoder.values())
     forward = activations = weights = recomputed = 0.0
     blocks: list[tuple[Any, float, bool, bool]] = [
-        (parts.vision_encoder, patches, eyes_move, False),
-        (parts.projector, shape.num_image_tokens, eyes_move, False),
+        (parts.vision_encoder, patches, trains_vision, False),
+        (parts.projector, shape.num_image_tokens, trains_vision, False),
         *(
             (layer, shape.num_tokens, index >= first, True)
             for index, layer in enumerate(parts.layers)
@@ -150,32 +151,32 @@ def step_cost(
     ]
     if parts.is_tied:
         blocks.append((parts.embeddings, shape.num_tokens, True, False))
-        tables -= {id(p) for p in parts.embeddings.values()}
-    share = _share_of_experts(text)
+        embeddings -= {id(p) for p in parts.embeddings.values()}
+    expert_share = _expert_share(text)
     for named, positions, is_passed, is_layer in blocks:
         sizes = [
-            (2 * p.numel() * (share if is_layer and p.ndim == 3 else 1.0), p.requires_grad)
+            (2 * p.numel() * (expert_share if is_layer and p.ndim == 3 else 1.0), p.requires_grad)
             for p in named.values()
-            if p.ndim >= 2 and id(p) not in tables
+            if p.ndim >= 2 and id(p) not in embeddings
         ]
-        one = sum(size for size, _ in sizes) * positions
-        mixing = 4 * shape.num_tokens * _attention_width(text) * positions if is_layer else 0.0
-        forward += one + mixing
-        activations += one + 2 * mixing if is_passed else 0.0
-        weights += sum(size for size, moves in sizes if moves) * positions
-        recomputed += one + mixing if is_layer and is_passed and checkpointing else 0.0
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        matrices = sum(size for size, _ in sizes) * positions
+        attention = 4 * shape.num_tokens * _attention_width(text) * positions if is_layer else 0.0
+        forward += matrices + attention
+        activations += matrices + 2 * attention if is_passed else 0.0
+        weights += sum(size for size, trained in sizes if trained) * positions
+        recomputed += matrices + attention if is_layer and is_passed and checkpointing else 0.0
+    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return StepCost(
         forward=forward * num_samples,
         backward_activations=activations * num_samples,
         backward_weights=weights * num_samples,
         recomputed=recomputed * num_samples,
-        optimizer=trained * OPTIMIZER_FLOPS[device],
+        optimizer=num_trained * OPTIMIZER_FLOPS[device],
     )
 
 
 def num_patches(model: Any, shape: SampleShape) -> float:
-    """Positions of the vision encoder per sample: its numbers over those of one patch."""
+    """Return the vision encoder's positions per sample: input elements over those of a patch."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             return shape.num_pixel_values / module.weight[0].numel()
@@ -188,8 +189,8 @@ def _attention_width(text: Any) -> int:
     return heads * width
 
 
-def _share_of_experts(text: Any) -> float:
-    """Share of a layer's experts that a token goes through; 1 without experts."""
+def _expert_share(text: Any) -> float:
+    """Return the share of a layer's experts that a token is routed to; 1 without experts."""
     chosen = getattr(text, "num_experts_per_tok", None)
     every = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)
     return chosen / every if chosen and every else 1.0

@@ -1,8 +1,7 @@
-"""The training loop: one rank's view of it, without Ray and without files.
+"""The training loop of one rank, without Ray and without files.
 
-One decision is made here: the loss of a step is the sum over all labelled tokens of all ranks
-divided by their number, so the result does not depend on how the batch is cut into ranks and
-micro-batches.
+The loss of a step is the sum over all labelled tokens of all ranks divided by their number, so the
+result does not depend on how the batch is split into ranks and micro-batches.
 """
 
 from __future__ import annotations
@@ -30,28 +29,28 @@ Schedule = Literal["cosine", "linear", "constant"]
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """How fast the weights move."""
+    """Number of steps, learning rate schedule and gradient clipping."""
 
     num_steps: int
     schedule: Schedule = "cosine"
-    """How the learning rate falls after its peak."""
+    """How the learning rate decays after its peak."""
 
     warmup_fraction: float = 0.1
-    """Share of the steps in which the learning rate grows to its peak."""
+    """Share of the steps over which the learning rate rises linearly to its peak."""
 
     final_fraction: float = 0.1
-    """Share of the peak that is left at the end; `constant` stays at the peak."""
+    """Final learning rate as a share of the peak; ignored by `constant`."""
 
     max_grad_norm: float = 1.0
-    """Gradients whose norm is larger are shortened to it."""
+    """Gradients with a larger norm are scaled down to this norm."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What one finished step looked like."""
+    """Metrics of one finished step."""
 
     step: int
-    """Steps done, from 1."""
+    """Number of the step, counted from 1."""
 
     loss: float
     """Mean nats per labelled token over all ranks."""
@@ -60,18 +59,18 @@ class StepReport:
     """Labelled tokens over all ranks."""
 
     num_positions: int
-    """Tokens over all ranks, pictures and questions included, padding not."""
+    """Tokens over all ranks, images and prompts included, padding excluded."""
 
     seconds: float
     lr: float
-    """The largest of the groups'."""
+    """Largest learning rate of all parameter groups."""
 
     grad_norm: float
-    """Of the gradients of all trained parameters, before they were shortened."""
+    """Norm of all gradients before clipping."""
 
 
 def lr_factor(step: int, schedule: ScheduleConfig) -> float:
-    """Share of the peak learning rate at step `step`, from 0."""
+    """Return the learning rate of a step, counted from 0, as a share of its peak."""
     warmup = max(1, round(schedule.warmup_fraction * schedule.num_steps))
     if step < warmup:
         return (step + 1) / warmup
@@ -97,18 +96,18 @@ def fit(
     """Train from step `start` to the end.
 
     Args:
-        sharded: A model that takes a batch's tensors as keywords, with its optimizer.
-        batches: Step number -> this rank's micro-batches of that step.
+        sharded: A model that takes the tensors of a batch as keywords, with its optimizer.
+        batches: Maps a step, counted from 0, to this rank's micro-batches of it.
         schedule: Number of steps and learning rate.
-        start: Steps already done.
+        start: Number of steps already done.
         after_step: Called on every rank after every step.
-        stop: Steps that are done when it returns; None for all.
-        watch: Judges each loss; None lets every number pass.
+        stop: Number of steps done when `fit` returns; None for all.
+        watch: Checks each loss; None accepts every finite loss.
 
     Raises:
         DataError: A step has no labelled token.
-        DivergedError: A loss or a gradient is no number, or a loss stands out. Weights may have
-            moved: go on from a checkpoint.
+        DivergedError: A loss or a gradient norm is not finite, or a loss exceeds the limit. Weights
+            may have changed: load a checkpoint.
     """
     world = world_size()
     watch = watch or LossWatch()
@@ -119,20 +118,22 @@ def fit(
         factor = lr_factor(step, schedule)
         for group in groups:
             group["lr"] = factor * group["peak_lr"]
-        parts = list(batches(step))
-        sizes = torch.tensor([_sizes(part) for part in parts], dtype=torch.float64).sum(dim=0)
-        total, positions = _sum_over_ranks(sizes, parts).tolist()
+        micro_batches = list(batches(step))
+        sizes = torch.tensor([_sizes(batch) for batch in micro_batches], dtype=torch.float64).sum(
+            dim=0
+        )
+        total, positions = _sum_over_ranks(sizes, micro_batches).tolist()
         if total == 0:
             raise DataError(f"step {step + 1}: no labelled token in the whole batch")
         losses = []
-        for number, part in enumerate(parts):
-            sharded.begin(is_last=number == len(parts) - 1)
-            loss = sum_nll(sharded.model, part)
-            # Gradients are averaged over ranks; times the ranks makes it a sum.
+        for number, batch in enumerate(micro_batches):
+            sharded.begin(is_last=number == len(micro_batches) - 1)
+            loss = sum_nll(sharded.model, batch)
+            # Gradients are averaged over ranks; multiplied by the world size they are summed.
             sharded.backward(loss * world / total)
             losses.append(loss.detach())
         summed = torch.stack(losses).double().sum()
-        mean = float(_sum_over_ranks(summed, parts)) / total
+        mean = float(_sum_over_ranks(summed, micro_batches)) / total
         watch.check(step + 1, mean)
         norm = sharded.step(schedule.max_grad_norm)
         after_step(
@@ -159,33 +160,35 @@ def fit_with_rotation(
     apply_trainability: Callable[[tuple[int, ...]], Sequence[ParamGroup]],
     watch: LossWatch | None = None,
 ) -> None:
-    """Train as `fit` does, other layers in other steps.
+    """Train as `fit` does, but with other trained layers in other steps.
 
     Args:
-        sharded: The model, with the layers of the last step done; at the beginning of step 0.
+        sharded: The model, with the layers of the last finished step trained; at the beginning,
+            with those of step 0.
         batches: As in `fit`.
         schedule: As in `fit`.
-        start: Steps already done.
+        start: As in `fit`.
         after_step: As in `fit`.
-        layers_at: Step, from 0 -> layers that are trained in it.
-        apply_trainability: Layers -> the groups of what moves then, with the parameters marked.
+        layers_at: Maps a step, counted from 0, to the layers that are trained in it.
+        apply_trainability: Marks what is trained with some layers, and returns its parameter
+            groups.
         watch: As in `fit`.
     """
-    now = layers_at(max(0, start - 1))
+    current = layers_at(max(0, start - 1))
     while start < schedule.num_steps:
         wanted = layers_at(start)
-        if wanted != now:
+        if wanted != current:
             sharded.set_param_groups(apply_trainability(wanted))
-            now = wanted
+            current = wanted
         stop = start + 1
-        while stop < schedule.num_steps and layers_at(stop) == now:
+        while stop < schedule.num_steps and layers_at(stop) == current:
             stop += 1
         fit(sharded, batches, schedule, start=start, after_step=after_step, stop=stop, watch=watch)
         start = stop
 
 
 def sum_nll(model: Any, batch: Batch) -> Tensor:
-    """Summed negative log-likelihood of the labelled tokens of one micro-batch, in nats."""
+    """Sum the negative log-likelihood of the labelled tokens of one micro-batch, in nats."""
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     logits = model(**inputs).logits[:, :-1]
     targets = batch["labels"][:, 1:]
@@ -195,18 +198,18 @@ def sum_nll(model: Any, batch: Batch) -> Tensor:
 
 
 def _sizes(batch: Batch) -> tuple[int, int]:
-    """Labelled tokens of a micro-batch, and all tokens without padding."""
+    """Count the labelled tokens of a micro-batch, and all its tokens without padding."""
     labels = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-    every = batch.get("attention_mask")
-    if every is None or every.dim() == 4:
+    attention_mask = batch.get("attention_mask")
+    if attention_mask is None or attention_mask.dim() == 4:
         # A packed row has no padding.
         return labels, batch["labels"].numel()
-    return labels, int(every.sum())
+    return labels, int(attention_mask.sum())
 
 
-def _sum_over_ranks(value: Tensor, parts: Sequence[Batch]) -> Tensor:
-    """Add numbers up over all ranks, on the device that the ranks talk by."""
+def _sum_over_ranks(value: Tensor, batches: Sequence[Batch]) -> Tensor:
+    """Sum numbers over all ranks, on the device that the batches are on."""
     if dist.is_initialized():
-        value = value.to(parts[0]["labels"].device).clone()
+        value = value.to(batches[0]["labels"].device).clone()
         dist.all_reduce(value)
     return value.cpu()

@@ -1,4 +1,4 @@
-"""Noise on the embeddings of a model that is being trained (NEFTune, arXiv 2310.05914)."""
+"""Noise on the embeddings in training (NEFTune, arXiv 2310.05914)."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from torch import Tensor
 
 
 def add_noise(model: Any, alpha: float) -> None:
-    """Add uniform noise to what the input embeddings give, in training mode only.
+    """Add uniform noise to the output of the input embeddings, in training mode only.
 
-    Its bound is `alpha / sqrt(L * D)`, for L tokens of the conversation that a token stands in,
-    padding and neighbours in its row not counted, and width D.
+    The noise is bounded by `alpha / sqrt(L * D)`, where L is the number of tokens of a token's own
+    conversation, without padding and without other conversations in its row, and D is the width.
 
     Args:
-        model: Takes `input_ids` (B, T) and an attention mask, (B, T) of ones and zeros or
-            (1, 1, T, T), of which token sees which, as keywords.
+        model: Takes `input_ids` (B, T) and an attention mask as keywords: (B, T) of ones and zeros,
+            or (1, 1, T, T), which says which token attends to which.
         alpha: 5 to 15 are usual.
     """
     lengths: list[Tensor] = []
 
-    def look(_: Any, __: Any, inputs: dict[str, Any]) -> None:
+    def read_lengths(_: Any, __: Any, inputs: dict[str, Any]) -> None:
         lengths[:] = [_lengths(inputs)]
 
-    def disturb(module: Any, _: Any, output: Tensor) -> Tensor:
+    def add_to_output(module: Any, _: Any, output: Tensor) -> Tensor:
         if not module.training or not lengths:
             return output
         bound_BT1 = alpha / (lengths[0].to(output) * output.shape[-1]).sqrt()[..., None]
         return output + (2 * torch.rand_like(output) - 1) * bound_BT1
 
-    model.register_forward_pre_hook(look, with_kwargs=True)
-    model.get_input_embeddings().register_forward_hook(disturb)
+    model.register_forward_pre_hook(read_lengths, with_kwargs=True)
+    model.get_input_embeddings().register_forward_hook(add_to_output)
 
 
 def _lengths(inputs: dict[str, Any]) -> Tensor:
-    """Tokens of the conversation that each token stands in: (B, T)."""
+    """Return the number of tokens of each token's conversation: (B, T)."""
     mask = inputs["attention_mask"]
     if mask.dim() == 2:
         counts_BT: Tensor = mask.sum(dim=1, keepdim=True).expand_as(mask)
         return counts_BT
-    sees_TT = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
-    # Those before a token, itself included, and those after it, itself included.
-    both_T: Tensor = sees_TT.sum(dim=1) + sees_TT.sum(dim=0) - 1
-    return both_T[None]
+    attends_TT = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
+    # Tokens that it attends to and tokens that attend to it; it counts itself in both.
+    counts_T: Tensor = attends_TT.sum(dim=1) + attends_TT.sum(dim=0) - 1
+    return counts_T[None]

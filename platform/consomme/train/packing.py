@@ -1,8 +1,7 @@
-"""Share a step's samples out to ranks and passes; several short ones may go in one row.
+"""Distribute the samples of a step over ranks and micro-batches; short samples may share a row.
 
-One decision is made here: what is packed together are samples of one and the same step. The step's
-loss is a sum over its tokens, so packing changes how it is worked out and never what it is; nothing
-has to be remembered from step to step.
+Only samples of the same step are packed together. The loss of a step is a sum over its tokens, so
+packing does not change it, and no state is carried from step to step.
 """
 
 from __future__ import annotations
@@ -12,46 +11,46 @@ import math
 from collections.abc import Sequence
 
 Row = list[int]
-"""Samples that stand one after the other in a row, by their number in the step."""
+"""Samples concatenated in a row, by their index in the step."""
 
 Pass = list[Row]
-"""Rows that go through the model together."""
+"""Rows of one forward pass: a micro-batch."""
 
 
 def padded(num_samples: int, world: int, micro_batch: int) -> list[list[Pass]]:
-    """One sample to a row; the rows of a pass are padded to the longest.
+    """Put each sample into a row of its own; the rows of a pass are padded to the longest.
 
     Args:
         num_samples: Of the step, over all ranks.
-        world: Ranks.
-        micro_batch: Most rows of a pass.
+        world: Number of ranks.
+        micro_batch: Most rows per pass.
 
     Returns:
-        Passes of each rank. All ranks have equally many, because they wait for each other in every
-        pass; where there are too few samples a pass is empty.
+        Passes of each rank. All ranks have the same number of passes, because they communicate in
+        every pass; a rank with too few samples has empty ones.
     """
     num_passes = math.ceil(math.ceil(num_samples / world) / micro_batch)
-    found = []
+    ranks = []
     for rank in range(world):
         mine = range(num_samples)[rank::world]
         cuts = [part * len(mine) // num_passes for part in range(num_passes + 1)]
-        found.append([[[k] for k in mine[a:b]] for a, b in itertools.pairwise(cuts)])
-    return found
+        ranks.append([[[k] for k in mine[a:b]] for a, b in itertools.pairwise(cuts)])
+    return ranks
 
 
 def packed(lengths: Sequence[int], world: int, capacity: int) -> list[list[Pass]]:
-    """As many samples to a row as it holds; a pass is one row, so nothing is padded.
+    """Pack samples into rows; a pass is one row, so there is no padding.
 
-    Longest first, each into the fullest row that still has room (best-fit decreasing). The rows of
-    one pass are of like length on all ranks.
+    Best-fit decreasing: longest sample first, each into the fullest row that still has room. The
+    rows of one pass have similar lengths on all ranks.
 
     Args:
         lengths: Tokens of each sample.
-        world: Ranks.
-        capacity: Most tokens of a row; a longer sample has a row for itself.
+        world: Number of ranks.
+        capacity: Most tokens per row; a longer sample gets a row of its own.
 
     Returns:
-        Passes of each rank, equally many; some of the last may be empty.
+        Passes of each rank, the same number for all; the last ones may be empty.
     """
     rows: list[Row] = []
     room: list[int] = []

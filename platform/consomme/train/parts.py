@@ -1,7 +1,7 @@
-"""What a recipe says of the parts of a model, and the table of what came of it.
+"""How a recipe trains the parts of a model, and the table of what is trained.
 
-One decision is made here: a part is frozen, trained in full, or trained through adapters. There is
-no torch here, so recipes are read quickly.
+A part is frozen, trained in full, or trained through adapters. This module imports no torch, so
+recipes load quickly.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ class Part(Checked):
     """How one part of a model is trained."""
 
     state: State = "frozen"
-    """`full` moves the weights themselves; `lora` and `dora` move adapters beside each linear map,
-    which are added to the weights at the end."""
+    """`full` trains the weights themselves; `lora` and `dora` train adapters on each linear layer,
+    which are merged into the weights at the end."""
 
     lr: NonNegativeFloat | None = None
-    """Peak learning rate of this part; None takes the run's."""
+    """Peak learning rate of this part; None uses the run's."""
 
     weight_decay: NonNegativeFloat | None = None
-    """Decay of this part's matrices; None takes the run's."""
+    """Weight decay of this part's matrices; None uses the run's."""
 
     rank: PositiveInt = 16
-    """Of the adapters; arXiv 2412.12785 trains with 128."""
+    """Rank of the adapters; arXiv 2412.12785 trains with 128."""
 
     alpha: PositiveInt = 32
-    """Adapters are added times alpha / rank."""
+    """The output of an adapter is scaled by alpha / rank."""
 
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
-    """Share of an adapter's inputs that is left out at each step."""
+    """Dropout on the inputs of an adapter."""
 
     @property
     def has_adapters(self) -> bool:
@@ -56,40 +56,40 @@ FULL = Part(state="full")
 
 @dataclass(frozen=True, kw_only=True)
 class Trainability:
-    """The states of all parts."""
+    """How all parts are trained."""
 
     vision_encoder: Part = FROZEN
     projector: Part = FULL
     language_model: Part = FULL
-    """Of the selected layers; the others are frozen."""
+    """How the selected layers are trained; the other layers are frozen."""
 
     embeddings: Part | None = None
-    """None: full if the language model is trained in full in all its layers, else frozen."""
+    """None: in full if the language model is trained in full in all its layers, else frozen."""
 
     head: Part | None = None
     """Final norm and output matrix; None as for the embeddings."""
 
     def resolved(self, *, is_whole: bool) -> dict[str, Part]:
-        """Return each part's state by its name.
+        """Return how each part is trained, by its name.
 
         Args:
             is_whole: Whether all layers are selected.
         """
-        rest = FROZEN
+        default = FROZEN
         if is_whole and self.language_model.state == "full":
-            rest = self.language_model
+            default = self.language_model
         return {
             VISION_ENCODER: self.vision_encoder,
             PROJECTOR: self.projector,
             LANGUAGE_MODEL: self.language_model,
-            EMBEDDINGS: self.embeddings or rest,
-            HEAD: self.head or rest,
+            EMBEDDINGS: self.embeddings or default,
+            HEAD: self.head or default,
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainableRow:
-    """One line of the table: a part, or one layer of the language model."""
+    """One row of the table: a part, or one layer of the language model."""
 
     part: str
     layer: int | None = None
@@ -100,7 +100,7 @@ class TrainableRow:
     """Tensors that receive updates."""
 
     num_trained: int
-    """Parameters that receive updates; those of adapters, where there are adapters."""
+    """Parameters that receive updates: weights, or those of the adapters."""
 
     num_parameters: int
     """Parameters of the part in the model as it is saved."""
@@ -110,39 +110,39 @@ class TrainableRow:
 
     @property
     def label(self) -> str:
-        """What a table says."""
+        """Label in a table."""
         return self.part.replace("_", " ") if self.layer is None else f"layer {self.layer}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParamGroup:
-    """Parameters that move at one pace."""
+    """Parameters with the same learning rate and weight decay."""
 
     names: tuple[str, ...]
-    """As in the model with its adapters; wrapping a model may replace the parameters themselves."""
+    """By names, as in the model with its adapters: wrapping a model may replace the parameters."""
 
     lr: float
-    """At its peak."""
+    """Peak learning rate."""
 
     weight_decay: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A model with its parameters marked, and what was decided."""
+    """What is trained of a model whose parameters are marked."""
 
     rows: tuple[TrainableRow, ...]
     groups: tuple[ParamGroup, ...]
     lowest_layer: int | None
-    """First layer that has to be gone through backwards, None if the projector or the vision
-    encoder is trained, or the embeddings, which stand before all layers."""
+    """Lowest layer that gradients pass through; None if gradients go further, to the projector, the
+    vision encoder or the embeddings."""
 
     adapters: tuple[str, ...] = ()
     """Parts with adapters."""
 
     @property
     def num_trained(self) -> int:
-        """Trained parameters of the whole model."""
+        """Trained parameters of the model."""
         return sum(row.num_trained for row in self.rows)
 
     @property
@@ -153,7 +153,7 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Parts of a model that are trained alike, on one line."""
+    """Parts or layers of a model that are trained the same way, as one row."""
 
     part: str
     """Such as `layers 0, 4, 8`."""
@@ -166,29 +166,29 @@ class Summary:
 
 
 def summarise(rows: Iterable[TrainableRow]) -> list[Summary]:
-    """Put layers that are trained alike on one line."""
+    """Merge the rows of layers that are trained the same way."""
     lines: dict[tuple[str, State, float | None], list[TrainableRow]] = {}
     for row in rows:
         lines.setdefault((row.part, row.state, row.lr), []).append(row)
-    found = []
-    for (part, state, lr), some in lines.items():
-        layers = [row.layer for row in some if row.layer is not None]
+    summaries = []
+    for (part, state, lr), group in lines.items():
+        layers = [row.layer for row in group if row.layer is not None]
         label = f"layers {_ranges(layers)}" if layers else part.replace("_", " ")
-        found.append(
+        summaries.append(
             Summary(
                 part=label,
                 state=state,
-                num_tensors=sum(row.num_tensors for row in some),
-                num_trained=sum(row.num_trained for row in some),
-                num_parameters=sum(row.num_parameters for row in some),
+                num_tensors=sum(row.num_tensors for row in group),
+                num_trained=sum(row.num_trained for row in group),
+                num_parameters=sum(row.num_parameters for row in group),
                 lr=lr,
             )
         )
-    return found
+    return summaries
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Write ascending numbers shortly: 0-3, 7, 9-11."""
+    """Write ascending numbers as ranges: 0-3, 7, 9-11."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][-1] + 1:

@@ -1,7 +1,7 @@
-"""Mark what moves in a training run: the parts of a model, and layers of its language model.
+"""Mark which parameters of a model are trained: parts, and layers of the language model.
 
-One decision is made here: where something that was asked for would not train, the run stops with an
-error, and is never passed over in silence.
+Nothing is ignored silently: if something that the recipe asks for cannot be trained, the run stops
+with an error.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def set_trainable(
     lr: float,
     weight_decay: float = 0.0,
 ) -> Trained:
-    """Mark every parameter as trained or frozen, and put adapters where they are asked for.
+    """Mark every parameter as trained or frozen, and add adapters where the recipe asks for them.
 
     Args:
         model: A VLM or a language model, without adapters.
-        trainability: State of each part.
+        trainability: How each part is trained.
         layers: 0-based indices of the language model's layers that are trained.
-        lr: Peak learning rate of parts that have none of their own.
-        weight_decay: Of matrices of parts that have none of their own; vectors never decay.
+        lr: Peak learning rate of parts that do not set their own.
+        weight_decay: Of matrices of parts that do not set their own; vectors never decay.
 
     Raises:
         RecipeError: Nothing would be trained; a layer or a part does not exist; or a state does
@@ -68,7 +68,7 @@ def set_trainable(
     adapters = _add_adapters(model, marked)
     rows, groups = [], []
     for name, index, part, named in marked:
-        trainable_names = dict(named) if part.state == "full" else _beside(adapters, named)
+        trained = dict(named) if part.state == "full" else _adapters_of(adapters, named)
         rate = lr if part.lr is None else part.lr
         decay = weight_decay if part.weight_decay is None else part.weight_decay
         rows.append(
@@ -76,14 +76,14 @@ def set_trainable(
                 part=name,
                 layer=index,
                 state=part.state,
-                num_tensors=len(trainable_names),
-                num_trained=sum(p.numel() for p in trainable_names.values()),
+                num_tensors=len(trained),
+                num_trained=sum(p.numel() for p in trained.values()),
                 num_parameters=sum(p.numel() for p in named.values()),
-                lr=rate if trainable_names else None,
+                lr=rate if trained else None,
             )
         )
         for is_matrix in (True, False):
-            some = tuple(n for n, p in trainable_names.items() if (p.ndim >= 2) == is_matrix)
+            some = tuple(n for n, p in trained.items() if (p.ndim >= 2) == is_matrix)
             if some:
                 groups.append(
                     ParamGroup(names=some, lr=rate, weight_decay=decay if is_matrix else 0.0)
@@ -96,28 +96,28 @@ def set_trainable(
     )
 
 
-_Marked = tuple[str, int | None, Part, Mapping[str, nn.Parameter]]
-"""Name of a part, a layer's index or None, how it is trained, and what is in it."""
+_TrainedPart = tuple[str, int | None, Part, Mapping[str, nn.Parameter]]
+"""Name of a part, a layer's index or None, how it is trained, and its parameters."""
 
 
-def _beside(adapters: Mapping[str, nn.Parameter], named: Mapping[str, nn.Parameter]) -> Any:
-    """The adapters that stand beside some parameters."""
+def _adapters_of(adapters: Mapping[str, nn.Parameter], named: Mapping[str, nn.Parameter]) -> Any:
+    """Return the adapters of the modules that some parameters belong to."""
     module_paths = {name.rpartition(".")[0] for name in named}
     return {name: p for name, p in adapters.items() if name.partition(".lora_")[0] in module_paths}
 
 
 def _chosen_layers(found: Anatomy, layers: Sequence[int]) -> set[int]:
     num_layers = len(found.layers)
-    strangers = [index for index in layers if not 0 <= index < num_layers]
-    if strangers:
+    unknown = [index for index in layers if not 0 <= index < num_layers]
+    if unknown:
         raise RecipeError(
-            f"layers: {strangers} do not exist; the language model has layers 0 to {num_layers - 1}"
+            f"layers: {unknown} do not exist; the language model has layers 0 to {num_layers - 1}"
         )
     return set(layers)
 
 
 def _check(found: Anatomy, parts: Mapping[str, Part], chosen: set[int]) -> None:
-    """Refuse what would be passed over in silence."""
+    """Refuse what would be ignored silently."""
     trains = {name for name, part in parts.items() if part.state != "frozen"}
     if not chosen:
         if LANGUAGE_MODEL in trains:
@@ -135,12 +135,12 @@ def _check(found: Anatomy, parts: Mapping[str, Part], chosen: set[int]) -> None:
         if name in trains and not getattr(found, name):
             raise RecipeError(
                 f"{name}.state is {parts[name].state}, but the model has none: it is a language"
-                f" model without eyes; set {name}.state=frozen"
+                f" model without a vision encoder; set {name}.state=frozen"
             )
     if parts[EMBEDDINGS].has_adapters:
         raise RecipeError(
-            f"embeddings.state: found {parts[EMBEDDINGS].state}; adapters go beside linear maps"
-            " only, expected frozen or full"
+            f"embeddings.state: found {parts[EMBEDDINGS].state}; only linear layers can have"
+            " adapters, expected frozen or full"
         )
     if found.is_tied and parts[EMBEDDINGS].state != parts[HEAD].state:
         raise RecipeError(
@@ -149,14 +149,14 @@ def _check(found: Anatomy, parts: Mapping[str, Part], chosen: set[int]) -> None:
         )
 
 
-def _add_adapters(model: nn.Module, marked: Sequence[_Marked]) -> dict[str, nn.Parameter]:
-    """Put adapters beside all linear maps of the parts that want them; what was added, by name."""
+def _add_adapters(model: nn.Module, marked: Sequence[_TrainedPart]) -> dict[str, nn.Parameter]:
+    """Add adapters to the linear layers of parts that want them; returns their parameters."""
     if not any(part.has_adapters for _, _, part, _ in marked):
         return {}
     # Not above: PEFT takes seconds to import.
     from consomme.models.lora import LoraShape, add_lora
 
-    maps: dict[str, list[str]] = {}
+    linear_paths: dict[str, list[str]] = {}
     shapes: dict[str, LoraShape] = {}
     for name, _, part, named in marked:
         if not part.has_adapters:
@@ -165,10 +165,10 @@ def _add_adapters(model: nn.Module, marked: Sequence[_Marked]) -> dict[str, nn.P
         found = [path for path in module_paths if isinstance(model.get_submodule(path), nn.Linear)]
         if not found:
             raise RecipeError(
-                f"{name}.state is {part.state}, but it has no linear maps to put adapters beside;"
-                " expected frozen or full"
+                f"{name}.state is {part.state}, but it has no linear layers that adapters can be"
+                " added to; expected frozen or full"
             )
-        maps.setdefault(name, []).extend(found)
+        linear_paths.setdefault(name, []).extend(found)
         shapes[name] = LoraShape(
             rank=part.rank,
             alpha=part.alpha,
@@ -176,7 +176,9 @@ def _add_adapters(model: nn.Module, marked: Sequence[_Marked]) -> dict[str, nn.P
             has_magnitude=part.state == "dora",
         )
     added = {
-        new for name, found in maps.items() for new in add_lora(model, found, shapes[name], name)
+        new
+        for name, found in linear_paths.items()
+        for new in add_lora(model, found, shapes[name], name)
     }
     return {name: p for name, p in model.named_parameters() if name in added}
 
@@ -189,14 +191,14 @@ def _lowest(parts: Mapping[str, Part], chosen: set[int]) -> int | None:
 
 
 def freeze_unused(model: nn.Module, loss_of: Callable[[nn.Module], Tensor]) -> tuple[str, ...]:
-    """Freeze trained parameters that the loss does not reach, such as a norm behind the last use.
+    """Freeze trained parameters that the loss does not depend on, such as an unused final norm.
 
-    Data-parallel training waits for every gradient it was promised, so a parameter without one
-    would stop it.
+    Data-parallel training waits for a gradient of every trained parameter, so one without a
+    gradient would block it.
 
     Args:
         model: With its parameters marked as trained or frozen.
-        loss_of: Computes the loss of any sample that uses the picture.
+        loss_of: Computes the loss of a sample with an image.
 
     Returns:
         Names of the parameters that were frozen here.
@@ -214,14 +216,14 @@ def freeze_unused(model: nn.Module, loss_of: Callable[[nn.Module], Tensor]) -> t
 
 
 def freeze(model: nn.Module, names: Collection[str]) -> None:
-    """Freeze some parameters by name; those that are not there are passed over."""
+    """Freeze parameters by name; unknown names are ignored."""
     for name, parameter in model.named_parameters():
         if name in names:
             parameter.requires_grad_(False)
 
 
 def enable_activation_checkpointing(model: Any) -> None:
-    """Work out each layer again when its gradients are needed, instead of remembering what it did.
+    """Recompute the activations of each layer in the backward pass instead of saving them.
 
     Takes the memory of one layer's activations instead of all of them, for one more forward pass.
     """
@@ -229,33 +231,34 @@ def enable_activation_checkpointing(model: Any) -> None:
 
 
 def disable_kv_cache(model: Any) -> None:
-    """Keep no keys and values of all layers for tokens to come: in training there are none.
+    """Disable the KV cache.
 
-    Transformers' models do unless they are told not to, also where no gradient passes; of a model
-    whose top quarter was trained that was 22 % of a step's memory beside weights.
+    Transformers' models fill it by default, also in layers that no gradient passes through. For a
+    model whose top quarter was trained it was 22 % of a step's memory besides weights.
     """
-    # Families ask one or the other.
+    # Some families read one config, some the other.
     for config in (model.config, model.config.get_text_config()):
         config.use_cache = False
 
 
 def enable_autocast(model: Any, device: str) -> None:
-    """Round the operands of matrix products to bfloat16; weights and gradients stay float32.
+    """Run matrix products in bfloat16; weights and gradients stay float32.
 
-    It is done inside the model's own forward pass, because DeepSpeed switches off what it finds
-    switched on around it.
+    Autocast is entered inside the model's forward pass, because DeepSpeed disables an autocast
+    that surrounds it.
 
     Args:
         model: Not yet wrapped by a parallelism.
-        device: Type of the device that it will be called on.
+        device: Type of the device that the model runs on.
     """
     model.forward = torch.autocast(device, torch.bfloat16)(model.forward)
 
 
 def compile_layers(model: Any, backend: str) -> None:
-    """Have torch compile each layer of the language model when it is first used.
+    """Compile each layer of the language model at its first call.
 
-    Layers are alike, so one compilation serves them all; lengths may vary from batch to batch.
+    All layers have the same code, so one compilation serves them all; shapes may vary between
+    batches.
 
     Args:
         model: Not yet wrapped by a parallelism.
