@@ -1,7 +1,7 @@
-"""Batches for the nano VLM's own training, drawn anew from a seed and a step number.
+"""Batches for the training of the nano VLM, generated from a seed and a step number.
 
-One decision is made here: batch k depends on (seed, k) alone, so a run resumes at any step without
-replaying, and any number of loader processes gives the same batches.
+Batch k depends on (seed, k) alone, so a run resumes at any step without replaying the data, and any
+number of loader processes yields the same batches.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch.utils.data import Dataset
 from consomme.datasets import emoji, scenes
 from consomme.datasets.augment import augment_emoji
 
-# Shapes: B pictures, P side in pixels, T token positions.
+# Shapes: B images, P side in pixels, T token positions.
 
 MASKED = -1e9
-"""Added to an attention score that must not count."""
+"""Added to the score of a masked attention position."""
 
 CAPTION_PROMPT = "describe the image."
 NAME_PROMPT = "what emoji is this?"
@@ -30,10 +30,10 @@ KEYWORD_PROMPT = "list keywords."
 
 
 class EmojiViews:
-    """Draws random views of the training styles, each name equally often."""
+    """Draws random views of the emoji of the training styles, uniformly over names."""
 
     def __init__(self, styles: Sequence[str] = emoji.TRAIN_STYLES) -> None:
-        """Decode every picture of `styles` once (about 100 MB for five)."""
+        """Decode every image of `styles` once (about 100 MB for five)."""
         self.by_name: dict[str, list[tuple[emoji.Emoji, np.ndarray]]] = {}
         for style in styles:
             entries = emoji.load(style)
@@ -42,13 +42,13 @@ class EmojiViews:
         self.names = sorted(self.by_name)
 
     def draw(self, rng: random.Random, out_px: int) -> tuple[emoji.Emoji, np.ndarray]:
-        """Pick a name, then a style that has it, then a random view of it."""
+        """Draw a name, then a style that has it, then a random view of it."""
         entry, rgba = rng.choice(self.by_name[rng.choice(self.names)])
         return entry, augment_emoji(rgba, rng, out_px)
 
 
 def emoji_turns(entry: emoji.Emoji, rng: random.Random) -> list[tuple[str, str]]:
-    """Question and answer for one emoji: its name as caption or answer, now and then keywords."""
+    """Return prompt and answer for one emoji: its name, or in a tenth of cases keywords."""
     kind = rng.random()
     if kind < 0.1 and len(entry.keywords) >= 3:
         return [(KEYWORD_PROMPT, ", ".join(rng.sample(entry.keywords, 3)))]
@@ -58,27 +58,27 @@ def emoji_turns(entry: emoji.Emoji, rng: random.Random) -> list[tuple[str, str]]
 def scene_turns(
     scene: scenes.Scene, seed: int, rng: random.Random, num_turns: int
 ) -> list[tuple[str, str]]:
-    """At most `num_turns` different questions in random order; two times in five a caption first.
+    """Return at most `num_turns` different questions in random order, in 40 % after a caption.
 
-    Each kind of question is drawn twice: finding the colour of *this* shape, not of that one, is
-    learned from both.
+    Each kind of question is drawn twice, about different objects: the model learns to distinguish
+    them by the contrast.
     """
     drawn = [*scenes.questions(scene, seed), *scenes.questions(scene, seed + 1)]
-    asked = list({q.question: q.answer for q in drawn}.items())
-    rng.shuffle(asked)
+    pairs = list({q.question: q.answer for q in drawn}.items())
+    rng.shuffle(pairs)
     if rng.random() < 0.4:
-        return [(CAPTION_PROMPT, scenes.caption(scene)), *asked[: num_turns - 3]]
-    return asked[:num_turns]
+        return [(CAPTION_PROMPT, scenes.caption(scene)), *pairs[: num_turns - 3]]
+    return pairs[:num_turns]
 
 
-def normalise(pictures: Sequence[np.ndarray]) -> Tensor:
-    """Stack uint8 pictures (P, P, 3) to float32 pixel values (B, 3, P, P) in [-1, 1]."""
-    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
+def normalise(images: Sequence[np.ndarray]) -> Tensor:
+    """Stack uint8 images (P, P, 3) into float32 pixel values (B, 3, P, P) in [-1, 1]."""
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
     return stacked / 127.5 - 1.0
 
 
-class Conversations(Dataset[dict[str, Any]]):
-    """Step k's two micro-batches: emoji and scenes, tokenised, with labels on the answers only."""
+class ConversationBatches(Dataset[dict[str, Any]]):
+    """The two micro-batches of each step, emoji and scenes, with labels on the answers only."""
 
     def __init__(
         self,
@@ -111,22 +111,22 @@ class Conversations(Dataset[dict[str, Any]]):
         return self.num_steps
 
     def encode(self, text: str) -> list[int]:
-        """Tokenise with a memory: most texts repeat."""
+        """Tokenize with a cache, because most texts repeat."""
         if text not in self.ids:
-            found: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
             if len(self.ids) > 200_000:
                 self.ids.clear()
-            self.ids[text] = found
+            self.ids[text] = ids
         return self.ids[text]
 
     def conversation(
         self, turns: Sequence[tuple[str, str]], *, has_image: bool
     ) -> tuple[list[int], list[int], list[int], int]:
-        """One picture and several independent first turns about it, as the chat template has them.
+        """Encode one image and several independent turns about it, in the chat template.
 
         Returns:
-            Token ids, labels, the branch of every token (0: the shared beginning with the picture;
-            k: turn k) and the length of the shared beginning. Turns that do not fit are left out.
+            Token ids, labels, the branch of every token (0: the shared prefix with the image; k:
+            turn k) and the length of the prefix. Turns that do not fit are left out.
         """
         special = self.special
         ids = [special["bos"], special["user"]]
@@ -146,12 +146,12 @@ class Conversations(Dataset[dict[str, Any]]):
     def collate(
         self, rows: Sequence[tuple[np.ndarray, list[tuple[str, str]], bool]]
     ) -> dict[str, Any]:
-        """Pad one micro-batch; a turn sees the picture and itself, never another turn.
+        """Pad one micro-batch; a turn attends to the image and to itself, never to another turn.
 
-        Several answers in one sequence would let the model copy a colour or a shape from an earlier
-        question instead of looking it up in the picture; asked alone, it would then be lost.
+        With causal attention over all turns, the model would copy a colour or a shape from an
+        earlier question instead of reading it from the image, and fail on a single question.
         """
-        encoded = [self.conversation(turns, has_image=seen) for _, turns, seen in rows]
+        encoded = [self.conversation(turns, has_image=has_image) for _, turns, has_image in rows]
         longest = max(len(ids) for ids, *_ in encoded)
         width = math.ceil(longest / 16) * 16
         shape = (len(rows), width)
@@ -163,9 +163,9 @@ class Conversations(Dataset[dict[str, Any]]):
             input_ids_BT[row, : len(ids)] = torch.tensor(ids)
             labels_BT[row, : len(ids)] = torch.tensor(labels)
             branch_BT[row, : len(ids)] = torch.tensor(branches)
-            seen_of: dict[int, int] = {}
+            lengths: dict[int, int] = {}
             for at, branch in enumerate(branches):
-                offset = seen_of[branch] = seen_of.get(branch, -1) + 1
+                offset = lengths[branch] = lengths.get(branch, -1) + 1
                 position_BT[row, at] = offset + (start if branch else 0)
         earlier_TT = torch.ones(width, width, dtype=torch.bool).tril()
         same_BTT = branch_BT[:, :, None] == branch_BT[:, None, :]
@@ -176,7 +176,7 @@ class Conversations(Dataset[dict[str, Any]]):
             "labels": labels_BT,
             "attention_mask": torch.where(allowed_BTT, 0.0, MASKED)[:, None],
             "position_ids": position_BT,
-            "pixel_values": normalise([picture for picture, _, seen in rows if seen]),
+            "pixel_values": normalise([image for image, _, has_image in rows if has_image]),
         }
 
     def __getitem__(self, step: int) -> dict[str, Any]:
@@ -185,23 +185,23 @@ class Conversations(Dataset[dict[str, Any]]):
         emoji_rows, scene_rows = [], []
         for _ in range(self.num_emoji):
             entry, view = self.views.draw(rng, self.out_px)
-            seen = rng.random() >= self.blind_fraction
-            emoji_rows.append((view, emoji_turns(entry, rng), seen))
+            has_image = rng.random() >= self.blind_fraction
+            emoji_rows.append((view, emoji_turns(entry, rng), has_image))
         for _ in range(self.num_scenes):
             seed = rng.randrange(10**12)
             scene = scenes.make_scene(TRAIN_SCENES_FROM + seed)
             view = np.asarray(scenes.render(scene))
-            seen = rng.random() >= self.blind_fraction
-            scene_rows.append((view, scene_turns(scene, seed, rng, self.num_questions), seen))
+            has_image = rng.random() >= self.blind_fraction
+            scene_rows.append((view, scene_turns(scene, seed, rng, self.num_questions), has_image))
         return {"emoji": self.collate(emoji_rows), "scenes": self.collate(scene_rows)}
 
 
 TRAIN_SCENES_FROM = 1_000_000
-"""Scenes of smaller seeds are for evaluation and the quickstart; the nano VLM never sees them."""
+"""First seed of training scenes; smaller seeds are for evaluation and the quickstart."""
 
 
 class VisionBatches(Dataset[dict[str, Tensor]]):
-    """Step k's pictures with class targets, for pre-training the vision encoder alone."""
+    """The images of each step with class targets, for pre-training the vision encoder alone."""
 
     def __init__(
         self, *, seed: int, num_steps: int, num_emoji: int, num_scenes: int, out_px: int
@@ -217,23 +217,25 @@ class VisionBatches(Dataset[dict[str, Tensor]]):
         return self.num_steps
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        """Build one step: pictures of both kinds, names as class ids, what each quadrant holds."""
+        """Build one step: emoji and scenes, emoji names as class ids, contents of each quadrant."""
         rng = random.Random(f"vision-{self.seed}-{step}")
         drawn = [self.views.draw(rng, self.out_px) for _ in range(self.num_emoji)]
-        made = [
+        drawn_scenes = [
             scenes.make_scene(TRAIN_SCENES_FROM + rng.randrange(10**12))
             for _ in range(self.num_scenes)
         ]
-        pictures = [view for _, view in drawn] + [np.asarray(scenes.render(s)) for s in made]
+        images = [view for _, view in drawn] + [
+            np.asarray(scenes.render(scene)) for scene in drawn_scenes
+        ]
         return {
-            "pixel_values": normalise(pictures),
+            "pixel_values": normalise(images),
             "names": torch.tensor([self.index[e.name] for e, _ in drawn]),
-            "quadrants": torch.tensor([quadrant_targets(s) for s in made]),
+            "quadrants": torch.tensor([quadrant_targets(s) for s in drawn_scenes]),
         }
 
 
 def quadrant_targets(scene: scenes.Scene) -> list[list[int]]:
-    """Classes (shape, colour, size, word) of each quadrant; 0 means none.
+    """Return the classes (shape, colour, size, word) of each quadrant; 0 means none.
 
     Returns:
         Four lists of four ints, in the order of `scenes.POSITIONS`.
@@ -251,7 +253,7 @@ def quadrant_targets(scene: scenes.Scene) -> list[list[int]]:
 
 
 def corpus() -> Iterator[str]:
-    """Texts the nano tokenizer learns its merges from."""
+    """Yield the texts that the nano tokenizer learns its merges from."""
     for style in emoji.TRAIN_STYLES:
         for entry in emoji.load(style):
             yield entry.name

@@ -1,9 +1,9 @@
-"""How the shipped nano VLM was made: see first, then speak.
+"""Train the shipped nano VLM from scratch.
 
     python -m consomme.nano.train recipes/train/nano.yaml
 
-Four stages: the vision encoder learns classes (`vision_pretraining`), then the whole VLM learns
-captions, names and questions (`nano_data`). Every stage resumes from its last checkpoint. About
+Four stages: the vision encoder learns classes (`vision.py`), then the whole VLM learns captions,
+names and questions (`data.py`) in three stages. Every stage resumes from its last checkpoint. About
 two hours on two CPU cores. Matrices are updated by Muon, everything else by AdamW.
 """
 
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Subset
 
 from consomme.models.assembly import LlavaShape, build_llava, build_processor
 from consomme.models.tokenizer import train_tokenizer
-from consomme.nano.data import Conversations, EmojiViews, VisionBatches, corpus
+from consomme.nano.data import ConversationBatches, EmojiViews, VisionBatches, corpus
 from consomme.nano.vision import ReadOut
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Length and pace of one stage."""
+    """Length, data and learning rates of one stage."""
 
     num_steps: int
     num_emoji: int
@@ -42,7 +42,7 @@ class Stage:
     """Scenes per step."""
 
     muon_lr: float = 2e-3
-    """Peak learning rate of matrices (scaled to the size of an AdamW update)."""
+    """Peak learning rate of matrices, scaled to match AdamW's update size."""
 
     adamw_lr: float = 2e-3
     """Peak learning rate of embeddings, norms and biases."""
@@ -50,15 +50,15 @@ class Stage:
     warmup_steps: int = 50
 
     schedule_steps: int | None = None
-    """Steps over which the learning rate would fall to its end; None means `num_steps`."""
+    """Steps over which the learning rate decays to its final value; None uses `num_steps`."""
 
     questions_per_scene: int = 6
-    """Most questions asked about one scene."""
+    """Most questions per scene."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NanoRecipe:
-    """Everything that decides the nano VLM's weights."""
+    """Everything that the weights of the nano VLM depend on."""
 
     out: str
     """Folder for checkpoints and the finished model."""
@@ -69,38 +69,38 @@ class NanoRecipe:
     vision: Stage = field(
         default_factory=lambda: Stage(num_steps=2200, num_emoji=96, num_scenes=28)
     )
-    """The vision encoder alone, by classes."""
+    """Vision encoder alone, by classification."""
 
     speech: Stage = field(
         default_factory=lambda: Stage(
             num_steps=800, schedule_steps=1200, num_emoji=96, num_scenes=28
         )
     )
-    """The whole VLM, mostly on names."""
+    """Whole VLM, mostly on names."""
 
     polish: Stage = field(
         default_factory=lambda: Stage(
             num_steps=550, num_emoji=64, num_scenes=56, questions_per_scene=8, muon_lr=1.5e-3
         )
     )
-    """The whole VLM, mostly on questions."""
+    """Whole VLM, mostly on questions."""
 
     questions: Stage = field(
         default_factory=lambda: Stage(
             num_steps=1500, num_emoji=64, num_scenes=64, questions_per_scene=12
         )
     )
-    """The whole VLM, names and questions in equal parts."""
+    """Whole VLM, names and questions in equal parts."""
 
     checkpoint_every: int = 200
     """Steps between checkpoints."""
 
 
 class MatrixOptimizer:
-    """Muon for matrices inside layers, AdamW for the rest, one cosine schedule for both."""
+    """Muon for matrices inside layers and AdamW for the rest, with the same cosine schedule."""
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], stage: Stage) -> None:
-        """Split the parameters; embeddings and heads count as 'rest' although they are matrices."""
+        """Split the parameters; embeddings and heads are matrices, but go to AdamW."""
         matrices: list[nn.Parameter] = []
         rest: list[nn.Parameter] = []
         for name, parameter in named:
@@ -126,11 +126,11 @@ class MatrixOptimizer:
         self.parameters = [*matrices, *rest]
 
     def step(self, step: int) -> None:
-        """Clip, update, and clear the gradients."""
+        """Clip gradients, update weights, clear gradients."""
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        warm = min(1.0, (step + 1) / self.stage.warmup_steps)
+        warmup = min(1.0, (step + 1) / self.stage.warmup_steps)
         done = step / (self.stage.schedule_steps or self.stage.num_steps)
-        factor = warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        factor = warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         for optimizer, peak in self.parts:
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
@@ -138,11 +138,11 @@ class MatrixOptimizer:
             optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> list[Any]:
-        """State of both optimizers."""
+        """Return the state of both optimizers."""
         return [optimizer.state_dict() for optimizer, _ in self.parts]
 
     def load(self, state: list[Any]) -> None:
-        """Restore `state`."""
+        """Restore what `state` returned."""
         for (optimizer, _), saved in zip(self.parts, state, strict=True):
             optimizer.load_state_dict(saved)
 
@@ -171,16 +171,16 @@ def run_stage(
         num_workers=1,
         prefetch_factor=4,
     )
-    began, window = time.monotonic(), time.monotonic()
+    began, window_began = time.monotonic(), time.monotonic()
     for step, batch in enumerate(loader, start):
         metrics = loss_of(batch)
         optimizer.step(step)
         if (step + 1) % 25 == 0:
-            pace = (time.monotonic() - window) / 25
-            window = time.monotonic()
-            shown = {key: round(float(value.detach()), 4) for key, value in metrics.items()}
+            step_s = (time.monotonic() - window_began) / 25
+            window_began = time.monotonic()
+            rounded = {key: round(float(value.detach()), 4) for key, value in metrics.items()}
             at = f"{step + 1}/{stage.num_steps}"
-            logger.info("%s step %s %.2f s/step %s", name, at, pace, shown)
+            logger.info("%s step %s %.2f s/step %s", name, at, step_s, rounded)
         if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == stage.num_steps:
             state = {
                 "module": module.state_dict(),
@@ -196,7 +196,7 @@ def train_nano(recipe: NanoRecipe) -> Path:
     """Run all stages and write the Hugging Face folder.
 
     Returns:
-        Folder of the finished model, bfloat16 weights.
+        Folder of the finished model, with bfloat16 weights.
     """
     from consomme.models.weights import save_vlm
 
@@ -208,28 +208,37 @@ def train_nano(recipe: NanoRecipe) -> Path:
     tokenizer = train_tokenizer(corpus(), shape.vocab_size)
     model = build_llava(shape, tokenizer, recipe.seed)
     model.train()
-    tower = model.model.vision_tower
+    vision_encoder = model.model.vision_tower
     read_out = ReadOut(shape.vision_width, len(EmojiViews().names), shape.vision_heads)
-    seer = nn.ModuleDict({"tower": tower, "read_out": read_out})
+    # Names of the modules are keys of stage checkpoints.
+    classifier = nn.ModuleDict({"tower": vision_encoder, "read_out": read_out})
 
-    def see(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def classification_loss(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         with torch.autocast("cpu", torch.bfloat16):
-            patches = tower(batch["pixel_values"]).last_hidden_state[:, 1:]
+            patches = vision_encoder(batch["pixel_values"]).last_hidden_state[:, 1:]
             losses = read_out.loss(patches, batch["names"], batch["quadrants"])
         (losses["names"] + losses["quadrants"]).backward()  # type: ignore[no-untyped-call]
         return losses
 
     stage = recipe.vision
-    pictures = VisionBatches(
+    vision_batches = VisionBatches(
         seed=recipe.seed,
         num_steps=stage.num_steps,
         num_emoji=stage.num_emoji,
         num_scenes=stage.num_scenes,
         out_px=shape.image_px,
     )
-    run_stage("vision", recipe, stage, seer, seer.named_parameters(), pictures, see)
+    run_stage(
+        "vision",
+        recipe,
+        stage,
+        classifier,
+        classifier.named_parameters(),
+        vision_batches,
+        classification_loss,
+    )
 
-    def speak(batch: dict[str, Any]) -> dict[str, Tensor]:
+    def language_loss(batch: dict[str, Any]) -> dict[str, Tensor]:
         losses = {}
         for kind, part in batch.items():
             with torch.autocast("cpu", torch.bfloat16):
@@ -238,11 +247,11 @@ def train_nano(recipe: NanoRecipe) -> Path:
             losses[kind] = loss.detach()
         return losses
 
-    # The fused attention of CPUs needs three times as long backwards as plain matrix products.
+    # On CPUs the backward pass of fused attention takes three times as long as that of eager.
     model.set_attn_implementation("eager")
     stages = {"speech": recipe.speech, "polish": recipe.polish, "questions": recipe.questions}
     for number, (name, stage) in enumerate(stages.items()):
-        talks = Conversations(
+        batches = ConversationBatches(
             tokenizer,
             seed=recipe.seed + number,
             num_steps=stage.num_steps,
@@ -252,14 +261,14 @@ def train_nano(recipe: NanoRecipe) -> Path:
             num_image_tokens=shape.num_image_tokens,
             num_questions=stage.questions_per_scene,
         )
-        run_stage(name, recipe, stage, model, model.named_parameters(), talks, speak)
+        run_stage(name, recipe, stage, model, model.named_parameters(), batches, language_loss)
     folder = out / "nano"
     save_vlm(folder, model.to(torch.bfloat16), build_processor(shape, tokenizer))
     return folder
 
 
 def main() -> None:
-    """Train as the recipe given on the command line says."""
+    """Train by the recipe given on the command line."""
     from consomme.base.recipe import load_recipe
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
