@@ -1,4 +1,4 @@
-"""Kill what trains, at random steps: a worker, the feed of its data, the driver; or press Ctrl-C.
+"""Kill a training worker, its batch server or the driver at random steps, or press Ctrl-C.
 
     python -m tests.chaos.training [number=3] [seed=1] [ranks=1] \
         [kinds=worker,feed,driver,interrupt]
@@ -28,12 +28,12 @@ TITLES = {"worker": "ray::RayTrainWorker", "feed": "ray::BatchServer"}
 
 
 def titled(pid: int, title: str) -> list[int]:
-    """Processes below one that are called so."""
+    """Return the descendants of a process that have this title."""
     return [child for child in harness.descendants(pid) if harness.command_of(child) == title]
 
 
 def outcome(root: Path) -> tuple[list[tuple[float, ...]], dict[str, bytes]]:
-    """Every step, and the model's files."""
+    """Return the metrics of every step, and the files of the model."""
     keys = ("step", "loss", "grad_norm", "num_tokens", "num_positions", "lr")
     (run,) = [path.parent for path in root.glob("train/*/manifest.json")]
     model = {p.name: p.read_bytes() for p in sorted((run / "model").iterdir())}
@@ -41,9 +41,9 @@ def outcome(root: Path) -> tuple[list[tuple[float, ...]], dict[str, bytes]]:
 
 
 def hit(process: subprocess.Popen[bytes], kind: str, rng: random.Random) -> bool:
-    """Do it, if there is whom to do it to."""
+    """Send the signal; False if there is no such process."""
     if kind == "driver":
-        # Its workers go with it, as they would with its machine.
+        # A private Ray ends with the driver, and its workers with it.
         return harness.kill(process.pid, signal.SIGKILL)
     if kind == "interrupt":
         return harness.kill(process.pid, signal.SIGINT)
@@ -52,8 +52,8 @@ def hit(process: subprocess.Popen[bytes], kind: str, rng: random.Random) -> bool
 
 
 def disturbed(runs: harness.Runs, kind: str, number: int, rng: random.Random) -> tuple[int, Path]:
-    """One run, disturbed at most `number` times; returns how often, and where it is."""
-    root, done, begun = runs.fresh(), 0, 0
+    """Disturb one run at most `number` times; returns how often it was, and its root."""
+    root, done, min_steps = runs.fresh(), 0, 0
     process = runs.start(root)
     moment = rng.randrange(5, NUM_STEPS // 2)
     began = time.monotonic()
@@ -64,13 +64,13 @@ def disturbed(runs: harness.Runs, kind: str, number: int, rng: random.Random) ->
         assert time.monotonic() - began < 1500, f"{kind}: the run hung; see {root}.log"
         time.sleep(0.1)
         steps = len(harness.curve(root))
-        if done < number and steps >= max(moment, begun) and steps < NUM_STEPS:
-            # The curve is written every two seconds: so the step is any.
+        if done < number and steps >= max(moment, min_steps) and steps < NUM_STEPS:
+            # The curve is written about every two seconds, so this makes the step random.
             time.sleep(rng.uniform(0, 2))
             if process.poll() is None and hit(process, kind, rng):
                 done += 1
-                # Ray Train tries twice again by itself; so far the run has to get on first.
-                begun = steps + 1
+                # Ray Train retries twice by itself; the next kill waits for progress.
+                min_steps = steps + 1
                 moment = rng.randrange(min(steps + 1, NUM_STEPS - 2), NUM_STEPS - 1)
     harness.end_group(process)
     return done, root

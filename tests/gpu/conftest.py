@@ -1,4 +1,4 @@
-"""What tests on a GPU share; every one of them is skipped where there is none."""
+"""Shared by the GPU tests; all of them are skipped without a GPU."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the engines say on a GPU is what they say on a CPU."""
+"""Engines give the same results on a GPU as on a CPU."""
 
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def test_scores_are_those_of_a_cpu(nano: str, on_cpu: pytest.MonkeyPatch) -> Non
         assert one.nll == pytest.approx(other.nll, rel=1e-4, abs=1e-4)
         assert one.nll_text == pytest.approx(other.nll_text, rel=1e-4, abs=1e-4)
         assert one.num_tokens == other.num_tokens
-    # In bfloat16, as a GPU computes by itself, eight bits are left: the order stays.
+    # bfloat16, the default on a GPU, has eight significant bits: the order stays.
     rough = scored(TransformersScorer(nano, token_nll), asked)
     order = torch.tensor([[one.nll for one in some] for some in (rough, expected)])
     assert torch.corrcoef(order)[0, 1] > 0.999
@@ -98,6 +98,6 @@ def test_greedy_texts_are_those_of_a_cpu(nano: str, on_cpu: pytest.MonkeyPatch) 
     assert engine.device.type == "cuda"
     assert engine.generate(requests) == expected
     assert all(isinstance(one, Generation) for one in expected)
-    # In bfloat16 some words differ, but not many, and a text depends on its batch.
+    # In bfloat16 a few words differ, and a text depends on its batch.
     rough = TransformersEngine(nano, sampling).generate(requests)
     assert sum(one == other for one, other in zip(rough, expected, strict=True)) > 20

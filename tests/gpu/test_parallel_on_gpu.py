@@ -1,4 +1,4 @@
-"""However a model is spread, a GPU loses what a CPU does, and goes on where it was stopped."""
+"""Every parallelism has the same losses on a GPU as on a CPU, and resumes."""
 
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,13 @@ def test_all_lose_what_a_cpu_does(on_gpu: dict[str, Any], folder: Path, tmp_path
     }
     expected = ranks.run_ranks(folder, tmp_path, 1, sorted(set(like.values())))
     for case, other in like.items():
-        # Products are summed in another order; AdamW's first steps make much of little.
+        # Products are summed in another order, and AdamW's first steps amplify small differences.
         assert on_gpu[case] == pytest.approx(expected[other], rel=1e-3), case
 
 
 @pytest.mark.parametrize("case", AGAIN)
 def test_a_resumed_run_goes_on(on_gpu: dict[str, Any], out: Path, case: str) -> None:
-    # Not bit for bit: a GPU adds gradients of embeddings in whatever order they come.
+    # Not bit-identical: a GPU accumulates embedding gradients in a varying order.
     assert on_gpu[f"{case}@1"] == pytest.approx(on_gpu[case][ranks.SAVED :], rel=1e-4)
     undisturbed = torch.load(out / f"{case}-1.pt", weights_only=True)
     resumed = torch.load(out / f"{case}@1-1.pt", weights_only=True)

@@ -1,4 +1,4 @@
-"""Stages take the GPU that Ray finds, and their figures are those of a CPU."""
+"""Stages use the GPU that Ray finds, and give the same results as on a CPU."""
 
 import json
 import math

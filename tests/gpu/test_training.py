@@ -1,4 +1,4 @@
-"""What is planned for a GPU is what a GPU holds."""
+"""Planned GPU memory matches what a GPU allocates."""
 
 from pathlib import Path
 
@@ -66,5 +66,5 @@ def test_a_step_takes_what_was_planned(tmp_path: Path) -> None:
         flops_per_token=cost.needed / (8 * 256),
     )
     assert plan.kinds[OPTIMIZER].device == optimizer_bytes(sharded.optimizer)
-    # Not measured anywhere yet: on a CPU the estimate is within a seventh.
+    # Not measured yet; on a CPU the estimate is within a seventh.
     assert 0.7 < plan.step.device / torch.cuda.max_memory_allocated(device) < 1.4

@@ -18,9 +18,9 @@ def batcher_of(model: Any, processor: Any) -> tuple[Any, Batcher]:
 
 
 def batches_of(
-    model: Any, processor: Any, num_parts: int = 1, texts: Sequence[str] = TEXTS
+    model: Any, processor: Any, num_micro_batches: int = 1, texts: Sequence[str] = TEXTS
 ) -> Callable[[int], list[Batch]]:
-    """Other pictures and questions in every step, cut into micro-batches."""
+    """Different images and prompts in every step, split into micro-batches."""
     chat, batcher = batcher_of(model, processor)
 
     def batches(step: int) -> list[Batch]:
@@ -31,7 +31,7 @@ def batches_of(
             )
             for number, text in enumerate(texts)
         ]
-        size = len(rows) // num_parts
+        size = len(rows) // num_micro_batches
         return [batcher.collate(rows[at : at + size]) for at in range(0, len(rows), size)]
 
     return batches

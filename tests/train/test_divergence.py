@@ -1,4 +1,4 @@
-"""Steps that have gone wrong are noticed before they move the weights."""
+"""A diverged step is detected before it changes the weights."""
 
 import math
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_a_loss_stands_out_against_the_median() -> None:
     watch = LossWatch(3.0)
     for step in range(MIN_LOSSES):
         watch.check(step + 1, 100.0 if step == 0 else 2.0)
-    # The one of 100 does not move the bar.
+    # The outlier of 100 does not change the median.
     watch.check(MIN_LOSSES + 1, 5.9)
     with pytest.raises(
         DivergedError, match=r"step 10: the loss is 6.1, more than .*=3 times the 2 "

@@ -1,4 +1,4 @@
-"""Measures of layers, against what they have to be on tensors that were made for it."""
+"""Layer scores on hand-made tensors with known results."""
 
 import itertools
 import math
@@ -28,7 +28,7 @@ def test_angles_are_shares_of_pi() -> None:
     assert angular_distance(x, 7 * x) == 0
     assert angular_distance(x, y) == pytest.approx(0.5)
     assert angular_distance(x, -x) == pytest.approx(1)
-    # The arc cosine of floats would say 0 here.
+    # The arc cosine of float32 would give 0 here.
     assert angular_distance(x, x + torch.tensor([0.0, 3e-6])) == pytest.approx(1e-6 / math.pi)
 
 

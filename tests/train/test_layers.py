@@ -1,4 +1,4 @@
-"""Layer selections: which of them, for any depth."""
+"""Layer selectors select the right layers at any depth."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The loop: its result depends on the batch, not on how it is cut, interrupted or shared out."""
+"""The result of the loop depends on the batch, not on how it is split, resumed or sharded."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,9 +53,9 @@ def train(
 
 def test_micro_batches_do_not_matter(debug_vlm: Path) -> None:
     start, moved, losses = None, [], []
-    for num_parts in (1, 2, 4):
+    for num_micro_batches in (1, 2, 4):
         model, processor, groups = open_model(debug_vlm)
-        batches = batches_of(model, processor, num_parts)
+        batches = batches_of(model, processor, num_micro_batches)
         trained = [p for p in model.parameters() if p.requires_grad]
         start = start if start is not None else nn.utils.parameters_to_vector(trained).detach()
         reports = train(replicated(model, groups), batches, 3)

@@ -1,4 +1,4 @@
-"""Noise on embeddings: as large as the conversation's length says, and only while training."""
+"""NEFTune noise is scaled by the conversation's length, and added in training mode only."""
 
 from pathlib import Path
 

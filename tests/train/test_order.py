@@ -1,4 +1,4 @@
-"""The order of the data: a function of seed and step, whoever works on it."""
+"""The order of the data is a function of seed and step, for any world size."""
 
 from collections import Counter
 

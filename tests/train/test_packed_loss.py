@@ -1,4 +1,4 @@
-"""Samples that share a row lose what they lose alone, in every family that can share one."""
+"""Packed samples have the same loss as alone, in every model family that supports packing."""
 
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def test_gradients_are_those_of_samples_alone(family: str, tmp_path: Path) -> No
     rows = spoken(chat)
     sum(sum_nll(model, batcher.collate([row])) for row in rows).backward()  # type: ignore[union-attr]
     wanted = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    # Some gradients are nothing but rounding, such as those of a bias of keys.
+    # Some gradients are rounding errors only, such as those of a key bias.
     floor = 1e-6 * max(float(grad.abs().max()) for grad in wanted.values())
     model.zero_grad()
     sum_nll(model, batcher.pack(rows)).backward()  # type: ignore[no-untyped-call]

@@ -33,7 +33,7 @@ def test_packed_rows_keep_their_capacity(lengths: list[int], world: int, capacit
     for row in rows:
         assert sum(lengths[k] for k in row) <= capacity or len(row) == 1
     assert all(len(rows) <= 1 for passes in shares for rows in passes)
-    # No two rows would fit into one.
+    # No two rows fit into one.
     sums = sorted(sum(lengths[k] for k in row) for row in rows)
     assert len(sums) < 2 or sums[0] + sums[1] > capacity
 

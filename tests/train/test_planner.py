@@ -1,4 +1,4 @@
-"""What is planned from shapes is what training takes: bytes, operations, and what is refused."""
+"""Plans from shapes match what training takes: bytes and operations."""
 
 import json
 import time
@@ -106,9 +106,9 @@ def test_a_70b_model_is_planned_in_seconds_from_its_config(tmp_path: Path) -> No
     assert trained.num_parameters == PARAMETERS_70B
     assert trained.num_trained == 20 * (PARAMETERS_70B - 2 * 128256 * 8192 - 8192) // 80
     assert peak < 200e6
-    # It takes two; tests run beside others.
+    # It takes two seconds alone; tests run in parallel with others.
     assert seconds < 60
-    # Layers below the lowest keep nothing; sparse_uniform's lowest is the first.
+    # Layers below the lowest trained one save nothing; sparse_uniform trains the first.
     assert all(held.layers)
     assert sum(held.layers) > 80 * 2 * 2048 * 8192 * 2
     one, eight = (

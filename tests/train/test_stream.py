@@ -1,4 +1,4 @@
-"""A stream goes on from any place as if it had never stopped, and reads little for it."""
+"""A stream continues from any position as if uninterrupted, and reads little for it."""
 
 import itertools
 import json
@@ -125,5 +125,5 @@ def test_windows_are_told_of_once_they_are_entered() -> None:
 def test_a_source_without_samples_is_an_error() -> None:
     with pytest.raises(DataError, match=r"data\[0\]: none of its samples can be trained on"):
         Shelf([[0, 0, 0, 0, 0]]).stream([1.0], 2).take()
-    # Some empty units are none.
+    # Empty units are allowed.
     assert len(Shelf([[0, 0, 0, 0, 1]]).stream([1.0], 7).take()) == 7

@@ -1,4 +1,4 @@
-"""Training changes what was asked for and not one bit more, in every family and every state."""
+"""Training changes exactly the selected parameters, in every model family and state."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What ranks are dealt: the same samples whoever asks, and from any checkpoint on."""
+"""The batch server gives the same steps to any number of ranks, and from any checkpoint on."""
 
 import json
 import random
@@ -34,7 +34,7 @@ SCENES = list(SceneSource(num=40)())
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Four shards of ten samples; the third picture of each breaks off."""
+    """Four shards of ten samples; the third image of each is truncated."""
     folder = tmp_path_factory.mktemp("shards")
     writer = WebDatasetWriter(open_store(str(folder)), "s", max_rows=10)
     for number, sample in enumerate(SCENES):
@@ -44,7 +44,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-class Directly:
+class LocalReader:
     """Reads units in this process, and counts them."""
 
     def __init__(self) -> None:
@@ -81,10 +81,10 @@ def feed(
     context = TrainContext(
         recipe=recipe, start=recipe.model, folder_url=str(folder), is_private=True
     )
-    return BatchServer(context, state, read or Directly())
+    return BatchServer(context, state, read or LocalReader())
 
 
-def dealt(feed: BatchServer, batch: int, world: int) -> tuple[list[str], dict[str, Any]]:
+def step_of(feed: BatchServer, batch: int, world: int) -> tuple[list[str], dict[str, Any]]:
     shares = [feed.take(batch, rank, world) for rank in range(world)]
     ids = [
         one.sample.sample_id
@@ -97,32 +97,32 @@ def dealt(feed: BatchServer, batch: int, world: int) -> tuple[list[str], dict[st
 
 
 @pytest.mark.parametrize("pack_tokens", [None, 100])
-def test_any_number_of_ranks_is_dealt_the_same_steps(
+def test_any_number_of_ranks_gets_the_same_steps(
     recipe: TrainRecipe, tmp_path: Path, pack_tokens: int | None
 ) -> None:
     recipe = replace(recipe, pack_tokens=pack_tokens)
     feeds = {world: feed(recipe, tmp_path / str(world)) for world in (1, 2, 3)}
     for batch in range(12):
-        found = {world: dealt(one, batch, world) for world, one in feeds.items()}
+        found = {world: step_of(one, batch, world) for world, one in feeds.items()}
         assert found[1] == found[2] == found[3]
         assert len(found[1][0]) == 8
 
 
-def test_it_goes_on_from_a_checkpoint_with_other_ranks(recipe: TrainRecipe, tmp_path: Path) -> None:
+def test_it_resumes_from_a_checkpoint_with_other_ranks(recipe: TrainRecipe, tmp_path: Path) -> None:
     whole = feed(recipe, tmp_path / "whole")
-    steps = [dealt(whole, batch, 2) for batch in range(14)]
+    steps = [step_of(whole, batch, 2) for batch in range(14)]
     for stop in (1, 5, 11):
-        read = Directly()
+        read = LocalReader()
         resumed = feed(recipe, tmp_path / "resumed", steps[stop - 1][1], read)
-        assert dealt(resumed, stop, 3) == steps[stop]
+        assert step_of(resumed, stop, 3) == steps[stop]
         # At most one unit of each source, and the next one.
         assert len(read.units) <= 4
-        assert [dealt(resumed, batch, 3) for batch in range(stop + 1, 14)] == steps[stop + 1 :]
+        assert [step_of(resumed, batch, 3) for batch in range(stop + 1, 14)] == steps[stop + 1 :]
 
 
 def test_weights_and_epochs(recipe: TrainRecipe, tmp_path: Path) -> None:
     ids = (
-        Counter(one for batch in range(18) for one in dealt(fed, batch, 1)[0])
+        Counter(one for batch in range(18) for one in step_of(fed, batch, 1)[0])
         if (fed := feed(recipe, tmp_path))
         else Counter()
     )
@@ -134,7 +134,7 @@ def test_weights_and_epochs(recipe: TrainRecipe, tmp_path: Path) -> None:
 def test_rejects_are_written_once_and_counted_once(recipe: TrainRecipe, tmp_path: Path) -> None:
     fed = feed(recipe, tmp_path)
     for batch in range(18):
-        dealt(fed, batch, 1)
+        step_of(fed, batch, 1)
     assert fed.check() == {"samples": 36, "rejected": 4, "rejected/image_truncated": 4}
     lines = [
         json.loads(line)
@@ -150,25 +150,25 @@ def test_too_many_rejects_stop_the_run_as_soon_as_that_is_certain(
 ) -> None:
     fed = feed(replace(recipe, max_reject_fraction=0.03), tmp_path)
     with pytest.raises(DataError, match=r"2 of 40 .* \(image_truncated 2\), more than .*=0\.03"):
-        [dealt(fed, batch, 1) for batch in range(18)]
+        [step_of(fed, batch, 1) for batch in range(18)]
 
 
 def test_small_sources_are_read_once_unless_they_vary(recipe: TrainRecipe, tmp_path: Path) -> None:
     for changes, epochs in (({}, {0}), ({"max_upscale": 1.5}, {0, 1, 2, 3, 4, 5})):
-        read = Directly()
+        read = LocalReader()
         fed = feed(replace(recipe, **changes), tmp_path / str(len(changes)), None, read)  # type: ignore[arg-type]
         for batch in range(18):
-            dealt(fed, batch, 1)
+            step_of(fed, batch, 1)
         assert {epoch for epoch, _ in read.units} == epochs
         assert max(Counter(read.units).values()) == 1
 
 
-def test_peeking_deals_nothing_out(recipe: TrainRecipe, tmp_path: Path) -> None:
+def test_first_samples_are_not_consumed(recipe: TrainRecipe, tmp_path: Path) -> None:
     fed, other = feed(recipe, tmp_path / "a"), feed(recipe, tmp_path / "b")
     first = [one.sample.sample_id for one in fed.first_samples(20)]
     assert [one.sample.sample_id for one in fed.first_samples(3)] == first[:3]
-    found = [dealt(fed, batch, 2) for batch in range(5)]
-    assert found == [dealt(other, batch, 2) for batch in range(5)]
+    found = [step_of(fed, batch, 2) for batch in range(5)]
+    assert found == [step_of(other, batch, 2) for batch in range(5)]
     assert sorted(first[:8]) == found[0][0]
 
 
@@ -178,7 +178,7 @@ def chat(debug_vlm: Path) -> ChatEncoder:
     return ChatEncoder(model.config, processor)
 
 
-def test_pictures_are_enlarged_by_another_factor_in_every_epoch(
+def test_images_are_enlarged_by_another_factor_in_every_epoch(
     recipe: TrainRecipe, tmp_path: Path, chat: ChatEncoder
 ) -> None:
     scales: dict[str, set[float]] = {}
@@ -191,7 +191,7 @@ def test_pictures_are_enlarged_by_another_factor_in_every_epoch(
     assert {len(some) for some in scales.values()} == {2, 6}
     assert all(1 <= scale <= 2 for some in scales.values() for scale in some)
 
-    class Sees:
+    class ImageSizes:
         has_vision = True
 
         def encode(self, turns: Any, image: Any) -> tuple[int, int]:
@@ -201,11 +201,11 @@ def test_pictures_are_enlarged_by_another_factor_in_every_epoch(
     sample = SCENES[0]
     width, height = decode(sample.image).size  # type: ignore[union-attr]
     made = PreparedSample(sample=sample, num_tokens=0, scale=1.5)
-    assert encode(Sees(), made) == (round(1.5 * width), round(1.5 * height))
-    assert encode(Sees(), replace(made, scale=1.0)) == (width, height)
+    assert encode(ImageSizes(), made) == (round(1.5 * width), round(1.5 * height))
+    assert encode(ImageSizes(), replace(made, scale=1.0)) == (width, height)
 
 
-def test_questions_change_places_with_their_answers() -> None:
+def test_questions_are_shuffled_with_their_answers() -> None:
     def turn(role: str, content: str) -> Turn:
         return Turn(role=role, content=content)
 
@@ -249,7 +249,7 @@ def test_a_source_without_samples_is_named(shards: str) -> None:
 
 
 def test_a_share_of_the_data_lies_inside_a_larger_one(recipe: TrainRecipe, tmp_path: Path) -> None:
-    seen: dict[float, set[str]] = {}
+    ids: dict[float, set[str]] = {}
     weights: dict[float, float] = {}
     for fraction in (0.25, 0.5, 1.0):
         source = TrainSource(inputs=recipe.data[0].inputs, fraction=fraction)
@@ -257,13 +257,13 @@ def test_a_share_of_the_data_lies_inside_a_larger_one(recipe: TrainRecipe, tmp_p
         weights[fraction] = plan.weight
         some = replace(recipe, data=(source,), max_reject_fraction=0.5)
         one = feed(some, tmp_path / str(fraction))
-        seen[fraction] = {name for batch in range(12) for name in dealt(one, batch, 1)[0]}
-        # What is left out is no reject either.
-        assert one.check()["samples"] == len(seen[fraction])
-    assert seen[0.25] < seen[0.5] < seen[1.0]
-    assert len(seen[1.0]) == 18
-    # About as many as asked for; which ones is fixed for ever.
-    assert 5 <= len(seen[0.5]) <= 13
+        ids[fraction] = {name for batch in range(12) for name in step_of(one, batch, 1)[0]}
+        # Samples outside the share are not rejects either.
+        assert one.check()["samples"] == len(ids[fraction])
+    assert ids[0.25] < ids[0.5] < ids[1.0]
+    assert len(ids[1.0]) == 18
+    # The number is approximate; the choice is fixed.
+    assert 5 <= len(ids[0.5]) <= 13
     assert weights == {0.25: 5.0, 0.5: 10.0, 1.0: 20.0}
 
 

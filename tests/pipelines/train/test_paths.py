@@ -1,4 +1,4 @@
-"""Data at relative paths is found by Ray Train's workers, whose current directory is another."""
+"""Relative data paths become absolute: Ray Train's workers have another current directory."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A training is planned from its recipe alone; what cannot fit is refused with a way out."""
+"""A training is planned from its recipe alone; what cannot fit is refused with advice."""
 
 import dataclasses
 import io
@@ -57,7 +57,7 @@ def test_what_is_told_is_what_the_parts_are(recipe: TrainRecipe, debug_vlm: Path
     assert 1 / 4 < plan_of(sparse, str(debug_vlm), CPU).saving_fraction < 1 / 2
     text = "\n".join(summary_lines(some))
     assert f"predicted to take {some.saving_fraction:.0%} less time" in text
-    # Three lengths of text in turn, of which the longest counts.
+    # Texts have three lengths, of which the longest counts.
     assert "lengths are those of the first 32 samples" in some.notes[0]
     longer = dataclasses.replace(recipe, micro_batch=2)
     assert plan_of(longer, str(debug_vlm), GPU).num_micro_batches == 4
@@ -87,7 +87,7 @@ def test_what_cannot_fit_is_refused(recipe: TrainRecipe, debug_vlm: Path) -> Non
     ):
         assert part in str(refused.value), part
     check(made, dataclasses.replace(GPU, gpu_bytes=made.exact.device), recipe)
-    # A machine has to hold all its workers' models when they are opened.
+    # A machine has to hold the models of all its workers while they are opened.
     two = dataclasses.replace(recipe, num_workers=2)
     both = plan_of(two, str(debug_vlm), GPU)
     tight = dataclasses.replace(GPU, memory_bytes=2 * both.loading.host - 1)

@@ -1,4 +1,4 @@
-"""Figures arrive where they are sent, once, also if the run stops and goes on."""
+"""Every metric reaches the tracker once, also if the run is interrupted and resumed."""
 
 import importlib
 import struct
@@ -58,7 +58,7 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     write({"name": "wandb", "mode": "offline"}, tmp_path, range(1, 3))
     (log,) = tmp_path.rglob("*.wandb")
-    # A process of its own writes it.
+    # Another process writes the file.
     until = time.monotonic() + 30
     while b"train/loss_nats" not in log.read_bytes() and time.monotonic() < until:
         time.sleep(0.1)
@@ -79,7 +79,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         TRACKERS.build({"name": "wandb"})(str(tmp_path), "t", "m", {})
 
 
-def test_sinks_close_if_the_run_fails(tmp_path: Path) -> None:
+def test_trackers_are_closed_if_the_run_fails(tmp_path: Path) -> None:
     def fail() -> None:
         with opened(({"name": "tensorboard"},), str(tmp_path), "t", "m", RECIPE) as writers:
             writers[0].log({"train/loss_nats": 1.0}, 1)

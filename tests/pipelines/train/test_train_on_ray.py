@@ -1,4 +1,4 @@
-"""What a training run does beside training: it evaluates, keeps, exports, packs and tells."""
+"""Training on Ray: evaluation, checkpoints, export, packing, trackers and rollbacks."""
 
 import json
 import statistics
@@ -103,7 +103,7 @@ def test_checkpoints_hold_what_moves_and_nothing_else(cared: Manifest) -> None:
     assert sum(v.numel() for v in saved.values()) < 0.3 * sum(v.numel() for v in whole.values())
 
 
-def test_figures_went_to_the_sink(cared: Manifest) -> None:
+def test_metrics_reached_the_tracker(cared: Manifest) -> None:
     (events,) = (Path(cared.url) / "tensorboard").iterdir()
     assert events.read_bytes().count(b"train/loss_nats") == 6
 

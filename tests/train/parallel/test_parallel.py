@@ -1,4 +1,4 @@
-"""However a model is sharded over ranks: the same losses, and not one bit more is changed."""
+"""Every parallelism gives the same losses and changes exactly the selected parameters."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ POISONED = ["fsdp2-rotating-full", *(f"{how}-sparse-full" for how in PLAIN), "ze
 
 @pytest.fixture(scope="module")
 def debug_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With as many layers as make a difference between selections."""
+    """A model with enough layers for the selections to differ."""
     return make_debug_vlm(tmp_path_factory.mktemp("debug") / "vlm", num_layers=ranks.NUM_LAYERS)
 
 
@@ -52,7 +52,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(debug_vlm: Path, out: Path) -> dict[str, Any]:
-    """What came of two ranks, some of them stopped and started again."""
+    """Results of two ranks, some of them resumed."""
     again = [f"{case}@2" for case in AGAIN]
     return ranks.run_ranks(debug_vlm, out, 2, [*SHORT, *again, *(f"{case}!" for case in POISONED)])
 
@@ -149,7 +149,7 @@ def test_checkpoints_take_what_was_planned(debug_vlm: Path, two: dict[str, Any],
         files = [path for path in (out / f"{case}-2").rglob("*") if path.is_file()]
         _, expected = planned(debug_vlm, case, 2)
         size = sum(path.stat().st_size for path in files)
-        # Beside tensors there are names, shapes and steps: up to 4 kB for each of them and rank.
+        # Besides tensors, files hold names, shapes and steps: up to 4 kB per tensor and rank.
         assert expected <= size <= 1.02 * expected + 800_000, case
 
 
@@ -218,6 +218,6 @@ def test_peak_memory_never_falls_and_sees_what_was_held() -> None:
     after = peak_bytes(torch.device("cpu"))
     num_bytes = held.numel() * held.element_size()
     del held
-    # All of it is touched, so all of it was resident; the rest of the process is there as well.
+    # All of it is written, so all of it is resident, besides the rest of the process.
     assert num_bytes < after
     assert before <= after <= peak_bytes(torch.device("cpu"))

@@ -70,7 +70,7 @@ def rank_main(rank: int, world: int, rendezvous: str, out: str) -> None:
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world
     )
     Path(out).write_text(json.dumps(train_bigram(rank, world)))
-    # Who leaves while the other one is still at it may bring it down.
+    # A rank that exits first may crash the other one.
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

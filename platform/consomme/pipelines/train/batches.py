@@ -34,7 +34,7 @@ class Collator:
     is_packed: bool
     """Whether several samples share a row."""
 
-    def join(self, samples: Sequence[PreparedSample]) -> dict[str, Any]:
+    def collate(self, samples: Sequence[PreparedSample]) -> dict[str, Any]:
         """Collate samples, one per row, padded to the longest."""
         inputs: dict[str, Any] = self.batcher.collate([self._encode(sample) for sample in samples])
         return inputs
@@ -48,7 +48,7 @@ class Collator:
 
     def _micro_batch(self, rows: Sequence[Sequence[PreparedSample]]) -> dict[str, Any]:
         if not self.is_packed:
-            return self.join([sample for row in rows for sample in row])
+            return self.collate([sample for row in rows for sample in row])
         (row,) = rows
         inputs: dict[str, Any] = self.batcher.pack([self._encode(sample) for sample in row])
         return inputs

@@ -53,7 +53,7 @@ def evaluate_checkpoint(checkpoint: Any, *, context: TrainContext) -> dict[str, 
     nll, num_tokens = 0.0, 0
     with torch.inference_mode():
         for at in range(0, len(samples), recipe.micro_batch):
-            batch = collator.join(samples[at : at + recipe.micro_batch])
+            batch = collator.collate(samples[at : at + recipe.micro_batch])
             num_tokens += int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
             nll += float(sum_nll(model, {k: v.to(device) for k, v in batch.items()}))
     loss = nll / num_tokens

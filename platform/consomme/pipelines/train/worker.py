@@ -121,7 +121,7 @@ class TrainWorker:
     def _scoring_batches(self, num_samples: int) -> Iterator[dict[str, Any]]:
         samples = self.loader.first_samples(num_samples)
         for at in range(0, len(samples), SCORING_BATCH):
-            yield self.collator.join(samples[at : at + SCORING_BATCH])
+            yield self.collator.collate(samples[at : at + SCORING_BATCH])
 
     def _set_trainable(self, layers: tuple[int, ...]) -> Trained:
         from consomme.train.trainable import set_trainable
@@ -165,7 +165,7 @@ class TrainWorker:
         if recipe.precision == "bfloat16":
             enable_autocast(model, self.device.type)
         if self.state.unused is None:
-            first = self.collator.join(self.loader.first_samples(1))
+            first = self.collator.collate(self.loader.first_samples(1))
             self.state.unused = list(freeze_unused(model, lambda bare: sum_nll(bare, first)))
         else:
             freeze(model, self.state.unused)
