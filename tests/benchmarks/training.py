@@ -192,9 +192,9 @@ class Timed:
         self.parts: dict[str, float] = {}
         self._since = 0.0
 
-    def begin(self, *, is_last: bool) -> None:
+    def start_micro_batch(self, *, is_last: bool) -> None:
         """Start the clock of the forward pass."""
-        self.inner.begin(is_last=is_last)
+        self.inner.start_micro_batch(is_last=is_last)
         self._since = now(self.device)
 
     def backward(self, loss: Tensor) -> None:

@@ -127,7 +127,7 @@ def fit(
             raise DataError(f"step {step + 1}: no labelled token in the whole batch")
         losses = []
         for number, batch in enumerate(micro_batches):
-            sharded.begin(is_last=number == len(micro_batches) - 1)
+            sharded.start_micro_batch(is_last=number == len(micro_batches) - 1)
             loss = sum_nll(sharded.model, batch)
             # Gradients are averaged over ranks; multiplied by the world size they are summed.
             sharded.backward(loss * world / total)

@@ -38,37 +38,13 @@ def fit_on_ray(run: Run[Any]) -> TrainResult:
         ClusterError: The cluster is too small.
         RecipeError: The training cannot fit into the memory there is.
     """
-    import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig
-
     from consomme.pipelines.train.machine import machine_of_cluster
     from consomme.pipelines.train.trackers import opened
-    from consomme.pipelines.train.trainer import Trainer, storage_of
-    from consomme.pipelines.train.worker import train_worker
-    from consomme.train.parallel.strategy import BACKENDS
 
     recipe: TrainRecipe = run.recipe
     context = TrainContext.resolve(recipe, run.folder)
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    min_workers = recipe.min_workers or recipe.num_workers
-    use_gpu = gpus >= min_workers
-    if gpus and not use_gpu:
-        logger.warning(
-            "train: the cluster has %d GPUs for %d workers, so they train on CPUs; num_workers=%d"
-            " would train on GPUs",
-            gpus,
-            min_workers,
-            gpus,
-        )
-    evaluation_cpus = recipe.evaluation.cpus if recipe.evaluation.data else 0.0
-    train_cpus = min_workers if use_gpu else min_workers * recipe.cpus_per_worker
-    if train_cpus + evaluation_cpus > num_cpus():
-        raise ClusterError(
-            f"num_workers={min_workers} needs {train_cpus:g} CPUs and evaluation"
-            f" {evaluation_cpus:g}, the cluster has {num_cpus()}; lower num_workers,"
-            " cpus_per_worker or evaluation.cpus"
-        )
+    use_gpu = _use_gpu(recipe)
+    _check_cpus(recipe, use_gpu)
     machine = machine_of_cluster(use_gpu)
     plan = _plan(context, machine)
     with (
@@ -78,49 +54,101 @@ def fit_on_ray(run: Run[Any]) -> TrainResult:
         Progress(recipe.num_steps, "train", "steps") as progress,
         contextlib.closing(StepMonitor(run.folder, progress, writers)) as monitor,
     ):
-        trainer = Trainer(
-            train_worker,
-            curve=CurveFile(context.folder_url),
-            monitor=monitor,
-            train_loop_config={"context": context},
-            torch_config=TorchConfig(backend=BACKENDS[machine.device]),
-            scaling_config=ScalingConfig(
-                num_workers=(min_workers, recipe.num_workers)
-                if recipe.min_workers
-                else recipe.num_workers,
-                use_gpu=use_gpu,
-                resources_per_worker={"CPU": 1.0 if use_gpu else recipe.cpus_per_worker}
-                | ({"GPU": 1.0} if use_gpu else {}),
-            ),
-            run_config=RunConfig(
-                name="checkpoints",
-                **storage_of(run.folder.url),
-                failure_config=FailureConfig(max_failures=2),
-                checkpoint_config=CheckpointConfig(
-                    num_to_keep=recipe.keep_checkpoints,
-                    checkpoint_score_attribute=EVAL_LOSS if recipe.evaluation.data else None,
-                    checkpoint_score_order="min",
-                ),
-            ),
-            validation_config=_validation(context) if recipe.evaluation.data else None,
-        )
-        ended = _in_thread(trainer.fit)
+        ended = _in_thread(_trainer(context, machine, monitor).fit)
     result: TrainResult | ConsommeError = ended.return_value
     if isinstance(result, ConsommeError):
         raise result
-    exported_step = None
-    if recipe.export_checkpoint == "best":
-        losses = {one: metrics[EVAL_LOSS] for one, metrics in ended.best_checkpoints}
-        best = min(losses, key=lambda one: losses[one])
-        exported_step = ray.get(
-            ray.remote(export_checkpoint).options(num_cpus=1).remote(best, context)
-        )
     return dataclasses.replace(
         result,
-        exported_step=exported_step,
+        exported_step=_export_best(context, ended.best_checkpoints),
         flops_per_token=plan.flops_per_token,
         gpu_name=machine.gpu_name,
     )
+
+
+def _min_workers(recipe: TrainRecipe) -> int:
+    return recipe.min_workers or recipe.num_workers
+
+
+def _use_gpu(recipe: TrainRecipe) -> bool:
+    """Whether the cluster has enough GPUs; warns if it has some, but too few."""
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    min_workers = _min_workers(recipe)
+    if 0 < gpus < min_workers:
+        logger.warning(
+            "train: the cluster has %d GPUs for %d workers, so they train on CPUs; num_workers=%d"
+            " would train on GPUs",
+            gpus,
+            min_workers,
+            gpus,
+        )
+    return gpus >= min_workers
+
+
+def _check_cpus(recipe: TrainRecipe, use_gpu: bool) -> None:
+    """Refuse a training that would wait for CPUs for ever."""
+    min_workers = _min_workers(recipe)
+    evaluation_cpus = recipe.evaluation.cpus if recipe.evaluation.data else 0.0
+    train_cpus = min_workers if use_gpu else min_workers * recipe.cpus_per_worker
+    if train_cpus + evaluation_cpus > num_cpus():
+        raise ClusterError(
+            f"num_workers={min_workers} needs {train_cpus:g} CPUs and evaluation"
+            f" {evaluation_cpus:g}, the cluster has {num_cpus()}; lower num_workers,"
+            " cpus_per_worker or evaluation.cpus"
+        )
+
+
+def _trainer(context: TrainContext, machine: Machine, monitor: StepMonitor) -> Any:
+    """Configure Ray Train."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
+
+    from consomme.pipelines.train.trainer import Trainer, storage_of
+    from consomme.pipelines.train.worker import train_worker
+    from consomme.train.parallel.strategy import BACKENDS
+
+    recipe = context.recipe
+    use_gpu = machine.device != "cpu"
+    resources = {"CPU": 1.0, "GPU": 1.0} if use_gpu else {"CPU": recipe.cpus_per_worker}
+    num_workers: int | tuple[int, int] = recipe.num_workers
+    if recipe.min_workers:
+        num_workers = (recipe.min_workers, recipe.num_workers)
+    return Trainer(
+        train_worker,
+        curve=CurveFile(context.folder_url),
+        monitor=monitor,
+        train_loop_config={"context": context},
+        torch_config=TorchConfig(backend=BACKENDS[machine.device]),
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name="checkpoints",
+            **storage_of(context.folder_url),
+            failure_config=FailureConfig(max_failures=2),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=recipe.keep_checkpoints,
+                checkpoint_score_attribute=EVAL_LOSS if recipe.evaluation.data else None,
+                checkpoint_score_order="min",
+            ),
+        ),
+        validation_config=_validation(context) if recipe.evaluation.data else None,
+    )
+
+
+def _export_best(context: TrainContext, checkpoints: Any) -> int | None:
+    """Export the checkpoint with the least evaluation loss, if the recipe says so; its step."""
+    import ray
+
+    if context.recipe.export_checkpoint != "best":
+        return None
+    losses = {checkpoint: metrics[EVAL_LOSS] for checkpoint, metrics in checkpoints}
+    best = min(losses, key=lambda one: losses[one])
+    export = ray.remote(export_checkpoint).options(num_cpus=1)
+    step: int = ray.get(export.remote(best, context))
+    return step
 
 
 def _plan(context: TrainContext, machine: Machine) -> ResourcePlan:

@@ -98,7 +98,7 @@ class _ReplicatedModel:
         self.model = self._wrapped()
         self.optimizer = _with_state(self.optimizer, make_optimizer(self.unwrapped, groups))
 
-    def begin(self, *, is_last: bool) -> None:
+    def start_micro_batch(self, *, is_last: bool) -> None:
         if self.model is not self.unwrapped:
             # What DistributedDataParallel.no_sync sets; the forward pass reads it.
             self.model.require_backward_grad_sync = is_last
@@ -218,7 +218,7 @@ class _FullyShardedModel:
         self.model, self.trainable_names = model, trainable_names
         self.optimizer: torch.optim.Optimizer = make_optimizer(model, groups)
 
-    def begin(self, *, is_last: bool) -> None:
+    def start_micro_batch(self, *, is_last: bool) -> None:
         self.model.set_requires_gradient_sync(is_last)
 
     def backward(self, loss: Tensor) -> None:

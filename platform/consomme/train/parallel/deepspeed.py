@@ -162,7 +162,7 @@ class _ZeroModel:
             dist_init_required=False,
         )
 
-    def begin(self, *, is_last: bool) -> None:
+    def start_micro_batch(self, *, is_last: bool) -> None:
         self.model.set_gradient_accumulation_boundary(is_last)
 
     def set_param_groups(self, groups: Sequence[ParamGroup]) -> None:

@@ -1,6 +1,6 @@
 """The contract of a parallelism and of a model that is sharded by it, and what all of them share.
 
-The training loop calls a few methods (begin, backward, step, save, load); everything that differs
+The training loop calls a few methods (start_micro_batch, backward, step, save, load); everything that differs
 between libraries stays behind them. Which parameters are trained is decided before the model is
 wrapped, and by name, because wrapping may replace the parameters themselves. Frozen weights are in
 no checkpoint: they are those of the model that training started from.
@@ -39,7 +39,7 @@ class ShardedModel(Protocol):
     optimizer: torch.optim.Optimizer
     """Its parameter groups have a `peak_lr`."""
 
-    def begin(self, *, is_last: bool) -> None:
+    def start_micro_batch(self, *, is_last: bool) -> None:
         """Prepare for a micro-batch, before its forward pass.
 
         All ranks have the same number of micro-batches in a step; gradients are reduced over ranks
