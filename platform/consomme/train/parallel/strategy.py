@@ -1,10 +1,9 @@
 """The contract of a parallelism and of a model that is sharded by it, and what all of them share.
 
-The training loop calls a few methods (start_micro_batch, backward, step, save, load); everything that differs
-between libraries stays behind them. Which parameters are trained is decided before the model is
-wrapped, and by name, because wrapping may replace the parameters themselves. Frozen weights are in
-no checkpoint: they are those of the model that training started from.
-"""
+The training loop calls a few methods (start_micro_batch, backward, step, save, load); everything
+that differs between libraries stays behind them. Which parameters are trained is decided before the
+model is wrapped, and by name, because wrapping may replace the parameters themselves. Frozen
+weights are in no checkpoint: they are those of the model that training started from. """
 
 from __future__ import annotations
 
