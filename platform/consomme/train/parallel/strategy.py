@@ -3,7 +3,8 @@
 The training loop calls a few methods (start_micro_batch, backward, step, save, load); everything
 that differs between libraries stays behind them. Which parameters are trained is decided before the
 model is wrapped, and by name, because wrapping may replace the parameters themselves. Frozen
-weights are in no checkpoint: they are those of the model that training started from. """
+weights are in no checkpoint: they are those of the model that training started from.
+"""
 
 from __future__ import annotations
 
