@@ -23,6 +23,10 @@ export PYTHONDONTWRITEBYTECODE :=
 IMPORTED := consomme.engines.scoring.transformers, consomme.engines.generation.vllm, \
             vllm.v1.engine.async_llm, ray.data, ray.train.torch, ray.tune, \
             torch.distributed.fsdp, deepspeed
+# vLLM and transformers need this before they are imported beside a CPU build of torch.
+PREPARE := from consomme.engines.vllm_environment import prepare_environment; \
+           from consomme.models.imports import import_transformers; \
+           prepare_environment(); import_transformers();
 
 # Without this, DeepSpeed looks for a compiler; its operators are built on first use, if ever.
 PIP := DS_BUILD_OPS=0 $(BIN)/python -m pip --disable-pip-version-check
@@ -74,7 +78,7 @@ ifeq ($(EXTRA),cpu)
 	@# torchvision has no CPU build here, and its dependencies would install a CUDA torch.
 	$(call install,--no-deps torchvision==0.28.0)
 endif
-	@said=$$($(BIN)/python -c 'import $(IMPORTED)' 2>&1) || { echo "$$said" >&2; exit 1; }
+	@said=$$($(BIN)/python -c '$(PREPARE) import $(IMPORTED)' 2>&1) || { echo "$$said" >&2; exit 1; }
 	@rm -f $(VENV)/.consomme-*
 	@touch $@
 
