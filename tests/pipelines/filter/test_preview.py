@@ -189,7 +189,9 @@ class ShortIds:
 
     def __call__(self, columns: Any, hash_N: Any) -> PolicyResult:
         mask_N = columns["perplexity"] <= np.quantile(columns["perplexity"], self.fraction)
-        return PolicyResult(mask_N=mask_N, cut=2.5, tie_count=0, num_scored=len(hash_N), num_missing=0)
+        return PolicyResult(
+            mask_N=mask_N, cut=2.5, tie_count=0, num_scored=len(hash_N), num_missing=0
+        )
 
 
 def test_a_policy_of_ones_own_is_shown_too(
