@@ -20,6 +20,7 @@ from PIL import Image
 from consomme.base.errors import CheckpointError, DataError
 from consomme.base.sample import Turn
 from consomme.models.encoded import EncodedChat, EncodedPrompt, ImageRefusedError, Pixels
+from consomme.models.turn_end import TurnEnd, extend_over_end, find_turn_end
 
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels"}
 
@@ -55,7 +56,8 @@ class ChatEncoder:
                 vision encoder.
 
         Raises:
-            CheckpointError: There is no chat template.
+            CheckpointError: There is no chat template, or it ends the assistant's turns with no
+                token and the tokenizer has none to append.
         """
         self.has_vision = hasattr(processor, "image_processor")
         self.tokenizer = processor.tokenizer if self.has_vision else processor
@@ -71,7 +73,7 @@ class ChatEncoder:
         self.special: tuple[str, ...] = tuple(
             dict.fromkeys([*self.tokenizer.all_special_tokens, self.image_token])
         )
-        self._special_ids = frozenset(self.tokenizer.all_special_ids)
+        self.turn_end: TurnEnd = find_turn_end(config, self.tokenizer, self._render_template)
         self._recorder = RecordingTokenizer(self.tokenizer)
         if self.has_vision:
             self._image_processor = CachedImageProcessor(processor.image_processor)
@@ -170,17 +172,34 @@ class ChatEncoder:
     def _render(
         self, turns: Sequence[Turn], *, has_image: bool, add_generation_prompt: bool = False
     ) -> str:
-        text: str = self.template_owner.apply_chat_template(
-            to_messages(turns, has_image=has_image, has_parts=self.has_vision),
-            tokenize=False,
+        end = self.turn_end.after_every_turn
+        text = self._render_template(
+            [_with_end(turn, end) for turn in turns] if end else turns,
+            has_image=has_image,
             add_generation_prompt=add_generation_prompt,
         )
+        if turns and turns[-1].role == "assistant" and not add_generation_prompt:
+            text += self.turn_end.after_last_turn
         if has_image and self.image_token not in text:
             raise CheckpointError(
                 f"the chat template drops the image: found no {self.image_token!r} in"
                 f" {text[:120]!r}; change chat_template.jinja beside the model, so that it writes"
                 " content of type image as this token"
             )
+        return text
+
+    def _render_template(
+        self,
+        turns: Sequence[Turn],
+        *,
+        has_image: bool = False,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        text: str = self.template_owner.apply_chat_template(
+            to_messages(turns, has_image=has_image, has_parts=self.has_vision),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
         return text
 
     def _answer_chars(
@@ -240,10 +259,13 @@ class ChatEncoder:
                 f"labelled tokens read {decoded[:80]!r} but the assistant says {answer[:80]!r}:"
                 " the tokenizer changes the text, or joins it with the text around it"
             )
-        stop = inside[-1] + 1
-        if stop < len(self._recorder.ids) and self._recorder.ids[stop] in self._special_ids:
-            stop += 1
-        return inside[0], stop
+        recorder = self._recorder
+
+        def is_space(at: int) -> bool:
+            return recorder.text[slice(*recorder.offsets[at])].isspace()
+
+        ends = self.turn_end.ids
+        return inside[0], extend_over_end(recorder.ids, is_space, inside[-1] + 1, ends)
 
     def _token_types(self, output: Mapping[str, Any]) -> list[int]:
         for name in ("mm_token_type_ids", "token_type_ids"):
@@ -276,6 +298,12 @@ def _strip_answer(turn: Turn) -> Turn:
     if turn.role != "assistant":
         return turn
     return dataclasses.replace(turn, content=turn.content.strip())
+
+
+def _with_end(turn: Turn, end: str) -> Turn:
+    if turn.role != "assistant":
+        return turn
+    return dataclasses.replace(turn, content=turn.content + end)
 
 
 def _assistant_turns(turns: Sequence[Turn]) -> list[Turn]:
