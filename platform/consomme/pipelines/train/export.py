@@ -52,9 +52,13 @@ def export(context: TrainContext, layers: Sequence[int], weights: Mapping[str, A
         context: The run's.
         layers: As in `open_trained`.
         weights: As in `open_trained`.
+
+    Raises:
+        SupersededError: The run was started again elsewhere; nothing was written.
     """
     from consomme.models.weights import save_vlm
 
+    context.check_current()
     model, processor, has_adapters = open_trained(context, layers, weights)
     with _output_folder(context.folder_url) as folder:
         if has_adapters:

@@ -48,8 +48,9 @@ def _train(run: Run[None]) -> Manifest:
     from consomme.pipelines.train.progress import step_metrics
 
     recipe: TrainRecipe = run.recipe
+    attempt_no = run.folder.start_attempt()
     with ray_session():
-        result = fit_on_ray(run)
+        result = fit_on_ray(run, attempt_no)
     curve = read_curve(run.folder)
     with MetricsLog(run.folder.store, resume_step=0) as log:
         for point in curve:
@@ -59,6 +60,7 @@ def _train(run: Run[None]) -> Manifest:
             log.log("eval/loss_nats", point["loss"], int(point["step"]))
     times = sorted(point["seconds"] for point in curve)
     tokens_per_s = sum(p["num_positions"] for p in curve) / sum(times)
+    run.folder.check_current(attempt_no)
     return run.finish(
         counts=result.counts,
         decisions=result.decisions,
