@@ -7,7 +7,6 @@ none, as LLaVA's, gets one appended; where there is none to append, the model is
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from consomme.base.errors import CheckpointError
 from consomme.base.sample import Turn
+from consomme.models.side_files import as_ids, read_generation_config
 
 logger = logging.getLogger(__name__)
 
@@ -111,17 +111,14 @@ def _inner_end(end_after: Callable[[str, Sequence[Turn]], str | None]) -> str | 
 
 def stop_ids_of(config: Any, tokenizer: Any) -> frozenset[int]:
     """Return the ids at which generation stops, by the model's configurations and tokenizer."""
-    found = [tokenizer.eos_token_id]
+    found = as_ids(tokenizer.eos_token_id)
     for owner in (config, config.get_text_config()):
-        found += _as_ids(getattr(owner, "eos_token_id", None))
-    path = Path(tokenizer.name_or_path or "") / "generation_config.json"
-    if tokenizer.name_or_path and path.is_file():
-        found += _as_ids(json.loads(path.read_text()).get("eos_token_id"))
-    return frozenset(id_ for id_ in found if id_ is not None)
-
-
-def _as_ids(value: Any) -> list[int]:
-    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+        found += as_ids(getattr(owner, "eos_token_id", None))
+    # The folder that the tokenizer was opened from; the model's own, with its generation config.
+    if tokenizer.name_or_path:
+        content = read_generation_config(Path(tokenizer.name_or_path))
+        found += as_ids(content.get("eos_token_id"))
+    return frozenset(found)
 
 
 def extend_over_end(

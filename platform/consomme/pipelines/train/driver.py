@@ -19,7 +19,7 @@ from consomme.execution.runs import Run
 from consomme.execution.session import num_cpus
 from consomme.pipelines.train.context import TrainContext, TrainResult
 from consomme.pipelines.train.curve import CurveFile
-from consomme.pipelines.train.export import export_checkpoint
+from consomme.pipelines.train.export import check_export, export_checkpoint
 from consomme.pipelines.train.outputs import EVAL_LOSS, PLAN
 from consomme.pipelines.train.progress import StepMonitor
 from consomme.pipelines.train.recipe import TrainRecipe
@@ -52,6 +52,7 @@ def fit_on_ray(run: Run[Any], attempt_no: int) -> TrainResult:
     _check_cpus(recipe, use_gpu)
     machine = machine_of_cluster(use_gpu)
     plan = _plan(context, machine)
+    check_export(context)
     with (
         opened(
             recipe.trackers, run.folder.url, recipe.name, run.fingerprint, to_plain(recipe)

@@ -25,7 +25,7 @@ def run(recipe: TrainRecipe) -> Manifest:
 def open_run(recipe: TrainRecipe) -> Run[None]:
     """Resolve the inputs of a recipe; writes nothing."""
     start = model_folder(recipe.model)
-    inputs = {"model": model_content_hash(start)}
+    inputs = {"model": model_content_hash(start, generates=False)}
     parents, reads = [], [start]
     named = [(f"data[{k}]", source) for k, source in enumerate(recipe.data)]
     named += [(f"evaluation.data[{k}]", source) for k, source in enumerate(recipe.evaluation.data)]
@@ -36,7 +36,7 @@ def open_run(recipe: TrainRecipe) -> Run[None]:
             reads += folders_of(shards)
         parents += [url for url in (source.view, source.captions) if url]
     if tuned := recipe.layers.get("tuned"):
-        inputs["tuned"] = model_content_hash(model_folder(tuned))
+        inputs["tuned"] = model_content_hash(model_folder(tuned), generates=False)
         reads.append(model_folder(tuned))
     return Run.open("train", recipe, None, inputs=inputs, parents=parents, reads=reads)
 
