@@ -234,6 +234,7 @@ def test_asha_stops_a_worse_trial_which_can_resume_later(
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_sweep_that_is_started_again_elsewhere_stops_with_its_trials(
     tmp_path: Path, data: str, lent_ray: None
 ) -> None:
@@ -252,7 +253,7 @@ def test_a_sweep_that_is_started_again_elsewhere_stops_with_its_trials(
 
     def start_elsewhere() -> None:
         deadline = time.monotonic() + 120
-        while not training.store.exists("curve.json") and time.monotonic() < deadline:
+        while not training.store.exists("trainable.json") and time.monotonic() < deadline:
             time.sleep(0.2)
         run.folder.start_attempt()
 
