@@ -96,3 +96,25 @@ def test_without_any_end_the_model_is_refused() -> None:
 def test_a_template_that_fails_is_refused() -> None:
     with pytest.raises(CheckpointError, match="fails on a plain question and answer: no good"):
         encoder("{{ raise_exception('no good') }}")
+
+
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and not loop.last %}"
+    "{{ m['content'].split('</think>')[-1].lstrip() }}"
+    "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_an_answer_whose_reasoning_the_template_drops_is_not_labelled_but_the_last_is() -> None:
+    chat = encoder(THINKING, eos_token="<|im_end|>")
+    thought = "<think>hm</think> a red circle"
+    turns = (
+        CONVERSATION[0],
+        Turn(role="assistant", content=thought),
+        CONVERSATION[2],
+        Turn(role="assistant", content="<think>well</think> red"),
+    )
+    assert labelled(chat, turns, has_image=False) == ["<think>well</think> red<|im_end|>"]
+    assert labelled(chat, turns[:2], has_image=False) == [f"{thought}<|im_end|>"]

@@ -106,8 +106,8 @@ class ChatEncoder:
         types, pixels = self._process(rendered, image, key)
         offset = self._char_offset(rendered, answers)
         spans = [
-            self._token_span(begin + offset, end + offset, turn)
-            for (begin, end), turn in zip(answers, _assistant_turns(turns), strict=True)
+            self._token_span(begin + offset, begin + offset + len(answer), answer)
+            for begin, answer in answers
         ]
         return EncodedChat(
             input_ids=list(self._recorder.ids), spans=spans, token_types=types, pixels=pixels
@@ -204,9 +204,13 @@ class ChatEncoder:
 
     def _answer_chars(
         self, turns: Sequence[Turn], rendered: str, *, has_image: bool
-    ) -> list[tuple[int, int]]:
-        """Find the characters of each assistant turn in the rendered conversation."""
-        spans = []
+    ) -> list[tuple[int, str]]:
+        """Find where each assistant turn begins in the rendered conversation, and its text.
+
+        Turns before the last one are left out if the template writes them without their reasoning:
+        a model never sees them as they were answered.
+        """
+        answers = []
         for number, turn in enumerate(turns):
             if turn.role != "assistant":
                 continue
@@ -215,22 +219,25 @@ class ChatEncoder:
             begin = len(prompt)
             while begin < len(rendered) and rendered[begin].isspace():
                 begin += 1
+            is_last = number == len(turns) - 1
             if not rendered.startswith(prompt) or not rendered.startswith(answer, begin):
+                if not is_last and rendered.startswith(_without_reasoning(answer), begin):
+                    continue
                 raise DataError(
                     "the chat template does not write the assistant's text unchanged after its"
                     f" prompt: expected {answer[:60]!r}, found {rendered[begin : begin + 60]!r}"
                 )
-            spans.append((begin, begin + len(answer)))
-        if not spans:
+            answers.append((begin, answer))
+        if not answers:
             raise DataError("the conversation has no assistant turn, so there is nothing to score")
-        return spans
+        return answers
 
     def _starts_with_bos(self, rendered: str) -> bool:
         """Return whether the template itself writes the token that begins a text."""
         begin = self.tokenizer.bos_token
         return bool(begin) and rendered.startswith(begin)
 
-    def _char_offset(self, rendered: str, answers: Sequence[tuple[int, int]]) -> int:
+    def _char_offset(self, rendered: str, answers: Sequence[tuple[int, str]]) -> int:
         """Return how many characters the processor inserted before the first answer."""
         tail = rendered[answers[0][0] :]
         if not self._recorder.text.endswith(tail):
@@ -240,14 +247,13 @@ class ChatEncoder:
             )
         return len(self._recorder.text) - len(rendered)
 
-    def _token_span(self, begin: int, end: int, turn: Turn) -> tuple[int, int]:
+    def _token_span(self, begin: int, end: int, answer: str) -> tuple[int, int]:
         """Find the tokens of a range of characters; check that they decode to the turn's text."""
         inside = [
             number
             for number, (first, last) in enumerate(self._recorder.offsets)
             if first < end and last > begin and last > first
         ]
-        answer = turn.content.strip()
         if not inside or inside != list(range(inside[0], inside[-1] + 1)):
             raise DataError(f"found no tokens for {answer[:60]!r}: the tokenizer drops this text")
         ids = self._recorder.ids[inside[0] : inside[-1] + 1]
@@ -306,8 +312,9 @@ def _with_end(turn: Turn, end: str) -> Turn:
     return dataclasses.replace(turn, content=turn.content + end)
 
 
-def _assistant_turns(turns: Sequence[Turn]) -> list[Turn]:
-    return [turn for turn in turns if turn.role == "assistant"]
+def _without_reasoning(answer: str) -> str:
+    """Return what an answer says after the model's thoughts."""
+    return answer.rpartition("</think>")[2].strip()
 
 
 def to_messages(
