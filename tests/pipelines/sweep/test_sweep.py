@@ -22,8 +22,9 @@ from consomme.pipelines.report import run as report
 from consomme.pipelines.sweep import run as sweep
 from consomme.pipelines.sweep.plan import SweepPlan
 from consomme.pipelines.sweep.recipe import SweepRecipe
+from consomme.pipelines.sweep.report import sweep_sections
 from consomme.pipelines.sweep.study import SweepStudy
-from consomme.pipelines.sweep.table import best_of, means_over_seeds
+from consomme.pipelines.sweep.table import best_of, means_over_seeds, terminal_table
 from consomme.pipelines.sweep.trial import Trial, checkpoint_losses
 from consomme.pipelines.sweep.tuner import SweepTrials
 from consomme.pipelines.sweep.worker import last_stored_step
@@ -144,6 +145,28 @@ def test_means_are_over_seeds() -> None:
     assert found[1].spread == {}
     assert [best_of(trials, mode).number for mode in ("max", "min")] == [2, 1]
     assert means_over_seeds([replace(trial, keys={"lr": 1.0}) for trial in trials]) == []
+
+
+def test_the_table_says_why_a_trial_failed() -> None:
+    good = Trial(number=0, keys={"lr": 0.1}, state="done", value=1.0, metrics={"loss": 1.0})
+    long = "layers: the model has 12 layers, " * 9
+    bad = Trial(number=1, keys={"lr": 0.2}, state="failed", reason=f"{long}\nsecond line")
+    table = terminal_table("s", [good, bad], ())
+    assert table["columns"][-1] == "why"
+    assert table["rows"][0][-1] == ""
+    assert table["rows"][1][-1] == f"{long[:159]}…"
+    assert "why" not in terminal_table("s", [good], ())["columns"]
+    decisions = {
+        "trials": to_plain([good, bad]),
+        "metric": "loss",
+        "mode": "min",
+        "figures": [],
+        "best": 0,
+        "means": [],
+    }
+    trials = sweep_sections("", decisions)[1].blocks[0]
+    assert trials.columns[-1] == "why"
+    assert [row[-1] for row in trials.rows] == [None, bad.reason]
 
 
 @pytest.mark.ray
