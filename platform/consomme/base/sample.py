@@ -18,7 +18,8 @@ REASON_MEANINGS: Mapping[str, str] = {
     "caption_not_text": "the text has NUL characters: binary data, or UTF-16 without its mark",
     "caption_not_utf8": "the text is not valid UTF-8",
     "caption_too_long": "more text than a caption can have, or than the model accepts",
-    "conversation_malformed": "turns are missing, out of order, or have an unknown role",
+    "conversation_malformed": "turns or their roles or images are missing or out of order",
+    "conversation_unsupported": "the conversation has tools, or masks or weights of turns",
     "duplicate_key": "an earlier sample has the same name",
     "image_animated": "several frames where one is expected",
     "image_empty": "the image has 0 bytes",
@@ -205,6 +206,8 @@ def meta_to_json(meta: Mapping[str, Any]) -> str:
 
 def turns_of(sample: Sample, prompt: str) -> tuple[Turn, ...]:
     """Return the turns of a sample; a bare caption gets the prompt as user turn."""
-    if sample.turns and sample.turns[0].role == "assistant":
-        return (Turn(role="user", content=prompt), *sample.turns)
+    system = tuple(turn for turn in sample.turns[:1] if turn.role == "system")
+    rest = sample.turns[len(system) :]
+    if rest and rest[0].role == "assistant":
+        return (*system, Turn(role="user", content=prompt), *rest)
     return sample.turns

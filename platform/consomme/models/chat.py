@@ -21,6 +21,7 @@ from torch import Tensor, int64, tensor, zeros
 from consomme.base.errors import CheckpointError, DataError
 from consomme.base.sample import Turn
 from consomme.models.encoded import EncodedChat, EncodedPrompt, ImageRefusedError, Pixels
+from consomme.models.turn_end import TurnEnd, extend_over_end, find_turn_end
 
 _TEXT_INPUTS = {"input_ids", "attention_mask", "labels"}
 """Inputs that are built for every model."""
@@ -57,7 +58,8 @@ class ChatEncoder:
                 vision encoder.
 
         Raises:
-            CheckpointError: There is no chat template.
+            CheckpointError: There is no chat template, or it ends the assistant's turns with no
+                token and the tokenizer has none to append.
         """
         self.has_vision = hasattr(processor, "image_processor")
         self.tokenizer = processor.tokenizer if self.has_vision else processor
@@ -73,7 +75,7 @@ class ChatEncoder:
         self.special: tuple[str, ...] = tuple(
             dict.fromkeys([*self.tokenizer.all_special_tokens, self.image_token])
         )
-        self._special_ids = frozenset(self.tokenizer.all_special_ids)
+        self.turn_end: TurnEnd = find_turn_end(config, self.tokenizer, self._render_template)
         self._recorder = RecordingTokenizer(self.tokenizer)
         if self.has_vision:
             self._image_processor = CachedImageProcessor(processor.image_processor)
@@ -105,8 +107,8 @@ class ChatEncoder:
         types, token_inputs, pixels = self._process(rendered, image, key)
         offset = self._char_offset(rendered, answers)
         spans = [
-            self._token_span(begin + offset, end + offset, turn)
-            for (begin, end), turn in zip(answers, _assistant_turns(turns), strict=True)
+            self._token_span(begin + offset, begin + offset + len(answer), answer)
+            for begin, answer in answers
         ]
         return EncodedChat(
             input_ids=list(self._recorder.ids),
@@ -243,11 +245,14 @@ class ChatEncoder:
     def _render(
         self, turns: Sequence[Turn], *, has_image: bool, add_generation_prompt: bool = False
     ) -> str:
-        text: str = self.template_owner.apply_chat_template(
-            to_messages(turns, has_image=has_image, has_parts=self.has_vision),
-            tokenize=False,
+        end = self.turn_end.after_every_turn
+        text = self._render_template(
+            [_with_end(turn, end) for turn in turns] if end else turns,
+            has_image=has_image,
             add_generation_prompt=add_generation_prompt,
         )
+        if turns and turns[-1].role == "assistant" and not add_generation_prompt:
+            text += self.turn_end.after_last_turn
         if has_image and self.image_token not in text:
             raise CheckpointError(
                 f"the chat template drops the image: found no {self.image_token!r} in"
@@ -256,11 +261,29 @@ class ChatEncoder:
             )
         return text
 
+    def _render_template(
+        self,
+        turns: Sequence[Turn],
+        *,
+        has_image: bool = False,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        text: str = self.template_owner.apply_chat_template(
+            to_messages(turns, has_image=has_image, has_parts=self.has_vision),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+        return text
+
     def _answer_chars(
         self, turns: Sequence[Turn], rendered: str, *, has_image: bool
-    ) -> list[tuple[int, int]]:
-        """Find the characters of each assistant turn in the rendered conversation."""
-        spans = []
+    ) -> list[tuple[int, str]]:
+        """Find where each assistant turn begins in the rendered conversation, and its text.
+
+        Turns before the last one are left out if the template writes them without their reasoning:
+        a model never sees them as they were answered.
+        """
+        answers = []
         for number, turn in enumerate(turns):
             if turn.role != "assistant":
                 continue
@@ -269,22 +292,25 @@ class ChatEncoder:
             begin = len(prompt)
             while begin < len(rendered) and rendered[begin].isspace():
                 begin += 1
+            is_last = number == len(turns) - 1
             if not rendered.startswith(prompt) or not rendered.startswith(answer, begin):
+                if not is_last and rendered.startswith(_without_reasoning(answer), begin):
+                    continue
                 raise DataError(
                     "the chat template does not write the assistant's text unchanged after its"
                     f" prompt: expected {answer[:60]!r}, found {rendered[begin : begin + 60]!r}"
                 )
-            spans.append((begin, begin + len(answer)))
-        if not spans:
+            answers.append((begin, answer))
+        if not answers:
             raise DataError("the conversation has no assistant turn, so there is nothing to score")
-        return spans
+        return answers
 
     def _starts_with_bos(self, rendered: str) -> bool:
         """Return whether the template itself writes the token that begins a text."""
         begin = self.tokenizer.bos_token
         return bool(begin) and rendered.startswith(begin)
 
-    def _char_offset(self, rendered: str, answers: Sequence[tuple[int, int]]) -> int:
+    def _char_offset(self, rendered: str, answers: Sequence[tuple[int, str]]) -> int:
         """Return how many characters the processor inserted before the first answer."""
         tail = rendered[answers[0][0] :]
         if not self._recorder.text.endswith(tail):
@@ -294,14 +320,13 @@ class ChatEncoder:
             )
         return len(self._recorder.text) - len(rendered)
 
-    def _token_span(self, begin: int, end: int, turn: Turn) -> tuple[int, int]:
+    def _token_span(self, begin: int, end: int, answer: str) -> tuple[int, int]:
         """Find the tokens of a range of characters; check that they decode to the turn's text."""
         inside = [
             number
             for number, (first, last) in enumerate(self._recorder.offsets)
             if first < end and last > begin and last > first
         ]
-        answer = turn.content.strip()
         if not inside or inside != list(range(inside[0], inside[-1] + 1)):
             raise DataError(f"found no tokens for {answer[:60]!r}: the tokenizer drops this text")
         ids = self._recorder.ids[inside[0] : inside[-1] + 1]
@@ -313,10 +338,13 @@ class ChatEncoder:
                 f"labelled tokens read {decoded[:80]!r} but the assistant says {answer[:80]!r}:"
                 " the tokenizer changes the text, or joins it with the text around it"
             )
-        stop = inside[-1] + 1
-        if stop < len(self._recorder.ids) and self._recorder.ids[stop] in self._special_ids:
-            stop += 1
-        return inside[0], stop
+        recorder = self._recorder
+
+        def is_space(at: int) -> bool:
+            return recorder.text[slice(*recorder.offsets[at])].isspace()
+
+        ends = self.turn_end.ids
+        return inside[0], extend_over_end(recorder.ids, is_space, inside[-1] + 1, ends)
 
     def _token_types(self, token_inputs: Mapping[str, Tensor]) -> list[int]:
         for name in ("mm_token_type_ids", "token_type_ids"):
@@ -369,8 +397,15 @@ def _strip_answer(turn: Turn) -> Turn:
     return dataclasses.replace(turn, content=turn.content.strip())
 
 
-def _assistant_turns(turns: Sequence[Turn]) -> list[Turn]:
-    return [turn for turn in turns if turn.role == "assistant"]
+def _with_end(turn: Turn, end: str) -> Turn:
+    if turn.role != "assistant":
+        return turn
+    return dataclasses.replace(turn, content=turn.content + end)
+
+
+def _without_reasoning(answer: str) -> str:
+    """Return what an answer says after the model's thoughts."""
+    return answer.rpartition("</think>")[2].strip()
 
 
 def to_messages(

@@ -23,6 +23,7 @@ from consomme.models.chat import (
 )
 from consomme.models.encoded import EncodedChat, EncodedPrompt, Pixels
 from consomme.models.imports import import_transformers
+from consomme.models.turn_end import TurnEnd
 
 
 def chat_encoder_for(config: Any, processor: Any) -> ChatEncoder | PrefixChatEncoder:
@@ -53,6 +54,10 @@ class PrefixChatEncoder:
         self.image_token_id: int = config.image_token_id
         self.special: tuple[str, ...] = tuple(
             dict.fromkeys([*self.tokenizer.all_special_tokens, self.image_token])
+        )
+        # Its processor appends this token to an answer.
+        self.turn_end = TurnEnd(
+            ids=frozenset({self.tokenizer.eos_token_id}), last_id=self.tokenizer.eos_token_id
         )
         self._image_processor = CachedImageProcessor(processor.image_processor)
         self._processor = processor

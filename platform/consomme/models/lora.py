@@ -92,7 +92,7 @@ def save_adapter(model: nn.Module, folder: str | Path, base: str) -> Path:
     Args:
         model: With adapters of one shape.
         folder: Destination of `adapter_config.json` and `adapter_model.safetensors`.
-        base: Location of the model without adapters, stored in the config.
+        base: Absolute path or hub id of the model without adapters; PEFT opens it.
 
     Raises:
         CheckpointError: There are no adapters, or several shapes, which most readers refuse.

@@ -7,17 +7,21 @@ complete.
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from consomme.base.errors import CheckpointError
 from consomme.models.checkpoint_keys import rewrite_for_vllm, vllm_key
 from consomme.models.imports import import_transformers
+from consomme.models.side_files import carry_over, carry_over_generation_config
 
 
 def save_vlm(folder: str | Path, model: Any, processor: Any) -> Path:
@@ -28,16 +32,116 @@ def save_vlm(folder: str | Path, model: Any, processor: Any) -> Path:
         model: A transformers model; its weights keep their dtype.
         processor: Its processor, chat template included.
     """
+    with _building(folder) as building:
+        model.save_pretrained(building)
+        processor.save_pretrained(building)
+        rewrite_for_vllm(building)
+    return Path(folder)
+
+
+def save_trained(folder: str | Path, model: Any, base: str | Path, stop_id: int) -> Path:
+    """Write a model that was trained from another; all but weights and config is the other's.
+
+    Args:
+        folder: Destination; an older folder there is replaced.
+        model: A transformers model; its weights keep their dtype.
+        base: Folder of the model that training started from.
+        stop_id: The token by which the model ends its turns, where generation has to stop.
+    """
+    with _building(folder) as building, _saved_without_checks(model):
+        model.save_pretrained(building)
+        _write_side_files(Path(base), building, stop_id)
+        rewrite_for_vllm(building)
+    return Path(folder)
+
+
+def check_save_trained(folder: str | Path, base: str | Path, stop_id: int) -> None:
+    """Write all but the weights of a trained model, and open it again.
+
+    Args:
+        folder: An empty folder.
+        base: Folder of the model that training starts from.
+        stop_id: As in `save_trained`.
+
+    Raises:
+        CheckpointError: The trained model could not be written, or not be opened.
+    """
+    folder = Path(folder)
+    with torch.device("meta"):
+        model = build_from_config(base)
+    try:
+        with _saved_without_checks(model):
+            model.config.save_pretrained(folder)
+            model.generation_config.save_pretrained(folder)
+        _write_side_files(Path(base), folder, stop_id)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"a model trained from {base} could not be saved: {error}; mend the file that this is"
+            " about in the folder"
+        ) from error
+    open_processor(folder)
+
+
+def _write_side_files(base: Path, folder: Path, stop_id: int) -> None:
+    carry_over(base, folder)
+    carry_over_generation_config(base, folder, stop_id)
+
+
+@contextlib.contextmanager
+def _saved_without_checks(model: Any) -> Iterator[None]:
+    """Keep transformers from checking a generation config that is replaced by the base's."""
+    kept = model.generation_config
+    model.generation_config = import_transformers().GenerationConfig.from_model_config(model.config)
+    try:
+        yield
+    finally:
+        model.generation_config = kept
+
+
+def stored_dtype(folder: str | Path) -> torch.dtype:
+    """Return the dtype that most of a model folder's weights are stored in.
+
+    Returns:
+        float32, float16 or bfloat16; bfloat16 for what has fewer bits, float32 for what has more.
+    """
+    sizes: Counter[str] = Counter()
+    for path in Path(folder).glob("*.safetensors"):
+        with safe_open(path, framework="pt") as stored:
+            for name in stored.keys():
+                tensor = stored.get_slice(name)
+                sizes[tensor.get_dtype()] += math.prod(tensor.get_shape())
+    (name, _), *_ = sizes.most_common() or [("F32", 0)]
+    dtypes = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16}
+    return dtypes.get(name, torch.bfloat16)
+
+
+def cast_weights(model: Any, dtype: torch.dtype) -> None:
+    """Cast what a model folder stores, in place; buffers that are computed keep their dtype.
+
+    Raises:
+        CheckpointError: A weight is too large for the dtype.
+    """
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            cast = tensor.data.to(dtype)
+            if not cast.isfinite().all() and tensor.data.isfinite().all():
+                raise CheckpointError(
+                    f"{name} has weights beyond the range of {dtype}; set export_dtype=bfloat16 or"
+                    " float32"
+                )
+            tensor.data = cast
+
+
+@contextlib.contextmanager
+def _building(folder: str | Path) -> Iterator[Path]:
+    """Give a folder beside the final one, which takes its place when the block ends."""
     folder = Path(folder)
     building = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    model.save_pretrained(building)
-    processor.save_pretrained(building)
-    rewrite_for_vllm(building)
+    yield building
     shutil.rmtree(folder, ignore_errors=True)
     building.rename(folder)
-    return folder
 
 
 def open_vlm(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:

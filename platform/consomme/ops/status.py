@@ -105,7 +105,7 @@ def _state(is_done: bool, is_begun: bool, is_planned: bool, heartbeat: Any, now:
     if not is_begun:
         return "planned" if is_planned else "begun"
     if not heartbeat:
-        return "starting"
+        return "starting" if is_planned else "begun"
     if str(heartbeat["state"]).startswith("stopped"):
         return "stopped"
     return "running" if now - float(heartbeat["time"]) < STALE_S else "silent"

@@ -7,6 +7,7 @@ its file list, and loaded from there.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
 import uuid
@@ -89,16 +90,23 @@ def _download(store: Store, paths: list[str], target: Path) -> None:
         shutil.rmtree(partial)
 
 
+_GENERATION_CONFIG = "generation_config.json"
+_NOTES = ("readme", "license", "licence", "notice", "changelog")
 _MODEL_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 _NOT_MODEL = ("soup.json", "manifest.json", "trainer_state.json")
 _CHUNK_BYTES = 1 << 22
 
 
-def model_content_hash(folder: str | Path) -> str:
+def model_content_hash(folder: str | Path, *, generates: bool = True) -> str:
     """Return the SHA-256 of all files of a model folder that determine the model's output.
 
     Weights, configuration, tokenizer, processor and chat template count; records of the model's
-    origin and the path of the folder do not.
+    origin, notes for people and the path of the folder do not.
+
+    Args:
+        folder: The model folder.
+        generates: Whether the model writes text. If not, as in training, the tokens that end a text
+            are all that counts of its generation config.
 
     Raises:
         CheckpointError: The folder holds no safetensors file.
@@ -106,7 +114,10 @@ def model_content_hash(folder: str | Path) -> str:
     files = sorted(
         p
         for p in Path(folder).glob("*")
-        if p.is_file() and p.suffix in _MODEL_SUFFIXES and p.name not in _NOT_MODEL
+        if p.is_file()
+        and p.suffix in _MODEL_SUFFIXES
+        and p.name not in _NOT_MODEL
+        and p.name.lower().partition(".")[0] not in _NOTES
     )
     if not any(p.suffix == ".safetensors" for p in files):
         raise CheckpointError(
@@ -114,9 +125,22 @@ def model_content_hash(folder: str | Path) -> str:
         )
     digest = hashlib.sha256()
     for path in files:
+        if path.name == _GENERATION_CONFIG and not generates:
+            digest.update(f"eos_token_id {_eos_token_id(path)}\n".encode())
+            continue
         inner = hashlib.sha256()
         with path.open("rb") as stream:
             while chunk := stream.read(_CHUNK_BYTES):
                 inner.update(chunk)
         digest.update(f"{path.name}\0{inner.hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def _eos_token_id(path: Path) -> str:
+    try:
+        content = json.loads(path.read_bytes())
+        return json.dumps(content.get("eos_token_id"))
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: found no JSON object ({error}); mend the file, or delete it"
+        ) from error

@@ -139,6 +139,12 @@ def test_conversations_keep_their_own_questions(chat: ChatEncoder) -> None:
     refused = preparer(chat).prepare(broken, source, Random(0))
     assert isinstance(refused, Reject)
     assert refused.reason == "text_not_encodable"
+    silent = Sample(
+        **{**vars(talk), "turns": (turns[0], Turn(role="assistant", content=" "), *turns)}
+    )
+    refused = preparer(chat).prepare(silent, source, Random(0))
+    assert isinstance(refused, Reject)
+    assert (refused.reason, refused.detail) == ("caption_empty", "the answer in turn 1 is empty")
 
 
 def test_too_many_rejects_fail_with_the_top_reasons() -> None:

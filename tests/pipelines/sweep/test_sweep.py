@@ -1,6 +1,7 @@
 """Sweeps: trials are ordinary runs and are reused; recipes are checked before Ray starts."""
 
 import json
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from consomme.base.errors import RecipeError
+from consomme.base.errors import RecipeError, SupersededError
 from consomme.base.manifest import Manifest, lineage
 from consomme.base.recipe import load_recipe
 from consomme.base.schema import to_plain
@@ -21,9 +22,11 @@ from consomme.pipelines.report import run as report
 from consomme.pipelines.sweep import run as sweep
 from consomme.pipelines.sweep.plan import SweepPlan
 from consomme.pipelines.sweep.recipe import SweepRecipe
+from consomme.pipelines.sweep.report import sweep_sections
 from consomme.pipelines.sweep.study import SweepStudy
-from consomme.pipelines.sweep.table import best_of, means_over_seeds
+from consomme.pipelines.sweep.table import best_of, means_over_seeds, terminal_table
 from consomme.pipelines.sweep.trial import Trial, checkpoint_losses
+from consomme.pipelines.sweep.tuner import SweepTrials
 from consomme.pipelines.sweep.worker import last_stored_step
 from consomme.pipelines.train import run as train
 from consomme.pipelines.train.recipe import TrainRecipe
@@ -144,6 +147,28 @@ def test_means_are_over_seeds() -> None:
     assert means_over_seeds([replace(trial, keys={"lr": 1.0}) for trial in trials]) == []
 
 
+def test_the_table_says_why_a_trial_failed() -> None:
+    good = Trial(number=0, keys={"lr": 0.1}, state="done", value=1.0, metrics={"loss": 1.0})
+    long = "layers: the model has 12 layers, " * 9
+    bad = Trial(number=1, keys={"lr": 0.2}, state="failed", reason=f"{long}\nsecond line")
+    table = terminal_table("s", [good, bad], ())
+    assert table["columns"][-1] == "why"
+    assert table["rows"][0][-1] == ""
+    assert table["rows"][1][-1] == f"{long[:159]}…"
+    assert "why" not in terminal_table("s", [good], ())["columns"]
+    decisions = {
+        "trials": to_plain([good, bad]),
+        "metric": "loss",
+        "mode": "min",
+        "figures": [],
+        "best": 0,
+        "means": [],
+    }
+    trials = sweep_sections("", decisions)[1].blocks[0]
+    assert trials.columns[-1] == "why"
+    assert [row[-1] for row in trials.rows] == [None, bad.reason]
+
+
 @pytest.mark.ray
 def test_the_page_shows_every_trial(done: Manifest) -> None:
     text = RunFolder.at(done.url).store.read("report.html").decode()
@@ -229,6 +254,54 @@ def test_asha_stops_a_worse_trial_which_can_resume_later(
     by_hand = train.run(SweepPlan.of(one).train_recipe(stopped["keys"]))
     assert by_hand.url == training.folder.url
     assert 10 <= by_hand.decisions["resumed_from_step"] < steps
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_a_sweep_that_is_started_again_elsewhere_stops_with_its_trials(
+    tmp_path: Path, data: str, lent_ray: None
+) -> None:
+    one = recipe(
+        tmp_path,
+        data,
+        train=base(data, num_steps=2000),
+        space={"lr": {"name": "choice", "values": [1e-3, 1e-7]}},
+        benchmarks=(),
+        max_concurrent=1,
+    )
+    run = sweep.open_run(one)
+    (training, other) = (
+        train.open_run(run.resolved.train_recipe({"lr": lr})).folder for lr in (1e-3, 1e-7)
+    )
+
+    def start_elsewhere() -> None:
+        deadline = time.monotonic() + 120
+        while not training.store.exists("trainable.json") and time.monotonic() < deadline:
+            time.sleep(0.2)
+        run.folder.start_attempt()
+
+    threading.Thread(target=start_elsewhere, daemon=True).start()
+    with pytest.raises(SupersededError, match="attempt 1 was overtaken by attempt 2, started"):
+        sweep.run(one)
+    assert not run.is_done
+    assert not training.is_done
+    assert not other.store.exists("recipe.yaml"), "no further trial begins"
+    (trial,) = SweepStudy(run.resolved, run.folder.store).trials
+    assert (trial.state, trial.reason) == ("asked", ""), "the trial did not fail"
+
+
+def test_an_overtaken_sweep_neither_asks_for_trials_nor_stores_results(
+    tmp_path: Path, data: str
+) -> None:
+    folder = RunFolder.at(str(tmp_path / "sweep"))
+    plan = SweepPlan.of(recipe(tmp_path, data, space={"lr": _lrs()}, benchmarks=()))
+    trials = SweepTrials(SweepStudy(plan, folder.store), folder, folder.start_attempt())
+    config = trials.ask()
+    assert config is not None
+    folder.start_attempt()
+    assert trials.ask() is None
+    trials.tell(config, {"step": 3, "loss": 1.0, "failure": "its training was started elsewhere"})
+    assert [trial.state for trial in SweepStudy(plan, folder.store).trials] == ["asked"]
 
 
 def test_without_a_benchmark_losses_are_compared(tmp_path: Path, data: str) -> None:

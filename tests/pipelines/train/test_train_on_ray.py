@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from consomme.base.errors import ClusterError, RecipeError
+from consomme.base.errors import ClusterError, RecipeError, SupersededError
 from consomme.base.manifest import Manifest
 from consomme.models.batches import IGNORE_INDEX, Batcher
 from consomme.models.chat import ChatEncoder
 from consomme.models.weights import open_vlm
 from consomme.pipelines.report import run as report
 from consomme.pipelines.train import run as train
+from consomme.pipelines.train.progress import StepMonitor
 from consomme.pipelines.train.recipe import Evaluation, TrainRecipe, TrainSource
 from consomme.pipelines.train.samples import Preparer, encode, plan_source
 from consomme.storage.model_folder import model_folder
@@ -145,3 +146,27 @@ def test_a_run_that_diverges_goes_back_and_on_with_other_samples(
     report.run_folder(full.url)
     page = (Path(full.url) / "report.html").read_text()
     assert "went back to a checkpoint: step" in page
+
+
+def test_a_training_that_is_started_again_elsewhere_stops(
+    sparse_recipe: TrainRecipe, sparse: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(sparse_recipe, root=str(tmp_path))
+    run = train.open_run(recipe)
+    update = StepMonitor.update
+
+    def start_elsewhere(monitor: StepMonitor, points: list[dict[str, float]]) -> None:
+        if points and run.folder.start_attempt() > 2:
+            monkeypatch.undo()
+        update(monitor, points)
+
+    monkeypatch.setattr(StepMonitor, "update", start_elsewhere)
+    with pytest.raises(SupersededError, match=r"attempt 1 was overtaken by attempt \d, started"):
+        train.run(recipe)
+    assert not run.is_done
+    assert not (Path(run.folder.url) / "model").exists(), "it exports nothing"
+    monkeypatch.undo()
+    # The one that takes over goes on from the last checkpoint and ends with the same model.
+    done = train.run(recipe)
+    theirs, ours = (Path(one.url) / "model" / "model.safetensors" for one in (sparse, done))
+    assert theirs.read_bytes() == ours.read_bytes()

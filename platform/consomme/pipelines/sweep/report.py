@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from consomme.pipelines.sweep.table import figure_name, metric_cells, metric_headers
+from consomme.pipelines.sweep.table import (
+    REASON_HEADER,
+    figure_name,
+    metric_cells,
+    metric_headers,
+)
 from consomme.report import model as page
 from consomme.report.html import render
 from consomme.sweep.keys import format_value
@@ -128,29 +133,27 @@ def _trial_tables(
     trials: Sequence[Mapping[str, Any]], figures: Sequence[str], best: int
 ) -> list[page.Block]:
     keys = list(trials[0]["keys"])
+    has_reasons = any(trial["reason"] for trial in trials)
     rows: list[list[page.Cell]] = [
         [
             trial["number"],
             *(format_value(trial["keys"][key]) for key in keys),
             trial["state"],
             *metric_cells(trial["metrics"], figures),
+            *([trial["reason"] or None] if has_reasons else []),
         ]
         for trial in trials
     ]
+    reason = (REASON_HEADER,) if has_reasons else ()
     table = page.Table(
-        columns=("trial", *keys, "state", *metric_headers(figures)),
+        columns=("trial", *keys, "state", *metric_headers(figures), *reason),
         rows=rows,
         highlight=[index for index, trial in enumerate(trials) if trial["number"] == best],
         caption="The best trial is highlighted.",
-    )
-    with_reason = [t for t in trials if t["reason"]]
-    reasons = page.Table(
-        columns=("trial", "state", "why"),
-        rows=[(t["number"], t["state"], t["reason"]) for t in with_reason],
     )
     folders = page.Table(
         columns=("trial", "train run", "evaluate run"),
         rows=[(t["number"], f"`{t['train']}`", f"`{t['evaluate']}`" or None) for t in trials],
         caption="Each trial has ordinary runs with their own recipe, manifest and report.",
     )
-    return [table, *([reasons] if with_reason else []), folders]
+    return [table, folders]

@@ -40,7 +40,8 @@ def _sweep(run: Run[SweepPlan]) -> Manifest:
     from consomme.pipelines.sweep.report import sweep_report
 
     recipe, plan = run.recipe, run.resolved
-    trials = run_sweep(plan, run.folder.store)
+    attempt_no = run.folder.start_attempt()
+    trials = run_sweep(plan, run.folder, attempt_no)
     done = [trial for trial in trials if trial.state == "done"]
     if not done:
         reasons = "; ".join(f"{t.name}: {t.reason or t.state}" for t in trials[:3])
@@ -63,6 +64,7 @@ def _sweep(run: Run[SweepPlan]) -> Manifest:
         state: sum(trial.state == state for trial in trials)
         for state in ("done", "stopped", "failed")
     }
+    run.folder.check_current(attempt_no)
     return run.finish(
         counts=counts,
         decisions=decisions,

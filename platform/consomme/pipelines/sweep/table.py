@@ -13,6 +13,12 @@ from consomme.sweep.keys import format_value, label
 SEED = "seed"
 """Key over which results are averaged."""
 
+REASON_HEADER = "why"
+"""Header of the column that says why a trial failed or was stopped."""
+
+MAX_REASON = 160
+"""Characters of a reason in the terminal; the report and the trial's file have all of it."""
+
 COST_COLUMNS = {
     "train/last_loss_nats": ("last loss", 1.0),
     "train/step_s": ("step s", 1.0),
@@ -92,17 +98,28 @@ def metric_headers(figures: Sequence[str]) -> list[str]:
 def terminal_table(name: str, trials: Sequence[Trial], figures: Sequence[str]) -> dict[str, Any]:
     """Return the table that the command line prints."""
     keys = list(trials[0].keys)
+    has_reasons = any(trial.reason for trial in trials)
     rows = [
         [
             str(trial.number),
             *(format_value(trial.keys[key]) for key in keys),
             trial.state,
             *("–" if cell is None else cell for cell in metric_cells(trial.metrics, figures)),
+            *([shortened(trial.reason)] if has_reasons else []),
         ]
         for trial in trials
     ]
     return {
         "title": f"{name}: {len(trials)} trials",
-        "columns": ["trial", *keys, "state", *metric_headers(figures)],
+        "columns": [
+            *("trial", *keys, "state", *metric_headers(figures)),
+            *([REASON_HEADER] if has_reasons else []),
+        ],
         "rows": rows,
     }
+
+
+def shortened(reason: str) -> str:
+    """Return the first line of a reason, cut to what a row of a terminal has room for."""
+    line = reason.strip().partition("\n")[0]
+    return line if len(line) <= MAX_REASON else f"{line[: MAX_REASON - 1]}…"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from consomme.base.errors import SupersededError
 from consomme.base.recipe import check_recipe
 from consomme.base.telemetry import Progress
 from consomme.execution import tune
@@ -17,28 +18,31 @@ from consomme.pipelines.sweep.study import SweepStudy
 from consomme.pipelines.sweep.trial import LOSS_KEY, STEP_KEY, Trial
 from consomme.pipelines.sweep.worker import SweepTrialRunner
 from consomme.pipelines.train.recipe import TrainRecipe
-from consomme.storage.ledger.run_folder import load_manifest
-from consomme.storage.stores.store import Store
+from consomme.storage.ledger.run_folder import RunFolder, load_manifest
+from consomme.storage.stores.open import absolute_url
 from consomme.sweep.stoppers import Asha
 
 logger = logging.getLogger(__name__)
 
 
-def run_sweep(plan: SweepPlan, store: Store) -> list[Trial]:
+def run_sweep(plan: SweepPlan, folder: RunFolder, attempt_no: int) -> list[Trial]:
     """Run every trial that is not done, and return all trials.
 
     Args:
         plan: The checked sweep.
-        store: Its run folder.
+        folder: Its run folder.
+        attempt_no: Its attempt; another one that begins stops this one.
 
     Raises:
+        SupersededError: The sweep was started again elsewhere; its trials were aborted.
         ClusterError: The infrastructure failed; finished trials are kept.
     """
-    source = SweepTrials(SweepStudy(plan, store))
+    source = SweepTrials(SweepStudy(plan, folder.store), folder, attempt_no)
     first = source.ask()
     if first is not None:
         with ray_session():
             _tune(source, first)
+    folder.check_current(attempt_no)
     return source.study.trials
 
 
@@ -46,16 +50,22 @@ class SweepTrials:
     """Gives the trials of a study to Ray Tune, and their reports to the study."""
 
     is_finished = True
-    """`ask` returns None only when the study has no trial left."""
+    """`ask` returns None only when there is no trial left, or none for this attempt."""
 
-    def __init__(self, study: SweepStudy) -> None:
-        """Wrap a study; set `progress` to show how many trials have ended."""
-        self.study = study
+    def __init__(self, study: SweepStudy, folder: RunFolder, attempt_no: int) -> None:
+        """Wrap a study; set `progress` to show how many trials have ended.
+
+        Args:
+            study: The trials.
+            folder: The sweep's run folder.
+            attempt_no: Once a later attempt has begun, no trial is asked for or stored.
+        """
+        self.study, self.folder, self.attempt_no = study, folder, attempt_no
         self.progress: Progress | None = None
 
     def ask(self) -> dict[str, Any] | None:
         """Return number and train recipe of the next trial; None if there is none left."""
-        trial = self.study.ask()
+        trial = None if self._is_overtaken() else self.study.ask()
         if trial is None:
             return None
         logger.info("sweep: trial %s begins", trial.name)
@@ -63,12 +73,20 @@ class SweepTrials:
 
     def tell(self, config: dict[str, Any], result: Mapping[str, Any] | None) -> None:
         """Store what the last report of a trial says."""
-        if result is None:
+        if result is None or self._is_overtaken():
             # The infrastructure failed, not the trial: it runs again when the sweep is resumed.
+            # Or a later attempt runs it.
             return
         self.study.tell(self._ended(self.study.trials[config["number"]], result))
         if self.progress is not None:
             self.progress.advance(max(0, self.study.num_ended - self.progress.done))
+
+    def _is_overtaken(self) -> bool:
+        try:
+            self.folder.check_current(self.attempt_no)
+        except SupersededError:
+            return True
+        return False
 
     def should_continue(self, config: dict[str, Any], report: Mapping[str, Any]) -> bool:
         """Whether a trial continues after a checkpoint."""
@@ -106,11 +124,14 @@ def _tune(source: SweepTrials, first: dict[str, Any]) -> None:
                 "address": "" if is_private() else ray.get_runtime_context().gcs_address,
                 "benchmarks": list(plan.recipe.benchmarks),
                 "report_checkpoints": has_stopper,
+                "sweep_url": absolute_url(source.folder.url),
+                "attempt_no": source.attempt_no,
             },
             resources=_this_node(),
             max_concurrent=plan.recipe.max_concurrent or _max_concurrent(first),
             should_continue=source.should_continue if has_stopper else None,
         )
+    source.folder.check_current(source.attempt_no)
     for error in errors:
         raise error
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any
 
-from consomme.base.errors import ClusterError, ConsommeError
+from consomme.base.errors import ClusterError, ConsommeError, SupersededError
 from consomme.base.recipe import check_recipe
 from consomme.execution.errors import own_errors
 from consomme.execution.ray_private import TRAIN_SNAPSHOT
@@ -23,10 +24,14 @@ from consomme.pipelines.sweep.trial import LOSS_KEY, STEP_KEY, checkpoint_losses
 from consomme.pipelines.train import run as train
 from consomme.pipelines.train.outputs import CURVE
 from consomme.pipelines.train.recipe import TrainRecipe
+from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.stores.store import Store
 
 POLL_INTERVAL_S = 1.0
 """Seconds between checks for a new checkpoint, for trials that may be stopped early."""
+
+CHECK_INTERVAL_S = 5.0
+"""As `POLL_INTERVAL_S`, for other trials: what is checked is whether the sweep still runs here."""
 
 ABORT_TIMEOUT_S = 60.0
 """Seconds that a training may take to end after it was aborted."""
@@ -35,15 +40,23 @@ ABORT_TIMEOUT_S = 60.0
 class TrialThread:
     """Trains and evaluates one trial in a thread of this process."""
 
-    def __init__(self, recipe: TrainRecipe, benchmarks: Any, *, report_checkpoints: bool) -> None:
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        benchmarks: Any,
+        *,
+        report_checkpoints: bool,
+        check: Callable[[], None],
+    ) -> None:
         """Start the thread.
 
         Args:
             recipe: The trial's train recipe.
             benchmarks: Registry nodes of the benchmarks that the model is evaluated on.
             report_checkpoints: Whether to report the loss at every checkpoint, for a stopper.
+            check: Raises `SupersededError` if the sweep was started again elsewhere.
         """
-        self.recipe, self.benchmarks = recipe, benchmarks
+        self.recipe, self.benchmarks, self._check = recipe, benchmarks, check
         self._store = _store_of_unfinished(recipe) if report_checkpoints else None
         self._num_reported, self._is_trained = 0, False
         self._last_report: Future[dict[str, Any]] = Future()
@@ -61,9 +74,12 @@ class TrialThread:
 
         Raises:
             ClusterError: The infrastructure failed, not the trial.
+            SupersededError: The sweep, or the trial's training, was started again elsewhere.
         """
+        interval_s = CHECK_INTERVAL_S if self._store is None else POLL_INTERVAL_S
         while not self._last_report.done():
-            wait([self._last_report], timeout=None if self._store is None else POLL_INTERVAL_S)
+            wait([self._last_report], timeout=interval_s)
+            self._check()
             report = self._checkpoint_report()
             if report is not None:
                 return report
@@ -101,7 +117,7 @@ class TrialThread:
                     recipe.name, trained.url, self.benchmarks, recipe.root
                 )
                 evaluated = evaluate.run(evaluation) if evaluation else None
-        except ClusterError:
+        except (ClusterError, SupersededError):
             raise
         except ConsommeError as error:
             return {STEP_KEY: recipe.num_steps, LOSS_KEY: float("inf"), "failure": str(error)}
@@ -125,7 +141,14 @@ class SweepTrialRunner:
     """Runs the trials that Ray Tune gives to one actor."""
 
     def __init__(
-        self, cwd: str, address: str, benchmarks: Any, *, report_checkpoints: bool
+        self,
+        cwd: str,
+        address: str,
+        benchmarks: Any,
+        *,
+        report_checkpoints: bool,
+        sweep_url: str,
+        attempt_no: int,
     ) -> None:
         """Prepare for any trial.
 
@@ -134,7 +157,10 @@ class SweepTrialRunner:
             address: Ray cluster; empty if Ray is private to the sweep.
             benchmarks: Registry nodes of the benchmarks that models are evaluated on.
             report_checkpoints: Whether to report the loss at every checkpoint.
+            sweep_url: Absolute URL of the sweep's run folder.
+            attempt_no: Attempt of the sweep; once a later one has begun, trials are aborted.
         """
+        self._sweep, self._attempt_no = RunFolder.at(sweep_url), attempt_no
         self._cwd, self._benchmarks = cwd, benchmarks
         self._report_checkpoints = report_checkpoints
         self._train: dict[str, Any] = {}
@@ -154,8 +180,14 @@ class SweepTrialRunner:
                 check_recipe(TrainRecipe, self._train),
                 self._benchmarks,
                 report_checkpoints=self._report_checkpoints,
+                check=lambda: self._sweep.check_current(self._attempt_no),
             )
-        report = self._thread.next_report()
+        try:
+            report = self._thread.next_report()
+        except SupersededError:
+            # At once, so that the attempt that took over finds the resources free.
+            self.stop()
+            raise
         return report | {"done": is_final(report)}
 
     def stop(self) -> None:

@@ -33,20 +33,33 @@ class TrainContext:
     is_private: bool
     """Whether Ray was started for this command only. Workers cannot tell by themselves."""
 
+    attempt_no: int = 0
+    """Number of this attempt in the ledger; 0 if there is no ledger."""
+
     @classmethod
-    def resolve(cls, recipe: TrainRecipe, folder: RunFolder) -> TrainContext:
+    def resolve(cls, recipe: TrainRecipe, folder: RunFolder, attempt_no: int) -> TrainContext:
         """Resolve paths and the Ray session; called by the driver."""
         return cls(
             recipe=with_absolute_paths(recipe),
             start=portable_path(recipe.model),
             folder_url=absolute_url(folder.url),
             is_private=is_private(),
+            attempt_no=attempt_no,
         )
 
     @property
     def folder(self) -> RunFolder:
         """The run folder."""
         return RunFolder.at(self.folder_url)
+
+    def check_current(self) -> None:
+        """Check that the same run was not started again elsewhere.
+
+        Raises:
+            SupersededError: It was; this attempt has to stop.
+        """
+        if self.attempt_no:
+            self.folder.check_current(self.attempt_no)
 
     @property
     def report_every_s(self) -> float:

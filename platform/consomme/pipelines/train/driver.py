@@ -19,7 +19,7 @@ from consomme.execution.runs import Run
 from consomme.execution.session import num_cpus
 from consomme.pipelines.train.context import TrainContext, TrainResult
 from consomme.pipelines.train.curve import CurveFile
-from consomme.pipelines.train.export import export_checkpoint
+from consomme.pipelines.train.export import check_export, export_checkpoint
 from consomme.pipelines.train.outputs import EVAL_LOSS, PLAN
 from consomme.pipelines.train.progress import StepMonitor
 from consomme.pipelines.train.recipe import TrainRecipe
@@ -31,10 +31,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def fit_on_ray(run: Run[Any]) -> TrainResult:
+def fit_on_ray(run: Run[Any], attempt_no: int) -> TrainResult:
     """Train on the running Ray cluster, and export the model.
 
+    Args:
+        run: The started run.
+        attempt_no: Its attempt; another one that begins stops this one.
+
     Raises:
+        SupersededError: The run was started again elsewhere.
         ClusterError: The cluster is too small.
         RecipeError: The training cannot fit into the memory there is.
     """
@@ -42,11 +47,12 @@ def fit_on_ray(run: Run[Any]) -> TrainResult:
     from consomme.pipelines.train.trackers import opened
 
     recipe: TrainRecipe = run.recipe
-    context = TrainContext.resolve(recipe, run.folder)
+    context = TrainContext.resolve(recipe, run.folder, attempt_no)
     use_gpu = _use_gpu(recipe)
     _check_cpus(recipe, use_gpu)
     machine = machine_of_cluster(use_gpu)
     plan = _plan(context, machine)
+    check_export(context)
     with (
         opened(
             recipe.trackers, run.folder.url, recipe.name, run.fingerprint, to_plain(recipe)
@@ -58,6 +64,7 @@ def fit_on_ray(run: Run[Any]) -> TrainResult:
     result: TrainResult | ConsommeError = ended.return_value
     if isinstance(result, ConsommeError):
         raise result
+    context.check_current()
     return dataclasses.replace(
         result,
         exported_step=_export_best(context, ended.best_checkpoints),
@@ -119,6 +126,7 @@ def _trainer(context: TrainContext, machine: Machine, monitor: StepMonitor) -> A
         train_worker,
         curve=CurveFile(context.folder_url),
         monitor=monitor,
+        check=context.check_current,
         train_loop_config={"context": context},
         torch_config=TorchConfig(backend=BACKENDS[machine.device]),
         scaling_config=ScalingConfig(

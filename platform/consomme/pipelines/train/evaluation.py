@@ -14,7 +14,7 @@ from typing import Any
 from consomme.pipelines.train.batches import Collator
 from consomme.pipelines.train.checkpoint import WEIGHTS, TrainState
 from consomme.pipelines.train.context import TrainContext
-from consomme.pipelines.train.export import open_trained
+from consomme.pipelines.train.export import export_dtype, open_trained
 from consomme.pipelines.train.outputs import EVAL_LOSS, EVALUATIONS
 from consomme.pipelines.train.recipe import TrainRecipe
 from consomme.pipelines.train.samples import PreparedSample, Preparer, plan_source
@@ -35,6 +35,8 @@ def evaluate_checkpoint(checkpoint: Any, *, context: TrainContext) -> dict[str, 
 
     from consomme.models.batches import IGNORE_INDEX, Batcher
     from consomme.models.chat_prefix import chat_encoder_for
+    from consomme.models.lora import merge_lora
+    from consomme.models.weights import cast_weights
     from consomme.train.loop import sum_nll
 
     recipe = context.recipe
@@ -44,7 +46,12 @@ def evaluate_checkpoint(checkpoint: Any, *, context: TrainContext) -> dict[str, 
     with checkpoint.as_directory() as path:
         state = TrainState.load(Path(path))
         weights = load_file(Path(path) / WEIGHTS)
-    model, processor, _ = open_trained(context, state.layers or (), weights)
+    model, processor, has_adapters = open_trained(context, state.layers or (), weights)
+    if has_adapters:
+        merge_lora(model)
+    # What is evaluated is the model that would be exported.
+    cast_weights(model, export_dtype(context))
+    cast_weights(model, torch.float32)
     model.eval().to(device)
     chat = chat_encoder_for(model.config, processor)
     collator = Collator(batcher=Batcher(model, chat.tokenizer), chat=chat, is_packed=False)

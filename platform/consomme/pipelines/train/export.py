@@ -18,7 +18,7 @@ from consomme.storage.stores.open import open_store
 def open_trained(
     context: TrainContext, layers: Sequence[int], weights: Mapping[str, Any]
 ) -> tuple[Any, Any, bool]:
-    """Open the model that training started from and load the trained weights into it.
+    """Open the model that training started from and load the trained weights into it, float32.
 
     Args:
         context: The run's.
@@ -45,6 +45,31 @@ def open_trained(
     return model, processor, bool(trained.adapters)
 
 
+def export_dtype(context: TrainContext) -> Any:
+    """Return the dtype of the exported weights: the recipe's, or that of the start of the run."""
+    import torch
+
+    from consomme.models.weights import stored_dtype
+
+    chosen = context.recipe.export_dtype
+    return stored_dtype(model_folder(context.start)) if chosen == "auto" else getattr(torch, chosen)
+
+
+def check_export(context: TrainContext) -> None:
+    """Try the export without weights, before any step is trained.
+
+    Raises:
+        CheckpointError: The trained model could not be saved, or not be opened.
+    """
+    from consomme.models.chat_prefix import chat_encoder_for
+    from consomme.models.weights import check_save_trained, open_processor
+
+    base = model_folder(context.start)
+    stop_id = chat_encoder_for(*open_processor(base)).turn_end.last_id
+    with tempfile.TemporaryDirectory(prefix="consomme-export-") as scratch:
+        check_save_trained(scratch, base, stop_id)
+
+
 def export(context: TrainContext, layers: Sequence[int], weights: Mapping[str, Any]) -> None:
     """Write the trained model into the run folder as a plain model folder, adapters merged.
 
@@ -52,18 +77,26 @@ def export(context: TrainContext, layers: Sequence[int], weights: Mapping[str, A
         context: The run's.
         layers: As in `open_trained`.
         weights: As in `open_trained`.
-    """
-    from consomme.models.weights import save_vlm
 
+    Raises:
+        SupersededError: The run was started again elsewhere; nothing was written.
+    """
+    from consomme.models.chat_prefix import chat_encoder_for
+    from consomme.models.weights import cast_weights, save_trained
+
+    context.check_current()
+    base = model_folder(context.start)
     model, processor, has_adapters = open_trained(context, layers, weights)
+    stop_id = chat_encoder_for(model.config, processor).turn_end.last_id
     with _output_folder(context.folder_url) as folder:
         if has_adapters:
             from consomme.models.lora import merge_lora, save_adapter
 
             if context.recipe.save_adapter:
-                save_adapter(model, folder / "adapter", context.recipe.model)
+                save_adapter(model, folder / "adapter", base)
             merge_lora(model)
-        save_vlm(folder / "model", model, processor)
+        cast_weights(model, export_dtype(context))
+        save_trained(folder / "model", model, base, stop_id)
 
 
 def export_checkpoint(checkpoint: Any, context: TrainContext) -> int:

@@ -190,6 +190,10 @@ class TrainRecipe(Checked):
     """Which checkpoint becomes the model: the last one, or the one with the lowest loss in
     `evaluation`."""
 
+    export_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Dtype of the exported weights; auto takes that of the model that training starts from.
+    Weights stay float32 while they are trained, and evaluated as they would be exported."""
+
     trackers: tuple[dict[str, Any], ...] = strategy(
         "consomme.pipelines.train.trackers:TRACKERS", default=()
     )

@@ -25,7 +25,7 @@ def run(recipe: TrainRecipe) -> Manifest:
 def open_run(recipe: TrainRecipe) -> Run[None]:
     """Resolve the inputs of a recipe; writes nothing."""
     start = model_folder(recipe.model)
-    inputs = {"model": model_content_hash(start)}
+    inputs = {"model": model_content_hash(start, generates=False)}
     parents, reads = [], [start]
     named = [(f"data[{k}]", source) for k, source in enumerate(recipe.data)]
     named += [(f"evaluation.data[{k}]", source) for k, source in enumerate(recipe.evaluation.data)]
@@ -36,7 +36,7 @@ def open_run(recipe: TrainRecipe) -> Run[None]:
             reads += folders_of(shards)
         parents += [url for url in (source.view, source.captions) if url]
     if tuned := recipe.layers.get("tuned"):
-        inputs["tuned"] = model_content_hash(model_folder(tuned))
+        inputs["tuned"] = model_content_hash(model_folder(tuned), generates=False)
         reads.append(model_folder(tuned))
     return Run.open("train", recipe, None, inputs=inputs, parents=parents, reads=reads)
 
@@ -48,8 +48,9 @@ def _train(run: Run[None]) -> Manifest:
     from consomme.pipelines.train.progress import step_metrics
 
     recipe: TrainRecipe = run.recipe
+    attempt_no = run.folder.start_attempt()
     with ray_session():
-        result = fit_on_ray(run)
+        result = fit_on_ray(run, attempt_no)
     curve = read_curve(run.folder)
     with MetricsLog(run.folder.store, resume_step=0) as log:
         for point in curve:
@@ -59,6 +60,7 @@ def _train(run: Run[None]) -> Manifest:
             log.log("eval/loss_nats", point["loss"], int(point["step"]))
     times = sorted(point["seconds"] for point in curve)
     tokens_per_s = sum(p["num_positions"] for p in curve) / sum(times)
+    run.folder.check_current(attempt_no)
     return run.finish(
         counts=result.counts,
         decisions=result.decisions,

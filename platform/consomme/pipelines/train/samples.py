@@ -149,6 +149,9 @@ class Preparer:
         if isinstance(image, DecodeProblem):
             return reject_of(sample, image.reason, image.detail)
         turns = turns_of(sample, self.recipe.prompt)
+        empty = [n for n, turn in enumerate(turns) if _is_empty_answer(turn)]
+        if empty:
+            return reject_of(sample, "caption_empty", f"the answer in turn {empty[0]} is empty")
         if source.shuffle_turns:
             turns = shuffled(turns, draw)
         scale = draw.uniform(1, self.recipe.max_upscale)
@@ -184,6 +187,10 @@ def encode(chat: Any, prepared: PreparedSample, image: Image.Image | None = None
         size = (round(decoded.width * prepared.scale), round(decoded.height * prepared.scale))
         decoded = decoded.resize(size, Image.Resampling.BICUBIC)
     return chat.encode(turns, decoded)
+
+
+def _is_empty_answer(turn: Turn) -> bool:
+    return turn.role == "assistant" and not turn.content.strip()
 
 
 def shuffled(turns: Sequence[Turn], draw: random.Random) -> tuple[Turn, ...]:

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
 
+from consomme.base.errors import SupersededError
 from consomme.execution.ray_private import ray_private
 from consomme.execution.session import is_private
 from consomme.pipelines.train.curve import STEPS, CurveFile, StepPoint
@@ -30,6 +32,9 @@ TrainController: Any = ray_private("TrainController")
 POLL_S = 1.0
 """Seconds between the driver's requests for new steps."""
 
+CHECK_S = 5.0
+"""Seconds between checks whether the same run was started again elsewhere."""
+
 _CONTROLLERS: list[Any] = []
 """Controller actors of the trainings that this process waits for."""
 
@@ -41,9 +46,13 @@ def abort_all() -> None:
     lives.
     """
     for controller in list(_CONTROLLERS):
-        # The actor exits in this call, so it cannot answer.
-        with contextlib.suppress(RayActorError):
-            ray.get(controller.abort.remote())
+        _abort(controller)
+
+
+def _abort(controller: Any) -> None:
+    # The actor exits in this call, so it cannot answer.
+    with contextlib.suppress(RayActorError):
+        ray.get(controller.abort.remote())
 
 
 def storage_of(url: str) -> dict[str, Any]:
@@ -102,19 +111,28 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
     In a private Ray, fewer processes are started; on a cluster only that for data sets is left out.
     """
 
-    def __init__(self, *args: Any, curve: CurveFile, monitor: StepMonitor, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        curve: CurveFile,
+        monitor: StepMonitor,
+        check: Callable[[], None],
+        **kwargs: Any,
+    ) -> None:
         """Take what `TorchTrainer` takes, and what to do with steps.
 
         Args:
             args: As in `TorchTrainer`.
             curve: The file that steps are written to, by the controller.
             monitor: Gets the reported steps about once a second, and at the end.
+            check: Raises `SupersededError`, which aborts the training, if the same run was started
+                again elsewhere.
             kwargs: As in `TorchTrainer`.
         """
         if is_private():
             # Seconds between the controller's polls of its workers; Ray Train's default is 2.
             os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-        self._curve, self._monitor = curve, monitor
+        self._curve, self._monitor, self._check = curve, monitor, check
         super().__init__(*args, **kwargs)
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
@@ -134,6 +152,7 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
         _CONTROLLERS.append(controller)
         try:
             running = controller.run.remote()
+            checked_at = time.monotonic()
             while True:
                 ended, _ = ray.wait([running], timeout=POLL_S)
                 if ended:
@@ -142,6 +161,12 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
                 monitor.update(ray.get(controller.steps_after.remote(monitor.num_steps)))
                 if ended:
                     return ray.get(controller.get_result.remote())
+                if time.monotonic() - checked_at > CHECK_S:
+                    self._check()
+                    checked_at = time.monotonic()
+        except SupersededError:
+            _abort(controller)
+            raise
         finally:
             _CONTROLLERS.remove(controller)
 

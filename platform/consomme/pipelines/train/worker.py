@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consomme.base.errors import ConsommeError
+from consomme.base.errors import ConsommeError, SupersededError
 from consomme.pipelines.train.batches import Collator, RankDataLoader
 from consomme.pipelines.train.checkpoint import WEIGHTS, TrainState, opened
 from consomme.pipelines.train.context import TrainContext, TrainResult
@@ -262,9 +262,14 @@ class TrainWorker:
     def _report_steps(self) -> None:
         """Report the steps since the last report, and agree on the step of the next one.
 
+        Checkpoints are saved after a report, so an attempt that was overtaken saves none.
+
         A report is a barrier, so all ranks have to report after the same step, while clocks differ:
         rank 0 decides. Reports and checkpoints arrive in the order in which they are made, so
         while a large checkpoint is uploaded in the background, steps wait behind it.
+
+        Raises:
+            SupersededError: The run was started again elsewhere; raised on all ranks.
         """
         import ray.train
         import ray.train.collective
@@ -279,8 +284,21 @@ class TrainWorker:
         # The receiver rewrites the whole curve, so a long one is reported less often.
         interval_s = max(self.context.report_every_s, self.state.step / 1000)
         num_next = min(round(num_steps * interval_s / seconds), MAX_REPORT_GROWTH * num_steps)
-        num_next = ray.train.collective.broadcast_from_rank_zero(max(1, num_next))
+        overtaken = self._overtaken() if self.rank == 0 else None
+        num_next, overtaken = ray.train.collective.broadcast_from_rank_zero(
+            (max(1, num_next), overtaken)
+        )
+        if overtaken is not None:
+            raise SupersededError(overtaken)
         self._start_report(self.state.step + num_next)
+
+    def _overtaken(self) -> str | None:
+        """Return why this attempt has to stop; None if it is the last one."""
+        try:
+            self.context.check_current()
+        except SupersededError as error:
+            return str(error)
+        return None
 
     def _save_checkpoint(self, report: StepReport) -> None:
         import ray.train

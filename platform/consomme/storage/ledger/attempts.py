@@ -123,7 +123,7 @@ def check_current(store: Store, number: int) -> None:
         later = f"attempt {entry.number}, started {entry.started} on {entry.host} (pid {entry.pid})"
         raise SupersededError(
             f"{store.url}: attempt {number} was overtaken by {later}; this one stops."
-            " Nothing is lost: units that it committed before stay committed"
+            " Nothing is lost: what it finished before stays finished"
         )
 
 

@@ -84,6 +84,14 @@ class RunFolder:
         """
         return attempts.start(self.store).number
 
+    def check_current(self, attempt_no: int) -> None:
+        """Check that no later attempt has begun.
+
+        Raises:
+            SupersededError: One has; the message names it.
+        """
+        attempts.check_current(self.store, attempt_no)
+
     @property
     def is_closed(self) -> bool:
         """Whether all units are committed and the ledger is in its final form."""

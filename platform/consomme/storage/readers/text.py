@@ -45,6 +45,20 @@ _ROLES = {
 }
 
 
+_TOOL_ROLES = frozenset(
+    {"tool", "tools", "function", "function_call", "tool_call", "observation", "ipython"}
+)
+
+_UNSUPPORTED_KEYS = ("tools", "functions")
+"""Keys beside a conversation that change what a chat template writes."""
+
+_UNSUPPORTED_TURN_KEYS = ("tool_calls", "function_call", "reasoning_content", "thinking")
+"""Keys of a turn that are part of what was said."""
+
+_MASK_KEYS = ("weight", "loss", "train", "loss_weight")
+"""Keys of a turn that say whether it is trained on, as OpenAI, ms-swift and axolotl have them."""
+
+
 class RowError(Exception):
     """A bad row; the reader turns it into a reject.
 
@@ -143,7 +157,9 @@ def take_turns(record: dict[str, Any]) -> tuple[Turn, ...] | None:
     """
     for key in TURN_KEYS:
         if record.get(key) is not None:
-            return parse_turns(record.pop(key))
+            turns = parse_turns(record.pop(key))
+            _refuse_fields(record, _UNSUPPORTED_KEYS, "the conversation")
+            return _with_system(turns, record.pop("system", None))
     for key in CAPTION_KEYS:
         if record.get(key) is not None:
             text = record.pop(key)
@@ -158,26 +174,77 @@ def take_turns(record: dict[str, Any]) -> tuple[Turn, ...] | None:
 def parse_turns(value: Any) -> tuple[Turn, ...]:
     """Parse a conversation with LLaVA's keys (from, value) or chat keys (role, content).
 
-    The `<image>` placeholder of user turns is removed: the chat template places the image.
+    The `<image>` placeholder of the first user turn is removed: the chat template places the image
+    there. What a turn says about how to train on it is accepted if it says what is done anyway.
     """
     if not isinstance(value, list | tuple) or not value:
         raise RowError("conversation_malformed", "found no list of turns")
-    return tuple(_parse_turn(index, turn) for index, turn in enumerate(value))
+    turns: list[Turn] = []
+    for index, turn in enumerate(value):
+        is_later = any(before.role == "user" for before in turns)
+        turns.append(_parse_turn(index, turn, is_later_question=is_later))
+    return tuple(turns)
 
 
-def _parse_turn(index: int, turn: Any) -> Turn:
+def _with_system(turns: tuple[Turn, ...], system: Any) -> tuple[Turn, ...]:
+    """Begin a conversation with the system turn that the record has beside it."""
+    if system is None or system == "":
+        return turns
+    if not isinstance(system, str):
+        detail = f"system is {type(system).__name__}, expected text"
+        raise RowError("conversation_malformed", detail)
+    if turns[0].role != "system":
+        return (Turn(role="system", content=system), *turns)
+    if turns[0].content != system:
+        detail = "the record has a system text and another one in its first turn"
+        raise RowError("conversation_malformed", detail)
+    return turns
+
+
+def _refuse_fields(fields: Mapping[str, Any], names: Sequence[str], owner: str) -> None:
+    for name in names:
+        if fields.get(name) not in (None, "", [], {}, "[]"):
+            raise RowError(
+                "conversation_unsupported",
+                f"{owner} has {name}, which consomme cannot show to a model; remove the field, or"
+                " leave the sample out",
+            )
+
+
+def _check_masks(index: int, turn: Mapping[str, Any], role: str) -> None:
+    """Accept what is done anyway: the assistant's turns are trained on, all alike; no others."""
+    for name in _MASK_KEYS:
+        value = turn.get(name)
+        if value is not None and (value not in (0, 1) or bool(value) != (role == "assistant")):
+            raise RowError(
+                "conversation_unsupported",
+                f"turn {index}, by the {role}, has {name}={value!r}; consomme trains on all turns"
+                " of the assistant alike, and on no others; split the conversation, or remove the"
+                " field",
+            )
+
+
+def _parse_turn(index: int, turn: Any, *, is_later_question: bool) -> Turn:
     if not isinstance(turn, Mapping):
         raise RowError("conversation_malformed", f"turn {index} is not an object")
     role = turn.get("from", turn.get("role"))
     content = turn.get("value", turn.get("content"))
+    if isinstance(role, str) and role in _TOOL_ROLES:
+        detail = f"turn {index} is by {role!r}; consomme trains on no tools"
+        raise RowError("conversation_unsupported", detail)
     if not isinstance(role, str) or role not in _ROLES:
         raise RowError("conversation_malformed", f"turn {index} is by {role!r}")
+    _refuse_fields(turn, _UNSUPPORTED_TURN_KEYS, f"turn {index}")
     if not isinstance(content, str):
         raise RowError("conversation_malformed", f"turn {index} has no text")
+    _check_masks(index, turn, _ROLES[role])
     # Only user turns refer to the image; in an answer or caption, `<image>` is plain text.
     if _ROLES[role] == "user" and "<image>" in content:
         if content.count("<image>") > 1:
             raise RowError("conversation_malformed", f"turn {index} refers to several images")
+        if is_later_question:
+            detail = f"turn {index} refers to an image; expected it in the first question only"
+            raise RowError("conversation_malformed", detail)
         content = content.replace("<image>", "").strip()
     return Turn(role=_ROLES[role], content=content)
 
@@ -225,6 +292,11 @@ def _check_order(roles: list[str]) -> None:
     """Check roles: optional system, then user and assistant alternating; or one assistant turn."""
     dialogue = roles[1:] if roles[:1] == ["system"] else roles
     expected = ["user", "assistant"] * (len(dialogue) // 2)
+    if len(dialogue) > 1 and dialogue[:-1] == expected and dialogue[-1] == "user":
+        raise RowError(
+            "conversation_malformed",
+            "the last turn is the user's and has no answer; remove it, or answer it",
+        )
     if dialogue != ["assistant"] and (not dialogue or dialogue != expected):
         raise RowError(
             "conversation_malformed",
