@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from tests.support.families import FAMILIES, IM, hf, noise, text_config, tokenizer
 
-from consomme.base.errors import CheckpointError
+from consomme.base.errors import CheckpointError, DataError
 from consomme.base.sample import Turn
 from consomme.models.chat import ChatEncoder
 from consomme.models.chat_prefix import chat_encoder_for
@@ -116,5 +116,11 @@ def test_an_answer_whose_reasoning_the_template_drops_is_not_labelled_but_the_la
         CONVERSATION[2],
         Turn(role="assistant", content="<think>well</think> red"),
     )
-    assert labelled(chat, turns, has_image=False) == ["<think>well</think> red<|im_end|>"]
+    row = chat.encode(turns, None, skip_rewritten=True)
+    (span,) = row.spans
+    found = chat.tokenizer.decode(row.input_ids[slice(*span)])
+    assert found == "<think>well</think> red<|im_end|>"
+    with pytest.raises(DataError, match="does not write the assistant's text unchanged"):
+        # Scores are per turn, so none may be missing.
+        chat.encode(turns, None)
     assert labelled(chat, turns[:2], has_image=False) == [f"{thought}<|im_end|>"]

@@ -87,7 +87,12 @@ class ChatEncoder:
         self._zero_inputs: tuple[str, ...] | None = None
 
     def encode(
-        self, turns: Sequence[Turn], image: Image.Image | None, key: object = None
+        self,
+        turns: Sequence[Turn],
+        image: Image.Image | None,
+        key: object = None,
+        *,
+        skip_rewritten: bool = False,
     ) -> EncodedChat:
         """Encode one conversation that ends with the assistant.
 
@@ -95,6 +100,8 @@ class ChatEncoder:
             turns: Alternating user and assistant.
             image: Shown in the first user turn; None encodes the text alone.
             key: Names the image; the same key in the next call reuses its pixels.
+            skip_rewritten: Leave answers before the last one unlabelled if the template writes them
+                without their reasoning; `spans` then has no entry for them.
 
         Raises:
             DataError: The text holds a special token, or the template or the tokenizer changes it.
@@ -103,7 +110,9 @@ class ChatEncoder:
         turns = [_strip_answer(turn) for turn in turns]
         check_special_tokens(turns, self.special)
         rendered = self._render(turns, has_image=image is not None)
-        answers = self._answer_chars(turns, rendered, has_image=image is not None)
+        answers = self._answer_chars(
+            turns, rendered, has_image=image is not None, skip_rewritten=skip_rewritten
+        )
         types, token_inputs, pixels = self._process(rendered, image, key)
         offset = self._char_offset(rendered, answers)
         spans = [
@@ -276,13 +285,9 @@ class ChatEncoder:
         return text
 
     def _answer_chars(
-        self, turns: Sequence[Turn], rendered: str, *, has_image: bool
+        self, turns: Sequence[Turn], rendered: str, *, has_image: bool, skip_rewritten: bool
     ) -> list[tuple[int, str]]:
-        """Find where each assistant turn begins in the rendered conversation, and its text.
-
-        Turns before the last one are left out if the template writes them without their reasoning:
-        a model never sees them as they were answered.
-        """
+        """Find where each assistant turn begins in the rendered conversation, and its text."""
         answers = []
         for number, turn in enumerate(turns):
             if turn.role != "assistant":
@@ -294,7 +299,8 @@ class ChatEncoder:
                 begin += 1
             is_last = number == len(turns) - 1
             if not rendered.startswith(prompt) or not rendered.startswith(answer, begin):
-                if not is_last and rendered.startswith(_without_reasoning(answer), begin):
+                is_rewritten = rendered.startswith(_without_reasoning(answer), begin)
+                if skip_rewritten and is_rewritten and not is_last:
                     continue
                 raise DataError(
                     "the chat template does not write the assistant's text unchanged after its"

@@ -64,7 +64,12 @@ class PrefixChatEncoder:
         self._processor.image_processor = self._image_processor
 
     def encode(
-        self, turns: Sequence[Turn], image: Image.Image | None, key: object = None
+        self,
+        turns: Sequence[Turn],
+        image: Image.Image | None,
+        key: object = None,
+        *,
+        skip_rewritten: bool = False,
     ) -> EncodedChat:
         """Encode one question and its answer.
 
@@ -72,6 +77,7 @@ class PrefixChatEncoder:
             turns: A user's and an assistant's.
             image: None encodes the text alone.
             key: Names the image; the same key in the next call reuses its pixels.
+            skip_rewritten: As in `ChatEncoder`; without effect on a single answer.
 
         Raises:
             DataError: There are other turns than these, the text holds a special token, or the

@@ -67,12 +67,12 @@ def check_save_trained(folder: str | Path, base: str | Path, stop_id: int) -> No
         CheckpointError: The trained model could not be written, or not be opened.
     """
     folder = Path(folder)
-    with torch.device("meta"):
-        model = build_from_config(base)
+    hf = import_transformers()
+    with _checkpoint_errors(base) as path:
+        config = hf.AutoConfig.from_pretrained(path, local_files_only=True)
     try:
-        with _saved_without_checks(model):
-            model.config.save_pretrained(folder)
-            model.generation_config.save_pretrained(folder)
+        config.save_pretrained(folder)
+        hf.GenerationConfig.from_model_config(config).save_pretrained(folder)
         _write_side_files(Path(base), folder, stop_id)
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(

@@ -172,6 +172,9 @@ class Preparer:
 def encode(chat: Any, prepared: PreparedSample, image: Image.Image | None = None) -> Any:
     """Encode a sample into tokens and pixels; without a vision encoder, into tokens only.
 
+    Earlier answers that the chat template writes without their reasoning are not trained on; the
+    last one is.
+
     Args:
         chat: The model's `ChatEncoder`.
         prepared: The sample.
@@ -179,14 +182,14 @@ def encode(chat: Any, prepared: PreparedSample, image: Image.Image | None = None
     """
     turns = prepared.sample.turns
     if not chat.has_vision:
-        return chat.encode(turns, None)
+        return chat.encode(turns, None, skip_rewritten=True)
     decoded = decode(prepared.sample.image) if image is None else image
     if isinstance(decoded, DecodeProblem):
         raise DataError(f"{prepared.sample.sample_id}: {decoded.reason}: {decoded.detail}")
     if prepared.scale != 1.0:
         size = (round(decoded.width * prepared.scale), round(decoded.height * prepared.scale))
         decoded = decoded.resize(size, Image.Resampling.BICUBIC)
-    return chat.encode(turns, decoded)
+    return chat.encode(turns, decoded, skip_rewritten=True)
 
 
 def _is_empty_answer(turn: Turn) -> bool:
