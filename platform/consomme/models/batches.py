@@ -8,14 +8,19 @@ positions from 0, and its first token is never a label.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from consomme.base.errors import RecipeError
-from consomme.models.encoded import EncodedChat, EncodedPrompt, pad_and_join
+from consomme.models.encoded import (
+    EncodedChat,
+    EncodedPrompt,
+    pad_and_join,
+    pad_token_inputs,
+)
 
 # Shapes: B conversations, T token positions.
 
@@ -88,9 +93,9 @@ class Batcher:
             "input_ids": padded([row.input_ids for row in rows], self.pad_id),
             "attention_mask": padded([[1] * len(row.input_ids) for row in rows], 0),
         }
-        for name in ("mm_token_type_ids", "token_type_ids"):
-            if name in self.forward_args:
-                inputs[name] = padded([row.token_types for row in rows], 0)
+        inputs |= self._token_inputs(
+            [row.token_inputs for row in rows], width, is_left=padding_side == "left"
+        )
         inputs |= self._pixels(rows)
         chats = [row for row in rows if isinstance(row, EncodedChat)]
         if len(chats) == len(rows):
@@ -115,11 +120,25 @@ class Batcher:
             "position_ids": torch.cat([self._positions(row) for row in rows], dim=-1),
             "labels": torch.tensor([labels]),
         }
-        if "mm_token_type_ids" in self.forward_args:
-            inputs["mm_token_type_ids"] = torch.tensor(
-                [[t for row in rows for t in row.token_types]]
+        # Rows of one conversation each, then side by side.
+        apart = [self._token_inputs([row.token_inputs], len(row.input_ids)) for row in rows]
+        for name in dict.fromkeys(name for one in apart for name in one):
+            some = next(one[name] for one in apart if name in one)
+            inputs[name] = torch.cat(
+                [
+                    one.get(name, some.new_zeros((1, len(row.input_ids), *some.shape[2:])))
+                    for one, row in zip(apart, rows, strict=True)
+                ],
+                dim=1,
             )
         return inputs | self._pixels(rows)
+
+    def _token_inputs(
+        self, rows: Sequence[Mapping[str, Tensor]], width: int, *, is_left: bool = False
+    ) -> dict[str, Tensor]:
+        """Pad what the tokenizer or the processor gave for each token, as tokens are padded."""
+        accepted = [{n: v for n, v in row.items() if n in self.forward_args} for row in rows]
+        return pad_token_inputs(accepted, width, is_left=is_left)
 
     def _pixels(self, rows: Sequence[EncodedPrompt | EncodedChat]) -> dict[str, Tensor]:
         pixels = [row.pixels for row in rows if row.pixels is not None]

@@ -16,12 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
+from torch import Tensor, int64, tensor, zeros
 
 from consomme.base.errors import CheckpointError, DataError
 from consomme.base.sample import Turn
 from consomme.models.encoded import EncodedChat, EncodedPrompt, ImageRefusedError, Pixels
 
-_TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels"}
+_TEXT_INPUTS = {"input_ids", "attention_mask", "labels"}
+"""Inputs that are built for every model."""
 
 
 @contextlib.contextmanager
@@ -78,10 +80,9 @@ class ChatEncoder:
             self._processor = copy.copy(processor)
             self._processor.tokenizer = self._recorder
             self._processor.image_processor = self._image_processor
-            # In Gemma 3, the processor's image token is the one that begins an image.
-            self.image_token_id: int = getattr(config, "image_token_id", None) or (
-                config.image_token_index
-            )
+            self.image_token_id = _image_token_id(config, processor)
+        self._nests_images = True
+        self._zero_inputs: tuple[str, ...] | None = None
 
     def encode(
         self, turns: Sequence[Turn], image: Image.Image | None, key: object = None
@@ -101,14 +102,18 @@ class ChatEncoder:
         check_special_tokens(turns, self.special)
         rendered = self._render(turns, has_image=image is not None)
         answers = self._answer_chars(turns, rendered, has_image=image is not None)
-        types, pixels = self._process(rendered, image, key)
+        types, token_inputs, pixels = self._process(rendered, image, key)
         offset = self._char_offset(rendered, answers)
         spans = [
             self._token_span(begin + offset, end + offset, turn)
             for (begin, end), turn in zip(answers, _assistant_turns(turns), strict=True)
         ]
         return EncodedChat(
-            input_ids=list(self._recorder.ids), spans=spans, token_types=types, pixels=pixels
+            input_ids=list(self._recorder.ids),
+            spans=spans,
+            token_types=types,
+            token_inputs=token_inputs,
+            pixels=pixels,
         )
 
     def encode_prompt(
@@ -127,8 +132,13 @@ class ChatEncoder:
         """
         check_special_tokens(turns, self.special)
         rendered = self._render(turns, has_image=image is not None, add_generation_prompt=True)
-        types, pixels = self._process(rendered, image, key)
-        return EncodedPrompt(input_ids=list(self._recorder.ids), token_types=types, pixels=pixels)
+        types, token_inputs, pixels = self._process(rendered, image, key)
+        return EncodedPrompt(
+            input_ids=list(self._recorder.ids),
+            token_types=types,
+            token_inputs=token_inputs,
+            pixels=pixels,
+        )
 
     def unexpanded_prompt_ids(self, turns: Sequence[Turn], *, has_image: bool) -> list[int]:
         """Return the tokens of a prompt with one placeholder for its image, whatever its size.
@@ -152,20 +162,83 @@ class ChatEncoder:
 
     def _process(
         self, rendered: str, image: Image.Image | None, key: object
-    ) -> tuple[list[int], Pixels | None]:
-        """Tokenize a text and prepare its image; `self._recorder` holds the tokens."""
+    ) -> tuple[list[int], dict[str, Tensor], Pixels | None]:
+        """Tokenize a text and prepare its image; `self._recorder` holds the tokens.
+
+        Returns:
+            Token types, all inputs with a value for each token, and the image.
+        """
         special = not self._starts_with_bos(rendered)
         if image is None:
-            self._recorder([rendered], add_special_tokens=special)
-            return [0] * len(self._recorder.ids), None
+            output = self._recorder([rendered], add_special_tokens=special)
+            token_inputs = {n: tensor(v[0]) for n, v in output.items() if n not in _TEXT_INPUTS}
+            length = len(self._recorder.ids)
+            if self.has_vision:
+                for name in self._inputs_without_image():
+                    token_inputs.setdefault(name, zeros(length, dtype=int64))
+            return [0] * length, token_inputs, None
         self._image_processor.key = key
         with image_errors(image):
-            output = self._processor(
-                text=[rendered], images=[[image]], add_special_tokens=special, return_tensors="pt"
-            )
-        inputs = {name: value for name, value in output.items() if name not in _TEXT_INPUTS}
+            output = self._with_image(rendered, image, special)
+        token_inputs, inputs = self._divide(output)
         num_tokens = sum(token == self.image_token_id for token in self._recorder.ids)
-        return self._token_types(output), Pixels(inputs=inputs, num_tokens=num_tokens)
+        types = self._token_types(token_inputs)
+        return types, token_inputs, Pixels(inputs=inputs, num_tokens=num_tokens)
+
+    def _with_image(self, rendered: str, image: Image.Image, special: bool) -> Mapping[str, Any]:
+        """Call the processor with one image; most take a list of images for each text."""
+        options = {"add_special_tokens": special, "return_tensors": "pt"}
+        forms = [[[image]], [image]] if self._nests_images else [[image]]
+        try:
+            output: Mapping[str, Any] = self._processor(text=[rendered], images=forms[0], **options)
+        except (ValueError, TypeError, AttributeError):
+            if len(forms) == 1:
+                raise
+            try:
+                output = self._processor(text=[rendered], images=forms[1], **options)
+            except (ValueError, TypeError, AttributeError):
+                output = {}
+            if not output:
+                raise
+            self._nests_images = False
+        return output
+
+    def _divide(self, output: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Divide what a processor returned into inputs of tokens (T, ...), and of images.
+
+        An input belongs to tokens if it is not from the image processor and is as long as the text.
+        """
+        of_images = self._image_processor.names if self.has_vision else frozenset()
+        token_inputs, inputs = {}, {}
+        for name, value in output.items():
+            if name in _TEXT_INPUTS:
+                continue
+            is_of_tokens = (
+                name not in of_images
+                and isinstance(value, Tensor)
+                and tuple(value.shape[:2]) == (1, len(self._recorder.ids))
+            )
+            if is_of_tokens:
+                token_inputs[name] = value[0]
+            else:
+                inputs[name] = value
+        return token_inputs, inputs
+
+    def _inputs_without_image(self) -> tuple[str, ...]:
+        """Return the names of further inputs of tokens that the processor gives a text: zeros."""
+        if self._zero_inputs is None:
+            text, ids, offsets = self._recorder.text, self._recorder.ids, self._recorder.offsets
+            try:
+                output = self._processor(text=["a"], return_tensors="pt")
+            except (ValueError, TypeError, AttributeError, LookupError):
+                output = {}
+            token_inputs, _ = self._divide(output)
+            self._zero_inputs = tuple(
+                name for name, value in token_inputs.items() if not value.any() and value.dim() == 1
+            )
+            self._recorder.text, self._recorder.ids = text, ids
+            self._recorder.offsets = offsets
+        return self._zero_inputs
 
     def _render(
         self, turns: Sequence[Turn], *, has_image: bool, add_generation_prompt: bool = False
@@ -245,12 +318,30 @@ class ChatEncoder:
             stop += 1
         return inside[0], stop
 
-    def _token_types(self, output: Mapping[str, Any]) -> list[int]:
+    def _token_types(self, token_inputs: Mapping[str, Tensor]) -> list[int]:
         for name in ("mm_token_type_ids", "token_type_ids"):
-            if name in output:
-                types: list[int] = output[name][0].tolist()
+            if name in token_inputs:
+                types: list[int] = token_inputs[name].tolist()
                 return types
         return [int(token == self.image_token_id) for token in self._recorder.ids]
+
+
+def _image_token_id(config: Any, processor: Any) -> int:
+    """Return the id of the token that stands for an image's features in the text."""
+    # In Gemma 3, the processor's image token is the one that begins an image.
+    for owner, name in (
+        (config, "image_token_id"),
+        (config, "image_token_index"),
+        (processor, "image_token_id"),
+    ):
+        found = getattr(owner, name, None)
+        if isinstance(found, int):
+            return found
+    raise CheckpointError(
+        f"config.json of this {getattr(config, 'model_type', '')} model names no image token: found"
+        " neither image_token_id nor image_token_index, so consomme cannot know which tokens stand"
+        " for an image; use another family"
+    )
 
 
 def check_special_tokens(turns: Sequence[Turn], special: Sequence[str]) -> None:
@@ -333,6 +424,9 @@ class CachedImageProcessor:
         self.key: object = None
         """Key of the image that the next call prepares; None is never cached."""
 
+        self.names: frozenset[str] = frozenset()
+        """Names of what the last call returned: inputs of images, not of tokens."""
+
         self._last: tuple[object, Any] | None = None
 
     def __call__(self, images: Any, **options: Any) -> Any:
@@ -340,6 +434,7 @@ class CachedImageProcessor:
         if self.key is not None and self._last is not None and self._last[0] == self.key:
             return copy.copy(self._last[1])
         output = self._inner(images, **options)
+        self.names = frozenset(output)
         self._last = (self.key, copy.copy(output))
         return output
 

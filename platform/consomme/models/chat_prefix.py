@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
+from torch import tensor, zeros_like
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Turn
@@ -96,7 +97,11 @@ class PrefixChatEncoder:
             )
         pixels = self._pixels(output, ids)
         return EncodedChat(
-            input_ids=ids, spans=[(begin, len(ids))], token_types=types, pixels=pixels
+            input_ids=ids,
+            spans=[(begin, len(ids))],
+            token_types=types,
+            token_inputs={"token_type_ids": tensor(types)},
+            pixels=pixels,
         )
 
     def encode_prompt(
@@ -116,7 +121,10 @@ class PrefixChatEncoder:
         output = self._process(turns[0].content.strip(), None, image, key)
         ids = [int(token) for token in output["input_ids"][0]]
         return EncodedPrompt(
-            input_ids=ids, token_types=[0] * len(ids), pixels=self._pixels(output, ids)
+            input_ids=ids,
+            token_types=[0] * len(ids),
+            token_inputs={"token_type_ids": zeros_like(tensor(ids))},
+            pixels=self._pixels(output, ids),
         )
 
     def _process(

@@ -46,7 +46,11 @@ class EncodedChat:
     that ends the turn is included, if the template has one."""
 
     token_types: list[int] = field(default_factory=list)
-    """Type of each token, for families that need it: `token_type_ids` or `mm_token_type_ids`."""
+    """Type of each token, 1 for image tokens in most families; for positions of multimodal RoPE."""
+
+    token_inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further inputs of `forward` with a value for each token, (T, ...) each: all that the model's
+    own tokenizer or processor gave, such as `token_type_ids`, and nothing else."""
 
     pixels: Pixels | None = None
 
@@ -64,11 +68,42 @@ class EncodedPrompt:
     token_types: list[int]
     """Type of each token, as in `EncodedChat`."""
 
+    token_inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    """As in `EncodedChat`."""
+
     pixels: Pixels | None = None
 
 
 class ImageRefusedError(DataError):
     """A model's own processor does not accept an image."""
+
+
+def pad_token_inputs(
+    rows: Sequence[Mapping[str, Tensor]], width: int, *, is_left: bool = False
+) -> dict[str, Tensor]:
+    """Pad the inputs that have a value for each token, with zeros.
+
+    Args:
+        rows: For each row of the batch its inputs, (T, ...) each; zero where a row has none.
+        width: Length of the padded rows.
+        is_left: Whether padding stands before the tokens.
+
+    Returns:
+        By name (B, width, ...).
+    """
+    padded = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        given = [row[name] for row in rows if name in row]
+        largest = [max(sizes) for sizes in zip(*(one.shape[1:] for one in given), strict=True)]
+        whole = given[0].new_zeros((len(rows), width, *largest))
+        for number, row in enumerate(rows):
+            if name in row:
+                one = row[name]
+                begin = width - len(one) if is_left else 0
+                span = [slice(begin, begin + len(one)), *(slice(0, n) for n in one.shape[1:])]
+                whole[number][tuple(span)] = one
+        padded[name] = whole
+    return padded
 
 
 def pad_and_join(parts: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ limited, because the cost of attention grows with its square.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from consomme.engines.scoring.requests import EncodedConversation
-from consomme.models.encoded import Pixels
+from consomme.models.encoded import Pixels, pad_token_inputs
 
 # Shapes: B rows, T token positions, A position axes: 1, or 3 with multimodal RoPE.
 
@@ -30,7 +30,9 @@ class Suffix:
     """What follows a prefix; conversations with equal tokens share one suffix."""
 
     ids: tuple[int, ...]
-    types: tuple[int, ...]
+    token_inputs: Mapping[str, Tensor]
+    """Further inputs of its tokens, (tokens, ...) each."""
+
     spans: list[tuple[int, int]]
     """Scored tokens, counted from the beginning of the conversation."""
 
@@ -46,6 +48,9 @@ class PrefixTree:
     """Token ids of the prefix."""
 
     types: tuple[int, ...]
+    token_inputs: Mapping[str, Tensor]
+    """Further inputs of its tokens, (tokens, ...) each."""
+
     image_key: object
     pixels: Pixels | None
     suffixes: list[Suffix]
@@ -68,6 +73,7 @@ class PrefixTree:
         return PrefixTree(
             ids=self.ids,
             types=self.types,
+            token_inputs=self.token_inputs,
             image_key=self.image_key,
             pixels=self.pixels,
             suffixes=suffixes,
@@ -82,7 +88,8 @@ class PrefixLimits:
     """Maximum tree length in tokens: this, or twice the prefix if that is longer."""
 
     window: int | None = None
-    """Upper bound in any case: the model's sliding attention window, if it has one."""
+    """Upper bound in any case: the model's sliding attention window, if it has one. Within it, a
+    token attends to all tokens before it, in every layer."""
 
     def limit(self, prefix_length: int) -> int:
         """Return the maximum length of a tree with a prefix of this length."""
@@ -107,7 +114,7 @@ def build_trees(
         prefix = tuple(chat.input_ids[:length])
         suffix = Suffix(
             ids=tuple(chat.input_ids[length:]),
-            types=tuple(chat.token_types[length:]),
+            token_inputs={name: value[length:] for name, value in chat.token_inputs.items()},
             spans=chat.spans,
         )
         key = (conversation.image_key, prefix) if limits is not None else index
@@ -125,6 +132,7 @@ def build_trees(
                 PrefixTree(
                     ids=tuple(first.input_ids[:length]),
                     types=tuple(first.token_types[:length]),
+                    token_inputs={n: v[:length] for n, v in first.token_inputs.items()},
                     image_key=first_of[key].image_key,
                     pixels=first.pixels,
                     suffixes=row,
@@ -153,7 +161,8 @@ class TreeBatch:
     """Trees as the rows of a batch, and where their scored tokens are."""
 
     ids_BT: Tensor  # noqa: N815
-    types_BT: Tensor  # noqa: N815
+    token_inputs: dict[str, Tensor]
+    """Further inputs of tokens, (B, T, ...) each."""
 
     mask: Tensor
     """Attention mask: (B, T), 1 for tokens and 0 for padding, if every tree is single; else an
@@ -188,7 +197,6 @@ def batch_trees(
     width = max(len(tree) for tree in trees)
     is_plain = all(tree.is_single for tree in trees)
     ids_BT = torch.full((len(trees), width), _PAD_ID)
-    types_BT = torch.zeros((len(trees), width), dtype=torch.long)
     segment_BT = torch.full((len(trees), width), _PADDING)
     num_axes = 1 if image_positions is None else 3
     positions_ABT = torch.zeros((num_axes, len(trees), width), dtype=torch.long)
@@ -196,7 +204,6 @@ def batch_trees(
     for row, tree in enumerate(trees):
         prefix_length = len(tree.ids)
         ids = list(tree.ids)
-        types = list(tree.types)
         segment_BT[row, :prefix_length] = _PREFIX
         if not is_plain:
             prefix_positions = _prefix_positions(tree, image_positions)
@@ -205,7 +212,6 @@ def batch_trees(
         for number, suffix in enumerate(tree.suffixes):
             begin, length = len(ids), len(suffix.ids)
             ids += suffix.ids
-            types += suffix.types
             segment_BT[row, begin : begin + length] = number + 1
             if not is_plain:
                 positions_ABT[:, row, begin : begin + length] = torch.arange(
@@ -222,7 +228,6 @@ def batch_trees(
             labels += [suffix.ids[t] for t in scored]
             counts.append(len(scored))
         ids_BT[row, : len(ids)] = torch.tensor(ids)
-        types_BT[row, : len(types)] = torch.tensor(types)
     if is_plain:
         mask, positions = (segment_BT != _PADDING).long(), None
     else:
@@ -230,7 +235,7 @@ def batch_trees(
         positions = positions_ABT if num_axes == 3 else positions_ABT[0]
     return TreeBatch(
         ids_BT=ids_BT,
-        types_BT=types_BT,
+        token_inputs=pad_token_inputs([_token_inputs(tree) for tree in trees], width),
         mask=mask,
         positions=positions,
         rows=rows,
@@ -238,6 +243,14 @@ def batch_trees(
         labels=labels,
         counts=counts,
     )
+
+
+def _token_inputs(tree: PrefixTree) -> dict[str, Tensor]:
+    """Join the further inputs of a prefix and its suffixes, which all have the same names."""
+    return {
+        name: torch.cat([value, *(suffix.token_inputs[name] for suffix in tree.suffixes)])
+        for name, value in tree.token_inputs.items()
+    }
 
 
 def _prefix_positions(

@@ -176,6 +176,7 @@ def _truncate(conversation: EncodedConversation, num_tokens: int) -> EncodedConv
         input_ids=chat.input_ids[:stop],
         spans=spans,
         token_types=chat.token_types[:stop],
+        token_inputs={name: value[:stop] for name, value in chat.token_inputs.items()},
         pixels=chat.pixels,
     )
     return EncodedConversation(

@@ -3,8 +3,10 @@
 Requests are processed in windows whose bounds depend on the requests alone, so a score does not
 depend on the number of workers. In a window each image is encoded once, and goes through the
 language model once, however many captions it has (see `prefix_tree`). Rows with an image and rows
-without are sorted by length and batched by a token budget; the head runs on scored positions only,
-a few megabytes of logits at a time, in float32. A micro-batch that runs out of memory is halved.
+without are sorted by length and batched by a token budget; logits are the model's own, but of
+scored positions only, a few megabytes at a time. A micro-batch that runs out of memory is halved.
+When a model is opened, `models.selfcheck` finds the fastest way that scores as its plain forward
+pass does; families that cannot share a row or a batch are scored in a slower way, or refused.
 The next window is prepared while the model works on this one; the first windows are small, because
 the model has to wait for the very first.
 """
@@ -12,16 +14,20 @@ the model has to wait for the very first.
 from __future__ import annotations
 
 import inspect
+import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from consomme.base.errors import CheckpointError
 from consomme.engines.memory import batch_by_budget, halve_on_oom
+from consomme.engines.scoring.logits import PositionLogits
 from consomme.engines.scoring.prefix_tree import PrefixLimits, PrefixTree, batch_trees, build_trees
 from consomme.engines.scoring.requests import (
     EncodedConversation,
@@ -34,11 +40,15 @@ from consomme.engines.scoring.requests import (
     to_score,
 )
 from consomme.engines.scoring.vision_cache import VisionFeatureCache
+from consomme.engines.scoring.ways import LOST, PADDED, SHARED, SINGLE, prefix_limits, windows
+from consomme.models import selfcheck
 from consomme.models.chat_prefix import chat_encoder_for
-from consomme.models.encoded import Pixels
+from consomme.models.encoded import EncodedChat, Pixels
 from consomme.models.weights import open_model
 
-# Shapes: B rows, T token positions, S scored tokens of all rows, V vocabulary, W width.
+# Shapes: B rows, T token positions, S scored tokens of all rows, V vocabulary.
+
+_LOG = logging.getLogger(__name__)
 
 TokenNll = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,6 +56,9 @@ WINDOW_ROWS = 128
 FIRST_WINDOW_ROWS = 32
 WINDOW_VALUES = 1 << 27
 """Numbers in the prepared images of a window: half a gigabyte."""
+
+ANY_LENGTH = 1 << 30
+"""Positions of a model that has no limit."""
 
 
 @dataclass
@@ -72,8 +85,9 @@ class TransformersScorer:
         truncates: bool = False,
         threads: int = 1,
         dtype: str = "auto",
+        model_hash: str | None = None,
     ) -> None:
-        """Load the model.
+        """Load the model and check it against its plain forward pass.
 
         Args:
             model_path: Hugging Face folder.
@@ -85,6 +99,12 @@ class TransformersScorer:
             threads: torch threads of this process.
             dtype: Of the weights: `float32`, `bfloat16`, `float16`, or `auto`, which is bfloat16 on
                 a GPU and float32 on a CPU.
+            model_hash: Of the folder's content, from `model_content_hash`; the result of the check
+                is cached under it. None checks every time.
+
+        Raises:
+            CheckpointError: There is no such model, its family does not support what scoring needs,
+                or no way of scoring has the numbers of its plain forward pass.
         """
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -92,41 +112,119 @@ class TransformersScorer:
             dtype = "bfloat16" if self.device.type == "cuda" else "float32"
         self.model, processor = open_model(model_path, getattr(torch, dtype))
         self.model.to(self.device)
-        self.chat = chat_encoder_for(self.model.config, processor)
+        family = self.model.config.model_type
+        with selfcheck.family_faults(f"cannot score with this {family} model"):
+            self.chat = chat_encoder_for(self.model.config, processor)
         self.token_nll = token_nll
         self.token_budget = token_budget or (16_384 if self.device.type == "cuda" else 1_024)
-        self.base_model = self.model.model
-        self.head = self.model.get_output_embeddings()
-        self._forward_args = frozenset(inspect.signature(self.base_model.forward).parameters)
-        # A thousand numbers of an image are roughly as much work as one token.
-        values = self.token_budget * 1024
-        self.vision_cache = VisionFeatureCache(self.model, values) if self.chat.has_vision else None
+        self._accepted = selfcheck.accepted_inputs(self.model)
+        self.vision_cache, no_cache = self._make_vision_cache()
         text = self.model.config.get_text_config()
         self.limits = ScoringLimits(
             max_caption_tokens=max_caption_tokens,
             truncates=truncates,
-            max_positions=text.max_position_embeddings,
+            max_positions=getattr(text, "max_position_embeddings", None) or ANY_LENGTH,
         )
-        self._has_multimodal_rope = hasattr(self.base_model, "get_rope_index")
-        if self._has_multimodal_rope:
-            rope_index = self.base_model.get_rope_index
-            self._rope_args = frozenset(inspect.signature(rope_index).parameters)
-        self.prefix_limits = self._make_prefix_limits(text)
-        chunk = (1 << 24) // max(1, self.head.weight.shape[0])
-        self._head_rows = max(16, chunk)
+        self._rope_index = getattr(self.model.base_model, "get_rope_index", None)
+        if self._rope_index:
+            self._rope_args = frozenset(inspect.signature(self._rope_index).parameters)
+        limits = prefix_limits(self.model)
+        self.prefix_limits = limits if isinstance(limits, PrefixLimits) else None
+        not_tried = {SHARED: limits} if isinstance(limits, str) else {}
+        if no_cache:
+            not_tried |= {SHARED: no_cache, PADDED: no_cache}
+        self._logits = PositionLogits(self.model, max(16, (1 << 24) // max(1, text.vocab_size)))
+        self._max_batched = ANY_LENGTH
+        self.check = self._find_way(not_tried, model_hash)
+        self.way = self.check.way
+        _LOG.info("%s", self.check.line())
 
-    def _make_prefix_limits(self, text: Any) -> PrefixLimits | None:
-        """Return the limits of trees; None for families whose attention has rules of its own."""
-        if "token_type_ids" in self._forward_args or "position_ids" not in self._forward_args:
-            # Attention is bidirectional within Gemma's images and PaliGemma's prompts.
-            return None
-        if text._attn_implementation not in ("sdpa", "eager"):
-            return None
-        # A token costs about 24 W² in dense layers and 4 T W in attention, so attention over a row
-        # of T = W tokens adds a sixth.
-        return PrefixLimits(
-            max_tokens=max(256, text.hidden_size), window=getattr(text, "sliding_window", None)
+    def _make_vision_cache(self) -> tuple[VisionFeatureCache | None, str]:
+        """Return a cache of image features; or None, and why a VLM has none."""
+        if not self.chat.has_vision:
+            return None, ""
+        try:
+            # A thousand numbers of an image are roughly as much work as one token.
+            return VisionFeatureCache(self.model, self.token_budget * 1024), ""
+        except CheckpointError as error:
+            return None, str(error)
+
+    def _find_way(self, not_tried: dict[str, str], model_hash: str | None) -> selfcheck.SelfCheck:
+        """Return the cached result of the self-check, or run it."""
+        sizes = [size for size in windows(self.model.config.get_text_config())]
+        costly = [size for size in sizes if size > 2 * self.token_budget]
+        sizes = [size for size in sizes if size < self.limits.max_positions]
+        not_checked: dict[str, str] = {}
+        if any(size in sizes for size in costly):
+            self._max_batched = min(costly)
+            not_checked[f"attention beyond {min(costly)} tokens"] = "longer rows run one at a time"
+        family = self.model.config.model_type
+        key = None
+        if model_hash is not None:
+            settings = {"kind": "scoring", "dtype": str(self.model.dtype), "costly": costly}
+            key = selfcheck.cache_key(model_hash, settings)
+            cached = selfcheck.load_check(key)
+            if cached is not None:
+                selfcheck.warn_of_lost(cached, LOST, family)
+                return cached
+        start = time.perf_counter()
+        probes = selfcheck.make_probes(has_vision=self.chat.has_vision)
+        with selfcheck.family_faults(f"cannot score with this {family} model"):
+            affordable = [size for size in sizes if size not in costly]
+            if affordable:
+                probes.append(selfcheck.make_long_probe(self.chat, max(affordable)))
+        rows = selfcheck.encode_probes(self.chat, probes)
+        with selfcheck.family_faults(f"the plain forward pass of this {family} model fails"):
+            plain = [selfcheck.plain_nll(self.model, row) for row in rows]
+            tolerance = selfcheck.find_tolerance(self.model, rows, plain)
+        conversations = [
+            EncodedConversation(chat=row, image_key=probe.image_key)
+            for row, probe in zip(rows, probes, strict=True)
+        ]
+        ways = {
+            way: lambda way=way: self._probe_nlls(way, conversations)
+            for way in (SHARED, PADDED, SINGLE)
+            if way not in not_tried
+        }
+        names = [probe.name for probe in probes]
+        found = selfcheck.choose_way(
+            "scoring",
+            ways,
+            names,
+            plain,
+            tolerance,
+            LOST,
+            family,
+            failed=not_tried,
+            not_checked=not_checked,
         )
+        found = replace(found, seconds=time.perf_counter() - start)
+        if key is not None:
+            selfcheck.store_check(key, found)
+        return found
+
+    @torch.inference_mode()
+    def _probe_nlls(self, way: str, conversations: Sequence[EncodedConversation]) -> list[Tensor]:
+        """Score the probes of the self-check, as many in one batch as can be."""
+        settings = self.token_nll, self.token_budget
+        lengths = sorted(len(one.chat.input_ids) for one in conversations)
+        self.token_nll, self.way = _exact_nll, way
+        self.token_budget = max(len(lengths) * lengths[-2], 2 * lengths[-1])
+        try:
+            images = {
+                one.image_key: one.chat.pixels.to(self.model.dtype)
+                for one in conversations
+                if one.chat.pixels is not None
+            }
+            return self._token_nlls(conversations, self._features(images))
+        finally:
+            self.token_nll, self.token_budget = settings
+
+    def _features(self, images: dict[object, Pixels]) -> dict[object, list[Tensor]]:
+        """Encode each image once, unless rows run one at a time."""
+        if self.vision_cache is None or self.way == SINGLE:
+            return {}
+        return self.vision_cache.encode(images)
 
     @torch.inference_mode()
     def score(self, requests: Sequence[ScoringRequest]) -> list[Score | NotScored]:
@@ -137,7 +235,7 @@ class TransformersScorer:
         """
         results: dict[int, Score | NotScored] = {}
         for window in _prefetch(self._windows(requests, results)):
-            features = self.vision_cache.encode(window.images) if self.vision_cache else {}
+            features = self._features(window.images)
             nlls = iter(self._token_nlls(window.conversations, features))
             for index, encoded in window.requests:
                 parts = [next(nlls) for _ in encoded.conversations]
@@ -178,31 +276,41 @@ class TransformersScorer:
         Returns:
             For each conversation the nll of its scored tokens (S,), on the CPU.
         """
-        trees = build_trees(conversations, self.prefix_limits)
+        if self.way == SINGLE:
+            return [self._nll_alone(one.chat) for one in conversations]
+        limits = self.prefix_limits if self.way == SHARED else None
+        trees = build_trees(conversations, limits)
         trees.sort(key=lambda tree: (len(tree), tree.suffixes[0].ids, tree.suffixes[0].indices))
         nlls: dict[int, Tensor] = {}
-        for batch in batch_by_budget([len(tree) for tree in trees], self.token_budget):
-            batch_of_trees = [trees[k] for k in batch]
-            parts = halve_on_oom(
-                lambda some: self._forward(some, features), batch_of_trees, _split_tree
-            )
-            suffixes = [suffix for tree in batch_of_trees for suffix in tree.suffixes]
-            for suffix, part in zip(suffixes, parts, strict=True):
-                nlls |= dict.fromkeys(suffix.indices, part)
+        groups = [[tree for tree in trees if len(tree) <= self._max_batched]]
+        for tree in trees:
+            if len(tree) > self._max_batched:
+                for index in (i for suffix in tree.suffixes for i in suffix.indices):
+                    nlls[index] = self._nll_alone(conversations[index].chat)
+        if limits is not None and limits.window is not None:
+            # A mask of our own has no windows, so single rows, which may be longer, go apart.
+            groups = [[t for t in groups[0] if t.is_single is kind] for kind in (True, False)]
+        for group in groups:
+            for batch in batch_by_budget([len(tree) for tree in group], self.token_budget):
+                batch_of_trees = [group[k] for k in batch]
+                parts = halve_on_oom(
+                    lambda some: self._forward(some, features), batch_of_trees, _split_tree
+                )
+                suffixes = [suffix for tree in batch_of_trees for suffix in tree.suffixes]
+                for suffix, part in zip(suffixes, parts, strict=True):
+                    nlls |= dict.fromkeys(suffix.indices, part)
         return [nlls[index] for index in range(len(conversations))]
 
     def _forward(
         self, trees: Sequence[PrefixTree], features: dict[object, list[Tensor]]
     ) -> list[Tensor]:
         """Return the nll of the scored tokens, (S,) float32 on the CPU, suffix by suffix."""
-        batch = batch_trees(trees, self._image_positions if self._has_multimodal_rope else None)
+        batch = batch_trees(trees, self._image_positions if self._rope_index else None)
         inputs: dict[str, Any] = {"input_ids": batch.ids_BT, "attention_mask": batch.mask}
         if batch.positions is not None:
             inputs["position_ids"] = batch.positions
             inputs["attention_mask"] = batch.mask.to(self.model.dtype)
-        for name in ("mm_token_type_ids", "token_type_ids"):
-            if name in self._forward_args:
-                inputs[name] = batch.types_BT
+        inputs |= {n: v for n, v in batch.token_inputs.items() if n in self._accepted}
         with_image = [tree for tree in trees if tree.pixels is not None]
         if self.vision_cache and with_image:
             inputs |= self.vision_cache.other_inputs([t.pixels for t in with_image if t.pixels])
@@ -211,21 +319,33 @@ class TransformersScorer:
             inputs["mm_encoder_outputs"] = {
                 "image": self.vision_cache.join([features[tree.image_key] for tree in with_image])
             }
-        hidden_BTW = self.base_model(**inputs, use_cache=False).last_hidden_state
-        hidden_SW = hidden_BTW[
-            torch.tensor(batch.rows, device=self.device),
-            torch.tensor(batch.predictors, device=self.device),
-        ]
-        labels_S = torch.tensor(batch.labels, device=self.device)
-        nlls = [
-            self.token_nll(self.head(hidden), labels)
-            for hidden, labels in zip(
-                torch.split(hidden_SW, self._head_rows),
-                torch.split(labels_S, self._head_rows),
-                strict=True,
-            )
-        ]
-        return list(torch.split(torch.cat(nlls).float().cpu(), batch.counts))
+        nll_S = self._nll(inputs, batch.rows, batch.predictors, batch.labels)
+        return list(torch.split(nll_S, batch.counts))
+
+    def _nll_alone(self, chat: EncodedChat) -> Tensor:
+        """Return the nll (S,) of the scored tokens of one conversation by its plain forward."""
+        scored = [t for begin, end in chat.spans for t in range(begin, end)]
+        labels = [chat.input_ids[t] for t in scored]
+        inputs = selfcheck.plain_inputs(self.model, chat)
+        return self._nll(inputs, [0] * len(scored), [t - 1 for t in scored], labels)
+
+    def _nll(
+        self,
+        inputs: dict[str, Any],
+        rows: Sequence[int],
+        predictors: Sequence[int],
+        labels: Sequence[int],
+    ) -> Tensor:
+        """Return the nll of scored tokens, (S,) float32 on the CPU."""
+        rows_S = torch.tensor(rows, device=self.device)
+        predictors_S = torch.tensor(predictors, device=self.device)
+        labels_S = torch.tensor(labels, device=self.device)
+        nlls, begin = [], 0
+        for logits_SV in self._logits(inputs, rows_S, predictors_S):
+            end = begin + len(logits_SV)
+            nlls.append(self.token_nll(logits_SV, labels_S[begin:end]))
+            begin = end
+        return torch.cat(nlls).float().cpu()
 
     def _image_positions(self, tree: PrefixTree) -> Tensor:
         """Return the multimodal RoPE positions (3, prefix length) of a prefix with an image."""
@@ -233,7 +353,8 @@ class TransformersScorer:
         assert self.vision_cache is not None
         image_inputs = self.vision_cache.other_inputs([tree.pixels])
         inputs = {name: value for name, value in image_inputs.items() if name in self._rope_args}
-        positions, _ = self.base_model.get_rope_index(
+        assert self._rope_index is not None
+        positions, _ = self._rope_index(
             input_ids=torch.tensor([tree.ids]),
             mm_token_type_ids=torch.tensor([tree.types]),
             attention_mask=torch.ones((1, len(tree.ids)), dtype=torch.long),
@@ -241,6 +362,10 @@ class TransformersScorer:
         )
         of_prefix: Tensor = positions[:, 0].cpu()
         return of_prefix
+
+
+def _exact_nll(logits_SV: Tensor, labels_S: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits_SV.float(), labels_S, reduction="none")
 
 
 def _prefetch(windows: Iterator[_Window]) -> Iterator[_Window]:

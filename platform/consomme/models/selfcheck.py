@@ -1,0 +1,414 @@
+"""Compare a fast way of running a model with its plain forward pass, when the model is opened.
+
+Fast ways put several conversations into one batch or one row. Whether that leaves a model's numbers
+as they are depends on every layer, input and mask of its family, so nothing is assumed: a few probe
+conversations are run in the fast way, and one by one, unpadded, through the model's own `forward`.
+The fastest way with equal numbers is used; if a way fails, a warning says what is lost; if all
+fail, the model is refused. Scorer, trainer and writer use the same probes and the same reference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import json
+import logging
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import consomme
+from consomme.base.errors import CheckpointError, DataError
+from consomme.base.sample import Turn
+from consomme.models.encoded import EncodedChat, EncodedPrompt
+
+# Shapes: T token positions, S labelled tokens, V vocabulary.
+
+_LOG = logging.getLogger(__name__)
+
+FAULTS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a family raises that does not support what it is asked for."""
+
+EXACT_TOLERANCE = 1e-4
+"""Maximum difference in float32, relative to the nats of a token. Differences by rounding were
+below 5e-6 in all families that were tried, faults at least 2e-3."""
+
+_QUESTION = "describe the image."
+_ANSWERS = ("a large red circle", "two small squares and a green star below them")
+_SIZES = ((64, 48), (40, 72))
+_LONG_ANSWER = "a red circle and a blue square and "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A conversation that a model is checked with."""
+
+    name: str
+    turns: tuple[Turn, ...]
+    image: Image.Image | None = None
+    image_key: str | None = None
+    """Probes with the same key have the same image."""
+
+
+def make_probes(*, has_vision: bool) -> list[Probe]:
+    """Return the probes: two answers to one question, two images of different shape, no image.
+
+    Answers to one question about one image share a prefix, and so do those without an image.
+    """
+    first, second = (_conversation(answer) for answer in _ANSWERS)
+    probes = [
+        Probe(name="text 1", turns=first),
+        Probe(name="text 2", turns=second),
+    ]
+    if has_vision:
+        images = [_noise(number, *size) for number, size in enumerate(_SIZES)]
+        probes += [
+            Probe(name="image 1, text 1", turns=first, image=images[0], image_key="probe 1"),
+            Probe(name="image 1, text 2", turns=second, image=images[0], image_key="probe 1"),
+            Probe(name="image 2, text 1", turns=first, image=images[1], image_key="probe 2"),
+        ]
+    return probes
+
+
+def make_long_probe(chat: Any, num_tokens: int) -> Probe:
+    """Return a probe without an image that is longer than `num_tokens`.
+
+    Args:
+        chat: The model's encoder of conversations.
+        num_tokens: Such as the model's attention window.
+    """
+    unit = len(chat.encode(_conversation(_LONG_ANSWER * 9), None).input_ids) - len(
+        chat.encode(_conversation(_LONG_ANSWER), None).input_ids
+    )
+    repeats = 2 + 8 * (num_tokens + 16) // max(unit, 1)
+    turns = _conversation((_LONG_ANSWER * repeats).strip())
+    return Probe(name=f"text longer than {num_tokens} tokens", turns=turns)
+
+
+def _conversation(answer: str) -> tuple[Turn, ...]:
+    return (
+        Turn(role="user", content=_QUESTION),
+        Turn(role="assistant", content=answer.strip()),
+    )
+
+
+def _noise(number: int, width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encode_probes(chat: Any, probes: Sequence[Probe]) -> list[EncodedChat]:
+    """Encode probes.
+
+    Raises:
+        CheckpointError: The model's processor or its template does not take one of them.
+    """
+    rows = []
+    for probe in probes:
+        with family_faults(f"cannot prepare the probe conversation {probe.name!r}"):
+            try:
+                rows.append(chat.encode(probe.turns, probe.image, probe.image_key))
+            except DataError as error:
+                raise CheckpointError(
+                    f"the model's own processor or chat template does not take a plain question"
+                    f" and answer (probe {probe.name!r}): {error}; no sample could be encoded, so"
+                    " change chat_template.jinja or the processor's settings beside the model"
+                ) from error
+    return rows
+
+
+@contextlib.contextmanager
+def family_faults(what: str) -> Iterator[None]:
+    """Raise what a family's own code raises as `CheckpointError`, with a remedy.
+
+    Raises:
+        CheckpointError: For every fault in `FAULTS`; running out of memory passes unchanged.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, DataError, CheckpointError):
+        raise
+    except FAULTS as error:
+        raise CheckpointError(
+            f"{what}: found {type(error).__name__}: {error}; the model's family does not support"
+            " what consomme needs, so use another family"
+        ) from error
+
+
+def accepted_inputs(model: Any) -> frozenset[str]:
+    """Return the names of inputs that a model's `forward` takes, itself or through `**kwargs`."""
+    outer = inspect.signature(model.forward).parameters
+    names = set(outer)
+    takes_more = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in outer.values())
+    base = getattr(model, "base_model", model)
+    if takes_more and base is not model:
+        names |= set(inspect.signature(base.forward).parameters)
+    return frozenset(names)
+
+
+def plain_inputs(model: Any, row: EncodedChat | EncodedPrompt) -> dict[str, Tensor]:
+    """Return one unpadded conversation as its own processor gave it, on the model's device."""
+    accepted = accepted_inputs(model)
+    inputs = {
+        "input_ids": torch.tensor([row.input_ids]),
+        "attention_mask": torch.ones((1, len(row.input_ids)), dtype=torch.long),
+        **{name: value[None] for name, value in row.token_inputs.items()},
+        **(row.pixels.inputs if row.pixels is not None else {}),
+    }
+    return {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+        for name, value in inputs.items()
+        if name in accepted
+    }
+
+
+@torch.no_grad()
+def plain_nll(model: Any, row: EncodedChat, num_copies: int = 1) -> Tensor:
+    """Return the nll of the labelled tokens by the model's own `forward`: (S,) float32, CPU.
+
+    Args:
+        model: In eval mode.
+        row: One conversation; it is not padded.
+        num_copies: Rows of a batch of this conversation, which must have no image then; to
+            measure how much a number depends on the size of a batch.
+    """
+    inputs = plain_inputs(model, row)
+    if num_copies > 1:
+        inputs = {name: torch.cat([value] * num_copies) for name, value in inputs.items()}
+    logits_TV = model(**inputs).logits[0]
+    labelled = [t for begin, end in row.spans for t in range(begin, end)]
+    before_S = torch.tensor(labelled, device=logits_TV.device) - 1
+    labels_S = torch.tensor([row.input_ids[t] for t in labelled], device=logits_TV.device)
+    nll_S = torch.nn.functional.cross_entropy(
+        logits_TV[before_S].float(), labels_S, reduction="none"
+    )
+    return nll_S.cpu()
+
+
+def relative_difference(ours_S: Tensor, plain_S: Tensor) -> float:
+    """Return the mean difference of tokens, relative to the mean nats of a token.
+
+    Tokens that are not finite in both are left out: such a model is told from its scores.
+    """
+    ours_S, plain_S = ours_S.double(), plain_S.double()
+    if ours_S.shape != plain_S.shape:
+        return float("inf")
+    is_finite_S = ours_S.isfinite() | plain_S.isfinite()
+    if not bool(is_finite_S.any()):
+        return 0.0
+    ours_S, plain_S = ours_S[is_finite_S], plain_S[is_finite_S]
+    difference = float((ours_S - plain_S).abs().mean() / plain_S.abs().mean().clamp(min=0.1))
+    return difference if difference == difference else float("inf")
+
+
+def find_tolerance(model: Any, rows: Sequence[EncodedChat], plain: Sequence[Tensor]) -> float:
+    """Return the maximum difference that rounding explains, in the model's own dtype.
+
+    In 16 bits it is four times the difference that the size of a batch makes to the same unpadded
+    conversation, within one and four units of the dtype's precision: 0.8 and 3 % in bfloat16.
+    """
+    epsilon = torch.finfo(model.dtype).eps
+    if epsilon < EXACT_TOLERANCE:
+        return EXACT_TOLERANCE
+    noise = 0.0
+    for row, plain_S in zip(rows, plain, strict=True):
+        if row.pixels is None:
+            try:
+                found_S = plain_nll(model, row, num_copies=3)
+            except FAULTS:
+                continue
+            noise = max(noise, relative_difference(found_S, plain_S))
+    return min(max(4 * noise, epsilon), 4 * epsilon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfCheck:
+    """What the check of one model found."""
+
+    kind: str
+    """What was checked, such as `scoring`."""
+
+    way: str
+    """The fastest way with the numbers of the plain forward pass."""
+
+    tolerance: float
+    """Maximum relative difference."""
+
+    difference: float
+    """Largest relative difference of the chosen way."""
+
+    failed: dict[str, str] = field(default_factory=dict)
+    """Faster ways, and what differed."""
+
+    not_checked: dict[str, str] = field(default_factory=dict)
+    """What was too costly to check, and what is done instead."""
+
+    num_probes: int = 0
+    seconds: float = 0.0
+
+    def line(self) -> str:
+        """Return the result as one line."""
+        return (
+            f"self-check of {self.kind}: {self.way} equal plain forward passes of"
+            f" {self.num_probes} probes within {self.tolerance:.1e} (largest difference"
+            f" {self.difference:.1e}), {self.seconds:.1f} s"
+        )
+
+
+Way = Callable[[], Sequence[Tensor]]
+"""Runs all probes and returns the nll of the labelled tokens (S,) of each."""
+
+
+def choose_way(
+    kind: str,
+    ways: Mapping[str, Way],
+    names: Sequence[str],
+    plain: Sequence[Tensor],
+    tolerance: float,
+    lost: Mapping[str, str],
+    family: str,
+    *,
+    failed: Mapping[str, str] | None = None,
+    not_checked: Mapping[str, str] | None = None,
+) -> SelfCheck:
+    """Try ways, fastest first, and choose the first one with the numbers of the plain pass.
+
+    Args:
+        kind: What is checked.
+        ways: By name, fastest first.
+        names: Of the probes.
+        plain: Nll of the labelled tokens of each probe, from `plain_nll`.
+        tolerance: From `find_tolerance`.
+        lost: What is lost if a way cannot be used, by its name.
+        family: Named in messages.
+        failed: Faster ways that are not tried, and why.
+        not_checked: What is too costly to check, and what is done instead.
+
+    Raises:
+        CheckpointError: No way has these numbers.
+    """
+    start = time.perf_counter()
+    failed = dict(failed or {})
+    for way, run in ways.items():
+        try:
+            found = run()
+        except torch.OutOfMemoryError:
+            raise
+        except FAULTS as error:
+            failed[way] = f"{type(error).__name__}: {str(error)[:200]}"
+            continue
+        worst, name = max(
+            (relative_difference(ours_S, plain_S), name)
+            for ours_S, plain_S, name in zip(found, plain, names, strict=True)
+        )
+        if worst <= tolerance:
+            result = SelfCheck(
+                kind=kind,
+                way=way,
+                tolerance=tolerance,
+                difference=worst,
+                failed=failed,
+                not_checked=dict(not_checked or {}),
+                num_probes=len(names),
+                seconds=time.perf_counter() - start,
+            )
+            warn_of_lost(result, lost, family)
+            return result
+        failed[way] = f"{name} differs by {worst:.2%} of its nats"
+    tried = "; ".join(f"{way}: {what}" for way, what in failed.items())
+    raise CheckpointError(
+        f"{kind}: no way of running this {family} model gives the numbers of its plain forward"
+        f" pass: found {tried}; expected at most {tolerance:.1e}; use another family"
+    )
+
+
+def warn_of_lost(check: SelfCheck, lost: Mapping[str, str], family: str) -> None:
+    """Log one warning if faster ways cannot be used; it says what is lost."""
+    if check.failed or check.not_checked:
+        reasons = [
+            *(f"{lost.get(way, way)} ({what})" for way, what in check.failed.items()),
+            *(f"{what} is not checked: {instead}" for what, instead in check.not_checked.items()),
+        ]
+        _LOG.warning(
+            "%s: this %s model runs with %s, which is slower: %s",
+            check.kind,
+            family,
+            check.way,
+            "; ".join(reasons),
+        )
+
+
+def cache_key(content_hash: str, settings: Mapping[str, Any]) -> str:
+    """Return the key of a check: the model's content, the settings, and all versions.
+
+    consomme's own code of models counts by its content, so a change of it is checked again.
+    """
+    import transformers
+
+    code = hashlib.sha256()
+    package = Path(consomme.__file__).parent
+    for folder in ("models", "engines/scoring", "train", "engines/generation"):
+        for path in sorted((package / folder).glob("*.py")):
+            code.update(path.read_bytes())
+    parts = {
+        "model": content_hash,
+        "settings": dict(settings),
+        "versions": [torch.__version__, transformers.__version__],
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "code": code.hexdigest(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _cache_file(key: str) -> Path:
+    return Path(tempfile.gettempdir()) / "consomme-models" / "selfchecks" / f"{key[:32]}.json"
+
+
+def load_check(key: str) -> SelfCheck | None:
+    """Return the cached result of a check on this machine, or None."""
+    try:
+        return from_json(_cache_file(key).read_bytes())
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def store_check(key: str, check: SelfCheck) -> None:
+    """Cache the result of a check on this machine; a full disk costs the cache and nothing else."""
+    path = _cache_file(key)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(to_json(check))
+        os.replace(partial, path)
+    except OSError as error:
+        _LOG.info("cannot cache the self-check in %s: %s", path, error)
+
+
+def to_json(check: SelfCheck) -> bytes:
+    """Return a check as JSON."""
+    return json.dumps(asdict(check), indent=2, sort_keys=True).encode()
+
+
+def from_json(data: bytes) -> SelfCheck:
+    """Return a check from JSON."""
+    return SelfCheck(**json.loads(data))
