@@ -1,5 +1,6 @@
 """Perplexity: exact against an independent reference, whatever the batch."""
 
+import json
 import math
 from pathlib import Path
 
@@ -157,11 +158,12 @@ def test_a_caption_that_cannot_be_scored_costs_one_sample(debug_vlm: Path) -> No
     assert [found[0], found[3]] == undisturbed
 
 
-def test_image_gain_is_what_the_picture_saves_per_token(debug_vlm: Path) -> None:
+def test_image_gain_is_what_the_picture_saves_per_token(debug_vlm: Path, tmp_path: Path) -> None:
     from consomme.base.sample import Sample, caption_turns
     from consomme.execution.stage import DecodedSample
     from consomme.pipelines.score.recipe import ScoreRecipe
     from consomme.pipelines.score.stage import PerplexityStage
+    from consomme.storage.ledger.run_folder import RunFolder
 
     recipe = ScoreRecipe(
         name="s",
@@ -171,7 +173,10 @@ def test_image_gain_is_what_the_picture_saves_per_token(debug_vlm: Path) -> None
         labels=("noise",),
         token_budget=4096,
     )
-    stage = PerplexityStage(recipe, str(debug_vlm))
+    folder = RunFolder.at(str(tmp_path / "run"))
+    stage = PerplexityStage(recipe, str(debug_vlm), folder=folder)
+    check = json.loads(folder.store.read("selfcheck.json"))
+    assert (check["kind"], check["way"], check["failed"]) == ("scoring", "shared prefixes", {})
     images = pictures(2)
     samples = [
         DecodedSample(

@@ -474,8 +474,13 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
 
 def make(name: str, folder: Path) -> Path:
     """Write a tiny model of a family as a Hugging Face folder."""
+    return write(FAMILIES[name], folder)
+
+
+def write(build: Callable[[], tuple[Any, Any]], folder: Path) -> Path:
+    """Write what `build` returns, with random weights, as a Hugging Face folder."""
     torch.manual_seed(0)
-    model, processor = FAMILIES[name]()
+    model, processor = build()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

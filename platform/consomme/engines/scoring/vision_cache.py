@@ -35,8 +35,8 @@ class VisionFeatureCache:
             CheckpointError: Its `forward` does not accept image features.
         """
         self.model, self.batch_values = model, batch_values
-        base = getattr(model, "model", None)
-        self.base_model: Any = base if hasattr(base, "get_image_features") else model
+        base: Any = getattr(model, "model", model)
+        self.base_model = base if hasattr(base, "get_image_features") else model
         self._forward_args = frozenset(inspect.signature(self.base_model.forward).parameters)
         get_features = getattr(self.base_model, "get_image_features", None)
         if get_features is None or "mm_encoder_outputs" not in self._forward_args:

@@ -56,10 +56,10 @@ def prefix_limits(model: Any) -> PrefixLimits | str:
     parameters = inspect.signature(model.forward).parameters
     if text._attn_implementation not in ("sdpa", "eager"):
         return f"its attention is {text._attn_implementation}, which takes no mask of our own"
-    if "token_type_ids" in parameters or getattr(text, "use_bidirectional_attention", None):
-        return "it attends in both directions within images or prompts"
     if text.model_type not in FULL_ATTENTION or "position_ids" not in parameters:
         return f"not every layer of {text.model_type} is known to be attention with our mask"
+    if "token_type_ids" in parameters or getattr(text, "use_bidirectional_attention", None):
+        return "it attends in both directions within images or prompts"
     other = set(getattr(text, "layer_types", None) or []) - _LAYER_TYPES
     if other:
         return f"it has layers of type {', '.join(sorted(other))}"

@@ -30,6 +30,8 @@ class ScoreInputs:
     model: str
     """Folder of the model on this machine."""
 
+    model_hash: str
+
 
 def run(recipe: ScoreRecipe) -> Manifest:
     """Score every sample of the inputs exactly once; running again does what is missing."""
@@ -40,11 +42,12 @@ def open_run(recipe: ScoreRecipe) -> Run[ScoreInputs]:
     """Resolve the inputs of a recipe; writes nothing."""
     shards = find_shards(recipe.inputs, recipe.source, recipe.sources)
     model = model_folder(recipe.model)
-    inputs = {"data": shards_fingerprint(shards), "model": model_content_hash(model)}
+    model_hash = model_content_hash(model)
+    inputs = {"data": shards_fingerprint(shards), "model": model_hash}
     return Run.open(
         "score",
         recipe,
-        ScoreInputs(shards=shards, model=model),
+        ScoreInputs(shards=shards, model=model, model_hash=model_hash),
         inputs=inputs,
         parents=[recipe.captions] if recipe.captions else [],
         reads=[*folders_of(shards), model],
@@ -61,7 +64,13 @@ def _score(run: Run[ScoreInputs]) -> Manifest:
             plan=plan,
             folder=run.folder,
             kind="scores",
-            stage=partial(PerplexityStage, recipe, run.resolved.model),
+            stage=partial(
+                PerplexityStage,
+                recipe,
+                run.resolved.model,
+                model_hash=run.resolved.model_hash,
+                folder=run.folder,
+            ),
             pool=_pool(recipe),
             max_reject_fraction=recipe.max_reject_fraction,
             read=unit_reader(recipe.captions),

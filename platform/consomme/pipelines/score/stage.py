@@ -16,22 +16,38 @@ from consomme.execution.stage import DecodedSample, Outcome, UnitSample, UnitSta
 if TYPE_CHECKING:
     from consomme.engines.scoring.requests import Score, ScoringEngine
     from consomme.pipelines.score.recipe import ScoreRecipe
+    from consomme.storage.ledger.run_folder import RunFolder
+
+SELF_CHECK = "selfcheck.json"
+"""File of a run folder: how the model was run, and what was checked."""
 
 
 class PerplexityStage(UnitStage):
     """Attach the columns of `score_columns`; loads the model once per actor."""
 
-    def __init__(self, recipe: ScoreRecipe, model: str) -> None:
+    def __init__(
+        self,
+        recipe: ScoreRecipe,
+        model: str,
+        *,
+        model_hash: str | None = None,
+        folder: RunFolder | None = None,
+    ) -> None:
         """Load the scoring engine.
 
         Args:
             recipe: Of the run.
             model: Folder of the model on this machine.
+            model_hash: Of its content, for the cache of self-checks.
+            folder: Of the run; the first actor writes the result of its self-check there.
         """
         self.labels = recipe.labels
         self.prompts = PromptPools.read(recipe.prompts, recipe.prompt_key, recipe.prompt)
         self.keeps_prompts = bool(recipe.prompts)
-        self.scorer = _open_engine(recipe, model)
+        self.scorer = _open_engine(recipe, model, model_hash)
+        check = getattr(self.scorer, "check", None)
+        if folder is not None and check is not None:
+            folder.store.create(SELF_CHECK, check.to_json())
 
     def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         """Score one unit."""
@@ -82,7 +98,7 @@ class PerplexityStage(UnitStage):
         )
 
 
-def _open_engine(recipe: ScoreRecipe, model: str) -> ScoringEngine:
+def _open_engine(recipe: ScoreRecipe, model: str, model_hash: str | None) -> ScoringEngine:
     truncates = recipe.too_long == "truncate"
     if recipe.engine == "vllm":
         from consomme.engines.scoring.vllm import VLLMScorer
@@ -104,6 +120,7 @@ def _open_engine(recipe: ScoreRecipe, model: str) -> ScoringEngine:
         truncates=truncates,
         token_budget=recipe.token_budget,
         dtype=recipe.dtype,
+        model_hash=model_hash,
     )
 
 

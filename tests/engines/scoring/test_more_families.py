@@ -1,0 +1,69 @@
+"""Families that no test had before: scored as their plain forward pass scores, or refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.engines.scoring.test_families import CAPTIONS, Reference, conversation, picture
+from tests.support.families import write
+from tests.support.more_families import MORE_FAMILIES, TEXT_FAMILIES
+
+from consomme.base.sample import Turn
+from consomme.curate.perplexity import token_nll
+from consomme.engines.scoring.requests import Score, ScoringRequest
+from consomme.engines.scoring.transformers import TransformersScorer
+from consomme.engines.scoring.ways import PADDED, SHARED
+from consomme.models.weights import open_model
+
+pytestmark = pytest.mark.slow
+
+LONG = "a large red circle and a small blue square beside it and more of it " * 3
+TEXTS = [*CAPTIONS, LONG.strip(), f"{LONG}it is green"]
+SHARING = {
+    "qwen3", "phi3", "cohere2", "granite", "gemma2", "nanochat", "gemma3_text", "mistral", "olmo3",
+    "gpt_oss", "exaone4", "internvl_gpt_oss", "cohere2_vision",
+}  # fmt: skip
+"""Every layer is attention with a mask of our own, or within a window that the config declares."""
+
+
+class TextReference:
+    """One text at a time in float32, all logits, no padding; the span found by counting."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model, self.tokenizer = open_model(folder, torch.float32)
+
+    def nll(self, turns: tuple[Turn, ...], _: object) -> tuple[float, int]:
+        head = f"<|im_start|>user\n{turns[0].content}<|im_end|>\n<|im_start|>assistant\n"
+        begin = len(self.tokenizer(head)["input_ids"])
+        whole = self.tokenizer(f"{head}{turns[1].content}<|im_end|>\n", return_tensors="pt")
+        ids = whole["input_ids"][0].tolist()
+        end = max(t for t, token in enumerate(ids) if token == ids[len(ids) - 2]) + 1
+        with torch.no_grad():
+            logp_TV = self.model(**whole).logits[0].log_softmax(dim=-1)
+        return -sum(float(logp_TV[t - 1, ids[t]]) for t in range(begin, end)), end - begin
+
+
+@pytest.mark.parametrize("name", MORE_FAMILIES)
+def test_scores_equal_plain_forward_passes_for_any_batch(tmp_path: Path, name: str) -> None:
+    folder = write(MORE_FAMILIES[name], tmp_path / name)
+    reference: Any = TextReference(folder) if name in TEXT_FAMILIES else Reference(folder)
+    if "oss" in name and name not in TEXT_FAMILIES:
+        # Mixtures of experts are computed in float32.
+        reference.model = reference.model.float()
+    scorer = TransformersScorer(folder, token_nll)
+    assert scorer.way == (SHARED if name in SHARING else PADDED), scorer.check
+    questions = [
+        ScoringRequest(turns=conversation(caption), image=picture(k % 2), key=k % 2)
+        for k, caption in enumerate(TEXTS)
+    ]
+    expected = [
+        (*reference.nll(q.turns, q.image), reference.nll(q.turns, None)[0]) for q in questions
+    ]
+    for budget in (1, 200, 100_000):
+        scorer.token_budget = budget
+        for score, (nll, count, nll_text) in zip(scorer.score(questions), expected, strict=True):
+            assert isinstance(score, Score), score
+            assert score.num_tokens == count
+            assert score.nll == pytest.approx(nll, rel=1e-4)
+            assert score.nll_text == pytest.approx(nll_text, rel=1e-4)
