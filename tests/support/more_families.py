@@ -127,6 +127,25 @@ TEXT_FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
         attention_window_size=WINDOW, lru_width=32,
     ),
     "exaone4": partial(text_family, "Exaone4", sliding_window=WINDOW, layer_types=ALTERNATING),
+    "gemma3n_text": partial(
+        text_family, "Gemma3nText", sliding_window=WINDOW, layer_types=ALTERNATING,
+        hidden_size_per_layer_input=8, vocab_size_per_layer_input=1024, num_kv_shared_layers=0,
+        laurel_rank=4, activation_sparsity_pattern=[0.0, 0.0], final_logit_softcapping=5.0,
+        intermediate_size=[48, 48],
+    ),
+    "nemotron_h": partial(
+        text_family, "NemotronH", layers_block_type=["mamba", "attention"], mamba_num_heads=4,
+        mamba_head_dim=16, ssm_state_size=8, n_groups=1, conv_kernel=4, chunk_size=16,
+    ),
+    "zamba2": partial(
+        text_family, "Zamba2", layers_block_type=["mamba", "hybrid"], mamba_d_state=8,
+        mamba_headdim=16, n_mamba_heads=4, mamba_ngroups=1, chunk_size=16, num_mem_blocks=1,
+    ),
+    "minimax": partial(
+        text_family, "MiniMax", layer_types=["linear_attention", "full_attention"],
+        block_size=16, **MIXTURE,
+    ),
+    "rwkv": partial(text_family, "Rwkv"),
     "opt": partial(
         text_family, "OPT", ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=1024
     ),
@@ -501,6 +520,48 @@ def granite4_vision() -> tuple[Any, Any]:
     return hf.Granite4VisionForConditionalGeneration(config), processor
 
 
+def minicpmv4_6() -> tuple[Any, Any]:
+    special = (*IM, "<image>", "</image>", "<slice>", "</slice>", "<image_id>", "</image_id>",
+               "<|image_pad|>", "<|video_pad|>")  # fmt: skip
+    roles = {
+        "image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+        "image_start_token": "<image>",
+        "image_end_token": "</image>",
+        "slice_start_token": "<slice>",
+        "slice_end_token": "</slice>",
+        "image_id_start_token": "<image_id>",
+        "image_id_end_token": "</image_id>",
+    }
+    words = tokenizer("bytes", special, roles, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    text = text_config(
+        hf.Qwen3_5TextConfig, layer_types=["linear_attention", "full_attention"], **LINEAR
+    )
+    config = hf.MiniCPMV4_6Config(
+        text_config=text.to_dict(),
+        vision_config={
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "image_size": 64,
+            "patch_size": 8,
+            "insert_layer_id": 1,
+        },
+        insert_layer_id=1,
+        image_size=64,
+        image_token_id=words.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=words.convert_tokens_to_ids("<|video_pad|>"),
+    )
+    images = hf.MiniCPMV4_6ImageProcessorPil(
+        max_slice_nums=4, scale_resolution=64, patch_size=8, use_image_id=False
+    )
+    processor = hf.MiniCPMV4_6Processor(
+        images, hf.MiniCPMV4_6VideoProcessor(), words, chat_template=chatml("<|image_pad|>")
+    )
+    return hf.MiniCPMV4_6ForConditionalGeneration(config), processor
+
+
 VISION_FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen3_5": qwen3_5,
     "internvl_gpt_oss": internvl_gpt_oss,
@@ -512,6 +573,7 @@ VISION_FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "ernie4_5_vl": ernie4_5_vl,
     "gemma4": gemma4,
     "granite4_vision": granite4_vision,
+    "minicpmv4_6": minicpmv4_6,
 }
 
 MORE_FAMILIES = TEXT_FAMILIES | VISION_FAMILIES

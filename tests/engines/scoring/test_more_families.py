@@ -25,8 +25,8 @@ SHARING = {
     "gpt_oss", "exaone4", "internvl_gpt_oss", "cohere2_vision", "got_ocr2",
 }  # fmt: skip
 """Every layer is attention with a mask of our own, or within a window that the config declares."""
-ALONE = {"llama4", "mllama", "granite4_vision"}
-"""Their image features cannot be computed apart."""
+ALONE = {"llama4", "mllama", "granite4_vision", "minicpmv4_6"}
+"""The features of several images cannot be computed apart."""
 MIXTURES = {"internvl_gpt_oss", "llama4", "ernie4_5_vl"}
 """Experts are computed in float32."""
 
