@@ -24,6 +24,8 @@ from consomme.models.encoded import (
 
 # Shapes: B conversations, T token positions.
 
+_HALF_PRECISION = (torch.bfloat16, torch.float16)
+
 IGNORE_INDEX = -100
 """Label of a token that no loss is taken on."""
 
@@ -43,6 +45,7 @@ class Batcher:
         self.pad_id: int = tokenizer.eos_token_id if pad_id is None else pad_id
         text = model.config.get_text_config()
         self._family = model.config.model_type
+        self._dtype = model.dtype
         self._attention = text._attn_implementation
         self._window: int | None = getattr(text, "sliding_window", None)
         # Only families with multimodal RoPE (positions in time, height and width) have it.
@@ -143,7 +146,12 @@ class Batcher:
     def _pixels(self, rows: Sequence[EncodedPrompt | EncodedChat]) -> dict[str, Tensor]:
         pixels = [row.pixels for row in rows if row.pixels is not None]
         names = sorted(self.forward_args.intersection(pixels[0].inputs if pixels else ()))
-        return {name: pad_and_join([one.inputs[name] for one in pixels]) for name in names}
+        joined = {name: pad_and_join([one.inputs[name] for one in pixels]) for name in names}
+        # Llama 4's processor prepares images in bfloat16, whatever the model's dtype is.
+        return {
+            name: value.to(self._dtype) if value.dtype in _HALF_PRECISION else value
+            for name, value in joined.items()
+        }
 
     def _block_mask(self, owners_T: Tensor) -> Tensor:
         """Return a block-diagonal causal mask (1, 1, T, T); `owners_T` numbers conversations."""

@@ -85,6 +85,7 @@ class ChatEncoder:
             self.image_token_id = _image_token_id(config, processor)
         self._nests_images = True
         self._zero_inputs: tuple[str, ...] | None = None
+        self._needs_processor = False
 
     def encode(
         self,
@@ -181,13 +182,7 @@ class ChatEncoder:
         """
         special = not self._starts_with_bos(rendered)
         if image is None:
-            output = self._recorder([rendered], add_special_tokens=special)
-            token_inputs = {n: tensor(v[0]) for n, v in output.items() if n not in _TEXT_INPUTS}
-            length = len(self._recorder.ids)
-            if self.has_vision:
-                for name in self._inputs_without_image():
-                    token_inputs.setdefault(name, zeros(length, dtype=int64))
-            return [0] * length, token_inputs, None
+            return self._without_image(rendered, special)
         self._image_processor.key = key
         with image_errors(image):
             output = self._with_image(rendered, image, special)
@@ -195,6 +190,28 @@ class ChatEncoder:
         num_tokens = sum(token == self.image_token_id for token in self._recorder.ids)
         types = self._token_types(token_inputs)
         return types, token_inputs, Pixels(inputs=inputs, num_tokens=num_tokens)
+
+    def _without_image(
+        self, rendered: str, special: bool
+    ) -> tuple[list[int], dict[str, Tensor], None]:
+        """Tokenize a text as the processor does, without calling it where that makes no difference.
+
+        A processor takes several times as long as its tokenizer.
+        """
+        if self.has_vision and self._zero_inputs is None:
+            self._zero_inputs, self._needs_processor = self._inputs_without_image()
+        if self._needs_processor:
+            output = self._processor(
+                text=[rendered], add_special_tokens=special, return_tensors="pt"
+            )
+            token_inputs, _ = self._divide(output)
+        else:
+            output = self._recorder([rendered], add_special_tokens=special)
+            token_inputs = {n: tensor(v[0]) for n, v in output.items() if n not in _TEXT_INPUTS}
+        length = len(self._recorder.ids)
+        for name in self._zero_inputs or ():
+            token_inputs.setdefault(name, zeros(length, dtype=int64))
+        return [0] * length, token_inputs, None
 
     def _with_image(self, rendered: str, image: Image.Image, special: bool) -> Mapping[str, Any]:
         """Call the processor with one image; most take a list of images for each text."""
@@ -235,21 +252,22 @@ class ChatEncoder:
                 inputs[name] = value
         return token_inputs, inputs
 
-    def _inputs_without_image(self) -> tuple[str, ...]:
-        """Return the names of further inputs of tokens that the processor gives a text: zeros."""
-        if self._zero_inputs is None:
-            text, ids, offsets = self._recorder.text, self._recorder.ids, self._recorder.offsets
-            try:
-                output = self._processor(text=["a"], return_tensors="pt")
-            except (ValueError, TypeError, AttributeError, LookupError):
-                output = {}
-            token_inputs, _ = self._divide(output)
-            self._zero_inputs = tuple(
-                name for name, value in token_inputs.items() if not value.any() and value.dim() == 1
-            )
-            self._recorder.text, self._recorder.ids = text, ids
-            self._recorder.offsets = offsets
-        return self._zero_inputs
+    def _inputs_without_image(self) -> tuple[tuple[str, ...], bool]:
+        """Return what the processor adds to the tokens of a text without an image.
+
+        Returns:
+            Names of inputs of tokens that are zero; and whether there is more, so that only the
+            processor can prepare texts: it changes them, as Llama 3.2's does, or has other inputs.
+        """
+        try:
+            output = self._processor(text=["a"], add_special_tokens=False, return_tensors="pt")
+        except (ValueError, TypeError, AttributeError, LookupError):
+            # It takes no text without an image.
+            return (), False
+        token_inputs, others = self._divide(output)
+        names = tuple(name for name, value in token_inputs.items() if not value.any())
+        has_more = bool(others) or len(names) < len(token_inputs) or self._recorder.text != "a"
+        return names, has_more
 
     def _render(
         self, turns: Sequence[Turn], *, has_image: bool, add_generation_prompt: bool = False

@@ -63,7 +63,7 @@ class Reference:
             text=[text], **images, return_tensors="pt", add_special_tokens=special
         )
         if "pixel_values" in inputs:
-            inputs["pixel_values"] = inputs["pixel_values"].double()
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         with torch.no_grad():
             logp_TV = self.model(**inputs).logits[0].log_softmax(dim=-1)
         ids = inputs["input_ids"][0].tolist()
@@ -95,7 +95,7 @@ class Reference:
                 )
             )
             inputs.pop("labels")
-            inputs["pixel_values"] = inputs["pixel_values"].double()
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         with torch.no_grad():
             logp_TV = self.model(**inputs).logits[0].log_softmax(dim=-1)
         ids, types_T = inputs["input_ids"][0].tolist(), inputs["token_type_ids"][0].tolist()

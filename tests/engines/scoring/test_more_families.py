@@ -13,7 +13,7 @@ from consomme.base.sample import Turn
 from consomme.curate.perplexity import token_nll
 from consomme.engines.scoring.requests import Score, ScoringRequest
 from consomme.engines.scoring.transformers import TransformersScorer
-from consomme.engines.scoring.ways import PADDED, SHARED
+from consomme.engines.scoring.ways import PADDED, SHARED, SINGLE
 from consomme.models.weights import open_model
 
 pytestmark = pytest.mark.slow
@@ -22,9 +22,32 @@ LONG = "a large red circle and a small blue square beside it and more of it " * 
 TEXTS = [*CAPTIONS, LONG.strip(), f"{LONG}it is green"]
 SHARING = {
     "qwen3", "phi3", "cohere2", "granite", "gemma2", "nanochat", "gemma3_text", "mistral", "olmo3",
-    "gpt_oss", "exaone4", "internvl_gpt_oss", "cohere2_vision",
+    "gpt_oss", "exaone4", "internvl_gpt_oss", "cohere2_vision", "got_ocr2",
 }  # fmt: skip
 """Every layer is attention with a mask of our own, or within a window that the config declares."""
+ALONE = {"llama4", "mllama", "granite4_vision", "minicpmv4_6"}
+"""The features of several images cannot be computed apart."""
+MIXTURES = {"internvl_gpt_oss", "llama4", "ernie4_5_vl"}
+"""Experts are computed in float32."""
+
+
+class FlatReference(Reference):
+    """The processor of GOT-OCR takes a list of images, one for each text."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        inner = self.processor
+
+        class Flat:
+            def __call__(self, images: Any = None, **more: Any) -> Any:
+                if images is None:
+                    return inner.tokenizer(**more)
+                return inner(images=[image for some in images for image in some], **more)
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(inner, name)
+
+        self.processor = Flat()
 
 
 class TextReference:
@@ -47,12 +70,15 @@ class TextReference:
 @pytest.mark.parametrize("name", MORE_FAMILIES)
 def test_scores_equal_plain_forward_passes_for_any_batch(tmp_path: Path, name: str) -> None:
     folder = write(MORE_FAMILIES[name], tmp_path / name)
-    reference: Any = TextReference(folder) if name in TEXT_FAMILIES else Reference(folder)
-    if "oss" in name and name not in TEXT_FAMILIES:
-        # Mixtures of experts are computed in float32.
+    kind: Any = Reference
+    if name in TEXT_FAMILIES or name == "got_ocr2":
+        kind = TextReference if name in TEXT_FAMILIES else FlatReference
+    reference = kind(folder)
+    if name in MIXTURES:
         reference.model = reference.model.float()
     scorer = TransformersScorer(folder, token_nll)
-    assert scorer.way == (SHARED if name in SHARING else PADDED), scorer.check
+    expected_way = SHARED if name in SHARING else SINGLE if name in ALONE else PADDED
+    assert scorer.way == expected_way, scorer.check
     questions = [
         ScoringRequest(turns=conversation(caption), image=picture(k % 2), key=k % 2)
         for k, caption in enumerate(TEXTS)

@@ -110,8 +110,9 @@ class TransformersScorer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if dtype == "auto":
             dtype = "bfloat16" if self.device.type == "cuda" else "float32"
-        self.model, processor = open_model(model_path, getattr(torch, dtype))
-        self.model.to(self.device)
+        with selfcheck.family_faults(f"cannot open the model at {model_path}"):
+            self.model, processor = open_model(model_path, getattr(torch, dtype))
+            self.model.to(self.device)
         family = self.model.config.model_type
         with selfcheck.family_faults(f"cannot score with this {family} model"):
             self.chat = chat_encoder_for(self.model.config, processor)

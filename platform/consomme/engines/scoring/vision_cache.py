@@ -41,8 +41,7 @@ class VisionFeatureCache:
         get_features = getattr(self.base_model, "get_image_features", None)
         if get_features is None or "mm_encoder_outputs" not in self._forward_args:
             raise CheckpointError(
-                f"{type(model).__name__} does not accept image features that were computed before;"
-                " it is no family that consomme scores with"
+                f"{type(model).__name__} does not accept image features that were computed before"
             )
         self._encoder_args = frozenset(inspect.signature(inspect.unwrap(get_features)).parameters)
 
