@@ -176,10 +176,18 @@ def step_cost(
 
 
 def num_patches(model: Any, shape: SampleShape) -> float:
-    """Return the vision encoder's positions per sample: input elements over those of a patch."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d):
-            return shape.num_pixel_values / module.weight[0].numel()
+    """Return the vision encoder's positions per sample: input elements over those of a patch.
+
+    Patches are cut by the encoder's first convolution; where it has none, by its first linear
+    layer.
+    """
+    paths = dict.fromkeys(name.rpartition(".")[0] for name in anatomy(model).vision_encoder)
+    modules = [model.get_submodule(path) for path in paths]
+    kinds: tuple[Any, ...] = (nn.Conv2d | nn.Conv3d, nn.Linear)
+    for kind in kinds:
+        for module in modules:
+            if isinstance(module, kind):
+                return float(shape.num_pixel_values / module.weight[0].numel())
     return 0.0
 
 
