@@ -14,6 +14,7 @@ from consomme.models.anatomy import anatomy
 from consomme.models.weights import open_vlm
 from consomme.pipelines.train.progress import summary_lines
 from consomme.pipelines.train.recipe import TrainRecipe
+from consomme.train.cost import SampleShape, num_patches, step_cost
 from consomme.train.loop import ScheduleConfig, fit
 from consomme.train.modes import set_modes
 from consomme.train.neftune import add_noise
@@ -179,3 +180,24 @@ def test_a_recipe_names_modules() -> None:
             name="x", model="m", data=({"inputs": ("a",)},),  # type: ignore[arg-type]
             parts={"visionencoder": "model.tower"},
         )  # fmt: skip
+
+
+def test_tables_per_layer_cost_no_operations() -> None:
+    """A table is looked up; only the one that is also the output's matrix is multiplied."""
+    model = make_model("gemma4")
+    shape = SampleShape(num_tokens=1, num_labelled=1)
+    frozen = Trainability(projector=FROZEN, embeddings=FROZEN, head=FROZEN)
+    trained = set_trainable(model, frozen, (1,), lr=1e-3)
+    text = model.model.language_model
+    before = step_cost(model, trained.lowest_layer, shape, num_samples=1).forward
+    text.embed_tokens_per_layer.weight = nn.Parameter(torch.zeros(1000, 16), requires_grad=False)
+    after = step_cost(model, trained.lowest_layer, shape, num_samples=1).forward
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    ("family", "elements"), [("lfm2_vl", 192), ("llama4", 192), ("glm4v", 384)]
+)
+def test_patches_are_counted_in_the_plan(family: str, elements: int) -> None:
+    shape = SampleShape(num_tokens=12, num_labelled=4, num_image_tokens=4, num_pixel_values=3072)
+    assert num_patches(make_model(family), shape) == 3072 / elements
