@@ -18,8 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
-from consomme.models.anatomy import anatomy
+from consomme.models.anatomy import anatomy, language_model
 from consomme.train.cost import Precision, SampleShape, num_patches
+from consomme.train.modes import set_modes
 
 # Shapes: B samples, T token positions, D width.
 
@@ -69,13 +70,14 @@ def saved_activations(
         num_samples: In one micro-batch.
         precision: Precision of matrix products.
     """
-    parts = anatomy(model)
-    text = model.get_submodule(parts.layers_path.rpartition(".")[0])
+    where = language_model(model)
+    text = model.get_submodule(where.layers_path.rpartition(".")[0])
+    layers = list(model.get_submodule(where.layers_path).children())
     config = model.config.get_text_config()
     tokens = round(shape.num_tokens)
     size = 2 if precision == "bfloat16" else 4
     saved: dict[int, int] = {}
-    by_layer = [0] * len(parts.layers)
+    by_layer = [0] * len(layers)
     others = 0
     current: int | None = None
 
@@ -98,7 +100,7 @@ def saved_activations(
         return note
 
     handles: list[RemovableHandle] = []
-    for index, layer in enumerate(model.get_submodule(parts.layers_path).children()):
+    for index, layer in enumerate(layers):
         handles += [
             layer.register_forward_pre_hook(at(index)),
             layer.register_forward_hook(at(None)),
@@ -106,8 +108,8 @@ def saved_activations(
     mode = FakeTensorMode()
     weights = _fake_tensors(text, mode)
     own = {tensor.untyped_storage()._cdata for tensor in weights.values()}
-    was_training = model.training
-    model.train()
+    modes = {module: module.training for module in model.modules()}
+    set_modes(model)
     with (
         mode,
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
@@ -126,7 +128,8 @@ def saved_activations(
             },
         )
     del output
-    model.train(was_training)
+    for module, is_training in modes.items():
+        module.training = is_training
     for handle in handles:
         handle.remove()
     return SavedActivations(

@@ -140,27 +140,30 @@ def step_cost(
     patches = num_patches(model, shape)
     trains_vision = any(p.requires_grad for p in parts.vision_encoder.values())
     forward = activations = weights = recomputed = 0.0
-    blocks: list[tuple[Any, float, bool, bool]] = [
-        (parts.vision_encoder, patches, trains_vision, False),
-        (parts.projector, shape.num_image_tokens, trains_vision, False),
+    blocks: list[tuple[Any, float, bool, int | None]] = [
+        (parts.vision_encoder, patches, trains_vision, None),
+        (parts.projector, shape.num_image_tokens, trains_vision, None),
         *(
-            (layer, shape.num_tokens, index >= first, True)
+            (layer, shape.num_tokens, index >= first, index)
             for index, layer in enumerate(parts.layers)
         ),
-        (parts.head, shape.num_tokens, True, False),
+        (parts.embeddings, shape.num_tokens, True, None),
+        (parts.head, shape.num_tokens, True, None),
     ]
     if parts.is_tied:
-        blocks.append((parts.embeddings, shape.num_tokens, True, False))
-        embeddings -= {id(p) for p in parts.embeddings.values()}
+        # This table is also the matrix of the output; the others are only looked up.
+        embeddings.discard(id(model.get_output_embeddings().weight))
     expert_share = _expert_share(text)
-    for named, positions, is_passed, is_layer in blocks:
+    for named, positions, is_passed, index in blocks:
+        is_layer = index is not None
         sizes = [
             (2 * p.numel() * (expert_share if is_layer and p.ndim == 3 else 1.0), p.requires_grad)
             for p in named.values()
             if p.ndim >= 2 and id(p) not in embeddings
         ]
         matrices = sum(size for size, _ in sizes) * positions
-        attention = 4 * shape.num_tokens * _attention_width(text) * positions if is_layer else 0.0
+        width = 0 if index is None else _attention_width(text, index)
+        attention = 4 * shape.num_tokens * width * positions
         forward += matrices + attention
         activations += matrices + 2 * attention if is_passed else 0.0
         weights += sum(size for size, trained in sizes if trained) * positions
@@ -176,16 +179,26 @@ def step_cost(
 
 
 def num_patches(model: Any, shape: SampleShape) -> float:
-    """Return the vision encoder's positions per sample: input elements over those of a patch."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d):
-            return shape.num_pixel_values / module.weight[0].numel()
+    """Return the vision encoder's positions per sample: input elements over those of a patch.
+
+    Patches are cut by the encoder's first convolution; where it has none, by its first linear
+    layer.
+    """
+    paths = dict.fromkeys(name.rpartition(".")[0] for name in anatomy(model).vision_encoder)
+    modules = [model.get_submodule(path) for path in paths]
+    kinds: tuple[Any, ...] = (nn.Conv2d | nn.Conv3d, nn.Linear)
+    for kind in kinds:
+        for module in modules:
+            if isinstance(module, kind):
+                return float(shape.num_pixel_values / module.weight[0].numel())
     return 0.0
 
 
-def _attention_width(text: Any) -> int:
-    heads: int = text.num_attention_heads
-    width: int = getattr(text, "head_dim", None) or text.hidden_size // heads
+def _attention_width(text: Any, layer: int) -> int:
+    """Return the width of all heads of a layer; Gemma 4's layers differ."""
+    config = text.per_layer_config[layer]
+    heads: int = config.num_attention_heads
+    width: int = getattr(config, "head_dim", None) or config.hidden_size // heads
     return heads * width
 
 

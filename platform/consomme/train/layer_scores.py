@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from consomme.models.anatomy import anatomy
+from consomme.models.anatomy import language_model
 
 # Shapes: L layers, B samples, T positions, W width, H heads.
 
@@ -94,7 +94,7 @@ class LayerProbe:
             image_token_id: Placeholder of image positions in `input_ids`.
         """
         self.model, self.image_token_id = model, image_token_id
-        self.layers = list(model.get_submodule(anatomy(model).layers_path))
+        self.layers = list(model.get_submodule(language_model(model).layers_path))
         num = len(self.layers)
         self._image = [(0.0, 0)] * num
         self._text = [(0.0, 0)] * num

@@ -293,7 +293,7 @@ class ByScore(LayerCount):
 
     def score(self, inputs: ScoringInputs) -> list[float]:
         """Measure every layer."""
-        from consomme.models.anatomy import anatomy
+        from consomme.models.anatomy import language_layers
         from consomme.models.weights import open_model
         from consomme.storage.model_folder import model_folder
         from consomme.train import layer_scores
@@ -301,7 +301,7 @@ class ByScore(LayerCount):
         if self.tuned is not None:
             tuned, _ = open_model(model_folder(self.tuned))
             compare = getattr(layer_scores, self.measure)
-            changes: list[float] = compare(anatomy(inputs.model).layers, anatomy(tuned).layers)
+            changes: list[float] = compare(language_layers(inputs.model), language_layers(tuned))
             return changes
         probe = layer_scores.LayerProbe(inputs.model, inputs.chat.image_token_id)
         probe.observe(inputs.batches(self.num_samples), attention=self.measure == "image_attention")

@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from consomme.base.errors import DataError
 from consomme.models.batches import IGNORE_INDEX
 from consomme.train.divergence import LossWatch
+from consomme.train.modes import set_modes
 from consomme.train.parallel.strategy import ShardedModel, world_size
 from consomme.train.parts import ParamGroup
 
@@ -111,7 +112,7 @@ def fit(
     """
     world = world_size()
     watch = watch or LossWatch()
-    sharded.model.train()
+    set_modes(sharded.model)
     groups = sharded.optimizer.param_groups
     for step in range(start, schedule.num_steps if stop is None else stop):
         began = time.monotonic()

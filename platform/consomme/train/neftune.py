@@ -22,10 +22,11 @@ def add_noise(model: Any, alpha: float) -> None:
     lengths: list[Tensor] = []
 
     def read_lengths(_: Any, __: Any, inputs: dict[str, Any]) -> None:
-        lengths[:] = [_lengths(inputs)]
+        lengths[:] = [_lengths(inputs)] if model.training else []
 
-    def add_to_output(module: Any, _: Any, output: Tensor) -> Tensor:
-        if not module.training or not lengths:
+    def add_to_output(_: Any, __: Any, output: Tensor) -> Tensor:
+        # Frozen embeddings are in eval mode while the model is trained.
+        if not lengths:
             return output
         bound_BT1 = alpha / (lengths[0].to(output) * output.shape[-1]).sqrt()[..., None]
         return output + (2 * torch.rand_like(output) - 1) * bound_BT1

@@ -6,8 +6,8 @@ recipes load quickly.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from annotated_types import Interval
@@ -19,6 +19,11 @@ State = Literal["frozen", "lora", "dora", "full"]
 
 VISION_ENCODER, PROJECTOR = "vision_encoder", "projector"
 LANGUAGE_MODEL, EMBEDDINGS, HEAD = "language_model", "embeddings", "head"
+
+NAMEABLE_PARTS = (
+    VISION_ENCODER, PROJECTOR, EMBEDDINGS, HEAD, "audio_encoder", "video_encoder", "other",
+)  # fmt: skip
+"""Parts that a recipe may assign modules to; the language model's layers are never named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,9 @@ class Trainability:
     head: Part | None = None
     """Final norm and output matrix; None as for the embeddings."""
 
+    modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Modules that are assigned to a part by name, where the model does not show which is which."""
+
     def resolved(self, *, is_whole: bool) -> dict[str, Part]:
         """Return how each part is trained, by its name.
 
@@ -107,6 +115,10 @@ class TrainableRow:
 
     lr: float | None
     """Peak learning rate; None if nothing is trained."""
+
+    num_without_adapters: int = 0
+    """Parameters of matrices that adapters cannot be added to, such as those of experts; 0 for a
+    part without adapters."""
 
     @property
     def label(self) -> str:
@@ -163,6 +175,7 @@ class Summary:
     num_trained: int
     num_parameters: int
     lr: float | None
+    num_without_adapters: int = 0
 
 
 def summarise(rows: Iterable[TrainableRow]) -> list[Summary]:
@@ -182,6 +195,7 @@ def summarise(rows: Iterable[TrainableRow]) -> list[Summary]:
                 num_trained=sum(row.num_trained for row in group),
                 num_parameters=sum(row.num_parameters for row in group),
                 lr=lr,
+                num_without_adapters=sum(row.num_without_adapters for row in group),
             )
         )
     return summaries

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from consomme.models.anatomy import anatomy
+from consomme.models.anatomy import language_layers
 from consomme.train.activations import SavedActivations
 from consomme.train.cost import StepCost
 from consomme.train.parallel.memory import (
@@ -31,7 +31,7 @@ from consomme.train.parts import Trained
 def tensors_of(model: Any, trained: Trained) -> ModelTensors:
     """Read the sizes of a model that `set_trainable` marked; a tied matrix counts once."""
     groups = {name: n for n, group in enumerate(trained.groups) for name in group.names}
-    layers = {name: n for n, layer in enumerate(anatomy(model).layers) for name in layer}
+    layers = {name: n for n, layer in enumerate(language_layers(model)) for name in layer}
     named = dict(model.named_parameters())
     return ModelTensors(
         sizes=tuple(p.numel() for p in named.values()),

@@ -6,6 +6,7 @@ with an error.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from consomme.base.errors import RecipeError
-from consomme.models.anatomy import Anatomy, anatomy
+from consomme.models.anatomy import Anatomy, anatomy, language_model, name_parts
 from consomme.train.parts import (
     EMBEDDINGS,
     FROZEN,
@@ -49,7 +50,10 @@ def set_trainable(
     Raises:
         RecipeError: Nothing would be trained; a layer or a part does not exist; or a state does
             not fit a part.
+        CheckpointError: The model's parts cannot be told, or a module of `trainability.modules`
+            does not exist.
     """
+    name_parts(model, trainability.modules)
     found = anatomy(model)
     chosen = _chosen_layers(found, layers)
     parts = trainability.resolved(is_whole=len(chosen) == len(found.layers))
@@ -61,6 +65,7 @@ def set_trainable(
             for index, layer in enumerate(found.layers)
         ),
         *((name, None, parts[name], getattr(found, name)) for name in (EMBEDDINGS, HEAD)),
+        *((name, None, FROZEN, named) for name, named in found.sides.items()),
     ]
     for _, _, part, named in marked:
         for parameter in named.values():
@@ -80,6 +85,7 @@ def set_trainable(
                 num_trained=sum(p.numel() for p in trained.values()),
                 num_parameters=sum(p.numel() for p in named.values()),
                 lr=rate if trained else None,
+                num_without_adapters=sum(p.numel() for p in _skipped(model, part, named)),
             )
         )
         for is_matrix in (True, False):
@@ -88,6 +94,8 @@ def set_trainable(
                 groups.append(
                     ParamGroup(names=some, lr=rate, weight_decay=decay if is_matrix else 0.0)
                 )
+    _warn_of_experts(model, marked)
+    _check_marks(model, marked, {name for group in groups for name in group.names})
     return Trained(
         rows=tuple(rows),
         groups=tuple(groups),
@@ -95,6 +103,8 @@ def set_trainable(
         adapters=tuple(dict.fromkeys(name for name, _, part, _ in marked if part.has_adapters)),
     )
 
+
+logger = logging.getLogger(__name__)
 
 _TrainedPart = tuple[str, int | None, Part, Mapping[str, nn.Parameter]]
 """Name of a part, a layer's index or None, how it is trained, and its parameters."""
@@ -104,6 +114,59 @@ def _adapters_of(adapters: Mapping[str, nn.Parameter], named: Mapping[str, nn.Pa
     """Return the adapters of the modules that some parameters belong to."""
     module_paths = {name.rpartition(".")[0] for name in named}
     return {name: p for name, p in adapters.items() if name.partition(".lora_")[0] in module_paths}
+
+
+def _skipped(model: nn.Module, part: Part, named: Mapping[str, nn.Parameter]) -> list[nn.Parameter]:
+    """Return the matrices of a part with adapters that have none."""
+    if not part.has_adapters:
+        return []
+    # The names are those from before adapters were added; only linear layers got some.
+    return [
+        parameter
+        for name, parameter in named.items()
+        if parameter.ndim >= 2 and not _has_adapters(model, name.rpartition(".")[0])
+    ]
+
+
+def _has_adapters(model: nn.Module, path: str) -> bool:
+    return hasattr(model.get_submodule(path), "base_layer")
+
+
+def _warn_of_experts(model: nn.Module, marked: Sequence[_TrainedPart]) -> None:
+    """Warn of experts without adapters: several matrices in one tensor, and not a linear layer."""
+    skipped = {
+        name: parameter
+        for kind, _, part, named in marked
+        for name, parameter in named.items()
+        if kind == LANGUAGE_MODEL
+        and part.has_adapters
+        and parameter.ndim == 3
+        and _is_experts(model, name)
+    }
+    if skipped:
+        logger.warning(
+            "%d tensors of experts, %s parameters, get no adapters and stay as they are, such as"
+            " %s: adapters are added to linear layers only; state=full trains them",
+            len(skipped),
+            f"{sum(parameter.numel() for parameter in skipped.values()):,}",
+            next(iter(skipped)),
+        )
+
+
+def _is_experts(model: nn.Module, name: str) -> bool:
+    path, _, _ = name.rpartition(".")
+    return not isinstance(model.get_submodule(path), nn.Conv1d | nn.Conv2d | nn.Conv3d)
+
+
+def _check_marks(
+    model: nn.Module, marked: Sequence[_TrainedPart], in_groups: Collection[str]
+) -> None:
+    """Assert that what moves is what the table calls trained: a table that lies is our own bug."""
+    moving = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    for name, index, part, named in marked:
+        wrong = [n for n, p in named.items() if (id(p) in moving) != (part.state == "full")]
+        assert not wrong, f"{name} {index}: {part.state} in the table, but not {wrong[0]}"
+    assert set(moving.values()) == set(in_groups), "parameters would move that are in no row"
 
 
 def _chosen_layers(found: Anatomy, layers: Sequence[int]) -> set[int]:
@@ -132,11 +195,18 @@ def _check(found: Anatomy, parts: Mapping[str, Part], chosen: set[int]) -> None:
             " projector.state=full"
         )
     for name in (VISION_ENCODER, PROJECTOR):
-        if name in trains and not getattr(found, name):
+        if name not in trains or getattr(found, name):
+            continue
+        if found.vision_encoder or found.projector:
             raise RecipeError(
-                f"{name}.state is {parts[name].state}, but the model has none: it is a language"
-                f" model without a vision encoder; set {name}.state=frozen"
+                f"{name}.state is {parts[name].state}, but the model has none that could be told"
+                f" from the rest: found {_modules(found)}; name its modules, as in parts={{{name}:"
+                f" MODULE}}, or set {name}.state=frozen"
             )
+        raise RecipeError(
+            f"{name}.state is {parts[name].state}, but the model has none: it is a language model"
+            f" without a vision encoder; set {name}.state=frozen"
+        )
     if parts[EMBEDDINGS].has_adapters:
         raise RecipeError(
             f"embeddings.state: found {parts[EMBEDDINGS].state}; only linear layers can have"
@@ -147,6 +217,15 @@ def _check(found: Anatomy, parts: Mapping[str, Part], chosen: set[int]) -> None:
             f"embeddings are {parts[EMBEDDINGS].state} and the head is {parts[HEAD].state}, but in"
             " this model they share one matrix; give both the same state"
         )
+
+
+def _modules(found: Anatomy) -> str:
+    """Say what the parts that images pass through hold."""
+    return ", ".join(
+        f"{name} with {len(named)} tensors such as {next(iter(named))}"
+        for name in (VISION_ENCODER, PROJECTOR)
+        if (named := getattr(found, name))
+    )
 
 
 def _add_adapters(model: nn.Module, marked: Sequence[_TrainedPart]) -> dict[str, nn.Parameter]:
@@ -264,5 +343,5 @@ def compile_layers(model: Any, backend: str) -> None:
         model: Not yet wrapped by a parallelism.
         backend: Of torch.compile.
     """
-    for layer in model.get_submodule(anatomy(model).layers_path).children():
+    for layer in model.get_submodule(language_model(model).layers_path).children():
         layer.compile(backend=backend, dynamic=True)

@@ -11,7 +11,7 @@ from consomme.base.telemetry import Progress
 from consomme.pipelines.train.curve import StepPoint, read_curve
 from consomme.pipelines.train.outputs import TRAINABLE
 from consomme.storage.ledger.run_folder import RunFolder
-from consomme.train.parts import TrainableRow, summarise
+from consomme.train.parts import Summary, TrainableRow, summarise
 
 if TYPE_CHECKING:
     from consomme.pipelines.train.trackers import MetricsWriter
@@ -79,6 +79,12 @@ def step_metrics(point: Mapping[str, float]) -> dict[str, float]:
     }
 
 
+def _without_adapters(line: Summary) -> str:
+    if not line.num_without_adapters:
+        return ""
+    return f"; {line.num_without_adapters:,} parameters of matrices have no adapters"
+
+
 def summary_lines(rows: Iterable[TrainableRow]) -> list[str]:
     """Summarise what is trained: one line per part, and one for the whole model."""
     lines = summarise(rows)
@@ -87,6 +93,7 @@ def summary_lines(rows: Iterable[TrainableRow]) -> list[str]:
         *(
             f"{one.part}: {one.state}, {one.num_tensors} tensors, {one.num_trained:,} parameters"
             f" {'of' if one.state == 'full' else 'beside'} {one.num_parameters:,}, lr {one.lr:g}"
+            + _without_adapters(one)
             if one.lr is not None
             else f"{one.part}: frozen, {one.num_parameters:,} parameters"
             for one in lines

@@ -18,7 +18,8 @@ from consomme.base.bounds import (
 )
 from consomme.base.checked import Checked, rule
 from consomme.base.schema import registry_of, runtime, strategy
-from consomme.train.parts import FROZEN, FULL, Part, Trainability
+from consomme.base.suggest import did_you_mean
+from consomme.train.parts import FROZEN, FULL, NAMEABLE_PARTS, Part, Trainability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,12 @@ class TrainRecipe(Checked):
 
     head: Part | None = None
     """How the final norm and the output matrix are trained; null as for the embeddings."""
+
+    parts: dict[str, tuple[str, ...] | str] = field(default_factory=dict)
+    """Modules of the model by part, where its own code does not show which is which:
+    `{vision_encoder: model.vision_tower, projector: [model.merger, model.newline]}`. Parts are
+    vision_encoder, projector, embeddings, head, audio_encoder, video_encoder and other; the last
+    three stay frozen. Modules that are not named are assigned as without this key."""
 
     save_adapter: bool = False
     """Also write the LoRA weights as `adapter/`, in PEFT's format, which engines can load on top of
@@ -236,12 +243,25 @@ class TrainRecipe(Checked):
             language_model=self.language_model,
             embeddings=self.embeddings,
             head=self.head,
+            modules={
+                part: (paths,) if isinstance(paths, str) else tuple(paths)
+                for part, paths in self.parts.items()
+            },
         )
 
     @rule
     def _has_data(self) -> Iterator[str]:
         if not self.data:
             yield "data: found no source, expected at least one {view: …} or {inputs: […]}"
+
+    @rule
+    def _known_parts(self) -> Iterator[str]:
+        for part in self.parts:
+            if part not in NAMEABLE_PARTS:
+                yield (
+                    f"parts: found {part}, expected {', '.join(NAMEABLE_PARTS)}"
+                    f"{did_you_mean(part, NAMEABLE_PARTS)}"
+                )
 
     @rule
     def _batch_for_every_worker(self) -> Iterator[str]:

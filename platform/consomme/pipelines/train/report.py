@@ -11,7 +11,7 @@ from consomme.base.manifest import Manifest
 from consomme.pipelines.train.outputs import PLAN, evaluations
 from consomme.report import model as page
 from consomme.storage.ledger.run_folder import RunFolder
-from consomme.train.parts import TrainableRow, summarise
+from consomme.train.parts import Summary, TrainableRow, summarise
 
 MB = 2.0**20
 
@@ -110,7 +110,7 @@ def _section(manifests: Sequence[Manifest]) -> page.Section:
             (
                 m.name,
                 line.part,
-                line.state,
+                _state(line),
                 line.num_tensors,
                 line.num_trained,
                 line.num_parameters,
@@ -137,6 +137,12 @@ def _section(manifests: Sequence[Manifest]) -> page.Section:
             parts,
         ],
     )
+
+
+def _state(line: Summary) -> str:
+    if not line.num_without_adapters:
+        return line.state
+    return f"{line.state}; {line.num_without_adapters:,} parameters without adapters"
 
 
 def _smooth(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from consomme.base.errors import RecipeError
-from consomme.models.anatomy import anatomy
+from consomme.models.anatomy import language_model
 from consomme.train.divergence import check_norm
 from consomme.train.parallel.memory import (
     BUFFERS,
@@ -160,7 +160,7 @@ class Fsdp2(Parallelism):
         policy: Any = OffloadPolicy()
         if self.offload:
             policy = CPUOffloadPolicy(pin_memory=device.type == "cuda")
-        for layer in model.get_submodule(anatomy(model).layers_path).children():
+        for layer in model.get_submodule(language_model(model).layers_path).children():
             fully_shard(layer, mesh=mesh, offload_policy=policy)
         fully_shard(model, mesh=mesh, offload_policy=policy)
         return _FullyShardedModel(model, groups, names_of(groups, trainable_names))
