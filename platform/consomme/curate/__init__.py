@@ -1,1 +1,1 @@
-"""Decisions about data: what to keep, what a caption may look like, which prompts ask for it."""
+"""Data curation: keep policies, taggers, deduplication, and captions."""

@@ -135,5 +135,5 @@ def test_columns_of_another_kind_are_refused() -> None:
     flat = {**scores, "tags.embedding": scores["tags.embedding"][:, 0]}
     with pytest.raises(DataError, match=r"'tags\.embedding' holds no vectors"):
         chosen({"name": "k_center"}, flat, hashes)
-    with pytest.raises(RecipeError, match="expected a number of samples"):
+    with pytest.raises(RecipeError, match="samples: found -1, expected at least 0"):
         KEEP_POLICIES.build({"name": "k_center", "samples": -1})

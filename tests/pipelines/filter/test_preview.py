@@ -118,7 +118,7 @@ def test_its_numbers_are_those_of_the_runs(
         ]
 
 
-def test_the_page_shows_the_last_that_stay_and_the_first_that_go(
+def test_the_page_shows_the_last_kept_and_the_first_dropped(
     tmp_path: Path, scores: str, samples: list[tuple[str, int, Sample]]
 ) -> None:
     stats = preview(recipe_of(tmp_path, scores, fraction=0.2))
@@ -127,8 +127,8 @@ def test_the_page_shows_the_last_that_stay_and_the_first_that_go(
     order = ranked(samples)
     expected = []
     for n in (4, 9, 18, 36):
-        expected += [("stays", s.sample_id) for s in order[max(0, n - 6) : n]]
-        expected += [("goes", s.sample_id) for s in order[n : n + 6]]
+        expected += [("kept", s.sample_id) for s in order[max(0, n - 6) : n]]
+        expected += [("dropped", s.sample_id) for s in order[n : n + 6]]
     assert cards(text) == expected
     assert text.count("data:image/") == len(expected)
     assert "http" not in text.replace("http-equiv", "").replace("http://www.w3.org", "")
@@ -165,7 +165,7 @@ def test_other_policies_are_shown_as_they_are(
     assert len(kept) == done.counts["kept"]
     found = cards(Path(stats.page).read_text())
     assert len(found) == shown
-    assert {badge for badge, _ in found} == {"stays", "goes"}
+    assert {badge for badge, _ in found} == {"kept", "dropped"}
 
 
 @pytest.mark.parametrize("name", ["all_of", "any_of", "in_turn"])
@@ -177,7 +177,7 @@ def test_at_the_cut_of_one_rule_stand_those_that_the_others_leave_to_it(
     keep = {"name": name, "policies": [books, low]}
     recipe = FilterRecipe(name="p", root=str(tmp_path), scores=scores, keep=keep)
     shown = cards(Path(preview(recipe).page).read_text())
-    assert [badge for badge, _ in shown] == ["stays"] * 6 + ["goes"] * 6
+    assert [badge for badge, _ in shown] == ["kept"] * 6 + ["dropped"] * 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,7 +222,7 @@ def test_at_a_remote_root_the_page_is_a_temporary_file(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     stats = preview(recipe_of("s3://bucket/runs", scores))
     assert Path(stats.page).parent == tmp_path
-    assert "What would stay" in Path(stats.page).read_text()
+    assert "What would be kept" in Path(stats.page).read_text()
 
 
 def test_pictures_that_are_gone_cost_the_pictures_only(tmp_path: Path, scores: str) -> None:

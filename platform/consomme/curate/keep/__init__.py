@@ -1,1 +1,1 @@
-"""Keep policies: which samples stay, decided exactly and globally from columns of scores."""
+"""Keep policies: exact, global selections of samples by columns of scores."""

@@ -1,1 +1,1 @@
-"""`dedup`: find copies of pictures and keep the best of each."""
+"""`dedup`: find duplicate pictures, and write a view of the best of each."""

@@ -1,1 +1,1 @@
-"""`filter`: decide exactly which samples stay, and write a view of them."""
+"""`filter`: select samples by a keep policy, and write a view of them."""

@@ -88,7 +88,7 @@ class BoundarySamples:
 class RandomSamples:
     """Collects some kept and some dropped samples, where no order decides."""
 
-    label = "some that stay, some that do not"
+    label = "some that are kept, some that are dropped"
 
     def __init__(self) -> None:
         self.by_kept: dict[bool, list[CutSample]] = {True: [], False: []}

@@ -1,4 +1,4 @@
-"""Apply a keep policy to joined columns: which rows of each unit stay."""
+"""Apply a keep policy to the columns of a store."""
 
 from __future__ import annotations
 

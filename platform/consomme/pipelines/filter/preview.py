@@ -230,7 +230,7 @@ def _short(table: Mapping[str, Any]) -> dict[str, Any]:
     more = max(0, num_sources - MAX_SOURCES)
     end = len(table["columns"]) - more
     return {
-        "title": "What would stay" + (f"; {more} more sources on the page" if more else ""),
+        "title": "What would be kept" + (f"; {more} more sources on the page" if more else ""),
         "columns": table["columns"][:end],
         "rows": [row[:end] for row in table["rows"]],
     }
@@ -245,15 +245,14 @@ def _page(
 ) -> page.Report:
     own = [k for k, variant in enumerate(variants, 1) if "recipe" in variant.label]
     first = page.Section(
-        title="What would stay",
+        title="What would be kept",
         lead_text=f"`{format_strategy(recipe.keep)}`",
         blocks=[
             page.Table(
                 columns=table["columns"],
                 rows=table["rows"],
                 highlight=own,
-                caption="Exact: a run makes the same cut. Tokens are those of the captions that"
-                " stay.",
+                caption="Exact: a run makes the same cut. Tokens are those of the kept captions.",
             )
         ],
     )
@@ -282,7 +281,7 @@ def _section(
         for label, samples in variant.galleries
     ]
     tied = variant.stats.get("tie_count") or 0
-    text = f"{variant.num_kept:,} samples stay, {share:.3g} % of all."
+    text = f"{variant.num_kept:,} samples are kept, {share:.3g} % of all."
     if tied > 1:
         text += (
             f" {tied:,} have exactly the score of the cut; hashes of their ids decide among them."
@@ -295,7 +294,7 @@ def _item(sample: CutSample, image: _PreviewImage) -> page.GalleryItem:
         image_bytes=image.image,
         title=image.caption,
         lines=[line for line in (sample.score, image.sample_id) if line],
-        badge="stays" if sample.is_kept else "goes",
+        badge="kept" if sample.is_kept else "dropped",
         badge_kind="good" if sample.is_kept else "bad",
     )
 

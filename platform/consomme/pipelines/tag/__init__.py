@@ -1,1 +1,1 @@
-"""`tag`: columns about samples, kept beside them."""
+"""`tag`: compute columns about samples, stored in sidecar files."""
