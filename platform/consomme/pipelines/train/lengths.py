@@ -1,7 +1,6 @@
-"""How long the samples of a train recipe are, and how they go through the model.
+"""Measure the lengths of the samples of a train recipe, which memory and time depend on.
 
-One decision is made here: lengths are those of the first samples of each source, since memory and
-time depend on them and a recipe does not say them. Nothing more of the data is read.
+Lengths are those of the first samples of each source; nothing more of the data is read.
 """
 
 from __future__ import annotations
@@ -18,32 +17,32 @@ from consomme.pipelines.train.samples import PreparedSample, Preparer, encode, p
 from consomme.storage.captions import unit_reader
 from consomme.storage.shards import shard_urls
 
-NUM_LOOKED_AT = 32
-"""Samples of each source whose lengths are taken."""
+NUM_MEASURED = 32
+"""Samples of each source whose lengths are measured."""
 
 NOMINAL_TOKENS = 512
-"""Length that time is worked out for where no sample could be looked at."""
+"""Length that time is planned for if no sample could be measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """How long samples are, and how they go through the model."""
+    """Lengths of samples, and how they are split into forward passes."""
 
     mean: Any
-    """A `SampleShape`."""
+    """Mean `SampleShape`."""
 
     in_pass: Any | None
-    """The longest rows that go through together; None if no sample could be looked at."""
+    """`SampleShape` of the longest rows of a forward pass; None if no sample could be measured."""
 
     num_rows: int
-    """Of a pass."""
+    """Rows per pass."""
 
     num_passes: int
-    """Of one rank's step."""
+    """Passes of one rank per step."""
 
 
 def lengths_of(recipe: TrainRecipe, start: str, notes: list[str]) -> Lengths:
-    """Look at the first samples of each source."""
+    """Measure the first samples of each source."""
     from consomme.models.chat_prefix import chat_encoder_for
     from consomme.models.weights import open_processor
     from consomme.train.cost import SampleShape
@@ -60,20 +59,20 @@ def lengths_of(recipe: TrainRecipe, start: str, notes: list[str]) -> Lengths:
     rows = math.ceil(mine / passes)
     if not samples:
         notes.append(
-            "none of the first samples can be trained on: activations are not known, and time is"
-            f" for {NOMINAL_TOKENS} tokens without a picture"
+            "none of the first samples can be trained on: activations are unknown, and time is"
+            f" for {NOMINAL_TOKENS} tokens without an image"
         )
         nominal = SampleShape(num_tokens=NOMINAL_TOKENS, num_labelled=NOMINAL_TOKENS)
         return Lengths(mean=nominal, in_pass=None, num_rows=rows, num_passes=passes)
-    figures = [_figures(encode(chat, sample)) for sample in samples]
-    columns = list(zip(*figures, strict=True))
+    lengths = [_lengths(encode(chat, sample)) for sample in samples]
+    columns = list(zip(*lengths, strict=True))
     mean, most = [sum(c) / len(c) for c in columns], [max(c) for c in columns]
     notes.append(
         f"lengths are those of the first {len(samples)} samples: {mean[0]:,.0f} tokens on average,"
-        f" {most[0]:,} at most, of which pictures take {most[2]:,}; longer ones take more"
+        f" {most[0]:,} at most, of which images take {most[2]:,}; longer ones take more"
     )
     if recipe.pack_tokens is not None:
-        # One row at a time, as full as samples of mean length make it.
+        # One row at a time, filled with samples of mean length.
         together = max(1.0, min(recipe.pack_tokens / mean[0], mine))
         most = [max(together * a, b) for a, b in zip(mean, most, strict=True)]
         rows, passes = 1, math.ceil(mine / together)
@@ -86,8 +85,8 @@ def lengths_of(recipe: TrainRecipe, start: str, notes: list[str]) -> Lengths:
     )
 
 
-def _figures(row: Any) -> tuple[int, int, int, int]:
-    """Tokens of a sample, those with a loss, those of its pictures, and numbers in those."""
+def _lengths(row: Any) -> tuple[int, int, int, int]:
+    """Return tokens, labelled tokens, image tokens and pixel values of an encoded sample."""
     if row.pixels is None:
         return len(row.input_ids), row.num_tokens, 0, 0
     values = sum(v.numel() for v in row.pixels.inputs.values() if v.is_floating_point())
@@ -95,17 +94,17 @@ def _figures(row: Any) -> tuple[int, int, int, int]:
 
 
 def _first(preparer: Preparer, source: TrainSource, number: int) -> list[PreparedSample]:
-    """Prepare the first samples of a source: of its first unit, and of its first shard."""
+    """Prepare the first samples of the first unit of a source."""
     if source.inputs:
         source = dataclasses.replace(source, inputs=tuple(shard_urls(source.inputs))[:1])
     work = plan_source(source, f"data[{number}]").works[0]
     wanted = None if work.rows is None else set(work.rows)
-    found: list[PreparedSample] = []
+    samples: list[PreparedSample] = []
     for row, sample in unit_reader(source.captions, only_new=source.only_recaptioned)(work.unit)[0]:
-        if len(found) == NUM_LOOKED_AT:
+        if len(samples) == NUM_MEASURED:
             break
         if wanted is None or row in wanted:
-            made = preparer.prepare(sample, source, random.Random(0))
-            if not isinstance(made, Reject):
-                found.append(made)
-    return found
+            prepared = preparer.prepare(sample, source, random.Random(0))
+            if not isinstance(prepared, Reject):
+                samples.append(prepared)
+    return samples

@@ -1,7 +1,7 @@
-"""Whether a planned training fits where it is to run.
+"""Check whether a planned training fits into the memory of the machines.
 
-One decision is made here: only what is certain stops a run, and only if it cannot fit wherever
-workers are placed; what is estimated warns.
+Only exact figures refuse a run, and only if it cannot fit wherever its workers are placed;
+estimates only warn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where workers run, as far as it is known."""
+    """The machines that workers run on, as far as known."""
 
     device: str
     """`cpu` or `cuda`."""
@@ -32,33 +32,33 @@ class Machine:
     """Memory of one GPU."""
 
     memory_bytes: int | None = None
-    """Main memory of the largest machine, as far as Ray may use it."""
+    """Main memory of the largest machine that Ray may use."""
 
     num_machines: int = 1
 
     def workers_on_one(self, num_workers: int) -> int:
-        """Workers that one machine has at least, however they are placed."""
+        """Return how many workers some machine has at least, however they are placed."""
         return -(-num_workers // self.num_machines)
 
 
 def this_machine() -> Machine:
-    """Look at the machine this runs on, without Ray."""
+    """Describe the machine this process runs on, without Ray."""
     import torch
 
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if torch.cuda.is_available():
-        found = torch.cuda.get_device_properties(0)
+        gpu = torch.cuda.get_device_properties(0)
         return Machine(
             device="cuda",
-            gpu_name=found.name,
-            gpu_bytes=found.total_memory,
+            gpu_name=gpu.name,
+            gpu_bytes=gpu.total_memory,
             memory_bytes=memory,
         )
     return Machine(device="cpu", memory_bytes=memory)
 
 
 def machine_of_cluster(use_gpu: bool) -> Machine:
-    """Look at the running Ray cluster; a GPU is looked at by a task on one."""
+    """Describe the running Ray cluster; a Ray task on a GPU describes the GPU."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -82,61 +82,61 @@ def machine_of_cluster(use_gpu: bool) -> Machine:
 def _gpu() -> tuple[str, int]:
     import torch
 
-    found = torch.cuda.get_device_properties(0)
-    return found.name, found.total_memory
+    gpu = torch.cuda.get_device_properties(0)
+    return gpu.name, gpu.total_memory
 
 
-def check(made: ResourcePlan, machine: Machine, recipe: TrainRecipe) -> None:
-    """Stop what cannot fit, and warn of what may not.
+def check(resources: ResourcePlan, machine: Machine, recipe: TrainRecipe) -> None:
+    """Refuse what cannot fit, and warn of what may not fit.
 
     Raises:
-        RecipeError: Weights, gradients and optimizer alone are more than there is.
+        RecipeError: Weights, gradients and optimizer alone exceed the memory.
     """
-    problem = misfit(made, machine, recipe)
+    problem = misfit(resources, machine, recipe)
     if problem:
         raise RecipeError(problem)
-    doubt = _misfit(made, machine, only_exact=False)
-    if doubt:
+    warning = _misfit(resources, machine, only_exact=False)
+    if warning:
         logger.warning(
             "train: %s, if the estimate of activations is right; a smaller micro_batch or"
-            " activation_checkpointing=true takes less",
-            doubt,
+            " activation_checkpointing=true needs less",
+            warning,
         )
 
 
-def misfit(made: ResourcePlan, machine: Machine, recipe: TrainRecipe) -> str | None:
-    """Say why a run cannot fit, and what would; None if nothing is known to be against it."""
-    found = _misfit(made, machine, only_exact=True)
-    if not found:
+def misfit(resources: ResourcePlan, machine: Machine, recipe: TrainRecipe) -> str | None:
+    """Say why a run cannot fit, and what could help; None if no reason is known."""
+    problem = _misfit(resources, machine, only_exact=True)
+    if not problem:
         return None
     exact = ", ".join(
-        f"{kind} {size_text(made.kinds[kind].total)}"
+        f"{kind} {size_text(resources.kinds[kind].total)}"
         for kind in ("weights", "gradients", "optimizer")
     )
     return (
-        f"parallelism={recipe.parallelism}, num_workers={recipe.num_workers}: {found}"
-        f" ({exact}, activations not counted); spread it over more workers or machines with"
+        f"parallelism={recipe.parallelism}, num_workers={recipe.num_workers}: {problem}"
+        f" ({exact}, activations not counted); shard it over more workers or machines with"
         " parallelism={name: fsdp2} or {name: deepspeed, stage: 3}"
-        + (", take offload: true" if machine.device == "cuda" else "")
+        + (", set offload: true" if machine.device == "cuda" else "")
         + ", select fewer layers, train lora instead of full, or start from a smaller model"
     )
 
 
-def _misfit(made: ResourcePlan, machine: Machine, *, only_exact: bool) -> str | None:
+def _misfit(resources: ResourcePlan, machine: Machine, *, only_exact: bool) -> str | None:
     if machine.gpu_bytes is not None:
-        need = made.on_device(only_exact=only_exact)
+        need = resources.on_device(only_exact=only_exact)
         if need > machine.gpu_bytes:
             return (
                 f"a worker needs {size_text(need)} on its GPU, and {machine.gpu_name} has"
                 f" {size_text(machine.gpu_bytes)}"
             )
     if machine.memory_bytes is not None:
-        num = machine.workers_on_one(made.num_workers)
-        need = made.on_machine(num, only_exact=only_exact)
+        num = machine.workers_on_one(resources.num_workers)
+        need = resources.on_machine(num, only_exact=only_exact)
         if need > machine.memory_bytes:
             return (
-                f"{num} of {made.num_workers} workers on one machine need {size_text(need)} of its"
-                f" memory, and the largest has {size_text(machine.memory_bytes)}"
+                f"{num} of {resources.num_workers} workers on one machine need {size_text(need)} of"
+                f" its memory, and the largest has {size_text(machine.memory_bytes)}"
             )
     return None
 
@@ -144,7 +144,7 @@ def _misfit(made: ResourcePlan, machine: Machine, *, only_exact: bool) -> str | 
 def utilization(
     recipe: TrainRecipe, gpu_name: str | None, flops_per_token: float, tokens_per_s: float
 ) -> dict[str, float]:
-    """Share of the GPUs' peak that went into what the model asks for; empty if it is not known."""
+    """Return model FLOPs utilization as a metric; empty if the GPU's peak is unknown."""
     from consomme.train.cost import peak_flops
 
     peak = peak_flops(gpu_name or "", recipe.precision)
@@ -154,7 +154,7 @@ def utilization(
 
 
 def size_text(num_bytes: float) -> str:
-    """Write a number of bytes as people read it; 1 GB is 10^9 bytes."""
+    """Format a number of bytes; 1 GB is 10^9 bytes."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if num_bytes >= size:
             return f"{num_bytes / size:,.1f} {unit}"

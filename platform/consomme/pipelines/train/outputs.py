@@ -7,11 +7,11 @@ import json
 from consomme.storage.ledger.run_folder import RunFolder
 
 CURVE = "curve.json"
-"""Loss, seconds and learning rate of every finished step; renewed every few seconds."""
+"""Loss, seconds and learning rate of every finished step; rewritten every few seconds."""
 
 
 EVAL_LOSS = "eval_loss_nats"
-"""What checkpoints are compared by: mean nats per labelled token of `evaluation.data`."""
+"""Metric by which checkpoints are compared: mean nats per labelled token of `evaluation.data`."""
 
 
 TRAINABLE = "trainable.json"
@@ -19,14 +19,14 @@ TRAINABLE = "trainable.json"
 
 
 PLAN = "plan.json"
-"""What the run was expected to take; written before the workers start."""
+"""Planned memory, checkpoint size and time; written before the workers start."""
 
 
 EVALUATIONS = "evaluations"
-"""Folder in a run: what was found at each checkpoint."""
+"""Folder with the evaluation of each checkpoint."""
 
 
 def evaluations(folder: RunFolder) -> list[dict[str, float]]:
-    """Read what was found so far, by step."""
+    """Read the evaluations so far, by step."""
     paths = sorted(info.path for info in folder.store.list(f"{EVALUATIONS}/"))
     return [json.loads(folder.store.read(path)) for path in paths]

@@ -1,7 +1,7 @@
-"""Work out what a train recipe takes before any weight is read.
+"""Plan what a train recipe takes, without reading any weight.
 
-One decision is made here: the model is made of shapes alone and marked by what marks it in
-training, so what is planned is what is trained.
+The model is built from shapes alone and marked by the same function as in training, so what is
+planned is what is trained.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPlan:
-    """What the command line shows."""
+    """Plan of a run as the command line shows it."""
 
     name: str
     table: Mapping[str, Any]
@@ -30,21 +30,21 @@ class TrainPlan:
 
 
 def plan(recipe: TrainRecipe) -> TrainPlan:
-    """Say what a training would take; nothing is started, and no weight is read.
+    """Plan a run for this machine; nothing is started, and no weight is read.
 
     Raises:
         RecipeError: The recipe asks for something that cannot be trained.
-        CheckpointError: There is no model.
+        CheckpointError: The model does not exist.
     """
     machine = this_machine()
-    made = plan_of(recipe, recipe.model, machine)
-    problem = misfit(made, machine, recipe)
+    resources = plan_of(recipe, recipe.model, machine)
+    problem = misfit(resources, machine, recipe)
     return TrainPlan(
         name=recipe.name,
-        table=table_of(made),
+        table=table_of(resources),
         notes=(
-            *summary_lines(made),
-            *made.notes,
+            *summary_lines(resources),
+            *resources.notes,
             *([f"on this machine: {problem}"] if problem else []),
         ),
     )
@@ -55,8 +55,8 @@ def plan_of(recipe: TrainRecipe, start: str, machine: Machine) -> ResourcePlan:
 
     Args:
         recipe: The run's.
-        start: The model, as `model_folder` takes it.
-        machine: Where workers run.
+        start: The model that training starts from, as `model_folder` takes it.
+        machine: Machine that workers run on.
     """
     import torch
 
@@ -69,7 +69,9 @@ def plan_of(recipe: TrainRecipe, start: str, machine: Machine) -> ResourcePlan:
 
     notes: list[str] = []
     if recipe.min_workers is not None and recipe.min_workers < recipe.num_workers:
-        notes.append(f"planned for {recipe.num_workers} workers; with fewer, each may hold more")
+        notes.append(
+            f"planned for {recipe.num_workers} workers; with fewer, each may need more memory"
+        )
     start = model_folder(start)
     lengths = lengths_of(recipe, start, notes)
     samples_per_rank = recipe.global_batch / recipe.num_workers
@@ -109,9 +111,9 @@ def plan_of(recipe: TrainRecipe, start: str, machine: Machine) -> ResourcePlan:
                 precision=recipe.precision,
             )
         except Exception as error:  # noqa: BLE001 - an estimate must not stop a run.
-            # Whatever a family's forward pass wants beside words, it did not get here.
+            # Some families' forward pass needs more than embeddings, which are all it gets here.
             reason = str(error).partition("\n")[0]
-            notes.append(f"activations are not known: {type(error).__name__}: {reason}")
+            notes.append(f"activations are unknown: {type(error).__name__}: {reason}")
     cost = cost_of(model, trained.lowest_layer)
     return make_plan(
         PARALLELISMS.build(recipe.parallelism, "parallelism"),
@@ -138,59 +140,62 @@ def _selected(recipe: TrainRecipe, num_layers: int, notes: list[str]) -> tuple[i
     return selector.planned(num_layers)
 
 
-def summary_lines(made: ResourcePlan) -> list[str]:
-    """Say in a few lines what a run takes."""
-    from consomme.train.parallel.memory import ACTIVATIONS, EXACT
+def summary_lines(resources: ResourcePlan) -> list[str]:
+    """Summarise in a few lines what a run takes."""
+    from consomme.train.parallel.memory import ACTIVATIONS, BUFFERS, EXACT
 
-    exact = ", ".join(f"{kind} {size_text(made.kinds[kind].total)}" for kind in EXACT)
+    exact = ", ".join(f"{kind} {size_text(resources.kinds[kind].total)}" for kind in EXACT)
     about = (
-        f"activations about {size_text(made.kinds[ACTIVATIONS].total)}"
-        if made.activations
-        else "activations not known"
+        f"activations about {size_text(resources.kinds[ACTIVATIONS].total)}"
+        if resources.activations
+        else "activations unknown"
     )
     time = (
-        f"; a step is predicted to take {made.saving_fraction:.0%} less time than with all layers"
-        if made.num_trained and made.cost != made.cost_of_all
+        f"; a step is predicted to take {resources.saving_fraction:.0%} less time than with all"
+        " layers"
+        if resources.num_trained and resources.cost != resources.cost_of_all
         else ""
     )
     return [
-        f"memory of a worker: {exact}, buffers {size_text(made.kinds['buffers'].total)}, {about};"
-        f" at most about {size_text(made.step.total)} at once, in a step",
-        f"a checkpoint takes {size_text(made.checkpoint_bytes)}, the model"
-        f" {size_text(made.model_bytes)}{time}",
+        f"memory of a worker: {exact}, buffers {size_text(resources.kinds[BUFFERS].total)},"
+        f" {about};"
+        f" peak of a step about {size_text(resources.step.total)}",
+        f"a checkpoint takes {size_text(resources.checkpoint_bytes)}, the model"
+        f" {size_text(resources.model_bytes)}{time}",
     ]
 
 
-def table_of(made: ResourcePlan) -> dict[str, Any]:
-    """Memory by kind as a table."""
+def table_of(resources: ResourcePlan) -> dict[str, Any]:
+    """Tabulate memory by kind."""
     from consomme.train.parallel.memory import EXACT
 
     rows = [
         [kind, size_text(one.device), size_text(one.host), "exact" if kind in EXACT else "estimate"]
-        for kind, one in made.kinds.items()
+        for kind, one in resources.kinds.items()
     ]
     for label, one, how in (
-        ("at most at once, in a step", made.step, "estimate"),
-        ("at the beginning: the whole model", made.loading, "exact"),
+        ("peak of a step", resources.step, "estimate"),
+        ("while loading: the whole model", resources.loading, "exact"),
     ):
         rows.append([label, size_text(one.device), size_text(one.host), how])
     title = (
-        f"{made.num_trained:,} of {made.num_parameters:,} parameters trained by"
-        f" {made.num_workers} {'worker' if made.num_workers == 1 else 'workers'}; memory of each"
+        f"{resources.num_trained:,} of {resources.num_parameters:,} parameters trained by"
+        f" {resources.num_workers} {'worker' if resources.num_workers == 1 else 'workers'};"
+        " memory of each"
     )
-    first = "GPU" if made.device == "cuda" else "memory"
-    other = "host" if made.device == "cuda" else "memory, where offloaded"
-    return {"title": title, "columns": ["kind", first, other, "how sure"], "rows": rows}
+    first = "GPU" if resources.device == "cuda" else "memory"
+    other = "host" if resources.device == "cuda" else "memory, if offloaded"
+    return {"title": title, "columns": ["kind", first, other, "accuracy"], "rows": rows}
 
 
-def as_json(made: ResourcePlan) -> dict[str, Any]:
-    """A plan as it is stored, with what is derived from it."""
-    plain: dict[str, Any] = dataclasses.asdict(made)
+def as_json(resources: ResourcePlan) -> dict[str, Any]:
+    """Return a plan as it is stored, with its derived values."""
+    plain: dict[str, Any] = dataclasses.asdict(resources)
     plain["kept"] = plain.pop("activations")
     plain["num_parts"] = plain.pop("num_micro_batches")
-    plain["kinds"] = {kind: one._asdict() for kind, one in made.kinds.items()}
+    plain["kinds"] = {kind: one._asdict() for kind, one in resources.kinds.items()}
     for name in ("loading", "export"):
-        plain[name] = getattr(made, name)._asdict()
-    plain["step"] = made.step._asdict()
-    plain["saving_fraction"] = made.saving_fraction
+        plain[name] = getattr(resources, name)._asdict()
+    plain["step"] = resources.step._asdict()
+    plain["saving_fraction"] = resources.saving_fraction
     return plain

@@ -1,4 +1,4 @@
-"""What trainings were planned to take, beside what they took."""
+"""Report of training runs: loss curves, what was trained, planned and measured memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MB = 2.0**20
 
 
 def plan_tables(manifests: Sequence[Manifest]) -> list[page.Block]:
-    """Draw the plans of train runs; nothing if none of them has one."""
+    """Make the table of plans of train runs; empty if no run has a plan."""
     rows: list[tuple[page.Cell, ...]] = []
     for manifest in manifests:
         store = RunFolder.at(manifest.url).store
@@ -49,24 +49,29 @@ def plan_tables(manifests: Sequence[Manifest]) -> list[page.Block]:
                 "gradients MB",
                 "optimizer MB",
                 "… measured",
-                "activations MB, about",
-                "at most in a step MB",
+                "activations MB, estimated",
+                "peak of a step MB",
                 "… measured",
                 "checkpoint MB",
                 "predicted saving of a step",
             ),
             rows=rows,
             caption=(
-                "Planned before the start, of one worker, beside what was measured. Without a GPU"
-                " what is measured is the whole process, some hundred MB of libraries included."
-                " The saving is against training all layers."
+                "Planned memory of one worker, and what was measured. Without a GPU the measured"
+                " peak is that of the whole process, some hundred MB of libraries included. The"
+                " saving is against training all layers."
             ),
         )
     ]
 
 
 def sections(runs: Sequence[Manifest], every_run: Mapping[str, Manifest]) -> list[page.Section]:
-    """Draw these runs; `every_run` of the page, by name, says what else is known."""
+    """Make the sections of these runs.
+
+    Args:
+        runs: The train runs of a page.
+        every_run: All runs of the page, by name.
+    """
     return [_section(runs)]
 
 
@@ -76,9 +81,9 @@ def _section(manifests: Sequence[Manifest]) -> page.Section:
         text = RunFolder.at(manifest.url).store.read("curve.json")
         points = [(p["step"], p["loss"]) for p in json.loads(text)]
         curves[manifest.name] = _smooth(points)
-        if seen := evaluations(RunFolder.at(manifest.url)):
-            label = f"{manifest.name}, on other samples"
-            curves[label] = [(point["step"], point["loss"]) for point in seen]
+        if evaluated := evaluations(RunFolder.at(manifest.url)):
+            label = f"{manifest.name}, held-out samples"
+            curves[label] = [(point["step"], point["loss"]) for point in evaluated]
     strip = page.LayerStrip(
         rows=[(m.name, m.decisions["num_layers"], m.decisions["layers"]) for m in manifests],
         caption="Layers of the language model that received updates.",
@@ -116,14 +121,14 @@ def _section(manifests: Sequence[Manifest]) -> page.Section:
             if line.num_parameters
         ],
     )
-    went_back = [
+    rollbacks = [
         f"`{m.name}` went back to a checkpoint: {reason}."
         for m in manifests
         for reason in m.decisions.get("rollbacks", ())
     ]
     return page.Section(
         title="Training",
-        lead_text=" ".join(went_back),
+        lead_text=" ".join(rollbacks),
         blocks=[
             page.Curves(series=curves, x_label="step", y_label="loss, nats per token"),
             table,

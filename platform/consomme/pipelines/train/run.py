@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(recipe: TrainRecipe) -> Manifest:
-    """Train; an interrupted run goes on from its last checkpoint when started again."""
+    """Train; an interrupted run resumes from its last checkpoint when started again."""
     return open_run(recipe).once(_train)
 
 

@@ -1,8 +1,8 @@
-"""What training reads: the units of each source, and what of them can be trained on.
+"""Read the units of each training source, and check which samples can be trained on.
 
-One decision is made here: a sample is looked at whole before it is handed out. Its picture is
-decoded and its text put into tokens, so a bad one costs a reject where it is read, and no step of
-training finds out half-way. What is handed out is the encoded picture again, which is small.
+A sample is checked completely when it is read: its image is decoded and its text tokenized, so a
+bad sample becomes a reject, and no training step fails half-way. What is passed on is the encoded
+image, which is small.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ class PreparedSample:
     """One sample that can be trained on."""
 
     sample: Sample
-    """With the turns that are trained on, question included."""
+    """With the turns that are trained on, prompt included."""
 
     num_tokens: int
-    """Of the whole conversation, picture included."""
+    """Of the whole conversation, image included."""
 
     scale: float = 1.0
-    """Its picture is enlarged so many times."""
+    """Factor by which its image is enlarged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitContents:
-    """What of a unit can be trained on, in the order of its rows, and what cannot."""
+    """Samples of a unit that can be trained on, in the order of its rows, and its rejects."""
 
     unit_id: str
     samples: list[PreparedSample]
@@ -56,10 +56,10 @@ class SourcePlan:
 
     source: TrainSource
     works: tuple[Work, ...]
-    """Its units, in order, without those of which nothing is wanted."""
+    """Its units, in order; those without a wanted sample are left out."""
 
     num_rows: int
-    """Samples it has, those that cannot be trained on included; of a share of them, about."""
+    """Number of samples before rejects; approximate if `fraction` is below 1."""
 
     @property
     def weight(self) -> float:
@@ -68,15 +68,15 @@ class SourcePlan:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes to read for all of it, as far as shards tell."""
+        """Bytes to read for the whole source, as far as the shards say."""
         return sum(work.unit.num_bytes for work in self.works)
 
 
 def plan_source(source: TrainSource, name: str) -> SourcePlan:
-    """List the units of a source; no picture is read.
+    """List the units of a source; no image is read.
 
     Raises:
-        DataError: It holds no samples, or its captions are about other units.
+        DataError: The source holds no samples, or its captions belong to other units.
     """
     if source.view:
         view = View.load(source.view)
@@ -103,12 +103,12 @@ class Preparer:
     """Reads units for one model."""
 
     def __init__(self, recipe: TrainRecipe, chat: Any, max_tokens: int) -> None:
-        """Keep what samples are made for.
+        """Keep the model's limits.
 
         Args:
-            recipe: For its sources, and what is varied from epoch to epoch.
+            recipe: Says what is varied from epoch to epoch.
             chat: The model's `ChatEncoder`.
-            max_tokens: Positions the language model has.
+            max_tokens: Number of positions of the language model.
         """
         self.recipe, self.chat, self.max_tokens = recipe, chat, max_tokens
 
@@ -116,10 +116,10 @@ class Preparer:
         """Read one unit.
 
         Args:
-            source: What the unit is of.
-            work: The unit, and which rows.
-            number: Of the source.
-            epoch: How often the unit was read before, if training goes straight on.
+            source: Source of the unit.
+            work: The unit, and which of its rows are wanted.
+            number: Number of the source.
+            epoch: Epoch of the source, which seeds augmentation.
         """
         samples, rejects = unit_reader(source.captions, only_new=source.only_recaptioned)(work.unit)
         rows = None if work.rows is None else set(work.rows)
@@ -127,22 +127,22 @@ class Preparer:
         def is_wanted(row: int, sample_id: str) -> bool:
             return (rows is None or row in rows) and is_in_share(sample_id, source.fraction)
 
-        found = UnitContents(unit_id=work.unit.unit_id, samples=[], rejects=[])
-        found.rejects.extend(one for row, one in rejects if is_wanted(row, one.sample_id))
+        contents = UnitContents(unit_id=work.unit.unit_id, samples=[], rejects=[])
+        contents.rejects.extend(one for row, one in rejects if is_wanted(row, one.sample_id))
         for row, sample in samples:
             if is_wanted(row, sample.sample_id):
                 draw = random.Random(f"vary-{self.recipe.seed}-{number}-{epoch}-{sample.sample_id}")
-                made = self.prepare(sample, source, draw)
-                if isinstance(made, Reject):
-                    found.rejects.append(made)
+                prepared = self.prepare(sample, source, draw)
+                if isinstance(prepared, Reject):
+                    contents.rejects.append(prepared)
                 else:
-                    found.samples.append(made)
-        return found
+                    contents.samples.append(prepared)
+        return contents
 
     def prepare(
         self, sample: Sample, source: TrainSource, draw: random.Random
     ) -> PreparedSample | Reject:
-        """Make one sample ready, or say why it cannot be trained on."""
+        """Check one sample; returns a reject if it cannot be trained on."""
         from consomme.models.encoded import ImageRefusedError
 
         image = decode(sample.image)
@@ -152,44 +152,45 @@ class Preparer:
         if source.shuffle_turns:
             turns = shuffled(turns, draw)
         scale = draw.uniform(1, self.recipe.max_upscale)
-        made = PreparedSample(sample=replace(sample, turns=turns), num_tokens=0, scale=scale)
+        prepared = PreparedSample(sample=replace(sample, turns=turns), num_tokens=0, scale=scale)
         try:
-            spoken = encode(self.chat, made, image)
+            encoded = encode(self.chat, prepared, image)
         except ImageRefusedError as error:
             return reject_of(sample, "image_not_encodable", str(error))
         except DataError as error:
             return reject_of(sample, "text_not_encodable", str(error))
-        num_tokens = len(spoken.input_ids)
+        num_tokens = len(encoded.input_ids)
         if num_tokens > self.max_tokens:
             detail = f"{num_tokens} tokens, the model has {self.max_tokens} positions"
             return reject_of(sample, "sequence_too_long", detail)
-        return replace(made, num_tokens=num_tokens)
+        return replace(prepared, num_tokens=num_tokens)
 
 
 def encode(chat: Any, prepared: PreparedSample, image: Image.Image | None = None) -> Any:
-    """Put a sample into tokens and pixels; a model without eyes gets its words alone.
+    """Encode a sample into tokens and pixels; without a vision encoder, into tokens only.
 
     Args:
         chat: The model's `ChatEncoder`.
         prepared: The sample.
-        image: Its picture, if it was decoded before.
+        image: Its image, if it is decoded already.
     """
     turns = prepared.sample.turns
     if not chat.has_vision:
         return chat.encode(turns, None)
-    picture = decode(prepared.sample.image) if image is None else image
-    if isinstance(picture, DecodeProblem):
-        raise DataError(f"{prepared.sample.sample_id}: {picture.reason}: {picture.detail}")
+    decoded = decode(prepared.sample.image) if image is None else image
+    if isinstance(decoded, DecodeProblem):
+        raise DataError(f"{prepared.sample.sample_id}: {decoded.reason}: {decoded.detail}")
     if prepared.scale != 1.0:
-        size = (round(picture.width * prepared.scale), round(picture.height * prepared.scale))
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
-    return chat.encode(turns, picture)
+        size = (round(decoded.width * prepared.scale), round(decoded.height * prepared.scale))
+        decoded = decoded.resize(size, Image.Resampling.BICUBIC)
+    return chat.encode(turns, decoded)
 
 
 def shuffled(turns: Sequence[Turn], draw: random.Random) -> tuple[Turn, ...]:
-    """Put questions in another order, each with its answer.
+    """Shuffle the questions of a conversation, each with its answer.
 
-    What does not go question, answer, question, answer after a word of the system stays as it is.
+    Returns any conversation unchanged that is not pairs of user and assistant turns, after at most
+    one system turn.
     """
     head = tuple(turn for turn in turns[:1] if turn.role == "system")
     rest = turns[len(head) :]

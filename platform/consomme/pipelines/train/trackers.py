@@ -1,8 +1,7 @@
-"""Hand a run's figures on while it goes: TensorBoard, MLflow, Weights & Biases.
+"""Send a run's metrics to trackers while it trains: TensorBoard, MLflow, Weights & Biases.
 
-One decision is made here: the command that started the run hands them on, not the workers, from
-what is in the run folder. So credentials stay with the user, and a run that goes on hands on only
-what is new.
+The command that started the run sends them, not the workers, so credentials stay with the user. A
+run that resumes sends only new steps.
 """
 
 from __future__ import annotations
@@ -18,35 +17,35 @@ from consomme.base.registry import Registry
 
 
 class MetricsWriter(Protocol):
-    """An open sink."""
+    """An open tracker."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Hand on the figures of one step."""
+        """Send the metrics of one step."""
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send what is buffered, and close."""
 
 
 class Tracker(Protocol):
-    """Somewhere that figures go."""
+    """A service or file that metrics are sent to."""
 
     def __call__(
-        self, folder: str, name: str, mark: str, recipe: Mapping[str, Any]
+        self, folder: str, name: str, fingerprint: str, recipe: Mapping[str, Any]
     ) -> MetricsWriter:
-        """Open it, or open it again.
+        """Open the tracker, or open it again when the run resumes.
 
         Args:
             folder: The run folder.
             name: Of the run.
-            mark: The run's fingerprint: the same run goes on under it.
-            recipe: As plain values.
+            fingerprint: The run's; a resumed run is identified by it.
+            recipe: The recipe as plain values.
 
         Raises:
-            RecipeError: Its package is not installed.
+            RecipeError: The tracker's package is not installed.
         """
 
 
-TRACKERS: Registry[Tracker] = Registry("sink", "consomme/pipelines/train/trackers.py")
+TRACKERS: Registry[Tracker] = Registry("tracker", "consomme/pipelines/train/trackers.py")
 
 
 @TRACKERS.register("tensorboard")
@@ -55,16 +54,21 @@ class TensorBoard:
     """Event files for `tensorboard --logdir`."""
 
     folder: str | None = None
-    """Where they are written; None puts them into the run folder, as `tensorboard/`."""
+    """Where event files are written; None writes into the run folder, as `tensorboard/`."""
 
     def __call__(
-        self, folder: str, name: str, mark: str, recipe: Mapping[str, Any]
+        self, folder: str, name: str, fingerprint: str, recipe: Mapping[str, Any]
     ) -> MetricsWriter:
-        """Open a file of events; a run that goes on adds another file."""
+        """Open an event file; a resumed run adds another file."""
         from tensorboardX import SummaryWriter
 
-        place = f"{folder}/tensorboard" if self.folder is None else f"{self.folder}/{name}-{mark}"
-        # By itself a file is named after the second it is opened in, and the next takes its place.
+        place = (
+            f"{folder}/tensorboard"
+            if self.folder is None
+            else f"{self.folder}/{name}-{fingerprint}"
+        )
+        # By default the name holds only the second of opening, so a file that is opened in the same
+        # second would replace this one.
         return _TensorBoard(SummaryWriter(place, filename_suffix=f".{time.time_ns()}"))
 
 
@@ -86,28 +90,28 @@ class MLflow:
     """A run of an MLflow experiment."""
 
     uri: str | None = None
-    """Of the tracking server; None takes MLFLOW_TRACKING_URI."""
+    """URI of the tracking server; None uses MLFLOW_TRACKING_URI."""
 
     experiment: str = "consomme"
-    """Its name; made if there is none."""
+    """Name of the experiment; created if it does not exist."""
 
     def __call__(
-        self, folder: str, name: str, mark: str, recipe: Mapping[str, Any]
+        self, folder: str, name: str, fingerprint: str, recipe: Mapping[str, Any]
     ) -> MetricsWriter:
         """Open the run with this fingerprint, or a new one."""
-        mlflow = _needed("mlflow", "mlflow-skinny")
+        mlflow = _import_tracker("mlflow", "mlflow-skinny")
         client = mlflow.MlflowClient(self.uri)
         found = client.get_experiment_by_name(self.experiment)
         experiment = found.experiment_id if found else client.create_experiment(self.experiment)
-        runs = client.search_runs([experiment], f"tags.`consomme.run` = '{mark}'")
+        runs = client.search_runs([experiment], f"tags.`consomme.run` = '{fingerprint}'")
         if runs:
             run = runs[0].info.run_id
             client.update_run(run, status="RUNNING")
         else:
-            tags = {"consomme.run": mark, "mlflow.runName": name}
+            tags = {"consomme.run": fingerprint, "mlflow.runName": name}
             run = client.create_run(experiment, tags=tags).info.run_id
             for key, value in recipe.items():
-                # A parameter of MLflow has at most 6,000 characters.
+                # MLflow limits a parameter to 6,000 characters.
                 client.log_param(run, key, str(value)[:6000])
         return _MLflow(client, run)
 
@@ -130,25 +134,25 @@ class WeightsAndBiases:
     """A run of a Weights & Biases project."""
 
     project: str = "consomme"
-    """Its name."""
+    """Name of the project."""
 
     entity: str | None = None
-    """User or team; None takes the user's own."""
+    """User or team; None uses the user's default."""
 
     mode: Literal["online", "offline"] = "online"
     """`offline` writes into the run folder, for `wandb sync` later."""
 
     def __call__(
-        self, folder: str, name: str, mark: str, recipe: Mapping[str, Any]
+        self, folder: str, name: str, fingerprint: str, recipe: Mapping[str, Any]
     ) -> MetricsWriter:
         """Open the run with this fingerprint, or a new one."""
-        wandb = _needed("wandb", "wandb")
+        wandb = _import_tracker("wandb", "wandb")
         return _WeightsAndBiases(
             wandb.init(
                 project=self.project,
                 entity=self.entity,
                 mode=self.mode,
-                id=mark,
+                id=fingerprint,
                 name=name,
                 resume="allow",
                 config=dict(recipe),
@@ -169,38 +173,42 @@ class _WeightsAndBiases:
         self.run.finish()
 
 
-def _needed(module: str, package: str) -> Any:
+def _import_tracker(module: str, package: str) -> Any:
     import importlib
 
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise RecipeError(
-            f"trackers: {module} is not installed ({error}); run `pip install {package}`, or take"
-            " this sink out of the recipe"
+            f"trackers: {module} is not installed ({error}); run `pip install {package}`, or"
+            " remove this tracker from the recipe"
         ) from error
 
 
 @contextmanager
 def opened(
-    nodes: tuple[dict[str, Any], ...], folder: str, name: str, mark: str, recipe: Mapping[str, Any]
+    nodes: tuple[dict[str, Any], ...],
+    folder: str,
+    name: str,
+    fingerprint: str,
+    recipe: Mapping[str, Any],
 ) -> Iterator[list[MetricsWriter]]:
-    """Open the sinks of a recipe, and close them in any case.
+    """Open the trackers of a recipe, and close them in any case.
 
     Args:
-        nodes: Each with the `name` of a sink and its options.
+        nodes: Each with the `name` of a tracker and its options.
         folder: The run folder.
         name: Of the run.
-        mark: The run's fingerprint.
-        recipe: As plain values.
+        fingerprint: The run's.
+        recipe: The recipe as plain values.
 
     Raises:
-        RecipeError: The package of a sink is not installed.
+        RecipeError: A tracker's package is not installed.
     """
     with ExitStack() as stack:
-        writers = []
+        writers: list[MetricsWriter] = []
         for node in nodes:
-            writer = TRACKERS.build(node, "trackers")(folder, name, mark, recipe)
+            writer = TRACKERS.build(node, "trackers")(folder, name, fingerprint, recipe)
             stack.callback(writer.close)
             writers.append(writer)
         yield writers
