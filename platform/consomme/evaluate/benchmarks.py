@@ -69,12 +69,12 @@ def _picture(image: Image.Image, blank: bool) -> Image.Image:
 
 
 def _accuracy(right: Sequence[float]) -> dict[str, float]:
-    found = accuracy([value > 0 for value in right])
+    interval = accuracy([value > 0 for value in right])
     return {
-        "accuracy_fraction": found.value,
-        "accuracy_low_fraction": found.low,
-        "accuracy_high_fraction": found.high,
-        "num_questions": float(found.num_total),
+        "accuracy_fraction": interval.value,
+        "accuracy_low_fraction": interval.low,
+        "accuracy_high_fraction": interval.high,
+        "num_questions": float(interval.num_total),
     }
 
 

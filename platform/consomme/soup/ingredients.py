@@ -150,14 +150,14 @@ def check_compatible(ingredients: Sequence[Ingredient]) -> None:
 
 def _first_difference(first: Ingredient, other: Ingredient) -> str:
     for key, spec in first.tensors.items():
-        found = other.tensors.get(key)
-        if found is None:
+        other_spec = other.tensors.get(key)
+        if other_spec is None:
             return f"tensor {key!r} is missing in the second"
-        if found.shape != spec.shape:
-            return f"tensor {key!r} has shape {list(spec.shape)} against {list(found.shape)}"
-        if found.dtype != spec.dtype:
+        if other_spec.shape != spec.shape:
+            return f"tensor {key!r} has shape {list(spec.shape)} against {list(other_spec.shape)}"
+        if other_spec.dtype != spec.dtype:
             return (
-                f"tensor {key!r} is stored as {spec.dtype} against {found.dtype} "
+                f"tensor {key!r} is stored as {spec.dtype} against {other_spec.dtype} "
                 "(save both in the same data type)"
             )
     extra = sorted(set(other.tensors) - set(first.tensors))

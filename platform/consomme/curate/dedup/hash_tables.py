@@ -70,9 +70,9 @@ class HashTable:
     def in_slots(self, slot_E: Slots, rows: Index, wanted: Slots) -> Index:
         """Return the rows whose slot is among the wanted ones."""
         self._marked[wanted] = True
-        found = [chunk[self._marked[slot_E[chunk]]] for chunk in _chunks(rows)]
+        matching = [chunk[self._marked[slot_E[chunk]]] for chunk in _chunks(rows)]
         self._marked[wanted] = False
-        return np.concatenate([rows[:0], *found])
+        return np.concatenate([rows[:0], *matching])
 
 
 @cache

@@ -206,10 +206,10 @@ class Answerable(Checked):
         return multiple_choice
 
     def _own_options(self, sample: Sample, answer: str) -> list[str]:
-        given = sample.meta.get(self.options) if self.options is not None else None
-        if not isinstance(given, list | tuple):
+        own_options = sample.meta.get(self.options) if self.options is not None else None
+        if not isinstance(own_options, list | tuple):
             return []
-        return _wrong_options([str(option) for option in given], answer)
+        return _wrong_options([str(option) for option in own_options], answer)
 
     def _sample_wrong(self, name: str, answer: str) -> list[str]:
         wrong = _wrong_options(self.answers, answer)

@@ -109,30 +109,30 @@ def objects_in(text: str, lexicons: tuple[Lexicon, Lexicon]) -> list[str]:
         lexicons: From `build_lexicons`; the second is used only if the first finds nothing.
     """
     for lexicon in lexicons:
-        found = [name for part in _parts(text) for name in _named(part, lexicon)]
-        if found:
-            return [name for name in found if name != NONE]
+        matches = [name for part in _parts(text) for name in _named(part, lexicon)]
+        if matches:
+            return [name for name in matches if name != NONE]
     return []
 
 
 def _named(tokens: Sequence[str], lexicon: Lexicon) -> list[str]:
     """Match the longest listed phrases from left to right; of adjacent ones the last counts."""
     longest = max(map(len, lexicon))
-    found: list[tuple[int, str]] = []
+    matches: list[tuple[int, str]] = []
     at = 0
     while at < len(tokens):
         for size in range(min(longest, len(tokens) - at), 0, -1):
             name = lexicon.get(tuple(tokens[at : at + size]))
             if name is None:
                 continue
-            if found and found[-1][0] == at:
-                found.pop()
-            found.append((at + size, name))
+            if matches and matches[-1][0] == at:
+                matches.pop()
+            matches.append((at + size, name))
             at += size
             break
         else:
             at += 1
-    return [name for _, name in found]
+    return [name for _, name in matches]
 
 
 def _parts(text: str) -> list[list[str]]:

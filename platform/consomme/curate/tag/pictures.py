@@ -71,13 +71,13 @@ class Embedding:
         def tag(inputs: Sequence[TaggerInput]) -> TagColumns:
             vectors: list[NDArray[np.float32] | None] = []
             problems = {}
-            for k, found in enumerate(model.embed_pictures(inputs)):
-                if isinstance(found, TagProblem):
-                    problems[k] = found
-                elif not np.isfinite(found).all():
+            for k, vector in enumerate(model.embed_pictures(inputs)):
+                if isinstance(vector, TagProblem):
+                    problems[k] = vector
+                elif not np.isfinite(vector).all():
                     detail = "the embedding is not finite"
                     problems[k] = TagProblem(reason="score_not_finite", detail=detail)
-                vectors.append(None if k in problems or isinstance(found, TagProblem) else found)
+                vectors.append(None if k in problems or isinstance(vector, TagProblem) else vector)
             return TagColumns(columns={self.column: vectors}, problems=problems)
 
         return tag

@@ -66,12 +66,12 @@ class Text(Checked):
 
         def tag(inputs: Sequence[TaggerInput]) -> TagColumns:
             texts = [item.assistant_text.strip() for item in inputs]
-            found = [language(text) for text in texts]
+            guesses = [language(text) for text in texts]
             columns: dict[str, Sequence[Any]] = {
                 "num_chars": [len(text) for text in texts],
                 "num_words": [num_words(text) for text in texts],
-                "language": [name for name, _ in found],
-                "language_confidence": [confidence for _, confidence in found],
+                "language": [name for name, _ in guesses],
+                "language_confidence": [confidence for _, confidence in guesses],
                 "script": [script_of(text) for text in texts],
             }
             return TagColumns(columns=columns, problems={})

@@ -179,25 +179,25 @@ class _RunColumns:
 
     def join(self, unit: Unit, table: pa.Table) -> pa.Table:
         """Add the columns to a unit's table; null where the other run has no such row."""
-        found = self.cursor.at(unit)
-        if found is None:
+        other_table = self.cursor.at(unit)
+        if other_table is None:
             for column in self.columns:
                 table = table.append_column(f"{self.name}.{column}", pa.nulls(table.num_rows))
             return table
-        row_N, other_rows = table["row"].to_numpy(), found["row"].to_numpy()
+        row_N, other_rows = table["row"].to_numpy(), other_table["row"].to_numpy()
         if not np.array_equal(row_N, other_rows):
             index_of_row = np.full(unit.count, -1, np.int64)
             index_of_row[other_rows] = np.arange(len(other_rows))
             index_N = index_of_row[row_N]
-            found = found.take(pa.array(index_N, mask=index_N < 0))
-        self._check_ids(unit, table, found)
+            other_table = other_table.take(pa.array(index_N, mask=index_N < 0))
+        self._check_ids(unit, table, other_table)
         for column in self.columns:
-            table = table.append_column(f"{self.name}.{column}", found[column])
+            table = table.append_column(f"{self.name}.{column}", other_table[column])
         return table
 
-    def _check_ids(self, unit: Unit, table: pa.Table, found: pa.Table) -> None:
+    def _check_ids(self, unit: Unit, table: pa.Table, other_table: pa.Table) -> None:
         """Check that both runs have the same sample in each row."""
-        other_ids = found[ID_HASH]
+        other_ids = other_table[ID_HASH]
         is_joined_N = np.asarray(other_ids.is_valid())
         differs_N = np.asarray(other_ids.fill_null(0)) != table[ID_HASH].to_numpy()
         if (is_joined_N & differs_N).any():

@@ -94,8 +94,10 @@ class _ScorerModel:
             values = self.scorer.token_budget * 1024
             self._embedder = ImageEmbedder(self.scorer.model, self.scorer.chat, batch_values=values)
         pictures = {s.image_key: s.image for s in inputs if s.image is not None}
-        found = dict(zip(pictures, self._embedder.embed(list(pictures.values())), strict=True))
-        vectors = [found[item.image_key] for item in inputs]
+        vector_by_key = dict(
+            zip(pictures, self._embedder.embed(list(pictures.values())), strict=True)
+        )
+        vectors = [vector_by_key[item.image_key] for item in inputs]
         return [
             TagProblem(reason=vector.reason, detail=vector.detail)
             if isinstance(vector, NotScored)
