@@ -251,7 +251,7 @@ def test_a_recipe_that_contradicts_itself_is_refused(options: Any, message: str)
 
 def test_the_report_shows_the_loosest_groups(tmp_path: Path) -> None:
     done = deduped(tmp_path, hashed(tmp_path, written(tmp_path / "data", planted()), 10))
-    section = report_dedup.dedup_section(done)
+    (section,) = report_dedup.sections([done], {})
     assert "34 of 42 pictures stay; 3 have the same bytes" in section.lead_text
     gallery = section.blocks[-1]
     badges = [item.badge for item in gallery.items]  # type: ignore[union-attr]
