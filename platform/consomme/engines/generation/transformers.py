@@ -79,6 +79,7 @@ class TransformersEngine:
         adapter: str | None = None,
         dtype: str = "auto",
         threads: int = 1,
+        template: Mapping[str, Any] | None = None,
     ) -> None:
         """Load the model.
 
@@ -91,6 +92,7 @@ class TransformersEngine:
             dtype: Of the weights: `float32`, `bfloat16`, `float16`, or `auto`, which is bfloat16 on
                 a GPU and float32 on a CPU.
             threads: torch threads of this process.
+            template: Options of the chat template.
 
         Raises:
             CheckpointError: The model or the adapter cannot be loaded.
@@ -104,7 +106,7 @@ class TransformersEngine:
         if adapter is not None:
             merge_adapter(self.model, open_adapter(adapter))
         self.model.to(self.device)
-        self.chat = chat_encoder_for(self.model.config, processor)
+        self.chat = chat_encoder_for(self.model.config, processor, template, has_answers=False)
         self.batch_size, self.deadline_s = batch_size, deadline_s
         self.version = version()
         text = self.model.config.get_text_config()

@@ -49,7 +49,7 @@ class CandidateCache:
             model_hash=soup_content_hash([self.ingredient_hashes[k] for k in selection], shares),
             benchmark=self.benchmark_name,
             benchmark_hash=self.benchmark_hash,
-            decoding={"engine": "transformers", "temperature": 0},
+            decoding={"engine": "transformers", "temperature": 0, "template": {}},
         )
 
     def get(self, selection: Selection) -> float | None:

@@ -46,7 +46,7 @@ def evaluate_checkpoint(checkpoint: Any, *, context: TrainContext) -> dict[str, 
         weights = load_file(Path(path) / WEIGHTS)
     model, processor, _ = open_trained(context, state.layers or (), weights)
     model.eval().to(device)
-    chat = chat_encoder_for(model.config, processor)
+    chat = chat_encoder_for(model.config, processor, recipe.template)
     collator = Collator(batcher=Batcher(model, chat.tokenizer), chat=chat, is_packed=False)
     max_tokens = model.config.get_text_config().max_position_embeddings
     samples = list(_samples(recipe, Preparer(recipe, chat, max_tokens)))
