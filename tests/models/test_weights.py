@@ -1,5 +1,6 @@
 """Model folders: saving and opening changes nothing, and every tensor has its stored name."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 
 from consomme.base.errors import CheckpointError
 from consomme.models.debug import make_debug_vlm
-from consomme.models.weights import load_tensors, open_keys, open_vlm, save_vlm
+from consomme.models.weights import build_from_config, load_tensors, open_keys, open_vlm, save_vlm
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
@@ -86,6 +87,14 @@ def test_a_folder_that_is_no_checkpoint_is_named(debug_vlm: Path, tmp_path: Path
     (tmp_path / "config.json").write_text((debug_vlm / "config.json").read_text())
     with pytest.raises(CheckpointError, match="cannot load the checkpoint"):
         open_vlm(tmp_path)
+
+
+def test_a_family_that_needs_another_package_says_so(tmp_path: Path) -> None:
+    if importlib.util.find_spec("timm"):
+        pytest.skip("timm is installed")
+    (tmp_path / "config.json").write_text('{"model_type": "perception_lm"}')
+    with pytest.raises(CheckpointError, match=r"package that is not installed: [^$]*timm"):
+        build_from_config(tmp_path)
 
 
 def test_the_debug_model_depends_on_its_seed_alone(

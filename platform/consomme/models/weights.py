@@ -140,6 +140,11 @@ def _checkpoint_errors(folder: str | Path) -> Iterator[Path]:
         )
     try:
         yield path
+    except ImportError as error:
+        raise CheckpointError(
+            f"cannot load the checkpoint at {path}: its family needs a package that is not"
+            f" installed: {error}"
+        ) from error
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"cannot load the checkpoint at {path}: {error}") from error
 
