@@ -1,5 +1,6 @@
 """Model folders: saving and opening changes nothing, and every tensor has its stored name."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 
 from consomme.base.errors import CheckpointError
 from consomme.models.debug import make_debug_vlm
-from consomme.models.weights import load_tensors, open_vlm, save_vlm, stored_key
+from consomme.models.weights import build_from_config, load_tensors, open_keys, open_vlm, save_vlm
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
@@ -27,13 +28,14 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_debug_vlm(tmp_path_factory.mktemp("other") / "vlm", seed=1)
 
 
-def test_every_parameter_is_stored_under_its_stored_key(debug_vlm: Path) -> None:
+def test_every_stored_tensor_is_found_in_the_open_model(debug_vlm: Path) -> None:
     model, _ = open_vlm(debug_vlm)
     files = stored(debug_vlm)
-    named = {stored_key(name): p for name, p in model.named_parameters()}
-    assert set(named) == set(files)
-    assert all(torch.equal(named[key], files[key]) for key in files)
+    names, named = open_keys(model, files), parameters(model)
+    assert set(names) == set(files)
+    assert all(torch.equal(named[names[key]], files[key]) for key in files)
     assert any(key.startswith("vision_tower.vision_model.") for key in files)
+    assert open_keys(model, ["no.such.weight"]) == {}
 
 
 def test_saving_an_opened_model_changes_nothing(debug_vlm: Path, tmp_path: Path) -> None:
@@ -85,6 +87,14 @@ def test_a_folder_that_is_no_checkpoint_is_named(debug_vlm: Path, tmp_path: Path
     (tmp_path / "config.json").write_text((debug_vlm / "config.json").read_text())
     with pytest.raises(CheckpointError, match="cannot load the checkpoint"):
         open_vlm(tmp_path)
+
+
+def test_a_family_that_needs_another_package_says_so(tmp_path: Path) -> None:
+    if importlib.util.find_spec("timm"):
+        pytest.skip("timm is installed")
+    (tmp_path / "config.json").write_text('{"model_type": "perception_lm"}')
+    with pytest.raises(CheckpointError, match=r"package that is not installed: [^$]*timm"):
+        build_from_config(tmp_path)
 
 
 def test_the_debug_model_depends_on_its_seed_alone(

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from consomme.execution.errors import find_own
+
 Config = dict[str, Any]
 """Configuration of one trial; has to be picklable."""
 
@@ -77,7 +79,7 @@ def run_trials(
             False stops the trial early. None never stops one.
 
     Returns:
-        Errors of trials whose process failed.
+        Errors of trials that raised, as the runner raised them where they are consomme's own.
     """
     from ray import tune
 
@@ -97,7 +99,7 @@ def run_trials(
             ),
             run_config=tune.RunConfig(verbose=0, storage_path=scratch),
         )
-        return list(tuner.fit().errors)
+        return [find_own(error) or error for error in tuner.fit().errors]
 
 
 def _searcher(source: TrialSource, first: Config) -> Any:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from consomme.base.errors import CheckpointError
-from consomme.models.weights import stored_key
+from consomme.models.weights import open_keys
 
 # Shapes: R rank, I input features, O output features of a matrix.
 
@@ -108,7 +108,7 @@ def merge_adapter(model: Any, adapter: Adapter) -> None:
         CheckpointError: A tensor has no place in the model; no weight was changed.
     """
     parameters = dict(model.named_parameters())
-    names = {stored_key(name): name for name in parameters} | {name: name for name in parameters}
+    names = open_keys(model, [f"{module}.weight" for module in adapter.modules])
     updates: list[tuple[Tensor, Tensor, Tensor]] = []
     for module in adapter.modules:
         a_RI, b_OR = adapter.pairs[module]

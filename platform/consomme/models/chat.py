@@ -21,6 +21,7 @@ from torch import Tensor, int64, tensor, zeros
 from consomme.base.errors import CheckpointError, DataError
 from consomme.base.sample import Turn
 from consomme.models.encoded import EncodedChat, EncodedPrompt, ImageRefusedError, Pixels
+from consomme.models.thoughts import answer_start, template_options
 from consomme.models.turn_end import TurnEnd, extend_over_end, find_turn_end
 
 _TEXT_INPUTS = {"input_ids", "attention_mask", "labels"}
@@ -49,17 +50,20 @@ def image_errors(image: Image.Image) -> Iterator[None]:
 class ChatEncoder:
     """Encodes conversations for one model, with its own processor and chat template."""
 
-    def __init__(self, config: Any, processor: Any) -> None:
+    def __init__(
+        self, config: Any, processor: Any, template: Mapping[str, Any] | None = None
+    ) -> None:
         """Wrap a model's processor.
 
         Args:
             config: Gives the id of the image token.
             processor: A processor with a chat template; or a tokenizer, for a model without a
                 vision encoder.
+            template: Options of the chat template; see `thoughts.template_options`.
 
         Raises:
-            CheckpointError: There is no chat template, or it ends the assistant's turns with no
-                token and the tokenizer has none to append.
+            CheckpointError: There is no chat template, it does not know an option, or it ends the
+                assistant's turns with no token and the tokenizer has none to append.
         """
         self.has_vision = hasattr(processor, "image_processor")
         self.tokenizer = processor.tokenizer if self.has_vision else processor
@@ -71,6 +75,7 @@ class ChatEncoder:
         self.template_owner = processor
         if self.has_vision and not getattr(processor, "chat_template", None):
             processor.chat_template = self.tokenizer.chat_template
+        self.template_options = template_options(processor.chat_template, template or {})
         self.image_token: str = getattr(processor, "image_token", "")
         self.special: tuple[str, ...] = tuple(
             dict.fromkeys([*self.tokenizer.all_special_tokens, self.image_token])
@@ -299,6 +304,7 @@ class ChatEncoder:
             to_messages(turns, has_image=has_image, has_parts=self.has_vision),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
+            **self.template_options,
         )
         return text
 
@@ -312,17 +318,17 @@ class ChatEncoder:
                 continue
             prompt = self._render(turns[:number], has_image=has_image, add_generation_prompt=True)
             answer = turn.content.strip()
-            begin = len(prompt)
-            while begin < len(rendered) and rendered[begin].isspace():
-                begin += 1
+            begin = answer_start(prompt, rendered, answer)
             is_last = number == len(turns) - 1
-            if not rendered.startswith(prompt) or not rendered.startswith(answer, begin):
-                is_rewritten = rendered.startswith(_without_reasoning(answer), begin)
-                if skip_rewritten and is_rewritten and not is_last:
+            if begin is None and skip_rewritten and not is_last:
+                shorter = _without_reasoning(answer)
+                if shorter != answer and answer_start(prompt, rendered, shorter) is not None:
                     continue
+            if begin is None:
                 raise DataError(
                     "the chat template does not write the assistant's text unchanged after its"
-                    f" prompt: expected {answer[:60]!r}, found {rendered[begin : begin + 60]!r}"
+                    f" prompt: expected {answer[:60]!r} after {prompt[-60:]!r}, found"
+                    f" {rendered[max(0, len(prompt) - 60) :][:120]!r}"
                 )
             answers.append((begin, answer))
         if not answers:

@@ -7,13 +7,13 @@ the answer, as in `chat`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 from torch import tensor, zeros_like
 
-from consomme.base.errors import DataError
+from consomme.base.errors import CheckpointError, DataError
 from consomme.base.sample import Turn
 from consomme.models.chat import (
     CachedImageProcessor,
@@ -21,20 +21,43 @@ from consomme.models.chat import (
     check_special_tokens,
     image_errors,
 )
+from consomme.models.chat_check import check_chat
 from consomme.models.encoded import EncodedChat, EncodedPrompt, Pixels
 from consomme.models.imports import import_transformers
 from consomme.models.turn_end import TurnEnd
 
 
-def chat_encoder_for(config: Any, processor: Any) -> ChatEncoder | PrefixChatEncoder:
-    """Return the encoder of conversations for a model.
+def chat_encoder_for(
+    config: Any,
+    processor: Any,
+    template: Mapping[str, Any] | None = None,
+    *,
+    has_answers: bool = True,
+) -> ChatEncoder | PrefixChatEncoder:
+    """Return the encoder of conversations for a model, tried on a few of them.
+
+    Args:
+        config: Of the model.
+        processor: Of the model.
+        template: Options of the chat template, such as `{"enable_thinking": True}`.
+        has_answers: Whether answers are encoded, or questions alone.
 
     Raises:
-        CheckpointError: It has no chat template and is no PaliGemma.
+        CheckpointError: It has no chat template and is no PaliGemma; the template does not know an
+            option; or the template or the processor takes no conversation.
     """
+    chat: ChatEncoder | PrefixChatEncoder
     if isinstance(processor, import_transformers().PaliGemmaProcessor):
-        return PrefixChatEncoder(config, processor)
-    return ChatEncoder(config, processor)
+        if template:
+            raise CheckpointError(
+                f"template: found {', '.join(template)}, but PaliGemma has no chat template; leave"
+                " it out"
+            )
+        chat = PrefixChatEncoder(config, processor)
+    else:
+        chat = ChatEncoder(config, processor, template)
+    check_chat(chat, has_answers=has_answers)
+    return chat
 
 
 class PrefixChatEncoder:

@@ -73,13 +73,18 @@ def make_probes(*, has_vision: bool) -> list[Probe]:
         Probe(name="text 2", turns=second),
     ]
     if has_vision:
-        images = [_noise(number, *size) for number, size in enumerate(_SIZES)]
+        images = make_images()
         probes += [
             Probe(name="image 1, text 1", turns=first, image=images[0], image_key="probe 1"),
             Probe(name="image 1, text 2", turns=second, image=images[0], image_key="probe 1"),
             Probe(name="image 2, text 1", turns=first, image=images[1], image_key="probe 2"),
         ]
     return probes
+
+
+def make_images() -> list[Image.Image]:
+    """Return images of different shape."""
+    return [_noise(number, *size) for number, size in enumerate(_SIZES)]
 
 
 def make_long_probe(chat: Any, num_tokens: int) -> Probe:

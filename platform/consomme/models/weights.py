@@ -10,7 +10,7 @@ import contextlib
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from consomme.base.errors import CheckpointError
-from consomme.models.checkpoint_keys import rewrite_for_vllm, vllm_key
+from consomme.models.checkpoint_keys import rewrite_for_vllm
 from consomme.models.imports import import_transformers
 from consomme.models.side_files import carry_over, carry_over_generation_config
 
@@ -244,6 +244,11 @@ def _checkpoint_errors(folder: str | Path) -> Iterator[Path]:
         )
     try:
         yield path
+    except ImportError as error:
+        raise CheckpointError(
+            f"cannot load the checkpoint at {path}: its family needs a package that is not"
+            f" installed: {error}"
+        ) from error
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"cannot load the checkpoint at {path}: {error}") from error
 
@@ -251,30 +256,79 @@ def _checkpoint_errors(folder: str | Path) -> Iterator[Path]:
 def load_tensors(model: Any, weights: Mapping[str, Tensor]) -> None:
     """Copy stored tensors into an open model of the same architecture, in place.
 
+    transformers itself loads them into a model of its own, whose tensors are then copied. So names,
+    layouts and tied weights are what opening a folder of these tensors makes of them.
+
     Args:
-        model: Returned by `open_vlm`.
+        model: Returned by `open_model`.
         weights: By their names in a folder's safetensors files; cast to the model's dtype.
 
     Raises:
-        CheckpointError: A tensor is missing or has another shape.
+        CheckpointError: A tensor is missing or has another shape; no weight was changed.
     """
-    stored = {stored_key(name): parameter for name, parameter in model.named_parameters()}
+    try:
+        loaded, info = type(model).from_pretrained(
+            None,
+            config=model.config,
+            state_dict=dict(weights),
+            dtype=model.dtype,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"cannot load the weights into the model: {error}") from error
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        raise CheckpointError(
+            f"tensor {name} has shape {tuple(found)}, the model has {tuple(expected)}: not the same"
+            " architecture"
+        )
+    for name in sorted(info["missing_keys"]):
+        raise CheckpointError(f"tensor {name} is missing from the weights to load")
+    stored = loaded.state_dict(keep_vars=True)
+    ours = model.state_dict(keep_vars=True)
+    _check_tied(ours, stored)
     with torch.no_grad():
-        for name, parameter in stored.items():
-            if name not in weights:
-                raise CheckpointError(f"tensor {name} is missing from the weights to load")
-            if weights[name].shape != parameter.shape:
-                raise CheckpointError(
-                    f"tensor {name} has shape {tuple(weights[name].shape)}, the model has"
-                    f" {tuple(parameter.shape)}: not the same architecture"
-                )
-            parameter.copy_(weights[name])
+        for name, tensor in ours.items():
+            tensor.copy_(stored[name])
 
 
-def stored_key(name: str) -> str:
-    """Return the name of an open LLaVA's parameter in its safetensors file."""
-    if name.startswith("model.language_model."):
-        return "language_model.model." + name.removeprefix("model.language_model.")
-    if name.startswith("lm_head."):
-        return "language_model." + name
-    return vllm_key(name.removeprefix("model."))
+def _check_tied(ours: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    """Check that tensors which the model shares are equal in the weights to load."""
+    first_of: dict[int, str] = {}
+    for name, tensor in ours.items():
+        first = first_of.setdefault(id(tensor), name)
+        if stored[name] is not stored[first] and not torch.equal(stored[name], stored[first]):
+            raise CheckpointError(
+                f"tensors {first} and {name} differ in the weights to load, the model has one"
+                " tensor for both: not the same architecture"
+            )
+
+
+def open_keys(model: Any, names: Iterable[str]) -> dict[str, str]:
+    """Return the names of an open model's parameters by the names of stored tensors.
+
+    Args:
+        model: Returned by `open_model`.
+        names: In a folder's safetensors files, of any version of the format; or in the open model.
+
+    Returns:
+        Only names that are one parameter; a tensor that transformers merges with others is not.
+    """
+    import_transformers()
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    parameters = dict(model.named_parameters())
+    steps = get_model_conversion_mapping(model)
+    renamings = [step for step in steps if isinstance(step, WeightRenaming)]
+    converters = [step for step in steps if isinstance(step, WeightConverter)]
+    found = {}
+    for name in names:
+        renamed, merged_by = name, None
+        if name not in parameters:
+            renamed, merged_by = rename_source_key(
+                name, renamings, converters, model.base_model_prefix, parameters
+            )
+        if merged_by is None and renamed in parameters:
+            found[name] = renamed
+    return found

@@ -1,9 +1,12 @@
 """Searches ask for candidates and get their scores, as Ray Tune would deliver them."""
 
-import pytest
+from pathlib import Path
 
-from consomme.base.errors import ClusterError
-from consomme.pipelines.soup.tune import CandidateCache, CandidateSource
+import pytest
+from safetensors.torch import load_file, save_file
+
+from consomme.base.errors import CheckpointError, ClusterError
+from consomme.pipelines.soup.tune import CandidateCache, CandidateSource, tune_searches
 from consomme.soup.search import GreedySoup, UniformSoup
 from consomme.storage.stores.open import open_store
 
@@ -53,3 +56,20 @@ def test_a_failed_candidate_ends_the_search(cache):
     assert source.is_finished
     with pytest.raises(ClusterError, match=r"scoring \(0, 1, 2\) failed"):
         source.results()
+
+
+@pytest.mark.ray
+def test_what_a_trial_finds_wrong_with_a_model_is_the_users_to_mend(
+    tmp_path: Path, debug_vlm: Path, one_ray: object, cache: CandidateCache
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in debug_vlm.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["multi_modal_projector.linear_1.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    searches = {"uniform": UniformSoup()}
+    with pytest.raises(CheckpointError, match=r"linear_1\.weight is missing") as caught:
+        tune_searches(searches, [str(folder)] * 3, BENCHMARK, cache, num_actors=1)
+    assert caught.value.exit_code == 2

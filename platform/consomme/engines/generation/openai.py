@@ -18,7 +18,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -60,6 +60,7 @@ class OpenAIEngine:
         deadline_s: float = 600.0,
         max_retries: int = 8,
         detail: Literal["auto", "low", "high"] = "auto",
+        template: Mapping[str, Any] | None = None,
     ) -> None:
         """Create a client; nothing is sent yet.
 
@@ -72,6 +73,8 @@ class OpenAIEngine:
             deadline_s: Time limit of one answer.
             max_retries: Maximum number of retries of a request.
             detail: Image resolution that a service uses.
+            template: Options of the chat template, sent with every request if there are any, as
+                vLLM and SGLang take them.
 
         Raises:
             RecipeError: The environment variable is not set.
@@ -86,6 +89,7 @@ class OpenAIEngine:
             )
         self.url, self.model, self.sampling = url, model, sampling or Sampling()
         self.deadline_s, self.max_retries, self.detail = deadline_s, max_retries, detail
+        self._more = {"extra_body": {"chat_template_kwargs": dict(template)}} if template else {}
         self.version = f"openai {openai.__version__}, {model}"
         self._openai = openai
         # It logs every single request otherwise.
@@ -197,6 +201,7 @@ class OpenAIEngine:
             top_p=sampling.top_p,
             seed=seed,
             stop=list(sampling.stop) or None,
+            **self._more,
         )
         choices = getattr(answer, "choices", None)
         if not choices or choices[0].message is None:

@@ -6,9 +6,9 @@ process that uses it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from consomme.base.bounds import NonNegativeInt, PositiveFloat, PositiveInt
 from consomme.base.checked import Checked, rule
@@ -29,7 +29,12 @@ class EngineChoice(Protocol):
         """GPUs that one engine takes, where there are any."""
 
     def __call__(
-        self, model_path: str, sampling: Sampling, *, threads: int = 1
+        self,
+        model_path: str,
+        sampling: Sampling,
+        *,
+        threads: int = 1,
+        template: Mapping[str, Any] | None = None,
     ) -> GenerationEngine:
         """Open an engine.
 
@@ -38,6 +43,7 @@ class EngineChoice(Protocol):
                 there.
             sampling: How tokens are chosen.
             threads: Of this process, CPU only.
+            template: Options of the model's chat template.
         """
 
 
@@ -67,7 +73,12 @@ class VLLM(EngineOptions):
         return self.tensor_parallel
 
     def __call__(
-        self, model_path: str, sampling: Sampling, *, threads: int = 1
+        self,
+        model_path: str,
+        sampling: Sampling,
+        *,
+        threads: int = 1,
+        template: Mapping[str, Any] | None = None,
     ) -> GenerationEngine:
         """Open an engine."""
         from consomme.engines.generation.vllm import VLLMEngine
@@ -80,6 +91,7 @@ class VLLM(EngineOptions):
             deadline_s=self.deadline_s,
             stall_s=self.stall_s,
             threads=threads,
+            template=template,
         )
 
 
@@ -105,7 +117,12 @@ class Transformers(Checked):
     """Of the weights; `auto` is bfloat16 on a GPU and float32 on a CPU."""
 
     def __call__(
-        self, model_path: str, sampling: Sampling, *, threads: int = 1
+        self,
+        model_path: str,
+        sampling: Sampling,
+        *,
+        threads: int = 1,
+        template: Mapping[str, Any] | None = None,
     ) -> GenerationEngine:
         """Open an engine."""
         from consomme.engines.generation.transformers import TransformersEngine
@@ -118,6 +135,7 @@ class Transformers(Checked):
             adapter=self.adapter,
             dtype=self.dtype,
             threads=threads,
+            template=template,
         )
 
 
@@ -155,7 +173,12 @@ class OpenAI(Checked):
             yield f"url: found {self.url!r}, expected http://… or https://…"
 
     def __call__(
-        self, model_path: str, sampling: Sampling, *, threads: int = 1
+        self,
+        model_path: str,
+        sampling: Sampling,
+        *,
+        threads: int = 1,
+        template: Mapping[str, Any] | None = None,
     ) -> GenerationEngine:
         """Open an engine; `model_path` is the name of a model on the server."""
         from consomme.engines.generation.openai import OpenAIEngine
@@ -169,4 +192,5 @@ class OpenAI(Checked):
             deadline_s=self.deadline_s,
             max_retries=self.max_retries,
             detail=self.detail,
+            template=template,
         )

@@ -8,6 +8,7 @@ merged into the weights, which costs nothing at decoding time.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -37,6 +38,7 @@ from consomme.engines.generation.requests import (
     Sampling,
     check_vision,
 )
+from consomme.engines.generation.writing_check import SINGLE, check_writing
 from consomme.engines.memory import halve_on_oom
 from consomme.models.adapters import merge_adapter, open_adapter
 from consomme.models.batches import Batcher
@@ -45,6 +47,11 @@ from consomme.models.encoded import EncodedPrompt, ImageRefusedError
 from consomme.models.weights import load_tensors, open_model
 
 # Shapes: B rows, T token positions.
+
+_LOG = logging.getLogger(__name__)
+
+ANY_LENGTH = 1 << 30
+"""Positions of a family that has no maximum."""
 
 WINDOW = 4
 """Waiting requests, in batches, from which those of similar length are chosen."""
@@ -79,6 +86,7 @@ class TransformersEngine:
         adapter: str | None = None,
         dtype: str = "auto",
         threads: int = 1,
+        template: Mapping[str, Any] | None = None,
     ) -> None:
         """Load the model.
 
@@ -91,9 +99,11 @@ class TransformersEngine:
             dtype: Of the weights: `float32`, `bfloat16`, `float16`, or `auto`, which is bfloat16 on
                 a GPU and float32 on a CPU.
             threads: torch threads of this process.
+            template: Options of the chat template.
 
         Raises:
-            CheckpointError: The model or the adapter cannot be loaded.
+            CheckpointError: The model or the adapter cannot be loaded, the model takes no
+                conversation, or no way of running it equals its plain `generate`.
         """
         torch.set_num_threads(threads)
         self.sampling = sampling or Sampling()
@@ -104,23 +114,28 @@ class TransformersEngine:
         if adapter is not None:
             merge_adapter(self.model, open_adapter(adapter))
         self.model.to(self.device)
-        self.chat = chat_encoder_for(self.model.config, processor)
+        self.chat = chat_encoder_for(self.model.config, processor, template, has_answers=False)
         self.batch_size, self.deadline_s = batch_size, deadline_s
         self.version = version()
         text = self.model.config.get_text_config()
-        self.max_positions: int = text.max_position_embeddings
+        self.max_positions: int = getattr(text, "max_position_embeddings", None) or ANY_LENGTH
         stop_ids = self.model.generation_config.eos_token_id
         if stop_ids is None:
             stop_ids = self.chat.tokenizer.eos_token_id
         self._stop_ids: list[int] = stop_ids if isinstance(stop_ids, list) else [stop_ids]
         self._batcher = Batcher(self.model, self.chat.tokenizer)
         head = self.model.get_output_embeddings()
-        self._regexes = RegexCompiler(self.chat.tokenizer, head.weight.shape[0], self._stop_ids)
+        vocab_size = text.vocab_size if head is None else head.weight.shape[0]
+        self._regexes = RegexCompiler(self.chat.tokenizer, vocab_size, self._stop_ids)
         self._model_lock = threading.Lock()
         self._queue_lock = threading.Lock()
         self._waiting: list[_QueuedRequest] = []
         self._num_running = 0
         self._is_closed = False
+        self.check = check_writing(self.model, self.chat, self._inputs, self._batcher.pad_id)
+        if self.check.way == SINGLE:
+            self.batch_size = 1
+        _LOG.info("%s", self.check.line())
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Replace the model's weights by others of the same architecture, in place.

@@ -6,7 +6,7 @@ same prompt, and scoring uses the same. `vllm_loop` steps the engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from consomme.base.errors import CheckpointError, DataError, RecipeError
@@ -41,6 +41,7 @@ class VLLMEngine:
         deadline_s: float = 600.0,
         stall_s: float = 300.0,
         threads: int = 1,
+        template: Mapping[str, Any] | None = None,
     ) -> None:
         """Start the engine.
 
@@ -51,6 +52,7 @@ class VLLMEngine:
             deadline_s: Time limit of one text.
             stall_s: An engine that emits no token for this long counts as hung.
             threads: Of the engine, CPU only.
+            template: Options of the chat template.
 
         Raises:
             CheckpointError: vLLM cannot load the folder, or its family's prompts have bidirectional
@@ -60,7 +62,7 @@ class VLLMEngine:
         self._opened = open_engine(str(model_path), options, threads=threads)
         self.version = self._opened.version
         try:
-            self.chat = _chat_encoder(model_path)
+            self.chat = _chat_encoder(model_path, template)
         except CheckpointError:
             close_engine(self._opened.llm)
             raise
@@ -160,9 +162,9 @@ class VLLMEngine:
         self._verified_patterns.add(pattern)
 
 
-def _chat_encoder(model_path: str) -> ChatEncoder:
+def _chat_encoder(model_path: str, template: Mapping[str, Any] | None) -> ChatEncoder:
     config, processor = open_processor(model_path)
-    chat = chat_encoder_for(config, processor)
+    chat = chat_encoder_for(config, processor, template, has_answers=False)
     if not isinstance(chat, ChatEncoder):
         raise CheckpointError(
             f"{model_path}: PaliGemma's prompts have bidirectional attention, which vLLM does not"

@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -86,6 +86,7 @@ class TransformersScorer:
         threads: int = 1,
         dtype: str = "auto",
         model_hash: str | None = None,
+        template: Mapping[str, Any] | None = None,
     ) -> None:
         """Load the model and check it against its plain forward pass.
 
@@ -101,10 +102,12 @@ class TransformersScorer:
                 a GPU and float32 on a CPU.
             model_hash: Of the folder's content, from `model_content_hash`; the result of the check
                 is cached under it. None checks every time.
+            template: Options of the chat template.
 
         Raises:
-            CheckpointError: There is no such model, its family does not support what scoring needs,
-                or no way of scoring has the numbers of its plain forward pass.
+            CheckpointError: There is no such model, it takes no conversation, its family does not
+                support what scoring needs, or no way of scoring has the numbers of its plain
+                forward pass.
         """
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -115,7 +118,7 @@ class TransformersScorer:
             self.model.to(self.device)
         family = self.model.config.model_type
         with selfcheck.family_faults(f"cannot score with this {family} model"):
-            self.chat = chat_encoder_for(self.model.config, processor)
+            self.chat = chat_encoder_for(self.model.config, processor, template)
         self.token_nll = token_nll
         self.token_budget = token_budget or (16_384 if self.device.type == "cuda" else 1_024)
         self._accepted = selfcheck.accepted_inputs(self.model)
@@ -162,7 +165,12 @@ class TransformersScorer:
         family = self.model.config.model_type
         key = None
         if model_hash is not None:
-            settings = {"kind": "scoring", "dtype": str(self.model.dtype), "costly": costly}
+            settings = {
+                "kind": "scoring",
+                "dtype": str(self.model.dtype),
+                "costly": costly,
+                "template": getattr(self.chat, "template_options", {}),
+            }
             key = selfcheck.cache_key(model_hash, settings)
             cached = selfcheck.load_check(key)
             if cached is not None:

@@ -10,7 +10,7 @@ each of its captions, and computes logits for the whole prompt; where a model fi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class VLLMScorer:
         truncates: bool = False,
         options: EngineOptions | None = None,
         threads: int = 1,
+        template: Mapping[str, Any] | None = None,
     ) -> None:
         """Load the model.
 
@@ -56,6 +57,7 @@ class VLLMScorer:
             truncates: Score the first `max_caption_tokens` of longer ones instead.
             options: How the engine runs; image tokens count towards `max_model_len`.
             threads: Of the engine, CPU only.
+            template: Options of the chat template.
 
         Raises:
             CheckpointError: vLLM or transformers cannot load the folder.
@@ -64,7 +66,7 @@ class VLLMScorer:
         self._llm, self._adapter = opened.llm, opened.adapter
         self.version = opened.version
         config, processor = open_processor(model_path)
-        chat = chat_encoder_for(config, processor)
+        chat = chat_encoder_for(config, processor, template)
         if not isinstance(chat, ChatEncoder):
             raise CheckpointError(
                 f"{model_path}: PaliGemma's prompts have bidirectional attention, which vLLM does"

@@ -15,8 +15,13 @@ from consomme.storage.stores.store import join_url
 class Answerer:
     """An actor that loads one model at a time and answers benchmarks."""
 
-    def __init__(self) -> None:
-        """Start without a model."""
+    def __init__(self, template: Mapping[str, Any] | None = None) -> None:
+        """Start without a model.
+
+        Args:
+            template: Options of the models' chat templates.
+        """
+        self.template = dict(template or {})
         self.model = ""
         self.engine: Any = None
 
@@ -26,7 +31,8 @@ class Answerer:
         from consomme.evaluate.benchmarks import BENCHMARKS
 
         if model != self.model:
-            self.engine, self.model = TransformersEngine(model, dtype="float32"), model
+            self.engine = TransformersEngine(model, dtype="float32", template=self.template)
+            self.model = model
         built = BENCHMARKS.build(benchmark)
         items = built.items()
         answers: list[str] = self.engine.answer(
@@ -36,7 +42,10 @@ class Answerer:
 
 
 def answer_all(
-    root: str, requests: Sequence[tuple[str, str, Mapping[str, Any]]], num_actors: int | None
+    root: str,
+    requests: Sequence[tuple[str, str, Mapping[str, Any]]],
+    num_actors: int | None,
+    template: Mapping[str, Any],
 ) -> list[list[str]]:
     """Answer (model folder, model fingerprint, benchmark) requests, if possible from the cache.
 
@@ -51,7 +60,7 @@ def answer_all(
             model_hash=print_,
             benchmark=str(node["name"]),
             benchmark_hash=describe(BENCHMARKS.build(node)),
-            decoding={"engine": "transformers", "temperature": 0},
+            decoding={"engine": "transformers", "temperature": 0, "template": dict(template)},
         )
         for _, print_, node in requests
     ]
@@ -68,7 +77,7 @@ def answer_all(
             actor = ray.remote(
                 num_cpus=0.9, num_gpus=1 if gpus else 0, scheduling_strategy="DEFAULT"
             )(Answerer)
-            pool = ray.util.ActorPool([actor.remote() for _ in range(size)])
+            pool = ray.util.ActorPool([actor.remote(template) for _ in range(size)])
             for number in missing:
                 folder, _, node = requests[number]
                 pool.submit(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from consomme.base.bounds import PositiveInt
@@ -23,6 +23,10 @@ class EvaluateRecipe(Checked):
 
     benchmarks: tuple[dict[str, Any], ...] = strategy("consomme.evaluate.benchmarks:BENCHMARKS")
     """Benchmarks; see consomme/evaluate/benchmarks.py."""
+
+    template: dict[str, bool | int | str] = field(default_factory=dict)
+    """Options of the models' chat templates, such as `{enable_thinking: true}`; thinking is off if
+    it is not named here."""
 
     root: str = runtime("runs")
     """Where run folders are created: a local path or a URL."""

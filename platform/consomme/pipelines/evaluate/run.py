@@ -47,6 +47,7 @@ def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
         recipe.root,
         [(folders[label], hashes[label], recipe.benchmarks[number]) for label, number in wanted],
         recipe.num_actors,
+        recipe.template,
     )
     table: dict[str, dict[str, dict[str, float]]] = {label: {} for label in folders}
     metrics: dict[str, float] = {}

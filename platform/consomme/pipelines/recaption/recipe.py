@@ -55,6 +55,10 @@ class RecaptionRecipe(Checked):
     """Ids of prompts or of prompt pools; one is drawn for each sample. See
     consomme/curate/caption/prompts.py."""
 
+    template: dict[str, bool | int | str] = field(default_factory=dict)
+    """Options of the model's chat template, such as `{enable_thinking: true}`; thinking is off if
+    it is not named here. A server is sent them only if they are named."""
+
     merge: dict[str, Any] = strategy(
         "consomme.curate.caption.merges:MERGES", default={"name": "replace"}
     )

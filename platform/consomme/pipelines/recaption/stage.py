@@ -58,7 +58,8 @@ class CaptionStage(UnitStage):
         self.merge = MERGES.build(recipe.merge, "merge")
         self.guards = recipe.guards
         self.truth = CAPTION_TRUTHS.build(recipe.truth, "truth")
-        self.engine = GENERATION_ENGINES.build(recipe.engine, "engine")(model, sampling_of(recipe))
+        open_engine = GENERATION_ENGINES.build(recipe.engine, "engine")
+        self.engine = open_engine(model, sampling_of(recipe), template=recipe.template)
         self.queue = QueueMonitor(self.engine.queue_load)
 
     def gauges(self) -> list[Gauge]:

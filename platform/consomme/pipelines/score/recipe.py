@@ -49,6 +49,10 @@ class ScoreRecipe(Checked):
     prompt_key: str = "text_type"
     """Key of `meta` that holds a sample's type of text."""
 
+    template: dict[str, bool | int | str] = field(default_factory=dict)
+    """Options of the model's chat template, such as `{enable_thinking: true}`; thinking is off if
+    it is not named here."""
+
     labels: tuple[str, ...] = ()
     """Keys of `meta` to copy next to the scores, such as `noise`."""
 

@@ -109,6 +109,7 @@ def _open_engine(recipe: ScoreRecipe, model: str, model_hash: str | None) -> Sco
             max_caption_tokens=recipe.max_caption_tokens,
             truncates=truncates,
             options=EngineOptions(tensor_parallel=recipe.tensor_parallel),
+            template=recipe.template,
         )
     from consomme.curate.perplexity import FORMULAS
     from consomme.engines.scoring.transformers import TransformersScorer
@@ -121,6 +122,7 @@ def _open_engine(recipe: ScoreRecipe, model: str, model_hash: str | None) -> Sco
         token_budget=recipe.token_budget,
         dtype=recipe.dtype,
         model_hash=model_hash,
+        template=recipe.template,
     )
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future, wait
 from queue import Queue
 from typing import Any
 
-from consomme.base.errors import ClusterError
+from consomme.base.errors import EXIT_USER, ClusterError, ConsommeError
 from consomme.base.telemetry import Progress
 from consomme.evaluate.cache import ResultCache, result_key, soup_content_hash
 from consomme.execution.session import num_cpus
@@ -49,7 +49,7 @@ class CandidateCache:
             model_hash=soup_content_hash([self.ingredient_hashes[k] for k in selection], shares),
             benchmark=self.benchmark_name,
             benchmark_hash=self.benchmark_hash,
-            decoding={"engine": "transformers", "temperature": 0},
+            decoding={"engine": "transformers", "temperature": 0, "template": {}},
         )
 
     def get(self, selection: Selection) -> float | None:
@@ -179,6 +179,7 @@ def tune_searches(
             or one per CPU.
 
     Raises:
+        CheckpointError: An ingredient is unsuitable, as a trial found.
         ClusterError: A trial failed for a reason that is not the recipe's.
     """
     import ray
@@ -189,7 +190,7 @@ def tune_searches(
         num_gpus = int(ray.cluster_resources().get("GPU", 0))
         with Progress(None, "soup", "candidates") as progress:
             source.progress = progress
-            run_trials(
+            errors = run_trials(
                 source,
                 first,
                 CandidateRunner,
@@ -197,4 +198,8 @@ def tune_searches(
                 resources={"CPU": 0.9, "GPU": 1.0 if num_gpus else 0.0},
                 max_concurrent=num_actors or num_gpus or num_cpus(),
             )
+        # `results` only knows that a trial failed; trying again cannot help against these.
+        for error in errors:
+            if isinstance(error, ConsommeError) and error.exit_code == EXIT_USER:
+                raise error
     return source.results()

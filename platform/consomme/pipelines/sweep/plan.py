@@ -114,12 +114,16 @@ class SweepPlan:
         """Return the fingerprint of a trial's train run."""
         return train.open_run(self.train_recipe(keys)).fingerprint
 
-    def evaluation_recipe(self, name: str, model: str) -> EvaluateRecipe | None:
+    def evaluation_recipe(
+        self, name: str, model: str, template: Mapping[str, Any]
+    ) -> EvaluateRecipe | None:
         """Return the evaluate recipe for the model of a trial; None without benchmarks."""
-        return evaluation_recipe(name, model, self.recipe.benchmarks, self.recipe.root)
+        return evaluation_recipe(name, model, self.recipe.benchmarks, self.recipe.root, template)
 
 
-def evaluation_recipe(name: str, model: str, benchmarks: Any, root: str) -> EvaluateRecipe | None:
+def evaluation_recipe(
+    name: str, model: str, benchmarks: Any, root: str, template: Mapping[str, Any]
+) -> EvaluateRecipe | None:
     """Return the recipe that `consomme evaluate` would need for one trained model.
 
     Args:
@@ -127,6 +131,7 @@ def evaluation_recipe(name: str, model: str, benchmarks: Any, root: str) -> Eval
         model: Its folder.
         benchmarks: Registry nodes; None is returned if there are none.
         root: Where run folders are made.
+        template: Options of the chat template that it was trained with.
     """
     if not benchmarks:
         return None
@@ -135,6 +140,7 @@ def evaluation_recipe(name: str, model: str, benchmarks: Any, root: str) -> Eval
         models={"model": model},
         benchmarks=tuple(benchmarks),
         root=root,
+        template=dict(template),
         # Trials run in parallel, so each evaluation gets one actor.
         num_actors=1,
     )

@@ -89,11 +89,12 @@ class SweepStudy:
 
     def _find_done(self, trial: Trial) -> Trial | None:
         """Return the trial with its results if its runs are done, whoever made them."""
-        training = train.open_run(self.plan.train_recipe(trial.keys))
+        train_recipe = self.plan.train_recipe(trial.keys)
+        training = train.open_run(train_recipe)
         if not training.is_done:
             return None
         trained = training.folder.manifest()
-        recipe = self.plan.evaluation_recipe(trained.name, trained.url)
+        recipe = self.plan.evaluation_recipe(trained.name, trained.url, train_recipe.template)
         if recipe is None:
             return self.with_results(trial, trained, None)
         evaluation = evaluate.open_run(recipe)

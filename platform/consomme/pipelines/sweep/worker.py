@@ -114,7 +114,7 @@ class TrialThread:
                 # From here on checkpoints are not reported: stopping would save nothing.
                 self._is_trained = True
                 evaluation = evaluation_recipe(
-                    recipe.name, trained.url, self.benchmarks, recipe.root
+                    recipe.name, trained.url, self.benchmarks, recipe.root, recipe.template
                 )
                 evaluated = evaluate.run(evaluation) if evaluation else None
         except (ClusterError, SupersededError):

@@ -53,7 +53,7 @@ def evaluate_checkpoint(checkpoint: Any, *, context: TrainContext) -> dict[str, 
     cast_weights(model, export_dtype(context))
     cast_weights(model, torch.float32)
     model.eval().to(device)
-    chat = chat_encoder_for(model.config, processor)
+    chat = chat_encoder_for(model.config, processor, recipe.template)
     collator = Collator(batcher=Batcher(model, chat.tokenizer), chat=chat, is_packed=False)
     max_tokens = model.config.get_text_config().max_position_embeddings
     samples = list(_samples(recipe, Preparer(recipe, chat, max_tokens)))

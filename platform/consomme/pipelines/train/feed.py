@@ -268,7 +268,7 @@ class ReadUnits:
 
     def __call__(self) -> Iterator[UnitContents]:
         """Yield the contents of each unit."""
-        preparer = Preparer(self.recipe, *_chat_encoder(self.start))
+        preparer = Preparer(self.recipe, *_chat_encoder(self.start, *self.recipe.template.items()))
         source = self.recipe.data[self.number]
         for work in self.works:
             yield preparer.read(source, work, self.number, self.epoch)
@@ -280,13 +280,14 @@ class ReadUnits:
 
 
 @functools.cache
-def _chat_encoder(start: str) -> tuple[Any, int]:
+def _chat_encoder(start: str, *template: tuple[str, Any]) -> tuple[Any, int]:
     """Open a model's `ChatEncoder`, once per process; also returns how many positions it has."""
     from consomme.models.chat_prefix import chat_encoder_for
     from consomme.models.weights import open_processor
 
     config, processor = open_processor(model_folder(start))
-    return chat_encoder_for(config, processor), config.get_text_config().max_position_embeddings
+    chat = chat_encoder_for(config, processor, dict(template))
+    return chat, config.get_text_config().max_position_embeddings
 
 
 def read_with_ray(tasks: Sequence[ReadUnits], num_readers: int | None) -> Iterator[UnitContents]:

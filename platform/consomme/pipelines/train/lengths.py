@@ -48,7 +48,7 @@ def lengths_of(recipe: TrainRecipe, start: str, notes: list[str]) -> Lengths:
     from consomme.train.cost import SampleShape
 
     config, processor = open_processor(start)
-    chat = chat_encoder_for(config, processor)
+    chat = chat_encoder_for(config, processor, recipe.template)
     limit = config.get_text_config().max_position_embeddings
     preparer = Preparer(recipe, chat, limit)
     samples = [

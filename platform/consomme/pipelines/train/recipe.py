@@ -92,6 +92,10 @@ class TrainRecipe(Checked):
     prompt: str = "describe the image."
     """User turn placed before samples that have a caption only."""
 
+    template: dict[str, bool | int | str] = field(default_factory=dict)
+    """Options of the model's chat template, such as `{enable_thinking: true}`; thinking is off if
+    it is not named here."""
+
     layers: dict[str, Any] = strategy(
         "consomme.train.layers:LAYER_SELECTORS", default={"name": "all"}
     )

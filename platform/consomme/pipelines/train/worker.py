@@ -96,7 +96,7 @@ class TrainWorker:
         self.device = get_device()
         self.model, processor = open_model(model_folder(self.context.start))
         disable_kv_cache(self.model)
-        self.chat = chat_encoder_for(self.model.config, processor)
+        self.chat = chat_encoder_for(self.model.config, processor, self.recipe.template)
         self.num_layers: int = self.model.config.get_text_config().num_hidden_layers
         batcher = Batcher(self.model, self.chat.tokenizer)
         is_packed = self.recipe.pack_tokens is not None

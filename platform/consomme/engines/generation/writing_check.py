@@ -1,0 +1,164 @@
+"""Compare batched generation with `generate` on one unpadded prompt, when a model is opened.
+
+The plain run of each probe prompt chooses its first tokens; every way of running writes the same
+tokens, and the log-probabilities at each step are compared. Padding, positions, caches and inputs
+beside the tokens all show in them, and a near tie between two tokens does not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from consomme.base.errors import CheckpointError, DataError
+from consomme.base.sample import Turn
+from consomme.engines.scoring.ways import windows
+from consomme.models import selfcheck
+from consomme.models.encoded import EncodedPrompt
+from consomme.models.imports import import_transformers
+
+# Shapes: B rows, N new tokens, K compared tokens of a step, V vocabulary.
+
+BATCHED, SINGLE = "padded batches", "one row at a time"
+LOST: Mapping[str, str] = {BATCHED: "prompts are not batched"}
+
+_NUM_STEPS = 3
+_NUM_COMPARED = 8
+"""Likeliest tokens of each step whose log-probabilities are compared."""
+
+_LONGEST_WINDOW = 1024
+"""A prompt beyond a larger attention window would cost too much here."""
+
+_QUESTIONS = ("star?", "what color is the triangle that is below the blue star at the top left?")
+
+Collate = Callable[[Sequence[EncodedPrompt]], dict[str, Any]]
+
+
+def check_writing(model: Any, chat: Any, collate: Collate, pad_id: int) -> selfcheck.SelfCheck:
+    """Find the fastest way of writing that equals the plain one.
+
+    Args:
+        model: In eval mode, on its device.
+        chat: Its encoder of conversations.
+        collate: Makes the inputs of a batch, as the engine does.
+        pad_id: Fills rows that have ended.
+
+    Raises:
+        CheckpointError: The family cannot write, or no way of writing equals the plain one.
+    """
+    start = time.perf_counter()
+    family = model.config.model_type
+    groups = _make_prompts(model, chat)
+    names = [name for group in groups for name in group]
+    with selfcheck.family_faults(f"cannot write with this {family} model"):
+        plain = [
+            _run(model, selfcheck.plain_inputs(model, row), pad_id, None)
+            for group in groups
+            for row in group.values()
+        ]
+    tokens = [logits_BNV.argmax(dim=-1) for logits_BNV in plain]
+    expected = [_likeliest(*pair) for pair in zip(plain, plain, strict=True)]
+
+    def in_batches() -> list[Tensor]:
+        found: list[Tensor] = []
+        for group in groups:
+            forced_BN = torch.cat(tokens[len(found) : len(found) + len(group)])
+            found += list(_run(model, collate(list(group.values())), pad_id, forced_BN)[:, None])
+        return [_likeliest(*pair) for pair in zip(found, plain, strict=True)]
+
+    def one_at_a_time() -> list[Tensor]:
+        rows = [row for group in groups for row in group.values()]
+        found = [
+            _run(model, collate([row]), pad_id, forced)
+            for row, forced in zip(rows, tokens, strict=True)
+        ]
+        return [_likeliest(*pair) for pair in zip(found, plain, strict=True)]
+
+    # In 16 bits, the shapes of a batch alone make differences of some units of precision.
+    tolerance = max(selfcheck.EXACT_TOLERANCE, 4 * torch.finfo(model.dtype).eps)
+    if model.dtype == torch.float32:
+        tolerance = selfcheck.EXACT_TOLERANCE
+    found = selfcheck.choose_way(
+        "writing",
+        {BATCHED: in_batches, SINGLE: one_at_a_time},
+        names,
+        expected,
+        tolerance,
+        LOST,
+        family,
+    )
+    return replace(found, seconds=time.perf_counter() - start)
+
+
+def _make_prompts(model: Any, chat: Any) -> list[dict[str, EncodedPrompt]]:
+    """Return prompts by name, in the batches that they are run in."""
+    lengths = [size for size in windows(model.config.get_text_config()) if size <= _LONGEST_WINDOW]
+    texts = [("text 1", _QUESTIONS[0], None), ("text 2", _QUESTIONS[1], None)]
+    if lengths and not chat.has_vision:
+        text = "star " * (max(lengths) + 16)
+        texts.append((f"text longer than {max(lengths)} tokens", text.strip(), None))
+    images = [
+        (f"image {number}, text {number}", question, image)
+        for number, (question, image) in enumerate(
+            zip(_QUESTIONS, selfcheck.make_images() if chat.has_vision else (), strict=False), 1
+        )
+    ]
+    groups = []
+    for group in (texts, images):
+        prompts = {}
+        for name, question, image in group:
+            try:
+                prompts[name] = chat.encode_prompt([Turn(role="user", content=question)], image)
+            except DataError as error:
+                if chat.has_vision and image is None:
+                    # Families that always show an image are asked about images only.
+                    continue
+                raise CheckpointError(
+                    f"the model's processor or chat template does not take the probe {name!r}:"
+                    f" {error}"
+                ) from error
+        groups.append(prompts)
+    return [group for group in groups if group]
+
+
+def _likeliest(found_NV: Tensor, plain_NV: Tensor) -> Tensor:
+    """Return log-probabilities of the tokens that the plain run finds likeliest."""
+    _, order_NK = plain_NV.flatten(0, -2).topk(_NUM_COMPARED, dim=-1)
+    return found_NV.flatten(0, -2).gather(-1, order_NK).flatten()
+
+
+@torch.inference_mode()
+def _run(model: Any, inputs: dict[str, Any], pad_id: int, forced_BN: Tensor | None) -> Tensor:
+    """Generate tokens and return the log-probabilities at each step: (B, N, V), CPU.
+
+    Args:
+        model: Its generation config is ignored.
+        inputs: Of a batch.
+        pad_id: For rows that have ended, which none does here.
+        forced_BN: The tokens to write; None writes the likeliest ones.
+    """
+    hf = import_transformers()
+    steps: list[Tensor] = []
+
+    def record(input_ids: Tensor, scores_BV: Tensor) -> Tensor:
+        at = len(steps)
+        steps.append(scores_BV.float().log_softmax(dim=-1).cpu())
+        if forced_BN is None:
+            return scores_BV
+        wanted_B1 = forced_BN[:, at : at + 1].to(scores_BV.device)
+        return torch.full_like(scores_BV, -torch.inf).scatter(-1, wanted_B1, 0.0)
+
+    model.generation_config = hf.GenerationConfig()
+    model.generate(
+        **inputs,
+        max_new_tokens=_NUM_STEPS,
+        do_sample=False,
+        pad_token_id=pad_id,
+        logits_processor=hf.LogitsProcessorList([record]),
+    )
+    return torch.stack(steps, dim=1)
