@@ -37,11 +37,7 @@ def test_a_template_that_cannot_be_used_stops_at_load(tmp_path: Path, fault: str
     folder = save_vlm(tmp_path / "model", model, processor)
     with pytest.raises(CheckpointError, match=message):
         TransformersScorer(folder, token_nll)
-    if fault in ("fails", "drops the image"):
-        with pytest.raises(CheckpointError, match=message):
-            TransformersEngine(folder)
-    else:
-        # Questions can be put to it all the same.
+    with pytest.raises(CheckpointError, match=message):
         TransformersEngine(folder)
 
 
