@@ -34,6 +34,7 @@ ANY_NUMBER = {
     "IntUniformChoice.low": "value of an arbitrary recipe key, whose own bound is checked",
     "IntUniformChoice.high": "value of an arbitrary recipe key, whose own bound is checked",
     "Saturation.min_gain": "a negative gain tolerates a loss",
+    "template": "value of an option that the chat template defines",
 }
 """Numbers without a bound, by field or by class and field, and why."""
 

@@ -193,7 +193,7 @@ def test_a_processor_that_takes_no_image_stops_at_load(tmp_path: Path, monkeypat
         raise ValueError("Invalid input type")
 
     monkeypatch.setattr(hf.LlavaProcessor, "__call__", refuse)
-    with pytest.raises(CheckpointError, match="does not take a plain question and answer"):
+    with pytest.raises(CheckpointError, match="does not take a question about a picture"):
         TransformersScorer(folder, token_nll)
 
 

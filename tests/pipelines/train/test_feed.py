@@ -194,7 +194,7 @@ def test_images_are_enlarged_by_another_factor_in_every_epoch(
     class ImageSizes:
         has_vision = True
 
-        def encode(self, turns: Any, image: Any) -> tuple[int, int]:
+        def encode(self, turns: Any, image: Any, *, skip_rewritten: bool) -> tuple[int, int]:
             size: tuple[int, int] = image.size
             return size
 
