@@ -16,7 +16,6 @@ from torch import tensor, zeros_like
 from consomme.base.errors import CheckpointError, DataError
 from consomme.base.sample import Turn
 from consomme.models.chat import (
-    CachedImageProcessor,
     ChatEncoder,
     check_special_tokens,
     image_errors,
@@ -24,6 +23,7 @@ from consomme.models.chat import (
 from consomme.models.chat_check import check_chat
 from consomme.models.encoded import EncodedChat, EncodedPrompt, Pixels
 from consomme.models.imports import import_transformers
+from consomme.models.recording import CachedImageProcessor
 from consomme.models.turn_end import TurnEnd
 
 
