@@ -1,6 +1,7 @@
 """Importing consomme does no work in the process, and the order of imports carries no meaning."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,11 @@ print(type(model).__name__, type(processor).__name__)
 
 def run(program: str, *arguments: str) -> str:
     command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # Another test of this process may have prepared its children for vLLM.
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    plain = [path for path in paths if not (Path(path) / "sitecustomize.py").exists()]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(plain)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

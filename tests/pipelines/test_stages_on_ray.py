@@ -105,7 +105,7 @@ def test_soup_through_tune_is_never_below_its_best_ingredient(root, full, sparse
     recipe = SoupRecipe(
         name="soup",
         root=root,
-        ingredients={"full": full.url, "sparse": sparse.url, "start": NANO_FLOAT(root)},
+        ingredients={"full": full.url, "sparse": sparse.url, "start": NANO},
         benchmark={"name": "scene_questions", "style": "outline", "num": 6, "first_seed": 700000},
     )
     done = soup.run(recipe)
@@ -119,20 +119,13 @@ def test_soup_through_tune_is_never_below_its_best_ingredient(root, full, sparse
     model_folder(f"{done.url}/greedy")
 
 
-def NANO_FLOAT(root: str) -> str:  # noqa: N802
-    """The nano VLM with float32 weights, as fine-tunes have them."""
-    from consomme.models.weights import open_vlm, save_vlm
-
-    return str(save_vlm(Path(root) / "nano-float32", *open_vlm(model_folder(NANO))))
-
-
-def test_soup_of_strangers_is_refused(root, full):
+def test_soup_of_strangers_is_refused(root, full, debug_vlm):
     with pytest.raises(CheckpointError, match="stranger"):
         soup.run(
             SoupRecipe(
                 name="strangers",
                 root=root,
-                ingredients={"full": full.url, "start": NANO},
+                ingredients={"full": full.url, "other": str(debug_vlm)},
                 benchmark={"name": "scene_questions", "num": 2},
             )
         )
