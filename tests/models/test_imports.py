@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 IMPORT_ALL = """
 import atexit, gc, importlib, json, pkgutil, sys
 
@@ -61,6 +63,7 @@ def run(program: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_importing_every_module_does_no_work() -> None:
     found: dict[str, Any] = json.loads(run(IMPORT_ALL).splitlines()[-1])
     assert {"consomme.models.weights", "consomme.engines.vllm_engine"} <= set(found["names"])
@@ -76,6 +79,7 @@ def test_importing_every_module_does_no_work() -> None:
     assert not {"transformers", "peft", "vllm"} & set(found["modules"])
 
 
+@pytest.mark.slow
 def test_models_open_after_other_code_imported_transformers(debug_vlm: Path) -> None:
     found = run(TRANSFORMERS_FIRST, str(debug_vlm))
     assert found.split() == ["LlavaForConditionalGeneration", "LlavaProcessor"]

@@ -1,20 +1,20 @@
-"""Recipes on the shipped VLM and their runs, each made once and compared with in several files."""
+"""Recipes on the shipped VLM and their runs, each made once and compared with in several files.
+
+Pipelines are imported when a test first asks for a run: they bring Ray and torch.
+"""
+
+from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
-from consomme.base.manifest import Manifest
-from consomme.pipelines.filter import run as filter_
-from consomme.pipelines.filter.recipe import FilterRecipe
-from consomme.pipelines.prepare import run as prepare
-from consomme.pipelines.prepare.recipe import PrepareRecipe
-from consomme.pipelines.recaption import run as recaption
-from consomme.pipelines.recaption.recipe import RecaptionRecipe
-from consomme.pipelines.score import run as score
-from consomme.pipelines.score.recipe import ScoreRecipe
-from consomme.pipelines.train import run as train
-from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
+if TYPE_CHECKING:
+    from consomme.base.manifest import Manifest
+    from consomme.pipelines.recaption.recipe import RecaptionRecipe
+    from consomme.pipelines.score.recipe import ScoreRecipe
+    from consomme.pipelines.train.recipe import TrainRecipe
 
 NANO = "package://models/nano"
 
@@ -26,6 +26,9 @@ def root(tmp_path_factory: pytest.TempPathFactory, lent_ray: None) -> str:
 
 @pytest.fixture(scope="session")
 def pairs(root: str) -> Manifest:
+    from consomme.pipelines.prepare import run as prepare
+    from consomme.pipelines.prepare.recipe import PrepareRecipe
+
     return prepare.run(
         PrepareRecipe(
             name="pairs",
@@ -40,6 +43,8 @@ def pairs(root: str) -> Manifest:
 
 @pytest.fixture(scope="session")
 def score_recipe(root: str, pairs: Manifest) -> ScoreRecipe:
+    from consomme.pipelines.score.recipe import ScoreRecipe
+
     return ScoreRecipe(
         name="s",
         root=root,
@@ -53,11 +58,16 @@ def score_recipe(root: str, pairs: Manifest) -> ScoreRecipe:
 
 @pytest.fixture(scope="session")
 def scores(score_recipe: ScoreRecipe) -> Manifest:
+    from consomme.pipelines.score import run as score
+
     return score.run(score_recipe)
 
 
 @pytest.fixture(scope="session")
 def view(root: str, scores: Manifest) -> Manifest:
+    from consomme.pipelines.filter import run as filter_
+    from consomme.pipelines.filter.recipe import FilterRecipe
+
     return filter_.run(
         FilterRecipe(
             name="half",
@@ -71,6 +81,8 @@ def view(root: str, scores: Manifest) -> Manifest:
 
 @pytest.fixture(scope="session")
 def recaption_recipe(root: str, view: Manifest) -> RecaptionRecipe:
+    from consomme.pipelines.recaption.recipe import RecaptionRecipe
+
     return RecaptionRecipe(
         name="r",
         root=root,
@@ -84,11 +96,15 @@ def recaption_recipe(root: str, view: Manifest) -> RecaptionRecipe:
 
 @pytest.fixture(scope="session")
 def recaptions(recaption_recipe: RecaptionRecipe) -> Manifest:
+    from consomme.pipelines.recaption import run as recaption
+
     return recaption.run(recaption_recipe)
 
 
 @pytest.fixture(scope="session")
 def train_recipe(root: str, view: Manifest) -> TrainRecipe:
+    from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
+
     return TrainRecipe(
         name="full",
         root=root,
@@ -103,6 +119,8 @@ def train_recipe(root: str, view: Manifest) -> TrainRecipe:
 
 @pytest.fixture(scope="session")
 def full_recipe(train_recipe: TrainRecipe, pairs: Manifest) -> TrainRecipe:
+    from consomme.pipelines.train.recipe import TrainSource
+
     """Two workers find that it diverges: a step has few samples, so losses go up and down."""
     return replace(
         train_recipe,
@@ -118,6 +136,8 @@ def full_recipe(train_recipe: TrainRecipe, pairs: Manifest) -> TrainRecipe:
 
 @pytest.fixture(scope="session")
 def full(full_recipe: TrainRecipe) -> Manifest:
+    from consomme.pipelines.train import run as train
+
     return train.run(full_recipe)
 
 
@@ -131,4 +151,6 @@ def sparse_recipe(train_recipe: TrainRecipe) -> TrainRecipe:
 
 @pytest.fixture(scope="session")
 def sparse(sparse_recipe: TrainRecipe) -> Manifest:
+    from consomme.pipelines.train import run as train
+
     return train.run(sparse_recipe)
