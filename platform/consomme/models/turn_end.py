@@ -73,6 +73,7 @@ def find_turn_end(config: Any, tokenizer: Any, render: Callable[[Sequence[Turn]]
 
     try:
         last = end_after(_PROBE[1].content, _PROBE[:2])
+    # A template is a program of the model's author and may raise anything.
     except Exception as error:
         raise CheckpointError(
             f"the model's chat template fails on a plain question and answer: {error};"
