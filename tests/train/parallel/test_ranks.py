@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from consomme.base.errors import DataError
+from consomme.base.process import end
 from consomme.models.batches import IGNORE_INDEX
 from consomme.train.loop import Batch, ScheduleConfig, StepReport, fit
 from consomme.train.parallel.ddp_fsdp2 import Ddp
@@ -73,6 +74,8 @@ def rank_main(rank: int, world: int, rendezvous: str, out: str) -> None:
     # A rank that exits first may crash the other one.
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    # A thread of gloo that frees a tensor while the interpreter is torn down would abort it.
+    end(0)
 
 
 @pytest.mark.slow
