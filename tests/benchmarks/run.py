@@ -86,6 +86,13 @@ def bench_score() -> list[Row]:
     return [*scoring.rows(), *through]
 
 
+def bench_selfcheck() -> list[Row]:
+    """Time the check of a model against its plain forward pass."""
+    from tests.benchmarks import selfcheck
+
+    return selfcheck.rows()
+
+
 def bench_score_gpu() -> Iterator[Row]:
     """The same on a GPU with a model of a billion parameters."""
     from tests.benchmarks import ray_score, scoring
@@ -187,6 +194,7 @@ def bench_train_gpu() -> list[Row]:
 
 AREAS: dict[str, Callable[[], Iterable[Row]]] = {
     "score": bench_score,
+    "selfcheck": bench_selfcheck,
     "recaption": bench_recaption,
     "noise_detection": bench_noise_detection,
     "self_augment": bench_self_augment,

@@ -77,7 +77,7 @@ def random_vlm(name: str, folder: Path) -> Path:
     shape = shapes[name]
     side = shape.image_px
     for key, value in (
-        ("size", {"shortest_edge": side}),
+        ("size", {"height": side, "width": side}),
         ("crop_size", {"height": side, "width": side}),
     ):
         setattr(processor.image_processor, key, value)

@@ -147,8 +147,10 @@ def family_faults(what: str) -> Iterator[None]:
         raise
     except FAULTS as error:
         raise CheckpointError(
-            f"{what}: found {type(error).__name__}: {error}; the model's family does not support"
-            " what consomme needs, so use another family"
+            f"{what}: found {type(error).__name__}: {error}; expected a model that takes what its"
+            " own processor makes of pictures of two shapes and of text. Correct the processor's"
+            " settings beside the model (sizes of pictures and patches); if they are right, this"
+            " family does not support what consomme needs, so use another one"
         ) from error
 
 
