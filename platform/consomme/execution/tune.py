@@ -7,12 +7,16 @@ so the searcher and the trainable save nothing.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from consomme.execution.errors import find_own
+
+_TUNE_LOGGERS = ("ray.tune.execution.tune_controller", "ray.tune.tune")
+"""They write a trial's error with Ray's stack trace, and its number once more."""
 
 Config = dict[str, Any]
 """Configuration of one trial; has to be picklable."""
@@ -83,6 +87,9 @@ def run_trials(
     """
     from ray import tune
 
+    # Errors are returned: whoever handles them says what has to be said.
+    for name in _TUNE_LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     trainable = tune.with_resources(
         tune.with_parameters(_trainable(), runner=runner, parameters=dict(parameters)),
         tune.PlacementGroupFactory([dict(resources)]),

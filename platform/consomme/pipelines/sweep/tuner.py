@@ -131,9 +131,9 @@ def _tune(source: SweepTrials, first: dict[str, Any]) -> None:
             max_concurrent=plan.recipe.max_concurrent or _max_concurrent(first),
             should_continue=source.should_continue if has_stopper else None,
         )
-    source.folder.check_current(source.attempt_no)
-    for error in errors:
-        raise error
+        source.folder.check_current(source.attempt_no)
+        for error in errors:
+            raise error
 
 
 def _this_node() -> dict[str, float]:
