@@ -250,6 +250,8 @@ def _add_folder_arguments(parser: _VerbParser, name: str, verb: Verb) -> None:
     parser.description = f"{verb.help.capitalize()}."
     parser.add_argument("folder", metavar="RUN_FOLDER", nargs="?", help="local path or URL")
     parser.add_argument("switches", nargs="*", help=argparse.SUPPRESS)
+    if "plan" in verb.switches:
+        parser.add_argument("--plan", action="store_true", help=argparse.SUPPRESS)
 
     def refuse(text: str) -> str:
         known = ", ".join(f"{key}=true|false" for key in verb.switches) or "nothing more"
@@ -262,6 +264,8 @@ def _add_folder_arguments(parser: _VerbParser, name: str, verb: Verb) -> None:
             if key not in verb.switches or value not in ("true", "false"):
                 raise RecipeError(refuse(text))
             switches[key] = value == "true"
+        if getattr(parsed, "plan", False):
+            switches["plan"] = True
         if parsed.folder is None:
             raise RecipeError(f"found nothing, expected one run folder: {parser.usage}")
         _configure()
@@ -309,7 +313,12 @@ def _summarise(verb: str, manifest: Any) -> None:
     if table:
         _print_table(table)
     counts = ", ".join(f"{name} {n:,}" for name, n in manifest.counts.items() if "/" not in name)
-    print(f"{verb} {manifest.name}: done in {manifest.seconds:,.1f} s{counts and '; '}{counts}")
+    state = f"done in {manifest.seconds:,.1f} s"
+    if manifest.is_found:
+        from consomme.execution.runs import already_done
+
+        state = already_done(manifest)
+    print(f"{verb} {manifest.name}: {state}{counts and '; '}{counts}")
     print(f"  run folder  {manifest.url}")
     if "report" in manifest.outputs:
         print(f"  report      {manifest.url.rstrip('/')}/{manifest.outputs['report']}")

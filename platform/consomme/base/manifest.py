@@ -1,19 +1,25 @@
 """The manifest: inputs, decisions, counts, outputs and parents of a finished run.
 
 It is written last, so a run folder with a manifest is a finished run. Thresholds, accepted
-ingredients and the like are in `decisions`, measurements are in `metrics`.
+ingredients and the like are in `decisions`, measurements are in `metrics`. It holds size and
+checksum of every file of the run: those that commit records name as one sum over all of them, the
+others by name. Its own checksum is in it too.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 from consomme.base.errors import DataError
 from consomme.base.schema import to_plain
+
+S = TypeVar("S")
 
 _LIBRARIES = (
     "consomme",
@@ -29,6 +35,44 @@ _LIBRARIES = (
 )
 
 
+_NOT_CONTENT = ("adapter", "curve", "rejects", "report", "summary", "trials")
+"""Kinds of outputs that hold times, or paths, beside what was computed; nothing is computed from
+them."""
+
+_NOT_MODEL = ("soup.json", "manifest.json", "trainer_state.json")
+"""Files of a model folder that tell where it came from."""
+
+_CHECKSUM = "checksum"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSum:
+    """Size and checksum of a file."""
+
+    num_bytes: int
+    """Size in bytes."""
+
+    sha256: str
+    """Checksum in hexadecimal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerSum:
+    """Size and checksum of all files that the commit records of a run name, rejects left out."""
+
+    units: int
+    """Number of commit records."""
+
+    files: int
+    """Number of files."""
+
+    num_bytes: int
+    """Size of all files in bytes."""
+
+    sha256: str
+    """Checksum over path and checksum of each file, in the order of the records."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parent:
     """A finished run that this one read."""
@@ -41,6 +85,9 @@ class Parent:
 
     fingerprint: str
     """Fingerprint of the parent, to detect a replaced folder."""
+
+    content: str = ""
+    """Content of the parent, as `Manifest.content` gives it; empty in runs of earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,38 +127,108 @@ class Manifest:
     started: str = ""
     """Start time, ISO 8601 in UTC."""
 
+    finished: str = ""
+    """Time when the manifest was written, ISO 8601 in UTC; empty in runs of earlier versions."""
+
     seconds: float = 0.0
     """Duration, summed over all known attempts."""
 
     outputs: Mapping[str, str] = field(default_factory=dict)
     """Output files by kind; paths inside the run folder."""
 
+    files: Mapping[str, FileSum] = field(default_factory=dict)
+    """Every file of the run that no commit record names, by path; empty in runs of earlier
+    versions."""
+
+    ledger: LedgerSum | None = None
+    """The files that commit records name; None for a run without units."""
+
     url: str = ""
     """URL of the run folder. Not stored, because a run folder may be moved."""
 
+    is_found: bool = False
+    """Whether the run was done before this command, which then did nothing. Not stored."""
+
+    @property
+    def content(self) -> str:
+        """Hash of what other runs read from this one: the same wherever the run folder lies.
+
+        Sixteen hexadecimal digits; empty if nothing is known of the content, as in runs of earlier
+        versions.
+        """
+        folders = [str(path) for kind, path in self.outputs.items() if kind not in _NOT_CONTENT]
+        lines = [
+            f"{path}\0{one.sha256}\n"
+            for path, one in sorted(self.files.items())
+            if any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+            and path.rpartition("/")[2] not in _NOT_MODEL
+        ]
+        if self.ledger is not None:
+            lines.append(f"ledger\0{self.ledger.sha256}\n")
+        return hashlib.sha256("".join(lines).encode()).hexdigest()[:16] if lines else ""
+
+    @property
+    def identity(self) -> str:
+        """What a run that reads this one is told apart by."""
+        return f"{self.fingerprint}+{self.content}" if self.content else self.fingerprint
+
 
 def to_json(manifest: Manifest) -> str:
-    """Serialize a manifest as indented JSON with sorted keys."""
+    """Serialize a manifest as indented JSON with sorted keys, its own checksum among them."""
     content = to_plain(manifest)
-    del content["url"]
+    del content["url"], content["is_found"]
+    content[_CHECKSUM] = _checksum(content)
     return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def from_json(text: str, url: str = "") -> Manifest:
+def from_json(text: str, url: str = "", *, is_checked: bool = True) -> Manifest:
     """Parse a manifest.
 
+    Args:
+        text: What `to_json` wrote.
+        url: The run folder.
+        is_checked: Whether a manifest that was changed is refused.
+
     Raises:
-        DataError: The text is not a manifest.
+        DataError: The text is not a manifest, or was changed after it was written.
     """
+    where = f"{url}/manifest.json" if url else "manifest"
     try:
         content = json.loads(text)
-        parents = tuple(Parent(**parent) for parent in content.pop("parents", ()))
-        known = {item.name for item in dataclasses.fields(Manifest)}
-        fields = {key: value for key, value in content.items() if key in known}
-        return Manifest(**{**fields, "parents": parents, "url": url})
+        if is_checked and not is_unchanged(content):
+            raise DataError(
+                f"{where} was changed: its checksum differs. To see what else is wrong, and what"
+                f" can be done: consomme verify {url or 'RUN_FOLDER'} repair=true plan=true"
+            )
+        parents = tuple(_known(Parent, parent) for parent in content.pop("parents", ()))
+        files = {str(path): FileSum(**values) for path, values in content.pop("files", {}).items()}
+        ledger = content.pop("ledger", None)
+        return dataclasses.replace(
+            _known(Manifest, content),
+            parents=parents,
+            files=files,
+            ledger=ledger and LedgerSum(**ledger),
+            url=url,
+        )
     except (ValueError, TypeError, AttributeError) as error:
-        where = f"{url}/manifest.json" if url else "manifest"
         raise DataError(f"{where}: not a manifest: {error}") from error
+
+
+def is_unchanged(content: Mapping[str, Any]) -> bool:
+    """Whether the content of a manifest file has the checksum in it; true if it has none."""
+    rest = {key: value for key, value in content.items() if key != _CHECKSUM}
+    return _CHECKSUM not in content or content[_CHECKSUM] == _checksum(rest)
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _known(schema: type[S], values: Mapping[str, Any]) -> S:
+    """Build a dataclass from the values that it has fields for; a later version may have more."""
+    names = {item.name for item in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    return schema(**{key: value for key, value in values.items() if key in names})
 
 
 def lineage(manifest: Manifest, load: Callable[[str], Manifest]) -> list[Manifest]:
@@ -126,7 +243,7 @@ def lineage(manifest: Manifest, load: Callable[[str], Manifest]) -> list[Manifes
         All ancestors and the manifest itself, each once, parents before children.
 
     Raises:
-        DataError: The folder of a parent now holds a different run.
+        DataError: The folder of a parent is gone, or now holds a different run.
     """
     visited: dict[tuple[str, str], Manifest] = {}
 
@@ -135,18 +252,41 @@ def lineage(manifest: Manifest, load: Callable[[str], Manifest]) -> list[Manifes
         if key in visited:
             return
         for parent in current.parents:
-            loaded = load(parent.url)
-            if loaded.fingerprint != parent.fingerprint:
-                raise DataError(
-                    f"{parent.url}: found a run with fingerprint {loaded.fingerprint}, but "
-                    f"{current.verb}/{current.name} was made from {parent.fingerprint}; "
-                    "the folder was replaced"
-                )
-            visit(loaded)
+            visit(load_parent(current, parent, load))
         visited[key] = current
 
     visit(manifest)
     return list(visited.values())
+
+
+def load_parent(child: Manifest, parent: Parent, load: Callable[[str], Manifest]) -> Manifest:
+    """Read the manifest of a parent: beside the child, as in a copy of all runs, or where it was.
+
+    Raises:
+        DataError: The folder of the parent is gone, or now holds a different run.
+    """
+    beside = f"{child.url.rsplit('/', 2)[0]}/{parent.verb}/{parent.url.rpartition('/')[2]}"
+    if child.url and beside != parent.url:
+        with contextlib.suppress(DataError):
+            loaded = load(beside)
+            if not _differs(loaded, parent):
+                return loaded
+    loaded = load(parent.url)
+    if differs := _differs(loaded, parent):
+        raise DataError(
+            f"{parent.url}: found a run with {differs}; {child.verb}/{child.name} was made from"
+            " another one, so the folder was replaced"
+        )
+    return loaded
+
+
+def _differs(found: Manifest, parent: Parent) -> str:
+    """Say in what a run differs from the one that was read."""
+    if found.fingerprint != parent.fingerprint:
+        return f"fingerprint {found.fingerprint}, expected {parent.fingerprint}"
+    if parent.content and found.content and found.content != parent.content:
+        return f"content {found.content}, expected {parent.content}"
+    return ""
 
 
 def library_versions() -> dict[str, str]:

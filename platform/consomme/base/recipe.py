@@ -16,7 +16,9 @@ from consomme.base.errors import RecipeError
 from consomme.base.schema import (
     StrategyParser,
     is_keyed,
+    is_located,
     is_runtime,
+    located,
     parse,
     registry_of,
     runtime,
@@ -30,6 +32,7 @@ __all__ = [
     "fingerprint",
     "load_recipe",
     "load_values",
+    "located",
     "recipe_problems",
     "runtime",
     "strategy",
@@ -98,12 +101,13 @@ def to_yaml(recipe: Any) -> str:
 def fingerprint(recipe: Any, inputs: Mapping[str, str]) -> str:
     """Hash what determines the output: runs with the same fingerprint have the same output.
 
-    Fields declared with `runtime` are left out, at any depth and inside strategies. Integral floats
-    and ints are hashed alike, so `1` and `1.0` in a YAML file make no difference.
+    Fields declared with `runtime` or `located` are left out, at any depth and inside strategies.
+    Integral floats and ints are hashed alike, so `1` and `1.0` in a YAML file make no difference.
 
     Args:
         recipe: A recipe dataclass.
-        inputs: Fingerprints of the run's inputs, by name.
+        inputs: Fingerprints of the run's inputs, by name; among them one for each `located` field
+            that is set.
 
     Returns:
         Eight hexadecimal digits.
@@ -119,7 +123,7 @@ def _hashable(value: Any) -> Any:
         return {
             field.name: _hashable_strategy(field, getattr(value, field.name))
             for field in dataclasses.fields(value)
-            if field.init and not is_runtime(field)
+            if field.init and not (is_runtime(field) or is_located(field))
         }
     if isinstance(value, Mapping):
         return {str(key): _hashable(item) for key, item in value.items()}

@@ -31,6 +31,7 @@ from consomme.base.suggest import did_you_mean
 _REGISTRY = "consomme.registry"
 _KEYED = "consomme.keyed"
 _RUNTIME = "consomme.runtime"
+_LOCATED = "consomme.located"
 _NO_DEFAULT: Any = object()
 
 
@@ -65,6 +66,20 @@ def runtime(default: Any) -> Any:
     Such fields are not part of the fingerprint: a run may resume with more workers.
     """
     return _field(default, {_RUNTIME: True})
+
+
+def located(default: Any = _NO_DEFAULT) -> Any:
+    """Declare a field that says where something lies that a run reads.
+
+    Such fields are not part of the fingerprint either, which has what lies there instead: the verb
+    names it among the run's inputs. So data that are moved stay the same data.
+    """
+    return _field(default, {_LOCATED: True})
+
+
+def is_located(field: "dataclasses.Field[Any]") -> bool:
+    """Return whether a field was declared with `located`."""
+    return bool(field.metadata.get(_LOCATED))
 
 
 def is_runtime(field: "dataclasses.Field[Any]") -> bool:

@@ -5,20 +5,28 @@ A run whose manifest exists is done, and running it again returns that manifest.
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
-from consomme.base.manifest import Manifest, Parent
+from consomme.base.manifest import FileSum, Manifest, Parent
 from consomme.base.recipe import fingerprint, to_yaml
 from consomme.base.schema import to_plain
-from consomme.storage.ledger.run_folder import MANIFEST, RunFolder, load_manifest
+from consomme.storage.identity import check_outputs, run_of
+from consomme.storage.ledger.run_folder import RunFolder, load_manifest
 from consomme.storage.shards import Shard
-from consomme.storage.stores.open import absolute_url, open_store
+from consomme.storage.stores.open import absolute_url
+from consomme.storage.view import VIEW
+
+logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
+
+_VIEW_VERBS = ("filter", "dedup")
 
 
 @dataclass
@@ -52,8 +60,9 @@ class Run(Generic[R]):
         resolved: R,
         *,
         inputs: Mapping[str, str] | None = None,
-        parents: Sequence[str] = (),
+        runs: Mapping[str, str | None] | None = None,
         reads: Sequence[str] = (),
+        hashed: Any = None,
     ) -> Run[R]:
         """Fingerprint a recipe with its inputs, and find its run folder; writes nothing.
 
@@ -62,26 +71,29 @@ class Run(Generic[R]):
             recipe: The checked recipe; has `name` and `root`.
             resolved: What its inputs resolved to.
             inputs: Fingerprints of what is read that is not a run.
-            parents: URLs of the finished runs that are read.
-            reads: Files and folders that are read; finished runs that hold them are parents too.
+            runs: URLs of the finished runs that are read, by the key of the recipe that names them;
+                keys without a run are left out.
+            reads: Files and folders that are read, and identified by `inputs`; finished runs that
+                hold them are parents too.
+            hashed: What is fingerprinted instead of the recipe.
 
         Raises:
-            DataError: A parent is not finished.
+            DataError: A parent is not finished, or is not what was written.
         """
-        urls = [*parents, *(url for url in map(run_of, reads) if url)]
-        manifests = {url: load_manifest(url) for url in dict.fromkeys(map(absolute_url, urls))}
-        read = {**(inputs or {}), **_fingerprints(list(manifests.values()))}
-        digest = fingerprint(recipe, read)
+        by_key = {key: load_manifest(absolute_url(url)) for key, url in (runs or {}).items() if url}
+        for manifest in by_key.values():
+            if manifest.verb in _VIEW_VERBS:
+                check_outputs(manifest, [path for path in manifest.files if path == VIEW])
+        holders = [load_manifest(url) for url in dict.fromkeys(map(run_of, reads)) if url]
+        read = {**(inputs or {}), **{key: one.identity for key, one in by_key.items()}}
+        digest = fingerprint(recipe if hashed is None else hashed, read)
         return cls(
             folder=RunFolder.open(recipe.root, verb, recipe.name, digest),
             verb=verb,
             recipe=recipe,
             fingerprint=digest,
             inputs=read,
-            parents=tuple(
-                Parent(verb=m.verb, url=url, fingerprint=m.fingerprint)
-                for url, m in manifests.items()
-            ),
+            parents=parents_of([*by_key.values(), *holders]),
             resolved=resolved,
         )
 
@@ -97,7 +109,9 @@ class Run(Generic[R]):
             body: Does the run in its folder, and ends with `finish`.
         """
         if self.is_done:
-            return self.folder.manifest()
+            manifest = dataclasses.replace(self.folder.manifest(), is_found=True)
+            logger.info("%s %s: %s", self.verb, self.recipe.name, already_done(manifest))
+            return manifest
         self.start()
         return body(self)
 
@@ -112,8 +126,21 @@ class Run(Generic[R]):
         decisions: Mapping[str, Any] | None = None,
         metrics: Mapping[str, float] | None = None,
         outputs: Mapping[str, str] | None = None,
+        written: Mapping[str, FileSum] | None = None,
     ) -> Manifest:
-        """Write the manifest, which makes the run done."""
+        """Write the manifest, which makes the run done.
+
+        Args:
+            counts: See `Manifest`, as for the next three.
+            decisions: See there.
+            metrics: See there.
+            outputs: See there.
+            written: Sums of files in the run folder that were taken when they were written; the
+                other files are read once.
+
+        Raises:
+            DataError: What the run read is not what it was when the run began.
+        """
         manifest = Manifest(
             verb=self.verb,
             name=self.recipe.name,
@@ -128,31 +155,21 @@ class Run(Generic[R]):
             seconds=round(time.monotonic() - self.clock, 2),
             outputs=outputs or {},
         )
-        return self.folder.finish(manifest, to_yaml(self.recipe))
+        return self.folder.finish(manifest, to_yaml(self.recipe), written)
 
 
-def _fingerprints(manifests: Sequence[Manifest]) -> dict[str, str]:
-    """Name the fingerprint of each run; runs of one name are told apart by the fingerprint too."""
-    found: dict[str, set[str]] = {}
-    for manifest in manifests:
-        found.setdefault(f"run {manifest.verb}/{manifest.name}", set()).add(manifest.fingerprint)
-    return {
-        name if len(marks) == 1 else f"{name} {mark}": mark
-        for name, marks in found.items()
-        for mark in sorted(marks)
-    }
+def parents_of(manifests: Iterable[Manifest]) -> tuple[Parent, ...]:
+    """Describe the finished runs that a run reads, each once."""
+    return tuple(
+        Parent(verb=m.verb, url=url, fingerprint=m.fingerprint, content=m.content)
+        for url, m in {m.url: m for m in manifests}.items()
+    )
 
 
-def run_of(url: str) -> str | None:
-    """Find the finished run that a file or folder lies in, at most three levels up."""
-    current = absolute_url(url)
-    for _ in range(4):
-        if open_store(current).exists(MANIFEST):
-            return current
-        current = current.rpartition("/")[0]
-        if not current:
-            return None
-    return None
+def already_done(manifest: Manifest) -> str:
+    """Say since when a run is done."""
+    when = manifest.finished or manifest.started
+    return f"already done on {when[:16].replace('T', ' ')} UTC, nothing ran"
 
 
 def folders_of(shards: Sequence[Shard]) -> list[str]:

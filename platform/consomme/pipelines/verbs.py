@@ -136,11 +136,12 @@ VERBS: Mapping[str, Verb] = {
         run="consomme.ops.status:describe_run",
     ),
     "verify": Verb(
-        help="check that a finished run is complete and uncorrupted",
+        help="check that a finished run is complete and uncorrupted, and repair it",
         run="consomme.ops.verify:verify_run",
         switches={
-            "checksums": "read every output and compare its checksum (default true)",
-            "repair": "drop damaged units, so that running the recipe again redoes them",
+            "checksums": "read every file and compare its checksum (default true)",
+            "repair": "take away what is damaged, so that running the recipe again redoes it",
+            "plan": "only say what a repair would do; --plan says the same",
         },
     ),
 }

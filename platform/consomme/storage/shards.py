@@ -15,7 +15,7 @@ from consomme.base.errors import RecipeError
 from consomme.base.suggest import did_you_mean
 from consomme.storage.stores.listing import list_parallel
 from consomme.storage.stores.open import absolute_url, open_store, split_url
-from consomme.storage.stores.store import join_url
+from consomme.storage.stores.store import FileInfo, join_url
 
 SHARD_SUFFIXES = (".tar", ".parquet", ".jsonl", ".json")
 """Readable formats; the shards of one folder must all have the same suffix."""
@@ -40,11 +40,17 @@ class Shard:
     name: str = ""
     """Path relative to the deepest folder that holds all shards of the source; part of unit ids."""
 
+    version: str = ""
+    """What the storage says of its content; see `FileInfo.version`."""
+
+    modified: float = 0.0
+    """Time of the last write, in seconds since 1970."""
+
 
 def find_shards(
     inputs: Sequence[str], source: str = "data", sources: Mapping[str, Sequence[str]] | None = None
 ) -> list[Shard]:
-    """List the shards of all named data sets, with their sizes, in a fixed order.
+    """List the shards of all named data sets, with their sizes and versions, in a fixed order.
 
     Args:
         inputs: Files, folders, globs and brace ranges of the data set called `source`.
@@ -91,31 +97,39 @@ def _find_source(inputs: Sequence[str], source: str, input_by_url: dict[str, str
     for text in inputs:
         patterns = _expand_braces(text)
         head = text.partition("{")[0].rpartition("/")[2]
-        sizes = _SizeLookup(is_listed=len(patterns) > _MAX_SINGLE_LOOKUPS, head=head)
+        files = _FileLookup(is_listed=len(patterns) > _MAX_SINGLE_LOOKUPS, head=head)
         for pattern in patterns:
-            for url, size in _match(pattern, text, sizes):
+            for url, file in _match(pattern, text, files):
                 if url in input_by_url:
                     raise RecipeError(
                         f"inputs: {url} is matched by {input_by_url[url]!r} and again by {text!r}; "
                         "its samples would count twice"
                     )
                 input_by_url[url] = text
-                shards.append(Shard(url=url, size=size, source=source))
+                shards.append(
+                    Shard(
+                        url=url,
+                        size=file.size,
+                        source=source,
+                        version=file.version,
+                        modified=file.modified,
+                    )
+                )
     return shards
 
 
 def shards_fingerprint(shards: Sequence[Shard]) -> str:
-    """Fingerprint shards by source, name and size, without reading them.
+    """Fingerprint shards by source, name, size and version, without reading them.
 
     Names are relative to the deepest folder that holds all shards of a source, so a data set keeps
-    its fingerprint when it is moved or mounted elsewhere.
+    its fingerprint when it is mounted elsewhere, or moved by something that keeps its versions.
 
     Returns:
         Sixteen hexadecimal digits.
     """
     digest = hashlib.sha256()
     for shard in shards:
-        text = f"{shard.source}\t{shard.name}\t{shard.size}\n"
+        text = f"{shard.source}\t{shard.name}\t{shard.size}\t{shard.version}\n"
         digest.update(text.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
 
@@ -150,33 +164,36 @@ def _expand_braces(text: str) -> list[str]:
 
 
 _MAX_SINGLE_LOOKUPS = 16
-"""If a brace range gives more names than this, sizes come from a listing."""
+"""If a brace range gives more names than this, they are looked up in a listing."""
 
 
 @dataclass
-class _SizeLookup:
-    """Looks up file sizes; many names in one folder cost one listing."""
+class _FileLookup:
+    """Looks up files by name; many names in one folder cost one listing."""
 
     is_listed: bool
     head: str
     """Common prefix of all names in the folder of the first brace."""
 
-    folders: dict[str, dict[str, int]] = field(default_factory=dict)
+    folders: dict[str, dict[str, FileInfo]] = field(default_factory=dict)
 
-    def of(self, url: str) -> int | None:
-        """Return the size of a file; None if it does not exist."""
+    def of(self, url: str) -> FileInfo | None:
+        """Return what the storage says of a file; None if it does not exist."""
         store, name = split_url(url)
         if not self.is_listed:
-            return store.size(name) if store.exists(name) else None
+            try:
+                return store.info(name)
+            except FileNotFoundError:
+                return None
         if store.url not in self.folders:
             head = self.head if name.startswith(self.head) else ""
             files = (file for file in list_parallel(store, head) if "/" not in file.path)
-            self.folders[store.url] = {file.path: file.size for file in files}
+            self.folders[store.url] = {file.path: file for file in files}
         return self.folders[store.url].get(name)
 
 
-def _match(pattern: str, text: str, sizes: _SizeLookup) -> list[tuple[str, int]]:
-    """List URL and size of the shards that match one pattern without braces."""
+def _match(pattern: str, text: str, known: _FileLookup) -> list[tuple[str, FileInfo]]:
+    """List the shards that match one pattern without braces, by URL."""
     magic = _MAGIC.search(pattern)
     if magic:
         base = pattern[: magic.start()].rpartition("/")[0]
@@ -192,14 +209,14 @@ def _match(pattern: str, text: str, sizes: _SizeLookup) -> list[tuple[str, int]]
         unknown = [file.path for file in files if not file.path.endswith(SHARD_SUFFIXES)]
         if unknown:
             raise RecipeError(f"inputs: {text!r} matches {unknown[0]}; {_EXPECTED}")
-        return [(join_url(store.url, file.path), file.size) for file in files]
+        return [(join_url(store.url, file.path), file) for file in files]
     if not pattern.endswith("/") and not _is_bucket(pattern):
         store, name = split_url(pattern)
-        size = sizes.of(pattern)
-        if size is not None:
+        file = known.of(pattern)
+        if file is not None:
             if not name.endswith(SHARD_SUFFIXES):
                 raise RecipeError(f"inputs: {text!r}: {_EXPECTED}")
-            return [(join_url(store.url, name), size)]
+            return [(join_url(store.url, name), file)]
     return _match_folder(pattern, text)
 
 
@@ -213,7 +230,7 @@ def _first_magic(text: str) -> int:
     return match.start() if match else len(text)
 
 
-def _match_folder(pattern: str, text: str) -> list[tuple[str, int]]:
+def _match_folder(pattern: str, text: str) -> list[tuple[str, FileInfo]]:
     store = open_store(pattern)
     files = [file for file in list_parallel(store) if file.path.endswith(SHARD_SUFFIXES)]
     kinds = sorted({file.path.rpartition(".")[2] for file in files})
@@ -223,7 +240,7 @@ def _match_folder(pattern: str, text: str) -> list[tuple[str, int]]:
             f"say which to read, as in {join_url(text, f'*.{kinds[-1]}')}"
         )
     if files:
-        return [(join_url(store.url, file.path), file.size) for file in files]
+        return [(join_url(store.url, file.path), file) for file in files]
     if next(store.list(), None) is not None:
         raise RecipeError(f"inputs: the folder {text!r} holds no shard; {_EXPECTED}")
     hint = ""

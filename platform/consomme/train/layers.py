@@ -19,6 +19,7 @@ from consomme.base.bounds import NonNegativeInt, PositiveFraction, PositiveInt
 from consomme.base.checked import Checked, rule
 from consomme.base.errors import RecipeError
 from consomme.base.registry import Registry
+from consomme.base.schema import located
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +263,7 @@ class ByScore(LayerCount):
     """See `consomme/train/layer_scores.py`. The first two compare weights with those of a tuned
     model, the others observe the model on some of the training samples."""
 
-    tuned: str | None = None
+    tuned: str | None = located(None)
     """For the first two: a train run, or the folder of a model, that was tuned from the same start
     in all layers."""
 

@@ -29,6 +29,7 @@ from consomme.base.bounds import PositiveInt
 from consomme.base.checked import Checked, rule
 from consomme.base.hashing import hash_ids
 from consomme.base.sample import Sample
+from consomme.base.schema import located
 from consomme.curate.tag.tagger import (
     TAGGERS,
     ChoiceQuestion,
@@ -55,7 +56,7 @@ class Grammar(Checked):
     samples with errors and keeps about 85 %.
     """
 
-    model: str
+    model: str = located()
     """Folder of the judge: a language model, or a VLM, which is shown no picture."""
 
     prompt: str = (
@@ -124,7 +125,7 @@ class Answerable(Checked):
     slightly worse, so use the label with care.
     """
 
-    model: str
+    model: str = located()
     """Folder of the judge: a language model, or a VLM, which is shown no picture."""
 
     answers: tuple[str, ...] = ()

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from consomme.base.checked import Checked, rule
 from consomme.base.errors import RecipeError
+from consomme.base.schema import located
 from consomme.curate.tag.tagger import (
     TAGGERS,
     ChoiceQuestion,
@@ -50,7 +51,7 @@ class Embedding:
     the same width for every picture; it encodes what is in the picture better than where.
     """
 
-    model: str
+    model: str = located()
     """Hugging Face folder of the VLM whose vision encoder and projector are used."""
 
     column: str = "embedding"
@@ -93,7 +94,7 @@ class Classes(Checked):
     Vision-Language Models, CVPR 2024), there from CLIP.
     """
 
-    model: str
+    model: str = located()
     """Hugging Face folder of the VLM that answers."""
 
     question: str

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from consomme.base.bounds import NonNegativeInt, PositiveFloat, PositiveInt
 from consomme.base.checked import Checked, rule
 from consomme.base.registry import Registry
-from consomme.base.schema import runtime
+from consomme.base.schema import located, runtime
 from consomme.engines.generation.requests import GenerationEngine, Sampling
 from consomme.engines.vllm_engine import EngineOptions
 
@@ -110,7 +110,7 @@ class Transformers(Checked):
     """Time limit of one batch, in seconds; texts that are unfinished by then are rejected as
     `model_timeout`."""
 
-    adapter: str | None = None
+    adapter: str | None = located(None)
     """Folder of a LoRA in PEFT's format, on local disk, that is merged into the weights."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

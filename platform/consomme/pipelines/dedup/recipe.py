@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Interval
 
 from consomme.base.bounds import Fraction, NonNegativeInt, PositiveInt
 from consomme.base.checked import Checked, rule
-from consomme.base.schema import runtime
+from consomme.base.schema import located, runtime
 from consomme.curate.dedup.copies import MAX_DISTANCE
 from consomme.storage.shards import input_problems
 
@@ -22,19 +22,19 @@ class DedupRecipe(Checked):
     name: str
     """Name of the run."""
 
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = located(())
     """Shards: files, folders, globs, brace ranges; local, `s3://` or `gs://`."""
 
     source: str = "data"
     """Name of the data set in `inputs`, used in references and unit ids."""
 
-    sources: dict[str, list[str]] = field(default_factory=dict)
+    sources: dict[str, list[str]] = located({})
     """More data sets: name -> inputs. Copies are found across data sets."""
 
-    view: str | None = None
+    view: str | None = located(None)
     """Folder of a finished filter or dedup run to deduplicate, instead of `inputs`."""
 
-    hashes: str | None = None
+    hashes: str | None = located(None)
     """Folder of a finished dedup run: decide again on its hashes, instead of `inputs`."""
 
     root: str = runtime("runs")
@@ -55,7 +55,7 @@ class DedupRecipe(Checked):
     """Whether mirror images are copies. They are for a classifier, but not for captions that say
     left or right, or that read text in the image."""
 
-    scores: str | None = None
+    scores: str | None = located(None)
     """Folder of a finished score run over the same data. Without it, the largest copy is kept."""
 
     best_by: str | None = None

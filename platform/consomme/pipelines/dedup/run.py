@@ -32,7 +32,8 @@ from consomme.pipelines.dedup.copies import (
 )
 from consomme.pipelines.dedup.recipe import DedupRecipe
 from consomme.pipelines.dedup.stage import HashStage
-from consomme.storage.shards import Shard, find_shards, shards_fingerprint
+from consomme.storage.identity import data_fingerprint
+from consomme.storage.shards import Shard, find_shards
 from consomme.storage.view import View
 
 
@@ -49,8 +50,8 @@ def open_run(recipe: DedupRecipe) -> Run[Sequence[Shard]]:
         "dedup",
         recipe,
         shards,
-        inputs={"data": shards_fingerprint(shards)} if shards else {},
-        parents=[url for url in (recipe.view, recipe.hashes, recipe.scores) if url],
+        inputs={"data": data_fingerprint(shards, recipe.root)} if shards else {},
+        runs={"view": recipe.view, "hashes": recipe.hashes, "scores": recipe.scores},
         reads=folders_of(shards),
     )
 

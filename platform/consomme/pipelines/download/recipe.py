@@ -8,7 +8,7 @@ from typing import Literal
 
 from consomme.base.bounds import Fraction, PositiveInt
 from consomme.base.checked import Checked, rule
-from consomme.base.schema import runtime
+from consomme.base.schema import located, runtime
 from consomme.storage.fetch import FetchPolicy
 from consomme.storage.shards import input_problems
 
@@ -20,13 +20,13 @@ class DownloadRecipe(Checked):
     name: str
     """Name of the run."""
 
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = located(())
     """Parquet files with columns `url` and `caption`; further columns become metadata."""
 
     source: str = "data"
     """Name of the data set in `inputs`."""
 
-    sources: dict[str, list[str]] = field(default_factory=dict)
+    sources: dict[str, list[str]] = located({})
     """More data sets: name -> inputs."""
 
     root: str = runtime("runs")

@@ -17,8 +17,9 @@ from consomme.execution.runs import Run, folders_of
 from consomme.execution.session import num_cpus, ray_session
 from consomme.pipelines.download.recipe import DownloadRecipe
 from consomme.pipelines.download.stage import FetchStage
+from consomme.storage.identity import data_fingerprint
 from consomme.storage.readers.url_list import plan_urls, read_urls
-from consomme.storage.shards import Shard, find_shards, shards_fingerprint
+from consomme.storage.shards import Shard, find_shards
 
 
 def run(recipe: DownloadRecipe) -> Manifest:
@@ -29,7 +30,7 @@ def run(recipe: DownloadRecipe) -> Manifest:
 def open_run(recipe: DownloadRecipe) -> Run[Sequence[Shard]]:
     """Resolve the URL lists that the recipe reads; writes nothing."""
     shards = find_shards(recipe.inputs, recipe.source, recipe.sources)
-    inputs = {"data": shards_fingerprint(shards)}
+    inputs = {"data": data_fingerprint(shards, recipe.root)}
     return Run.open("download", recipe, shards, inputs=inputs, reads=folders_of(shards))
 
 

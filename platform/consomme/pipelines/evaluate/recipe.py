@@ -8,7 +8,7 @@ from typing import Any
 
 from consomme.base.bounds import PositiveInt
 from consomme.base.checked import Checked, rule
-from consomme.base.schema import runtime, strategy
+from consomme.base.schema import located, runtime, strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class EvaluateRecipe(Checked):
     name: str
     """Name of the run."""
 
-    models: dict[str, str]
+    models: dict[str, str] = located()
     """Label -> model: a Hugging Face folder, a run folder, or `package://models/nano`."""
 
     benchmarks: tuple[dict[str, Any], ...] = strategy("consomme.evaluate.benchmarks:BENCHMARKS")

@@ -34,7 +34,8 @@ def open_run(recipe: EvaluateRecipe) -> Run[EvaluateInputs]:
     folders = {label: model_folder(model) for label, model in recipe.models.items()}
     hashes = {label: model_content_hash(folder) for label, folder in folders.items()}
     inputs = EvaluateInputs(folders=folders, hashes=hashes)
-    return Run.open("evaluate", recipe, inputs, inputs=hashes, reads=list(folders.values()))
+    by_key = {f"models.{label}": one for label, one in hashes.items()}
+    return Run.open("evaluate", recipe, inputs, inputs=by_key, reads=list(recipe.models.values()))
 
 
 def _evaluate(run: Run[EvaluateInputs]) -> Manifest:

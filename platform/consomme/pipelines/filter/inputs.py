@@ -54,6 +54,15 @@ class InputRuns:
             raise RecipeError("; ".join(problems))
 
     @property
+    def by_key(self) -> Mapping[str, str]:
+        """Folder of each run by the key of the recipe that names it."""
+        return {
+            "scores": self.scores,
+            **{f"columns_from.{name}": url for name, url in self.columns_from.items()},
+            **{f"views.{name}": url for name, url in self.views.items()},
+        }
+
+    @property
     def urls(self) -> list[str]:
         """All folders, the scores first."""
         return list(dict.fromkeys([self.scores, *self.columns_from.values(), *self.views.values()]))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from consomme.base.bounds import PositiveInt
 from consomme.base.checked import Checked, rule
-from consomme.base.schema import runtime, strategy
+from consomme.base.schema import located, runtime, strategy
 from consomme.pipelines.filter.inputs import InputRuns
 
 
@@ -19,15 +19,15 @@ class FilterRecipe(Checked):
     name: str
     """Name of the run."""
 
-    scores: str
+    scores: str = located()
     """Folder of a finished score or tag run, whose samples are filtered."""
 
-    columns_from: dict[str, str] = field(default_factory=dict)
+    columns_from: dict[str, str] = located({})
     """Folders of more score and tag runs over the same data with the same `unit_rows`, by name:
     `tags.object` is the column `object` of the run `tags`. For a sample that was rejected there,
     numbers are missing and texts are empty."""
 
-    views: dict[str, str] = field(default_factory=dict)
+    views: dict[str, str] = located({})
     """Folders of finished filter and dedup runs, by name: the column of that name is 1 if the
     sample is in the view, else 0."""
 

@@ -37,7 +37,7 @@ def run(recipe: FilterRecipe) -> Manifest:
 def open_run(recipe: FilterRecipe) -> Run[InputRuns]:
     """Resolve the runs that the recipe reads; writes nothing."""
     runs = runs_of(recipe)
-    return Run.open("filter", recipe, runs, parents=runs.urls)
+    return Run.open("filter", recipe, runs, runs=runs.by_key)
 
 
 def _filter(run: Run[InputRuns]) -> Manifest:

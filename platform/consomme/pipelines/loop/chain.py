@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from consomme.base.bounds import PositiveInt
 from consomme.base.checked import Checked
-from consomme.base.schema import runtime
+from consomme.base.schema import located, runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class LoopStage(Checked):
     verb: str
     """Verb of the command line that the stage runs."""
 
-    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = located({})
     """The verb's recipe without `name` and `root`; values such as `@name/data` are replaced by run
     folders."""
 
@@ -97,7 +97,7 @@ class LoopChain(Checked):
     after: tuple[LoopStage, ...] = ()
     """Stages after the rounds, which may refer to those of the `@best:` or the `@last:` round."""
 
-    values: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = located({})
     """Values that replace `{name}` in the stages' recipes, so that one override changes all of
     them: `values.seed=3`."""
 

@@ -6,6 +6,7 @@ interrupted, or gets one more round, goes through the same chain and finds most 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 from consomme.base.errors import DataError, RecipeError
 from consomme.base.manifest import Manifest
 from consomme.base.recipe import check_recipe
+from consomme.base.sealed import sealed
 from consomme.base.suggest import did_you_mean
 from consomme.execution.runs import Run
 from consomme.execution.session import shared_ray
@@ -37,7 +39,10 @@ def run(recipe: LoopRecipe) -> Manifest:
     chain = Chain(recipe)
     with shared_ray():
         chain.run()
-    return _open(chain).once(_report)
+    manifest = _open(chain).once(_report)
+    # A stage of a loop that is done may have been repaired.
+    all_found = all(stage.is_found for stage in chain.manifests.values())
+    return dataclasses.replace(manifest, is_found=manifest.is_found and all_found)
 
 
 def open_run(recipe: LoopRecipe) -> Run[Chain]:
@@ -52,7 +57,8 @@ def open_run(recipe: LoopRecipe) -> Run[Chain]:
 
 
 def _open(chain: Chain) -> Run[Chain]:
-    return Run.open("loop", chain.recipe, chain, parents=[m.url for m in chain.manifests.values()])
+    stages = {f"stage {name}": manifest.url for name, manifest in chain.manifests.items()}
+    return Run.open("loop", chain.recipe, chain, runs=stages)
 
 
 def _report(run: Run[Chain]) -> Manifest:
@@ -63,7 +69,7 @@ def _report(run: Run[Chain]) -> Manifest:
     table = [summary_row(row, chain.manifests) for row in recipe.summary]
     rounds = chain.rounds()
     page = loop_report(recipe, chain.manifests, table, rounds)
-    run.folder.store.write("report.html", page.encode())
+    run.folder.store.write("report.html", sealed(page))
     run.folder.store.write("summary.json", json.dumps(table, indent=1).encode())
     return run.finish(
         counts={"stages": len(chain.manifests)} | ({"rounds": chain.last} if rounds else {}),

@@ -8,7 +8,7 @@ from typing import Any
 
 from consomme.base.bounds import Fraction, NonNegativeInt, PositiveFraction, PositiveInt
 from consomme.base.checked import Checked, raised_problems, rule
-from consomme.base.schema import runtime, strategy
+from consomme.base.schema import located, runtime, strategy
 from consomme.curate.caption.guards import Guards
 from consomme.curate.caption.prompts import resolve_prompts
 from consomme.engines.generation.requests import Sampling, Temperature
@@ -22,23 +22,23 @@ class RecaptionRecipe(Checked):
     name: str
     """Name of the run."""
 
-    model: str
+    model: str = located()
     """Model that writes: a Hugging Face folder, a run folder, `package://models/nano`; or, for the
     engine `openai`, the model's name at the endpoint."""
 
-    view: str | None = None
+    view: str | None = located(None)
     """Folder of a finished filter run whose samples get new captions."""
 
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = located(())
     """Shards to recaption in full, instead of `view`."""
 
     source: str = "data"
     """Name of the data set in `inputs`, used in references and unit ids."""
 
-    sources: dict[str, list[str]] = field(default_factory=dict)
+    sources: dict[str, list[str]] = located({})
     """More data sets: name -> inputs."""
 
-    captions: str | None = None
+    captions: str | None = located(None)
     """Folder of an earlier recaption run over the same samples, whose texts are the input of this
     run: to fuse them with the original captions, or to add a specialist's turns to them."""
 

@@ -18,8 +18,9 @@ from consomme.execution.session import ray_session
 from consomme.pipelines.recaption.metrics import check_canaries, metrics_of, most_common, texts_of
 from consomme.pipelines.recaption.recipe import RecaptionRecipe
 from consomme.storage.captions import CAPTIONS, check_units, planned_units, unit_reader
+from consomme.storage.identity import data_fingerprint
 from consomme.storage.model_folder import model_content_hash, model_folder
-from consomme.storage.shards import Shard, find_shards, shards_fingerprint
+from consomme.storage.shards import Shard, find_shards
 from consomme.storage.view import View
 
 
@@ -49,13 +50,13 @@ def open_run(recipe: RecaptionRecipe) -> Run[RecaptionInputs]:
     has_shards = bool(recipe.inputs or recipe.sources)
     engine = GENERATION_ENGINES.build(recipe.engine, "engine")
     model, inputs = _writer(recipe.model, engine)
-    parents = [url for url in (recipe.view, recipe.captions) if url]
+    runs = {"view": recipe.view, "captions": recipe.captions}
     shards = find_shards(recipe.inputs, recipe.source, recipe.sources) if has_shards else []
     if shards:
-        inputs["data"] = shards_fingerprint(shards)
-    reads = folders_of(shards) if engine.is_remote else [model, *folders_of(shards)]
+        inputs["data"] = data_fingerprint(shards, recipe.root)
+    reads = folders_of(shards) if engine.is_remote else [recipe.model, *folders_of(shards)]
     resolved = RecaptionInputs(shards=shards, model=model, model_hash=inputs["model"])
-    return Run.open("recaption", recipe, resolved, inputs=inputs, parents=parents, reads=reads)
+    return Run.open("recaption", recipe, resolved, inputs=inputs, runs=runs, reads=reads)
 
 
 def _recaption(run: Run[RecaptionInputs]) -> Manifest:

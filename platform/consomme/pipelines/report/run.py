@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from consomme.base.manifest import Manifest, lineage
+from consomme.base.sealed import sealed
 from consomme.pipelines.report.loop import loop_page
 from consomme.pipelines.report.sections import facts_of, lineage_of, sections_of, versions_of
 from consomme.pipelines.sweep.report import sweep_report
@@ -44,7 +45,7 @@ def run_folder(url: str) -> Manifest:
                 footer=versions_of(manifest),
             )
         )
-    folder.store.write("report.html", text.encode())
+    folder.store.write("report.html", sealed(text))
     # The manifest on disk is never changed; this copy tells the command line where the report is.
     return replace(manifest, outputs={**manifest.outputs, "report": "report.html"})
 

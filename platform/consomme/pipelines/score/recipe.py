@@ -8,7 +8,7 @@ from typing import Literal
 
 from consomme.base.bounds import Fraction, NonNegativeInt, PositiveInt
 from consomme.base.checked import Checked, raised_problems, rule
-from consomme.base.schema import runtime
+from consomme.base.schema import located, runtime
 from consomme.curate.caption.prompt_pools import PromptPools
 from consomme.storage.shards import input_problems
 
@@ -20,19 +20,19 @@ class ScoreRecipe(Checked):
     name: str
     """Name of the run."""
 
-    model: str
+    model: str = located()
     """The VLM that scores: a Hugging Face folder, or `package://models/nano`, which is included."""
 
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = located(())
     """Shards: files, folders, globs, brace ranges; local, `s3://` or `gs://`."""
 
     source: str = "data"
     """Name of the data set in `inputs`, used in references and unit ids."""
 
-    sources: dict[str, list[str]] = field(default_factory=dict)
+    sources: dict[str, list[str]] = located({})
     """More data sets: name -> inputs."""
 
-    captions: str | None = None
+    captions: str | None = located(None)
     """Folder of a finished recaption run over the same inputs: score its texts instead."""
 
     root: str = runtime("runs")

@@ -18,8 +18,9 @@ from consomme.execution.session import num_cpus, ray_session
 from consomme.pipelines.score.recipe import ScoreRecipe
 from consomme.pipelines.score.stage import PerplexityStage
 from consomme.storage.captions import check_units, planned_units, unit_reader
+from consomme.storage.identity import data_fingerprint
 from consomme.storage.model_folder import model_content_hash, model_folder
-from consomme.storage.shards import Shard, find_shards, shards_fingerprint
+from consomme.storage.shards import Shard, find_shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +44,14 @@ def open_run(recipe: ScoreRecipe) -> Run[ScoreInputs]:
     shards = find_shards(recipe.inputs, recipe.source, recipe.sources)
     model = model_folder(recipe.model)
     model_hash = model_content_hash(model)
-    inputs = {"data": shards_fingerprint(shards), "model": model_hash}
+    inputs = {"data": data_fingerprint(shards, recipe.root), "model": model_hash}
     return Run.open(
         "score",
         recipe,
         ScoreInputs(shards=shards, model=model, model_hash=model_hash),
         inputs=inputs,
-        parents=[recipe.captions] if recipe.captions else [],
-        reads=[*folders_of(shards), model],
+        runs={"captions": recipe.captions},
+        reads=[*folders_of(shards), recipe.model],
     )
 
 

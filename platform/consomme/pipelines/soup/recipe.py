@@ -8,7 +8,7 @@ from typing import Any
 
 from consomme.base.bounds import PositiveInt
 from consomme.base.checked import Checked, rule
-from consomme.base.schema import runtime, strategy
+from consomme.base.schema import located, runtime, strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class SoupRecipe(Checked):
     name: str
     """Name of the run."""
 
-    ingredients: dict[str, str]
+    ingredients: dict[str, str] = located()
     """Label -> model: models fine-tuned from the same checkpoint."""
 
     benchmark: dict[str, Any] = strategy("consomme.evaluate.benchmarks:BENCHMARKS")

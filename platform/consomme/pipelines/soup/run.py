@@ -40,9 +40,11 @@ def open_run(recipe: SoupRecipe) -> Run[SoupInputs]:
     labels = list(recipe.ingredients)
     folders = [model_folder(model) for model in recipe.ingredients.values()]
     hashes = [model_content_hash(folder) for folder in folders]
-    inputs = dict(zip(labels, hashes, strict=True))
+    inputs = {f"ingredients.{label}": one for label, one in zip(labels, hashes, strict=True)}
     resolved = SoupInputs(folders=folders, hashes=hashes)
-    return Run.open("soup", recipe, resolved, inputs=inputs, reads=folders)
+    return Run.open(
+        "soup", recipe, resolved, inputs=inputs, reads=list(recipe.ingredients.values())
+    )
 
 
 def _soup(run: Run[SoupInputs]) -> Manifest:

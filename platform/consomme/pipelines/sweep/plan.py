@@ -53,6 +53,10 @@ class SweepPlan:
     inputs: Mapping[str, str]
     """Fingerprint over the trainings that were checked, and so over what they read."""
 
+    hashed_space: dict[str, dict[str, Any]]
+    """The space for the fingerprint of the sweep: listed values are those of its trainings, because
+    a value may name data, which are the same wherever they lie."""
+
     @classmethod
     def of(cls, recipe: SweepRecipe) -> SweepPlan:
         """Check a recipe.
@@ -72,7 +76,14 @@ class SweepPlan:
             trials += searcher.list_trials(space) or []
         except RecipeError as error:
             checks.problems[str(error)] = None
-        fingerprints = {checks.fingerprint(keys, stopper) for keys in trials} - {None}
+        fingerprints = [checks.fingerprint(keys, stopper) for keys in trials]
+        first = {key: choice.samples[0] for key, choice in space.items() if choice.samples}
+        hashed_space = dict(recipe.space)
+        for key, choice in space.items():
+            if "values" in recipe.space[key]:
+                marks = [checks.fingerprint({**first, key: v}, stopper) for v in choice.samples]
+                values = [f"{number} {mark}" for number, mark in enumerate(marks)]
+                hashed_space[key] = {**recipe.space[key], "values": values}
         benchmarks = {
             benchmark_name(node): BENCHMARKS.build(node, f"benchmarks[{number}]")
             for number, node in enumerate(recipe.benchmarks)
@@ -83,7 +94,8 @@ class SweepPlan:
         metric = _metric(recipe, benchmarks, checks)
         if checks.problems:
             raise RecipeError.from_problems("sweep", list(checks.problems))
-        digest = hashlib.sha256("".join(sorted(map(str, fingerprints))).encode()).hexdigest()
+        every = base.get("checkpoint_every", TrainRecipe.checkpoint_every)
+        digest = hashlib.sha256(f"{every} {fingerprints}".encode()).hexdigest()
         return cls(
             recipe=recipe,
             base=base,
@@ -94,6 +106,7 @@ class SweepPlan:
             mode=recipe.mode or ("min" if metric.startswith("train/") else "max"),
             figures=tuple(_figure(name, _main(one)) for name, one in benchmarks.items()),
             inputs={"trials": digest[:16]},
+            hashed_space=hashed_space,
         )
 
     @property

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from consomme.base.bounds import PositiveInt
 from consomme.base.checked import Checked
-from consomme.base.schema import runtime, strategy
+from consomme.base.schema import located, runtime, strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class SweepRecipe(Checked):
     name: str
     """Name of the run."""
 
-    train: dict[str, Any]
+    train: dict[str, Any] = located()
     """The train recipe: its keys, or `recipe: FILE` and the keys that differ from that file. A
     strategy with a `name` replaces the whole strategy."""
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from consomme.base.errors import RecipeError
-from consomme.base.manifest import Manifest, Parent
+from consomme.base.manifest import Manifest
 from consomme.base.schema import to_plain
-from consomme.execution.runs import Run
+from consomme.base.sealed import sealed
+from consomme.execution.runs import Run, parents_of
 from consomme.pipelines.sweep.plan import SweepPlan
 from consomme.pipelines.sweep.recipe import SweepRecipe
 from consomme.pipelines.sweep.table import best_of, means_over_seeds, terminal_table
-from consomme.pipelines.sweep.trial import Trial
 from consomme.pipelines.sweep.tuner import run_sweep
 from consomme.storage.ledger.run_folder import load_manifest
 
@@ -33,7 +32,8 @@ def open_run(recipe: SweepRecipe) -> Run[SweepPlan]:
     plan = SweepPlan.of(recipe)
     # The saved recipe is complete, whatever becomes of the file that it builds on.
     complete = dataclasses.replace(recipe, train=plan.base)
-    return Run.open("sweep", complete, plan, inputs=plan.inputs)
+    hashed = dataclasses.replace(complete, space=plan.hashed_space)
+    return Run.open("sweep", complete, plan, inputs=plan.inputs, hashed=hashed)
 
 
 def _sweep(run: Run[SweepPlan]) -> Manifest:
@@ -46,7 +46,8 @@ def _sweep(run: Run[SweepPlan]) -> Manifest:
     if not done:
         reasons = "; ".join(f"{t.name}: {t.reason or t.state}" for t in trials[:3])
         raise RecipeError(f"none of {len(trials)} trials finished: {reasons}")
-    run.parents = _parents(done)
+    urls = dict.fromkeys(url for trial in done for url in (trial.train, trial.evaluate) if url)
+    run.parents = parents_of(map(load_manifest, urls))
     best = best_of(done, plan.mode)
     decisions: dict[str, Any] = {
         "metric": plan.metric,
@@ -59,7 +60,7 @@ def _sweep(run: Run[SweepPlan]) -> Manifest:
     }
     run.folder.store.write("trials.json", json.dumps(decisions["trials"], indent=1).encode())
     page = sweep_report(recipe.name, recipe.description, run.fingerprint, decisions)
-    run.folder.store.write("report.html", page.encode())
+    run.folder.store.write("report.html", sealed(page))
     counts = {"trials": len(trials)} | {
         state: sum(trial.state == state for trial in trials)
         for state in ("done", "stopped", "failed")
@@ -70,12 +71,4 @@ def _sweep(run: Run[SweepPlan]) -> Manifest:
         decisions=decisions,
         metrics={"sweep/best_value": best.value or 0.0},
         outputs={"report": "report.html", "trials": "trials.json"},
-    )
-
-
-def _parents(trials: Sequence[Trial]) -> tuple[Parent, ...]:
-    urls = dict.fromkeys(url for trial in trials for url in (trial.train, trial.evaluate) if url)
-    return tuple(
-        Parent(verb=one.verb, url=url, fingerprint=one.fingerprint)
-        for url, one in ((url, load_manifest(url)) for url in urls)
     )

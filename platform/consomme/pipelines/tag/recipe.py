@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from consomme.base.bounds import Fraction, NonNegativeInt, PositiveInt
 from consomme.base.checked import Checked, rule
-from consomme.base.schema import runtime, strategy
+from consomme.base.schema import located, runtime, strategy
 from consomme.curate.tag.registry import TAGGERS
 from consomme.storage.shards import input_problems
 
@@ -26,13 +26,13 @@ class TagRecipe(Checked):
     taggers: tuple[dict[str, Any], ...] = strategy("consomme.curate.tag.registry:TAGGERS")
     """What computes the columns; a filter refers to them as `tags.COLUMN`."""
 
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = located(())
     """Shards: files, folders, globs, brace ranges; local, `s3://` or `gs://`."""
 
     source: str = "data"
     """Name of the data set in `inputs`, used in references and unit ids."""
 
-    sources: dict[str, list[str]] = field(default_factory=dict)
+    sources: dict[str, list[str]] = located({})
     """More data sets: name -> inputs."""
 
     root: str = runtime("runs")

@@ -24,7 +24,8 @@ from consomme.execution.runs import Run, folders_of
 from consomme.execution.session import num_cpus, ray_session
 from consomme.pipelines.tag.recipe import TagRecipe
 from consomme.pipelines.tag.stage import TAGS, PictureTagStage, TextTagStage
-from consomme.storage.shards import Shard, find_shards, shards_fingerprint
+from consomme.storage.identity import data_fingerprint
+from consomme.storage.shards import Shard, find_shards
 
 _SHOWN = 12
 """Values per column in the final table, the most frequent ones."""
@@ -52,8 +53,12 @@ def open_run(recipe: TagRecipe) -> Run[TagInputs]:
     taggers = [TAGGERS.build(node, "taggers") for node in recipe.taggers]
     shards = find_shards(recipe.inputs, recipe.source, recipe.sources)
     folders = {tagger.model: model_folder(tagger.model) for tagger in taggers if tagger.model}
-    inputs = {"data": shards_fingerprint(shards)}
-    inputs |= {f"model {name}": model_content_hash(path) for name, path in folders.items()}
+    inputs = {"data": data_fingerprint(shards, recipe.root)}
+    inputs |= {
+        f"taggers[{k}].model": model_content_hash(folders[tagger.model])
+        for k, tagger in enumerate(taggers)
+        if tagger.model
+    }
     inputs |= {
         f"tagger {node['name']}": tagger.data_version
         for node, tagger in zip(recipe.taggers, taggers, strict=True)
@@ -64,7 +69,7 @@ def open_run(recipe: TagRecipe) -> Run[TagInputs]:
         recipe,
         TagInputs(shards=shards, taggers=taggers, models=folders),
         inputs=inputs,
-        reads=[*folders_of(shards), *folders.values()],
+        reads=[*folders_of(shards), *folders],
     )
 
 

@@ -17,7 +17,7 @@ from consomme.base.bounds import (
     PositiveInt,
 )
 from consomme.base.checked import Checked, rule
-from consomme.base.schema import registry_of, runtime, strategy
+from consomme.base.schema import located, registry_of, runtime, strategy
 from consomme.base.suggest import did_you_mean
 from consomme.train.parts import FROZEN, FULL, NAMEABLE_PARTS, Part, Trainability
 
@@ -26,13 +26,13 @@ from consomme.train.parts import FROZEN, FULL, NAMEABLE_PARTS, Part, Trainabilit
 class TrainSource(Checked):
     """One source of training data: a view or shards, optionally with newer captions."""
 
-    view: str | None = None
+    view: str | None = located(None)
     """Folder of a finished filter run."""
 
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = located(())
     """Shards to use in full, instead of `view`."""
 
-    captions: str | None = None
+    captions: str | None = located(None)
     """Folder of a finished recaption run. Samples that have a new caption there are trained on
     it; the others keep their own text."""
 
@@ -80,7 +80,7 @@ class TrainRecipe(Checked):
     name: str
     """Name of the run."""
 
-    model: str
+    model: str = located()
     """Model to start from: a Hugging Face folder, a run folder, or `package://models/nano`."""
 
     data: tuple[TrainSource, ...]

@@ -11,8 +11,9 @@ from consomme.execution.session import ray_session
 from consomme.pipelines.train.curve import read_curve
 from consomme.pipelines.train.outputs import CURVE
 from consomme.pipelines.train.recipe import TrainRecipe
+from consomme.storage.identity import data_fingerprint
 from consomme.storage.model_folder import model_content_hash, model_folder
-from consomme.storage.shards import find_shards, shards_fingerprint
+from consomme.storage.shards import find_shards
 
 logger = logging.getLogger(__name__)
 
@@ -26,19 +27,20 @@ def open_run(recipe: TrainRecipe) -> Run[None]:
     """Resolve the inputs of a recipe; writes nothing."""
     start = model_folder(recipe.model)
     inputs = {"model": model_content_hash(start, generates=False)}
-    parents, reads = [], [start]
+    runs: dict[str, str | None] = {}
+    reads = [recipe.model]
     named = [(f"data[{k}]", source) for k, source in enumerate(recipe.data)]
     named += [(f"evaluation.data[{k}]", source) for k, source in enumerate(recipe.evaluation.data)]
     for name, source in named:
         if source.inputs:
             shards = find_shards(source.inputs)
-            inputs[name] = shards_fingerprint(shards)
+            inputs[name] = data_fingerprint(shards, recipe.root)
             reads += folders_of(shards)
-        parents += [url for url in (source.view, source.captions) if url]
+        runs |= {f"{name}.view": source.view, f"{name}.captions": source.captions}
     if tuned := recipe.layers.get("tuned"):
-        inputs["tuned"] = model_content_hash(model_folder(tuned), generates=False)
-        reads.append(model_folder(tuned))
-    return Run.open("train", recipe, None, inputs=inputs, parents=parents, reads=reads)
+        inputs["layers.tuned"] = model_content_hash(model_folder(tuned), generates=False)
+        reads.append(tuned)
+    return Run.open("train", recipe, None, inputs=inputs, runs=runs, reads=reads)
 
 
 def _train(run: Run[None]) -> Manifest:

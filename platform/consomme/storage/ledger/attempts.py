@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -80,9 +80,15 @@ def latest(store: Store) -> AttemptEntry:
         name = file.path
     if not name:
         return AttemptEntry(number=0)
-    content: dict[str, Any] = json.loads(store.read(name))
-    content["segments"] = tuple(content["segments"])
-    return AttemptEntry(**content)
+    try:
+        content: dict[str, Any] = json.loads(store.read(name))
+        content["segments"] = tuple(content["segments"])
+        return AttemptEntry(**content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{join_url(store.url, name)}: not an entry of the ledger: {error}; to see what can be"
+            f" done: consomme verify {store.url}"
+        ) from error
 
 
 def start(store: Store) -> AttemptEntry:
@@ -337,4 +343,37 @@ def reopen(store: Store, damaged: set[str]) -> AttemptEntry:
     kept = [record for record in iter_records(store) if record.unit_id not in damaged]
     segments = [_write_sealed(store, kept)] if kept else []
     _create(store, previous.number + 1, segments, is_closed=False)
+    return latest(store)
+
+
+def reopen_from(
+    store: Store, *, without: Collection[str], damaged: set[str], entry: str
+) -> AttemptEntry:
+    """Reopen a closed run whose ledger itself is damaged, with the records that can be read.
+
+    Args:
+        store: The run folder.
+        without: Damaged files of records; the records in them are lost.
+        damaged: Units whose records are dropped.
+        entry: Path of the last entry, if it is damaged; else empty.
+
+    Returns:
+        The new attempt's entry.
+    """
+    if entry:
+        number = int(entry.removeprefix(_ATTEMPTS).removesuffix(".json"))
+        parts = [file.path for file in store.list(f"{_COMMITS}part-")]
+    else:
+        last = latest(store)
+        number, parts = last.number, list(last.segments)
+    records = [
+        record
+        for path in parts
+        if path not in without
+        for record in unpack(store.open(path), join_url(store.url, path))
+        if record.unit_id not in damaged
+    ]
+    segments = [_write_sealed(store, records)] if records else []
+    _create(store, number + 1, segments, is_closed=False)
+    store.delete_many([*without, *filter(None, [entry])])
     return latest(store)

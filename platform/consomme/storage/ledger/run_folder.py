@@ -14,11 +14,12 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from consomme.base.errors import DataError, RecipeError
-from consomme.base.manifest import Manifest, from_json, to_json
+from consomme.base.manifest import FileSum, Manifest, from_json, to_json
 from consomme.base.sample import Reject
-from consomme.storage.ledger import attempts
+from consomme.storage.ledger import attempts, sums
 from consomme.storage.ledger.commits import CommitRecord, OutputFile
 from consomme.storage.stores.open import open_store
 from consomme.storage.stores.store import Store, join_url
@@ -218,21 +219,37 @@ class RunFolder:
     def total_sums(self) -> dict[str, float]:
         """Add up the sums of all committed units, exactly rounded; keys are sorted."""
         values_by_key: dict[str, list[float]] = {}
-        for sums in attempts.iter_field(self.store, "sums"):
-            for key, value in sums.items():
+        for one in attempts.iter_field(self.store, "sums"):
+            for key, value in one.items():
                 values_by_key.setdefault(key, []).append(value)
         return {key: math.fsum(values) for key, values in sorted(values_by_key.items())}
 
-    def finish(self, manifest: Manifest, recipe_yaml: str) -> Manifest:
+    def finish(
+        self, manifest: Manifest, recipe_yaml: str, written: Mapping[str, FileSum] | None = None
+    ) -> Manifest:
         """Delete orphaned files of dead attempts, write the recipe and, last, the manifest.
 
+        Args:
+            manifest: Without sums of files, which are added here.
+            recipe_yaml: The resolved recipe.
+            written: Sums of files that were taken when they were written.
+
         Returns:
-            The manifest with its URL.
+            The manifest as stored, with its URL.
         """
         self.store.remove_orphans()
         self.store.write(RECIPE, recipe_yaml.encode())
-        self.store.write(MANIFEST, to_json(manifest).encode())
-        return dataclasses.replace(manifest, url=self.url)
+        has_ledger = self.is_closed
+        complete = dataclasses.replace(
+            manifest,
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            files=sums.collect(
+                self.store, written or {}, without=attempts.OUTPUTS if has_ledger else ()
+            ),
+            ledger=sums.ledger_sum(self.iter_commits()) if has_ledger else None,
+        )
+        self.store.write(MANIFEST, to_json(complete).encode())
+        return dataclasses.replace(complete, url=self.url)
 
     def manifest(self) -> Manifest:
         """Read the manifest of a finished run.

@@ -79,6 +79,29 @@ def plan(file: BinaryIO, shard: str, max_rows: int, max_bytes: int) -> Iterator[
         yield pending_rows, pending_bytes
 
 
+def refers_to_files(file: BinaryIO) -> bool:
+    """Whether a shard may name images outside it, from the footer alone; true if in doubt."""
+    try:
+        parquet = pq.ParquetFile(file)
+    except pa.ArrowException:
+        # Planning says what is wrong with it.
+        return True
+    schema, meta = parquet.schema_arrow, parquet.metadata
+    if "image" not in schema.names:
+        return False
+    image = schema.field("image").type
+    if not pa.types.is_struct(image):
+        return not (pa.types.is_binary(image) or pa.types.is_large_binary(image))
+    for number in range(meta.num_row_groups):
+        group = meta.row_group(number)
+        columns = [group.column(k) for k in range(group.num_columns)]
+        inside = [column for column in columns if column.path_in_schema == "image.bytes"]
+        stats = inside[0].statistics if inside else None
+        if stats is None or not stats.has_null_count or stats.null_count:
+            return True
+    return False
+
+
 def rows(
     file: BinaryIO, *, store: Store, shard: str, start: int, count: int, source: str
 ) -> list[RawRow]:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, ClassVar
 
 from consomme.storage.stores.ranged_file import open_ranged
 from consomme.storage.stores.retries import RetryPolicy
-from consomme.storage.stores.store import is_safe_path
+from consomme.storage.stores.store import FileInfo, is_safe_path
 
 WRITER_KEY = "consomme-writer"
 """Metadata key that identifies the call which created an object.
@@ -49,6 +49,10 @@ class BucketStore(ABC):
     @abstractmethod
     def size(self, path: str) -> int:
         """Return the size of a file in bytes."""
+
+    @abstractmethod
+    def info(self, path: str) -> FileInfo:
+        """Return size, time and version of a file; see `Store.info`."""
 
     def exists(self, path: str) -> bool:
         """Check whether a file exists."""

@@ -29,7 +29,7 @@ _DELETE_THREADS = 8
 _TIMEOUT_S = (10, 60)
 # The library's own retries are off: see `consomme.storage.stores.retries`.
 _ONCE: dict[str, Any] = {"retry": None, "timeout": _TIMEOUT_S}
-_FIELDS = "items(name,size,updated),prefixes,nextPageToken"
+_FIELDS = "items(name,size,updated,generation),prefixes,nextPageToken"
 
 _ADVICE = {
     401: "the credentials are wrong or have expired; run `gcloud auth application-default login`",
@@ -112,6 +112,10 @@ class GcsStore(BucketStore):
         """Return the size of a file in bytes."""
         return int(self._reload(path).size)
 
+    def info(self, path: str) -> FileInfo:
+        """Return size, time and generation of a file."""
+        return _info(path, self._reload(path))
+
     def delete(self, path: str) -> None:
         """Delete a file if it exists."""
 
@@ -185,11 +189,7 @@ class GcsStore(BucketStore):
 
             listing, page = self._try(prefix, get)
             files = [
-                FileInfo(
-                    path=blob.name.removeprefix(self._root),
-                    size=int(blob.size),
-                    modified=blob.updated.timestamp(),
-                )
+                _info(blob.name.removeprefix(self._root), blob)
                 for blob in page
                 if not blob.name.endswith("/")
             ]
@@ -197,6 +197,15 @@ class GcsStore(BucketStore):
             token = listing.next_page_token
             if not token:
                 return
+
+
+def _info(path: str, blob: Any) -> FileInfo:
+    return FileInfo(
+        path=path,
+        size=int(blob.size),
+        modified=blob.updated.timestamp(),
+        version=str(blob.generation),
+    )
 
 
 def _classify_error(error: Exception, url: str, *, is_missing_file: bool) -> Exception | None:

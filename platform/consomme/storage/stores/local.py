@@ -91,6 +91,13 @@ class LocalStore:
         """Return the size of a file in bytes."""
         return self._target(path).stat().st_size
 
+    def info(self, path: str) -> FileInfo:
+        """Return size, time and version of a file."""
+        target = self._target(path)
+        if not target.is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
+        return _of_status(path, target.stat())
+
     def delete(self, path: str) -> None:
         """Delete a file if it exists."""
         self._target(path).unlink(missing_ok=True)
@@ -182,5 +189,16 @@ def _folder_of(prefix: str) -> str:
 def _info(path: str, entry: os.DirEntry[str]) -> Iterator[FileInfo]:
     """Yield the size and time of a file, unless it was deleted in the meantime."""
     with contextlib.suppress(FileNotFoundError):
-        status = entry.stat()
-        yield FileInfo(path=path, size=status.st_size, modified=status.st_mtime)
+        yield _of_status(path, entry.stat())
+
+
+def _of_status(path: str, status: os.stat_result) -> FileInfo:
+    # The version has neither the inode nor the time of its last change: both change with owner,
+    # mode and links, and with every copy and restore. The time of the last write has, because
+    # `cp -p` sets the other one back.
+    return FileInfo(
+        path=path,
+        size=status.st_size,
+        modified=max(status.st_mtime, status.st_ctime),
+        version=str(status.st_mtime_ns),
+    )

@@ -10,7 +10,7 @@ import functools
 import itertools
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -130,6 +130,11 @@ class S3Store(BucketStore):
         """Return the size of a file in bytes."""
         return int(self._head(path)["ContentLength"])
 
+    def info(self, path: str) -> FileInfo:
+        """Return size, time and ETag of a file."""
+        head = self._head(path)
+        return _of_object(path, int(head["ContentLength"]), head)
+
     def delete(self, path: str) -> None:
         """Delete a file if it exists."""
         key = self._key(path)
@@ -204,11 +209,7 @@ class S3Store(BucketStore):
         for item in response.get("Contents", ()):
             # Web consoles create keys that end in a slash to show empty folders.
             if not item["Key"].endswith("/"):
-                yield FileInfo(
-                    path=item["Key"].removeprefix(self._root),
-                    size=item["Size"],
-                    modified=item["LastModified"].timestamp(),
-                )
+                yield _of_object(item["Key"].removeprefix(self._root), item["Size"], item)
 
     def _walk(self, prefix: str, after: str) -> Iterator[FileInfo]:
         """List level by level, which gives byte order on any server."""
@@ -344,3 +345,10 @@ class S3Store(BucketStore):
         path = upload["Key"].removeprefix(self._root)
         with contextlib.suppress(UploadLostError):
             self._try(path, lambda client: client.abort_multipart_upload(**upload))
+
+
+def _of_object(path: str, size: int, answer: Mapping[str, Any]) -> FileInfo:
+    modified = answer["LastModified"].timestamp()
+    # Every server that is known sends an ETag; without one, the time is what there is.
+    version = str(answer.get("ETag", "")).strip('"') or str(modified)
+    return FileInfo(path=path, size=size, modified=modified, version=version)

@@ -21,6 +21,10 @@ class FileInfo:
     modified: float = 0.0
     """Time of the last write, in seconds since 1970 by the storage's clock."""
 
+    version: str = ""
+    """What the storage says of the file's content: it differs after every write of other bytes. S3:
+    the ETag; GCS: the generation; local: the time of the last write in nanoseconds."""
+
 
 class Store(Protocol):
     """All operations on files that consomme uses. Stores are picklable."""
@@ -66,6 +70,10 @@ class Store(Protocol):
 
     def size(self, path: str) -> int:
         """Return the size of a file in bytes; FileNotFoundError if it does not exist."""
+        ...
+
+    def info(self, path: str) -> FileInfo:
+        """Return what a listing would say of one file; FileNotFoundError if it does not exist."""
         ...
 
     def delete(self, path: str) -> None:
