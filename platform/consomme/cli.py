@@ -20,11 +20,16 @@ from consomme.base.errors import (
     EXIT_BUG,
     EXIT_INTERRUPTED,
     EXIT_OK,
+    EXIT_TERMINATED,
+    EXIT_TRY_AGAIN,
+    EXIT_USER,
     RecipeError,
+    TerminatedError,
 )
 from consomme.base.process import end, imports_without_gc, leave_fast
 from consomme.base.suggest import did_you_mean
-from consomme.execution.errors import find_own
+from consomme.base.visible import visible
+from consomme.execution.errors import find_known
 from consomme.pipelines.verbs import VERBS, Verb, recipe_class, resolve
 
 _LOG = logging.getLogger(__name__)
@@ -60,7 +65,11 @@ Examples:
   consomme status s3://bucket/runs/score/points-1a2b3c4d
 
 Exit codes: 0 done · 2 you can fix it (the message says how) · 75 the infrastructure failed, try
-again · 130 interrupted · 1 a bug in consomme."""
+again · 130 Ctrl-C · 143 SIGTERM · 1 a bug in consomme."""
+
+
+_FOLDER_PATIENCE_S = 60.0
+"""Patience of verbs that only look at a run folder, with someone waiting for the answer."""
 
 
 def entry() -> NoReturn:
@@ -91,11 +100,12 @@ def main(
 def _leave(code: int, *, is_own: bool) -> NoReturn:
     """End the process; if it is not ours to end, raise `SystemExit`.
 
-    After Ctrl-C a thread of Ray may wait for a Ray that has ended, and the interpreter would wait
-    for the thread (seen once in fifty runs). So threads are not joined then; exit handlers still
-    run, for at most ten seconds.
+    After Ctrl-C or a loss a thread of Ray may wait for a Ray that has ended, and the interpreter
+    would wait for the thread (seen once in fifty runs). So threads are not joined then; exit
+    handlers still run, for at most ten seconds.
     """
-    if code != EXIT_INTERRUPTED:
+    may_hang = code in (EXIT_INTERRUPTED, EXIT_TERMINATED) or (code == EXIT_TRY_AGAIN and is_own)
+    if not may_hang:
         if is_own:
             leave_fast(code)
         sys.exit(code)
@@ -107,6 +117,9 @@ def _leave(code: int, *, is_own: bool) -> NoReturn:
 
 def run_command(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code."""
+    from consomme.storage.stores.retries import resume_waiting
+
+    resume_waiting()
     arguments = arguments or ["--help"]
     return _guard(arguments[0], lambda: _parse_and_run(_command_parser(), arguments))
 
@@ -232,13 +245,15 @@ def _add_recipe_arguments(
         if parsed.recipe is None or "=" in parsed.recipe:
             raise RecipeError(f"no recipe is named; expected {name} RECIPE [key=value …]")
         from consomme.base.recipe import load_recipe
+        from consomme.execution.runs import patience_of
 
         recipe = load_recipe(schema(), parsed.recipe, parsed.overrides)
         _configure()
-        if dry_run and parsed.is_dry:
-            _show_dry_run(name, _import(dry_run.target)(recipe))
-        else:
-            _summarise(name, run(recipe))
+        with patience_of(recipe):
+            if dry_run and parsed.is_dry:
+                _show_dry_run(name, _import(dry_run.target)(recipe))
+            else:
+                _summarise(name, run(recipe))
 
     parser.set_defaults(action=action, refuse=refuse, is_dry=is_always_dry)
     parser.details = lambda: _recipe_help(schema())
@@ -268,10 +283,13 @@ def _add_folder_arguments(parser: _VerbParser, name: str, verb: Verb) -> None:
             switches["plan"] = True
         if parsed.folder is None:
             raise RecipeError(f"found nothing, expected one run folder: {parser.usage}")
+        from consomme.storage.stores.retries import patience
+
         _configure()
-        result = _import(verb.run)(parsed.folder, **switches)
+        with patience(_FOLDER_PATIENCE_S):
+            result = _import(verb.run)(parsed.folder, **switches)
         if isinstance(result, str):
-            print(result)
+            print(visible(result))
         else:
             _summarise(name, result)
 
@@ -334,70 +352,104 @@ def _print_table(table: Mapping[str, Any]) -> None:
         drawn.add_column(str(column), justify="left" if index == 0 else "right")
     for row in table["rows"]:
         texts = [f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in row]
-        drawn.add_row(*(Text(text) for text in texts))
+        drawn.add_row(*(Text(visible(text)) for text in texts))
     # A log file has no width; without one, rich would wrap the table at 80 columns.
     Console(width=None if sys.stdout.isatty() else 120).print(drawn)
 
 
 def _guard(verb: str, action: Callable[[], None]) -> int:
     """Run an action and return the exit code; print an error that a user can fix as one message."""
-    ctrl_c = _CtrlC()
+    signals = _Signals()
     try:
-        with ctrl_c:
+        with signals:
             action()
     except KeyboardInterrupt:
-        return _interrupted(verb)
+        return _interrupted(verb, signals)
     except BrokenPipeError:
         # The reader of our output (`| head`) has closed it; nothing may be written any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except SystemExit:
         # Ray exits like this if its processes end before it disconnects from them.
-        if ctrl_c.was_pressed:
-            return _interrupted(verb)
+        if signals.received:
+            return _interrupted(verb, signals)
         raise
     except Exception as error:  # noqa: BLE001 (the last resort: every error is logged or explained)
-        if ctrl_c.was_pressed:
-            _LOG.debug("after Ctrl-C", exc_info=error)
-            return _interrupted(verb)
-        ours = find_own(error)
+        if signals.received:
+            _LOG.debug("after a signal", exc_info=error)
+            return _interrupted(verb, signals)
+        ours = find_known(error)
         if ours is None:
             _configure()
             _LOG.exception("consomme %s: this is a bug in consomme", verb)
-            return EXIT_BUG
-        print(f"consomme {verb}: {ours}", file=sys.stderr)
-        return ours.exit_code
+            return _say_code(verb, EXIT_BUG)
+        print(f"consomme {verb}: {visible(str(ours))}", file=sys.stderr)
+        return _say_code(verb, ours.exit_code)
     return EXIT_OK
 
 
-def _interrupted(verb: str) -> int:
+_MEANINGS = {
+    EXIT_BUG: "a bug in consomme",
+    EXIT_USER: "something to change; starting again changes nothing",
+    EXIT_TRY_AGAIN: "the infrastructure failed; start again to go on",
+}
+
+
+def _say_code(verb: str, code: int) -> int:
+    """Write the exit code into the log of a job: `ray job submit` itself returns 1 for all."""
+    if _JOB_VARIABLE in os.environ:
+        print(f"consomme {verb}: exit code {code} ({_MEANINGS[code]})", file=sys.stderr)
+    return code
+
+
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the entry point of a job."""
+
+
+def _interrupted(verb: str, signals: "_Signals") -> int:
+    is_term = signals.received == signal.SIGTERM
     print(
-        f"\nconsomme {verb}: interrupted. What is finished is kept; "
-        "run the same command again to go on.",
+        f"\nconsomme {verb}: {'ended by SIGTERM' if is_term else 'interrupted'}."
+        " What is finished is kept; run the same command again to go on.",
         file=sys.stderr,
     )
-    return EXIT_INTERRUPTED
+    return EXIT_TERMINATED if is_term else EXIT_INTERRUPTED
 
 
-class _CtrlC:
-    """Records that Ctrl-C was pressed, because some libraries replace KeyboardInterrupt."""
+class _Signals:
+    """Turns SIGTERM into an exception as Ctrl-C is, and records either.
+
+    Some libraries replace the exception by one of their own.
+    """
 
     def __init__(self) -> None:
-        self.was_pressed = False
-        self._before: Any = None
+        self.received: int = 0
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
-        is_main = threading.current_thread() is threading.main_thread()
-        if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._before = signal.signal(signal.SIGINT, self._press)
+        if threading.current_thread() is not threading.main_thread():
+            return
+        ours = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+        for number, default in ours.items():
+            if signal.getsignal(number) is default:
+                self._before[number] = signal.signal(number, self._receive)
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
-    def _press(self, number: int, frame: FrameType | None) -> None:
-        self.was_pressed = True
-        signal.default_int_handler(number, frame)
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        from consomme.storage.stores.retries import stop_waiting
+
+        is_first = not self.received
+        self.received = self.received or number
+        # Whatever waits for storage in this process gives up now.
+        stop_waiting()
+        if number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        elif is_first:
+            # A second one must not interrupt the cleaning up.
+            raise TerminatedError
 
 
 if __name__ == "__main__":

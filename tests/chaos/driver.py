@@ -26,7 +26,7 @@ from consomme.execution.planning import plan_shards
 from consomme.execution.runs import Run
 from consomme.execution.session import ray_session
 from consomme.execution.stage import DecodedSample, Outcome, UnitStage
-from consomme.storage.shards import find_shards, shards_fingerprint
+from consomme.storage.shards import Shard, find_shards, shards_fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +77,15 @@ class PixelStage(UnitStage):
 def run(recipe: PixelsRecipe) -> Manifest:
     shards = find_shards(recipe.inputs)
     inputs = {"data": shards_fingerprint(shards)}
-    run = Run.open("pixels", recipe, None, inputs=inputs)
-    if run.is_done:
-        return run.folder.manifest()
-    run.start()
+    return Run.open("pixels", recipe, shards, inputs=inputs).once(_pixels)
+
+
+def _pixels(run: Run[Sequence[Shard]]) -> Manifest:
+    recipe = run.recipe
     with ray_session():
         job = Job(
             name="pixels",
-            plan=plan_shards(run.folder, shards, recipe.unit_rows),
+            plan=plan_shards(run.folder, run.resolved, recipe.unit_rows),
             folder=run.folder,
             kind="pixels",
             stage=partial(PixelStage, recipe.unit_seconds, list(recipe.killers)),

@@ -10,7 +10,14 @@ from safetensors.torch import load_file
 
 from consomme.base.errors import CheckpointError
 from consomme.models.debug import make_debug_vlm
-from consomme.models.weights import build_from_config, load_tensors, open_keys, open_vlm, save_vlm
+from consomme.models.weights import (
+    build_from_config,
+    load_tensors,
+    open_keys,
+    open_model,
+    open_vlm,
+    save_vlm,
+)
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
@@ -106,3 +113,19 @@ def test_the_debug_model_depends_on_its_seed_alone(
     config = json.loads((again / "config.json").read_text())
     assert config["architectures"] == ["LlavaForConditionalGeneration"]
     assert "auto_map" not in config, "no code of ours is needed to load it"
+
+
+def test_a_model_with_code_of_its_own_is_refused_with_what_can_be_done(tmp_path: Path) -> None:
+    """The code is not run, whatever the loader would do with it."""
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.MineConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')\nraise SystemExit"
+    (tmp_path / "configuration_mine.py").write_text(code)
+    with pytest.raises(CheckpointError) as raised:
+        open_model(tmp_path)
+    message = str(raised.value)
+    assert "model_type 'mine' is none of transformers" in message
+    assert "configuration_mine.py" in message
+    assert "engine={name: openai" in message
+    assert "trust_remote_code" not in message
+    assert not (tmp_path / "ran").exists()

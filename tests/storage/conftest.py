@@ -6,10 +6,17 @@ import pytest
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.s3_server import BUCKET, S3Server
 
+from consomme.storage.stores import retries
 from consomme.storage.stores.retries import RetryPolicy
 from consomme.storage.stores.s3 import S3Store
 
-HASTY = RetryPolicy(base_s=0.001, cap_s=0.01)
+HASTY = RetryPolicy(base_s=0.001, cap_s=0.01, total_s=4.0)
+
+
+@pytest.fixture(autouse=True)
+def _no_outage_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process knows of a bucket would carry over from test to test."""
+    monkeypatch.setattr(retries, "_outages", {})
 
 
 @pytest.fixture

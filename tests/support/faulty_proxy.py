@@ -110,6 +110,11 @@ class FaultyProxy:
         with self._lock:
             self._forced.extend((fault, method, part) for fault in faults)
 
+    def calm(self) -> None:
+        """Forget what was forced."""
+        with self._lock:
+            self._forced.clear()
+
     def choose(self, method: str, path: str) -> str:
         """Draw the fault of one request: `ok` or the name of a fault."""
         with self._lock:

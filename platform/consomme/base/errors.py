@@ -13,6 +13,11 @@ EXIT_BUG = 1
 EXIT_USER = 2
 EXIT_TRY_AGAIN = 75
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class TerminatedError(KeyboardInterrupt):
+    """The process was told to end by SIGTERM; like Ctrl-C, it passes handlers of `Exception`."""
 
 
 class ConsommeError(Exception):
@@ -20,6 +25,9 @@ class ConsommeError(Exception):
 
     exit_code: ClassVar[int] = EXIT_BUG
     """Exit code of the process when this error reaches the command line."""
+
+    unit: str = ""
+    """Unit of the data in whose work it was met; empty if it concerns the whole run."""
 
 
 class RecipeError(ConsommeError):
@@ -55,6 +63,10 @@ class ClusterError(ConsommeError):
     """The infrastructure failed; the same command may succeed later, and resumes."""
 
     exit_code = EXIT_TRY_AGAIN
+
+
+class StorageAwayError(ClusterError):
+    """Storage did not answer for as long as the recipe's patience lasts."""
 
 
 class SupersededError(ConsommeError):

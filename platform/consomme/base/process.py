@@ -10,8 +10,10 @@ import atexit
 import contextlib
 import gc
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import NoReturn
 
 WORKER_HOOK = f"{__name__}.leave_fast"
@@ -54,6 +56,53 @@ def end(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def this_process() -> dict[str, str]:
+    """Identify this process among all that ever ran anywhere, as far as the system tells.
+
+    A process id alone is used again, and every container has one of each number.
+    """
+    return {
+        "host": socket.gethostname(),
+        "machine": _text("/proc/sys/kernel/random/boot_id"),
+        "namespace": _link("/proc/self/ns/pid"),
+        "process_start": _start_of(os.getpid()),
+    }
+
+
+def is_running(pid: int, identity: Mapping[str, str]) -> bool | None:
+    """Check whether a process that `this_process` described runs; None if it cannot be known here.
+
+    Args:
+        pid: Its process id.
+        identity: What `this_process` returned there.
+    """
+    here = this_process()
+    names = ("host", "machine", "namespace")
+    if not all(here[name] and here[name] == identity.get(name) for name in names):
+        return None
+    return _start_of(pid) == identity.get("process_start")
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def _start_of(pid: int) -> str:
+    """Return when a process started, in ticks since boot; empty if it is gone or a zombie."""
+    fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return "" if len(fields) < 20 or fields[0] in "ZX" else fields[19]
 
 
 @contextlib.contextmanager

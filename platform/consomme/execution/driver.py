@@ -7,13 +7,15 @@ them; an actor that holds a GPU gets units that tasks have read ahead, on whatev
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import Any
 
-from consomme.base.errors import DataError
+from consomme.base.errors import DataError, StorageAwayError
 from consomme.base.telemetry import Progress
+from consomme.execution.errors import find_own
 from consomme.execution.gauges import GaugeLog
-from consomme.execution.heartbeat import Heartbeat
+from consomme.execution.heartbeat import Heartbeat, beating
 from consomme.execution.job import UNITS_PER_ACTOR, Job
 from consomme.execution.pending import Pending, pending
 from consomme.execution.rejects import top_reasons
@@ -21,6 +23,9 @@ from consomme.execution.spans import StageWatch
 from consomme.execution.wire import Receipt
 from consomme.execution.worker import UnitWorker
 from consomme.storage.ledger.commits import CommitRecord, reject_reasons
+from consomme.storage.ledger.inflight import clear
+
+logger = logging.getLogger(__name__)
 
 RECORDS_PER_SEGMENT = 2000
 """Commit records that the driver packs into one object; a restart opens at most so many single
@@ -28,6 +33,9 @@ ones."""
 
 SCALE_UP_AT = 0.875
 """Scale the pool up when its actors are this full; Ray Data's own default."""
+
+MAX_IDLE_ROUNDS = 2
+"""Rounds in a row in which workers without storage hand all units back, until the run fails."""
 
 NO_PROGRESS_S = 6 * 3600.0
 """GPU nodes may queue for hours; after this long without a unit the run fails."""
@@ -42,10 +50,36 @@ def run_job(job: Job) -> None:
     """
     attempt_no = job.folder.start_attempt()
     if not job.folder.is_closed:
-        todo = pending(job.folder, job.plan, job.pool.readers or 1)
-        if todo.num_units:
-            _Driver(job, attempt_no).follow(_dataset(job, attempt_no, todo))
+        _do_units(job, attempt_no)
     job.folder.close(attempt_no)
+
+
+def _do_units(job: Job, attempt_no: int) -> None:
+    """Do the units that are not committed; in rounds, because workers may hand units back.
+
+    Raises:
+        StorageAwayError: No worker reaches the storage, although this process does.
+    """
+    idle_rounds, left = 0, None
+    driver = _Driver(job, attempt_no)
+    while True:
+        todo = pending(job.folder, job.plan, job.pool.readers or 1)
+        if not todo.num_units:
+            return
+        idle_rounds = idle_rounds + 1 if todo.num_units == left else 0
+        left = todo.num_units
+        if idle_rounds >= MAX_IDLE_ROUNDS and driver.handed_back is not None:
+            raise driver.handed_back
+        try:
+            driver.follow(_dataset(job, attempt_no, todo))
+        # What a reading task raises comes back as some class of Ray's.
+        except Exception as error:
+            own = find_own(error)
+            if driver.is_cut_off or not isinstance(own, StorageAwayError):
+                raise
+            driver.handed_back = own
+        if driver.handed_back is None:
+            return
 
 
 def _dataset(job: Job, attempt_no: int, todo: Pending) -> Any:
@@ -98,6 +132,11 @@ class _Driver:
         self.unit_ids: set[str] = set()
         self.num_segments = 0
         self.gauges = GaugeLog()
+        self.handed_back: StorageAwayError | None = None
+        """Why a worker handed a unit back, in this round."""
+
+        self.is_cut_off = False
+        """Whether this process itself has lost the storage."""
 
     def follow(self, blocks: Any) -> None:
         """Consume the pipeline to its end."""
@@ -106,12 +145,16 @@ class _Driver:
         check = self.job.check
         sums = Counter(self.folder.total_sums()) if check else Counter()
         done = counts.get("samples", 0) + rejected
+        self.handed_back = None
         with (
             Progress(self.job.plan.num_rows, self.job.name, "samples", done=done) as progress,
-            Heartbeat(self.folder.store, self.attempt_no, progress, self.watch),
+            beating(self.folder.store, self.attempt_no, progress, self.watch) as heartbeat,
         ):
             for row in blocks.iter_rows():
                 receipt = Receipt.unpack(row)
+                if receipt.handed_back:
+                    self._take_back(receipt, heartbeat)
+                    continue
                 if receipt.error:
                     raise receipt.error
                 record = receipt.record
@@ -128,6 +171,19 @@ class _Driver:
                     sums.update(record.sums)
                     check(sums)
         self.gauges.save(self.folder.store)
+
+    def _take_back(self, receipt: Receipt, heartbeat: Heartbeat) -> None:
+        """Note that a unit has to be done by another worker, or later."""
+        assert isinstance(receipt.error, StorageAwayError)
+        self.is_cut_off = True
+        if heartbeat.lost is not None:
+            raise heartbeat.lost
+        # The worker did not die of the unit, but could not say so in the storage.
+        for note in (receipt.handed_back, f"read-{receipt.handed_back}"):
+            clear(self.folder.store, note)
+        self.is_cut_off = False
+        self.handed_back = receipt.error
+        logger.warning("%s: a worker handed a unit back: %s", self.job.name, receipt.error)
 
     def _collect(self, record: CommitRecord) -> None:
         """Collect a record; pack them when there are enough for a segment."""

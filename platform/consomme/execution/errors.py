@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from consomme.base import errors
 from consomme.base.errors import ClusterError, ConsommeError
+from consomme.storage.stores.local import explained
 
 
 @contextlib.contextmanager
@@ -60,6 +61,25 @@ def find_own(error: BaseException) -> ConsommeError | None:
     return None
 
 
+def find_known(error: BaseException) -> ConsommeError | None:
+    """Search an error as `find_own` does, or else for one of the system that is no bug of ours.
+
+    Not every file goes through a store: caches, temporary folders and Ray's own files do not.
+    """
+    own = find_own(error)
+    if own is not None:
+        return own
+    current: BaseException | None = error
+    seen: set[int] = set()
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, OSError) and (found := explained(current)) is not None:
+            return found
+        cause = getattr(current, "cause", None)
+        current = cause if isinstance(cause, BaseException) else current.__cause__
+    return None
+
+
 def _is_of_ray(error: BaseException) -> bool:
     """Whether it is an error of Ray; does not import Ray."""
     exceptions = sys.modules.get("ray.exceptions")
@@ -70,14 +90,16 @@ def pack_error(error: ConsommeError) -> str:
     """Write an error as class name and text; other classes become their base in `base.errors`."""
     names = [cls.__name__ for cls in type(error).__mro__]
     known = next(name for name in names if hasattr(errors, name))
-    return json.dumps({"class": known, "text": str(error)})
+    return json.dumps({"class": known, "text": str(error), "unit": error.unit})
 
 
 def unpack_error(packed: str) -> ConsommeError:
     """Make the error that `pack_error` wrote."""
     fields = json.loads(packed)
     cls: type[ConsommeError] = getattr(errors, fields["class"])
-    return cls(fields["text"])
+    error = cls(fields["text"])
+    error.unit = fields["unit"]
+    return error
 
 
 def _is_cluster_failure(error: Exception) -> bool:

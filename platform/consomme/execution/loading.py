@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
-from consomme.base.errors import DataError
+from consomme.base.errors import DataError, StorageAwayError
 from consomme.base.sample import Reject, Sample
 from consomme.execution.spans import Spans, timed
 from consomme.execution.wire import UnitRow, UnitSamples
 from consomme.storage.ledger.inflight import ReadWriteGate, clear, run_with_bisection
 from consomme.storage.plan import Work
+from consomme.storage.stores.local import away_errors
 from consomme.storage.stores.store import Store
 from consomme.storage.unit import ReadUnit, Unit
+
+logger = logging.getLogger(__name__)
 
 
 def load(
@@ -43,10 +47,17 @@ def load(
 
 
 def read_ahead(store: Store, work: Work, read: ReadUnit) -> UnitRow:
-    """Read a unit in a task, for an actor elsewhere."""
+    """Read a unit in a task, for an actor elsewhere.
+
+    Without storage here, the actor gets the unit unread: it may be on a node that has storage.
+    """
     spans: Spans = []
-    with timed(spans, "read"):
-        content = load(store, work, read)
+    try:
+        with timed(spans, "read"), away_errors():
+            content = load(store, work, read)
+    except StorageAwayError as error:
+        logger.warning("unit %s is not read ahead: %s", work.unit.unit_id, error)
+        return UnitRow(work=work)
     return UnitRow(work=work, content=content, spans=spans)
 
 

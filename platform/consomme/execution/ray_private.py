@@ -7,6 +7,7 @@ They may move with any release, so pyproject.toml pins Ray, and one test
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 NAMES = {
@@ -14,6 +15,17 @@ NAMES = {
     "NODE_ID_LABEL": "ray._raylet:RAY_NODE_ID_KEY",
     # Environment variable with the hook that each worker process runs first.
     "SETUP_HOOK_VARIABLE": "ray._private.ray_constants:WORKER_PROCESS_SETUP_HOOK_ENV_VAR",
+    # Environment variable of a job's driver with what the job was submitted with.
+    "JOB_CONFIG_VARIABLE": ("ray._private.runtime_env.constants:RAY_JOB_CONFIG_JSON_ENV_VAR"),
+    # Holds the node that this process started or joined, `_global_node`.
+    "worker_module": "ray._private.worker:",
+    # What Ray will find on a machine.
+    "get_num_cpus": "ray._private.utils:get_num_cpus",
+    "NvidiaGPUAcceleratorManager": (
+        "ray._private.accelerators.nvidia_gpu:NvidiaGPUAcceleratorManager"
+    ),
+    # The cluster's state, with the limits of its autoscaler.
+    "state": "ray._private.state:state",
     # Ray Train's controller and what its trainer gives it.
     "TrainController": "ray.train.v2._internal.execution.controller:TrainController",
     "ReportCallback": "ray.train.v2._internal.execution.callback:ReportCallback",
@@ -29,7 +41,7 @@ NAMES = {
         "ray.train.v2._internal.constants:DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE"
     ),
 }
-"""Name here -> `module:attribute` in Ray."""
+"""Name here -> `module:attribute` in Ray; without an attribute, the module itself."""
 
 OVERRIDDEN = {
     "ray.train.torch:TorchTrainer": ("_initialize_and_run_controller", "_create_default_callbacks"),
@@ -46,4 +58,20 @@ TRAIN_SNAPSHOT = "checkpoints/checkpoint_manager_snapshot.json"
 def ray_private(name: str) -> Any:
     """Import one of `NAMES`; imports no more of Ray than that needs."""
     module, _, attribute = NAMES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    found = importlib.import_module(module)
+    return getattr(found, attribute) if attribute else found
+
+
+def current_node() -> Any:
+    """Return the `Node` that this process started or joined; None without Ray."""
+    return ray_private("worker_module")._global_node
+
+
+def session_folder() -> str | None:
+    """Return a folder that goes with the running Ray: what a killed driver leaves, is found there.
+
+    A folder in the machine's own temporary folder would stay for ever.
+    """
+    node = current_node()
+    folder = node.get_session_dir_path() if node else None
+    return folder if folder and os.access(folder, os.W_OK) else None

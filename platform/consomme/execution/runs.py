@@ -5,6 +5,7 @@ A run whose manifest exists is done, and running it again returns that manifest.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -16,10 +17,15 @@ from typing import Any, Generic, TypeVar
 from consomme.base.manifest import FileSum, Manifest, Parent
 from consomme.base.recipe import fingerprint, to_yaml
 from consomme.base.schema import to_plain
+from consomme.execution.capacity import check_capacity
+from consomme.execution.failure import recorded_failures
+from consomme.execution.heartbeat import Heartbeat
 from consomme.storage.identity import check_outputs, run_of
 from consomme.storage.ledger.run_folder import RunFolder, load_manifest
+from consomme.storage.options import StorageOptions
 from consomme.storage.shards import Shard
 from consomme.storage.stores.open import absolute_url
+from consomme.storage.stores.retries import patience
 from consomme.storage.view import VIEW
 
 logger = logging.getLogger(__name__)
@@ -108,12 +114,15 @@ class Run(Generic[R]):
         Args:
             body: Does the run in its folder, and ends with `finish`.
         """
-        if self.is_done:
-            manifest = dataclasses.replace(self.folder.manifest(), is_found=True)
-            logger.info("%s %s: %s", self.verb, self.recipe.name, already_done(manifest))
-            return manifest
-        self.start()
-        return body(self)
+        with patience_of(self.recipe):
+            if self.is_done:
+                manifest = dataclasses.replace(self.folder.manifest(), is_found=True)
+                logger.info("%s %s: %s", self.verb, self.recipe.name, already_done(manifest))
+                return manifest
+            check_capacity(self.recipe)
+            self.start()
+            with recorded_failures(self.folder), Heartbeat(self.folder.store):
+                return body(self)
 
     def start(self) -> None:
         """Make the folder, and save the recipe in it."""
@@ -156,6 +165,12 @@ class Run(Generic[R]):
             outputs=outputs or {},
         )
         return self.folder.finish(manifest, to_yaml(self.recipe), written)
+
+
+def patience_of(recipe: Any) -> contextlib.AbstractContextManager[None]:
+    """Be as patient with storage as a recipe says, inside a block."""
+    options: StorageOptions | None = getattr(recipe, "storage", None)
+    return patience(options.patience_s) if options else contextlib.nullcontext()
 
 
 def parents_of(manifests: Iterable[Manifest]) -> tuple[Parent, ...]:

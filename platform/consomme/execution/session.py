@@ -7,16 +7,22 @@ and ends with the command. Inside a job, the cluster's address is used.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
 from consomme.base.errors import ClusterError
 from consomme.base.process import WORKER_HOOK, environment
+from consomme.execution.capacity import check_cluster
 from consomme.execution.errors import own_errors
 from consomme.execution.ray_private import ray_private
+from consomme.execution.ray_watch import end_private_ray, watched
+from consomme.storage.stores.retries import KNOWN_VARIABLE, PATIENCE_VARIABLE, patience_s
 
 logger = logging.getLogger(__name__)
 
@@ -47,19 +53,22 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     import ray
 
-    if ray.is_initialized():
-        yield
-        return
     address = os.environ.get("RAY_ADDRESS")
+    if ray.is_initialized():
+        with watched(is_private=not address), own_errors():
+            check_cluster()
+            yield
+        return
     if not address:
         # A private Ray deletes its log files at its end; on the terminal its lines would mix with
         # ours.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # Keep idle processes for the next stage, with everything they have imported.
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if address:
-            _init(runtime_env={"env_vars": WORKER_ENV})
+            _init(runtime_env={"env_vars": _job_env()})
         else:
             with environment(_private_env()):
                 _init(address="local", include_dashboard=False)
@@ -69,14 +78,45 @@ def ray_session() -> Iterator[None]:
             f"the Ray cluster at {address} cannot be reached" if address else "Ray did not start"
         )
         raise ClusterError(f"{where} ({error}); run the same command again to go on") from error
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        # Ray's own handler ends the process with exit code 1, whatever it is doing.
+        signal.signal(signal.SIGTERM, handler)
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    watch = None
     try:
-        with own_errors():
+        with watched(is_private=not address) as watch, own_errors():
+            check_cluster()
             yield
     finally:
-        if not _SHARED.get():
+        if watch is not None and watch.reason:
+            # Shutting down would wait for what is gone, until Ray ends this process.
+            end_private_ray()
+        elif not _SHARED.get():
             ray.shutdown()
+
+
+def _job_env() -> dict[str, str]:
+    """Environment of the workers of a job; what the job itself sets there stays.
+
+    Ray refuses to start a driver that sets a variable which its job sets already.
+    """
+    ours = WORKER_ENV | _storage_env()
+    text = os.environ.get(ray_private("JOB_CONFIG_VARIABLE"), "")
+    env = (json.loads(text).get("runtime_env") or {}).get("env_vars") or {} if text else {}
+    kept = [name for name in ours if name in env and str(env[name]) != ours[name]]
+    if kept:
+        logger.warning(
+            "the job's runtime_env sets %s; workers keep that, where consomme would set %s",
+            ", ".join(f"{name}={env[name]}" for name in kept),
+            ", ".join(f"{name}={ours[name]}" for name in kept),
+        )
+    return {name: value for name, value in ours.items() if name not in env}
+
+
+def _storage_env() -> dict[str, str]:
+    """Give workers the patience of the driver, which has reached the storage by now."""
+    return {PATIENCE_VARIABLE: f"{patience_s():g}", KNOWN_VARIABLE: "1"}
 
 
 def _init(**options: Any) -> None:
@@ -91,7 +131,12 @@ def _private_env() -> dict[str, str]:
     They inherit it. With a `runtime_env` instead, each worker's Python would start twice, which
     doubles its start time; Ray 2.60 takes the hook of a `runtime_env` from a variable as well.
     """
-    return WORKER_ENV | PRIVATE_ENV | {ray_private("SETUP_HOOK_VARIABLE"): WORKER_HOOK}
+    return (
+        WORKER_ENV
+        | PRIVATE_ENV
+        | _storage_env()
+        | {ray_private("SETUP_HOOK_VARIABLE"): WORKER_HOOK}
+    )
 
 
 def is_private() -> bool:

@@ -85,11 +85,15 @@ class UnitRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """What comes back for a unit: its commit record, or the error that a user has to see."""
+    """What comes back for a unit: its commit record, or why there is none."""
 
     record: CommitRecord | None = None
     error: ConsommeError | None = None
     """Raised in an actor, it would come back as one of Ray's own classes; so it is returned."""
+
+    handed_back: str = ""
+    """Id of a unit that this worker could not do for want of storage, so that another one does;
+    `error` says why."""
 
     spans: Spans = field(default_factory=list)
     gauges: list[Gauge] = field(default_factory=list)
@@ -99,6 +103,7 @@ class Receipt:
         return {
             "record": self.record.to_json() if self.record else b"",
             "error": pack_error(self.error) if self.error else "",
+            "handed_back": self.handed_back,
             "spans": json.dumps(self.spans),
             "gauges": json.dumps(self.gauges),
         }
@@ -110,6 +115,7 @@ class Receipt:
         return cls(
             record=record,
             error=unpack_error(row["error"]) if row["error"] else None,
+            handed_back=row["handed_back"],
             spans=json.loads(row["spans"]),
             gauges=json.loads(row["gauges"]),
         )

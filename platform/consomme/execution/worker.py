@@ -20,7 +20,7 @@ from functools import partial
 import pyarrow as pa
 from PIL import Image
 
-from consomme.base.errors import ConsommeError, EngineLostError
+from consomme.base.errors import ConsommeError, EngineLostError, StorageAwayError
 from consomme.base.hashing import hash_ids
 from consomme.base.sample import Reject, Sample
 from consomme.execution.job import Job
@@ -39,6 +39,7 @@ from consomme.execution.wire import Receipt, Row, UnitRow, UnitSamples
 from consomme.storage.ledger.commits import CommitRecord
 from consomme.storage.ledger.inflight import ReadWriteGate, clear, run_with_bisection
 from consomme.storage.sidecar import ID_HASH, table_bytes
+from consomme.storage.stores.local import away_errors
 from consomme.storage.unit import Unit
 from consomme.vision.decode import DecodeProblem, decode
 
@@ -75,21 +76,33 @@ class UnitWorker:
         """
         self.job, self.attempt_no = job, attempt_no
         self.folder = job.folder
+        self.turn = threading.Lock()
+        self.gate = ReadWriteGate()
+        self.threads = ThreadPoolExecutor(DECODE_THREADS)
         self.broken: ConsommeError | None = None
+        self._open()
+
+    def _open(self) -> None:
+        """Make the stage; a storage that is away is tried again with the next unit."""
         try:
-            self.stage = job.stage()
+            self.stage = self.job.stage()
         except ConsommeError as error:
             # An error in an actor's constructor reaches Ray only, not the user; so it is returned
             # for the first unit.
             self.broken = error
-        self.turn = threading.Lock()
-        self.gate = ReadWriteGate()
-        self.threads = ThreadPoolExecutor(DECODE_THREADS)
+        else:
+            self.broken = None
 
     def __call__(self, row: Row) -> Row:
         """Do one unit and return its receipt."""
+        work = UnitRow.unpack(row)
         try:
-            return self._do(UnitRow.unpack(row)).pack()
+            with away_errors():
+                return self._do(work).pack()
+        except StorageAwayError as error:
+            # Another worker may still reach the storage, or this one later.
+            logger.warning("unit %s is handed back: %s", work.work.unit.unit_id, error)
+            return Receipt(error=error, handed_back=work.work.unit.unit_id).pack()
         except EngineLostError:
             # An engine that is dead or hangs cannot be restarted in this process. The note about
             # the unit outlives it, so a sample that does this every time is found.
@@ -97,11 +110,17 @@ class UnitWorker:
             os.kill(os.getpid(), signal.SIGKILL)
             raise
         except ConsommeError as error:
+            error.unit = error.unit or work.work.unit.unit_id
             return Receipt(error=error).pack()
 
     def _do(self, row: UnitRow) -> Receipt:
         if self.broken is not None:
-            raise self.broken
+            if isinstance(self.broken, StorageAwayError):
+                with self.turn:
+                    if self.broken is not None:
+                        self._open()
+            if self.broken is not None:
+                raise self.broken
         unit, content, spans = row.work.unit, row.content, row.spans
         if content is None:
             with timed(spans, "read"):

@@ -7,6 +7,7 @@ complete.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import shutil
 from collections import Counter
@@ -242,6 +243,7 @@ def _checkpoint_errors(folder: str | Path) -> Iterator[Path]:
             f"no checkpoint at {path}: expected a Hugging Face folder with config.json and"
             " *.safetensors; give the path of a finished train or soup run's model folder"
         )
+    _refuse_own_code(path)
     try:
         yield path
     except ImportError as error:
@@ -251,6 +253,44 @@ def _checkpoint_errors(folder: str | Path) -> Iterator[Path]:
         ) from error
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"cannot load the checkpoint at {path}: {error}") from error
+
+
+def _refuse_own_code(path: Path) -> None:
+    """Refuse a model that only code in its own folder can open; such code is never run.
+
+    Raises:
+        CheckpointError: Says what can be done instead.
+    """
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+    except ValueError:
+        # Opening it says what is wrong.
+        return
+    if not isinstance(config, dict) or not config.get("auto_map"):
+        return
+    import_transformers()
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if config.get("model_type") in CONFIG_MAPPING:
+        # The folder has code of its own for an architecture that transformers knows as well.
+        return
+    files = sorted({str(name).partition(".")[0] for name in _flat(config["auto_map"].values())})
+    raise CheckpointError(
+        f"cannot load the checkpoint at {path}: model_type {config.get('model_type')!r} is none of"
+        f" transformers, only the code in its folder ({', '.join(f'{name}.py' for name in files)})"
+        " can open it, and consomme runs no code from model folders. Use a release of the model for"
+        " transformers (their names often end in -hf), or a model of a standard architecture; for"
+        " captions and answers, serve it elsewhere and name the server (engine={name: openai,"
+        " url: …})"
+    )
+
+
+def _flat(values: Iterable[Any]) -> Iterator[str]:
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from (str(item) for item in value if item)
+        else:
+            yield str(value)
 
 
 def load_tensors(model: Any, weights: Mapping[str, Tensor]) -> None:

@@ -12,14 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from consomme.base.errors import DataError
+from consomme.base.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, DataError
+from consomme.base.process import is_running
 from consomme.storage.ledger import attempts
 from consomme.storage.ledger.commits import reject_reasons
-from consomme.storage.ledger.run_folder import MANIFEST, PROGRESS, RECIPE, RunFolder
+from consomme.storage.ledger.run_folder import FAILURE, MANIFEST, PROGRESS, RECIPE, RunFolder
 from consomme.storage.plan import Plan
+from consomme.storage.stores.retries import was_away_within
+from consomme.storage.stores.store import Store
 
-STALE_S = 90.0
-"""A driver whose heartbeat is older than this, in seconds, counts as gone."""
+STALE_S = 35.0
+"""A driver that beats every ten seconds is silent if its heartbeat is older than this."""
+
+OUTAGE_S = 60.0
+"""After an outage that this process saw, a heartbeat may be old although its driver lives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +34,8 @@ class Status:
 
     url: str
     state: str
-    """`done`, `running`, `starting`, `stopped`, `silent` (old heartbeat), `planned` or `begun`."""
+    """`done`, `running`, `starting`, `stopped`, `failed`, `gone` (its process is), `silent` (old
+    heartbeat), `planned` or `begun`."""
 
     num_units: int | None = None
     num_units_done: int = 0
@@ -43,6 +50,9 @@ class Status:
     """The driver's description of its stages."""
 
     heartbeat: Mapping[str, Any] = field(default_factory=dict)
+
+    failure: Mapping[str, Any] = field(default_factory=dict)
+    """Why the last attempt ended, if it did not finish the run; see `failure.json`."""
 
     trials: Mapping[str, int] = field(default_factory=dict)
     """Trials of a sweep by state."""
@@ -77,13 +87,10 @@ def read_status(url: str, now: float | None = None) -> Status:
     for record in attempts.iter_field(store, "counts"):
         num_units += 1
         counts.update(record)
-    try:
-        heartbeat: dict[str, Any] = json.loads(store.read(PROGRESS))
-    except FileNotFoundError:
-        heartbeat = {}
+    heartbeat, failure = (_read_json(store, path) for path in (PROGRESS, FAILURE))
     return Status(
         url=folder.url,
-        state=_state(folder.is_done, bool(entry.number), plan is not None, heartbeat, now),
+        state=_state(folder.is_done, bool(entry.number), plan is not None, heartbeat, failure, now),
         num_units=plan.num_units if plan else None,
         num_units_done=num_units,
         num_rows=plan.num_rows if plan else None,
@@ -93,22 +100,47 @@ def read_status(url: str, now: float | None = None) -> Status:
         rows_per_s=float(heartbeat.get("rows_per_s", 0.0)),
         remark=str(heartbeat.get("stages", "")),
         heartbeat=heartbeat,
+        failure=failure,
         trials=Counter(
             json.loads(store.read(info.path))["state"] for info in store.list("trials/")
         ),
     )
 
 
-def _state(is_done: bool, is_begun: bool, is_planned: bool, heartbeat: Any, now: float) -> str:
+def _read_json(store: Store, path: str) -> dict[str, Any]:
+    """Read a file that may not be there."""
+    try:
+        content: dict[str, Any] = json.loads(store.read(path))
+    except FileNotFoundError:
+        return {}
+    return content
+
+
+def _state(
+    is_done: bool,
+    is_begun: bool,
+    is_planned: bool,
+    heartbeat: Mapping[str, Any],
+    failure: Mapping[str, Any],
+    now: float,
+) -> str:
     if is_done:
         return "done"
-    if not is_begun:
-        return "planned" if is_planned else "begun"
+    # A driver that beats is newer than the failure: it deletes the record of the one before.
+    if failure:
+        is_stop = failure["code"] in (EXIT_INTERRUPTED, EXIT_TERMINATED)
+        return "stopped" if is_stop else "failed"
     if not heartbeat:
-        return "starting" if is_planned else "begun"
+        # Runs of earlier versions beat only while a stage runs.
+        planned = "starting" if is_begun else "planned"
+        return planned if is_planned else "begun"
     if str(heartbeat["state"]).startswith("stopped"):
         return "stopped"
-    return "running" if now - float(heartbeat["time"]) < STALE_S else "silent"
+    if is_running(int(heartbeat["pid"]), heartbeat) is False:
+        return "gone"
+    if now - float(heartbeat["time"]) >= STALE_S and not was_away_within(OUTAGE_S):
+        return "silent"
+    return "running" if is_begun else "starting"
 
 
 def describe_run(url: str) -> str:
@@ -135,6 +167,8 @@ def describe(status: Status, now: float) -> str:
         lines.append(f"  stages    {status.remark}")
     if status.trials:
         lines.append("  trials    " + ", ".join(f"{n:,} {s}" for s, n in status.trials.items()))
+    if status.failure:
+        lines += _reason(status.failure)
     rejected = status.counts.get("rejected", 0)
     if rejected:
         share = rejected / max(1, status.num_rows_done)
@@ -143,26 +177,44 @@ def describe(status: Status, now: float) -> str:
     return "\n".join(lines)
 
 
+def _reason(failure: Mapping[str, Any]) -> list[str]:
+    """Say why the last attempt ended, and what to do."""
+    of_unit = f", unit {failure['unit']}" if failure.get("unit") else ""
+    first, *rest = str(failure["message"]).splitlines() or [""]
+    return [
+        f"  reason    {failure['class']} (exit code {failure['code']}{of_unit}): {first}",
+        *(f"            {line}" for line in rest),
+        f"  advice    {failure['advice']}",
+    ]
+
+
 def _sentence(status: Status, now: float) -> str:
     heartbeat = status.heartbeat
-    attempt = f"attempt {status.attempt}"
+    attempt = f"attempt {status.attempt}" if status.attempt else "the driver"
     if heartbeat:
         attempt += f" on {heartbeat['host']} (pid {heartbeat['pid']})"
-    if status.state == "running":
-        return f"running, {attempt}"
+        ago = _duration(max(0.0, now - float(heartbeat["time"])))
+    if status.state in ("running", "starting"):
+        return f"{status.state}, {attempt}" + (f", last heartbeat {ago} ago" if heartbeat else "")
     if status.state == "silent":
-        ago = _duration(now - float(heartbeat["time"]))
         return (
             f"no heartbeat for {ago} from {attempt}; if its job is gone, run the same command again"
             " to resume"
         )
+    if status.state == "gone":
+        return (
+            f"gone, {attempt} ended without a word, its last heartbeat was {ago} ago; run the same"
+            " command again to resume"
+        )
+    if status.state == "failed":
+        return f"failed at {status.failure['time']}, attempt {status.failure['attempt']}"
     if status.state == "stopped":
-        return f"{heartbeat['state']}, {attempt}; run the same command again to resume"
+        state = heartbeat["state"] if heartbeat else f"stopped: {status.failure['class']}"
+        return f"{state}, {attempt}; run the same command again to resume"
     return {
         "done": "done",
         "planned": "planned, not started",
         "begun": "begun" if status.trials else "begun, not planned yet",
-        "starting": f"starting, {attempt}",
     }[status.state]
 
 

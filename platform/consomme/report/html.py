@@ -8,9 +8,11 @@ import base64
 import re
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from consomme.base.visible import visible
 from consomme.report import model
 from consomme.report.axes import read_number
 from consomme.report.charts import WIDTHS, chart_drawing, legend
@@ -39,6 +41,7 @@ def environment() -> Environment:
     env = Environment(
         loader=PackageLoader("consomme.report"),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -57,6 +60,11 @@ def environment() -> Environment:
         "lineage_drawing": lineage_drawing,
     }
     return env
+
+
+def _shown(value: Any) -> Any:
+    """Make hidden characters of a text visible; what templates themselves write has none."""
+    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _macro_name(block: model.Block) -> str:

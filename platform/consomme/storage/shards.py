@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from consomme.base.errors import RecipeError
 from consomme.base.suggest import did_you_mean
@@ -243,11 +244,14 @@ def _match_folder(pattern: str, text: str) -> list[tuple[str, FileInfo]]:
         return [(join_url(store.url, file.path), file) for file in files]
     if next(store.list(), None) is not None:
         raise RecipeError(f"inputs: the folder {text!r} holds no shard; {_EXPECTED}")
+    if "://" not in store.url and Path(store.url).is_dir():
+        raise RecipeError(f"inputs: the folder {text!r} is empty; {_EXPECTED}")
     hint = ""
     if not pattern.endswith("/") and not _is_bucket(pattern):
         parent, name = split_url(pattern)
-        near = itertools.islice(parent.list(), 10_000)
-        hint = did_you_mean(name, {file.path.partition("/")[0] for file in near})
+        # One level only: what lies below the folders may be the whole machine.
+        near = itertools.islice(parent.list_level(), 10_000)
+        hint = did_you_mean(name, {entry.path.removesuffix("/") for entry in near})
     raise RecipeError(f"inputs: {absolute_url(pattern)}: no such file or folder{hint}")
 
 

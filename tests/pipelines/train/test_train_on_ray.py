@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from consomme.base.errors import ClusterError, RecipeError, SupersededError
+from consomme.base.errors import RecipeError, SupersededError
 from consomme.base.manifest import Manifest
 from consomme.models.batches import IGNORE_INDEX, Batcher
 from consomme.models.chat import ChatEncoder
@@ -127,7 +127,10 @@ def test_what_cannot_be_is_refused(
 
 def test_evaluation_needs_room_beside_training(recipe: TrainRecipe) -> None:
     wide = replace(recipe.evaluation, cpus=400.0)
-    with pytest.raises(ClusterError, match=r"needs 1 CPUs and evaluation 400, the cluster has"):
+    with pytest.raises(
+        RecipeError,
+        match=r"num_workers=1.* evaluation.cpus=400.*: needs 401 CPUs at the same time",
+    ):
         train.run(replace(recipe, name="wide", evaluation=wide))
 
 

@@ -10,8 +10,10 @@ from annotated_types import Interval
 
 from consomme.base.bounds import Fraction, NonNegativeInt, PositiveInt
 from consomme.base.checked import Checked, rule
+from consomme.base.needs import Need
 from consomme.base.schema import located, runtime
 from consomme.curate.dedup.copies import MAX_DISTANCE
+from consomme.storage.options import StorageOptions
 from consomme.storage.shards import input_problems
 
 
@@ -39,6 +41,9 @@ class DedupRecipe(Checked):
 
     root: str = runtime("runs")
     """Where run folders are created: a local path or a URL."""
+
+    storage: StorageOptions = runtime(StorageOptions())
+    """How patient the run is with its storage."""
 
     max_distance: Annotated[int, Interval(ge=0, le=MAX_DISTANCE)] | None = 4
     """Maximum Hamming distance between the 64-bit perceptual hashes of near copies; null finds
@@ -79,6 +84,11 @@ class DedupRecipe(Checked):
     num_readers: NonNegativeInt | None = runtime(None)
     """Tasks that read units ahead of the actors. More of them hide slow storage, and each holds a
     unit in memory. 0: actors read for themselves. None: 0 without GPUs, else one per actor."""
+
+    def needs(self, num_gpus: float) -> Iterator[Need]:
+        """Yield what the run claims at least: the smallest pool of actors."""
+        if self.hashes is None:
+            yield Need(key=f"min_actors={self.min_actors}", count=self.min_actors, cpus=0.8)
 
     @rule
     def _one_kind_of_data(self) -> Iterator[str]:

@@ -10,6 +10,7 @@ from consomme.base.bounds import Fraction, PositiveInt
 from consomme.base.checked import Checked, rule
 from consomme.base.schema import located, runtime
 from consomme.storage.fetch import FetchPolicy
+from consomme.storage.options import StorageOptions
 from consomme.storage.shards import input_problems
 
 
@@ -31,6 +32,9 @@ class DownloadRecipe(Checked):
 
     root: str = runtime("runs")
     """Where run folders are created: a local path or a URL."""
+
+    storage: StorageOptions = runtime(StorageOptions())
+    """How patient the run is with its storage."""
 
     fetch: FetchPolicy = field(default_factory=FetchPolicy)
     """Limits and etiquette of the downloader."""

@@ -8,7 +8,9 @@ from typing import Any
 
 from consomme.base.bounds import PositiveInt
 from consomme.base.checked import Checked, rule
+from consomme.base.needs import Need
 from consomme.base.schema import located, runtime, strategy
+from consomme.storage.options import StorageOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +33,19 @@ class EvaluateRecipe(Checked):
     root: str = runtime("runs")
     """Where run folders are created: a local path or a URL."""
 
+    storage: StorageOptions = runtime(StorageOptions())
+    """How patient the run is with its storage."""
+
     num_actors: PositiveInt | None = runtime(None)
     """Number of actors; None: one per GPU, or one per CPU."""
+
+    def needs(self, num_gpus: float) -> Iterator[Need]:
+        """Yield what the run claims: all its actors at once, but no more than it has work for."""
+        if self.num_actors:
+            count = min(self.num_actors, len(self.models) * len(self.benchmarks))
+            gpus = 1.0 if num_gpus else 0.0
+            key = f"num_actors={self.num_actors}"
+            yield Need(key=key, count=count, cpus=0.9, gpus=gpus)
 
     @rule
     def _has_models(self) -> Iterator[str]:

@@ -10,6 +10,7 @@ from consomme.base.bounds import PositiveInt
 from consomme.base.checked import Checked, rule
 from consomme.base.schema import located, runtime, strategy
 from consomme.pipelines.filter.inputs import InputRuns
+from consomme.storage.options import StorageOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,9 @@ class FilterRecipe(Checked):
 
     root: str = runtime("runs")
     """Where run folders are created: a local path or a URL."""
+
+    storage: StorageOptions = runtime(StorageOptions())
+    """How patient the run is with its storage."""
 
     keep: dict[str, Any] = strategy("consomme.curate.keep.registry:KEEP_POLICIES")
     """Which samples to keep; see consomme/curate/keep/registry.py."""

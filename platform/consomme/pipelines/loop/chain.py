@@ -8,6 +8,7 @@ from typing import Any, Literal
 from consomme.base.bounds import PositiveInt
 from consomme.base.checked import Checked
 from consomme.base.schema import located, runtime
+from consomme.storage.options import StorageOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,9 @@ class LoopChain(Checked):
 
     root: str = runtime("runs")
     """Where all run folders are created: a local path or a URL."""
+
+    storage: StorageOptions = runtime(StorageOptions())
+    """How patient the run is with its storage, all stages included."""
 
     summary: tuple[SummaryRow, ...] = ()
     """Rows of the final table, from the stages' metrics."""

@@ -17,6 +17,7 @@ from consomme.base.manifest import Manifest
 from consomme.base.recipe import check_recipe
 from consomme.base.sealed import sealed
 from consomme.base.suggest import did_you_mean
+from consomme.execution.capacity import check_capacity
 from consomme.execution.runs import Run
 from consomme.execution.session import shared_ray
 from consomme.pipelines.loop.chain import Saturation, SummaryRow
@@ -24,9 +25,11 @@ from consomme.pipelines.loop.recipe import LoopRecipe
 from consomme.pipelines.loop.rounds import best_of, is_saturated
 from consomme.pipelines.loop.steps import (
     LoopStep,
+    all_steps,
     first_steps,
     last_steps,
     round_steps,
+    step_recipe,
     values_of,
 )
 from consomme.pipelines.verbs import VERBS, recipe_class, resolve
@@ -36,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 def run(recipe: LoopRecipe) -> Manifest:
     """Run every stage that is not done, then write the report."""
+    for step in all_steps(recipe):
+        check_capacity(step_recipe(step, recipe.root), f"stage {step.name}: ")
     chain = Chain(recipe)
     with shared_ray():
         chain.run()

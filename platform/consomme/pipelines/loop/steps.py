@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from consomme.base.recipe import recipe_problems
+from consomme.base.recipe import check_recipe, recipe_problems
 from consomme.base.suggest import did_you_mean
 from consomme.pipelines.loop.chain import LoopChain, LoopRounds, LoopStage, SummaryRow
 from consomme.pipelines.verbs import recipe_class
@@ -118,6 +118,12 @@ def values_of(step: LoopStep, urls: Mapping[str, str], root: str) -> dict[str, A
     return {**_resolve(step.recipe, found), "name": step.name, "root": root}
 
 
+def step_recipe(step: LoopStep, root: str) -> Any:
+    """Return the recipe of a step before it is known where the stages that it reads lie."""
+    values = {**step.recipe, "name": step.name, "root": root}
+    return check_recipe(recipe_class(step.verb), values, step.where)
+
+
 def step_problems(recipe: LoopChain) -> Iterator[str]:
     """Yield the problems of stages, their recipes and references, and of the summary."""
     seen: list[str] = []
@@ -136,6 +142,8 @@ def step_problems(recipe: LoopChain) -> Iterator[str]:
                 if not hint and target.startswith("previous:"):
                     hint = "; say what it is in the first round, under rounds.initial"
                 yield f"{where}: @{target} is no earlier stage{hint}"
+        if "storage" in step.recipe:
+            yield f"{where}: storage: found it in a stage; set it for the whole loop instead"
         values = {**step.recipe, "name": step.name, "root": recipe.root}
         for problem in recipe_problems(recipe_class(step.verb), values):
             yield (

@@ -9,6 +9,7 @@ from consomme.base.bounds import Fraction, NonNegativeInt, PositiveInt
 from consomme.base.checked import Checked
 from consomme.base.schema import runtime, strategy
 from consomme.datasets.web_noise import KINDS
+from consomme.storage.options import StorageOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,9 @@ class PrepareRecipe(Checked):
 
     root: str = runtime("runs")
     """Where run folders are created: a local path or a URL."""
+
+    storage: StorageOptions = runtime(StorageOptions())
+    """How patient the run is with its storage."""
 
     source: dict[str, Any] = strategy("consomme.datasets.sources:SAMPLE_SOURCES")
     """Which data: `{name: emoji, …}` or `{name: scenes, …}`."""

@@ -8,10 +8,12 @@ from typing import Any
 
 from consomme.base.bounds import Fraction, NonNegativeInt, PositiveFraction, PositiveInt
 from consomme.base.checked import Checked, raised_problems, rule
+from consomme.base.needs import Need
 from consomme.base.schema import located, runtime, strategy
 from consomme.curate.caption.guards import Guards
 from consomme.curate.caption.prompts import resolve_prompts
 from consomme.engines.generation.requests import Sampling, Temperature
+from consomme.storage.options import StorageOptions
 from consomme.storage.shards import input_problems
 
 
@@ -44,6 +46,9 @@ class RecaptionRecipe(Checked):
 
     root: str = runtime("runs")
     """Where run folders are created: a local path or a URL."""
+
+    storage: StorageOptions = runtime(StorageOptions())
+    """How patient the run is with its storage."""
 
     engine: dict[str, Any] = strategy(
         "consomme.engines.generation.registry:GENERATION_ENGINES", default={"name": "vllm"}
@@ -119,6 +124,20 @@ class RecaptionRecipe(Checked):
     num_readers: NonNegativeInt | None = runtime(None)
     """Tasks that read units ahead of the actors. More of them hide slow storage, and each holds a
     unit in memory. 0: actors read for themselves. None: 0 without GPUs, else one per actor."""
+
+    def needs(self, num_gpus: float) -> Iterator[Need]:
+        """Yield what the run claims at least: the smallest pool of engines."""
+        each = float(self.engine.get("tensor_parallel") or 1)
+        is_remote = self.engine.get("name") == "openai"
+        yield Need(
+            key=f"min_actors={self.min_actors}",
+            count=self.min_actors,
+            cpus=1.0,
+            gpus=1.0 if num_gpus and each == 1 and not is_remote else 0.0,
+        )
+        if each > 1:
+            key = f"engine.tensor_parallel={each:g}, min_actors={self.min_actors}"
+            yield Need(key=key, count=self.min_actors, gpus=each)
 
     @rule
     def _view_or_inputs(self) -> Iterator[str]:

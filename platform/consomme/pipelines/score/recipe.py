@@ -8,8 +8,10 @@ from typing import Literal
 
 from consomme.base.bounds import Fraction, NonNegativeInt, PositiveInt
 from consomme.base.checked import Checked, raised_problems, rule
+from consomme.base.needs import Need
 from consomme.base.schema import located, runtime
 from consomme.curate.caption.prompt_pools import PromptPools
+from consomme.storage.options import StorageOptions
 from consomme.storage.shards import input_problems
 
 
@@ -37,6 +39,9 @@ class ScoreRecipe(Checked):
 
     root: str = runtime("runs")
     """Where run folders are created: a local path or a URL."""
+
+    storage: StorageOptions = runtime(StorageOptions())
+    """How patient the run is with its storage."""
 
     prompt: str = "describe the image."
     """User turn before the caption; context only, never scored."""
@@ -98,6 +103,21 @@ class ScoreRecipe(Checked):
 
     token_budget: PositiveInt | None = runtime(None)
     """Padded tokens per micro-batch; None: 1,024 on a CPU and 16,384 on a GPU."""
+
+    def needs(self, num_gpus: float) -> Iterator[Need]:
+        """Yield what the run claims at least: the smallest pool of actors."""
+        yield Need(
+            key=f"min_actors={self.min_actors}",
+            count=self.min_actors,
+            cpus=0.8,
+            gpus=1 / self.actors_per_gpu if num_gpus and self.tensor_parallel == 1 else 0.0,
+        )
+        if self.tensor_parallel > 1:
+            yield Need(
+                key=f"tensor_parallel={self.tensor_parallel}, min_actors={self.min_actors}",
+                count=self.min_actors,
+                gpus=self.tensor_parallel,
+            )
 
     @rule
     def _inputs(self) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from consomme.base.bounds import PositiveInt
 from consomme.base.checked import Checked, rule
 from consomme.base.schema import located, runtime, strategy
+from consomme.storage.options import StorageOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,9 @@ class SoupRecipe(Checked):
 
     root: str = runtime("runs")
     """Where run folders are created: a local path or a URL."""
+
+    storage: StorageOptions = runtime(StorageOptions())
+    """How patient the run is with its storage."""
 
     searches: tuple[dict[str, Any], ...] = strategy(
         "consomme.soup.search:SEARCHES", default=({"name": "uniform"}, {"name": "greedy"})

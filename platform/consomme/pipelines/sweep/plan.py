@@ -115,6 +115,11 @@ class SweepPlan:
         trials = self.searcher.list_trials(self.space)
         return self.recipe.searcher["num_trials"] if trials is None else len(trials)
 
+    @property
+    def samples(self) -> list[Keys]:
+        """Trials that cover all values of all keys."""
+        return list(_samples(self.space))
+
     def train_values(self, keys: Keys) -> dict[str, Any]:
         """Return the train recipe of a trial as plain values."""
         return trial_values(self.base, keys, self.recipe.root)[0]

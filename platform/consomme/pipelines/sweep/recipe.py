@@ -8,6 +8,7 @@ from typing import Any, Literal
 from consomme.base.bounds import PositiveInt
 from consomme.base.checked import Checked
 from consomme.base.schema import located, runtime, strategy
+from consomme.storage.options import StorageOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,9 @@ class SweepRecipe(Checked):
 
     root: str = runtime("runs")
     """Where run folders are created, also those of the trials: a local path or a URL."""
+
+    storage: StorageOptions = runtime(StorageOptions())
+    """How patient the run is with its storage, trials included."""
 
     max_concurrent: PositiveInt | None = runtime(None)
     """Maximum number of concurrent trials; null: as many as the cluster has GPUs, or CPUs, for."""

@@ -14,17 +14,22 @@ from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
 from consomme.base.schema import to_plain
 from consomme.base.sealed import sealed
+from consomme.execution.capacity import check_capacity
 from consomme.execution.runs import Run, parents_of
 from consomme.pipelines.sweep.plan import SweepPlan
 from consomme.pipelines.sweep.recipe import SweepRecipe
 from consomme.pipelines.sweep.table import best_of, means_over_seeds, terminal_table
 from consomme.pipelines.sweep.tuner import run_sweep
 from consomme.storage.ledger.run_folder import load_manifest
+from consomme.sweep.keys import label
 
 
 def run(recipe: SweepRecipe) -> Manifest:
     """Run every trial that is not done, then compare them."""
-    return open_run(recipe).once(_sweep)
+    run = open_run(recipe)
+    for keys in run.resolved.samples:
+        check_capacity(run.resolved.train_recipe(keys), f"trial {label(keys)}: ")
+    return run.once(_sweep)
 
 
 def open_run(recipe: SweepRecipe) -> Run[SweepPlan]:

@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 from consomme.base.bounds import Fraction, NonNegativeInt, PositiveInt
 from consomme.base.checked import Checked, rule
+from consomme.base.needs import Need
 from consomme.base.schema import located, runtime, strategy
 from consomme.curate.tag.registry import TAGGERS
+from consomme.storage.options import StorageOptions
 from consomme.storage.shards import input_problems
 
 _RESERVED = ("row", "sample_id", "id_hash", "source", "samples", "rejected")
@@ -38,6 +40,9 @@ class TagRecipe(Checked):
     root: str = runtime("runs")
     """Where run folders are created: a local path or a URL."""
 
+    storage: StorageOptions = runtime(StorageOptions())
+    """How patient the run is with its storage."""
+
     unit_rows: PositiveInt = 1024
     """Maximum number of samples per unit, which is what is retried, resumed and committed. A filter
     that joins tags and scores needs the same number for both."""
@@ -60,6 +65,10 @@ class TagRecipe(Checked):
 
     token_budget: PositiveInt | None = runtime(None)
     """Padded tokens per micro-batch; None: 1,024 on a CPU and 16,384 on a GPU."""
+
+    def needs(self, num_gpus: float) -> Iterator[Need]:
+        """Yield what the run claims at least: the smallest pool of actors."""
+        yield Need(key=f"min_actors={self.min_actors}", count=self.min_actors, cpus=0.8)
 
     @rule
     def _inputs(self) -> Iterator[str]:

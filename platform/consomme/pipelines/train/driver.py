@@ -12,11 +12,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from consomme.base.errors import ClusterError, ConsommeError
+from consomme.base.errors import ConsommeError
 from consomme.base.schema import to_plain
 from consomme.base.telemetry import Progress
 from consomme.execution.runs import Run
-from consomme.execution.session import num_cpus
 from consomme.pipelines.train.context import TrainContext, TrainResult
 from consomme.pipelines.train.curve import CurveFile
 from consomme.pipelines.train.export import check_export, export_checkpoint
@@ -40,7 +39,6 @@ def fit_on_ray(run: Run[Any], attempt_no: int) -> TrainResult:
 
     Raises:
         SupersededError: The run was started again elsewhere.
-        ClusterError: The cluster is too small.
         RecipeError: The training cannot fit into the memory there is.
     """
     from consomme.pipelines.train.machine import machine_of_cluster
@@ -49,7 +47,6 @@ def fit_on_ray(run: Run[Any], attempt_no: int) -> TrainResult:
     recipe: TrainRecipe = run.recipe
     context = TrainContext.resolve(recipe, run.folder, attempt_no)
     use_gpu = _use_gpu(recipe)
-    _check_cpus(recipe, use_gpu)
     machine = machine_of_cluster(use_gpu)
     plan = _plan(context, machine)
     check_export(context)
@@ -94,25 +91,13 @@ def _use_gpu(recipe: TrainRecipe) -> bool:
     return gpus >= min_workers
 
 
-def _check_cpus(recipe: TrainRecipe, use_gpu: bool) -> None:
-    """Refuse a training that would wait for CPUs for ever."""
-    min_workers = _min_workers(recipe)
-    evaluation_cpus = recipe.evaluation.cpus if recipe.evaluation.data else 0.0
-    train_cpus = min_workers if use_gpu else min_workers * recipe.cpus_per_worker
-    if train_cpus + evaluation_cpus > num_cpus():
-        raise ClusterError(
-            f"num_workers={min_workers} needs {train_cpus:g} CPUs and evaluation"
-            f" {evaluation_cpus:g}, the cluster has {num_cpus()}; lower num_workers,"
-            " cpus_per_worker or evaluation.cpus"
-        )
-
-
 def _trainer(context: TrainContext, machine: Machine, monitor: StepMonitor) -> Any:
     """Configure Ray Train."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
-    from consomme.pipelines.train.trainer import Trainer, storage_of
+    from consomme.pipelines.train.ray_storage import storage_of
+    from consomme.pipelines.train.trainer import Trainer
     from consomme.pipelines.train.worker import train_worker
     from consomme.train.parallel.strategy import BACKENDS
 

@@ -17,8 +17,10 @@ from consomme.base.bounds import (
     PositiveInt,
 )
 from consomme.base.checked import Checked, rule
+from consomme.base.needs import Need
 from consomme.base.schema import located, registry_of, runtime, strategy
 from consomme.base.suggest import did_you_mean
+from consomme.storage.options import StorageOptions
 from consomme.train.parts import FROZEN, FULL, NAMEABLE_PARTS, Part, Trainability
 
 
@@ -88,6 +90,9 @@ class TrainRecipe(Checked):
 
     root: str = runtime("runs")
     """Where run folders are created: a local path or a URL."""
+
+    storage: StorageOptions = runtime(StorageOptions())
+    """How patient the run is with its storage."""
 
     prompt: str = "describe the image."
     """User turn placed before samples that have a caption only."""
@@ -237,6 +242,23 @@ class TrainRecipe(Checked):
 
     cpus_per_worker: PositiveFloat = runtime(1.0)
     """CPUs that a worker claims if there is no GPU."""
+
+    def needs(self, num_gpus: float) -> Iterator[Need]:
+        """Yield what the run claims at least: the fewest workers, and room for the evaluation."""
+        count = self.min_workers or self.num_workers
+        name = "min_workers" if self.min_workers else "num_workers"
+        if num_gpus >= count:
+            yield Need(key=f"{name}={count}", count=count, cpus=1.0, gpus=1.0)
+        else:
+            key = f"{name}={count}, cpus_per_worker={self.cpus_per_worker:g}"
+            yield Need(key=key, count=count, cpus=self.cpus_per_worker)
+        if self.evaluation.data:
+            yield Need(
+                key=f"evaluation.cpus={self.evaluation.cpus:g},"
+                f" evaluation.gpus={self.evaluation.gpus:g}",
+                cpus=self.evaluation.cpus,
+                gpus=self.evaluation.gpus,
+            )
 
     @property
     def trainability(self) -> Trainability:

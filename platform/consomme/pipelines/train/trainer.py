@@ -19,12 +19,11 @@ import ray
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
 
-from consomme.base.errors import SupersededError
+from consomme.base.errors import ConsommeError
 from consomme.execution.ray_private import ray_private
 from consomme.execution.session import is_private
 from consomme.pipelines.train.curve import STEPS, CurveFile, StepPoint
 from consomme.pipelines.train.progress import StepMonitor
-from consomme.storage.stores.open import absolute_url
 
 ReportCallback: Any = ray_private("ReportCallback")
 TrainController: Any = ray_private("TrainController")
@@ -53,27 +52,6 @@ def _abort(controller: Any) -> None:
     # The actor exits in this call, so it cannot answer.
     with contextlib.suppress(RayActorError):
         ray.get(controller.abort.remote())
-
-
-def storage_of(url: str) -> dict[str, Any]:
-    """Return the keywords of Ray Train's `RunConfig` that say where checkpoints are stored.
-
-    Args:
-        url: The run folder. Credentials for S3 come from where pyarrow looks for them.
-    """
-    url = absolute_url(url)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not url.startswith("s3://") or not endpoint:
-        return {"storage_path": url}
-    from pyarrow.fs import S3FileSystem
-
-    # pyarrow does not read the endpoint from the environment.
-    return {
-        "storage_path": url.removeprefix("s3://"),
-        "storage_filesystem": S3FileSystem(
-            endpoint_override=endpoint, region=os.environ.get("AWS_REGION", "us-east-1")
-        ),
-    }
 
 
 class CurveCallback(ReportCallback):  # type: ignore[misc]
@@ -164,7 +142,7 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
                 if time.monotonic() - checked_at > CHECK_S:
                     self._check()
                     checked_at = time.monotonic()
-        except SupersededError:
+        except ConsommeError:
             _abort(controller)
             raise
         finally:

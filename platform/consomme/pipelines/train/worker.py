@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consomme.base.errors import ConsommeError, SupersededError
+from consomme.base.errors import ClusterError, ConsommeError, SupersededError
+from consomme.execution.ray_private import session_folder
 from consomme.pipelines.train.batches import Collator, RankDataLoader
 from consomme.pipelines.train.checkpoint import WEIGHTS, TrainState, opened
 from consomme.pipelines.train.context import TrainContext, TrainResult
@@ -54,9 +55,14 @@ def train_worker(config: dict[str, Any]) -> TrainResult | ConsommeError:
     Returns:
         The result, of which rank 0's counts; or the error that a user has to fix, not raised,
         because Ray Train would retry what cannot succeed.
+
+    Raises:
+        ClusterError: Storage or machine failed; Ray Train continues from the last checkpoint.
     """
     try:
         return TrainWorker(config["context"]).train()
+    except ClusterError:
+        raise
     except ConsommeError as error:
         return error
 
@@ -305,7 +311,7 @@ class TrainWorker:
         from safetensors.torch import save_file
 
         # Ray Train uploads the folder in the background, and deletes it afterwards.
-        scratch = Path(tempfile.mkdtemp(prefix="consomme-checkpoint-"))
+        scratch = Path(tempfile.mkdtemp(dir=session_folder(), prefix="consomme-checkpoint-"))
         self.sharded.save(scratch)
         is_evaluated = bool(self.recipe.evaluation.data)
         if is_evaluated:

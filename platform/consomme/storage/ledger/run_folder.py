@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from consomme.base.errors import DataError, RecipeError
 from consomme.base.manifest import FileSum, Manifest, from_json, to_json
@@ -28,6 +29,7 @@ from consomme.storage.unit import Unit
 MANIFEST = "manifest.json"
 RECIPE = "recipe.yaml"
 PROGRESS = "progress.json"
+FAILURE = "failure.json"
 SAMPLES = "samples"
 """Kind of output file that is a shard of samples."""
 
@@ -261,10 +263,23 @@ class RunFolder:
             text = self.store.read(MANIFEST).decode()
         except FileNotFoundError as error:
             state = "not finished; run it again to go on" if self._exists() else "no run is there"
+            if failure := self.failure():
+                state = (
+                    f"its last attempt ended with {failure['class']}: {failure['message']}"
+                    f" ({failure['advice']})"
+                )
             raise DataError(
                 f"{self.url}: expected a finished run, found no {MANIFEST}: {state}"
             ) from error
         return from_json(text, self.url)
+
+    def failure(self) -> dict[str, Any]:
+        """Read why the last attempt ended; empty if it did not fail, or its driver was killed."""
+        try:
+            content: dict[str, Any] = json.loads(self.store.read(FAILURE))
+        except FileNotFoundError:
+            return {}
+        return content
 
     def _exists(self) -> bool:
         return next(self.store.list(), None) is not None

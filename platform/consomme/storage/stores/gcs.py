@@ -152,7 +152,7 @@ class GcsStore(BucketStore):
     ) -> None:
         blob = bucket.blob(self._key(path))
         blob.metadata = metadata
-        blob.upload_from_string(data, "application/octet-stream", **condition, **_ONCE)
+        blob.upload_from_string(bytes(data), "application/octet-stream", **condition, **_ONCE)
 
     def _reload(self, path: str) -> Any:
         def get(bucket: Any) -> Any:

@@ -251,7 +251,12 @@ class S3Store(BucketStore):
             path,
             writer,
             lambda client: client.put_object(
-                Bucket=self.bucket, Key=key, Body=data, Metadata={WRITER_KEY: writer}, **condition
+                # A buffer that can also be read like a file would be at its end in a second try.
+                Bucket=self.bucket,
+                Key=key,
+                Body=bytes(data),
+                Metadata={WRITER_KEY: writer},
+                **condition,
             ),
         )
 

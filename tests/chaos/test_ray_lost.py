@@ -1,0 +1,90 @@
+"""What a driver does when Ray's own processes die, or it is told to end, in the middle of a run."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tests.chaos import harness
+
+from consomme.storage.ledger.run_folder import FAILURE
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+LOST = {"gcs": "/gcs_server", "raylet": "/raylet"}
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["raylet", pytest.param("gcs", marks=pytest.mark.long), "driver"],
+)
+def test_a_loss_in_the_middle_of_a_run(what: str, tmp_path: Path) -> None:
+    """Exit code 75 (143 for SIGTERM), the reason beside the data, no stack trace; then it ends."""
+    shards = str(tmp_path / "shards")
+    harness.write_shards(shards, 2)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    job = harness.job(
+        tmp_path, str(tmp_path / "runs"), shards, environment, unit_seconds=1.0, num_actors=1
+    )
+    process = job.start()
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/pixels/*/commits/*/*.json")):
+        assert time.monotonic() < deadline, job.tail()
+        assert process.poll() is None, job.tail()
+        time.sleep(0.05)
+    if what == "driver":
+        os.kill(process.pid, signal.SIGTERM)
+    else:
+        below = harness.descendants(process.pid)
+        (pid,) = [p for p in below if harness.command_of(p).partition(" ")[0].endswith(LOST[what])]
+        os.kill(pid, signal.SIGKILL)
+    children = harness.descendants(process.pid)
+    code = process.wait(60)
+    log = job.tail()
+    assert code == (143 if what == "driver" else 75), log
+    assert "Traceback" not in log
+    assert "run the same command again to go on" in log
+    (url,) = tmp_path.glob("runs/pixels/*")
+    failure = json.loads((url / FAILURE).read_text())
+    assert failure["code"] == code
+    assert "run the same command again" in failure["advice"]
+    beat = json.loads((url / "progress.json").read_text())
+    assert beat["state"].startswith("stopped"), beat
+    deadline = time.monotonic() + 30
+    while any(harness.command_of(pid).startswith("ray::") for pid in children):
+        assert time.monotonic() < deadline, "workers stay behind"
+        time.sleep(0.2)
+    if what == "raylet":
+        job.finish()
+        assert not (url / FAILURE).exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("home", [None, "/nonexistent"])
+def test_a_run_on_ray_needs_no_home(home: str | None, tmp_path: Path) -> None:
+    shards = str(tmp_path / "shards")
+    harness.write_shards(shards, 1)
+    job = harness.job(tmp_path, str(tmp_path / "runs"), shards, num_actors=1)
+    environment = {n: v for n, v in job.environment.items() if n not in ("HOME", "RAY_ADDRESS")}
+    job.environment = environment | ({"HOME": home} if home else {})
+    job.finish()
+
+
+def test_a_job_may_set_the_variables_of_its_workers(
+    tmp_path: Path, one_ray: dict[str, str]
+) -> None:
+    """Ray refuses a driver whose runtime_env contradicts its job's."""
+    shards = str(tmp_path / "shards")
+    harness.write_shards(shards, 1)
+    config = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "2"}}, "metadata": {}}
+    job = harness.job(
+        tmp_path,
+        str(tmp_path / "runs"),
+        shards,
+        {**one_ray, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(config)},
+        num_actors=1,
+    )
+    job.finish()
+    assert "the job's runtime_env sets OMP_NUM_THREADS=2; workers keep that" in job.tail()
