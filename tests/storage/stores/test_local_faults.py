@@ -143,6 +143,8 @@ def test_links_that_lead_in_a_circle_are_answered(tmp_path: Path) -> None:
     (data / "self").symlink_to("self")
     with pytest.raises(RecipeError, match="self: this link to self leads in a circle"):
         find_shards([str(data)])
+    with pytest.raises(RecipeError, match="self lies behind symbolic links that point at each"):
+        find_shards([str(data / "self")])
     (data / "self").unlink()
     (data / "b.tar").symlink_to(tmp_path / "gone.tar")
     with pytest.raises(RecipeError, match=r"b.tar: this link leads to .*gone.tar, which does not"):

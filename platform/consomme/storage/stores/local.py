@@ -126,9 +126,14 @@ class LocalStore:
     def info(self, path: str) -> FileInfo:
         """Return size, time and version of a file."""
         target = self._target(path)
-        if not target.is_file():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
-        return _of_status(path, target.stat())
+
+        def info() -> FileInfo:
+            status = target.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
+            return _of_status(path, status)
+
+        return _patiently(target, info)
 
     def delete(self, path: str) -> None:
         """Delete a file if it exists."""
@@ -295,10 +300,10 @@ def _patiently(target: Path, call: Callable[[], T], *, is_write: bool = False) -
                 f"{target}: {_DISK_ERRORS[error.errno]}, then run the same command again to resume"
                 f" ({error})"
             )
-        if is_write and error.errno in _REFUSALS:
+        if error.errno == errno.ELOOP or (is_write and error.errno in _REFUSALS):
             return RecipeError(
-                f"{target} {_REFUSALS[error.errno]} ({error}); name another place, as in"
-                " root=FOLDER, or change its permissions"
+                f"{target} {_REFUSALS[error.errno]} ({error}); name another place"
+                + (", as in root=FOLDER, or change its permissions" if is_write else "")
             )
         if error.errno in (errno.EACCES, errno.EPERM):
             return RecipeError(

@@ -197,6 +197,8 @@ class _Outage:
 
     def answered(self) -> float | None:
         """Record an answer; returns when the outage began if one was reported and is now over."""
+        if self.has_answered and self.since is None:
+            return None
         with self.lock:
             self.has_answered = True
             since, self.since = self.since, None
@@ -225,7 +227,10 @@ def _outage_of(url: str) -> tuple[str, _Outage]:
     """Return the store that a URL lies in, and what is known of it."""
     scheme, separator, rest = url.partition("://")
     name = f"{scheme}://{rest.partition('/')[0]}" if separator else url.rpartition("/")[0]
-    if name not in _outages and len(_outages) >= _MAX_KNOWN:
+    known = _outages.get(name)
+    if known is not None:
+        return name, known
+    if len(_outages) >= _MAX_KNOWN:
         _outages.clear()
     return name, _outages.setdefault(name, _Outage())
 
