@@ -80,7 +80,7 @@ def test_a_storage_that_no_worker_reaches_ends_the_run(tmp_path: Path, one_ray: 
     with pytest.raises(StorageAwayError, match="gave up after 9 tries"):
         run_job(work)
     tries = len(list((tmp_path / "marks").iterdir()))
-    assert tries == 4 * 3, "twice more, in case that it comes back"
+    assert tries == 4 * 2, "once more, in case that it comes back"
 
 
 def test_a_task_that_loses_its_storage_leaves_reading_to_the_actor(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ They may move with any release, so pyproject.toml pins Ray, and one test
 from __future__ import annotations
 
 import importlib
-import os
 from typing import Any
 
 NAMES = {
@@ -65,13 +64,3 @@ def ray_private(name: str) -> Any:
 def current_node() -> Any:
     """Return the `Node` that this process started or joined; None without Ray."""
     return ray_private("worker_module")._global_node
-
-
-def session_folder() -> str | None:
-    """Return a folder that goes with the running Ray: what a killed driver leaves, is found there.
-
-    A folder in the machine's own temporary folder would stay for ever.
-    """
-    node = current_node()
-    folder = node.get_session_dir_path() if node else None
-    return folder if folder and os.access(folder, os.W_OK) else None

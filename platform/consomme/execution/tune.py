@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from consomme.execution.errors import find_own
-from consomme.execution.ray_private import session_folder
 
 _TUNE_LOGGERS = ("ray.tune.execution.tune_controller", "ray.tune.tune")
 """They write a trial's error with Ray's stack trace, and its number once more."""
@@ -95,7 +94,7 @@ def run_trials(
         tune.with_parameters(_trainable(), runner=runner, parameters=dict(parameters)),
         tune.PlacementGroupFactory([dict(resources)]),
     )
-    with tempfile.TemporaryDirectory(dir=session_folder(), prefix="consomme-tune-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="consomme-tune-") as scratch:
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(

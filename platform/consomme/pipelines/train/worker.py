@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consomme.base.errors import ClusterError, ConsommeError, SupersededError
-from consomme.execution.ray_private import session_folder
 from consomme.pipelines.train.batches import Collator, RankDataLoader
 from consomme.pipelines.train.checkpoint import WEIGHTS, TrainState, opened
 from consomme.pipelines.train.context import TrainContext, TrainResult
@@ -311,7 +310,7 @@ class TrainWorker:
         from safetensors.torch import save_file
 
         # Ray Train uploads the folder in the background, and deletes it afterwards.
-        scratch = Path(tempfile.mkdtemp(dir=session_folder(), prefix="consomme-checkpoint-"))
+        scratch = Path(tempfile.mkdtemp(prefix="consomme-checkpoint-"))
         self.sharded.save(scratch)
         is_evaluated = bool(self.recipe.evaluation.data)
         if is_evaluated:
