@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from consomme.base.errors import ClusterError
+from consomme.storage.stores.regular import UnsafeFileError, open_inside, open_regular
 from consomme.storage.stores.store import FileInfo, is_safe_path
 
 _TEMPORARY = ".tmp-"
@@ -116,8 +117,20 @@ class LocalStore:
         return number
 
     def open(self, path: str) -> BinaryIO:
-        """Open a file for reading and seeking."""
-        return self._target(path).open("rb")
+        """Open a regular file for reading and seeking."""
+        target = self._target(path)
+        try:
+            return open_regular(target)
+        except UnsafeFileError as error:
+            raise UnsafeFileError(f"{target}: {error}; remove it, or name another") from error
+
+    def read_inside(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return the bytes of a file that data names; see `Store.read_inside`."""
+        self._target(path)
+        with open_inside(self.root, path) as file:
+            if offset:
+                file.seek(offset)
+            return file.read() if length is None else file.read(length)
 
     def _target(self, path: str) -> Path:
         if not is_safe_path(path):
