@@ -41,7 +41,7 @@ def model_folder(model: str) -> str:
         path = path / "model"
     if not (path / "config.json").exists():
         raise _missing(model, str(path))
-    for entry in sorted(path.iterdir()):
+    for entry in sorted([*path.glob("*"), *path.glob("*/*")]):
         # Links are the user's own choice, and all that a cache of the hub has; a pipe would block.
         if kind := kind_of(entry):
             raise CheckpointError(f"model: {entry} is {kind}, expected a file; remove it")

@@ -319,9 +319,11 @@ def test_files_of_runs_and_models_are_files(folder: Path, tmp_path: Path) -> Non
     os.mkfifo(folder / "view.parquet")
     with pytest.raises(DataError, match=r"pipe \(FIFO\)"):
         View.load(str(folder))
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"):
-        model = tmp_path / f"model-{name}"
-        model.mkdir()
+    for number, name in enumerate(
+        ("config.json", "model.safetensors", "tokenizer.json", "additional_chat_templates/a.jinja")
+    ):
+        model = tmp_path / f"model-{number}"
+        (model / name).parent.mkdir(parents=True)
         (model / "config.json").write_text("{}")
         (model / name).unlink(missing_ok=True)
         os.mkfifo(model / name)

@@ -1,5 +1,6 @@
 """robots.txt, served byte by byte: what is fetched is what RFC 9309 lets a crawler fetch."""
 
+import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -166,6 +167,10 @@ def test_what_is_fetched_is_what_the_rfc_allows(served: tuple[RawServer, Site], 
         (b"", False),
         (b"not HTTP at all\r\n\r\n", False),
         (response(headers=[(b"Content-Encoding", b"br")], body=b"?"), False),
+        (response(headers=[(b"Content-Encoding", b"new")], body=b"?"), False),
+        (response(headers=[(b"Content-Encoding", b"gzip")], body=gzip.compress(ALL)), True),
+        (response(headers=[(b"Content-Encoding", b"gzip")],
+                  body=gzip.compress(b"User-agent: *\nDisallow: /")), False),
     ],
 )  # fmt: skip
 def test_the_status_of_robots_txt(
