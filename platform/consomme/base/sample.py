@@ -42,7 +42,7 @@ REASON_MEANINGS: Mapping[str, str] = {
     "score_not_finite": "the model's score is NaN or infinite",
     "sequence_too_long": "more tokens than the model accepts",
     "text_not_encodable": "the text contains a special token of the model",
-    "unsafe_path": "a path that is absolute or leads out of its folder",
+    "unsafe_path": "a path that is absolute, leads out of its folder, or to no regular file",
     "url_not_image": "the response is not an image",
     "url_opted_out": "robots.txt or a header forbids the use of the image",
     "url_refused": "the URL leads to a private address, or has an unsupported scheme",

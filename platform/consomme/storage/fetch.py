@@ -10,29 +10,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import random
-import socket
-from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+import re
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
-from protego import Protego
 from yarl import URL
 
 from consomme.base.bounds import NonNegativeInt, PositiveFloat, PositiveInt
-from consomme.base.checked import Checked
-
-_CHUNK_BYTES = 1 << 16
-_MAX_ROBOTS_BYTES = 500 * 1024
-"""Only this much of a robots.txt is read; RFC 9309 asks crawlers for at least as much."""
+from consomme.base.checked import Checked, rule
+from consomme.storage.web.addresses import PublicResolver, RefusedAddressError, canonical_hosts
+from consomme.storage.web.addresses import is_public as is_public
+from consomme.storage.web.body import CODINGS, UnknownCodingError, iter_body
+from consomme.storage.web.opt_out import opt_outs
+from consomme.storage.web.robots import MAX_ROBOTS_BYTES, RobotsRules, product_token
+from consomme.storage.web.url import RefusedUrlError, WebUrl, parse_url
+from consomme.storage.web.url import refusal_reason as refusal_reason
 
 _BUSY_STATUS = (429, 503)
 _REDIRECT_STATUS = (301, 302, 303, 307, 308)
+_ROBOTS_REDIRECTS = 5
+"""RFC 9309 asks crawlers to follow at least so many for robots.txt."""
+
+_ROBOTS_KEPT_S = 24 * 3600.0
+"""RFC 9309 asks crawlers not to use a robots.txt for longer than a day."""
+
+_ROBOTS_FAILURE_KEPT_S = 300.0
+_MAX_ROBOTS_KEPT = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +72,38 @@ class FetchPolicy(Checked):
     final."""
 
     respect_robots: bool = True
-    """Whether to obey robots.txt, which is read once per host."""
+    """Whether to obey robots.txt, which is read once a day per host."""
 
-    opt_out: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
-    """Directives in `X-Robots-Tag` that forbid the use of an image."""
+    opt_out: tuple[str, ...] = (
+        "noai",
+        "noimageai",
+        "noml",
+        "noindex",
+        "noimageindex",
+        "tdm-reservation",
+    )
+    """Directives in `X-Robots-Tag` that forbid the use of an image; `noindex` stands for `none`
+    and for a past `unavailable_after` too, `tdm-reservation` for the header
+    `TDM-Reservation: 1`."""
 
     private_hosts: tuple[str, ...] = ()
-    """Host names that may resolve to private addresses, such as your own server."""
+    """Hosts that may have private addresses, such as your own server."""
+
+    @rule
+    def _agent(self) -> Iterator[str]:
+        if not product_token(self.user_agent) or not self.user_agent.isprintable():
+            yield (
+                f"user_agent: found {self.user_agent!r}, expected a name on one line, such as"
+                " 'mybot/1.0 (+https://example.org/bot)'; robots.txt addresses you by it"
+            )
+
+    @rule
+    def _hosts(self) -> Iterator[str]:
+        for host in self.private_hosts:
+            try:
+                canonical_hosts([host])
+            except ValueError as error:
+                yield f"private_hosts: found {host!r}, expected a host without scheme: {error}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +127,6 @@ class FetchProblem:
     detail: str
 
 
-class RefusedAddressError(OSError):
-    """A host resolves to addresses that may not be connected to."""
-
-
 class Fetcher:
     """Downloads lists of URLs; keeps parsed robots.txt files between calls.
 
@@ -108,7 +136,7 @@ class Fetcher:
 
     def __init__(self, policy: FetchPolicy) -> None:
         self.policy = policy
-        self._robots: dict[str, Protego | FetchProblem] = {}
+        self._robots: _RobotsCache = OrderedDict()
 
     def fetch(self, urls: Sequence[str]) -> list[Fetched | FetchProblem]:
         """Download URLs concurrently.
@@ -129,23 +157,33 @@ class Fetcher:
         timeout = aiohttp.ClientTimeout(
             total=policy.timeout_s, sock_connect=policy.connect_timeout_s
         )
+        headers = {
+            "User-Agent": policy.user_agent,
+            "Accept": "image/*,*/*;q=0.5",
+            "Accept-Encoding": ", ".join(CODINGS),
+        }
         async with aiohttp.ClientSession(
             connector=connector,
             timeout=timeout,
-            headers={"User-Agent": policy.user_agent, "Accept": "image/*,*/*;q=0.5"},
+            headers=headers,
             # No cookies are kept.
             cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
             trust_env=False,
         ) as session:
             fetches = _FetchSession(session, policy, self._robots)
             return await asyncio.gather(*(fetches.get(url) for url in urls))
 
 
+_RobotsCache = OrderedDict[str, tuple[float, "RobotsRules | FetchProblem"]]
+"""By origin: the time until which an answer is used, and the rules or why there are none."""
+
+
 @dataclass
 class _FetchSession:
     session: aiohttp.ClientSession
     policy: FetchPolicy
-    robots: dict[str, Protego | FetchProblem]
+    robots: _RobotsCache
     host_slots: dict[str, asyncio.Semaphore] = field(init=False)
     robots_locks: dict[str, asyncio.Lock] = field(init=False)
     slots: asyncio.Semaphore = field(init=False)
@@ -154,13 +192,14 @@ class _FetchSession:
         self.host_slots = defaultdict(lambda: asyncio.Semaphore(self.policy.per_host))
         self.robots_locks = defaultdict(asyncio.Lock)
         self.slots = asyncio.Semaphore(self.policy.concurrency)
+        self.token = product_token(self.policy.user_agent)
+        self.private_hosts = canonical_hosts(self.policy.private_hosts)
 
     async def get(self, text: str) -> Fetched | FetchProblem:
         """Download one URL, with retries."""
         problem = FetchProblem(reason="url_unreachable", detail="never tried")
         for attempt in range(self.policy.num_tries):
-            if attempt:
-                await asyncio.sleep(random.uniform(0.2, 1.0) * 2**attempt)
+            await _pause(attempt)
             result = await self._get_once(text)
             if isinstance(result, Fetched):
                 return result
@@ -173,181 +212,155 @@ class _FetchSession:
         """Try once; with a problem comes whether it is final."""
         try:
             return await self._follow_redirects(text)
-        except TimeoutError:
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return self._explain(error)
+
+    def _explain(self, error: Exception) -> tuple[FetchProblem, bool]:
+        """Turn an error of a request into a problem, and say whether it is final."""
+        if isinstance(error, TimeoutError):
             return _problem("url_timeout", f"no answer within {self.policy.timeout_s:g} s"), False
-        except aiohttp.ClientConnectorError as error:
+        if isinstance(error, RefusedUrlError):
+            return _problem("url_refused", str(error)), True
+        if isinstance(error, UnknownCodingError):
+            return _problem("url_not_image", str(error)), True
+        if isinstance(error, aiohttp.ClientConnectorError):
             if isinstance(error.os_error, RefusedAddressError):
                 return _problem("url_refused", str(error.os_error)), True
             return _problem("url_unreachable", str(error)), False
-        except aiohttp.InvalidURL as error:
-            return _problem("url_refused", str(error)), True
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return _problem("url_unreachable", f"{type(error).__name__}: {error}"), False
+        # The message may quote the URL, with a signature in its query.
+        text = re.sub(r"https?://\S+", "the URL", str(error))
+        return _problem("url_unreachable", f"{type(error).__name__}: {text}"), False
 
     async def _follow_redirects(self, text: str) -> Fetched | tuple[FetchProblem, bool]:
-        try:
-            url = URL(text.strip())
-        except ValueError as error:
-            return _problem("url_refused", f"not a URL: {error}"), True
+        url = parse_url(text)
         for _ in range(self.policy.max_redirects + 1):
-            refusal = refusal_reason(url, self.policy.private_hosts)
-            if refusal:
-                return _problem("url_refused", refusal), True
+            self._check_address(url)
             if self.policy.respect_robots:
                 problem = await self._check_robots(url)
                 if problem:
                     return problem, True
             async with self._request(url) as response:
+                forbidden = opt_outs(response.raw_headers, self.token, self._opt_out)
+                if forbidden and (response.status == 200 or response.status in _REDIRECT_STATUS):
+                    return _problem("url_opted_out", forbidden), True
                 if response.status not in _REDIRECT_STATUS:
-                    return await self._read_body(response)
-                location = response.headers.get("Location", "")
+                    return await self._read_body(url, response)
+                location = _location(response)
                 if not location:
                     return _problem("url_status", f"{response.status} without a Location"), True
-                url = url.join(URL(location))
+                url = parse_url(location, url)
         return _problem("url_status", f"more than {self.policy.max_redirects} redirects"), True
 
+    def _check_address(self, url: WebUrl) -> None:
+        """Refuse a host that is an address of its own; names are checked once they are resolved."""
+        refusal = refusal_reason(url, self.private_hosts)
+        if refusal:
+            raise RefusedUrlError(refusal)
+
+    @property
+    def _opt_out(self) -> frozenset[str]:
+        return frozenset(word.strip().lower() for word in self.policy.opt_out)
+
     @contextlib.asynccontextmanager
-    async def _request(self, url: URL) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _request(self, url: WebUrl) -> AsyncIterator[aiohttp.ClientResponse]:
+        self._check_address(url)
+        # As one path, encoded already: yarl and aiohttp would drop an empty query.
+        sent = URL(url.origin, encoded=True).with_path(url.target, encoded=True)
         # Waiting for the host's slot first keeps a slow host from occupying all slots.
-        async with self.host_slots[url.host or ""], self.slots:
-            async with self.session.get(url, allow_redirects=False) as response:
+        async with self.host_slots[url.host], self.slots:
+            async with self.session.get(sent, allow_redirects=False) as response:
                 yield response
 
     async def _read_body(
-        self, response: aiohttp.ClientResponse
+        self, url: WebUrl, response: aiohttp.ClientResponse
     ) -> Fetched | tuple[FetchProblem, bool]:
         if response.status != 200:
             text = f"{response.status} {response.reason or ''}".strip()
             return _problem("url_status", text), response.status not in _BUSY_STATUS
-        directives = {
-            word.strip().lower()
-            for line in response.headers.getall("X-Robots-Tag", [])
-            for word in line.rpartition(":")[2].split(",")
-        }
-        opt_outs = sorted(directives & set(self.policy.opt_out))
-        if opt_outs:
-            return _problem("url_opted_out", f"X-Robots-Tag: {', '.join(opt_outs)}"), True
         max_bytes = int(self.policy.max_mb * 2**20)
         body = bytearray()
         if (response.content_length or 0) > max_bytes:
             size = f"{response.content_length} bytes announced, at most {max_bytes}"
             return _problem("url_too_large", size), True
-        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+        async for chunk in iter_body(response):
             body += chunk
             if len(body) > max_bytes:
                 return _problem("url_too_large", f"more than {max_bytes} bytes"), True
-        return Fetched(data=bytes(body), url=str(response.url), content_type=response.content_type)
+        return Fetched(data=bytes(body), url=str(url), content_type=response.content_type)
 
-    async def _check_robots(self, url: URL) -> FetchProblem | None:
+    async def _check_robots(self, url: WebUrl) -> FetchProblem | None:
         """Check a URL against its host's robots.txt; None if it may be fetched."""
-        origin = str(url.origin())
+        origin = url.origin
         async with self.robots_locks[origin]:
-            if origin not in self.robots:
-                self.robots[origin] = await self._read_robots(url.origin())
-        rules = self.robots[origin]
+            kept_until, rules = self.robots.get(origin, (0.0, None))
+            if rules is None or kept_until < time.monotonic():
+                rules = await self._read_robots(url)
+                is_failure = isinstance(rules, FetchProblem)
+                kept_s = _ROBOTS_FAILURE_KEPT_S if is_failure else _ROBOTS_KEPT_S
+                self.robots[origin] = (time.monotonic() + kept_s, rules)
+                self.robots.move_to_end(origin)
+                while len(self.robots) > _MAX_ROBOTS_KEPT:
+                    self.robots.popitem(last=False)
         if isinstance(rules, FetchProblem):
             return rules
-        if rules.can_fetch(str(url), self.policy.user_agent):
+        if rules.allows(url.target):
             return None
         return _problem("url_opted_out", f"{origin}/robots.txt forbids it")
 
-    async def _read_robots(self, origin: URL) -> Protego | FetchProblem:
-        """Read robots.txt. By RFC 9309 a 4xx allows everything, a failing server nothing."""
-        url = origin / "robots.txt"
-        try:
-            for _ in range(self.policy.max_redirects + 1):
-                refusal = refusal_reason(url, self.policy.private_hosts)
-                if refusal:
-                    return _problem("url_refused", refusal)
-                async with self._request(url) as response:
-                    if response.status in _REDIRECT_STATUS and response.headers.get("Location"):
-                        url = url.join(URL(response.headers["Location"]))
-                        continue
-                    if response.status >= 500 or response.status in _BUSY_STATUS:
-                        text = f"{url} answers {response.status}; its rules cannot be read now"
-                        return _problem("url_unreachable", text)
-                    body = bytearray()
-                    if response.status == 200:
-                        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
-                            body += chunk
-                            if len(body) >= _MAX_ROBOTS_BYTES:
-                                break
-                    # `utf-8-sig` drops a byte order mark, which would hide the first line.
-                    text = body[:_MAX_ROBOTS_BYTES].decode("utf-8-sig", "replace")
-                    return Protego.parse(text)
-        except aiohttp.ClientConnectorError as error:
-            if isinstance(error.os_error, RefusedAddressError):
-                return _problem("url_refused", str(error.os_error))
-            return _problem("url_unreachable", f"{url}: {error}")
-        except aiohttp.InvalidURL as error:
-            return _problem("url_refused", str(error))
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return _problem("url_unreachable", f"{url}: {type(error).__name__}: {error}")
-        return _problem("url_status", f"{url}: more than {self.policy.max_redirects} redirects")
+    async def _read_robots(self, url: WebUrl) -> RobotsRules | FetchProblem:
+        """Read a host's robots.txt; by RFC 9309 a host whose rules cannot be read says no."""
+        problem = FetchProblem(reason="url_unreachable", detail="never tried")
+        for attempt in range(self.policy.num_tries):
+            await _pause(attempt)
+            try:
+                result = await self._read_robots_once(url.at("/robots.txt"))
+            except (aiohttp.ClientError, OSError, ValueError) as error:
+                result = self._explain(error)
+            if isinstance(result, RobotsRules):
+                return result
+            problem, is_final = result
+            if is_final:
+                break
+        # Whatever went wrong, the picture itself was not asked for.
+        reason = "url_refused" if problem.reason == "url_refused" else "url_unreachable"
+        return _problem(reason, f"{url.origin}/robots.txt cannot be read: {problem.detail}")
+
+    async def _read_robots_once(self, url: WebUrl) -> RobotsRules | tuple[FetchProblem, bool]:
+        num_redirects = max(_ROBOTS_REDIRECTS, self.policy.max_redirects)
+        for _ in range(num_redirects + 1):
+            async with self._request(url) as response:
+                location = _location(response)
+                if response.status in _REDIRECT_STATUS and location:
+                    url = parse_url(location, url)
+                    continue
+                if 200 <= response.status < 300:
+                    return RobotsRules(await _read_start(response), self.token)
+                # A 4xx says that there is no robots.txt, but not this one of them.
+                if 400 <= response.status < 500 and response.status not in _BUSY_STATUS:
+                    return RobotsRules(b"", self.token)
+                return _problem("url_status", f"{response.status}"), False
+        return _problem("url_status", f"more than {num_redirects} redirects"), True
 
 
-class PublicResolver(AbstractResolver):
-    """Resolves host names to public addresses only; aiohttp connects to what it returns.
-
-    Args:
-        private_hosts: Host names that may have private addresses.
-    """
-
-    def __init__(self, private_hosts: Sequence[str] = ()) -> None:
-        self._private_hosts = frozenset(private_hosts)
-        self._inner = ThreadedResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """Resolve a host name.
-
-        Raises:
-            RefusedAddressError: The host has no public address.
-            OSError: The name does not resolve.
-        """
-        resolved = await self._inner.resolve(host, port, family)
-        if host in self._private_hosts:
-            return resolved
-        public = [entry for entry in resolved if is_public(entry["host"])]
-        if not public:
-            addresses = ", ".join(sorted({entry["host"] for entry in resolved}))
-            raise RefusedAddressError(f"{host} is {addresses}, which is not a public address")
-        return public
-
-    async def close(self) -> None:
-        """Release the inner resolver."""
-        await self._inner.close()
+async def _pause(attempt: int) -> None:
+    """Wait before a try that is not the first."""
+    if attempt:
+        await asyncio.sleep(random.uniform(0.2, 1.0) * 2**attempt)
 
 
-def refusal_reason(url: URL, private_hosts: Sequence[str] = ()) -> str:
-    """Explain why a URL may not be fetched; empty if it may. No name is resolved here."""
-    if url.scheme not in ("http", "https"):
-        return f"found {url.scheme or 'no scheme'}, expected http or https"
-    if not url.host:
-        return "no host"
-    if url.user or url.password:
-        return "it holds a user or password"
-    with contextlib.suppress(ValueError):
-        ipaddress.ip_address(url.host)
-        if url.host not in private_hosts and not is_public(url.host):
-            return f"{url.host} is not a public address"
-    return ""
+def _location(response: aiohttp.ClientResponse) -> bytes:
+    """Return the bytes of the `Location` header; as text, those beyond ASCII may be lost."""
+    return next((v for k, v in response.raw_headers if k.lower() == b"location"), b"").strip()
 
 
-def is_public(address: str) -> bool:
-    """Check that an IP address is globally reachable; embedded IPv4 addresses are unwrapped."""
-    ip: Any = ipaddress.ip_address(address.partition("%")[0])
-    if ip.version == 6:
-        wrapped = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
-        if ip in _NAT64:
-            wrapped = ipaddress.ip_address(int(ip) & 0xFFFFFFFF)
-        if wrapped:
-            return is_public(str(wrapped))
-    return bool(ip.is_global) and not ip.is_multicast and not ip.is_reserved
-
-
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+async def _read_start(response: aiohttp.ClientResponse) -> bytes:
+    """Read a body to its end, or as much of it as counts."""
+    body = bytearray()
+    async for chunk in iter_body(response):
+        body += chunk
+        if len(body) >= MAX_ROBOTS_BYTES:
+            break
+    return bytes(body)
 
 
 def _problem(reason: str, detail: str) -> FetchProblem:

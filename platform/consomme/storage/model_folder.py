@@ -16,6 +16,7 @@ from pathlib import Path
 import consomme
 from consomme.base.errors import CheckpointError
 from consomme.storage.stores.open import absolute_url, open_store
+from consomme.storage.stores.regular import kind_of
 from consomme.storage.stores.store import Store
 
 _PACKAGE = "package://"
@@ -28,7 +29,7 @@ def model_folder(model: str) -> str:
         Absolute path of a Hugging Face folder on this machine.
 
     Raises:
-        CheckpointError: There is no config.json.
+        CheckpointError: There is no config.json, or something in the folder is no file.
     """
     if model.startswith(_PACKAGE):
         path = Path(consomme.__file__).parent / model.removeprefix(_PACKAGE)
@@ -40,6 +41,10 @@ def model_folder(model: str) -> str:
         path = path / "model"
     if not (path / "config.json").exists():
         raise _missing(model, str(path))
+    for entry in sorted([*path.glob("*"), *path.glob("*/*")]):
+        # Links are the user's own choice, and all that a cache of the hub has; a pipe would block.
+        if kind := kind_of(entry):
+            raise CheckpointError(f"model: {entry} is {kind}, expected a file; remove it")
     return str(path.resolve())
 
 

@@ -13,10 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from consomme.base.errors import RecipeError
+from consomme.base.sample import printable
 from consomme.base.suggest import did_you_mean
 from consomme.storage.stores.listing import list_parallel
+from consomme.storage.stores.local import LocalStore
 from consomme.storage.stores.open import absolute_url, open_store, split_url
-from consomme.storage.stores.store import FileInfo, join_url
+from consomme.storage.stores.regular import kind_of, unsafe_files
+from consomme.storage.stores.store import FileInfo, Store, join_url
 
 SHARD_SUFFIXES = (".tar", ".parquet", ".jsonl", ".json")
 """Readable formats; the shards of one folder must all have the same suffix."""
@@ -210,6 +213,7 @@ def _match(pattern: str, text: str, known: _FileLookup) -> list[tuple[str, FileI
         unknown = [file.path for file in files if not file.path.endswith(SHARD_SUFFIXES)]
         if unknown:
             raise RecipeError(f"inputs: {text!r} matches {unknown[0]}; {_EXPECTED}")
+        _check_safe(store, files, text)
         return [(join_url(store.url, file.path), file) for file in files]
     if not pattern.endswith("/") and not _is_bucket(pattern):
         store, name = split_url(pattern)
@@ -218,6 +222,8 @@ def _match(pattern: str, text: str, known: _FileLookup) -> list[tuple[str, FileI
             if not name.endswith(SHARD_SUFFIXES):
                 raise RecipeError(f"inputs: {text!r}: {_EXPECTED}")
             return [(join_url(store.url, name), file)]
+        if isinstance(store, LocalStore) and (kind := kind_of(f"{store.root}/{name}")):
+            raise RecipeError(f"inputs: {text!r} is {kind}; {_EXPECTED}")
     return _match_folder(pattern, text)
 
 
@@ -241,6 +247,7 @@ def _match_folder(pattern: str, text: str) -> list[tuple[str, FileInfo]]:
             f"say which to read, as in {join_url(text, f'*.{kinds[-1]}')}"
         )
     if files:
+        _check_safe(store, files, text)
         return [(join_url(store.url, file.path), file) for file in files]
     if next(store.list(), None) is not None:
         raise RecipeError(f"inputs: the folder {text!r} holds no shard; {_EXPECTED}")
@@ -253,6 +260,18 @@ def _match_folder(pattern: str, text: str) -> list[tuple[str, FileInfo]]:
         near = itertools.islice(parent.list_level(), 10_000)
         hint = did_you_mean(name, {entry.path.removesuffix("/") for entry in near})
     raise RecipeError(f"inputs: {absolute_url(pattern)}: no such file or folder{hint}")
+
+
+def _check_safe(store: Store, files: Sequence[FileInfo], text: str) -> None:
+    """Refuse what a listing found and the user did not name: pipes, links out of the folder."""
+    if not isinstance(store, LocalStore):
+        return
+    for path, why in unsafe_files(store.root, (file.path for file in files)):
+        raise RecipeError(
+            f"inputs: {text!r} finds {printable(join_url(store.url, path))}: {why}; remove it, or"
+            " name the files to read one by one, as in FOLDER/{a,b}.tar, where links may lead"
+            " anywhere"
+        )
 
 
 _EXPECTED = f"expected files ending in {', '.join(SHARD_SUFFIXES)}"

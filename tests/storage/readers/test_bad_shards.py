@@ -182,6 +182,6 @@ def test_a_storage_that_fails_for_a_picture(monkeypatch: pytest.MonkeyPatch, num
     def fail(*_: Any) -> bytes:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(LocalStore, "read", fail)
+    monkeypatch.setattr(LocalStore, "read_inside", fail)
     with pytest.raises(OSError, match=os.strerror(number)):
         read_image(LocalStore("."), "a.png")

@@ -24,6 +24,7 @@ from consomme.storage.readers.text import (
     take_id,
     take_turns,
 )
+from consomme.storage.stores.regular import UnsafeFileError
 from consomme.storage.stores.store import Store, is_safe_path
 
 IMAGE_KEYS = ("image", "image_path", "file_name")
@@ -34,6 +35,7 @@ _BLANK = b" \t\r\n"
 _CHUNK_BYTES = 1 << 22
 _TOKEN = re.compile(rb'["\[\]{},]')
 _TEXT = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+_WEB = re.compile(r"https?://", re.IGNORECASE)
 _PATH_ERRORS = {
     getattr(errno, name)
     for name in "ENOENT EISDIR ENOTDIR ENAMETOOLONG EINVAL ELOOP EACCES EPERM".split()
@@ -265,13 +267,19 @@ def read_image(store: Store, path: str) -> bytes:
     """Read the image that a record refers to by a path relative to the record's folder.
 
     Raises:
-        RowError: The image does not exist or is too large.
+        RowError: The image does not exist, is too large, is no regular file, or lies elsewhere.
         OSError: The storage failed; the image may exist.
     """
+    if _WEB.match(path):
+        # The URL is not quoted: it may hold a password or a signature.
+        detail = "the image is a URL; fetch it first, by `consomme download`, which writes shards"
+        raise RowError("image_missing", detail)
     if not is_safe_path(path):
         raise RowError("unsafe_path", f"{printable(path)!r} leads out of the file's folder")
     try:
-        data = store.read(path, 0, MAX_SAMPLE_BYTES + 1)
+        data = store.read_inside(path, 0, MAX_SAMPLE_BYTES + 1)
+    except UnsafeFileError as error:
+        raise RowError("unsafe_path", f"{printable(path)!r}: {error}") from error
     except UnicodeEncodeError as error:
         raise RowError("image_missing", f"{path}: the path is not UTF-8") from error
     except OSError as error:

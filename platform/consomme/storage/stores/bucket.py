@@ -46,6 +46,10 @@ class BucketStore(ABC):
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return the bytes of a file; see `Store.read`."""
 
+    def read_inside(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return the bytes of a file that data names; a bucket holds nothing but files."""
+        return self.read(path, offset, length)
+
     @abstractmethod
     def size(self, path: str) -> int:
         """Return the size of a file in bytes."""

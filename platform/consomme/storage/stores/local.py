@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from consomme.base.errors import ClusterError, ConsommeError, RecipeError, StorageAwayError
+from consomme.storage.stores.regular import UnsafeFileError, open_inside, open_regular
 from consomme.storage.stores.retries import RetryPolicy, retry
 from consomme.storage.stores.store import FileInfo, is_safe_path
 
@@ -154,9 +155,23 @@ class LocalStore:
         return number
 
     def open(self, path: str) -> BinaryIO:
-        """Open a file for reading and seeking."""
+        """Open a regular file for reading and seeking."""
         target = self._target(path)
-        return _patiently(target, lambda: target.open("rb"))
+        try:
+            return _patiently(target, lambda: open_regular(target))
+        except UnsafeFileError as error:
+            raise UnsafeFileError(f"{target}: {error}; remove it, or name another") from error
+
+    def read_inside(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return the bytes of a file that data names; see `Store.read_inside`."""
+
+        def read() -> bytes:
+            with open_inside(self.root, path) as file:
+                if offset:
+                    file.seek(offset)
+                return file.read() if length is None else file.read(length)
+
+        return _patiently(self._target(path), read)
 
     def _target(self, path: str) -> Path:
         if not is_safe_path(path):

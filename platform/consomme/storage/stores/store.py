@@ -42,6 +42,15 @@ class Store(Protocol):
         """
         ...
 
+    def read_inside(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return bytes as `read` does, of a file that data names and nobody vouches for.
+
+        Raises:
+            UnsafeFileError: It is no regular file, or a link leads out of the store.
+            FileNotFoundError: There is no such file.
+        """
+        ...
+
     def write(self, path: str, data: bytes) -> None:
         """Replace a file atomically: a reader sees the old bytes or the new ones."""
         ...
