@@ -33,6 +33,7 @@ from consomme.storage.model_folder import model_folder
 from consomme.storage.stores.open import open_store
 from consomme.storage.writers import WebDatasetWriter
 from consomme.train.loop import sum_nll
+from consomme.train.packing import RowLayout
 
 NANO = "package://models/nano"
 NUM_SAMPLES = 4000
@@ -104,6 +105,11 @@ def feed(recipe: TrainRecipe, folder: Path, state: dict[str, Any] | None = None)
     return BatchServer(context, state, directly)
 
 
+def layout_of(recipe: TrainRecipe) -> RowLayout:
+    """Rows as the recipe asks for them."""
+    return RowLayout(micro_batch=recipe.micro_batch, pack_tokens=recipe.pack_tokens)
+
+
 def packing(recipe: TrainRecipe, folder: Path) -> list[dict[str, Any]]:
     """Time forward and backward of the same steps, padded and packed."""
     model, processor = open_model(model_folder(NANO))
@@ -118,8 +124,9 @@ def packing(recipe: TrainRecipe, folder: Path) -> list[dict[str, Any]]:
     losses = dict.fromkeys(ways, 0.0)
     for number in range(ROUNDS + 1):
         for way in ways if number % 2 else reversed(ways):
-            collator = Collator(batcher=batcher, chat=chat, is_packed=way == "packed")
-            batches = collator.micro_batches(feeds[way].take(number, 0, 1))
+            layout = layout_of(feeds[way].recipe)
+            collator = Collator(batcher=batcher, chat=chat, layout=layout)
+            batches = collator.micro_batches(feeds[way].take(number, 0, 1, layout))
             began = time.perf_counter()
             for batch in batches:
                 loss = sum_nll(model, batch)
@@ -162,7 +169,7 @@ def resuming(recipe: TrainRecipe, folder: Path) -> list[dict[str, Any]]:
     began = time.perf_counter()
     expected: dict[int, list[str]] = {}
     for batch in range(FAR[-1] + 1):
-        share = undisturbed.take(batch, 0, 1)
+        share = undisturbed.take(batch, 0, 1, layout_of(recipe))
         if batch in FAR:
             expected[batch] = _ids(share)
         states[batch + 1] = share.state
@@ -172,7 +179,7 @@ def resuming(recipe: TrainRecipe, folder: Path) -> list[dict[str, Any]]:
         took = []
         for _ in range(3):
             began = time.perf_counter()
-            share = feed(recipe, folder, states[far]).take(far, 0, 1)
+            share = feed(recipe, folder, states[far]).take(far, 0, 1, layout_of(recipe))
             took.append(time.perf_counter() - began)
             assert _ids(share) == expected[far]
         how = f"after {far} steps of {GLOBAL_BATCH} samples; units of 250, 4 shuffled together"

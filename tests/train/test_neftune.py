@@ -1,19 +1,30 @@
 """NEFTune noise is scaled by the conversation's length, and added in training mode only."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests.support.conversations import batcher_of
+from tests.support.families import write
+from tests.support.more_families import TEXT_FAMILIES
 from tests.train.test_packed_loss import spoken
 
-from consomme.models.weights import open_vlm
+from consomme.models.weights import open_model, open_vlm
 from consomme.train.neftune import add_noise
 
 
 @pytest.mark.parametrize("is_packed", [True, False])
 def test_the_noise_of_each_conversation_has_its_own_bound(debug_vlm: Path, is_packed: bool) -> None:
-    model, processor = open_vlm(debug_vlm)
+    check_bounds(*open_vlm(debug_vlm), is_packed)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gpt_oss"])
+def test_a_window_does_not_change_the_bound(tmp_path: Path, family: str) -> None:
+    check_bounds(*open_model(write(TEXT_FAMILIES[family], tmp_path)), is_packed=True)
+
+
+def check_bounds(model: Any, processor: Any, is_packed: bool) -> None:
     chat, batcher = batcher_of(model, processor)
     rows = spoken(chat)
     batch = batcher.pack(rows) if is_packed else batcher.collate(rows)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consomme.train.packing import Pass, packed, padded
+from consomme.train.packing import Pass, RowLayout, packed, padded
 
 LENGTHS = st.lists(st.integers(1, 120), min_size=1, max_size=60)
 
@@ -50,3 +50,33 @@ def test_the_same_step_is_always_shared_alike() -> None:
     lengths = [30, 10, 20, 30, 10, 20, 40]
     assert packed(lengths, 2, 60) == packed(lengths, 2, 60)
     assert packed(lengths, 1, 60) == [[[[0, 3]], [[6, 2]], [[5, 1, 4]]]]
+
+
+@given(
+    lengths=LENGTHS,
+    world=st.integers(1, 5),
+    pack_tokens=st.none() | st.integers(20, 200),
+    alone_beyond=st.none() | st.integers(1, 130),
+)
+def test_long_samples_have_passes_of_their_own(
+    lengths: list[int], world: int, pack_tokens: int | None, alone_beyond: int | None
+) -> None:
+    layout = RowLayout(micro_batch=4, pack_tokens=pack_tokens, alone_beyond=alone_beyond)
+    shares = layout.split(lengths, world)
+    assert samples_of(shares) == list(range(len(lengths)))
+    assert len({len(passes) for passes in shares}) == 1
+    for rows in (rows for passes in shares for rows in passes):
+        samples = [k for row in rows for k in row]
+        assert len(samples) == 1 or not any(layout.is_alone(lengths[k]) for k in samples)
+    batches = layout.batches(lengths)
+    assert sorted(k for batch in batches for k in batch) == list(range(len(lengths)))
+    assert all(
+        len(batch) == 1 or not any(layout.is_alone(lengths[k]) for k in batch) for batch in batches
+    )
+    if alone_beyond is None:
+        expected = (
+            padded(len(lengths), world, 4)
+            if pack_tokens is None
+            else packed(lengths, world, pack_tokens)
+        )
+        assert shares == expected

@@ -2,19 +2,20 @@
 
 A model is given the inputs that its own `forward` has parameters for, so one class serves every
 family. Conversations packed into one row are independent: each attends to itself only, counts its
-positions from 0, and its first token is never a label.
+positions from 0, and its first token is never a label. Layers with a window or with chunks get a
+mask of their own.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from consomme.base.errors import RecipeError
+from consomme.models.attention import CHUNKED, PackingMasks, packing_masks
 from consomme.models.encoded import (
     EncodedChat,
     EncodedPrompt,
@@ -43,32 +44,14 @@ class Batcher:
         self.forward_args = frozenset(inspect.signature(model.forward).parameters)
         pad_id = tokenizer.pad_token_id
         self.pad_id: int = tokenizer.eos_token_id if pad_id is None else pad_id
-        text = model.config.get_text_config()
-        self._family = model.config.model_type
         self._dtype = model.dtype
-        self._attention = text._attn_implementation
-        self._window: int | None = getattr(text, "sliding_window", None)
+        self._attention = model.config.get_text_config()._attn_implementation
+        self.packing: PackingMasks | str = packing_masks(model)
+        """Masks of rows of several conversations, or why there are none."""
         # Only families with multimodal RoPE (positions in time, height and width) have it.
         self._get_rope_index = getattr(getattr(model, "model", None), "get_rope_index", None)
         if self._get_rope_index:
             self._rope_args = frozenset(inspect.signature(self._get_rope_index).parameters)
-
-    def check_packing(self) -> None:
-        """Check that conversations can be packed into one row.
-
-        Raises:
-            RecipeError: The model's attention has rules that a mask cannot express.
-        """
-        if "token_type_ids" in self.forward_args or "position_ids" not in self.forward_args:
-            raise RecipeError(
-                f"pack_tokens: a {self._family} model attends in both directions within images and"
-                " prompts, so samples cannot share a row; set pack_tokens=null"
-            )
-        if self._attention not in ("sdpa", "eager"):
-            raise RecipeError(
-                f"pack_tokens: the model's attention is {self._attention}, expected sdpa or eager,"
-                " which take a mask of our own; set pack_tokens=null"
-            )
 
     def collate(
         self,
@@ -105,21 +88,24 @@ class Batcher:
             inputs["labels"] = padded([labels_of(row) for row in chats], IGNORE_INDEX)
         return inputs
 
-    def pack(self, rows: Sequence[EncodedChat]) -> dict[str, Tensor]:
+    def pack(self, rows: Sequence[EncodedChat]) -> dict[str, Any]:
         """Concatenate conversations into one row of T tokens.
 
         Returns:
             As `collate`, with B = 1; `attention_mask` (1, 1, T, T) says which token attends to
-            which, and `position_ids` is (1, T), or (3, 1, T) for families with multimodal RoPE.
+            which, or is a dict of such masks by type of layers; and `position_ids` is (1, T), or
+            (3, 1, T) for families with multimodal RoPE.
         """
+        assert isinstance(self.packing, PackingMasks), self.packing
         ids = [token for row in rows for token in row.input_ids]
         owners = torch.tensor([k for k, row in enumerate(rows) for _ in row.input_ids])
         labels = []
         for row in rows:
             labels += [IGNORE_INDEX, *labels_of(row)[1:]]
-        inputs = {
+        masks = {kind: self._block_mask(owners, kind) for kind in self.packing.kinds}
+        inputs: dict[str, Any] = {
             "input_ids": torch.tensor([ids]),
-            "attention_mask": self._block_mask(owners),
+            "attention_mask": masks if self.packing.is_by_type else next(iter(masks.values())),
             "position_ids": torch.cat([self._positions(row) for row in rows], dim=-1),
             "labels": torch.tensor([labels]),
         }
@@ -153,13 +139,25 @@ class Batcher:
             for name, value in joined.items()
         }
 
-    def _block_mask(self, owners_T: Tensor) -> Tensor:
-        """Return a block-diagonal causal mask (1, 1, T, T); `owners_T` numbers conversations."""
+    def _block_mask(self, owners_T: Tensor, kind: str) -> Tensor:
+        """Return a block-diagonal causal mask (1, 1, T, T) for a type of layers.
+
+        Args:
+            owners_T: Numbers conversations.
+            kind: A window counts tokens back, chunks are counted from the first token of each
+                conversation.
+        """
+        assert isinstance(self.packing, PackingMasks), self.packing
+        size = self.packing.kinds[kind]
         position_T = torch.arange(len(owners_T))
         distance_TT = position_T[:, None] - position_T[None, :]
         attends_TT = (owners_T[:, None] == owners_T[None, :]) & (distance_TT >= 0)
-        if self._window is not None:
-            attends_TT &= distance_TT < self._window
+        if size is not None and kind == CHUNKED:
+            begin_T = torch.searchsorted(owners_T, owners_T)
+            chunk_T = (position_T - begin_T) // size
+            attends_TT &= chunk_T[:, None] == chunk_T[None, :]
+        elif size is not None:
+            attends_TT &= distance_TT < size
         if self._attention == "sdpa":
             return attends_TT[None, None]
         # Eager attention adds the mask to the attention scores.
@@ -188,3 +186,11 @@ def labels_of(row: EncodedChat) -> list[int]:
     for begin, end in row.spans:
         labels[begin:end] = row.input_ids[begin:end]
     return labels
+
+
+def map_tensors(batch: Mapping[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """Change every tensor of a batch, such as moving it to a device."""
+    return {
+        name: map_tensors(value, change) if isinstance(value, Mapping) else change(value)
+        for name, value in batch.items()
+    }

@@ -87,19 +87,20 @@ def make_images() -> list[Image.Image]:
     return [_noise(number, *size) for number, size in enumerate(_SIZES)]
 
 
-def make_long_probe(chat: Any, num_tokens: int) -> Probe:
-    """Return a probe without an image that is longer than `num_tokens`.
+def make_long_probe(chat: Any, num_tokens: int, image: Image.Image | None = None) -> Probe:
+    """Return a probe that is longer than `num_tokens`.
 
     Args:
         chat: The model's encoder of conversations.
         num_tokens: Such as the model's attention window.
+        image: For families that take no conversation without one.
     """
-    unit = len(chat.encode(_conversation(_LONG_ANSWER * 9), None).input_ids) - len(
-        chat.encode(_conversation(_LONG_ANSWER), None).input_ids
+    unit = len(chat.encode(_conversation(_LONG_ANSWER * 9), image).input_ids) - len(
+        chat.encode(_conversation(_LONG_ANSWER), image).input_ids
     )
     repeats = 2 + 8 * (num_tokens + 16) // max(unit, 1)
     turns = _conversation((_LONG_ANSWER * repeats).strip())
-    return Probe(name=f"text longer than {num_tokens} tokens", turns=turns)
+    return Probe(name=f"text longer than {num_tokens} tokens", turns=turns, image=image)
 
 
 def _conversation(answer: str) -> tuple[Turn, ...]:
@@ -261,6 +262,9 @@ class SelfCheck:
 
     not_checked: dict[str, str] = field(default_factory=dict)
     """What was too costly to check, and what is done instead."""
+
+    alone_beyond: int | None = None
+    """Rows of more tokens run alone, whatever the way is; None for no such length."""
 
     num_probes: int = 0
     seconds: float = 0.0

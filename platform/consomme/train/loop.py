@@ -24,7 +24,9 @@ from consomme.train.modes import set_modes
 from consomme.train.parallel.strategy import ShardedModel, world_size
 from consomme.train.parts import ParamGroup
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
+"""Keywords of a model's `forward`, tensors or dicts of tensors, and `labels`."""
+
 Schedule = Literal["cosine", "linear", "constant"]
 
 
@@ -190,19 +192,24 @@ def fit_with_rotation(
 
 def sum_nll(model: Any, batch: Batch) -> Tensor:
     """Sum the negative log-likelihood of the labelled tokens of one micro-batch, in nats."""
+    loss: Tensor = cross_entropy(*labelled_logits(model, batch), reduction="sum")
+    return loss
+
+
+def labelled_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the logits of labelled tokens (S, V), float32, and their ids (S,), row by row."""
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     logits = model(**inputs).logits[:, :-1]
     targets = batch["labels"][:, 1:]
     labelled = targets != IGNORE_INDEX
-    loss: Tensor = cross_entropy(logits[labelled].float(), targets[labelled], reduction="sum")
-    return loss
+    return logits[labelled].float(), targets[labelled]
 
 
 def _sizes(batch: Batch) -> tuple[int, int]:
     """Count the labelled tokens of a micro-batch, and all its tokens without padding."""
     labels = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
     attention_mask = batch.get("attention_mask")
-    if attention_mask is None or attention_mask.dim() == 4:
+    if not isinstance(attention_mask, Tensor) or attention_mask.dim() == 4:
         # A packed row has no padding.
         return labels, batch["labels"].numel()
     return labels, int(attention_mask.sum())

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from consomme.models.attention import FULL
+
 
 def add_noise(model: Any, alpha: float) -> None:
     """Add uniform noise to the output of the input embeddings, in training mode only.
@@ -16,7 +18,7 @@ def add_noise(model: Any, alpha: float) -> None:
 
     Args:
         model: Takes `input_ids` (B, T) and an attention mask as keywords: (B, T) of ones and zeros,
-            or (1, 1, T, T), which says which token attends to which.
+            or (1, 1, T, T), which says which token attends to which, or a dict of such masks.
         alpha: 5 to 15 are usual.
     """
     lengths: list[Tensor] = []
@@ -38,10 +40,14 @@ def add_noise(model: Any, alpha: float) -> None:
 def _lengths(inputs: dict[str, Any]) -> Tensor:
     """Return the number of tokens of each token's conversation: (B, T)."""
     mask = inputs["attention_mask"]
+    if isinstance(mask, dict):
+        # By type of layers.
+        mask = mask[FULL]
     if mask.dim() == 2:
         counts_BT: Tensor = mask.sum(dim=1, keepdim=True).expand_as(mask)
         return counts_BT
     attends_TT = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
-    # Tokens that it attends to and tokens that attend to it; it counts itself in both.
-    counts_T: Tensor = attends_TT.sum(dim=1) + attends_TT.sum(dim=0) - 1
-    return counts_T[None]
+    # In any window, a token attends to the one before it, unless that ends a conversation.
+    goes_on_T = attends_TT.diagonal(-1)
+    owner_T = torch.cat([goes_on_T.new_zeros(1, dtype=torch.long), (~goes_on_T).cumsum(0)])
+    return owner_T.bincount()[owner_T][None]

@@ -9,12 +9,76 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 Row = list[int]
 """Samples concatenated in a row, by their index in the step."""
 
 Pass = list[Row]
 """Rows of one forward pass: a micro-batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowLayout:
+    """How the samples of a step become rows."""
+
+    micro_batch: int
+    """Most padded rows per pass."""
+
+    pack_tokens: int | None = None
+    """Most tokens of a row of several samples; None gives each sample a row of its own."""
+
+    alone_beyond: int | None = None
+    """A sample of more tokens has a pass of its own; None for no such length."""
+
+    def is_alone(self, num_tokens: int) -> bool:
+        """Return whether a sample of this length has a pass of its own."""
+        return self.alone_beyond is not None and num_tokens > self.alone_beyond
+
+    def split(self, lengths: Sequence[int], world: int) -> list[list[Pass]]:
+        """Distribute samples.
+
+        Args:
+            lengths: Tokens of each sample of the step, over all ranks.
+            world: Number of ranks.
+
+        Returns:
+            Passes of each rank; all ranks have the same number, because they communicate in every
+            pass.
+        """
+        alone = [k for k, length in enumerate(lengths) if self.is_alone(length)]
+        others = [k for k, length in enumerate(lengths) if not self.is_alone(length)]
+        groups = []
+        if others:
+            if self.pack_tokens is None:
+                ranks = padded(len(others), world, self.micro_batch)
+            else:
+                ranks = packed([lengths[k] for k in others], world, self.pack_tokens)
+            groups.append((others, ranks))
+        if alone:
+            groups.append((alone, padded(len(alone), world, 1)))
+        return [
+            [
+                [[some[k] for k in row] for row in rows]
+                for some, ranks in groups
+                for rows in ranks[rank]
+            ]
+            for rank in range(world)
+        ]
+
+    def batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Return padded batches of samples by index, in order, but those that run alone are last.
+
+        Args:
+            lengths: Tokens of each sample.
+        """
+        alone = [k for k, length in enumerate(lengths) if self.is_alone(length)]
+        others = [k for k, length in enumerate(lengths) if not self.is_alone(length)]
+        size = self.micro_batch
+        return [
+            *(others[at : at + size] for at in range(0, len(others), size)),
+            *([k] for k in alone),
+        ]
 
 
 def padded(num_samples: int, world: int, micro_batch: int) -> list[list[Pass]]:

@@ -27,6 +27,7 @@ from consomme.pipelines.train.samples import (
 )
 from consomme.storage.stores.open import open_store
 from consomme.storage.writers import WebDatasetWriter
+from consomme.train.packing import RowLayout
 from consomme.vision.decode import decode
 
 SCENES = list(SceneSource(num=40)())
@@ -84,8 +85,13 @@ def feed(
     return BatchServer(context, state, read or LocalReader())
 
 
+def layout_of(recipe: TrainRecipe) -> RowLayout:
+    return RowLayout(micro_batch=recipe.micro_batch, pack_tokens=recipe.pack_tokens)
+
+
 def step_of(feed: BatchServer, batch: int, world: int) -> tuple[list[str], dict[str, Any]]:
-    shares = [feed.take(batch, rank, world) for rank in range(world)]
+    layout = layout_of(feed.recipe)
+    shares = [feed.take(batch, rank, world, layout) for rank in range(world)]
     ids = [
         one.sample.sample_id
         for share in shares
@@ -184,7 +190,7 @@ def test_images_are_enlarged_by_another_factor_in_every_epoch(
     scales: dict[str, set[float]] = {}
     fed = feed(replace(recipe, max_upscale=2.0), tmp_path)
     for batch in range(18):
-        for rows in fed.take(batch, 0, 1).passes:
+        for rows in fed.take(batch, 0, 1, layout_of(fed.recipe)).passes:
             for row in rows:
                 for one in row:
                     scales.setdefault(one.sample.sample_id, set()).add(one.scale)
@@ -236,7 +242,7 @@ def test_a_source_may_shuffle_its_questions(
     fed = feed(replace(recipe, data=(source,), global_batch=4), tmp_path / "run")
     seen = set()
     for batch in range(5):
-        for rows in fed.take(batch, 0, 1).passes:
+        for rows in fed.take(batch, 0, 1, layout_of(fed.recipe)).passes:
             seen |= {one.sample.turns for row in rows for one in row}
     assert len(seen) > 4
     assert all(sorted(t.content for t in one) == sorted(t.content for t in turns) for one in seen)

@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.support.families import make, write
+from tests.support.more_families import text_family
 
-from consomme.base.errors import RecipeError, SupersededError
+from consomme.base.errors import CheckpointError, RecipeError, SupersededError
 from consomme.base.manifest import Manifest
 from consomme.models.batches import IGNORE_INDEX, Batcher
 from consomme.models.chat import ChatEncoder
 from consomme.models.weights import open_vlm
 from consomme.pipelines.report import run as report
 from consomme.pipelines.train import run as train
+from consomme.pipelines.train.plan import plan
 from consomme.pipelines.train.progress import StepMonitor
 from consomme.pipelines.train.recipe import Evaluation, TrainRecipe, TrainSource
 from consomme.pipelines.train.samples import Preparer, encode, plan_source
@@ -123,6 +126,37 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         train.run(replace(recipe, name="refused", **changes))  # type: ignore[arg-type]
+
+
+def test_how_rows_were_made_is_kept(cared: Manifest) -> None:
+    check = json.loads((Path(cared.url) / "selfcheck.json").read_text())
+    assert (check["kind"], check["way"]) == ("training", "packed rows")
+    assert check["difference"] < check["tolerance"] == 1e-4
+    assert cared.decisions["rows"] == "packed rows"
+
+
+def test_a_family_that_cannot_be_packed_is_trained_unpacked(
+    train_recipe: TrainRecipe, tmp_path: Path
+) -> None:
+    model = str(make("gemma3", tmp_path / "gemma3"))
+    recipe = replace(train_recipe, name="gemma", model=model, root=str(tmp_path), num_steps=2)
+    packed = train.run(replace(recipe, pack_tokens=400))
+    check = json.loads((Path(packed.url) / "selfcheck.json").read_text())
+    assert check["way"] == packed.decisions["rows"] == "padded rows"
+    assert "both directions" in check["failed"]["packed rows"]
+    (note,) = [one for one in plan(replace(recipe, pack_tokens=400)).notes if "not packed" in one]
+    assert "both directions" in note
+
+
+def test_a_model_that_cannot_run_stops_every_worker_before_the_first_step(
+    train_recipe: TrainRecipe, tmp_path: Path
+) -> None:
+    # The tokenizer has more tokens than the model.
+    folder = write(lambda: text_family("Llama", vocab_size=64), tmp_path / "small")
+    recipe = replace(train_recipe, name="small", model=str(folder), root=str(tmp_path))
+    recipe = replace(recipe, projector=Part(state="frozen"))
+    with pytest.raises(CheckpointError, match="plain forward pass of this llama model fails"):
+        train.run(recipe)
 
 
 def test_evaluation_needs_room_beside_training(recipe: TrainRecipe) -> None:

@@ -41,6 +41,7 @@ from consomme.engines.generation.requests import (
 from consomme.engines.generation.writing_check import SINGLE, check_writing
 from consomme.engines.memory import halve_on_oom
 from consomme.models.adapters import merge_adapter, open_adapter
+from consomme.models.attention import max_positions
 from consomme.models.batches import Batcher
 from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.encoded import EncodedPrompt, ImageRefusedError
@@ -49,9 +50,6 @@ from consomme.models.weights import load_tensors, open_model
 # Shapes: B rows, T token positions.
 
 _LOG = logging.getLogger(__name__)
-
-ANY_LENGTH = 1 << 30
-"""Positions of a family that has no maximum."""
 
 WINDOW = 4
 """Waiting requests, in batches, from which those of similar length are chosen."""
@@ -118,7 +116,7 @@ class TransformersEngine:
         self.batch_size, self.deadline_s = batch_size, deadline_s
         self.version = version()
         text = self.model.config.get_text_config()
-        self.max_positions: int = getattr(text, "max_position_embeddings", None) or ANY_LENGTH
+        self.max_positions: int = max_positions(self.model.config)
         stop_ids = self.model.generation_config.eos_token_id
         if stop_ids is None:
             stop_ids = self.chat.tokenizer.eos_token_id

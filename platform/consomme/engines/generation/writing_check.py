@@ -17,8 +17,8 @@ from torch import Tensor
 
 from consomme.base.errors import CheckpointError, DataError
 from consomme.base.sample import Turn
-from consomme.engines.scoring.ways import windows
 from consomme.models import selfcheck
+from consomme.models.attention import windows
 from consomme.models.encoded import EncodedPrompt
 from consomme.models.imports import import_transformers
 

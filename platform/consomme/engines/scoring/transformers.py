@@ -40,8 +40,9 @@ from consomme.engines.scoring.requests import (
     to_score,
 )
 from consomme.engines.scoring.vision_cache import VisionFeatureCache
-from consomme.engines.scoring.ways import LOST, PADDED, SHARED, SINGLE, prefix_limits, windows
+from consomme.engines.scoring.ways import LOST, PADDED, SHARED, SINGLE, prefix_limits
 from consomme.models import selfcheck
+from consomme.models.attention import ANY_LENGTH, longest_alike, max_positions, windows
 from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.encoded import EncodedChat, Pixels
 from consomme.models.weights import open_model
@@ -56,9 +57,6 @@ WINDOW_ROWS = 128
 FIRST_WINDOW_ROWS = 32
 WINDOW_VALUES = 1 << 27
 """Numbers in the prepared images of a window: half a gigabyte."""
-
-ANY_LENGTH = 1 << 30
-"""Positions of a model that has no limit."""
 
 
 @dataclass
@@ -127,7 +125,7 @@ class TransformersScorer:
         self.limits = ScoringLimits(
             max_caption_tokens=max_caption_tokens,
             truncates=truncates,
-            max_positions=getattr(text, "max_position_embeddings", None) or ANY_LENGTH,
+            max_positions=max_positions(self.model.config),
         )
         self._rope_index = getattr(self.model.base_model, "get_rope_index", None)
         if self._rope_index:
@@ -159,8 +157,12 @@ class TransformersScorer:
         costly = [size for size in sizes if size > 2 * self.token_budget]
         sizes = [size for size in sizes if size < self.limits.max_positions]
         not_checked: dict[str, str] = {}
+        alike = longest_alike(self.model.config.get_text_config())
+        if alike is not None:
+            self._max_batched = alike
+            not_checked[f"a batch with positions beyond {alike}"] = "longer rows run one at a time"
         if any(size in sizes for size in costly):
-            self._max_batched = min(costly)
+            self._max_batched = min(self._max_batched, *costly)
             not_checked[f"attention beyond {min(costly)} tokens"] = "longer rows run one at a time"
         family = self.model.config.model_type
         key = None

@@ -12,14 +12,12 @@ import pyarrow as pa
 from consomme.base.sample import turns_of
 from consomme.curate.caption.prompt_pools import PromptPools
 from consomme.execution.stage import DecodedSample, Outcome, UnitSample, UnitStage, reject_of
+from consomme.storage.ledger.run_folder import SELF_CHECK
 
 if TYPE_CHECKING:
     from consomme.engines.scoring.requests import Score, ScoringEngine
     from consomme.pipelines.score.recipe import ScoreRecipe
     from consomme.storage.ledger.run_folder import RunFolder
-
-SELF_CHECK = "selfcheck.json"
-"""File of a run folder: how the model was run, and what was checked."""
 
 
 class PerplexityStage(UnitStage):

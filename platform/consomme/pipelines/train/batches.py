@@ -16,6 +16,7 @@ from consomme.execution.errors import own_errors
 from consomme.pipelines.train.context import TrainContext
 from consomme.pipelines.train.feed import BatchServer, RankBatch
 from consomme.pipelines.train.samples import PreparedSample, encode
+from consomme.train.packing import RowLayout
 
 StepBatches = tuple[list[dict[str, Any]], dict[str, Any]]
 """The micro-batches of a step, and the state of the data after it."""
@@ -31,8 +32,8 @@ class Collator:
     chat: Any
     """The model's `ChatEncoder`."""
 
-    is_packed: bool
-    """Whether several samples share a row."""
+    layout: RowLayout
+    """How samples become rows."""
 
     def collate(self, samples: Sequence[PreparedSample]) -> dict[str, Any]:
         """Collate samples, one per row, padded to the longest."""
@@ -47,8 +48,9 @@ class Collator:
         ]
 
     def _micro_batch(self, rows: Sequence[Sequence[PreparedSample]]) -> dict[str, Any]:
-        if not self.is_packed:
-            return self.collate([sample for row in rows for sample in row])
+        samples = [sample for row in rows for sample in row]
+        if self.layout.pack_tokens is None or self.layout.is_alone(samples[0].num_tokens):
+            return self.collate(samples)
         (row,) = rows
         inputs: dict[str, Any] = self.batcher.pack([self._encode(sample) for sample in row])
         return inputs
@@ -90,6 +92,7 @@ class RankDataLoader:
         self._server = ray.train.collective.broadcast_from_rank_zero(server)
         self._next_batch = self._end = state["next_batch"] if state else 0
         self._steps: Iterator[StepBatches] = iter(())
+        self._layout: RowLayout | None = None
 
     def first_samples(self, num_samples: int) -> list[PreparedSample]:
         """Return the first samples of the run without consuming them."""
@@ -105,6 +108,7 @@ class RankDataLoader:
             num_steps: Steps that will be asked for; no more samples are drawn from the data.
         """
         self._end += num_steps
+        self._layout = collator.layout
         if device.type == "cpu":
             self._steps = (
                 (collator.micro_batches(batch), batch.state) for batch in self._rank_batches()
@@ -122,12 +126,15 @@ class RankDataLoader:
 
     def _collate_ahead(self, collator: Collator, device: Any) -> Iterator[StepBatches]:
         """Collate in a thread, one step ahead, and send the batches to the device."""
+        from consomme.models.batches import map_tensors
+
         rank_batches = self._rank_batches()
 
         def collate() -> StepBatches:
             batch = next(rank_batches)
             pinned = [
-                {k: v.pin_memory() for k, v in one.items()} for one in collator.micro_batches(batch)
+                map_tensors(one, lambda value: value.pin_memory())
+                for one in collator.micro_batches(batch)
             ]
             return pinned, batch.state
 
@@ -138,7 +145,7 @@ class RankDataLoader:
                 pending = pool.submit(collate) if self._next_batch < self._end else None
                 yield (
                     [
-                        {k: v.to(device, non_blocking=True) for k, v in one.items()}
+                        map_tensors(one, lambda value: value.to(device, non_blocking=True))
                         for one in pinned
                     ],
                     state,
@@ -153,7 +160,8 @@ class RankDataLoader:
 
     def _request(self) -> Any:
         self._next_batch += 1
-        return self._server.take.remote(self._next_batch - 1, self.rank, self.world)
+        batch = self._next_batch - 1
+        return self._server.take.remote(batch, self.rank, self.world, self._layout)
 
     def check(self) -> dict[str, int]:
         """Return the counts of samples and rejects; raises if too many were rejected."""

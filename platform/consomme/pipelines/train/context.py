@@ -33,17 +33,23 @@ class TrainContext:
     is_private: bool
     """Whether Ray was started for this command only. Workers cannot tell by themselves."""
 
+    model_hash: str | None = None
+    """Of the content of `start`; the self-check is cached under it."""
+
     attempt_no: int = 0
     """Number of this attempt in the ledger; 0 if there is no ledger."""
 
     @classmethod
-    def resolve(cls, recipe: TrainRecipe, folder: RunFolder, attempt_no: int) -> TrainContext:
+    def resolve(
+        cls, recipe: TrainRecipe, folder: RunFolder, model_hash: str, attempt_no: int
+    ) -> TrainContext:
         """Resolve paths and the Ray session; called by the driver."""
         return cls(
             recipe=with_absolute_paths(recipe),
             start=portable_path(recipe.model),
             folder_url=absolute_url(folder.url),
             is_private=is_private(),
+            model_hash=model_hash,
             attempt_no=attempt_no,
         )
 
@@ -106,6 +112,9 @@ class TrainResult:
 
     peak_bytes: int
     """Peak memory of the rank that held most."""
+
+    rows: str = ""
+    """How samples were put into rows, as the self-check found it: `packed rows`, …"""
 
     exported_step: int | None = None
     """Step of the exported checkpoint with `export_checkpoint=best`; set by the driver."""

@@ -45,7 +45,7 @@ def fit_on_ray(run: Run[Any], attempt_no: int) -> TrainResult:
     from consomme.pipelines.train.trackers import opened
 
     recipe: TrainRecipe = run.recipe
-    context = TrainContext.resolve(recipe, run.folder, attempt_no)
+    context = TrainContext.resolve(recipe, run.folder, run.inputs["model"], attempt_no)
     use_gpu = _use_gpu(recipe)
     machine = machine_of_cluster(use_gpu)
     plan = _plan(context, machine)

@@ -18,6 +18,7 @@ from consomme.pipelines.train.export import export_dtype, open_trained
 from consomme.pipelines.train.outputs import EVAL_LOSS, EVALUATIONS
 from consomme.pipelines.train.recipe import TrainRecipe
 from consomme.pipelines.train.samples import PreparedSample, Preparer, plan_source
+from consomme.storage.ledger.run_folder import SELF_CHECK
 
 
 def evaluate_checkpoint(checkpoint: Any, *, context: TrainContext) -> dict[str, float]:
@@ -33,10 +34,13 @@ def evaluate_checkpoint(checkpoint: Any, *, context: TrainContext) -> dict[str, 
     import torch
     from safetensors.torch import load_file
 
+    from consomme.models.attention import max_positions
     from consomme.models.batches import IGNORE_INDEX, Batcher
     from consomme.models.chat_prefix import chat_encoder_for
     from consomme.models.lora import merge_lora
+    from consomme.models.selfcheck import SelfCheck
     from consomme.models.weights import cast_weights
+    from consomme.train.batch_check import row_layout
     from consomme.train.loop import sum_nll
 
     recipe = context.recipe
@@ -54,13 +58,16 @@ def evaluate_checkpoint(checkpoint: Any, *, context: TrainContext) -> dict[str, 
     cast_weights(model, torch.float32)
     model.eval().to(device)
     chat = chat_encoder_for(model.config, processor, recipe.template)
-    collator = Collator(batcher=Batcher(model, chat.tokenizer), chat=chat, is_packed=False)
-    max_tokens = model.config.get_text_config().max_position_embeddings
-    samples = list(_samples(recipe, Preparer(recipe, chat, max_tokens)))
+    batcher = Batcher(model, chat.tokenizer)
+    # As in training, but not packed.
+    check = SelfCheck.from_json(context.folder.store.read(SELF_CHECK))
+    layout = row_layout(check, batcher, micro_batch=recipe.micro_batch, pack_tokens=None)
+    collator = Collator(batcher=batcher, chat=chat, layout=layout)
+    samples = list(_samples(recipe, Preparer(recipe, chat, max_positions(model.config))))
     nll, num_tokens = 0.0, 0
     with torch.inference_mode():
-        for at in range(0, len(samples), recipe.micro_batch):
-            batch = collator.collate(samples[at : at + recipe.micro_batch])
+        for indices in layout.batches([sample.num_tokens for sample in samples]):
+            batch = collator.collate([samples[k] for k in indices])
             num_tokens += int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
             nll += float(sum_nll(model, {k: v.to(device) for k, v in batch.items()}))
     loss = nll / num_tokens

@@ -34,7 +34,7 @@ from consomme.pipelines.train.samples import (
 from consomme.storage.model_folder import model_folder
 from consomme.storage.plan import Work
 from consomme.train.order import Mixture, UnitOrder
-from consomme.train.packing import packed, padded
+from consomme.train.packing import RowLayout
 from consomme.train.stream import BatchStream, SourceStream, StreamPosition, positions_of
 
 CACHE_BYTES = 256 * 2**20
@@ -159,8 +159,14 @@ class BatchServer:
                 return samples[:num_samples]
         raise AssertionError("the stream is endless")
 
-    def take(self, batch: int, rank: int, world: int) -> RankBatch:
+    def take(self, batch: int, rank: int, world: int, layout: RowLayout) -> RankBatch:
         """Return one rank's part of a batch; every rank takes every batch once, in order.
+
+        Args:
+            batch: Number of the batch.
+            rank: The rank.
+            world: Number of ranks.
+            layout: How samples become rows; the same for all ranks.
 
         Raises:
             DataError: Too many samples were rejected, or none can be trained on.
@@ -169,11 +175,7 @@ class BatchServer:
         taken.add(rank)
         if len(taken) == world:
             del self._pending[batch]
-        if self.recipe.pack_tokens is None:
-            ranks = padded(len(samples), world, self.recipe.micro_batch)
-        else:
-            lengths = [sample.num_tokens for sample in samples]
-            ranks = packed(lengths, world, self.recipe.pack_tokens)
+        ranks = layout.split([sample.num_tokens for sample in samples], world)
         return RankBatch(
             passes=[[[samples[k] for k in row] for row in rows] for rows in ranks[rank]],
             filler=samples[0],
@@ -282,12 +284,13 @@ class ReadUnits:
 @functools.cache
 def _chat_encoder(start: str, *template: tuple[str, Any]) -> tuple[Any, int]:
     """Open a model's `ChatEncoder`, once per process; also returns how many positions it has."""
+    from consomme.models.attention import max_positions
     from consomme.models.chat_prefix import chat_encoder_for
     from consomme.models.weights import open_processor
 
     config, processor = open_processor(model_folder(start))
     chat = chat_encoder_for(config, processor, dict(template))
-    return chat, config.get_text_config().max_position_embeddings
+    return chat, max_positions(config)
 
 
 def read_with_ray(tasks: Sequence[ReadUnits], num_readers: int | None) -> Iterator[UnitContents]:

@@ -41,15 +41,23 @@ class Lengths:
     """Passes of one rank per step."""
 
 
-def lengths_of(recipe: TrainRecipe, start: str, notes: list[str]) -> Lengths:
-    """Measure the first samples of each source."""
+def lengths_of(recipe: TrainRecipe, start: str, notes: list[str], *, can_pack: bool) -> Lengths:
+    """Measure the first samples of each source.
+
+    Args:
+        recipe: The run's.
+        start: The model that training starts from.
+        notes: What was found is added.
+        can_pack: Whether the model takes rows of several samples.
+    """
+    from consomme.models.attention import max_positions
     from consomme.models.chat_prefix import chat_encoder_for
     from consomme.models.weights import open_processor
     from consomme.train.cost import SampleShape
 
     config, processor = open_processor(start)
     chat = chat_encoder_for(config, processor, recipe.template)
-    limit = config.get_text_config().max_position_embeddings
+    limit = max_positions(config)
     preparer = Preparer(recipe, chat, limit)
     samples = [
         one for number, source in enumerate(recipe.data) for one in _first(preparer, source, number)
@@ -71,7 +79,7 @@ def lengths_of(recipe: TrainRecipe, start: str, notes: list[str]) -> Lengths:
         f"lengths are those of the first {len(samples)} samples: {mean[0]:,.0f} tokens on average,"
         f" {most[0]:,} at most, of which images take {most[2]:,}; longer ones take more"
     )
-    if recipe.pack_tokens is not None:
+    if recipe.pack_tokens is not None and can_pack:
         # One row at a time, filled with samples of mean length.
         together = max(1.0, min(recipe.pack_tokens / mean[0], mine))
         most = [max(together * a, b) for a, b in zip(mean, most, strict=True)]

@@ -60,6 +60,7 @@ def plan_of(recipe: TrainRecipe, start: str, machine: Machine) -> ResourcePlan:
     """
     import torch
 
+    from consomme.models.attention import packing_masks
     from consomme.models.weights import build_from_config
     from consomme.train.activations import SavedActivations, saved_activations
     from consomme.train.cost import step_cost
@@ -73,7 +74,6 @@ def plan_of(recipe: TrainRecipe, start: str, machine: Machine) -> ResourcePlan:
             f"planned for {recipe.num_workers} workers; with fewer, each may need more memory"
         )
     start = model_folder(start)
-    lengths = lengths_of(recipe, start, notes)
     samples_per_rank = recipe.global_batch / recipe.num_workers
 
     def marked(selected: Sequence[int] | None) -> tuple[Any, Any]:
@@ -94,6 +94,10 @@ def plan_of(recipe: TrainRecipe, start: str, machine: Machine) -> ResourcePlan:
         )
 
     whole, trained_whole = marked(None)
+    packing = packing_masks(whole)
+    if recipe.pack_tokens is not None and isinstance(packing, str):
+        notes.append(f"samples are not packed: {packing}")
+    lengths = lengths_of(recipe, start, notes, can_pack=not isinstance(packing, str))
     num_layers = whole.config.get_text_config().num_hidden_layers
     cost_of_all = cost_of(whole, trained_whole.lowest_layer)
     selected = _selected(recipe, num_layers, notes)

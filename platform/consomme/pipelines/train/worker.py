@@ -23,11 +23,14 @@ from consomme.pipelines.train.context import TrainContext, TrainResult
 from consomme.pipelines.train.curve import STEPS, StepBatch
 from consomme.pipelines.train.export import export
 from consomme.pipelines.train.outputs import TRAINABLE
+from consomme.storage.ledger.run_folder import SELF_CHECK
 from consomme.storage.model_folder import model_folder
 from consomme.train.layers import LAYER_SELECTORS, ScoringInputs
 from consomme.train.parts import ParamGroup, Trained
 
 if TYPE_CHECKING:
+    from consomme.models.batches import Batcher
+    from consomme.models.selfcheck import SelfCheck
     from consomme.train.loop import StepReport
 
 logger = logging.getLogger(__name__)
@@ -94,6 +97,7 @@ class TrainWorker:
         from consomme.models.batches import Batcher
         from consomme.models.chat_prefix import chat_encoder_for
         from consomme.models.weights import open_model
+        from consomme.train.batch_check import row_layout
         from consomme.train.trainable import disable_kv_cache
 
         torch.manual_seed(self.recipe.seed)
@@ -104,10 +108,49 @@ class TrainWorker:
         self.chat = chat_encoder_for(self.model.config, processor, self.recipe.template)
         self.num_layers: int = self.model.config.get_text_config().num_hidden_layers
         batcher = Batcher(self.model, self.chat.tokenizer)
-        is_packed = self.recipe.pack_tokens is not None
-        if is_packed:
-            batcher.check_packing()
-        self.collator = Collator(batcher=batcher, chat=self.chat, is_packed=is_packed)
+        self.check = self._check_batches(batcher)
+        layout = row_layout(
+            self.check,
+            batcher,
+            micro_batch=self.recipe.micro_batch,
+            pack_tokens=self.recipe.pack_tokens,
+        )
+        self.collator = Collator(batcher=batcher, chat=self.chat, layout=layout)
+
+    def _check_batches(self, batcher: Batcher) -> SelfCheck:
+        """Find out on rank 0 how samples can be put into rows; the same answer on all ranks.
+
+        Raises:
+            ConsommeError: The model cannot be trained; raised on all ranks.
+        """
+        import ray.train.collective
+
+        outcome: SelfCheck | ConsommeError | None = None
+        if self.rank == 0:
+            try:
+                outcome = self._checked_batches(batcher)
+            except ConsommeError as error:
+                outcome = error
+        outcome = ray.train.collective.broadcast_from_rank_zero(outcome)
+        if isinstance(outcome, ConsommeError):
+            raise outcome
+        assert outcome is not None
+        return outcome
+
+    def _checked_batches(self, batcher: Batcher) -> SelfCheck:
+        from consomme.train.batch_check import check_batches, on_device
+
+        with on_device(self.model, self.device):
+            check = check_batches(
+                self.model,
+                self.chat,
+                batcher,
+                packs=self.recipe.pack_tokens is not None,
+                model_hash=self.context.model_hash,
+            )
+        logger.info("train: %s", check.line())
+        self.folder.store.write(SELF_CHECK, check.to_json())
+        return check
 
     def _choose_layers(self) -> None:
         self.selector = LAYER_SELECTORS.build(self.recipe.layers, "layers")
@@ -124,9 +167,14 @@ class TrainWorker:
         return self.selector.layers_at(step, self.selected, self.num_layers)
 
     def _scoring_batches(self, num_samples: int) -> Iterator[dict[str, Any]]:
+        from consomme.train.batch_check import row_layout
+
         samples = self.loader.first_samples(num_samples)
-        for at in range(0, len(samples), SCORING_BATCH):
-            yield self.collator.collate(samples[at : at + SCORING_BATCH])
+        layout = row_layout(
+            self.check, self.collator.batcher, micro_batch=SCORING_BATCH, pack_tokens=None
+        )
+        for indices in layout.batches([sample.num_tokens for sample in samples]):
+            yield self.collator.collate([samples[k] for k in indices])
 
     def _set_trainable(self, layers: tuple[int, ...]) -> Trained:
         from consomme.train.trainable import set_trainable
@@ -231,6 +279,7 @@ class TrainWorker:
             num_parameters=self.trained.num_parameters,
             world_size=self.world,
             resumed_from_step=self.resumed_from_step,
+            rows=self.check.way,
             rollbacks=self.state.rollbacks,
             optimizer_bytes=optimizer_bytes(self.sharded.optimizer),
             peak_bytes=peak,

@@ -30,6 +30,9 @@ MANIFEST = "manifest.json"
 RECIPE = "recipe.yaml"
 PROGRESS = "progress.json"
 FAILURE = "failure.json"
+SELF_CHECK = "selfcheck.json"
+"""How the run's model was run, and what was compared with its plain forward pass."""
+
 SAMPLES = "samples"
 """Kind of output file that is a shard of samples."""
 

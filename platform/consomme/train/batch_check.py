@@ -1,0 +1,265 @@
+"""Compare packed and padded rows with plain forward passes, when a model is opened for training.
+
+The loss of a step is a sum over labelled tokens, so it is right if each token has the nats that it
+has in its own unpadded sample. The check runs before the model is sharded, in eval mode, because a
+random dropout could not be compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from consomme.base.errors import CheckpointError, DataError
+from consomme.models import selfcheck
+from consomme.models.attention import PackingMasks, longest_alike, max_positions, windows
+from consomme.models.batches import Batcher, map_tensors
+from consomme.models.encoded import EncodedChat
+from consomme.train.loop import Batch, labelled_logits
+from consomme.train.modes import set_modes
+from consomme.train.packing import RowLayout
+
+# Shapes: B rows, S labelled tokens.
+
+PACKED, PADDED, SINGLE = "packed rows", "padded rows", "one row at a time"
+
+LOST: Mapping[str, str] = {
+    PACKED: "samples do not share a row, so pack_tokens packs nothing",
+    PADDED: "samples do not share a forward pass, so micro_batch is 1",
+}
+"""What is lost if a way cannot be used."""
+
+LONGEST_CHECKED = {"cpu": 2048, "cuda": 32_768}
+"""By type of device: attention beyond a larger window would cost too much to check."""
+
+_ROOM = 64
+"""Positions that a probe may take beyond a window."""
+
+
+def check_batches(
+    model: Any, chat: Any, batcher: Batcher, *, packs: bool, model_hash: str | None = None
+) -> selfcheck.SelfCheck:
+    """Find the fastest way of making rows whose tokens have the nats of plain forward passes.
+
+    Args:
+        model: On the device of the check; with adapters or without. Its mode is restored.
+        chat: Its encoder of conversations.
+        batcher: Makes its batches.
+        packs: Whether packed rows are wanted.
+        model_hash: Of the model's content; the result is cached under it. None checks every time.
+
+    Raises:
+        CheckpointError: The model cannot be trained on plain conversations, or no way of making
+            rows has the numbers of its plain forward pass.
+    """
+    family = model.config.model_type
+    _, costly = _windows(model)
+    alike = longest_alike(model.config.get_text_config())
+    not_checked = {}
+    if costly:
+        not_checked[f"attention beyond {min(costly)} tokens"] = "longer samples run alone"
+    if alike is not None:
+        not_checked[f"a batch with positions beyond {alike}"] = "longer samples run alone"
+    key = None
+    if model_hash is not None:
+        settings = {
+            "kind": "training",
+            "dtype": str(model.dtype),
+            "device": model.device.type,
+            "packs": packs,
+            "template": getattr(chat, "template_options", {}),
+        }
+        key = selfcheck.cache_key(model_hash, settings)
+        cached = selfcheck.load_check(key)
+        if cached is not None:
+            selfcheck.warn_of_lost(cached, LOST, family)
+            return cached
+    start = time.perf_counter()
+    with _undisturbed(model):
+        probes = _Probes(model, chat, batcher)
+        not_tried = {}
+        ways: dict[str, selfcheck.Way] = {PADDED: probes.padded, SINGLE: probes.single}
+        if packs and isinstance(batcher.packing, str):
+            not_tried[PACKED] = batcher.packing
+        elif packs:
+            ways = {PACKED: probes.packed, **ways}
+        found = selfcheck.choose_way(
+            "training",
+            ways,
+            list(probes.rows),
+            probes.plain,
+            probes.tolerance,
+            LOST,
+            family,
+            failed=not_tried,
+            not_checked=not_checked,
+        )
+        probes.run_in_training_mode(found.way)
+    found = replace(
+        found,
+        alone_beyond=min([*costly, *([] if alike is None else [alike])], default=None),
+        seconds=time.perf_counter() - start,
+    )
+    if key is not None:
+        selfcheck.store_check(key, found)
+    return found
+
+
+def row_layout(
+    check: selfcheck.SelfCheck, batcher: Batcher, *, micro_batch: int, pack_tokens: int | None
+) -> RowLayout:
+    """Return how samples become rows.
+
+    Args:
+        check: From `check_batches`.
+        batcher: Makes the batches.
+        micro_batch: Of the recipe.
+        pack_tokens: Of the recipe; ignored if samples cannot be packed.
+    """
+    if check.way == SINGLE:
+        return RowLayout(micro_batch=1)
+    masks = batcher.packing
+    if check.way != PACKED or pack_tokens is None or isinstance(masks, str):
+        return RowLayout(micro_batch=micro_batch, alone_beyond=check.alone_beyond)
+    limits = [size for size in (check.alone_beyond, masks.max_tokens) if size is not None]
+    return RowLayout(
+        micro_batch=micro_batch,
+        pack_tokens=min(pack_tokens, masks.max_row or pack_tokens),
+        alone_beyond=min(limits, default=None),
+    )
+
+
+@contextlib.contextmanager
+def on_device(model: Any, device: torch.device) -> Iterator[None]:
+    """Move a model to a GPU for a while, if it has room there."""
+    num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    if device.type == "cpu" or 1.5 * num_bytes > torch.cuda.mem_get_info(device)[0]:
+        yield
+        return
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to("cpu")
+        torch.cuda.empty_cache()
+
+
+def _windows(model: Any) -> tuple[list[int], list[int]]:
+    """Return the declared windows that are checked, and those that are too long for that."""
+    text = model.config.get_text_config()
+    most = max_positions(model.config)
+    reached = [size for size in windows(text) if size < most]
+    longest = min(LONGEST_CHECKED["cuda" if model.device.type == "cuda" else "cpu"], most - _ROOM)
+    return [size for size in reached if size <= longest], [s for s in reached if s > longest]
+
+
+def _encode(model: Any, chat: Any) -> dict[str, EncodedChat]:
+    """Encode the probes, by name."""
+    probes = selfcheck.make_probes(has_vision=chat.has_vision)
+    checked, _ = _windows(model)
+    rows = {}
+    for probe in probes:
+        try:
+            rows[probe.name] = chat.encode(probe.turns, probe.image)
+        except DataError as error:
+            if chat.has_vision and probe.image is None:
+                # Some families take no conversation without an image.
+                continue
+            raise CheckpointError(
+                f"the model's own processor or chat template does not take the probe"
+                f" {probe.name!r}: {error}; no sample could be encoded, so change"
+                " chat_template.jinja or the processor's settings beside the model"
+            ) from error
+    if checked:
+        image = None if "text 1" in rows else probes[-1].image
+        probe = selfcheck.make_long_probe(chat, max(checked), image)
+        rows[probe.name] = chat.encode(probe.turns, probe.image)
+    return rows
+
+
+@contextlib.contextmanager
+def _undisturbed(model: Any) -> Iterator[None]:
+    """Put a model into eval mode; restore its modes and the random numbers afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+
+class _Probes:
+    """Probe conversations of one model, and their nats in each way."""
+
+    def __init__(self, model: Any, chat: Any, batcher: Batcher) -> None:
+        """Encode the probes and run them one by one, unpadded."""
+        self.model, self.batcher = model, batcher
+        family = model.config.model_type
+        with selfcheck.family_faults(f"cannot train this {family} model"):
+            self.rows: dict[str, EncodedChat] = _encode(model, chat)
+        with selfcheck.family_faults(f"the plain forward pass of this {family} model fails"):
+            rows = list(self.rows.values())
+            self.plain = [selfcheck.plain_nll(model, row) for row in rows]
+            self.tolerance = selfcheck.find_tolerance(model, rows, self.plain)
+
+    def padded(self) -> list[Tensor]:
+        """Run all rows in one batch, but the long one with one other."""
+        rows = list(self.rows.values())
+        longest = max(rows, key=lambda row: len(row.input_ids))
+        if len(longest.input_ids) < 2 * min(len(row.input_ids) for row in rows):
+            return self._run(self.batcher.collate(rows), rows)
+        others = [row for row in rows if row is not longest]
+        pair = [longest, min(others, key=lambda row: len(row.input_ids))]
+        nlls = iter(self._run(self.batcher.collate(others), others))
+        long_S, _ = self._run(self.batcher.collate(pair), pair)
+        return [long_S if row is longest else next(nlls) for row in rows]
+
+    def packed(self) -> list[Tensor]:
+        """Run all rows as one; what is packed is also padded, such as when it is evaluated."""
+        masks = self.batcher.packing
+        assert isinstance(masks, PackingMasks)
+        rows = list(self.rows.values())
+        longest = masks.max_tokens or max(len(row.input_ids) for row in rows)
+        together = [row for row in rows if len(row.input_ids) <= longest]
+        padded = self.padded()
+        nlls = iter(self._run(self.batcher.pack(together), together))
+        return [
+            max(
+                (padded_S, next(nlls)) if len(row.input_ids) <= longest else (padded_S,),
+                key=lambda nll_S: selfcheck.relative_difference(nll_S, plain_S),
+            )
+            for row, padded_S, plain_S in zip(rows, padded, self.plain, strict=True)
+        ]
+
+    def single(self) -> list[Tensor]:
+        """Run each row alone."""
+        rows = self.rows.values()
+        return [nll_S for row in rows for nll_S in self._run(self.batcher.collate([row]), [row])]
+
+    def run_in_training_mode(self, way: str) -> None:
+        """Run a batch as training does, dropout included, so that a fault stops it here."""
+        every = list(self.rows.values())
+        rows = [row for row in every if row.pixels is not None] or every
+        rows = rows[: 1 if way == SINGLE else 2]
+        batch = self.batcher.pack(rows) if way == PACKED else self.batcher.collate(rows)
+        family = self.model.config.model_type
+        with selfcheck.family_faults(f"this {family} model cannot run in training mode"):
+            set_modes(self.model)
+            self._run(batch, rows)
+
+    @torch.no_grad()
+    def _run(self, batch: Batch, rows: Sequence[EncodedChat]) -> list[Tensor]:
+        """Return the nats of the labelled tokens of each row of a batch, (S,) on the CPU."""
+        moved = map_tensors(batch, lambda value: value.to(self.model.device))
+        nll_S = cross_entropy(*labelled_logits(self.model, moved), reduction="none").cpu()
+        return list(torch.split(nll_S, [row.num_tokens for row in rows]))
