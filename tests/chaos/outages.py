@@ -128,9 +128,11 @@ def disturb(
     folder: Path,
     root: str,
     away_s: float,
+    cluster: Mapping[str, str] | None = None,
 ) -> str:
     """Run a recipe below a root, and take its storage away for a while; returns the log."""
-    process, log = start(verb, {**recipe, "root": f"s3://{BUCKET}/{root}"}, folder, server.env())
+    recipe = {**recipe, "root": f"s3://{BUCKET}/{root}"}
+    process, log = start(verb, recipe, folder, {**server.env(), **(cluster or {})})
     deadline = time.monotonic() + 240
     while not any(MOMENTS[verb] in key for key in keys(server, f"{root}/")):
         assert process.poll() is None, f"it ended before the outage:\n{tail(log)}"

@@ -23,7 +23,7 @@ LOST = {"gcs": "/gcs_server", "raylet": "/raylet"}
 def test_a_loss_in_the_middle_of_a_run(what: str, tmp_path: Path) -> None:
     """Exit code 75 (143 for SIGTERM), the reason beside the data, no stack trace; then it ends."""
     shards = str(tmp_path / "shards")
-    harness.write_shards(shards, 2)
+    harness.write_shards(shards, 4)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     job = harness.job(
         tmp_path, str(tmp_path / "runs"), shards, environment, unit_seconds=1.0, num_actors=1
@@ -65,7 +65,7 @@ def test_a_loss_in_the_middle_of_a_run(what: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("home", [None, "/nonexistent"])
 def test_a_run_on_ray_needs_no_home(home: str | None, tmp_path: Path) -> None:
     shards = str(tmp_path / "shards")
-    harness.write_shards(shards, 1)
+    harness.write_shards(shards, 4, rows=4)
     job = harness.job(tmp_path, str(tmp_path / "runs"), shards, num_actors=1)
     environment = {n: v for n, v in job.environment.items() if n not in ("HOME", "RAY_ADDRESS")}
     job.environment = environment | ({"HOME": home} if home else {})
@@ -77,7 +77,7 @@ def test_a_job_may_set_the_variables_of_its_workers(
 ) -> None:
     """Ray refuses a driver whose runtime_env contradicts its job's."""
     shards = str(tmp_path / "shards")
-    harness.write_shards(shards, 1)
+    harness.write_shards(shards, 4, rows=4)
     config = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "2"}}, "metadata": {}}
     job = harness.job(
         tmp_path,

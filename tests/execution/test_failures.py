@@ -226,6 +226,15 @@ def test_what_the_machine_does_not_have_is_refused_before_anything_starts(
     assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
 
 
+@pytest.mark.ray
+def test_this_machine_is_counted_as_ray_counts_it(one_ray: object) -> None:
+    import ray
+
+    machine, there = capacity.this_machine(), ray.cluster_resources()
+    assert (machine.cpus, machine.gpus) == (there["CPU"], there.get("GPU", 0.0))
+    assert capacity.cluster().cpus == machine.cpus
+
+
 # --- the environment of a job -----------------------------------------------------------------
 
 
