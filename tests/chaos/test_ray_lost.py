@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.chaos import harness
+from tests.chaos.cluster import small_cluster
 
 from consomme.storage.ledger.run_folder import FAILURE
 
@@ -59,6 +60,38 @@ def test_a_loss_in_the_middle_of_a_run(what: str, tmp_path: Path) -> None:
     if what == "raylet":
         job.finish()
         assert not (url / FAILURE).exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("what", ["gcs_server", "raylet"])
+def test_a_cluster_that_loses_its_head_s_processes(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver has joined the cluster; Ray itself would end it with exit code 1."""
+    shards = str(tmp_path / "shards")
+    harness.write_shards(shards, 4)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with small_cluster(1) as cluster:
+        job = harness.job(
+            tmp_path,
+            str(tmp_path / "runs"),
+            shards,
+            {"RAY_ADDRESS": cluster.address},
+            unit_seconds=1.0,
+            num_actors=1,
+        )
+        process = job.start()
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("runs/pixels/*/commits/*/*.json")):
+            assert time.monotonic() < deadline, job.tail()
+            assert process.poll() is None, job.tail()
+            time.sleep(0.05)
+        (one,) = cluster.cluster.head_node.all_processes[what]
+        os.kill(one.process.pid, signal.SIGKILL)
+        code = process.wait(90)
+    assert code == 75, job.tail()
+    (url,) = tmp_path.glob("runs/pixels/*")
+    assert json.loads((url / FAILURE).read_text())["code"] == 75
 
 
 @pytest.mark.long
