@@ -39,8 +39,8 @@ def text_family(name: str, **more: Any) -> tuple[Any, Any]:
     """Return a language model of a family, by the names of its classes in transformers."""
     config_class, model_class = getattr(hf, f"{name}Config"), None
     model_class = getattr(hf, f"{name.removesuffix('Text')}ForCausalLM", None)
-    if name == "GPT2":
-        model_class = hf.GPT2LMHeadModel
+    if name in ("GPT2", "Bert"):
+        model_class = getattr(hf, f"{name}LMHeadModel")
     assert model_class is not None, name
     words = text_words()
     ids = {
@@ -48,7 +48,8 @@ def text_family(name: str, **more: Any) -> tuple[Any, Any]:
         "bos_token_id": words.pad_token_id,
         "eos_token_id": words.eos_token_id,
     }
-    return model_class(text_config(config_class, **(ids | more))), words
+    made = text_config(config_class, **(ids | more))
+    return model_class(made), words
 
 
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}

@@ -171,7 +171,6 @@ def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) ->
         warnings.simplefilter("ignore", FutureWarning)
         with imports_without_gc():
             import vllm
-            from vllm.exceptions import VLLMError
 
         try:
             llm = vllm.LLM(
@@ -187,11 +186,17 @@ def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) ->
                 **placement,
                 **adapter,
             )
-        except (ValueError, RuntimeError, KeyError, OSError, VLLMError) as error:
+        # A family that vLLM does not support raises whatever its code meets first.
+        except Exception as error:
+            advice = (
+                "a LLaVA folder must store its vision encoder as vision_tower.vision_model.*; see"
+                " consomme.models.checkpoint_keys"
+                if config.get("model_type") == "llava"
+                else "use {name: transformers}, or a family that this version supports"
+            )
             raise CheckpointError(
-                f"vLLM {vllm.__version__} cannot load {model_path!r}: {error}. A LLaVA folder "
-                "must store its vision encoder as vision_tower.vision_model.*; "
-                "see consomme.models.checkpoint_keys"
+                f"vLLM {vllm.__version__} cannot load {model_path!r}: {type(error).__name__}:"
+                f" {error}; {advice}"
             ) from error
     lora = _load_adapter(llm, options.adapter) if options.adapter else None
     return OpenedEngine(llm=llm, version=f"vllm {vllm.__version__}", adapter=lora)

@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
-from torch import Tensor, int64, tensor, zeros
+from torch import OutOfMemoryError, Tensor, int64, tensor, zeros
 
 from consomme.base.errors import CheckpointError, DataError
 from consomme.base.sample import Turn
@@ -27,6 +28,19 @@ from consomme.models.turn_end import TurnEnd, extend_over_end, find_turn_end
 
 _TEXT_INPUTS = {"input_ids", "attention_mask", "labels"}
 """Inputs that are built for every model."""
+
+
+IMAGE_FAULTS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What processors raise about an image: Qwen's at extreme shapes, torchvision's at no pixels. That
+a processor takes images at all is tried when a model is opened (`chat_check`)."""
 
 
 @contextlib.contextmanager
@@ -41,7 +55,9 @@ def image_errors(image: Image.Image) -> Iterator[None]:
         raise ImageRefusedError(f"an image of {image.width} x {image.height} has no pixels")
     try:
         yield
-    except (ValueError, ZeroDivisionError) as error:
+    except OutOfMemoryError:
+        raise
+    except IMAGE_FAULTS as error:
         raise ImageRefusedError(
             f"the model's processor does not take an image of {image.width} x {image.height}:"
             f" {error}"
@@ -77,13 +93,17 @@ class ChatEncoder:
         if self.has_vision and not getattr(processor, "chat_template", None):
             processor.chat_template = self.tokenizer.chat_template
         self.template_options = template_options(processor.chat_template, template or {})
-        self.image_token: str = getattr(processor, "image_token", "")
+        # BLIP-2's is a token object.
+        self.image_token = str(getattr(processor, "image_token", None) or "")
         self.special: tuple[str, ...] = tuple(
             dict.fromkeys([*self.tokenizer.all_special_tokens, self.image_token])
         )
         self.turn_end: TurnEnd = find_turn_end(config, self.tokenizer, self._render_template)
         self._recorder = RecordingTokenizer(self.tokenizer)
         if self.has_vision:
+            if self._marker and self.image_token not in self._marker:
+                # A placeholder that the processor replaces by image tokens.
+                self.special = tuple(dict.fromkeys([*self.special, self._marker]))
             self._image_processor = CachedImageProcessor(processor.image_processor)
             self._processor = copy.copy(processor)
             self._processor.tokenizer = self._recorder
@@ -167,7 +187,10 @@ class ChatEncoder:
             DataError: The text holds a special token.
         """
         check_special_tokens(turns, self.special)
-        return self._tokenize(self._render(turns, has_image=has_image, add_generation_prompt=True))
+        rendered = self._render(turns, has_image=has_image, add_generation_prompt=True)
+        if has_image:
+            self._check_shows_image(rendered)
+        return self._tokenize(rendered)
 
     def unexpanded_ids(self, turns: Sequence[Turn]) -> list[int]:
         """Return the tokens of a conversation with one placeholder for its image."""
@@ -190,10 +213,22 @@ class ChatEncoder:
         if image is None:
             return self._without_image(rendered, special)
         self._image_processor.key = key
-        with image_errors(image):
-            output = self._with_image(rendered, image, special)
+        try:
+            with image_errors(image):
+                output = self._with_image(rendered, image, special)
+        except Exception as error:
+            self._check_shows_image(rendered, error)
+            raise
+        self._check_ids(output)
         token_inputs, inputs = self._divide(output)
         num_tokens = sum(token == self.image_token_id for token in self._recorder.ids)
+        if not num_tokens:
+            self._check_shows_image(rendered)
+            raise DataError(
+                f"the model's processor writes no image token: found none of id"
+                f" {self.image_token_id} in {self._recorder.text[:120]!r}; a model of this family"
+                " would not see the image, so use another family"
+            )
         types = self._token_types(token_inputs)
         return types, token_inputs, Pixels(inputs=inputs, num_tokens=num_tokens)
 
@@ -210,6 +245,7 @@ class ChatEncoder:
             output = self._processor(
                 text=[rendered], add_special_tokens=special, return_tensors="pt"
             )
+            self._check_ids(output)
             token_inputs, _ = self._divide(output)
         else:
             output = self._recorder([rendered], add_special_tokens=special)
@@ -225,17 +261,33 @@ class ChatEncoder:
         forms = [[[image]], [image]] if self._nests_images else [[image]]
         try:
             output: Mapping[str, Any] = self._processor(text=[rendered], images=forms[0], **options)
-        except (ValueError, TypeError, AttributeError):
+        except IMAGE_FAULTS:
             if len(forms) == 1:
                 raise
             try:
                 output = self._processor(text=[rendered], images=forms[1], **options)
-            except (ValueError, TypeError, AttributeError):
+            except IMAGE_FAULTS:
                 output = {}
             if not output:
                 raise
             self._nests_images = False
         return output
+
+    def _check_ids(self, output: Mapping[str, Any]) -> None:
+        """Check that a processor's tokens are those that its tokenizer made of one text.
+
+        Some families put tokens together afterwards, as BLIP-2, Kosmos-2 and Fuyu do for images;
+        which of them are the answer's cannot be told from the text then.
+        """
+        found = output.get("input_ids")
+        ids = found[0] if found is not None else None
+        if ids is None or [int(token) for token in ids] != self._recorder.ids:
+            raise DataError(
+                "the processor of this family changes the tokens of a conversation after its"
+                f" tokenizer: found {0 if ids is None else len(ids)} tokens, expected the"
+                f" {len(self._recorder.ids)} of its text, so which ones are the answer's cannot be"
+                " told; use another family"
+            )
 
     def _divide(self, output: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Divide what a processor returned into inputs of tokens (T, ...), and of images.
@@ -267,7 +319,7 @@ class ChatEncoder:
         """
         try:
             output = self._processor(text=["a"], add_special_tokens=False, return_tensors="pt")
-        except (ValueError, TypeError, AttributeError, LookupError):
+        except IMAGE_FAULTS:
             # It takes no text without an image.
             return (), False
         token_inputs, others = self._divide(output)
@@ -286,13 +338,31 @@ class ChatEncoder:
         )
         if turns and turns[-1].role == "assistant" and not add_generation_prompt:
             text += self.turn_end.after_last_turn
-        if has_image and self.image_token not in text:
+        return text
+
+    def _check_shows_image(self, rendered: str, error: Exception | None = None) -> None:
+        """Refuse a template that writes nothing for an image, and say what the processor said."""
+        if self.image_token not in rendered and not self._marker:
+            said = f" (the processor fails: {error})" if error else ""
             raise CheckpointError(
                 f"the chat template drops the image: found no {self.image_token!r} in"
-                f" {text[:120]!r}; change chat_template.jinja beside the model, so that it writes"
-                " content of type image as this token"
-            )
-        return text
+                f" {rendered[:120]!r}{said}; change chat_template.jinja beside the model, so that"
+                " it writes content of type image as this token"
+            ) from error
+
+    @functools.cached_property
+    def _marker(self) -> str:
+        """What the template writes for an image; empty if it writes nothing or fails."""
+        probe = [Turn(role="user", content="question")]
+        try:
+            without = self._render_template(probe, add_generation_prompt=True)
+            text = self._render_template(probe, has_image=True, add_generation_prompt=True)
+        # A template is a program of the model's author and may raise anything.
+        except Exception:  # noqa: BLE001
+            return ""
+        begin = _num_common(text, without)
+        end = _num_common(text[begin:][::-1], without[::-1])
+        return text[begin : len(text) - end].strip()
 
     def _render_template(
         self,
@@ -344,12 +414,16 @@ class ChatEncoder:
     def _char_offset(self, rendered: str, answers: Sequence[tuple[int, str]]) -> int:
         """Return how many characters the processor inserted before the first answer."""
         tail = rendered[answers[0][0] :]
-        if not self._recorder.text.endswith(tail):
+        before, found, after = self._recorder.text.rpartition(tail)
+        # Chameleon's processor ends a text with a token of its own.
+        for token in self.special:
+            after = after.replace(token, "")
+        if not found or after:
             raise DataError(
                 "the processor changes the text after the image: expected it to end with"
                 f" {tail[:60]!r}, found {self._recorder.text[-60:]!r}"
             )
-        return len(self._recorder.text) - len(rendered)
+        return len(before) - (len(rendered) - len(tail))
 
     def _token_span(self, begin: int, end: int, answer: str) -> tuple[int, int]:
         """Find the tokens of a range of characters; check that they decode to the turn's text."""
@@ -383,6 +457,13 @@ class ChatEncoder:
                 types: list[int] = token_inputs[name].tolist()
                 return types
         return [int(token == self.image_token_id) for token in self._recorder.ids]
+
+
+def _num_common(text: str, other: str) -> int:
+    """Return how many first characters are the same."""
+    pairs = zip(text, other, strict=False)
+    differing = (number for number, (one, two) in enumerate(pairs) if one != two)
+    return next(differing, min(len(text), len(other)))
 
 
 def _image_token_id(config: Any, processor: Any) -> int:

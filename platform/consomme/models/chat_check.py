@@ -13,12 +13,13 @@ from PIL import Image
 
 from consomme.base.errors import CheckpointError
 from consomme.base.sample import Turn
+from consomme.models.encoded import ImageRefusedError
 
 _QUESTION = "describe the image."
 _ANSWERS = ("a red circle", "blue")
 """An answer that the model's tokenizer cannot spell says nothing about the others."""
 
-_SIZES = ((64, 48), (336, 336))
+PROBE_SIZES = ((64, 48), (336, 336))
 """Width and height; families refuse pictures that are too small for them."""
 
 
@@ -33,7 +34,7 @@ def check_chat(chat: Any, *, has_answers: bool) -> None:
         CheckpointError: The model's template or processor takes no such conversation.
     """
     user = Turn(role="user", content=_QUESTION)
-    images = [Image.new("RGB", size, "gray") for size in _SIZES] if chat.has_vision else []
+    images = [Image.new("RGB", size, "gray") for size in PROBE_SIZES] if chat.has_vision else []
     if images:
         _first_that_works(
             [partial(chat.encode_prompt, [user], image) for image in images],
@@ -59,7 +60,8 @@ def _first_that_works(attempts: list[Callable[[], Any]], what: str) -> None:
             attempt()
         # A template is a program of the model's author, and a processor is one too.
         except Exception as error:  # noqa: BLE001
-            first_error = first_error or error
+            cause = error.__cause__ if isinstance(error, ImageRefusedError) else None
+            first_error = first_error or (cause if isinstance(cause, Exception) else error)
         else:
             return
     if isinstance(first_error, CheckpointError):

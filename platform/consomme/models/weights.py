@@ -70,7 +70,7 @@ def check_save_trained(folder: str | Path, base: str | Path, stop_id: int) -> No
     folder = Path(folder)
     hf = import_transformers()
     with _checkpoint_errors(base) as path:
-        config = hf.AutoConfig.from_pretrained(path, local_files_only=True)
+        config = _open_config(path)
     try:
         config.save_pretrained(folder)
         hf.GenerationConfig.from_model_config(config).save_pretrained(folder)
@@ -169,7 +169,7 @@ def open_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
     """
     hf = import_transformers()
     with _checkpoint_errors(folder) as path:
-        config = hf.AutoConfig.from_pretrained(path, local_files_only=True)
+        config = _open_config(path)
         if type(config) in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             return _load_vlm(path, dtype)
         model = hf.AutoModelForCausalLM.from_pretrained(
@@ -190,7 +190,7 @@ def open_processor(folder: str | Path) -> tuple[Any, Any]:
     """
     hf = import_transformers()
     with _checkpoint_errors(folder) as path:
-        config = hf.AutoConfig.from_pretrained(path, local_files_only=True)
+        config = _open_config(path)
         if type(config) in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             return config, _load_processor(path)
         return config, hf.AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -207,10 +207,26 @@ def build_from_config(folder: str | Path) -> Any:
     """
     hf = import_transformers()
     with _checkpoint_errors(folder) as path:
-        config = hf.AutoConfig.from_pretrained(path, local_files_only=True)
+        config = _open_config(path)
         is_vlm = type(config) in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         family = hf.AutoModelForImageTextToText if is_vlm else hf.AutoModelForCausalLM
         return family.from_config(config, dtype=torch.float32)
+
+
+def _open_config(path: Path) -> Any:
+    """Open the config of a model folder.
+
+    Raises:
+        CheckpointError: The model has an encoder and a decoder of text: what its `forward` returns
+            is not about the tokens that it is given.
+    """
+    config = import_transformers().AutoConfig.from_pretrained(path, local_files_only=True)
+    if config.is_encoder_decoder:
+        raise CheckpointError(
+            f"found a {config.model_type} model with an encoder and a decoder of text at {path},"
+            " expected a language model with one stack of layers; choose another model"
+        )
+    return config
 
 
 def _load_vlm(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:

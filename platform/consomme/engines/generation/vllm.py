@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from PIL import Image
+
 from consomme.base.errors import CheckpointError, DataError, RecipeError
 from consomme.engines.generation.requests import (
     Generation,
@@ -21,8 +23,11 @@ from consomme.engines.generation.requests import (
 from consomme.engines.generation.vllm_loop import EngineLoop, PreparedRequest
 from consomme.engines.vllm_engine import EngineOptions, close_engine, open_engine
 from consomme.models.chat import ChatEncoder
+from consomme.models.chat_check import PROBE_SIZES
 from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.weights import open_processor
+
+_QUESTION = "describe the image."
 
 
 class VLLMEngine:
@@ -69,6 +74,11 @@ class VLLMEngine:
         llm = self._opened.llm
         self._renderer, self._config = llm.llm_engine.renderer, llm.llm_engine.model_config
         self._verified_patterns: set[str] = set()
+        try:
+            self._check_images()
+        except CheckpointError:
+            close_engine(self._opened.llm)
+            raise
         self._loop = EngineLoop(
             self._opened,
             self._prepare,
@@ -95,6 +105,26 @@ class VLLMEngine:
         # An engine that hangs in our own process cannot be shut down.
         if self._loop.close():
             close_engine(self._opened.llm)
+
+    def _check_images(self) -> None:
+        """Refuse a family whose images vLLM cannot prepare: every request would fail."""
+        if not self.chat.has_vision:
+            return
+        found: Any = None
+        for size in PROBE_SIZES:
+            try:
+                found = self._prepare(Request.of_prompt(_QUESTION, Image.new("RGB", size, "gray")))
+            # vLLM's code of a family may raise anything.
+            except Exception as error:  # noqa: BLE001
+                found = error
+            else:
+                if isinstance(found, PreparedRequest) or found.reason == "sequence_too_long":
+                    return
+        reason = found.detail if isinstance(found, GenerationFailure) else repr(found)
+        raise CheckpointError(
+            f"vLLM does not take a question about an image for {self._config.model}: {reason}; use"
+            " {name: transformers}"
+        )
 
     def _prepare(self, request: Request) -> PreparedRequest | GenerationFailure:
         """Convert a request to tokens and pixels."""
