@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.support.anatomy_families import MORE_FAMILIES, fuyu, make_model, pictures_of
 from tests.support.families import FAMILIES
+from tests.support.new_families import idefics
 
 from consomme.base.errors import CheckpointError
 from consomme.models import anatomy as anatomy_module
@@ -239,3 +240,14 @@ def test_named_modules_go_before_found_ones() -> None:
 
 def test_a_recipe_can_name_what_the_model_code_can() -> None:
     assert train_parts.NAMEABLE_PARTS == anatomy_module.NAMEABLE
+
+
+def test_a_second_stack_of_layers_is_refused_and_can_be_named() -> None:
+    """IDEFICS has layers of cross-attention beside those of its language model."""
+    model, _ = idefics()
+    with pytest.raises(CheckpointError, match="a second stack of layers") as error:
+        anatomy(model)
+    assert "parts={projector: [model.gated_cross_attn_layers]}" in str(error.value)
+    found = anatomy(model, {"projector": ("model.gated_cross_attn_layers",)})
+    assert any(name.startswith("model.gated_cross_attn_layers.0") for name in found.projector)
+    assert not any("gated_cross_attn" in name for name in found.head)

@@ -97,7 +97,7 @@ def language_model(model: Any) -> LanguageModel:
     text_path = paths[id(embedding)].rpartition(".")[0]
     stacks = [m for m in model.get_submodule(text_path).children() if isinstance(m, nn.ModuleList)]
     # A layer is made of modules; Gemma 3n has a list of linear maps besides.
-    stack = _longest_stack(m for m in stacks if any(any(n.children()) for n in m))
+    stack = _longest_stack(m for m in stacks if _is_stack(m))
     if stack is None:
         raise _unknown_structure(model)
     return LanguageModel(text_path, paths[id(stack)])
@@ -253,8 +253,20 @@ class _Places:
             return OTHER
         order = names_used(type(owner), "forward")
         stack = self.where.layers_path.rpartition(".")[2]
+        if _is_stack(module):
+            raise CheckpointError(
+                f"cannot tell what {self.where.path}.{child} of a {type(self.model).__name__} is: a"
+                f" second stack of layers beside {self.where.layers_path}. Name it in the recipe,"
+                f" such as parts={{projector: [{self.where.path}.{child}]}} for layers that only"
+                " images pass through"
+            )
         is_before = child in order and stack in order and order.index(child) < order.index(stack)
         return EMBEDDINGS if is_before else HEAD
+
+
+def _is_stack(module: Any) -> bool:
+    """Return whether a module is a list of modules that are made of modules."""
+    return isinstance(module, nn.ModuleList) and any(any(n.children()) for n in module)
 
 
 def _config_types(config: Any, words: Iterable[str]) -> tuple[type, ...]:

@@ -55,6 +55,21 @@ def _declared(text: Any) -> dict[str, int | None]:
     }
 
 
+def num_selected(text: Any) -> int | None:
+    """Return how many tokens a layer attends to at most; None if it attends to all.
+
+    Layers that select tokens do so by scores that may be equal, or nearly so, and then by what else
+    is in the batch: rows of more tokens come out differently.
+    """
+    num_blocks = getattr(text, "index_topk_blocks", None)
+    found = [
+        getattr(text, "index_topk", None),
+        getattr(text, "indexer_budget", None),
+        num_blocks * text.index_block_size if num_blocks else None,
+    ]
+    return min((size for size in found if size), default=None)
+
+
 def longest_alike(text: Any) -> int | None:
     """Return the length in tokens beyond which a row changes the positions of its whole batch.
 

@@ -19,7 +19,13 @@ from torch.nn.functional import cross_entropy
 
 from consomme.base.errors import CheckpointError, DataError
 from consomme.models import selfcheck
-from consomme.models.attention import PackingMasks, longest_alike, max_positions, windows
+from consomme.models.attention import (
+    PackingMasks,
+    longest_alike,
+    max_positions,
+    num_selected,
+    windows,
+)
 from consomme.models.batches import Batcher, map_tensors
 from consomme.models.encoded import EncodedChat
 from consomme.train.loop import Batch, labelled_logits
@@ -65,6 +71,9 @@ def check_batches(
     not_checked = {}
     if costly:
         not_checked[f"attention beyond {min(costly)} tokens"] = "longer samples run alone"
+    selected = num_selected(model.config.get_text_config())
+    if selected is not None:
+        not_checked[f"attention to {selected} chosen tokens"] = "longer samples run alone"
     if alike is not None:
         not_checked[f"a batch with positions beyond {alike}"] = "longer samples run alone"
     key = None
@@ -104,7 +113,9 @@ def check_batches(
         probes.run_in_training_mode(found.way)
     found = replace(
         found,
-        alone_beyond=min([*costly, *([] if alike is None else [alike])], default=None),
+        alone_beyond=min(
+            [*costly, *(size for size in (alike, selected) if size is not None)], default=None
+        ),
         seconds=time.perf_counter() - start,
     )
     if key is not None:
@@ -211,6 +222,7 @@ class _Probes:
             rows = list(self.rows.values())
             self.plain = [selfcheck.plain_nll(model, row) for row in rows]
             self.tolerance = selfcheck.find_tolerance(model, rows, self.plain)
+            selfcheck.check_causal(model, rows, self.plain)
 
     def padded(self) -> list[Tensor]:
         """Run all rows in one batch, but the long one with one other."""

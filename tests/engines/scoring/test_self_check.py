@@ -72,9 +72,9 @@ def test_logits_that_are_scaled_in_batches(
     check_scores(scorer)
 
 
-@pytest.mark.parametrize(("looks_ahead", "way"), [(False, PADDED), (True, SINGLE)])
+@pytest.mark.parametrize("looks_ahead", [False, True])
 def test_layers_that_mix_tokens_beside_attention(
-    folder: Path, monkeypatch: Patch, looks_ahead: bool, way: str
+    folder: Path, monkeypatch: Patch, looks_ahead: bool
 ) -> None:
     inner = llama.LlamaDecoderLayer.forward
 
@@ -87,9 +87,22 @@ def test_layers_that_mix_tokens_beside_attention(
         return inner(self, hidden_BTW + mean_BTW, *args, **more)
 
     monkeypatch.setattr(llama.LlamaDecoderLayer, "forward", forward)
+    if looks_ahead:
+        # A token's likelihood would be that of a token which the model has seen.
+        with pytest.raises(CheckpointError, match="attends to tokens that come after"):
+            TransformersScorer(folder, token_nll)
+        return
     scorer = TransformersScorer(folder, token_nll)
-    assert scorer.way == way
+    assert scorer.way == PADDED
     check_scores(scorer)
+
+
+def test_a_language_model_that_reads_in_both_directions_is_refused(tmp_path: Path) -> None:
+    folder = write(lambda: text_family("Bert"), tmp_path / "bert")
+    with pytest.raises(CheckpointError, match="attends to tokens that come after"):
+        TransformersScorer(folder, token_nll)
+    decoder = write(lambda: text_family("Bert", is_decoder=True), tmp_path / "decoder")
+    check_scores(TransformersScorer(decoder, token_nll))
 
 
 def test_a_window_that_the_config_does_not_declare(folder: Path, monkeypatch: Patch) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from consomme.base.errors import CheckpointError, DataError
 from consomme.base.sample import Turn
 from consomme.models import selfcheck
-from consomme.models.attention import windows
+from consomme.models.attention import num_selected, windows
 from consomme.models.encoded import EncodedPrompt
 from consomme.models.imports import import_transformers
 
@@ -83,14 +83,20 @@ def check_writing(model: Any, chat: Any, collate: Collate, pad_id: int) -> selfc
     tolerance = max(selfcheck.EXACT_TOLERANCE, 4 * torch.finfo(model.dtype).eps)
     if model.dtype == torch.float32:
         tolerance = selfcheck.EXACT_TOLERANCE
+    ways: dict[str, selfcheck.Way] = {BATCHED: in_batches, SINGLE: one_at_a_time}
+    failed = {}
+    if num_selected(model.config.get_text_config()) is not None:
+        del ways[BATCHED]
+        failed[BATCHED] = "its layers select the tokens that they attend to"
     found = selfcheck.choose_way(
         "writing",
-        {BATCHED: in_batches, SINGLE: one_at_a_time},
+        ways,
         names,
         expected,
         tolerance,
         LOST,
         family,
+        failed=failed,
     )
     return replace(found, seconds=time.perf_counter() - start)
 
@@ -161,4 +167,10 @@ def _run(model: Any, inputs: dict[str, Any], pad_id: int, forced_BN: Tensor | No
         pad_token_id=pad_id,
         logits_processor=hf.LogitsProcessorList([record]),
     )
+    if not steps:
+        raise CheckpointError(
+            f"the generate of this {model.config.model_type} model calls no logits processor, so"
+            " what it writes can be neither checked nor sampled; score or train it, or use another"
+            " family"
+        )
     return torch.stack(steps, dim=1)

@@ -42,7 +42,13 @@ from consomme.engines.scoring.requests import (
 from consomme.engines.scoring.vision_cache import VisionFeatureCache
 from consomme.engines.scoring.ways import LOST, PADDED, SHARED, SINGLE, prefix_limits
 from consomme.models import selfcheck
-from consomme.models.attention import ANY_LENGTH, longest_alike, max_positions, windows
+from consomme.models.attention import (
+    ANY_LENGTH,
+    longest_alike,
+    max_positions,
+    num_selected,
+    windows,
+)
 from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.encoded import EncodedChat, Pixels
 from consomme.models.weights import open_model
@@ -164,6 +170,10 @@ class TransformersScorer:
         if any(size in sizes for size in costly):
             self._max_batched = min(self._max_batched, *costly)
             not_checked[f"attention beyond {min(costly)} tokens"] = "longer rows run one at a time"
+        selected = num_selected(self.model.config.get_text_config())
+        if selected is not None and selected < self.limits.max_positions:
+            self._max_batched = min(self._max_batched, selected)
+            not_checked[f"attention to {selected} chosen tokens"] = "longer rows run one at a time"
         family = self.model.config.model_type
         key = None
         if model_hash is not None:
@@ -188,6 +198,7 @@ class TransformersScorer:
         with selfcheck.family_faults(f"the plain forward pass of this {family} model fails"):
             plain = [selfcheck.plain_nll(self.model, row) for row in rows]
             tolerance = selfcheck.find_tolerance(self.model, rows, plain)
+            selfcheck.check_causal(self.model, rows, plain)
         conversations = [
             EncodedConversation(chat=row, image_key=probe.image_key)
             for row, probe in zip(rows, probes, strict=True)
