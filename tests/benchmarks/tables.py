@@ -164,6 +164,43 @@ def visual_region_table(result: Result) -> list[str]:
     return visual_region.table(result["rows"])
 
 
+FAMILY_VERBS = {
+    "score": "score",
+    "anatomy": "parts",
+    "train": "train, padded",
+    "pack": "train, packed",
+    "write": "write",
+}
+
+
+LONGEST_REASON = 200
+"""Characters of a reason that the page shows; `results/families.json` has all."""
+
+
+def families_table(result: Result) -> list[str]:
+    """What works with which family of models, a line per outcome, and why some are refused."""
+    families: dict[tuple[str, ...], list[str]] = {}
+    reasons: dict[str, list[str]] = {}
+    for row in result["rows"]:
+        shown = []
+        for verb in FAMILY_VERBS:
+            cell = row["cells"][verb]
+            is_slower = cell["state"] == "slower"
+            shown.append(f"slower: {cell['detail']}" if is_slower else cell["state"])
+            if cell["state"] not in ("ok", "slower"):
+                reason = " ".join(cell["detail"].split(";")[0].split()).replace("|", BAR)
+                if len(reason) > LONGEST_REASON:
+                    reason = f"{reason[:LONGEST_REASON]} …"
+                reasons.setdefault(f"{row['family']} | {reason}", []).append(FAMILY_VERBS[verb])
+        families.setdefault(tuple(shown), []).append(row["family"])
+    text = [f"| {' | '.join(FAMILY_VERBS.values())} | families |", "| --- |" + " --- |" * 5]
+    ranked = sorted(families.items(), key=lambda pair: ("refused" in pair[0], -len(pair[1])))
+    text += [f"| {' | '.join(shown)} | {', '.join(names)} |" for shown, names in ranked]
+    text += ["", "| refused family | why | by |", "| --- | --- | --- |"]
+    text += [f"| {why} | {', '.join(verbs)} |" for why, verbs in reasons.items()]
+    return [*text, "", f"Measured on {result['date']} with transformers {result['transformers']}."]
+
+
 Table = tuple[Path, tuple[str, ...], Callable[[Mapping[str, Result]], list[str]]]
 
 TABLES: dict[str, Table] = {
@@ -185,6 +222,11 @@ TABLES: dict[str, Table] = {
         STUDIES / "self_augment.md",
         ("self_augment",),
         lambda r: self_augment_table(r["self_augment"]),
+    ),
+    "families-table": (
+        STUDIES / "families.md",
+        ("families",),
+        lambda r: families_table(r["families"]),
     ),
     "visual-region-table": (
         STUDIES / "visual_region.md",
