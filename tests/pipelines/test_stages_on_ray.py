@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -101,6 +102,10 @@ def test_layers_outside_the_selection_stay_bit_identical(sparse):
     assert any(name.startswith("multi_modal_projector") for name in changed)
 
 
+def check_of(path: str | Path) -> dict[str, Any]:
+    return json.loads(Path(path).read_text())
+
+
 def test_soup_through_tune_is_never_below_its_best_ingredient(root, full, sparse):
     recipe = SoupRecipe(
         name="soup",
@@ -112,6 +117,7 @@ def test_soup_through_tune_is_never_below_its_best_ingredient(root, full, sparse
     greedy, single = (done.metrics[f"soup/{n}_score_fraction"] for n in ("greedy", "best_single"))
     assert greedy >= single
     assert done.counts["evaluations"] <= 3 + 2 + 1
+    assert check_of(f"{done.url}/selfcheck.json")["kind"] == "writing"
     again = soup.run(
         SoupRecipe(**{**vars(recipe), "name": "again", "searches": ({"name": "uniform"},)})
     )
@@ -145,6 +151,8 @@ def test_evaluation_falls_to_guessing_when_the_picture_is_blank(root):
     )
     seen = done.metrics["evaluate/nano/scene_questions/accuracy_fraction"]
     blank = done.metrics["evaluate/nano/scene_questions_blank/accuracy_fraction"]
+    (check,) = (Path(done.url) / "selfcheck").iterdir()
+    assert check_of(check)["way"] == "padded batches"
     assert seen > blank + 0.2
     assert blank < 0.5
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -441,6 +441,38 @@ def cache_key(content_hash: str, settings: Mapping[str, Any]) -> str:
         "code": code.hexdigest(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def cached_check(
+    model: Any,
+    kind: str,
+    model_hash: str | None,
+    settings: Mapping[str, Any],
+    lost: Mapping[str, str],
+    run: Callable[[], SelfCheck],
+) -> SelfCheck:
+    """Return the cached result of a check, or run it and cache the result.
+
+    Args:
+        model: On the device of the check.
+        kind: What is checked.
+        model_hash: Of the model's content; None runs the check every time.
+        settings: Besides the model's dtype and device, what the result depends on.
+        lost: What is lost if a way cannot be used, by its name; said of a cached result too.
+        run: Runs the check.
+    """
+    start = time.perf_counter()
+    if model_hash is None:
+        return replace(run(), seconds=time.perf_counter() - start)
+    on = {"kind": kind, "dtype": str(model.dtype), "device_type": model.device.type}
+    key = cache_key(model_hash, {**settings, **on})
+    found = load_check(key)
+    if found is not None:
+        warn_of_lost(found, lost, model.config.model_type)
+        return found
+    found = replace(run(), seconds=time.perf_counter() - start)
+    store_check(key, found)
+    return found
 
 
 def _cache_file(key: str) -> Path:

@@ -8,7 +8,6 @@ random dropout could not be compared.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -65,7 +64,18 @@ def check_batches(
         CheckpointError: The model cannot be trained on plain conversations, or no way of making
             rows has the numbers of its plain forward pass.
     """
-    family = model.config.model_type
+    settings = {"packs": packs, "template": getattr(chat, "template_options", {})}
+    return selfcheck.cached_check(
+        model,
+        "training",
+        model_hash,
+        settings,
+        LOST,
+        lambda: _check(model, chat, batcher, packs=packs),
+    )
+
+
+def _check(model: Any, chat: Any, batcher: Batcher, *, packs: bool) -> selfcheck.SelfCheck:
     _, costly = _windows(model)
     alike = longest_alike(model.config.get_text_config())
     not_checked = {}
@@ -76,21 +86,6 @@ def check_batches(
         not_checked[f"attention to {selected} chosen tokens"] = "longer samples run alone"
     if alike is not None:
         not_checked[f"a batch with positions beyond {alike}"] = "longer samples run alone"
-    key = None
-    if model_hash is not None:
-        settings = {
-            "kind": "training",
-            "dtype": str(model.dtype),
-            "device": model.device.type,
-            "packs": packs,
-            "template": getattr(chat, "template_options", {}),
-        }
-        key = selfcheck.cache_key(model_hash, settings)
-        cached = selfcheck.load_check(key)
-        if cached is not None:
-            selfcheck.warn_of_lost(cached, LOST, family)
-            return cached
-    start = time.perf_counter()
     with _undisturbed(model):
         probes = _Probes(model, chat, batcher)
         not_tried = {}
@@ -106,21 +101,13 @@ def check_batches(
             probes.plain,
             probes.tolerance,
             LOST,
-            family,
+            model.config.model_type,
             failed=not_tried,
             not_checked=not_checked,
         )
         probes.run_in_training_mode(found.way)
-    found = replace(
-        found,
-        alone_beyond=min(
-            [*costly, *(size for size in (alike, selected) if size is not None)], default=None
-        ),
-        seconds=time.perf_counter() - start,
-    )
-    if key is not None:
-        selfcheck.store_check(key, found)
-    return found
+    limits = [*costly, *(size for size in (alike, selected) if size is not None)]
+    return replace(found, alone_beyond=min(limits, default=None))
 
 
 def row_layout(
@@ -171,8 +158,8 @@ def _windows(model: Any) -> tuple[list[int], list[int]]:
     return [size for size in reached if size <= longest], [s for s in reached if s > longest]
 
 
-def _encode(model: Any, chat: Any) -> dict[str, EncodedChat]:
-    """Encode the probes, by name."""
+def _encode(model: Any, chat: Any) -> tuple[dict[str, EncodedChat], str | None]:
+    """Encode the probes, by name; also returns the name of one that is longer than all windows."""
     probes = selfcheck.make_probes(has_vision=chat.has_vision)
     checked, _ = _windows(model)
     rows = {}
@@ -188,11 +175,12 @@ def _encode(model: Any, chat: Any) -> dict[str, EncodedChat]:
                 f" {probe.name!r}: {error}; no sample could be encoded, so change"
                 " chat_template.jinja or the processor's settings beside the model"
             ) from error
-    if checked:
-        image = None if "text 1" in rows else probes[-1].image
-        probe = selfcheck.make_long_probe(chat, max(checked), image)
-        rows[probe.name] = chat.encode(probe.turns, probe.image)
-    return rows
+    if not checked:
+        return rows, None
+    image = None if "text 1" in rows else probes[-1].image
+    probe = selfcheck.make_long_probe(chat, max(checked), image)
+    rows[probe.name] = chat.encode(probe.turns, probe.image)
+    return rows, probe.name
 
 
 @contextlib.contextmanager
@@ -217,7 +205,7 @@ class _Probes:
         self.model, self.batcher = model, batcher
         family = model.config.model_type
         with selfcheck.family_faults(f"cannot train this {family} model"):
-            self.rows: dict[str, EncodedChat] = _encode(model, chat)
+            self.rows, self.long = _encode(model, chat)
         with selfcheck.family_faults(f"the plain forward pass of this {family} model fails"):
             rows = list(self.rows.values())
             self.plain = [selfcheck.plain_nll(model, row) for row in rows]
@@ -225,16 +213,13 @@ class _Probes:
             selfcheck.check_causal(model, rows, self.plain)
 
     def padded(self) -> list[Tensor]:
-        """Run all rows in one batch, but the long one with one other."""
-        rows = list(self.rows.values())
-        longest = max(rows, key=lambda row: len(row.input_ids))
-        if len(longest.input_ids) < 2 * min(len(row.input_ids) for row in rows):
-            return self._run(self.batcher.collate(rows), rows)
-        others = [row for row in rows if row is not longest]
-        pair = [longest, min(others, key=lambda row: len(row.input_ids))]
-        nlls = iter(self._run(self.batcher.collate(others), others))
-        long_S, _ = self._run(self.batcher.collate(pair), pair)
-        return [long_S if row is longest else next(nlls) for row in rows]
+        """Run all rows in one batch, but the long one with one other, or all would be as long."""
+        rows = [row for name, row in self.rows.items() if name != self.long]
+        nlls = self._run(self.batcher.collate(rows), rows)
+        if self.long is not None:
+            pair = [self.rows[self.long], min(rows, key=lambda row: len(row.input_ids))]
+            nlls.append(self._run(self.batcher.collate(pair), pair)[0])
+        return nlls
 
     def packed(self) -> list[Tensor]:
         """Run all rows as one; what is packed is also padded, such as when it is evaluated."""

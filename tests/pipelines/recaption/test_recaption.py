@@ -31,7 +31,7 @@ from consomme.storage.captions import (
     unit_reader,
 )
 from consomme.storage.ledger.run_folder import RunFolder
-from consomme.storage.model_folder import model_folder
+from consomme.storage.model_folder import model_content_hash, model_folder
 from consomme.storage.shards import find_shards
 from consomme.storage.units import plan_units
 from consomme.storage.writers import tar_bytes
@@ -92,7 +92,7 @@ def recaptioned(recipe: RecaptionRecipe, model: str) -> str:
     folder = opened.folder
     plan_shards_here(folder, recipe)
     number = folder.start_attempt()
-    stage = partial(CaptionStage, recipe, model, "hash")
+    stage = partial(CaptionStage, recipe, model, model_content_hash(model), folder=folder)
     job = job_of(stage, folder, CAPTIONS, read=unit_reader(recipe.captions))
     worker = UnitWorker(job, number)
     for unit in plan_units(recipe.inputs, "data", recipe.unit_rows):
@@ -125,7 +125,9 @@ def read(url: str, shards: str, unit_rows: int = 10, **options: Any) -> list[Sam
     return [s for unit in plan_units([shards], "data", unit_rows) for _, s in look(unit)[0]]
 
 
-def test_every_text_says_where_it_comes_from(first: str) -> None:
+def test_every_text_says_where_it_comes_from(first: str, nano: str) -> None:
+    check = json.loads(RunFolder.at(first).store.read("selfcheck.json"))
+    assert (check["kind"], check["way"]) == ("writing", "padded batches")
     rows = rows_of(first)
     assert len(rows) == NUM
     for name, row in rows.items():
@@ -139,7 +141,7 @@ def test_every_text_says_where_it_comes_from(first: str) -> None:
         assert row["prompt_id"] == "plain"
         assert row["merge"] == "replace"
         assert row["engine"].startswith("transformers ")
-        assert row["model_hash"] == "hash"
+        assert row["model_hash"] == model_content_hash(nano)
         assert row["num_tokens"] > 5
 
 

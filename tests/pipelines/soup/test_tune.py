@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from consomme.base.errors import CheckpointError, ClusterError
 from consomme.pipelines.soup.tune import CandidateCache, CandidateSource, tune_searches
 from consomme.soup.search import GreedySoup, UniformSoup
+from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.stores.open import open_store
 
 SCORES = {(0,): 0.5, (1,): 0.7, (2,): 0.6, (1, 2): 0.75, (0, 1, 2): 0.72}
@@ -70,6 +71,7 @@ def test_what_a_trial_finds_wrong_with_a_model_is_the_users_to_mend(
     del tensors["multi_modal_projector.linear_1.weight"]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     searches = {"uniform": UniformSoup()}
+    run = RunFolder.at(str(tmp_path / "run"))
     with pytest.raises(CheckpointError, match=r"linear_1\.weight is missing") as caught:
-        tune_searches(searches, [str(folder)] * 3, BENCHMARK, cache, num_actors=1)
+        tune_searches(searches, [str(folder)] * 3, BENCHMARK, cache, 1, run)
     assert caught.value.exit_code == 2

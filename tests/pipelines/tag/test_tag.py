@@ -1,6 +1,7 @@
 """Tags as a user meets them: right, the same however units are cut, and of use to a filter."""
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,8 @@ def test_every_sample_is_tagged_once_by_every_tagger(tagged: Manifest) -> None:
     expected = {f"scene-{seed:03d}" for seed in range(NUM)} - set(rejects)
     assert set(rows) == expected
     assert verify(tagged.url).problems == ()
+    (check,) = (Path(tagged.url) / "selfcheck").iterdir()
+    assert json.loads(check.read_text())["kind"] == "scoring"
     counted = [
         rows[f"scene-{seed:03d}"]["class"] == scenes.NUMBERS[len(scenes.make_scene(seed).objects)]
         for seed in range(NUM)

@@ -144,6 +144,9 @@ def test_a_family_that_cannot_be_packed_is_trained_unpacked(
     check = json.loads((Path(packed.url) / "selfcheck.json").read_text())
     assert check["way"] == packed.decisions["rows"] == "padded rows"
     assert "both directions" in check["failed"]["packed rows"]
+    report.run_folder(packed.url)
+    page = (Path(packed.url) / "report.html").read_text()
+    assert "trained on padded rows instead of packed rows: it attends in both directions" in page
     (note,) = [one for one in plan(replace(recipe, pack_tokens=400)).notes if "not packed" in one]
     assert "both directions" in note
 

@@ -34,6 +34,7 @@ class EngineChoice(Protocol):
         sampling: Sampling,
         *,
         threads: int = 1,
+        model_hash: str | None = None,
         template: Mapping[str, Any] | None = None,
     ) -> GenerationEngine:
         """Open an engine.
@@ -43,6 +44,8 @@ class EngineChoice(Protocol):
                 there.
             sampling: How tokens are chosen.
             threads: Of this process, CPU only.
+            model_hash: Of the model's content, for engines that check themselves against plain
+                `generate`: they cache the result under it.
             template: Options of the model's chat template.
         """
 
@@ -78,6 +81,7 @@ class VLLM(EngineOptions):
         sampling: Sampling,
         *,
         threads: int = 1,
+        model_hash: str | None = None,
         template: Mapping[str, Any] | None = None,
     ) -> GenerationEngine:
         """Open an engine."""
@@ -122,6 +126,7 @@ class Transformers(Checked):
         sampling: Sampling,
         *,
         threads: int = 1,
+        model_hash: str | None = None,
         template: Mapping[str, Any] | None = None,
     ) -> GenerationEngine:
         """Open an engine."""
@@ -135,6 +140,7 @@ class Transformers(Checked):
             adapter=self.adapter,
             dtype=self.dtype,
             threads=threads,
+            model_hash=model_hash,
             template=template,
         )
 
@@ -178,6 +184,7 @@ class OpenAI(Checked):
         sampling: Sampling,
         *,
         threads: int = 1,
+        model_hash: str | None = None,
         template: Mapping[str, Any] | None = None,
     ) -> GenerationEngine:
         """Open an engine; `model_path` is the name of a model on the server."""

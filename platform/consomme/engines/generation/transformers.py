@@ -84,6 +84,7 @@ class TransformersEngine:
         adapter: str | None = None,
         dtype: str = "auto",
         threads: int = 1,
+        model_hash: str | None = None,
         template: Mapping[str, Any] | None = None,
     ) -> None:
         """Load the model.
@@ -97,6 +98,8 @@ class TransformersEngine:
             dtype: Of the weights: `float32`, `bfloat16`, `float16`, or `auto`, which is bfloat16 on
                 a GPU and float32 on a CPU.
             threads: torch threads of this process.
+            model_hash: Of the content of the folder and the adapter; the result of the self-check
+                is cached under it. None checks every time.
             template: Options of the chat template.
 
         Raises:
@@ -130,7 +133,9 @@ class TransformersEngine:
         self._waiting: list[_QueuedRequest] = []
         self._num_running = 0
         self._is_closed = False
-        self.check = check_writing(self.model, self.chat, self._inputs, self._batcher.pad_id)
+        self.check = check_writing(
+            self.model, self.chat, self._inputs, self._batcher.pad_id, model_hash
+        )
         if self.check.way == SINGLE:
             self.batch_size = 1
         _LOG.info("%s", self.check.line())
@@ -233,6 +238,10 @@ class TransformersEngine:
             if not window:
                 return []
             similar = [one for one in window if one.batch_key == window[0].batch_key]
+            if self._is_alone(window[0]):
+                similar = window[:1]
+            else:
+                similar = [one for one in similar if not self._is_alone(one)]
             similar.sort(key=_prompt_length)
             # One of these contains the oldest request.
             batches = [
@@ -243,6 +252,11 @@ class TransformersEngine:
             self._waiting = [one for one in self._waiting if id(one) not in chosen]
             self._num_running = len(batch)
         return batch
+
+    def _is_alone(self, queued: _QueuedRequest) -> bool:
+        """Return whether a text may become longer than what was checked in batches."""
+        limit = self.check.alone_beyond
+        return limit is not None and _prompt_length(queued) + queued.sampling.max_tokens > limit
 
     def _encode(self, queued: _QueuedRequest) -> None:
         """Encode a request, or set a `GenerationFailure` as its result."""

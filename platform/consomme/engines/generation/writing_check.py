@@ -7,7 +7,6 @@ beside the tokens all show in them, and a near tie between two tokens does not.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 from consomme.base.errors import CheckpointError, DataError
 from consomme.base.sample import Turn
 from consomme.models import selfcheck
-from consomme.models.attention import num_selected, windows
+from consomme.models.attention import longest_alike, max_positions, num_selected, windows
 from consomme.models.encoded import EncodedPrompt
 from consomme.models.imports import import_transformers
 
@@ -34,12 +33,17 @@ _NUM_COMPARED = 8
 _LONGEST_WINDOW = 1024
 """A prompt beyond a larger attention window would cost too much here."""
 
+_ROOM = 64
+"""Positions that a probe and what it writes take beyond a window."""
+
 _QUESTIONS = ("star?", "what color is the triangle that is below the blue star at the top left?")
 
 Collate = Callable[[Sequence[EncodedPrompt]], dict[str, Any]]
 
 
-def check_writing(model: Any, chat: Any, collate: Collate, pad_id: int) -> selfcheck.SelfCheck:
+def check_writing(
+    model: Any, chat: Any, collate: Collate, pad_id: int, model_hash: str | None = None
+) -> selfcheck.SelfCheck:
     """Find the fastest way of writing that equals the plain one.
 
     Args:
@@ -47,12 +51,32 @@ def check_writing(model: Any, chat: Any, collate: Collate, pad_id: int) -> selfc
         chat: Its encoder of conversations.
         collate: Makes the inputs of a batch, as the engine does.
         pad_id: Fills rows that have ended.
+        model_hash: Of the model's content, adapter included; the result is cached under it. None
+            checks every time.
 
     Raises:
         CheckpointError: The family cannot write, or no way of writing equals the plain one.
     """
-    start = time.perf_counter()
+    settings = {"template": getattr(chat, "template_options", {})}
+    return selfcheck.cached_check(
+        model,
+        "writing",
+        model_hash,
+        settings,
+        LOST,
+        lambda: _check(model, chat, collate, pad_id),
+    )
+
+
+def _check(model: Any, chat: Any, collate: Collate, pad_id: int) -> selfcheck.SelfCheck:
     family = model.config.model_type
+    _, costly = _windows(model)
+    alike = longest_alike(model.config.get_text_config())
+    not_checked = {}
+    if costly:
+        not_checked[f"attention beyond {min(costly)} tokens"] = "longer texts run alone"
+    if alike is not None:
+        not_checked[f"a batch with positions beyond {alike}"] = "longer texts run alone"
     groups = _make_prompts(model, chat)
     names = [name for group in groups for name in group]
     with selfcheck.family_faults(f"cannot write with this {family} model"):
@@ -97,15 +121,25 @@ def check_writing(model: Any, chat: Any, collate: Collate, pad_id: int) -> selfc
         LOST,
         family,
         failed=failed,
+        not_checked=not_checked,
     )
-    return replace(found, seconds=time.perf_counter() - start)
+    limits = [*costly, *([] if alike is None else [alike])]
+    return replace(found, alone_beyond=min(limits, default=None))
+
+
+def _windows(model: Any) -> tuple[list[int], list[int]]:
+    """Return the declared windows that are checked, and those that are too long for that."""
+    most = max_positions(model.config)
+    reached = [size for size in windows(model.config.get_text_config()) if size < most]
+    longest = min(_LONGEST_WINDOW, most - _ROOM)
+    return [size for size in reached if size <= longest], [s for s in reached if s > longest]
 
 
 def _make_prompts(model: Any, chat: Any) -> list[dict[str, EncodedPrompt]]:
     """Return prompts by name, in the batches that they are run in."""
-    lengths = [size for size in windows(model.config.get_text_config()) if size <= _LONGEST_WINDOW]
+    lengths, _ = _windows(model)
     texts = [("text 1", _QUESTIONS[0], None), ("text 2", _QUESTIONS[1], None)]
-    if lengths and not chat.has_vision:
+    if lengths:
         text = "star " * (max(lengths) + 16)
         texts.append((f"text longer than {max(lengths)} tokens", text.strip(), None))
     images = [

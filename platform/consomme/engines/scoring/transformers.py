@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -174,24 +173,33 @@ class TransformersScorer:
         if selected is not None and selected < self.limits.max_positions:
             self._max_batched = min(self._max_batched, selected)
             not_checked[f"attention to {selected} chosen tokens"] = "longer rows run one at a time"
+        settings = {"costly": costly, "template": getattr(self.chat, "template_options", {})}
+        affordable = [size for size in sizes if size not in costly]
+        return selfcheck.cached_check(
+            self.model,
+            "scoring",
+            model_hash,
+            settings,
+            LOST,
+            lambda: self._check(affordable, not_tried, not_checked),
+        )
+
+    def _check(
+        self,
+        affordable: Sequence[int],
+        not_tried: Mapping[str, str],
+        not_checked: Mapping[str, str],
+    ) -> selfcheck.SelfCheck:
+        """Run the self-check.
+
+        Args:
+            affordable: Windows of attention that a row is longer than.
+            not_tried: Ways that are not tried, and why.
+            not_checked: What is too costly to check.
+        """
         family = self.model.config.model_type
-        key = None
-        if model_hash is not None:
-            settings = {
-                "kind": "scoring",
-                "dtype": str(self.model.dtype),
-                "costly": costly,
-                "template": getattr(self.chat, "template_options", {}),
-            }
-            key = selfcheck.cache_key(model_hash, settings)
-            cached = selfcheck.load_check(key)
-            if cached is not None:
-                selfcheck.warn_of_lost(cached, LOST, family)
-                return cached
-        start = time.perf_counter()
         probes = selfcheck.make_probes(has_vision=self.chat.has_vision)
         with selfcheck.family_faults(f"cannot score with this {family} model"):
-            affordable = [size for size in sizes if size not in costly]
             if affordable:
                 probes.append(selfcheck.make_long_probe(self.chat, max(affordable)))
         rows = selfcheck.encode_probes(self.chat, probes)
@@ -209,7 +217,7 @@ class TransformersScorer:
             if way not in not_tried
         }
         names = [probe.name for probe in probes]
-        found = selfcheck.choose_way(
+        return selfcheck.choose_way(
             "scoring",
             ways,
             names,
@@ -220,10 +228,6 @@ class TransformersScorer:
             failed=not_tried,
             not_checked=not_checked,
         )
-        found = replace(found, seconds=time.perf_counter() - start)
-        if key is not None:
-            selfcheck.store_check(key, found)
-        return found
 
     @torch.inference_mode()
     def _probe_nlls(self, way: str, conversations: Sequence[EncodedConversation]) -> list[Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 from consomme.base.telemetry import Progress
 from consomme.evaluate.cache import ResultCache, result_key
 from consomme.execution.session import num_cpus, ray_session
+from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.stores.open import open_store
 from consomme.storage.stores.store import join_url
 
@@ -15,23 +16,29 @@ from consomme.storage.stores.store import join_url
 class Answerer:
     """An actor that loads one model at a time and answers benchmarks."""
 
-    def __init__(self, template: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, template: Mapping[str, Any], folder: RunFolder) -> None:
         """Start without a model.
 
         Args:
             template: Options of the models' chat templates.
+            folder: Of the run; the results of self-checks are written there.
         """
-        self.template = dict(template or {})
+        self.template, self.folder = dict(template), folder
         self.model = ""
         self.engine: Any = None
 
-    def answer(self, number: int, model: str, benchmark: dict[str, Any]) -> tuple[int, list[str]]:
+    def answer(
+        self, number: int, model: str, model_hash: str, benchmark: dict[str, Any]
+    ) -> tuple[int, list[str]]:
         """Answer every request of a benchmark with one model; `number` comes back with them."""
         from consomme.engines.generation.transformers import TransformersEngine
         from consomme.evaluate.benchmarks import BENCHMARKS
 
         if model != self.model:
-            self.engine = TransformersEngine(model, dtype="float32", template=self.template)
+            self.engine = TransformersEngine(
+                model, dtype="float32", model_hash=model_hash, template=self.template
+            )
+            self.folder.keep_self_check(self.engine, model_hash)
             self.model = model
         built = BENCHMARKS.build(benchmark)
         items = built.items()
@@ -43,6 +50,7 @@ class Answerer:
 
 def answer_all(
     root: str,
+    folder: RunFolder,
     requests: Sequence[tuple[str, str, Mapping[str, Any]]],
     num_actors: int | None,
     template: Mapping[str, Any],
@@ -77,11 +85,12 @@ def answer_all(
             actor = ray.remote(
                 num_cpus=0.9, num_gpus=1 if gpus else 0, scheduling_strategy="DEFAULT"
             )(Answerer)
-            pool = ray.util.ActorPool([actor.remote(template) for _ in range(size)])
+            pool = ray.util.ActorPool([actor.remote(template, folder) for _ in range(size)])
             for number in missing:
-                folder, _, node = requests[number]
+                model, model_hash, node = requests[number]
                 pool.submit(
-                    lambda member, given: member.answer.remote(*given), (number, folder, dict(node))
+                    lambda member, given: member.answer.remote(*given),
+                    (number, model, model_hash, dict(node)),
                 )
             while pool.has_next():
                 number, given = pool.get_next_unordered()

@@ -10,7 +10,9 @@ from consomme.base.manifest import Manifest
 from consomme.execution.runs import Run
 from consomme.pipelines.evaluate.answers import answer_all
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe, benchmark_name
+from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import model_content_hash, model_folder
+from consomme.storage.stores.open import absolute_url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,7 @@ def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
     wanted = [(label, number) for label in folders for number in range(len(benchmarks))]
     answers = answer_all(
         recipe.root,
+        RunFolder.at(absolute_url(run.folder.url)),
         [(folders[label], hashes[label], recipe.benchmarks[number]) for label, number in wanted],
         recipe.num_actors,
         recipe.template,

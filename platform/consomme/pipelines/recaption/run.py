@@ -78,7 +78,7 @@ def _recaption(run: Run[RecaptionInputs]) -> Manifest:
             plan=plan,
             folder=folder,
             kind=CAPTIONS,
-            stage=partial(CaptionStage, recipe, inputs.model, inputs.model_hash),
+            stage=partial(CaptionStage, recipe, inputs.model, inputs.model_hash, folder=folder),
             pool=_pool(recipe, engine),
             max_reject_fraction=recipe.max_reject_fraction,
             read=unit_reader(recipe.captions),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Request,
     )
     from consomme.pipelines.recaption.recipe import RecaptionRecipe
+    from consomme.storage.ledger.run_folder import RunFolder
 
 # Shapes: N samples.
 
@@ -48,8 +49,22 @@ class CaptionStage(UnitStage):
 
     is_shared = True
 
-    def __init__(self, recipe: RecaptionRecipe, model: str, model_hash: str) -> None:
-        """Start the engine."""
+    def __init__(
+        self,
+        recipe: RecaptionRecipe,
+        model: str,
+        model_hash: str,
+        *,
+        folder: RunFolder | None = None,
+    ) -> None:
+        """Start the engine.
+
+        Args:
+            recipe: Of the run.
+            model: Folder of the model on this machine, or its name on a server.
+            model_hash: Of its content, adapter included.
+            folder: Of the run; the first actor writes the result of its self-check there.
+        """
         from consomme.curate.caption.merges import MERGES
         from consomme.engines.generation.registry import GENERATION_ENGINES
         from consomme.pipelines.recaption.recipe import sampling_of
@@ -59,7 +74,11 @@ class CaptionStage(UnitStage):
         self.guards = recipe.guards
         self.truth = CAPTION_TRUTHS.build(recipe.truth, "truth")
         open_engine = GENERATION_ENGINES.build(recipe.engine, "engine")
-        self.engine = open_engine(model, sampling_of(recipe), template=recipe.template)
+        self.engine = open_engine(
+            model, sampling_of(recipe), model_hash=model_hash, template=recipe.template
+        )
+        if folder is not None:
+            folder.keep_self_check(self.engine)
         self.queue = QueueMonitor(self.engine.queue_load)
 
     def gauges(self) -> list[Gauge]:

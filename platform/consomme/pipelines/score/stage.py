@@ -12,7 +12,6 @@ import pyarrow as pa
 from consomme.base.sample import turns_of
 from consomme.curate.caption.prompt_pools import PromptPools
 from consomme.execution.stage import DecodedSample, Outcome, UnitSample, UnitStage, reject_of
-from consomme.storage.ledger.run_folder import SELF_CHECK
 
 if TYPE_CHECKING:
     from consomme.engines.scoring.requests import Score, ScoringEngine
@@ -43,9 +42,8 @@ class PerplexityStage(UnitStage):
         self.prompts = PromptPools.read(recipe.prompts, recipe.prompt_key, recipe.prompt)
         self.keeps_prompts = bool(recipe.prompts)
         self.scorer = _open_engine(recipe, model, model_hash)
-        check = getattr(self.scorer, "check", None)
-        if folder is not None and check is not None:
-            folder.store.create(SELF_CHECK, check.to_json())
+        if folder is not None:
+            folder.keep_self_check(self.scorer)
 
     def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         """Score one unit."""

@@ -14,8 +14,9 @@ from consomme.pipelines.soup.tune import CandidateCache, tune_searches
 from consomme.soup.ingredients import check_compatible, open_ingredient
 from consomme.soup.mixing import write_soup
 from consomme.soup.search import SEARCHES
+from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import model_content_hash, model_folder
-from consomme.storage.stores.open import open_store
+from consomme.storage.stores.open import absolute_url, open_store
 from consomme.storage.stores.store import join_url
 
 
@@ -55,7 +56,14 @@ def _soup(run: Run[SoupInputs]) -> Manifest:
     cache = CandidateCache(open_store(join_url(recipe.root, "cache")), hashes, recipe.benchmark)
     searches = {str(n["name"]): SEARCHES.build(n, "searches") for n in recipe.searches}
     with ray_session():
-        results = tune_searches(searches, folders, recipe.benchmark, cache, recipe.num_actors)
+        results = tune_searches(
+            searches,
+            folders,
+            recipe.benchmark,
+            cache,
+            recipe.num_actors,
+            RunFolder.at(absolute_url(run.folder.url)),
+        )
     best = max(results, key=lambda name: results[name].score)
     for name, result in results.items():
         _write(run.folder.path, name, [opened[k] for k in result.chosen])

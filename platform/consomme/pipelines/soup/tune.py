@@ -16,6 +16,7 @@ from consomme.execution.session import num_cpus
 from consomme.execution.tune import run_trials
 from consomme.pipelines.soup.worker import SCORE, CandidateRunner
 from consomme.soup.search import SoupResult, SoupSearch
+from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.stores.store import Store
 
 Selection = tuple[int, ...]
@@ -167,6 +168,7 @@ def tune_searches(
     benchmark: Mapping[str, Any],
     cache: CandidateCache,
     num_actors: int | None,
+    run_folder: RunFolder,
 ) -> dict[str, SoupResult]:
     """Run the searches, one after the other, with Ray Tune scoring their candidates.
 
@@ -177,6 +179,7 @@ def tune_searches(
         cache: Scores that are known already.
         num_actors: Maximum number of candidates scored at the same time; None takes one per GPU,
             or one per CPU.
+        run_folder: Of the run.
 
     Raises:
         CheckpointError: An ingredient is unsuitable, as a trial found.
@@ -194,7 +197,12 @@ def tune_searches(
                 source,
                 first,
                 CandidateRunner,
-                {"folders": list(folders), "benchmark": dict(benchmark)},
+                {
+                    "folders": list(folders),
+                    "benchmark": dict(benchmark),
+                    "model_hash": cache.ingredient_hashes[0],
+                    "run_folder": run_folder,
+                },
                 resources={"CPU": 0.9, "GPU": 1.0 if num_gpus else 0.0},
                 max_concurrent=num_actors or num_gpus or num_cpus(),
             )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from consomme.soup.ingredients import open_ingredient
+from consomme.storage.ledger.run_folder import RunFolder
 
 SCORE = "score"
 """Key of a report: the main figure of the benchmark."""
@@ -14,17 +15,27 @@ SCORE = "score"
 class CandidateRunner:
     """Scores one candidate soup per trial; the engine stays loaded between trials."""
 
-    def __init__(self, folders: Sequence[str], benchmark: Mapping[str, Any]) -> None:
-        """Load the engine.
+    def __init__(
+        self,
+        folders: Sequence[str],
+        benchmark: Mapping[str, Any],
+        *,
+        model_hash: str,
+        run_folder: RunFolder,
+    ) -> None:
+        """Load the engine, and check it with the first ingredient; all have one architecture.
 
         Args:
             folders: Model folders of all ingredients.
             benchmark: Registry node of the held-out set.
+            model_hash: Of the content of the first ingredient.
+            run_folder: Of the run; the first actor writes the result of its self-check there.
         """
         from consomme.engines.generation.transformers import TransformersEngine
         from consomme.evaluate.benchmarks import BENCHMARKS
 
-        self.engine = TransformersEngine(folders[0], dtype="float32")
+        self.engine = TransformersEngine(folders[0], dtype="float32", model_hash=model_hash)
+        run_folder.keep_self_check(self.engine)
         self.ingredients = [open_ingredient(folder, folder) for folder in folders]
         self.benchmark = BENCHMARKS.build(benchmark)
         self.selection: list[int] = []

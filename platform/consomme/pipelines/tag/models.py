@@ -13,6 +13,7 @@ from consomme.curate.tag.tagger import ChoiceQuestion, TaggerInput, TaggerModel,
 from consomme.engines.scoring.embedding import ImageEmbedder
 from consomme.engines.scoring.requests import NotScored, ScoringRequest
 from consomme.engines.scoring.transformers import TransformersScorer
+from consomme.storage.ledger.run_folder import RunFolder
 
 # Shapes: A answers, W width of the language model.
 
@@ -23,35 +24,53 @@ _ANY_LENGTH = 1 << 30
 class OpenModels:
     """Opens models on first use, and keeps them open."""
 
-    def __init__(self, folders: Mapping[str, str], token_budget: int | None, dtype: str) -> None:
+    def __init__(
+        self,
+        folders: Mapping[str, str],
+        token_budget: int | None,
+        dtype: str,
+        *,
+        hashes: Mapping[str, str] | None = None,
+        run_folder: RunFolder | None = None,
+    ) -> None:
         """Store the settings.
 
         Args:
             folders: Name of a model in recipes -> its folder on this machine.
             token_budget: As for a scorer.
             dtype: As for a scorer.
+            hashes: Name of a model -> hash of its content, for the cache of self-checks.
+            run_folder: Of the run; the results of self-checks are written there.
         """
         self.folders, self.token_budget, self.dtype = folders, token_budget, dtype
+        self.hashes, self.run_folder = hashes or {}, run_folder
         self._open: dict[str, TaggerModel] = {}
 
     def __call__(self, name: str) -> TaggerModel:
         """Return the model of this name."""
         folder = self.folders[name]
         if folder not in self._open:
-            self._open[folder] = _ScorerModel(folder, self.token_budget, self.dtype)
+            model_hash = self.hashes.get(name)
+            opened = _ScorerModel(folder, self.token_budget, self.dtype, model_hash)
+            if self.run_folder is not None and model_hash is not None:
+                self.run_folder.keep_self_check(opened.scorer, model_hash)
+            self._open[folder] = opened
         return self._open[folder]
 
 
 class _ScorerModel:
     """A `TaggerModel` on top of a scoring engine."""
 
-    def __init__(self, folder: str, token_budget: int | None, dtype: str) -> None:
+    def __init__(
+        self, folder: str, token_budget: int | None, dtype: str, model_hash: str | None
+    ) -> None:
         self.scorer = TransformersScorer(
             folder,
             token_nll,
             token_budget=token_budget,
             max_caption_tokens=_ANY_LENGTH,
             dtype=dtype,
+            model_hash=model_hash,
         )
         self.has_vision = self.scorer.chat.has_vision
         self._embedder: ImageEmbedder | None = None

@@ -82,7 +82,13 @@ def _tag(run: Run[TagInputs]) -> Manifest:
             plan=plan_shards(run.folder, run.resolved.shards, recipe.unit_rows),
             folder=run.folder,
             kind=TAGS,
-            stage=partial(PictureTagStage if sees else TextTagStage, recipe, folders),
+            stage=partial(
+                PictureTagStage if sees else TextTagStage,
+                recipe,
+                folders,
+                hashes={name: run.inputs[f"model {name}"] for name in folders},
+                run_folder=run.folder,
+            ),
             pool=_pool(recipe, asks_models=bool(folders)),
             max_reject_fraction=recipe.max_reject_fraction,
         )

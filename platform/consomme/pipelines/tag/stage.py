@@ -20,6 +20,7 @@ from consomme.execution.stage import (
 
 if TYPE_CHECKING:
     from consomme.pipelines.tag.recipe import TagRecipe
+    from consomme.storage.ledger.run_folder import RunFolder
 
 TAGS = "tags"
 """Kind of the output files that hold a unit's columns."""
@@ -28,10 +29,18 @@ TAGS = "tags"
 class _OpenTaggers:
     """All taggers of a recipe, opened."""
 
-    def __init__(self, recipe: TagRecipe, folders: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        recipe: TagRecipe,
+        folders: Mapping[str, str],
+        hashes: Mapping[str, str],
+        run_folder: RunFolder | None,
+    ) -> None:
         from consomme.pipelines.tag.models import OpenModels
 
-        models = OpenModels(folders, recipe.token_budget, recipe.dtype)
+        models = OpenModels(
+            folders, recipe.token_budget, recipe.dtype, hashes=hashes, run_folder=run_folder
+        )
         self.taggers = [TAGGERS.build(node, "taggers") for node in recipe.taggers]
         self.tags = [tagger.open(models) for tagger in self.taggers]
 
@@ -64,14 +73,23 @@ class _OpenTaggers:
 class PictureTagStage(UnitStage):
     """Tag samples with their pictures decoded."""
 
-    def __init__(self, recipe: TagRecipe, folders: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        recipe: TagRecipe,
+        folders: Mapping[str, str],
+        *,
+        hashes: Mapping[str, str] | None = None,
+        run_folder: RunFolder | None = None,
+    ) -> None:
         """Open the taggers.
 
         Args:
             recipe: The recipe of the run.
             folders: Folder on this machine of each model that the taggers name.
+            hashes: Of the models' content, for the cache of self-checks.
+            run_folder: Of the run; the results of self-checks are written there.
         """
-        self.taggers = _OpenTaggers(recipe, folders)
+        self.taggers = _OpenTaggers(recipe, folders, hashes or {}, run_folder)
 
     def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         """Tag one unit, or a piece of it."""
@@ -82,14 +100,23 @@ class PictureTagStage(UnitStage):
 class TextTagStage(BytesStage):
     """Tag samples without decoding their pictures."""
 
-    def __init__(self, recipe: TagRecipe, folders: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        recipe: TagRecipe,
+        folders: Mapping[str, str],
+        *,
+        hashes: Mapping[str, str] | None = None,
+        run_folder: RunFolder | None = None,
+    ) -> None:
         """Open the taggers.
 
         Args:
             recipe: The recipe of the run.
             folders: Folder on this machine of each model that the taggers name.
+            hashes: Of the models' content, for the cache of self-checks.
+            run_folder: Of the run; the results of self-checks are written there.
         """
-        self.taggers = _OpenTaggers(recipe, folders)
+        self.taggers = _OpenTaggers(recipe, folders, hashes or {}, run_folder)
 
     def work(self, samples: Sequence[UnitSample]) -> Outcome:
         """Tag one unit."""

@@ -10,7 +10,7 @@ import numpy as np
 from consomme.base.manifest import Manifest
 from consomme.pipelines.train.outputs import PLAN, evaluations
 from consomme.report import model as page
-from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.ledger.run_folder import SELF_CHECK, RunFolder
 from consomme.train.parts import Summary, TrainableRow, summarise
 
 MB = 2.0**20
@@ -128,7 +128,7 @@ def _section(manifests: Sequence[Manifest]) -> page.Section:
     ]
     return page.Section(
         title="Training",
-        lead_text=" ".join(rollbacks),
+        lead_text=" ".join([*rollbacks, *_slower_rows(manifests)]),
         blocks=[
             page.Curves(series=curves, x_label="step", y_label="loss, nats per token"),
             table,
@@ -137,6 +137,19 @@ def _section(manifests: Sequence[Manifest]) -> page.Section:
             parts,
         ],
     )
+
+
+def _slower_rows(manifests: Sequence[Manifest]) -> list[str]:
+    """Say which runs could not put samples into rows as they were asked to, and why."""
+    lines = []
+    for manifest in manifests:
+        store = RunFolder.at(manifest.url).store
+        check = json.loads(store.read(SELF_CHECK)) if store.exists(SELF_CHECK) else {}
+        lines += [
+            f"`{manifest.name}` trained on {check['way']} instead of {way}: {reason}."
+            for way, reason in check.get("failed", {}).items()
+        ]
+    return lines
 
 
 def _state(line: Summary) -> str:

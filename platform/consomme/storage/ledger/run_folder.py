@@ -33,6 +33,9 @@ FAILURE = "failure.json"
 SELF_CHECK = "selfcheck.json"
 """How the run's model was run, and what was compared with its plain forward pass."""
 
+SELF_CHECKS = "selfcheck"
+"""The same for runs of several models: a file for each, named by the hash of its content."""
+
 SAMPLES = "samples"
 """Kind of output file that is a shard of samples."""
 
@@ -73,6 +76,18 @@ class RunFolder:
     def path(self) -> str:
         """Same as `url`; a plain path if the run is on a local disk."""
         return self.url
+
+    def keep_self_check(self, engine: object, model_hash: str = "") -> None:
+        """Store the result of an engine's self-check, if it has one and it is not stored yet.
+
+        Args:
+            engine: Just opened.
+            model_hash: Of its model's content, if the run has several models.
+        """
+        check = getattr(engine, "check", None)
+        if check is not None:
+            name = f"{SELF_CHECKS}/{model_hash[:16]}.json" if model_hash else SELF_CHECK
+            self.store.create(name, check.to_json())
 
     @property
     def is_done(self) -> bool:
