@@ -32,6 +32,7 @@ _MADE_AGAIN = {
     "sweep": ("trials.json", REPORT, "attempts/"),
     "train": (
         *("model/", "adapter/", "metrics.jsonl", "plan.json", "trainable.json", "attempts/"),
+        "selfcheck.json",
         "checkpoints/.validate_storage_marker",
     ),
 }
@@ -41,11 +42,11 @@ verb. Files of units and of the ledger are not among them."""
 _OF_CHECKPOINTS = ("model/", "adapter/")
 """What a training makes again from its checkpoints."""
 
-_MEASURED = ("gauges.json",)
-"""Measurements of a run that nothing is computed from."""
+_MEASURED = ("gauges.json", "selfcheck/")
+"""Beginnings of the paths of measurements of a run that nothing is computed from."""
 
-_BY_A_UNIT = ("selfcheck.json",)
-"""What the next worker writes that opens the model."""
+_BY_A_UNIT = ("selfcheck.json", "selfcheck/")
+"""Beginnings of the paths of what the next worker writes that opens the model."""
 
 _SAME_TRIALS = ("grid", "random")
 """Searchers that propose the same trials again, whatever came of the others."""
@@ -202,9 +203,9 @@ def _plan_file(plan: RepairPlan, report: VerifyReport, path: str) -> None:
     elif path == REPORT:
         plan.foreign.append(path)
         plan.lost.append(f"{path}, drawn again by: consomme report {report.url}")
-    elif path in _BY_A_UNIT and has_units:
+    elif path.startswith(_BY_A_UNIT) and has_units:
         plan.by_a_unit.append(path)
-    elif path in _MEASURED:
+    elif path.startswith(_MEASURED):
         plan.measured.append(path)
     elif verb == "sweep" and path.startswith("trials/") and _proposes_again(report.manifest):
         plan.again.append(path)
