@@ -29,7 +29,7 @@ PAGES = (
     README,
     RECIPES,
     *sorted((ROOT / "recipes").glob("*/README.md")),
-    ROOT / "cluster/README.md",
+    *sorted((ROOT / "cluster").glob("*.md")),
     HOUSE,
     *sorted((ROOT / "tests/benchmarks").rglob("*.md")),
 )

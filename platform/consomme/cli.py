@@ -27,6 +27,7 @@ from consomme.base.errors import (
     TerminatedError,
 )
 from consomme.base.process import end, imports_without_gc, leave_fast
+from consomme.base.secrets import redact, redact_output
 from consomme.base.suggest import did_you_mean
 from consomme.base.visible import visible
 from consomme.execution.errors import find_known
@@ -244,11 +245,18 @@ def _add_recipe_arguments(
     def action(parsed: argparse.Namespace) -> None:
         if parsed.recipe is None or "=" in parsed.recipe:
             raise RecipeError(f"no recipe is named; expected {name} RECIPE [key=value …]")
-        from consomme.base.recipe import load_recipe
+        from consomme.base.recipe import load_recipe, secret_in_override
         from consomme.execution.runs import patience_of
 
         recipe = load_recipe(schema(), parsed.recipe, parsed.overrides)
         _configure()
+        for text in parsed.overrides:
+            if secret_in_override(text):
+                _LOG.warning(
+                    "the override of %s holds a secret: on the command line, all users of this"
+                    " machine and `ray job list` see it; write ${oc.env:NAME} instead",
+                    text.partition("=")[0],
+                )
         with patience_of(recipe):
             if dry_run and parsed.is_dry:
                 _show_dry_run(name, _import(dry_run.target)(recipe))
@@ -289,7 +297,7 @@ def _add_folder_arguments(parser: _VerbParser, name: str, verb: Verb) -> None:
         with patience(_FOLDER_PATIENCE_S):
             result = _import(verb.run)(parsed.folder, **switches)
         if isinstance(result, str):
-            print(visible(result))
+            print(visible(redact(result)))
         else:
             _summarise(name, result)
 
@@ -352,13 +360,14 @@ def _print_table(table: Mapping[str, Any]) -> None:
         drawn.add_column(str(column), justify="left" if index == 0 else "right")
     for row in table["rows"]:
         texts = [f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in row]
-        drawn.add_row(*(Text(visible(text)) for text in texts))
+        drawn.add_row(*(Text(visible(redact(text))) for text in texts))
     # A log file has no width; without one, rich would wrap the table at 80 columns.
     Console(width=None if sys.stdout.isatty() else 120).print(drawn)
 
 
 def _guard(verb: str, action: Callable[[], None]) -> int:
     """Run an action and return the exit code; print an error that a user can fix as one message."""
+    redact_output()
     signals = _Signals()
     try:
         with signals:
@@ -383,7 +392,7 @@ def _guard(verb: str, action: Callable[[], None]) -> int:
             _configure()
             _LOG.exception("consomme %s: this is a bug in consomme", verb)
             return _say_code(verb, EXIT_BUG)
-        print(f"consomme {verb}: {visible(str(ours))}", file=sys.stderr)
+        print(f"consomme {verb}: {visible(redact(str(ours)))}", file=sys.stderr)
         return _say_code(verb, ours.exit_code)
     return EXIT_OK
 

@@ -239,3 +239,58 @@ def test_strategies_may_stand_under_keys_of_the_users_own(tmp_path: Path) -> Non
     assert "by_key.a.b.name: unknown keep policy 'lowest'" in text
     assert "by_key.c.sed: unknown key; did you mean 'seed'?" in text
     assert "by_key: found 3" in problems_of(tmp_path, GOOD + "by_key: 3")
+
+
+def test_what_came_from_the_environment_is_written_as_it_stands_in_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLACE", "cAnArY-place")
+    monkeypatch.setenv("HUB_TOKEN", "cAnArY-token")
+    text = "name: x\nmodel: {path: 'm/${oc.env:PLACE}/${oc.env:HUB_TOKEN}/${name}'}\n"
+    recipe = load(tmp_path, text)
+    assert recipe.model.path == "m/cAnArY-place/cAnArY-token/x"
+    stored = to_yaml(recipe)
+    assert "cAnArY" not in stored
+    (tmp_path / "stored.yaml").write_text(stored)
+    assert load_recipe(Recipe, tmp_path / "stored.yaml") == recipe
+    assert "cAnArY" not in repr(recipe)
+    # An override is written in the same way.
+    over = load(tmp_path, "name: x\nmodel: {path: m}\n", "model.path=${oc.env:PLACE}")
+    assert over.model.path == "cAnArY-place"
+    assert "path: ${oc.env:PLACE}" in to_yaml(over)
+
+
+def test_fingerprints_change_with_what_counts_and_not_with_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of(text: str, **variables: str) -> str:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return fingerprint(load(tmp_path, f"name: x\nmodel: {{path: '{text}'}}\n"), {})
+
+    token = "m/${oc.env:HUB_TOKEN}"
+    assert of(token, HUB_TOKEN="cAnArY-one") == of(token, HUB_TOKEN="cAnArY-two")
+    url = "http://me:${oc.env:WORD}@host/v1?sig=${oc.env:WORD}"
+    assert of(url, WORD="cAnArY-one") == of(url, WORD="cAnArY-two")
+    # A variable that is no secret decides what the run does.
+    plain = "${oc.env:WHICH}"
+    assert of(plain, WHICH="one") != of(plain, WHICH="two")
+    assert of(plain, WHICH="one") == of("one")
+    for literal in ("http://me:{}@host/v1", "s3://bucket/x?X-Amz-Signature={}"):
+        assert of(literal.format("abc123")) == of(literal.format("xyz789"))
+    assert of("http://me:a@host/v1") != of("http://me:a@other/v1")
+
+
+def test_a_stored_recipe_without_its_secret_is_refused(tmp_path: Path) -> None:
+    recipe = load(tmp_path, "name: x\nmodel: {path: 'http://me:cAnArY@host/v1'}\n")
+    (tmp_path / "stored.yaml").write_text(to_yaml(recipe))
+    with pytest.raises(RecipeError, match=r"model.path: found <redacted>, .* write it again"):
+        load_recipe(Recipe, tmp_path / "stored.yaml")
+
+
+def test_messages_about_a_recipe_show_no_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUB_TOKEN", "cAnArY-token")
+    message = problems_of(tmp_path, "name: x\nmodel: {path: m}\nseed: '${oc.env:HUB_TOKEN}'\n")
+    assert "cAnArY" not in message

@@ -22,7 +22,7 @@ def test_children_can_import_media_packages_and_keep_their_sitecustomize(
     needed = prepare_environment()
     prepare_environment()
 
-    assert os.environ["PYTHONPATH"].count("consomme-sitecustomize") == int(needed)
+    assert os.environ["PYTHONPATH"].count("sitecustomize") == int(needed)
     if not needed:
         assert os.environ["PYTHONPATH"] == before
     program = (

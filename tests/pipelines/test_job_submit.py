@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from consomme.models.debug import make_debug_vlm
 from consomme.pipelines.prepare import run as prepare
@@ -77,11 +78,34 @@ class Head:
     env: dict[str, str]
     """What a client needs in its environment."""
 
-    def submit(self, *entrypoint: str, fails: bool = False) -> str:
+    folder: Path
+    """Ray's own files: sockets and logs."""
+
+    def leaves(self) -> str:
+        """Return all that Ray keeps of jobs: its logs, and what `ray job list` shows."""
+        listed = subprocess.run(
+            [str(RAY), "job", "list"],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        logs = [path for path in self.folder.rglob("logs/**/*") if path.is_file()]
+        assert len(logs) > 10
+        texts = [path.read_text(errors="replace") for path in logs]
+        return "\n".join([listed.stdout, listed.stderr, *texts])
+
+    def submit(
+        self,
+        *entrypoint: str,
+        fails: bool = False,
+        runtime_env: str = "cluster/runtime-env.yaml",
+    ) -> str:
         """Submit a job as a user would, wait for it, and return what it wrote."""
         done = subprocess.run(
             [
-                *(str(RAY), "job", "submit", "--runtime-env", "cluster/runtime-env.yaml", "--"),
+                *(str(RAY), "job", "submit", "--runtime-env", runtime_env, "--"),
                 *(sys.executable, *entrypoint),
             ],
             env=self.env,
@@ -111,6 +135,9 @@ def head() -> Iterator[Head]:
         "RAY_ADDRESS": "",
         "RAY_DEDUP_LOGS": "0",
         "PYTHONPATH": "",
+        # As a Secret is given to the pods of a cluster.
+        "HF_TOKEN": "canary-of-the-pods",
+        "PLANTED": "canary-of-a-recipe",
     }
     command = [str(RAY), "start", "--head", "--disable-usage-stats", f"--temp-dir={folder}"]
     command += [
@@ -124,7 +151,7 @@ def head() -> Iterator[Head]:
     command += [f"--object-store-memory={128 * 2**20}"]
     try:
         subprocess.run(command, env=env, check=True, capture_output=True, timeout=120)
-        yield Head(port=gcs, env=env)
+        yield Head(port=gcs, env=env, folder=Path(folder))
     finally:
         end(processes_of(folder))
         shutil.rmtree(folder, ignore_errors=True)
@@ -153,14 +180,15 @@ def test_score(head: Head, model: str, tmp_path: Path) -> None:
 
     # Brackets, stars and blanks reach the recipe as they were typed.
     command = ("jobs/score.py", "recipes/score/points.yaml", f"root={tmp_path}", f"model={model}")
-    command += (f"inputs=[{tmp_path}/prepare/noisy-emoji-*/data/*.tar]", "prompt=what is this?")
+    command += (f"inputs=[{tmp_path}/prepare/noisy-emoji-*/data/*.tar]",)
+    command += ("prompt=what is this, ${oc.env:PLANTED}?",)
     command += ("max_reject_fraction=0.1", "unit_rows=16", "num_actors=1")
     shown = head.submit(*command)
     scored = RunFolder.at(run_folder(shown))
     manifest = scored.manifest()
     assert manifest.counts["samples"] == num - 2
     assert manifest.counts["rejected"] == 2
-    assert manifest.recipe["prompt"] == "what is this?"
+    assert manifest.recipe["prompt"] == "what is this, ${oc.env:PLANTED}?"
     assert [parent.url for parent in manifest.parents] == [prepared.url]
     assert len(scored.commits()) > 3
     assert "Traceback" not in shown
@@ -168,6 +196,9 @@ def test_score(head: Head, model: str, tmp_path: Path) -> None:
     again = head.submit(*command)
     assert run_folder(again) == scored.url
     assert json.dumps(RunFolder.at(scored.url).manifest().started) == json.dumps(manifest.started)
+    assert "canary" not in shown + again + head.leaves()
+    for path in Path(scored.url).rglob("*"):
+        assert path.is_dir() or b"canary" not in path.read_bytes(), path
 
 
 def test_a_recipe_with_typos_fails_with_one_message(head: Head, tmp_path: Path) -> None:
@@ -199,6 +230,22 @@ def test_the_code_that_was_sent_runs_on_the_cluster_it_was_sent_to(
     assert re.search(rf"joined \S+:{head.port}\n", shown)
     for who in ("driver", "worker"):
         assert re.search(rf"{who} \S+/working_dir_files/\S+/platform/consomme/__init__.py", shown)
+
+
+def test_secrets_in_a_runtime_env_are_warned_of(head: Head, tmp_path: Path) -> None:
+    path = tmp_path / "joins.py"
+    path.write_text(
+        "from consomme.base.telemetry import configure_logging\n"
+        "from consomme.execution.session import ray_session\n"
+        "configure_logging()\n"
+        "with ray_session():\n"
+        "    pass\n"
+    )
+    env = yaml.safe_load((ROOT / "cluster/runtime-env.yaml").read_text())
+    env["env_vars"] |= {"SOME_API_KEY": "0123456", "OTHER": "1"}
+    (tmp_path / "env.yaml").write_text(yaml.safe_dump(env))
+    shown = head.submit(str(path), runtime_env=str(tmp_path / "env.yaml"))
+    assert "runtime_env sets SOME_API_KEY: `ray job list` and Ray's logs show" in shown
 
 
 def test_without_the_token_nothing_is_taken(head: Head) -> None:

@@ -16,7 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
-WORKER_HOOK = f"{__name__}.leave_fast"
+from consomme.base.secrets import redact_output
+
+WORKER_HOOK = f"{__name__}.start_worker"
 """Function that Ray's workers call when they start."""
 
 
@@ -46,6 +48,12 @@ def leave_fast(code: int = 0) -> None:
     Threads are joined as usual.
     """
     atexit.register(end, code)
+
+
+def start_worker() -> None:
+    """Prepare a worker process: what it says has no secrets, and it ends without teardown."""
+    redact_output()
+    leave_fast()
 
 
 def end(code: int) -> NoReturn:

@@ -8,7 +8,9 @@ the current directory; `package://x/y` is a file in the consomme package (storag
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -25,6 +27,14 @@ from consomme.base.schema import (
     strategy,
     to_plain,
 )
+from consomme.base.secrets import (
+    REDACTED,
+    SecretText,
+    conceal,
+    from_environment,
+    stable,
+    written,
+)
 from consomme.base.suggest import did_you_mean
 
 __all__ = [
@@ -37,10 +47,12 @@ __all__ = [
     "runtime",
     "strategy",
     "to_plain",
+    "to_written",
     "to_yaml",
 ]
 
 T = TypeVar("T")
+_NO_DEFAULT: Any = object()
 
 
 def load_recipe(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
@@ -59,6 +71,7 @@ def load_recipe(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
         RecipeError: The file cannot be read, or anything in it is wrong; all problems at once.
     """
     values, problems = _read_values(Path(path), overrides)
+    problems += _redacted(values)
     recipe, found = parse(schema, values)
     if problems or found:
         raise RecipeError.from_problems(str(path), [*problems, *found])
@@ -92,10 +105,18 @@ def recipe_problems(schema: type[Any], values: Any, path: str = "") -> list[str]
 
 
 def to_yaml(recipe: Any) -> str:
-    """Write a recipe with all defaults filled in; loading it gives the same recipe."""
+    """Write a recipe with all defaults filled in; loading it gives the same recipe.
+
+    What came from the environment is written as the expression, other secrets not at all.
+    """
     import yaml
 
-    return yaml.safe_dump(to_plain(recipe), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.safe_dump(to_written(recipe), sort_keys=False, allow_unicode=True, width=100)
+
+
+def to_written(recipe: Any) -> Any:
+    """Return a recipe as plain values that may be written down; see `consomme.base.secrets`."""
+    return written(to_plain(recipe))
 
 
 def fingerprint(recipe: Any, inputs: Mapping[str, str]) -> str:
@@ -103,6 +124,7 @@ def fingerprint(recipe: Any, inputs: Mapping[str, str]) -> str:
 
     Fields declared with `runtime` or `located` are left out, at any depth and inside strategies.
     Integral floats and ints are hashed alike, so `1` and `1.0` in a YAML file make no difference.
+    Secrets do not count, so a run with another password is the same run.
 
     Args:
         recipe: A recipe dataclass.
@@ -117,8 +139,10 @@ def fingerprint(recipe: Any, inputs: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _hashable(value: Any) -> Any:
-    """Return plain values without runtime fields."""
+def _hashable(value: Any, key: str = "") -> Any:
+    """Return plain values without runtime fields and secrets."""
+    if isinstance(value, str):
+        return stable(value, key)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             field.name: _hashable_strategy(field, getattr(value, field.name))
@@ -126,7 +150,7 @@ def _hashable(value: Any) -> Any:
             if field.init and not (is_runtime(field) or is_located(field))
         }
     if isinstance(value, Mapping):
-        return {str(key): _hashable(item) for key, item in value.items()}
+        return {str(name): _hashable(item, str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_hashable(item) for item in value]
     if isinstance(value, float) and value.is_integer():
@@ -137,7 +161,7 @@ def _hashable(value: Any) -> Any:
 def _hashable_strategy(field: "dataclasses.Field[Any]", value: Any) -> Any:
     registry = registry_of(field)
     if registry is None or value is None:
-        return _hashable(value)
+        return _hashable(value, field.name)
     if is_keyed(field):
         return {key: _hashable_node(registry, node, field.name) for key, node in value.items()}
     if isinstance(value, list | tuple):
@@ -172,10 +196,98 @@ def _read_values(path: Path, overrides: Sequence[str]) -> tuple[Any, list[str]]:
         problem = _override(config, text)
         problems += [problem] if problem else []
     try:
-        return OmegaConf.to_container(config, resolve=True), problems
+        return conceal(_resolved(config)), problems
     except OmegaConfBaseException as error:
         reason = " ".join(str(error).splitlines()[0].split())
         raise RecipeError.from_problems(str(path), [*problems, reason]) from error
+
+
+def _resolved(config: Any) -> Any:
+    """Resolve `${…}`; a text that holds a part of the environment becomes a `SecretText`."""
+    from omegaconf import OmegaConf
+    from omegaconf.resolvers import oc
+
+    read: dict[str, str] = {}
+
+    def env(name: str, default: Any = _NO_DEFAULT) -> Any:
+        value = oc.env(name) if default is _NO_DEFAULT else oc.env(name, default)
+        if name in os.environ:
+            read[name] = os.environ[name]
+        return value
+
+    def walk(raw: Any, node: Any, key: str) -> Any:
+        if isinstance(raw, Mapping):
+            return {name: walk(item, _child(node, name), str(name)) for name, item in raw.items()}
+        if isinstance(raw, list):
+            return [walk(item, _child(node, number), key) for number, item in enumerate(raw)]
+        if not isinstance(raw, str) or "${" not in raw:
+            return raw
+        read.clear()
+        value = _plain(node)
+        variables = dict(read)
+        return _from_variables(value, raw, variables, key) if variables else value
+
+    raw = OmegaConf.to_container(config, resolve=False)
+    OmegaConf.register_resolver("oc.env", env, replace=True)
+    try:
+        return walk(raw, lambda: config, "")
+    finally:
+        OmegaConf.register_resolver("oc.env", oc.env, replace=True)
+
+
+def _child(node: Callable[[], Any], key: Any) -> Callable[[], Any]:
+    return lambda: node()[key]
+
+
+def _plain(node: Callable[[], Any]) -> Any:
+    """Resolve one node."""
+    from omegaconf import OmegaConf
+
+    value = node()
+    is_node = OmegaConf.is_config(value)
+    return OmegaConf.to_container(value, resolve=True) if is_node else value
+
+
+def _from_variables(value: Any, raw: str, variables: Mapping[str, str], key: str) -> Any:
+    """Wrap all texts in a value that was made of environment variables."""
+    if isinstance(value, Mapping):
+        return {
+            name: _from_variables(item, "", variables, str(name)) for name, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_from_variables(item, "", variables, key) for item in value]
+    if not isinstance(value, str):
+        return value
+    # A reference to another key means nothing in a recipe of its own, such as that of a stage.
+    if not raw or re.search(r"\$\{(?!oc\.)", raw):
+        raw = value
+        for name, part in variables.items():
+            raw = raw.replace(part, f"${{oc.env:{name}}}") if part else raw
+        variables = {name: part for name, part in variables.items() if part and part in value}
+    return from_environment(value, raw, variables, key) if variables else value
+
+
+def _redacted(values: Any, path: str = "") -> list[str]:
+    """Name the keys of a stored recipe whose secrets were not stored."""
+    if isinstance(values, Mapping):
+        pairs = [(f"{path}.{key}" if path else str(key), item) for key, item in values.items()]
+    elif isinstance(values, list):
+        pairs = [(f"{path}[{number}]", item) for number, item in enumerate(values)]
+    elif isinstance(values, str) and REDACTED in values:
+        return [
+            f"{path}: found {REDACTED}, which stands for a secret that was not stored; write it"
+            " again, best as ${oc.env:NAME}"
+        ]
+    else:
+        return []
+    return [problem for where, item in pairs for problem in _redacted(item, where)]
+
+
+def secret_in_override(text: str) -> bool:
+    """Whether `key=value` holds a secret, and not an expression that is replaced by one."""
+    key, _, value = text.partition("=")
+    found = conceal(value, key.rpartition(".")[2])
+    return isinstance(found, SecretText) and "${" not in value
 
 
 def _override(config: Any, text: str) -> str | None:

@@ -8,9 +8,10 @@ other code of ours runs before torchvision is imported. Where the operators load
 
 import hashlib
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
+from consomme.base.places import cache_folder
 from consomme.models.imports import (
     MISSING_SCHEMAS,
     hidden_packages,
@@ -64,17 +65,20 @@ if ours is not None:
 
 
 def sitecustomize_folder() -> Path:
-    """Write the generated `sitecustomize` and return its folder; the same text has one folder."""
+    """Write the generated `sitecustomize` and return its folder; the same text has one folder.
+
+    The folder is one of our own (`consomme.base.places`): whoever could write it could run code in
+    every child of this process.
+    """
     text = _SITECUSTOMIZE.format(
         schemas=MISSING_SCHEMAS if operators_missing("torchvision") else {},
         hidden=list(hidden_packages()),
     )
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    folder = Path(tempfile.gettempdir()) / f"consomme-sitecustomize-{os.getuid()}-{digest}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = cache_folder("sitecustomize", digest)
     target = folder / "sitecustomize.py"
-    if not target.exists() or target.read_text() != text:
-        temporary = folder / f".{os.getpid()}.tmp"
+    if target.is_symlink() or not target.is_file() or target.read_text() != text:
+        temporary = folder / f".{uuid.uuid4().hex}.tmp"
         temporary.write_text(text)
         temporary.replace(target)
     return folder

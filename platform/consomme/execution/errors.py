@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import traceback
 from collections.abc import Iterator
 
 from consomme.base import errors
 from consomme.base.errors import ClusterError, ConsommeError
+from consomme.base.secrets import redact
 from consomme.storage.stores.local import explained
 
 
@@ -90,7 +92,8 @@ def pack_error(error: ConsommeError) -> str:
     """Write an error as class name and text; other classes become their base in `base.errors`."""
     names = [cls.__name__ for cls in type(error).__mro__]
     known = next(name for name in names if hasattr(errors, name))
-    return json.dumps({"class": known, "text": str(error), "unit": error.unit})
+    fields = {"class": known, "text": redact(str(error)), "unit": error.unit}
+    return json.dumps(fields)
 
 
 def unpack_error(packed: str) -> ConsommeError:
@@ -100,6 +103,22 @@ def unpack_error(packed: str) -> ConsommeError:
     error = cls(fields["text"])
     error.unit = fields["unit"]
     return error
+
+
+class UnexpectedError(Exception):
+    """An error of a library whose text held secrets; the text says of which class it was."""
+
+
+def without_secrets(error: Exception) -> Exception:
+    """Return an error whose text and causes hold no secrets: the same one if they hold none.
+
+    Ray writes what a worker raises into logs that everyone on the cluster can read.
+    """
+    text = "".join(traceback.format_exception(error))
+    clean = redact(text)
+    if clean == text:
+        return error
+    return UnexpectedError(f"{type(error).__name__}: {redact(str(error))}\n{clean}")
 
 
 def _is_cluster_failure(error: Exception) -> bool:

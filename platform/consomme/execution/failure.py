@@ -28,6 +28,7 @@ from consomme.base.errors import (
     SupersededError,
     TerminatedError,
 )
+from consomme.base.secrets import redact
 from consomme.execution.errors import find_known
 from consomme.storage.ledger import attempts
 from consomme.storage.ledger.run_folder import FAILURE, RunFolder
@@ -88,15 +89,19 @@ def describe_failure(error: BaseException, attempt_no: int) -> dict[str, Any]:
     return {
         "code": code,
         "class": type(own).__name__,
-        "message": str(own) or type(own).__name__,
+        "message": redact(str(own)) or type(own).__name__,
         "advice": advice_of(own),
         "unit": getattr(own, "unit", ""),
         "attempt": attempt_no,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "traceback": "".join(traceback.format_exception(error)) if code == EXIT_BUG else "",
+        "traceback": redact(_traceback(error)) if code == EXIT_BUG else "",
     }
+
+
+def _traceback(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
 
 
 def exit_code_of(error: BaseException) -> int:

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from consomme.base.errors import ConsommeError, SupersededError, TerminatedError
 from consomme.base.process import this_process
+from consomme.base.secrets import redact_all
 from consomme.base.telemetry import Progress
 from consomme.execution.spans import StageWatch, now
 from consomme.storage.ledger.run_folder import PROGRESS
@@ -103,7 +104,7 @@ class Heartbeat:
             }
         content |= {"time": self._clock(), "pid": os.getpid(), **this_process()}
         try:
-            self._store.write(PROGRESS, json.dumps(content, indent=1).encode())
+            self._store.write(PROGRESS, json.dumps(redact_all(content), indent=1).encode())
         except (OSError, ConsommeError) as error:
             # The run goes on without it; the driver asks `lost` when workers hand units back.
             logger.warning("the heartbeat could not be written: %s", error)

@@ -7,6 +7,8 @@ They may move with any release, so pyproject.toml pins Ray, and one test
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 NAMES = {
@@ -25,6 +27,11 @@ NAMES = {
     ),
     # The cluster's state, with the limits of its autoscaler.
     "state": "ray._private.state:state",
+    # Settings and token of this process, both of which Ray caches.
+    "Config": "ray._raylet:Config",
+    "AuthenticationTokenLoader": "ray._raylet:AuthenticationTokenLoader",
+    # Whether the address of the node is one that other machines reach.
+    "ENABLE_RAY_CLUSTER": "ray._private.ray_constants:ENABLE_RAY_CLUSTER",
     # Ray Train's controller and what its trainer gives it.
     "TrainController": "ray.train.v2._internal.execution.controller:TrainController",
     "ReportCallback": "ray.train.v2._internal.execution.callback:ReportCallback",
@@ -59,6 +66,11 @@ def ray_private(name: str) -> Any:
     module, _, attribute = NAMES[name].partition(":")
     found = importlib.import_module(module)
     return getattr(found, attribute) if attribute else found
+
+
+def imported_module(name: str) -> ModuleType | None:
+    """Return the module of one of `NAMES`, if it was imported before."""
+    return sys.modules.get(NAMES[name].partition(":")[0])
 
 
 def current_node() -> Any:

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 from consomme.base.manifest import FileSum, Manifest, Parent
-from consomme.base.recipe import fingerprint, to_yaml
-from consomme.base.schema import to_plain
+from consomme.base.recipe import fingerprint, to_written, to_yaml
+from consomme.base.secrets import redact_all
 from consomme.execution.capacity import check_capacity
 from consomme.execution.failure import recorded_failures
 from consomme.execution.heartbeat import Heartbeat
@@ -154,10 +154,10 @@ class Run(Generic[R]):
             verb=self.verb,
             name=self.recipe.name,
             fingerprint=self.fingerprint,
-            recipe=to_plain(self.recipe),
+            recipe=to_written(self.recipe),
             inputs=self.inputs,
             counts=counts or {},
-            decisions=decisions or {},
+            decisions=redact_all(decisions or {}),
             metrics=metrics or {},
             parents=self.parents,
             started=self.started,

@@ -1,7 +1,8 @@
 """Start Ray for one command, or join the cluster that the job runs on.
 
-A local Ray is private to the command (`address="local"`): it never meets another Ray on the machine
-and ends with the command. Inside a job, the cluster's address is used.
+A local Ray is private to the command (`address="local"`): it never meets another Ray on the
+machine, has a folder and a token of its own (`consomme.execution.private_ray`), and ends with the
+command. Inside a job, the cluster's address is used.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
-from consomme.base.errors import ClusterError
+from consomme.base.errors import ClusterError, ConsommeError
 from consomme.base.process import WORKER_HOOK, environment
+from consomme.base.secrets import is_secret_name
 from consomme.execution.capacity import check_cluster
 from consomme.execution.errors import own_errors
+from consomme.execution.private_ray import loopback, private_place
 from consomme.execution.ray_private import ray_private
 from consomme.execution.ray_watch import end_private_ray, watched
 from consomme.storage.stores.retries import KNOWN_VARIABLE, PATIENCE_VARIABLE, patience_s
@@ -38,6 +41,9 @@ PRIVATE_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 """No node of a private Ray is ever preempted."""
 
 _SHARED: ContextVar[bool] = ContextVar("shared", default=False)
+
+_PLACES: list[contextlib.ExitStack] = []
+"""Folder and token of the Ray that is shared; it goes when that ends."""
 
 
 @contextlib.contextmanager
@@ -66,34 +72,42 @@ def ray_session() -> Iterator[None]:
         # Keep idle processes for the next stage, with everything they have imported.
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
     handler = signal.getsignal(signal.SIGTERM)
-    try:
-        if address:
-            _init(runtime_env={"env_vars": _job_env()})
-        else:
-            with environment(_private_env()):
-                _init(address="local", include_dashboard=False)
-    # Ray raises plain Exception, ConnectionError, RuntimeError and more when it cannot start.
-    except Exception as error:
-        where = (
-            f"the Ray cluster at {address} cannot be reached" if address else "Ray did not start"
-        )
-        raise ClusterError(f"{where} ({error}); run the same command again to go on") from error
-    if threading.current_thread() is threading.main_thread() and handler is not None:
-        # Ray's own handler ends the process with exit code 1, whatever it is doing.
-        signal.signal(signal.SIGTERM, handler)
-    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    watch = None
-    try:
-        with watched(is_private=not address) as watch, own_errors():
-            check_cluster()
-            yield
-    finally:
-        if watch is not None and watch.reason:
-            # Shutting down would wait for what is gone, until Ray ends this process.
-            end_private_ray()
-        elif not _SHARED.get():
-            ray.shutdown()
+    with contextlib.ExitStack() as place:
+        try:
+            if address:
+                _init(runtime_env={"env_vars": _job_env()})
+            else:
+                folder, variables = place.enter_context(private_place())
+                with loopback(), environment(_private_env() | variables):
+                    _init(address="local", include_dashboard=False, _temp_dir=str(folder))
+        except ConsommeError:
+            raise
+        # Ray raises plain Exception, ConnectionError, RuntimeError and more when it cannot start.
+        except Exception as error:
+            where = (
+                f"the Ray cluster at {address} cannot be reached"
+                if address
+                else "Ray did not start"
+            )
+            raise ClusterError(f"{where} ({error}); run the same command again to go on") from error
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            # Ray's own handler ends the process with exit code 1, whatever it is doing.
+            signal.signal(signal.SIGTERM, handler)
+        for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        watch = None
+        try:
+            with watched(is_private=not address) as watch, own_errors():
+                check_cluster()
+                yield
+        finally:
+            if watch is not None and watch.reason:
+                # Shutting down would wait for what is gone, until Ray ends this process.
+                end_private_ray()
+            elif _SHARED.get():
+                _PLACES.append(place.pop_all())
+            else:
+                ray.shutdown()
 
 
 def _job_env() -> dict[str, str]:
@@ -104,6 +118,13 @@ def _job_env() -> dict[str, str]:
     ours = WORKER_ENV | _storage_env()
     text = os.environ.get(ray_private("JOB_CONFIG_VARIABLE"), "")
     env = (json.loads(text).get("runtime_env") or {}).get("env_vars") or {} if text else {}
+    leaked = [name for name in env if is_secret_name(name, is_variable=True)]
+    if leaked:
+        logger.warning(
+            "the job's runtime_env sets %s: `ray job list` and Ray's logs show the values"
+            " to whoever uses the cluster; use a role, a profile or a mounted file instead",
+            ", ".join(leaked),
+        )
     kept = [name for name in ours if name in env and str(env[name]) != ours[name]]
     if kept:
         logger.warning(
@@ -156,6 +177,8 @@ def shared_ray() -> Iterator[None]:
 
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()
+        while _PLACES:
+            _PLACES.pop().close()
 
 
 def num_cpus() -> int:

@@ -8,11 +8,11 @@ so the searcher and the trainable save nothing.
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from consomme.base.places import Scratch
 from consomme.execution.errors import find_own
 
 _TUNE_LOGGERS = ("ray.tune.execution.tune_controller", "ray.tune.tune")
@@ -94,7 +94,7 @@ def run_trials(
         tune.with_parameters(_trainable(), runner=runner, parameters=dict(parameters)),
         tune.PlacementGroupFactory([dict(resources)]),
     )
-    with tempfile.TemporaryDirectory(prefix="consomme-tune-") as scratch:
+    with Scratch() as scratch:
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
@@ -104,7 +104,7 @@ def run_trials(
                 max_concurrent_trials=max_concurrent,
                 reuse_actors=True,
             ),
-            run_config=tune.RunConfig(verbose=0, storage_path=scratch),
+            run_config=tune.RunConfig(verbose=0, storage_path=str(scratch)),
         )
         return [find_own(error) or error for error in tuner.fit().errors]
 

@@ -23,6 +23,8 @@ from PIL import Image
 from consomme.base.errors import ConsommeError, EngineLostError, StorageAwayError
 from consomme.base.hashing import hash_ids
 from consomme.base.sample import Reject, Sample
+from consomme.base.secrets import redact_output
+from consomme.execution.errors import without_secrets
 from consomme.execution.job import Job
 from consomme.execution.loading import load
 from consomme.execution.spans import Spans, timed
@@ -74,6 +76,7 @@ class UnitWorker:
             job: What is done.
             attempt_no: The attempt whose commits count.
         """
+        redact_output()
         self.job, self.attempt_no = job, attempt_no
         self.folder = job.folder
         self.turn = threading.Lock()
@@ -112,6 +115,12 @@ class UnitWorker:
         except ConsommeError as error:
             error.unit = error.unit or work.work.unit.unit_id
             return Receipt(error=error).pack()
+        # Whatever a library raises is raised again, without the URLs that it quotes.
+        except Exception as error:
+            clean = without_secrets(error)
+            if clean is error:
+                raise
+            raise clean from None
 
     def _do(self, row: UnitRow) -> Receipt:
         if self.broken is not None:

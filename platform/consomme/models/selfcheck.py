@@ -16,7 +16,6 @@ import inspect
 import json
 import logging
 import os
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +29,8 @@ from PIL import Image
 from torch import Tensor
 
 import consomme
-from consomme.base.errors import CheckpointError, DataError
+from consomme.base.errors import CheckpointError, DataError, RecipeError
+from consomme.base.places import cache_folder
 from consomme.base.sample import Turn
 from consomme.models.encoded import EncodedChat, EncodedPrompt
 
@@ -45,6 +45,9 @@ itself, as outputs of transformers do."""
 EXACT_TOLERANCE = 1e-4
 """Maximum difference in float32, relative to the nats of a token. Differences by rounding were
 below 5e-6 in all families that were tried, faults at least 2e-3."""
+
+MAX_CACHED = 1000
+"""Results of checks that are kept on this machine."""
 
 _QUESTION = "describe the image."
 _ANSWERS = ("a large red circle", "two small squares and a green star below them")
@@ -476,24 +479,34 @@ def cached_check(
 
 
 def _cache_file(key: str) -> Path:
-    return Path(tempfile.gettempdir()) / "consomme-models" / "selfchecks" / f"{key[:32]}.json"
+    return cache_folder("selfchecks") / f"{key[:32]}.json"
 
 
 def load_check(key: str) -> SelfCheck | None:
     """Return the cached result of a check on this machine, or None."""
     try:
-        return SelfCheck.from_json(_cache_file(key).read_bytes())
-    except (OSError, ValueError, TypeError):
+        path = _cache_file(key)
+        check = SelfCheck.from_json(path.read_bytes())
+        os.utime(path)
+    except (OSError, ValueError, TypeError, RecipeError):
         return None
+    return check
 
 
 def store_check(key: str, check: SelfCheck) -> None:
     """Cache the result of a check on this machine; a full disk costs the cache and nothing else."""
-    path = _cache_file(key)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = _cache_file(key)
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
         partial.write_bytes(check.to_json())
         os.replace(partial, path)
-    except OSError as error:
-        _LOG.info("cannot cache the self-check in %s: %s", path, error)
+        _forget_old_checks(path.parent)
+    except (OSError, RecipeError) as error:
+        _LOG.info("cannot cache the self-check: %s", error)
+
+
+def _forget_old_checks(folder: Path) -> None:
+    """Remove the results that were used least recently, and what dead processes left."""
+    used = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+    for path in used[:-MAX_CACHED]:
+        path.unlink(missing_ok=True)

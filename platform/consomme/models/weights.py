@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from consomme.base.errors import CheckpointError
@@ -267,7 +267,7 @@ def _checkpoint_errors(folder: str | Path) -> Iterator[Path]:
             f"cannot load the checkpoint at {path}: its family needs a package that is not"
             f" installed: {error}"
         ) from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"cannot load the checkpoint at {path}: {error}") from error
 
 

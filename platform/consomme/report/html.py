@@ -5,6 +5,7 @@ Content-Security-Policy forbids scripts and external resources as a second line 
 """
 
 import base64
+import dataclasses
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -12,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from consomme.base.secrets import redact
 from consomme.base.visible import visible
 from consomme.report import model
 from consomme.report.axes import read_number
@@ -32,7 +34,21 @@ _SHORT_LENGTH = 18
 
 def render(report: model.Report) -> str:
     """Return the page."""
-    return environment().get_template("page.html.j2").render(report=report)
+    return environment().get_template("page.html.j2").render(report=_clean(report))
+
+
+def _clean(value: Any) -> Any:
+    """Remove secrets from all texts of a report."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **{name: _clean(part) for name, part in fields.items()})
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, list | tuple):
+        return type(value)(_clean(part) for part in value)
+    return (
+        {name: _clean(part) for name, part in value.items()} if isinstance(value, dict) else value
+    )
 
 
 @cache

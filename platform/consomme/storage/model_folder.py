@@ -1,23 +1,20 @@
 """Resolve a recipe's model to a local folder, and hash its content.
 
-A model in object storage is downloaded once per machine, into a temporary folder named by a hash of
-its file list, and loaded from there.
+A model in object storage is downloaded once per machine, by `consomme.storage.model_cache`, and
+loaded from there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
-import uuid
 from pathlib import Path
 
 import consomme
 from consomme.base.errors import CheckpointError
+from consomme.storage.model_cache import cached_model
 from consomme.storage.stores.open import absolute_url, open_store
 from consomme.storage.stores.regular import kind_of
-from consomme.storage.stores.store import Store
 
 _PACKAGE = "package://"
 
@@ -73,26 +70,7 @@ def _downloaded(url: str) -> Path:
     files = list(store.list())
     if "config.json" not in {file.path for file in files}:
         raise _missing(url, store.url)
-    listing = "\n".join(f"{file.path} {file.size} {file.modified}" for file in files)
-    digest = hashlib.sha256(f"{store.url}\n{listing}".encode()).hexdigest()[:16]
-    target = Path(tempfile.gettempdir()) / "consomme-models" / digest
-    if not target.exists():
-        _download(store, [file.path for file in files], target)
-    return target
-
-
-def _download(store: Store, paths: list[str], target: Path) -> None:
-    partial = target.with_name(f"{target.name}-{uuid.uuid4().hex[:8]}")
-    for path in paths:
-        local = partial / path
-        local.parent.mkdir(parents=True, exist_ok=True)
-        with store.open(path) as source, local.open("wb") as file:
-            shutil.copyfileobj(source, file, 16 << 20)
-    try:
-        partial.rename(target)
-    except OSError:
-        # Another process finished the download first.
-        shutil.rmtree(partial)
+    return cached_model(store, files)
 
 
 _GENERATION_CONFIG = "generation_config.json"

@@ -232,9 +232,9 @@ def test_rows_beyond_a_window_too_long_to_check_run_alone(
 def test_a_result_is_cached_by_content_and_settings(
     folder: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(selfcheck.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("CONSOMME_CACHE_DIR", str(tmp_path))
     first = TransformersScorer(folder, token_nll, model_hash="abc").check
-    (file,) = (tmp_path / "consomme-models" / "selfchecks").iterdir()
+    (file,) = (tmp_path / "consomme" / "selfchecks").iterdir()
     assert json.loads(file.read_bytes())["way"] == SHARED
     calls: list[object] = []
     plain = selfcheck.plain_nll

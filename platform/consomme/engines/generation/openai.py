@@ -26,6 +26,7 @@ from PIL import Image
 
 from consomme.base.errors import ClusterError, EngineLostError, RecipeError
 from consomme.base.sample import printable
+from consomme.base.secrets import written
 from consomme.engines.generation.requests import (
     Generation,
     GenerationFailure,
@@ -90,7 +91,7 @@ class OpenAIEngine:
         self.url, self.model, self.sampling = url, model, sampling or Sampling()
         self.deadline_s, self.max_retries, self.detail = deadline_s, max_retries, detail
         self._more = {"extra_body": {"chat_template_kwargs": dict(template)}} if template else {}
-        self.version = f"openai {openai.__version__}, {model}"
+        self.version = f"openai {openai.__version__}, {written(model)}"
         self._openai = openai
         # It logs every single request otherwise.
         logging.getLogger("httpx2").setLevel(logging.WARNING)

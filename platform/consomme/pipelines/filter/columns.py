@@ -7,15 +7,14 @@ thousand files of a hundred million samples again.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from consomme.base.errors import DataError
+from consomme.base.places import Scratch
 from consomme.pipelines.filter.column_file import ColumnFile
 from consomme.pipelines.filter.inputs import SOURCE, InputRuns
 from consomme.pipelines.filter.join import joined_columns
@@ -45,13 +44,13 @@ class ColumnStore:
         self.sizes: list[int] = []
         self.num_rows = 0
         self.has_source = SOURCE in columns
-        self._scratch = tempfile.TemporaryDirectory(prefix="consomme-scores-")
+        self._scratch = Scratch()
         self._files: dict[str, ColumnFile] = {}
         try:
             self._fill([name for name in dict.fromkeys(columns) if name != SOURCE])
         except BaseException:
             # Leave nothing on disk, whatever the error.
-            self._scratch.cleanup()
+            self._scratch.close()
             raise
 
     def __enter__(self) -> ColumnStore:
@@ -60,7 +59,7 @@ class ColumnStore:
 
     def __exit__(self, *_: object) -> None:
         """Remove the files."""
-        self._scratch.cleanup()
+        self._scratch.close()
 
     def chunks(self) -> Iterator[tuple[Mapping[str, NDArray[Any]], NDArray[np.uint64]]]:
         """Yield columns and hashes of several units at a time, in the order of units."""
@@ -110,7 +109,7 @@ class ColumnStore:
         return self.units[k], int(self._files["row"].read(number, 1)[0])
 
     def _fill(self, columns: Sequence[str]) -> None:
-        folder = Path(self._scratch.name)
+        folder = self._scratch.path
         try:
             for unit, table in joined_columns(self.runs, columns):
                 self.units.append(unit)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from consomme.base.recipe import check_recipe, recipe_problems
+from consomme.base.secrets import replaced
 from consomme.base.suggest import did_you_mean
 from consomme.pipelines.loop.chain import LoopChain, LoopRounds, LoopStage, SummaryRow
 from consomme.pipelines.verbs import recipe_class
@@ -217,7 +218,7 @@ def _filled(value: Any, known: Mapping[str, Any]) -> Any:
         if value.startswith("{") and value.endswith("}") and value[1:-1] in known:
             return known[value[1:-1]]
         for name, own in known.items():
-            value = value.replace("{" + name + "}", str(own))
+            value = replaced(value, "{" + name + "}", own)
         return value
     if isinstance(value, Mapping):
         return {key: _filled(item, known) for key, item in value.items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
+from consomme.base.secrets import named
 from consomme.execution.driver import run_job
 from consomme.execution.job import ActorPool, Job
 from consomme.execution.planning import plan_shards, plan_view
@@ -99,7 +100,7 @@ def _recaption(run: Run[RecaptionInputs]) -> Manifest:
 def _writer(model: str, engine: Any) -> tuple[str, dict[str, str]]:
     """Return the model that an engine runs, and the fingerprints of its content."""
     if engine.is_remote:
-        return model, {"model": f"{model} at {engine.url}"}
+        return model, {"model": f"{named(model)} at {named(engine.url)}"}
     folder = model_folder(model)
     marks = {"model": model_content_hash(folder)}
     if engine.adapter:

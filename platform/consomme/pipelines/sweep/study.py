@@ -11,6 +11,7 @@ import logging
 from dataclasses import asdict, replace
 
 from consomme.base.manifest import Manifest
+from consomme.base.secrets import redact
 from consomme.pipelines.evaluate import run as evaluate
 from consomme.pipelines.sweep.plan import SweepPlan
 from consomme.pipelines.sweep.trial import Trial, checkpoint_losses
@@ -160,7 +161,8 @@ class SweepStudy:
             self.search.tell(other.number, ended.value)
 
     def _write(self, trial: Trial) -> None:
-        self.store.write(_path(trial.number), json.dumps(asdict(trial), indent=1).encode())
+        content = {**asdict(trial), "reason": redact(trial.reason)}
+        self.store.write(_path(trial.number), json.dumps(content, indent=1).encode())
 
 
 def _path(number: int) -> str:

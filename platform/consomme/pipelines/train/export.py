@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from consomme.base.errors import CheckpointError
+from consomme.base.places import Scratch
 from consomme.pipelines.train.checkpoint import WEIGHTS, TrainState
 from consomme.pipelines.train.context import TrainContext
 from consomme.storage.model_folder import model_folder
@@ -66,7 +66,7 @@ def check_export(context: TrainContext) -> None:
 
     base = model_folder(context.start)
     stop_id = chat_encoder_for(*open_processor(base)).turn_end.last_id
-    with tempfile.TemporaryDirectory(prefix="consomme-export-") as scratch:
+    with Scratch() as scratch:
         check_save_trained(scratch, base, stop_id)
 
 
@@ -116,8 +116,10 @@ def _output_folder(folder_url: str) -> Iterator[Path]:
     if "://" not in folder_url:
         yield Path(folder_url)
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        yield Path(scratch)
+    with Scratch() as scratch:
+        out = scratch / "out"
+        out.mkdir()
+        yield out
         store = open_store(folder_url)
-        for path in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
-            store.write(str(path.relative_to(scratch)), path.read_bytes())
+        for path in sorted(path for path in out.rglob("*") if path.is_file()):
+            store.write(str(path.relative_to(out)), path.read_bytes())

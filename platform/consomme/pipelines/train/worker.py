@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consomme.base.errors import ClusterError, ConsommeError, SupersededError
+from consomme.base.places import process_scratch
 from consomme.pipelines.train.batches import Collator, RankDataLoader
 from consomme.pipelines.train.checkpoint import WEIGHTS, TrainState, opened
 from consomme.pipelines.train.context import TrainContext, TrainResult
@@ -359,7 +360,7 @@ class TrainWorker:
         from safetensors.torch import save_file
 
         # Ray Train uploads the folder in the background, and deletes it afterwards.
-        scratch = Path(tempfile.mkdtemp(prefix="consomme-checkpoint-"))
+        scratch = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=process_scratch()))
         self.sharded.save(scratch)
         is_evaluated = bool(self.recipe.evaluation.data)
         if is_evaluated:

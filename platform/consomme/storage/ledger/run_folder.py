@@ -20,6 +20,7 @@ from typing import Any
 from consomme.base.errors import DataError, RecipeError
 from consomme.base.manifest import FileSum, Manifest, from_json, to_json
 from consomme.base.sample import Reject
+from consomme.base.secrets import redact
 from consomme.storage.ledger import attempts, sums
 from consomme.storage.ledger.commits import CommitRecord, OutputFile
 from consomme.storage.stores.open import open_store
@@ -317,5 +318,10 @@ def load_manifest(url: str) -> Manifest:
 
 
 def _json_lines(rejects: Sequence[Reject]) -> bytes:
-    lines = [json.dumps(dataclasses.asdict(reject), sort_keys=True) for reject in rejects]
+    lines = []
+    for reject in rejects:
+        fields = dataclasses.asdict(reject)
+        # A library's text may quote a signed URL, or a password in one.
+        fields["detail"] = redact(fields["detail"])
+        lines.append(json.dumps(fields, sort_keys=True))
     return ("\n".join(lines) + "\n").encode()

@@ -72,6 +72,12 @@ def absolute_url(url: str) -> str:
 
 def _open_bucket(url: str, scheme: str, rest: str) -> Store:
     bucket, _, folder = rest.partition("/")
+    if "@" in bucket:
+        raise RecipeError(
+            f"{scheme}://…@{bucket.rpartition('@')[2]}: found credentials in a URL, expected"
+            f" {scheme}://bucket/folder; they would be stored with the run, so put them into a"
+            " profile, a role or a mounted file"
+        )
     folder = folder.rstrip("/")
     if not bucket or (folder and not is_safe_path(folder)):
         raise RecipeError(f"{url}: expected {scheme}://bucket/folder, without '..' or '//'")
