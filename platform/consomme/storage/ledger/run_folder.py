@@ -321,7 +321,8 @@ def _json_lines(rejects: Sequence[Reject]) -> bytes:
     lines = []
     for reject in rejects:
         fields = dataclasses.asdict(reject)
-        # A library's text may quote a signed URL, or a password in one.
+        # A library's text may quote a signed URL, or a password in one, and so may a reference.
         fields["detail"] = redact(fields["detail"])
+        fields["reference"] = redact(fields["reference"], is_record=True)
         lines.append(json.dumps(fields, sort_keys=True))
     return ("\n".join(lines) + "\n").encode()
