@@ -326,7 +326,8 @@ def _configure() -> None:
 
 def _show_dry_run(verb: str, shown: Any) -> None:
     _print_table(shown.table)
-    print("\n".join([*shown.notes, f"{verb} {shown.name}: only a preview, no run was made"]))
+    notes = [*shown.notes, f"{verb} {shown.name}: only a preview, no run was made"]
+    print(redact("\n".join(notes)))
 
 
 def _summarise(verb: str, manifest: Any) -> None:

@@ -11,7 +11,13 @@ import pytest
 from consomme.base.errors import RecipeError
 from consomme.pipelines.train.trackers import TRACKERS, opened
 
-RECIPE = {"name": "t", "lr": 0.1, "data": [{"view": "x" * 9000}]}
+RECIPE = {
+    "name": "t",
+    "lr": 0.1,
+    "data": [{"view": "x" * 9000}],
+    "template": {"api_key": "canary-1"},
+    "trackers": [{"name": "mlflow", "uri": "https://me:canary-2@host/x"}],
+}
 
 
 def write(node: dict[str, Any], folder: Path, steps: range) -> None:
@@ -49,6 +55,7 @@ def test_mlflow(tmp_path: Path) -> None:
     (run,) = client.search_runs([client.get_experiment_by_name("e").experiment_id])
     assert run.info.status == "FINISHED"
     assert run.data.params["lr"] == "0.1"
+    assert "canary" not in str(run.data.params)
     history = client.get_metric_history(run.info.run_id, "train/loss_nats")
     assert [(one.step, one.value) for one in history] == [(k, 1.0 / k) for k in range(1, 5)]
 
@@ -64,6 +71,7 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.1)
     assert b"train/loss_nats" in log.read_bytes()
     assert b"abcd1234" in log.read_bytes()
+    assert b"canary" not in log.read_bytes()
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

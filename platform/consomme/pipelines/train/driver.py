@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from consomme.base.errors import ConsommeError
-from consomme.base.recipe import to_written
+from consomme.base.schema import to_plain
 from consomme.base.telemetry import Progress
 from consomme.execution.runs import Run
 from consomme.pipelines.train.context import TrainContext, TrainResult
@@ -52,7 +52,7 @@ def fit_on_ray(run: Run[Any], attempt_no: int) -> TrainResult:
     check_export(context)
     with (
         opened(
-            recipe.trackers, run.folder.url, recipe.name, run.fingerprint, to_written(recipe)
+            recipe.trackers, run.folder.url, recipe.name, run.fingerprint, to_plain(recipe)
         ) as writers,
         Progress(recipe.num_steps, "train", "steps") as progress,
         contextlib.closing(StepMonitor(run.folder, progress, writers)) as monitor,

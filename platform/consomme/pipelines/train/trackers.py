@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 from consomme.base.errors import RecipeError
 from consomme.base.registry import Registry
+from consomme.base.secrets import written
 
 
 class MetricsWriter(Protocol):
@@ -205,6 +206,8 @@ def opened(
     Raises:
         RecipeError: A tracker's package is not installed.
     """
+    # Whoever sees the tracker's page sees its parameters.
+    recipe = written(recipe)
     with ExitStack() as stack:
         writers: list[MetricsWriter] = []
         for node in nodes:
