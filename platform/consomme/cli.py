@@ -59,6 +59,7 @@ Overrides change a recipe for one run, at any depth:
 Examples:
   consomme loop recipes/quickstart.yaml       the whole round on a laptop, in minutes
   consomme filter RECIPE --preview            what it would keep, with images at the cut
+  consomme dedup RECIPE --preview             what it would drop, with both images of each pair
   consomme plan recipes/train/full.yaml …     what a training needs, and whether it fits here
   consomme loop RECIPE --plan                 which stages are done, and which would run
   consomme filter --help                      every key of a filter recipe, and every policy

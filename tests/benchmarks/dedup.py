@@ -4,7 +4,8 @@
 
 Pictures are the embedded emoji (hard: many differ by design in a colour or a hand), scenes, and
 clouds: noise with the spectrum of photographs, as a stand-in for them. Two pictures are copies if
-the defaults of the recipe say so.
+the defaults of the recipe say so: by their hashes, and by their thumbnails. `dedup_by_kind.py`
+measures other kinds of pictures, many more of each.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
+from tests.benchmarks.dedup_by_kind import is_found
 from tests.benchmarks.dedup_pictures import (
     EDITS,
     WHOLE,
@@ -33,6 +35,8 @@ from tests.benchmarks.dedup_pictures import (
 )
 
 from consomme.base.hashing import hash_ids
+from consomme.curate.dedup.comparison import differences
+from consomme.curate.dedup.confirmation import ThumbnailTable
 from consomme.curate.dedup.copies import (
     NearDuplicateLimits,
     find_duplicates,
@@ -40,6 +44,7 @@ from consomme.curate.dedup.copies import (
     star_clusters,
 )
 from consomme.curate.dedup.phash import PictureHashes, colour_gap, hash_picture, mirrored_colour
+from consomme.curate.dedup.thumbnails import coarse_levels, make_thumbnails
 from consomme.datasets import emoji, scenes
 from consomme.pipelines.dedup.recipe import DedupRecipe
 
@@ -49,6 +54,7 @@ DISTANCE = RECIPE.max_distance or 0
 COLOUR = RECIPE.max_colour
 STYLES = (*emoji.TRAIN_STYLES, emoji.HELD_OUT_STYLE)
 BILLION = 10**9
+NUM_CLOUDS = 1000
 
 
 def apart(one: PictureHashes, other: PictureHashes, *, flips: bool = False) -> NDArray[np.int64]:
@@ -67,82 +73,63 @@ def _gap(*sides: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 
 def recall() -> tuple[list[Row], NDArray[np.float64]]:
-    """Measure recall of edited copies, and its mean over the usual edits for each distance."""
+    """Measure recall of edited copies; and that of hashes alone, over the usual edits."""
     rows, usual = [], []
-    before = {kind: hash_picture(bases(kind)) for kind in ("emoji", "scenes", "clouds")}
+    pools = {kind: list(bases(kind)) for kind in ("emoji", "scenes", "clouds")}
+    before = {kind: (hash_picture(pool), make_thumbnails(pool)) for kind, pool in pools.items()}
     for name, edits in EDITS.items():
-        gaps = {
-            kind: np.concatenate(
-                [
-                    apart(looks, hash_picture([edit(p) for p in bases(kind)]), flips=name == "flip")
-                    for edit in edits
-                ]
-            )
-            for kind, looks in before.items()
-        }
-        found = {kind: (gap <= DISTANCE).mean() for kind, gap in gaps.items()}
-        how = ", ".join(f"{kind} {share:.3f}" for kind, share in found.items())
+        found: dict[str, list[Any]] = {kind: [] for kind in pools}
+        gaps: dict[str, list[Any]] = {kind: [] for kind in pools}
+        for kind, (looks, thumbnails) in before.items():
+            for edit in edits:
+                copies = [edit(picture) for picture in pools[kind]]
+                is_mirrored = name == "flip"
+                found[kind].append(is_found(looks, thumbnails, copies, is_mirrored=is_mirrored))
+                gaps[kind].append(apart(looks, hash_picture(copies), flips=is_mirrored))
+        shares = {kind: float(np.mean(parts)) for kind, parts in found.items()}
+        how = ", ".join(f"{kind} {share:.3f}" for kind, share in shares.items())
         how += "; flips: true" if name == "flip" else ""
-        rows.append(_row(f"recall_{name}", np.mean(list(found.values())), "fraction", how))
+        rows.append(_row(f"recall_{name}", np.mean(list(shares.values())), "fraction", how))
         if name in WHOLE:
-            curves = [[(gap <= d).mean() for d in range(9)] for gap in gaps.values()]
+            curves = [[(np.array(gap) <= d).mean() for d in range(9)] for gap in gaps.values()]
             usual.append(np.mean(curves, axis=0))
     return rows, np.mean(usual, axis=0)
 
 
-def _pair_gaps(
-    looks: PictureHashes,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return all pairs at most 8 bits apart: first, second, bits; plus 100 for other colours."""
-    firsts, seconds, gaps = [], [], []
-    for number in range(len(looks.phash_N)):
-        bits = np.bitwise_count(looks.phash_N[number] ^ looks.phash_N[number + 1 :])
-        (near,) = np.nonzero(bits <= 8)
-        other = near + number + 1
-        colours = np.full(len(near), looks.colour_N[number])
-        is_alike = colour_gap(colours, looks.colour_N[other]) <= COLOUR
-        firsts.append(np.full(len(near), number))
-        seconds.append(other)
-        gaps.append(np.where(is_alike, bits[near], bits[near].astype(np.int64) + 100))
-    return np.concatenate(firsts), np.concatenate(seconds), np.concatenate(gaps)
-
-
-def precision() -> tuple[list[Row], NDArray[np.float64]]:
-    """Measure the share of found pairs that are copies; every picture has exactly one copy."""
-    rows, curve = [], np.zeros(9)
+def precision() -> list[Row]:
+    """Measure the share of dropped pictures that are copies; every picture has exactly one copy."""
+    rows = []
     pools = {
         "emoji": [decoded(entry.image) for entry in emoji.load("noto")],
         "scenes": [scenes.render(scenes.make_scene(k)).convert("RGB") for k in range(1500)],
         "clouds": [cloud(seed, 64) for seed in range(1500)],
     }
     for kind, pictures in pools.items():
-        copies = [saved(resized(p, 0.75), "JPEG", quality=75) for p in pictures]
         size = len(pictures)
-        one, other, gap = _pair_gaps(hash_picture([*pictures, *copies]))
-        is_copy = other - one == size
-        shares = [_share(is_copy[gap <= d]) for d in range(9)]
-        how = f"pairs of {size} {kind} and a copy of each (0.75 ×, JPEG 75); defaults"
-        rows.append(_row(f"precision_{kind}", shares[DISTANCE], "fraction", how))
-        by_shape = _share(is_copy[gap % 100 <= DISTANCE])
-        how = "the same with max_colour: 255"
-        rows.append(_row(f"precision_{kind}_any_colour", by_shape, "fraction", how))
+        copies = [saved(resized(p, 0.75), "JPEG", quality=75) for p in pictures]
+        center = _centers([*pictures, *copies])
+        (dropped,) = np.nonzero(center != np.arange(2 * size))
+        is_copy = dropped - center[dropped] == size
+        how = f"of the dropped, {size} {kind} and a copy of each (0.75 ×, JPEG 75)"
+        rows.append(_row(f"precision_{kind}", is_copy.mean(), "fraction", how))
         # Without the copies: every dropped picture is a false positive.
-        looks = hash_picture(pictures)
-        middle, _ = star_clusters(
-            looks.phash_N[:, None],
-            looks.colour_N[:, None],
-            NearDuplicateLimits(max_distance=DISTANCE, max_colour=COLOUR),
-        )
-        lost = 1 - len(set(middle.tolist())) / size
+        lost = 1 - len(set(_centers(pictures).tolist())) / size
         how = f"{size} different {kind} without copies: share that is dropped all the same"
         rows.append(_row(f"wrongly_dropped_{kind}", lost, "fraction", how))
-        if kind == "emoji":
-            curve = np.array(shares)
-    return rows, curve
+    return rows
 
 
-def _share(is_copy: NDArray[np.bool_]) -> float:
-    return float(is_copy.mean()) if is_copy.size else 1.0
+def _centers(pictures: list[Picture]) -> NDArray[np.int64]:
+    """Return for each picture, in this order of rank, the number of the one that stays."""
+    looks, thumbnails = hash_picture(pictures), make_thumbnails(pictures)
+    return find_duplicates(
+        np.arange(len(pictures), dtype=np.uint64)[:, None],
+        looks.phash_N[:, None],
+        looks.colour_N[:, None],
+        looks.is_flat_N,
+        NearDuplicateLimits(max_distance=DISTANCE, max_colour=COLOUR),
+        lambda samples: ThumbnailTable.of(thumbnails[samples]),
+    ).representative_N
 
 
 def styles() -> list[Row]:
@@ -150,17 +137,17 @@ def styles() -> list[Row]:
     looks, found, total = {}, 0, 0
     for style in STYLES:
         entries = emoji.load(style)
-        seen = hash_picture([decoded(entry.image) for entry in entries])
-        looks[style] = ({entry.code: k for k, entry in enumerate(entries)}, seen)
+        pictures = [decoded(entry.image) for entry in entries]
+        codes = {entry.code: k for k, entry in enumerate(entries)}
+        looks[style] = (codes, hash_picture(pictures), make_thumbnails(pictures))
     for index, style in enumerate(STYLES):
         for other in STYLES[index + 1 :]:
             codes, there = looks[style][0], looks[other][0]
             shared = sorted(set(codes) & set(there))
-            gap = apart(
-                _take(looks[style][1], [codes[code] for code in shared]),
-                _take(looks[other][1], [there[code] for code in shared]),
-            )
-            found, total = found + int((gap <= DISTANCE).sum()), total + len(shared)
+            ours, theirs = [codes[code] for code in shared], [there[code] for code in shared]
+            gap = apart(_take(looks[style][1], ours), _take(looks[other][1], theirs))
+            is_copy = differences(looks[style][2][ours], looks[other][2][theirs]) <= 1
+            found, total = found + int((is_copy & (gap <= DISTANCE)).sum()), total + len(shared)
     how = f"{total:,} pairs of one emoji in two of {len(STYLES)} styles"
     return [_row("styles_called_copies", found / total, "fraction", how)]
 
@@ -250,24 +237,40 @@ def flatness() -> list[Row]:
 
 
 def decide(num: int) -> dict[str, float]:
-    """Decide about random hashes: 10 % near copies, 5 % equal hashes, 1 % one placeholder."""
+    """Decide about random hashes: 10 % near copies, 5 % equal hashes, 1 % one placeholder.
+
+    All of them are confirmed by thumbnails, which are those of clouds with a grey level changed.
+    """
     rng = np.random.default_rng(0)
+    cloud_of = rng.integers(0, NUM_CLOUDS, num, dtype=np.int16)
 
     def some(share: float) -> NDArray[np.int64]:
         return rng.integers(0, num, int(num * share))
 
     hashes = rng.integers(0, 2**64, num, dtype=np.uint64)
-    near = hashes[some(0.1)]
+    origin, copy = some(0.1), some(0.1)
+    near = hashes[origin]
     for _ in range(3):
         near ^= np.uint64(1) << rng.integers(0, 64, len(near), dtype=np.uint64)
-    hashes[some(0.1)] = near
-    hashes[some(0.05)] = hashes[some(0.05)]
-    hashes[some(0.01)] = 12345
+    hashes[copy], cloud_of[copy] = near, cloud_of[origin]
+    origin, copy = some(0.05), some(0.05)
+    hashes[copy], cloud_of[copy] = hashes[origin], cloud_of[origin]
+    placeholder = some(0.01)
+    hashes[placeholder], cloud_of[placeholder] = 12345, 0
     content = rng.integers(0, 2**64, (num, 2), dtype=np.uint64)
     content[some(0.02)] = content[some(0.02)]
     score = rng.random(num, dtype=np.float32)
     pixels, weight = rng.integers(1, 10**6, num), rng.integers(1, 10**6, num)
     colours = np.zeros((num, 1), np.uint64)
+    clouds = make_thumbnails([cloud(seed, 64) for seed in range(NUM_CLOUDS)])
+    opened: list[Any] = []
+
+    def thumbnails(samples: NDArray[np.int64]) -> ThumbnailTable:
+        opened.append(len(samples))
+        which = cloud_of[order[samples]]
+        table: Any = _ManyThumbnails(clouds, which), _ManyThumbnails(coarse_levels(clouds), which)
+        return ThumbnailTable(thumbnail_NB=table[0], coarse_NB=table[1])
+
     # Reset the recorded peak; only the columns are resident now.
     Path("/proc/self/clear_refs").write_text("5")
     before = _peak_mb()
@@ -279,12 +282,30 @@ def decide(num: int) -> dict[str, float]:
         colours,
         np.zeros(num, bool),
         NearDuplicateLimits(max_distance=DISTANCE, max_colour=COLOUR),
+        thumbnails,
     )
     return {
+        "opened": opened[0] / num,
         "seconds": time.monotonic() - began,
         "mb": _peak_mb() - before,
         "kept": float(copies.is_kept_N.mean()),
     }
+
+
+class _ManyThumbnails:
+    """Rows like those of a file of thumbnails, without the gigabytes."""
+
+    def __init__(self, rows: NDArray[np.uint8], which: NDArray[np.int16]) -> None:
+        self.rows, self.which = rows, which
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def __getitem__(self, samples: NDArray[np.int64]) -> NDArray[np.uint8]:
+        rows = self.rows[self.which[samples]]
+        # No two are equal, or they would not have to be compared.
+        rows[:, 0] ^= (samples % 3).astype(np.uint8)
+        return rows
 
 
 def _peak_mb() -> float:
@@ -299,7 +320,10 @@ def scale() -> list[Row]:
         command = [sys.executable, "-m", "tests.benchmarks.dedup", "decide", str(num)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
-        how = f"{num:,} planted hashes, distance {DISTANCE}; {found['kept']:.3f} stay"
+        how = (
+            f"{num:,} planted hashes and thumbnails, distance {DISTANCE}; {found['kept']:.3f} stay"
+        )
+        how += f"; thumbnails of {found['opened']:.2f} of them are needed, 4.7 kB each on disk"
         rows.append(_row(f"seconds_{name}", found["seconds"], "s", how))
         how = "memory on top of the columns, at its peak, per million samples"
         rows.append(_row(f"mb_per_million_{name}", found["mb"] / (num / 10**6), "MB", how))
@@ -307,13 +331,17 @@ def scale() -> list[Row]:
 
 
 def hashing() -> list[Row]:
-    """Measure what hashing adds to decoding a JPEG of one megapixel."""
+    """Measure what hashing and shrinking add to decoding a JPEG of one megapixel."""
     buffer = io.BytesIO()
     cloud(0, 1024).resize((1024, 1024)).save(buffer, "JPEG", quality=85)
     data = buffer.getvalue()
     picture = decoded(data)
     costs = []
-    for action in (lambda: decoded(data), lambda: hash_picture([picture])):
+    actions = (
+        lambda: decoded(data),
+        lambda: (hash_picture([picture]), make_thumbnails([picture])),
+    )
+    for action in actions:
         action()
         began = time.process_time()
         for _ in range(20):
@@ -326,17 +354,15 @@ def hashing() -> list[Row]:
 def measure() -> list[Row]:
     """Return all figures."""
     recalls, usual = recall()
-    precisions, curve = precision()
     table = []
     for d in range(9):
         chance = sum(math.comb(63, k) for k in range(d + 1)) / 2**63 * BILLION
-        how = f"max_distance: {d}; mean over {', '.join(WHOLE)}"
+        how = f"max_distance: {d}, hashes alone; mean over {', '.join(WHOLE)}"
         table += [
             _row(f"d{d}_recall", usual[d], "fraction", how),
-            _row(f"d{d}_precision_emoji", curve[d], "fraction", f"max_distance: {d}"),
             _row(f"d{d}_chance", chance, "per picture", "random hashes among a billion"),
         ]
-    rows = [*recalls, *precisions, *styles(), *table, *chains(), *median()]
+    rows = [*recalls, *precision(), *styles(), *table, *chains(), *median()]
     return [*rows, *flatness(), *hashing(), *scale()]
 
 

@@ -178,6 +178,13 @@ def bench_dedup() -> list[Row]:
     return dedup.measure()
 
 
+def bench_dedup_kinds() -> Iterable[Row]:
+    """Measure how many of a hundred thousand different pictures are dropped, kind by kind."""
+    from tests.benchmarks import dedup_by_kind
+
+    return dedup_by_kind.measure()
+
+
 def bench_train() -> list[Row]:
     """Compare the training loop with a hand-written one, and layer selections with all layers."""
     from tests.benchmarks import training
@@ -206,6 +213,7 @@ AREAS: dict[str, Callable[[], Iterable[Row]]] = {
     "ledger": bench_ledger,
     "decode": bench_decode,
     "dedup": bench_dedup,
+    "dedup_kinds": bench_dedup_kinds,
     "train": bench_train,
     "quickstart": bench_quickstart,
 }

@@ -37,6 +37,7 @@ FIGURE_AREAS = (
     "stream",
     "decode",
     "dedup",
+    "dedup_kinds",
 )
 """Areas whose figures the benchmark page lists one per line."""
 

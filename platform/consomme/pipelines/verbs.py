@@ -81,6 +81,11 @@ _DRY_RUNS = {
         target=f"{_HERE}.filter.preview:preview",
         help="show what the run would do, on the terminal and on a page, and write no run folder",
     ),
+    "dedup": DryRun(
+        option="--preview",
+        target=f"{_HERE}.dedup.preview:preview",
+        help="show on a page which pairs would be called copies, and write no run folder",
+    ),
     "train": _PLAN,
     "loop": DryRun(
         option="--plan",

@@ -158,6 +158,9 @@ class Gallery:
     caption: str = ""
     """One sentence on what it shows."""
 
+    is_wide: bool = False
+    """Whether the pictures are wide, such as two side by side."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BeforeAfterItem:

@@ -38,7 +38,12 @@ def table_bytes(table: pa.Table) -> bytes:
 
 
 def iter_columns(
-    run_url: str, columns: Sequence[str], kind: str = SCORES, *, with_ids: bool = True
+    run_url: str,
+    columns: Sequence[str],
+    kind: str = SCORES,
+    *,
+    with_ids: bool = True,
+    optional: Sequence[str] = (),
 ) -> Iterator[tuple[CommitRecord, pa.Table]]:
     """Yield the columns of each committed unit, in the order of unit ids; few are in memory.
 
@@ -47,6 +52,7 @@ def iter_columns(
         columns: Names of the columns; `row` and `sample_id` are added and come first.
         kind: Kind of output file, as given to `RunFolder.write_output`.
         with_ids: Whether to read `sample_id`, which is most of the bytes.
+        optional: Columns that come last, and are left out of the tables of files without them.
 
     Raises:
         DataError: A file is missing, unreadable, or lacks a column.
@@ -60,7 +66,7 @@ def iter_columns(
         try:
             while True:
                 for record, path in itertools.islice(files, _READ_AHEAD - len(pending)):
-                    pending.append((record, pool.submit(_read_table, run, path, names)))
+                    pending.append((record, pool.submit(_read_table, run, path, names, optional)))
                 if not pending:
                     return
                 record, future = pending.popleft()
@@ -136,17 +142,21 @@ def read_unit_columns(
     return _read_table(run, path, names) if path else None
 
 
-def _read_table(run: RunFolder, path: str, names: Sequence[str]) -> pa.Table:
+def _read_table(
+    run: RunFolder, path: str, names: Sequence[str], optional: Sequence[str] = ()
+) -> pa.Table:
     where = join_url(run.url, path)
     try:
         with run.store.open(path) as file:
             parquet = pq.ParquetFile(file)
-            missing = [name for name in names if name not in parquet.schema_arrow.names]
+            found = parquet.schema_arrow.names
+            missing = [name for name in names if name not in found]
             if missing:
                 raise DataError(
                     f"{where}: no column {', '.join(missing)}; "
                     f"found {', '.join(parquet.schema_arrow.names)}"
                 )
-            return parquet.read(columns=list(names), use_threads=False).select(list(names))
+            wanted = [*names, *(name for name in optional if name in found)]
+            return parquet.read(columns=wanted, use_threads=False).select(wanted)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{where}: a committed file cannot be read: {error}") from error

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from consomme.curate.dedup.confirmation import ThumbnailTable
 from consomme.curate.dedup.copies import (
     NearDuplicateLimits,
     find_duplicates,
@@ -17,7 +18,7 @@ from consomme.curate.dedup.copies import (
     rank_order,
     star_clusters,
 )
-from consomme.curate.dedup.hash_tables import block_masks
+from consomme.curate.dedup.hash_tables import Index, block_masks
 from consomme.curate.dedup.phash import (
     FLAT_LEVELS,
     colour_gap,
@@ -25,6 +26,7 @@ from consomme.curate.dedup.phash import (
     hash_picture,
     mirrored_colour,
 )
+from consomme.curate.dedup.thumbnails import NUM_BYTES
 from consomme.datasets import scenes
 
 Words = NDArray[np.uint64]
@@ -36,6 +38,11 @@ def words(*values: int) -> Words:
 
 def column(*values: int) -> Words:
     return words(*values)[:, None]
+
+
+def looking_the_same(samples: Index) -> ThumbnailTable:
+    """Thumbnails that confirm every pair."""
+    return ThumbnailTable.of(np.zeros((len(samples), NUM_BYTES), np.uint8))
 
 
 def scene(seed: int) -> Image.Image:
@@ -174,6 +181,7 @@ def test_equal_bytes_share_the_fate_of_the_best_of_them() -> None:
         column(0, 0, 0, 0, 0),
         np.zeros(5, bool),
         NearDuplicateLimits(max_distance=4),
+        looking_the_same,
     )
     assert copies.representative_N.tolist() == [0, 0, 0, 3, 3]
     assert copies.distance_N.tolist() == [0, 2, 2, 0, 0]
@@ -188,6 +196,7 @@ def test_flat_pictures_are_copies_only_if_their_bytes_are_equal() -> None:
         column(0, 0, 0),
         np.array([True, True, True]),
         NearDuplicateLimits(max_distance=4),
+        looking_the_same,
     )
     assert copies.representative_N.tolist() == [0, 1, 1]
 
@@ -195,7 +204,7 @@ def test_flat_pictures_are_copies_only_if_their_bytes_are_equal() -> None:
 def test_without_nearness_only_equal_bytes_are_copies() -> None:
     content = np.array([[1, 5], [1, 6], [1, 5]], np.uint64)
     zeros = np.zeros((3, 1), np.uint64)
-    copies = find_duplicates(content, zeros, zeros, np.zeros(3, bool), None)
+    copies = find_duplicates(content, zeros, zeros, np.zeros(3, bool), None, looking_the_same)
     assert copies.representative_N.tolist() == [0, 1, 0]
 
 
@@ -213,7 +222,7 @@ def test_a_hundred_thousand_placeholders_leave_one() -> None:
 def test_no_samples_are_no_trouble() -> None:
     none = np.zeros((0, 1), np.uint64)
     copies = find_duplicates(
-        none, none, none, np.zeros(0, bool), NearDuplicateLimits(max_distance=4)
+        none, none, none, np.zeros(0, bool), NearDuplicateLimits(max_distance=4), looking_the_same
     )
     assert copies.representative_N.size == 0
     assert first_of_equal(none).size == 0

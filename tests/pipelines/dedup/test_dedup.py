@@ -1,6 +1,7 @@
 """Dedup as a user meets it: planted copies go, the best of each stays, and others can read on."""
 
 import io
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +13,21 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageOps
 
-from consomme.base.errors import DataError, RecipeError
+from consomme.base.errors import ClusterError, DataError, RecipeError
 from consomme.base.manifest import Manifest
 from consomme.base.sample import Sample, caption_turns
+from consomme.cli import run_command
 from consomme.datasets import scenes
 from consomme.execution.runs import Run
 from consomme.execution.stage import DecodedSample
 from consomme.execution.worker import with_id_hash
 from consomme.ops.verify import verify
+from consomme.pipelines.dedup import preview as preview_module
 from consomme.pipelines.dedup import report as report_dedup
 from consomme.pipelines.dedup import run as dedup
+from consomme.pipelines.dedup.preview import preview
 from consomme.pipelines.dedup.recipe import DedupRecipe
-from consomme.pipelines.dedup.stage import HashStage
+from consomme.pipelines.dedup.stage import THUMBNAIL, HashStage
 from consomme.pipelines.score.recipe import ScoreRecipe
 from consomme.storage.shards import shard_urls
 from consomme.storage.sidecar import table_bytes
@@ -80,7 +84,7 @@ def written(folder: Path, samples: Sequence[Sample], max_rows: int = 16) -> str:
     return str(folder)
 
 
-def hashed(root: Path, inputs: str, unit_rows: int) -> str:
+def hashed(root: Path, inputs: str, unit_rows: int, *, without: Sequence[str] = ()) -> str:
     """A finished run whose units were hashed one after the other, without Ray."""
     recipe = DedupRecipe(
         name=f"by-hand-{unit_rows}", root=str(root), inputs=(inputs,), unit_rows=unit_rows
@@ -92,10 +96,9 @@ def hashed(root: Path, inputs: str, unit_rows: int) -> str:
         decoded = [
             DecodedSample(row=r, sample=s, image=decode(s.image)) for r, s in read_unit(unit)[0]
         ]
-        outcome = HashStage().work(decoded)
-        file = folder.write_output(
-            unit, "hashes", table_bytes(with_id_hash(outcome.table, unit.source)), "parquet"
-        )
+        table = with_id_hash(HashStage().work(decoded).table, unit.source)
+        table = table.drop_columns([name for name in without if name in table.column_names])
+        file = folder.write_output(unit, "hashes", table_bytes(table), "parquet")
         folder.commit(number, unit, [file], {"samples": len(decoded)})
     folder.close(number)
     return opened.finish().url
@@ -210,7 +213,9 @@ def test_deciding_anew_on_the_same_hashes(tmp_path: Path) -> None:
     assert (flips.counts["exact"], flips.counts["near"]) == (3, 7)
     mirrors = [{f"scene-{k:02d}", f"mirror-{k:02d}"} for k in (8, 9)]
     assert [len(kept(flips.url) & pair) for pair in mirrors] == [1, 1]
-    assert deduped(tmp_path, hashes, flips=True) == flips
+    again = deduped(tmp_path, hashes, flips=True)
+    assert again.is_found
+    assert replace(again, is_found=False) == flips
 
 
 def test_scores_of_other_data_are_refused(tmp_path: Path) -> None:
@@ -230,6 +235,89 @@ def test_scores_of_other_data_are_refused(tmp_path: Path) -> None:
             deduped(tmp_path, hashes, scores=url, best_by=column)
     with pytest.raises(DataError, match="found no hashes of pictures; expected a dedup run"):
         deduped(tmp_path, right)
+
+
+def test_hashes_of_earlier_versions_have_no_thumbnails_and_are_used_all_the_same(
+    tmp_path: Path,
+) -> None:
+    data = written(tmp_path / "data", planted())
+    now = deduped(tmp_path / "now", hashed(tmp_path / "now", data, 10), flips=True)
+    old = hashed(tmp_path / "old", data, 10, without=[THUMBNAIL])
+    then = deduped(tmp_path / "old", old, flips=True)
+    assert then.counts == now.counts
+    assert groups(then.url) == groups(now.url)
+    assert verify(then.url).problems == ()
+    for shard in Path(data).iterdir():
+        shard.unlink()
+    exact = deduped(tmp_path / "gone", old, max_distance=None)
+    assert exact.counts["exact"] == 3
+    with pytest.raises(DataError):
+        deduped(tmp_path / "gone", old)
+
+
+def test_groups_say_how_much_a_copy_differs(tmp_path: Path) -> None:
+    manifest = deduped(tmp_path, hashed(tmp_path, written(tmp_path / "data", planted()), 10))
+    rows = [row for row in groups(manifest.url) if not row["kept"]]
+    assert [row["difference"] for row in rows if row["reason"] == "exact"] == [0, 0, 0]
+    near = [row["difference"] for row in rows if row["reason"] == "near"]
+    assert len(near) == 5
+    assert all(0 < difference <= 1 for difference in near)
+    assert manifest.decisions["max_difference"] == pytest.approx(max(near), abs=1e-3)
+
+
+def test_too_little_room_for_thumbnails_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes = hashed(tmp_path, written(tmp_path / "data", planted()), 10)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**9))
+    with pytest.raises(ClusterError, match=r"found 1\.0 GB free, expected 1\.1 GB .* set TMPDIR"):
+        deduped(tmp_path, hashes)
+
+
+@pytest.mark.parametrize("kind", ["hashes", "inputs", "sources"])
+def test_a_preview_shows_the_pairs_and_writes_no_run(tmp_path: Path, kind: str) -> None:
+    data = written(tmp_path / "data", planted())
+    hashes = hashed(tmp_path / "hashed", data, 10)
+    root = tmp_path / "runs"
+    given: Any = {"hashes": hashes, "inputs": (data,), "sources": {"data": [data]}}[kind]
+    recipe = DedupRecipe(name="look", root=str(root), **{kind: given})
+    shown = preview(recipe)
+    done = deduped(tmp_path, hashes)
+    counts = {name: int(number) for name, number in shown.table["rows"]}
+    assert counts == {k: done.counts[k] for k in ("samples", "kept", "exact", "near")}
+    assert [path.name for path in root.rglob("*") if path.is_file()] == ["look.html"]
+    text = Path(shown.page).read_text()
+    assert text.count("data:image/jpeg") == 5
+    for row in groups(done.url):
+        if row["reason"] == "near":
+            assert f"goes: {row['sample_id']}" in text
+            assert f"{row['distance']} bits apart, difference {row['difference']:.2f}" in text
+    assert shown.what == "all 42 samples"
+
+
+def test_a_preview_of_shards_stops_after_enough_pictures_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preview_module, "MAX_PICTURES", 20)
+    data = written(tmp_path / "data", planted())
+    root = tmp_path / "runs"
+    shown = preview(DedupRecipe(name="look", root=str(root), inputs=(data,), unit_rows=8))
+    assert shown.what == "the first 24 samples; a run finds copies among all"
+
+
+def test_the_command_line_previews_a_view_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hashes = hashed(tmp_path, written(tmp_path / "data", planted()), 10)
+    exact = deduped(tmp_path, hashes, max_distance=None)
+    recipe = tmp_path / "look.yaml"
+    recipe.write_text(f"name: look\nview: {exact.url}\nroot: {tmp_path}/runs\n")
+    assert run_command(["dedup", str(recipe), "--preview"]) == 0
+    out = capsys.readouterr().out
+    assert "only a preview, no run was made" in out
+    assert f"{tmp_path}/runs/previews/look.html" in out
+    assert not (tmp_path / "runs" / "dedup").exists()
 
 
 @pytest.mark.parametrize(
@@ -280,4 +368,4 @@ def test_a_run_on_ray_makes_a_view_that_others_can_read(tmp_path: Path, lent_ray
     assert kept(second.url) == kept(done.url)
     for url in (done.url, second.url):
         assert verify(url).problems == ()
-    assert dedup.run(recipe) == done
+    assert replace(dedup.run(recipe), is_found=False) == done

@@ -1,33 +1,44 @@
-"""Find duplicate pictures and keep the best of each: exact duplicates by bytes, near ones by hash.
+"""Find duplicate pictures and keep the best of each: exact duplicates by bytes, near ones by looks.
+
+Near duplicates have near hashes, and the comparison of their thumbnails confirms them. Hashes alone
+decide nothing: of 1,500 different radiographs, a third has a hash like that of another.
 
 Near duplicates form stars, not connected components. From the best sample to the worst, a sample is
 kept unless it is near one that is kept already; it is then a duplicate of the nearest such sample
-(greedy star clustering). So a dropped sample differs from its representative in at most
-`max_distance` bits, and no two kept samples are that near. Connected components (a is near b, b is
+(greedy star clustering). So a dropped sample was compared with its representative itself, and no
+two kept samples are near duplicates. Connected components (a is near b, b is
 near c, so all are one) join pictures that nobody would call duplicates: of 1,914 Twemoji at
-distance 4, by their hashes alone, the largest component holds 87 whose hashes differ in up to 22
+distance 5, by their hashes alone, the largest component holds 115 whose hashes differ in up to 24
 bits; the largest star holds 18.
 
 Near pairs are found exactly and without comparing all pairs. The 64 bits are split into blocks; two
 hashes that differ in at most `d` bits agree on all but `d` blocks (pigeonhole), so they meet in one
 of the hash tables that each leave out one choice of `d` blocks. Tables are processed one at a time,
-so memory does not grow with their number. Samples with equal hashes and colours are merged before,
-and a sample that has found a better neighbour is not compared again, so a million identical
-placeholders cost no more than any other million.
+so memory does not grow with their number. A sample that has found a better neighbour is not
+compared again, so a million placeholders that look the same cost no more than any other million.
+Different pictures with near hashes are all compared, but coarsely first: see `CopyCheck`.
 
 Samples are numbered by rank in this file: 0 is the best. The result depends only on that order and
-on the samples' hashes and colours.
+on the samples' looks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from consomme.curate.dedup.hash_tables import CHUNK, HashTable, Index, Words, block_masks
+from consomme.curate.dedup.confirmation import CopyCheck, ThumbnailTable
+from consomme.curate.dedup.hash_tables import (
+    CHUNK,
+    HashTable,
+    Index,
+    Words,
+    block_masks,
+    first_masks,
+)
 from consomme.curate.dedup.phash import colour_gap
 
 # Shapes: N samples by rank, S variants (the picture; its mirror image), C columns, P pairs,
@@ -40,11 +51,12 @@ _NONE = np.uint64(2**64 - 1)
 _LOW = np.uint64(2**32 - 1)
 _HIGH = np.uint64(32)
 _LINEAR_PROBES = 3
+_MAX_STEPS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class NearDuplicateLimits:
-    """Two pictures are near duplicates if both limits hold."""
+    """Two pictures may be near duplicates if both limits hold; their thumbnails decide."""
 
     max_distance: int
     """Maximum Hamming distance of their perceptual hashes, in bits."""
@@ -66,6 +78,9 @@ class Duplicates:
     is_exact_N: NDArray[np.bool_]  # noqa: N815
     """True for a dropped sample with the same bytes as its representative."""
 
+    difference_N: NDArray[np.float32]  # noqa: N815
+    """Difference from the representative's thumbnail, at most 1; 0 for equal bytes."""
+
     @property
     def is_kept_N(self) -> NDArray[np.bool_]:  # noqa: N802
         """True for samples that are kept."""
@@ -79,6 +94,7 @@ def find_duplicates(
     colour_NS: Words,
     is_flat_N: NDArray[np.bool_],
     limits: NearDuplicateLimits | None,
+    thumbnails: Callable[[Index], ThumbnailTable],
 ) -> Duplicates:
     """Find the duplicates among samples in order of rank, best first.
 
@@ -88,20 +104,34 @@ def find_duplicates(
             mirror image. The distance of two samples is the smallest between their variants.
         colour_NS: Colours of the same variants.
         is_flat_N: Pictures without a meaningful perceptual hash: only equal bytes are duplicates.
-        limits: When pictures are near duplicates; None: only equal bytes are duplicates.
+        limits: When pictures may be near duplicates; None: only equal bytes are duplicates.
+        thumbnails: Opens the thumbnails of samples (ascending), which are those whose hashes are
+            near another's. Not called without limits.
     """
     same_N = first_of_equal(content_NC)
     is_first_N = same_N == np.arange(len(same_N))
     representative_N = same_N.copy()
     distance_N = np.zeros(len(representative_N), dtype=np.uint8)
+    difference_N = np.zeros(len(representative_N), dtype=np.float32)
     if limits is not None:
         compared = np.flatnonzero(is_first_N & ~is_flat_N)
-        center, distance = star_clusters(hash_NS[compared], colour_NS[compared], limits)
-        representative_N[compared], distance_N[compared] = compared[center], distance
-        representative_N, distance_N = representative_N[same_N], distance_N[same_N]
+        hashes, colours = hash_NS[compared], colour_NS[compared]
+        near = near_samples(hashes, colours, limits)
+        compared, hashes, colours = compared[near], hashes[near], colours[near]
+        check = CopyCheck(thumbnails(compared))
+        center, distance_N[compared] = star_clusters(hashes, colours, limits, check)
+        representative_N[compared] = compared[center]
+        difference_N[compared] = check.smallest_difference(
+            np.arange(len(center)), center, is_mirrored=hash_NS.shape[1] > 1
+        )
+        representative_N = representative_N[same_N]
+        distance_N, difference_N = distance_N[same_N], difference_N[same_N]
     is_exact_N = (representative_N == same_N) & ~is_first_N
     return Duplicates(
-        representative_N=representative_N, distance_N=distance_N, is_exact_N=is_exact_N
+        representative_N=representative_N,
+        distance_N=distance_N,
+        is_exact_N=is_exact_N,
+        difference_N=difference_N,
     )
 
 
@@ -150,20 +180,62 @@ def first_of_equal(row_NC: Words) -> Index:
     return first_N
 
 
+def near_samples(hash_NS: Words, colour_NS: Words, limits: NearDuplicateLimits) -> Index:
+    """Return the samples that may have a near one, ascending; the others need no thumbnail.
+
+    Of slots with more than `_MAX_STEPS` entries, which is where pairs would be too many to
+    enumerate, all samples are returned.
+    """
+    variants = _HashVariants(hash_NS, colour_NS, limits)
+    entry_E = np.arange(hash_NS.size)
+    is_near_N = np.zeros(len(hash_NS), dtype=bool)
+    table = HashTable(len(entry_E))
+
+    def mark(one: Index, better: Index) -> None:
+        is_near = variants.is_near(one, better)
+        is_near_N[one[is_near] // variants.num] = True
+        is_near_N[better[is_near] // variants.num] = True
+
+    for mask in block_masks(len(entry_E), limits.max_distance):
+        slot_E = table.slots(variants.hashes, mask)
+        later, first = table.later(slot_E, entry_E)
+        mark(later, first)
+        full = table.in_slots(slot_E, later, slot_E[table.later(slot_E, later)[0]])
+        full = full[np.argsort(slot_E[full], kind="stable")]
+        place = np.arange(len(full))
+        for step in range(1, _MAX_STEPS + 1):
+            place = place[place >= step]
+            place = place[slot_E[full[place]] == slot_E[full[place - step]]]
+            mark(full[place], full[place - step])
+        if place.size:
+            is_near_N[table.in_slots(slot_E, entry_E, slot_E[full[place]]) // variants.num] = True
+    return np.flatnonzero(is_near_N)
+
+
 def star_clusters(
-    hash_NS: Words, colour_NS: Words, limits: NearDuplicateLimits
+    hash_NS: Words,
+    colour_NS: Words,
+    limits: NearDuplicateLimits,
+    check: CopyCheck | None = None,
 ) -> tuple[Index, NDArray[np.uint8]]:
     """Assign samples to stars around the best of them; see the module docstring.
 
-    Samples with equal hashes and colours are assigned as the best of them is.
+    Args:
+        hash_NS: As for `find_duplicates`.
+        colour_NS: As for `find_duplicates`.
+        limits: When two samples may be near.
+        check: Confirms that they are. None: by their hashes alone, to measure hashes. Then samples
+            with equal hashes and colours are assigned as the best of them is.
 
     Returns:
         center_N: Number of the sample in the center of each sample's star.
         distance_N: Hamming distance between the two.
     """
-    first_N = first_of_equal(np.concatenate([hash_NS, colour_NS], axis=1))
+    first_N = np.arange(len(hash_NS))
+    if check is None:
+        first_N = first_of_equal(np.concatenate([hash_NS, colour_NS], axis=1))
     chosen = np.flatnonzero(first_N == np.arange(len(first_N)))
-    variants = _HashVariants(hash_NS[chosen], colour_NS[chosen], limits)
+    variants = _HashVariants(hash_NS[chosen], colour_NS[chosen], limits, check)
     nearest_M = _assign_centers(variants, len(chosen))
     is_center = nearest_M == _NONE
     center_M = np.where(is_center, np.arange(len(nearest_M)), (nearest_M & _LOW).astype(np.int64))
@@ -175,11 +247,18 @@ def star_clusters(
 class _HashVariants:
     """The entries of all samples, and the test whether two of them are near."""
 
-    def __init__(self, hash_NS: Words, colour_NS: Words, limits: NearDuplicateLimits) -> None:
+    def __init__(
+        self,
+        hash_NS: Words,
+        colour_NS: Words,
+        limits: NearDuplicateLimits,
+        check: CopyCheck | None = None,
+    ) -> None:
         self.num = hash_NS.shape[1]
         self.hashes = hash_NS.reshape(-1)
         self.colours = colour_NS.reshape(-1)
         self.limits = limits
+        self.check = check
 
     def of(self, samples: Index) -> Index:
         """Return the entries of samples."""
@@ -200,6 +279,26 @@ class _HashVariants:
             gap = colour_gap(self.colours[one[pair]], self.colours[better[pair]])
             is_near[pair] = gap <= self.limits.max_colour
         return is_near
+
+    def is_copy(
+        self, one: Index, better: Index, first_mask: Callable[[Words], Index], number: int
+    ) -> NDArray[np.bool_]:
+        """Whether each entry is a confirmed copy of the paired entry of a better sample.
+
+        A pair that meets in several tables is tested in the first of them only.
+        """
+        is_copy = self.is_near(one, better)
+        if self.check is None:
+            return is_copy
+        (pair,) = np.nonzero(is_copy)
+        here = first_mask(self.hashes[one[pair]] ^ self.hashes[better[pair]]) == number
+        is_copy[pair] = here
+        pair = pair[here]
+        is_mirrored = one[pair] % self.num != better[pair] % self.num
+        is_copy[pair] = self.check.is_copy(
+            one[pair] // self.num, better[pair] // self.num, is_mirrored
+        )
+        return is_copy
 
 
 def _assign_centers(variants: _HashVariants, num_samples: int) -> Words:
@@ -233,19 +332,21 @@ def _has_better_neighbour(variants: _HashVariants, samples: Index) -> NDArray[np
     table = HashTable(len(entry_E))
     all_rows = np.arange(len(entry_E))
 
-    def compare(one: Index, better: Index) -> NDArray[np.bool_]:
-        is_near = variants.is_near(entry_E[one], entry_E[better])
+    first_mask = first_masks(len(entry_E), variants.limits.max_distance)
+
+    def compare(one: Index, better: Index, number: int) -> NDArray[np.bool_]:
+        is_near = variants.is_copy(entry_E[one], entry_E[better], first_mask, number)
         is_done_N[one[is_near] // variants.num] = True
         return is_near
 
-    for mask in block_masks(len(entry_E), variants.limits.max_distance):
+    for number, mask in enumerate(block_masks(len(entry_E), variants.limits.max_distance)):
         slot_E = table.slots(hash_E, mask)
         rest = all_rows
         # Most slots hold few entries: compare with the first of a slot, then with the second, …
         for _ in range(_LINEAR_PROBES):
             rest, better = table.later(slot_E, rest)
             is_open = ~is_done_N[rest // variants.num]
-            compare(rest[is_open], better[is_open])
+            compare(rest[is_open], better[is_open], number)
         # … and in the few full slots with all earlier entries, the closest first.
         is_open = ~is_done_N[rest // variants.num]
         full = table.in_slots(slot_E, rest, slot_E[rest[is_open]])
@@ -256,7 +357,7 @@ def _has_better_neighbour(variants: _HashVariants, samples: Index) -> NDArray[np
             step += 1
             place = place[place >= step]
             place = place[slot_E[full[place]] == slot_E[full[place - step]]]
-            place = place[~compare(full[place], full[place - step])]
+            place = place[~compare(full[place], full[place - step], number)]
     return is_done_N
 
 
@@ -272,7 +373,9 @@ def _nearest_better_neighbour(variants: _HashVariants, queries: Index, among: In
     entry_Q, entry_B = variants.of(queries), variants.of(among)
     hash_Q, hash_B = variants.hashes[entry_Q], variants.hashes[entry_B]
     table = HashTable(max(len(entry_Q), len(entry_B)))
-    for mask in block_masks(len(entry_Q) + len(entry_B), variants.limits.max_distance):
+    size, max_distance = len(entry_Q) + len(entry_B), variants.limits.max_distance
+    first_mask = first_masks(size, max_distance)
+    for number, mask in enumerate(block_masks(size, max_distance)):
         slot_Q, slot_B = table.slots(hash_Q, mask), table.slots(hash_B, mask)
         query_rows, other_rows = np.arange(len(slot_Q)), np.arange(len(slot_B))
         if len(query_rows) < len(other_rows):
@@ -284,11 +387,11 @@ def _nearest_better_neighbour(variants: _HashVariants, queries: Index, among: In
         end = np.searchsorted(slot_B[other_rows], slot_Q[query_rows], side="right")
         for one, place in _pairs(begin, end):
             query, other = query_rows[one], other_rows[place]
-            is_near = variants.is_near(entry_Q[query], entry_B[other])
+            is_near = variants.is_copy(entry_Q[query], entry_B[other], first_mask, number)
             query, other = query[is_near], other[is_near]
             distance = variants.distance(entry_Q[query], entry_B[other]).astype(np.uint64)
-            number = among[other // variants.num].astype(np.uint64)
-            np.minimum.at(nearest_N, query // variants.num, distance << _HIGH | number)
+            center = among[other // variants.num].astype(np.uint64)
+            np.minimum.at(nearest_N, query // variants.num, distance << _HIGH | center)
     return nearest_N
 
 

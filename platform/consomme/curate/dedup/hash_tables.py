@@ -8,7 +8,7 @@ choices of bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import combinations, pairwise
 
@@ -90,12 +90,46 @@ def block_masks(num_hashes: int, max_distance: int) -> Sequence[np.uint64]:
         return math.comb(num_blocks, max_distance) * (_LOOK_UP + _COMPARE * collisions)
 
     num_blocks = min(range(max_distance + 1, max_distance + 6), key=cost)
+    chosen = combinations(_blocks(num_blocks), max_distance)
+    return [np.uint64(2**64 - 1 - sum(left_out)) for left_out in chosen]
+
+
+@cache
+def first_masks(num_hashes: int, max_distance: int) -> Callable[[Words], Index]:
+    """Return a function that says under which of the masks two hashes agree first.
+
+    It takes the differing bits of pairs and returns the index of a mask of `block_masks` with the
+    same arguments: a pair that agrees on several masks meets in as many tables.
+    """
+    masks = block_masks(num_hashes, max_distance)
+    num_blocks = next(
+        number
+        for number in range(max_distance + 1, max_distance + 6)
+        if math.comb(number, max_distance) == len(masks)
+    )
+    blocks = _blocks(num_blocks)
+    index_of_set = np.full(1 << num_blocks, len(masks), dtype=np.int64)
+    for number, left_out in enumerate(combinations(range(num_blocks), max_distance)):
+        for size in range(max_distance + 1):
+            for differing in combinations(left_out, size):
+                place = sum(1 << block for block in differing)
+                index_of_set[place] = min(index_of_set[place], number)
+
+    def first_mask(bits_P: Words) -> Index:
+        differing_P = np.zeros(len(bits_P), dtype=np.int64)
+        for number, block in enumerate(blocks):
+            differing_P |= ((bits_P & np.uint64(block)) != 0).astype(np.int64) << number
+        return index_of_set[differing_P]
+
+    return first_mask
+
+
+def _blocks(num_blocks: int) -> Sequence[int]:
+    """Split the 64 bits into blocks."""
     # Adjacent bits go to different blocks, since many pictures agree on all bits of a region.
     places = [bit * 37 % 64 for bit in range(64)]
     edges = [round(block * 64 / num_blocks) for block in range(num_blocks + 1)]
-    blocks = [sum(1 << place for place in places[a:b]) for a, b in pairwise(edges)]
-    chosen = combinations(blocks, max_distance)
-    return [np.uint64(2**64 - 1 - sum(left_out)) for left_out in chosen]
+    return [sum(1 << place for place in places[a:b]) for a, b in pairwise(edges)]
 
 
 def _chunks(rows: Index) -> list[Index]:

@@ -2,12 +2,12 @@
 
 The driver holds numeric columns, about 70 bytes per sample, and no sample ids; ids are read again
 for samples that have duplicates. The decision temporarily needs another 180 bytes per sample, so a
-hundred million pictures need 25 GB on the driver.
+hundred million pictures need 25 GB on the driver. Thumbnails stay on disk: `ThumbnailScratch`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from consomme.base.errors import DataError
+from consomme.curate.dedup.confirmation import ThumbnailTable
 from consomme.curate.dedup.copies import (
     Duplicates,
     NearDuplicateLimits,
@@ -36,7 +37,7 @@ HASHES = "hashes"
 GROUPS = "groups.parquet"
 """Name of the table of groups in its run folder."""
 
-_COLUMNS = (
+HASH_COLUMNS = (
     "content_hash",
     "phash",
     "phash_flipped",
@@ -55,6 +56,7 @@ _GROUPS_SCHEMA = pa.schema(
         ("kept", pa.bool_()),
         ("distance", pa.uint8()),
         ("reason", pa.string()),
+        ("difference", pa.float32()),
     ]
 )
 
@@ -97,9 +99,19 @@ def load_hashes(url: str) -> SampleHashes:
     Raises:
         DataError: The run has none.
     """
+    tables = iter_columns(url, HASH_COLUMNS, HASHES, with_ids=False)
+    return join_hashes(((record.unit, table) for record, table in tables), url)
+
+
+def join_hashes(tables: Iterable[tuple[Unit, pa.Table]], where: str) -> SampleHashes:
+    """Join the hashes of units.
+
+    Raises:
+        DataError: There are none.
+    """
     units: list[Unit] = []
     parts: dict[str, list[NDArray[np.generic]]] = {}
-    for record, table in iter_columns(url, _COLUMNS, HASHES, with_ids=False):
+    for unit, table in tables:
         found: dict[str, NDArray[np.generic]] = {
             "row": table["row"].to_numpy(),
             "content": _words(table["content_hash"]),
@@ -111,12 +123,12 @@ def load_hashes(url: str) -> SampleHashes:
             "num_bytes": table["num_bytes"].to_numpy(),
             "id_hash": table[ID_HASH].to_numpy(),
         }
-        units.append(record.unit)
+        units.append(unit)
         for name, values in found.items():
             parts.setdefault(name, []).append(values)
     sizes = [len(rows) for rows in parts.get("row", [])]
     if not sum(sizes):
-        raise DataError(f"{url}: found no hashes of pictures; expected a dedup run with samples")
+        raise DataError(f"{where}: found no hashes of pictures; expected a dedup run with samples")
     joined = {f"{name}_N": np.concatenate(parts.pop(name)) for name in list(parts)}
     joined["content_N2"] = joined.pop("content_N")
     return SampleHashes(units=tuple(units), begin_U=np.cumsum([0, *sizes]), **joined)
@@ -174,8 +186,16 @@ def decide(
     limits: NearDuplicateLimits | None,
     *,
     flips: bool,
+    thumbnails: Callable[[Index], ThumbnailTable],
 ) -> tuple[Index, Duplicates]:
     """Rank the samples, higher scores first, and find duplicates.
+
+    Args:
+        hashed: The samples.
+        score_N: What makes a sample the best of its copies, if anything does.
+        limits: See `find_duplicates`.
+        flips: Whether mirror images are duplicates.
+        thumbnails: Opens the thumbnails of samples, by index.
 
     Returns:
         order_R: Index of the sample at each rank.
@@ -192,6 +212,7 @@ def decide(
         np.stack(colours, axis=1),
         hashed.is_flat_N[order_R],
         limits,
+        lambda ranks: thumbnails(order_R[ranks]),
     )
     return order_R, duplicates
 
@@ -227,6 +248,7 @@ def save_groups(
         "kept": is_kept,
         "distance": duplicates.distance_N[members],
         "reason": pa.array(reasons, pa.string(), mask=is_kept),
+        "difference": pa.array(duplicates.difference_N[members], pa.float32(), mask=is_kept),
     }
     folder.store.write(GROUPS, table_bytes(pa.table(columns, schema=_GROUPS_SCHEMA)))
     return GROUPS

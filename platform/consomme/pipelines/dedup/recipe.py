@@ -45,16 +45,17 @@ class DedupRecipe(Checked):
     storage: StorageOptions = runtime(StorageOptions())
     """How patient the run is with its storage."""
 
-    max_distance: Annotated[int, Interval(ge=0, le=MAX_DISTANCE)] | None = 4
-    """Maximum Hamming distance between the 64-bit perceptual hashes of near copies; null finds
-    exact copies only. 4 finds resized and recompressed images, and most of those cropped by 2 %; 8
-    also finds most of those cropped by 5 %, but among a billion images every second one has such a
-    neighbour by chance."""
+    max_distance: Annotated[int, Interval(ge=0, le=MAX_DISTANCE)] | None = 5
+    """Maximum Hamming distance between the 64-bit perceptual hashes of images that are compared;
+    null finds exact copies only. Whether they are copies is decided by their thumbnails. 5 finds
+    resized and recompressed images, and most of those cropped by 2 %; each bit more finds more of
+    the cropped ones and takes two to three times as long."""
 
     max_colour: Annotated[int, Interval(ge=0, le=255)] = 8
-    """Maximum difference, of 255, between the mean colours of the quarters of near copies. JPEG
-    changes them by 1 to 5; a heart in another colour by 30 to 150. 255 ignores colour: then a grey
-    version of a coloured image is a copy, and so are a red and a blue shirt."""
+    """Maximum difference, of 255, between the mean colours of the quarters of images that are
+    compared. JPEG changes them by 1 to 5; a heart in another colour by 30 to 150. 255: then a grey
+    version of a coloured image is a copy. Colours of details are compared as well, whatever is set
+    here."""
 
     flips: bool = False
     """Whether mirror images are copies. They are for a classifier, but not for captions that say

@@ -34,8 +34,9 @@ def _section(manifest: Manifest) -> page.Section:
     if decisions["max_distance"] is not None:
         text += (
             f" (at most {decisions['max_distance']} of 64 bits and {decisions['max_colour']} of 255"
-            " colour levels apart)"
+            " colour levels apart by their hashes"
         )
+        text += ", and confirmed by their thumbnails)" if "max_difference" in decisions else ")"
     text += (
         f". Of each group the best stays: {decisions['best']}. {decisions['num_flat']:,} pictures"
         " are nearly uniform and were compared by their bytes only."
@@ -52,7 +53,7 @@ def _section(manifest: Manifest) -> page.Section:
         ]
         caption = (
             "Groups whose farthest member is farthest from the one that stays, that one first:"
-            " if these are not copies, lower max_distance or max_colour."
+            " a difference of 1 is the largest that counts as a copy."
         )
         blocks.append(page.Gallery(items=items, caption=caption))
     return page.Section(title=f"Dedup: {manifest.name}", lead_text=text, blocks=blocks)
@@ -87,6 +88,9 @@ def _fetch(manifest: Manifest, rows: Sequence[dict[str, Any]]) -> list[Sample]:
 
 def _item(row: Mapping[str, Any], sample: Sample) -> page.GalleryItem:
     what = "same bytes" if row["reason"] == "exact" else f"{row['distance']} bits apart"
+    # Runs of earlier versions did not compare thumbnails.
+    if row["reason"] == "near" and row.get("difference") is not None:
+        what += f", difference {row['difference']:.2f}"
     return page.GalleryItem(
         image_bytes=sample.image,
         title=sample.caption,

@@ -1,8 +1,9 @@
 """Find exact and near copies of pictures, and write a view of the best copy of each.
 
 A run has two parts. Workers hash every picture, unit by unit through the ledger. Then one process
-reads the hashes, decides, and writes the view and the groups. Another run can decide anew on the
-hashes of an earlier one (`hashes`) without reading a picture.
+reads the hashes, compares the thumbnails of pictures with near hashes, decides, and writes the view
+and the groups. Another run can decide anew on the hashes of an earlier one (`hashes`) without
+reading a picture.
 """
 
 from __future__ import annotations
@@ -10,10 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import numpy as np
-
 from consomme.base.manifest import Manifest
-from consomme.curate.dedup.copies import NearDuplicateLimits
 from consomme.execution.driver import run_job
 from consomme.execution.job import ActorPool, Job
 from consomme.execution.planning import plan_shards, plan_view
@@ -22,16 +20,16 @@ from consomme.execution.runs import Run, folders_of
 from consomme.execution.session import num_cpus, ray_session
 from consomme.pipelines.dedup.copies import (
     HASHES,
-    decide,
     distances,
     group_sizes,
     load_hashes,
-    read_scores,
     save_groups,
     save_view,
 )
+from consomme.pipelines.dedup.decision import decide_by, describe_best
 from consomme.pipelines.dedup.recipe import DedupRecipe
 from consomme.pipelines.dedup.stage import HashStage
+from consomme.pipelines.dedup.thumbnails import ThumbnailScratch
 from consomme.storage.identity import data_fingerprint
 from consomme.storage.shards import Shard, find_shards
 from consomme.storage.view import View
@@ -94,49 +92,31 @@ def _decide(run: Run[Sequence[Shard]]) -> Manifest:
     recipe, folder = run.recipe, run.folder
     source = recipe.hashes or folder.url
     hashed = load_hashes(source)
-    score_N = None
-    if recipe.scores is not None and recipe.best_by is not None:
-        score_N = read_scores(recipe.scores, recipe.best_by, hashed)
-    limits = None
-    if recipe.max_distance is not None:
-        limits = NearDuplicateLimits(max_distance=recipe.max_distance, max_colour=recipe.max_colour)
-    sign = -1 if recipe.best_is == "lowest" else 1
-    order, duplicates = decide(
-        hashed, None if score_N is None else sign * score_N, limits, flips=recipe.flips
-    )
+    with ThumbnailScratch(source, hashed) as scratch:
+        decision = decide_by(recipe, hashed, scratch.open)
+    order, duplicates = decision.order_R, decision.duplicates
     view = save_view(folder, hashed, order[duplicates.is_kept_N])
     groups = save_groups(folder, source, hashed, order, duplicates)
-    total, kept = hashed.num_samples, int(duplicates.is_kept_N.sum())
-    exact = int(duplicates.is_exact_N.sum())
-    near = total - kept - exact
+    counts = decision.counts
+    total = counts["samples"]
     return run.finish(
-        counts={
-            **folder.total_counts(),
-            "samples": total,
-            "kept": kept,
-            "exact": exact,
-            "near": near,
-        },
+        counts={**folder.total_counts(), **counts},
         decisions={
             "max_distance": recipe.max_distance,
             "max_colour": recipe.max_colour,
-            "best": _best(recipe),
+            "best": describe_best(recipe),
             "num_flat": int(hashed.is_flat_N.sum()),
-            "num_unscored": 0 if score_N is None else int(np.isnan(score_N).sum()),
+            "num_unscored": decision.num_unscored,
             "groups_by_size": group_sizes(duplicates),
             "near_by_distance": distances(duplicates),
+            "max_difference": round(float(duplicates.difference_N.max()), 4),
         },
         metrics={
-            "dedup/kept_fraction": kept / total,
-            "dedup/exact_fraction": exact / total,
-            "dedup/near_fraction": near / total,
+            "dedup/kept_fraction": counts["kept"] / total,
+            "dedup/exact_fraction": counts["exact"] / total,
+            "dedup/near_fraction": counts["near"] / total,
             "dedup/decide_s": round(time.monotonic() - clock, 2),
         },
         outputs={"view": view, "groups": groups}
         | ({} if recipe.hashes else {"hashes": "data", "rejects": "rejects"}),
     )
-
-
-def _best(recipe: DedupRecipe) -> str:
-    size = "largest picture, then most bytes"
-    return f"{recipe.best_is} {recipe.best_by}, then {size}" if recipe.best_by else size

@@ -1,4 +1,4 @@
-"""The stage of `dedup`: content and perceptual hashes of each sample."""
+"""The stage of `dedup`: content hash, perceptual hash and thumbnail of each sample."""
 
 from __future__ import annotations
 
@@ -6,22 +6,29 @@ import hashlib
 from collections.abc import Sequence
 
 import pyarrow as pa
+from PIL import Image
 
 from consomme.execution.stage import DecodedSample, Outcome, UnitStage
 from consomme.vision.decode import num_pixels
 
+THUMBNAIL = "thumbnail"
+"""Name of the column of thumbnails, which runs of earlier versions lack."""
+
+MIN_SIDE_PX = 128
+
 
 class HashStage(UnitStage):
-    """Compute the content hash and the perceptual hash of each picture."""
+    """Compute the hashes and the thumbnail of each picture."""
 
-    # The hash uses 32 × 32 pixels; decoding at twice that size or more gives the same hash.
-    min_side_px = 64
+    # Thumbnails have 64 × 64 pixels; decoding at twice that size or more gives the same ones.
+    min_side_px = MIN_SIDE_PX
 
     def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         """Hash one unit."""
         from consomme.curate.dedup.phash import hash_picture
 
-        hashes = hash_picture([item.image for item in samples])
+        images = [item.image for item in samples]
+        hashes = hash_picture(images)
         content = [content_hash(item.sample.image) for item in samples]
         columns = {
             "row": pa.array([item.row for item in samples], pa.int32()),
@@ -33,8 +40,17 @@ class HashStage(UnitStage):
             "is_flat": pa.array(hashes.is_flat_N, pa.bool_()),
             "num_pixels": pa.array([num_pixels(item.sample.image) for item in samples], pa.int64()),
             "num_bytes": pa.array([len(item.sample.image) for item in samples], pa.int32()),
+            THUMBNAIL: thumbnail_column(images),
         }
         return Outcome(table=pa.table(columns))
+
+
+def thumbnail_column(images: Sequence[Image.Image]) -> pa.Array:
+    """Make the column of thumbnails."""
+    from consomme.curate.dedup.thumbnails import NUM_BYTES, make_thumbnails
+
+    data = pa.py_buffer(make_thumbnails(images).tobytes())
+    return pa.Array.from_buffers(pa.binary(NUM_BYTES), len(images), [None, data])
 
 
 def content_hash(data: bytes) -> bytes:
