@@ -146,7 +146,7 @@ class Manifest:
     url: str = ""
     """URL of the run folder. Not stored, because a run folder may be moved."""
 
-    is_found: bool = False
+    is_found: bool = field(default=False, compare=False)
     """Whether the run was done before this command, which then did nothing. Not stored."""
 
     @property

@@ -85,9 +85,7 @@ def recipe(root: Path, shards: str, **changes: Any) -> RecaptionRecipe:
 
 def recaptioned(recipe: RecaptionRecipe, model: str) -> str:
     """Do a whole run in this process; return its folder."""
-    opened = Run.open(
-        "recaption", recipe, None, parents=[recipe.captions] if recipe.captions else []
-    )
+    opened = Run.open("recaption", recipe, None, runs={"captions": recipe.captions})
     opened.start()
     folder = opened.folder
     plan_shards_here(folder, recipe)

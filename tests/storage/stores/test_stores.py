@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import threading
 import time
 import uuid
@@ -107,7 +108,7 @@ def test_inputs_that_cannot_be_meant(
 
 def test_a_moved_data_set_keeps_its_fingerprint(tmp_path: Path) -> None:
     make(tmp_path / "one", "a/0.tar", "b/0.tar")
-    make(tmp_path / "two/deeper", "a/0.tar", "b/0.tar")
+    shutil.copytree(tmp_path / "one", tmp_path / "two/deeper", copy_function=shutil.copy2)
     one, two = find_shards([str(tmp_path / "one")]), find_shards([str(tmp_path / "two")])
     assert [shard.name for shard in one] == ["a/0.tar", "b/0.tar"]
     assert shards_fingerprint(one) == shards_fingerprint(two)

@@ -171,7 +171,7 @@ class LocalStore:
                     file.seek(offset)
                 return file.read() if length is None else file.read(length)
 
-        return _patiently(self._target(path), read)
+        return _patiently(self._target(path), read, is_named_by_data=True)
 
     def _target(self, path: str) -> Path:
         if not is_safe_path(path):
@@ -294,8 +294,17 @@ def explained(error: OSError) -> ConsommeError | None:
     return None
 
 
-def _patiently(target: Path, call: Callable[[], T], *, is_write: bool = False) -> T:
+def _patiently(
+    target: Path, call: Callable[[], T], *, is_write: bool = False, is_named_by_data: bool = False
+) -> T:
     """Call, and wait for a network file system that is away.
+
+    Args:
+        target: The file, for messages.
+        call: What may fail.
+        is_write: Whether it writes.
+        is_named_by_data: Whether a record names the file: then a file that cannot be read costs its
+            sample, and the error is raised as it is.
 
     Raises:
         ClusterError: The disk is full or failed, or a network file system stays away.
@@ -315,6 +324,8 @@ def _patiently(target: Path, call: Callable[[], T], *, is_write: bool = False) -
                 f"{target}: {_DISK_ERRORS[error.errno]}, then run the same command again to resume"
                 f" ({error})"
             )
+        if is_named_by_data:
+            return error
         if error.errno == errno.ELOOP or (is_write and error.errno in _REFUSALS):
             return RecipeError(
                 f"{target} {_REFUSALS[error.errno]} ({error}); name another place"
