@@ -4,6 +4,7 @@ Each is a reject (or, as a shard, an error) with the true reason, at once, in ev
 names pictures by their paths.
 """
 
+import errno
 import io
 import json
 import os
@@ -313,6 +314,35 @@ def test_members_of_a_tar_that_are_no_files_are_rejects(tmp_path: Path) -> None:
         "unsafe_path"
     ] * 2
     assert all("not a plain file" in reject.detail for _, reject in rejects[:5])
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_shard_that_becomes_a_pipe_does_not_block(folder: Path, write: Write) -> None:
+    shard = write(folder, ["real/a.png"])
+    (unit,) = plan_units([str(shard)], "data")
+    shard.unlink()
+    os.mkfifo(shard)
+    with pytest.raises(DataError, match=r"it is a pipe \(FIFO\), expected a regular file"):
+        read_unit(unit)
+
+
+def test_a_picture_that_may_not_be_read_costs_one_sample(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its error alone, since root may read everything."""
+    ask_system = os.open
+
+    def refuse(path: str, *arguments: int, **named: int) -> int:
+        if path == "a.png":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return ask_system(path, *arguments, **named)
+
+    shard = write_jsonl(folder, ["hard.png", "real/a.png"])
+    (unit,) = plan_units([str(shard)], "data")
+    monkeypatch.setattr(os, "open", refuse)
+    samples, ((_, reject),) = read_unit(unit)
+    assert len(samples) == 1
+    assert (reject.reason, reject.detail) == ("image_missing", "real/a.png: Permission denied")
 
 
 def test_files_of_runs_and_models_are_files(folder: Path, tmp_path: Path) -> None:

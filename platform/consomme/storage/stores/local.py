@@ -44,14 +44,15 @@ class LocalStore:
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return the bytes of a file; see `Store.read`."""
+        target = self._target(path)
 
         def read() -> bytes:
-            with self._target(path).open("rb") as file:
+            with self._open(target) as file:
                 if offset:
                     file.seek(offset)
                 return file.read() if length is None else file.read(length)
 
-        return _patiently(self._target(path), read)
+        return _patiently(target, read)
 
     def write(self, path: str, data: bytes) -> None:
         """Replace a file atomically; see `Store.write`."""
@@ -157,8 +158,12 @@ class LocalStore:
     def open(self, path: str) -> BinaryIO:
         """Open a regular file for reading and seeking."""
         target = self._target(path)
+        return _patiently(target, lambda: self._open(target))
+
+    @staticmethod
+    def _open(target: Path) -> BinaryIO:
         try:
-            return _patiently(target, lambda: open_regular(target))
+            return open_regular(target)
         except UnsafeFileError as error:
             raise UnsafeFileError(f"{target}: {error}; remove it, or name another") from error
 
