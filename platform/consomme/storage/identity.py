@@ -26,7 +26,7 @@ from consomme.storage.shards import SHARD_SUFFIXES, Shard, shards_fingerprint
 from consomme.storage.stores.listing import list_parallel
 from consomme.storage.stores.local import LocalStore
 from consomme.storage.stores.open import PACKAGE_SCHEME, absolute_url, open_store, split_url
-from consomme.storage.stores.store import FileInfo
+from consomme.storage.stores.store import BROKEN_LINK, FileInfo
 
 if TYPE_CHECKING:
     from consomme.storage.stores.store import Store
@@ -250,7 +250,8 @@ class _Beside:
             hashed = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
             total = (total + int.from_bytes(hashed, "big")) % (1 << 256)
             self.num_files += 1
-            newest = max(newest, int(file.version)) if is_local else 0
+            if is_local and file.version != BROKEN_LINK:
+                newest = max(newest, int(file.version))
             if time.monotonic() - started > told:
                 logger.info(
                     "data: %s files beside the shards in %s so far; they may be its pictures, so"

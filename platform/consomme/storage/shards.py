@@ -19,7 +19,7 @@ from consomme.storage.stores.listing import list_parallel
 from consomme.storage.stores.local import LocalStore
 from consomme.storage.stores.open import absolute_url, open_store, split_url
 from consomme.storage.stores.regular import kind_of, unsafe_files
-from consomme.storage.stores.store import FileInfo, Store, join_url
+from consomme.storage.stores.store import BROKEN_LINK, FileInfo, Store, join_url
 
 SHARD_SUFFIXES = (".tar", ".parquet", ".jsonl", ".json")
 """Readable formats; the shards of one folder must all have the same suffix."""
@@ -108,6 +108,11 @@ def _find_source(inputs: Sequence[str], source: str, input_by_url: dict[str, str
                     raise RecipeError(
                         f"inputs: {url} is matched by {input_by_url[url]!r} and again by {text!r}; "
                         "its samples would count twice"
+                    )
+                if file.version == BROKEN_LINK:
+                    raise RecipeError(
+                        f"inputs: {url} is a link that leads to nothing, expected a shard; remove"
+                        " it, or bring its target back"
                     )
                 input_by_url[url] = text
                 shards.append(

@@ -141,13 +141,14 @@ def test_links_that_lead_in_a_circle_are_answered(tmp_path: Path) -> None:
         find_shards([str(data)])
     (data / "inner" / "up").unlink()
     (data / "self").symlink_to("self")
-    with pytest.raises(RecipeError, match="self: this link to self leads in a circle"):
-        find_shards([str(data)])
+    # What is no shard may be broken: a picture that cannot be opened costs its sample.
+    (data / "gone.png").symlink_to("nowhere.png")
+    assert [s.name for s in find_shards([str(data)])] == ["a.tar"]
     with pytest.raises(RecipeError, match="self lies behind symbolic links that point at each"):
         find_shards([str(data / "self")])
     (data / "self").unlink()
-    (data / "b.tar").symlink_to(tmp_path / "gone.tar")
-    with pytest.raises(RecipeError, match=r"b.tar: this link leads to .*gone.tar, which does not"):
+    (data / "b.tar").symlink_to("gone.tar")
+    with pytest.raises(RecipeError, match=r"b.tar is a link that leads to nothing"):
         find_shards([str(data)])
     (data / "b.tar").unlink()
     # A link to another folder is no circle.

@@ -20,7 +20,7 @@ from typing import BinaryIO, TypeVar
 from consomme.base.errors import ClusterError, ConsommeError, RecipeError, StorageAwayError
 from consomme.storage.stores.regular import UnsafeFileError, open_inside, open_regular
 from consomme.storage.stores.retries import RetryPolicy, retry
-from consomme.storage.stores.store import FileInfo, is_safe_path
+from consomme.storage.stores.store import BROKEN_LINK, FileInfo, is_safe_path
 
 T = TypeVar("T")
 
@@ -431,7 +431,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        is_circle = True
+        # A link to itself: no folder, and whoever opens it is told.
+        return False
     if is_circle:
         raise RecipeError(
             f"{entry.path}: this link to {os.readlink(entry.path)} leads in a circle, so a listing"
@@ -443,17 +444,16 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _info(path: str, entry: os.DirEntry[str]) -> Iterator[FileInfo]:
     """Yield the size and time of a file, unless it was deleted in the meantime.
 
-    Raises:
-        RecipeError: It is a link to nothing; hidden ones, as editors use for locks, are left out.
+    A link to nothing is yielded as such: a picture may be one, and costs its sample. Hidden ones,
+    as editors use for locks, are left out.
     """
     try:
         status = entry.stat()
-    except FileNotFoundError as error:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
         if entry.is_symlink() and not entry.name.startswith("."):
-            raise RecipeError(
-                f"{entry.path}: this link leads to {os.readlink(entry.path)}, which does not"
-                " exist; remove it, or bring its target back"
-            ) from error
+            yield FileInfo(path=path, size=0, version=BROKEN_LINK)
         return
     yield _of_status(path, status)
 

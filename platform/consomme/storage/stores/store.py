@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import BinaryIO, Protocol
 
+BROKEN_LINK = "a link to nothing"
+"""Version of what cannot be opened, because it is a link to nothing or to itself."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileInfo:
@@ -23,7 +26,8 @@ class FileInfo:
 
     version: str = ""
     """What the storage says of the file's content: it differs after every write of other bytes. S3:
-    the ETag; GCS: the generation; local: the time of the last write in nanoseconds."""
+    the ETag; GCS: the generation; local: the time of the last write in nanoseconds, or
+    `BROKEN_LINK`."""
 
 
 class Store(Protocol):
