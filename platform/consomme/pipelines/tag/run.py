@@ -86,7 +86,11 @@ def _tag(run: Run[TagInputs]) -> Manifest:
                 PictureTagStage if sees else TextTagStage,
                 recipe,
                 folders,
-                hashes={name: run.inputs[f"model {name}"] for name in folders},
+                hashes={
+                    tagger.model: run.inputs[f"taggers[{k}].model"]
+                    for k, tagger in enumerate(taggers)
+                    if tagger.model
+                },
                 run_folder=run.folder,
             ),
             pool=_pool(recipe, asks_models=bool(folders)),
