@@ -62,8 +62,8 @@ def dropped(kind: str) -> Iterator[Row]:
         NearDuplicateLimits(max_distance=4, max_colour=8),
     )
     # The expected number of wrong pairs of a picture grows with the number of pictures.
-    most = (wrong if wrong else 3) * 10 / max(SIZES)
-    expected = f"{'about' if wrong else 'below'} {1 - math.exp(-most):.2g}"
+    most = max(wrong, 3) / max(SIZES) * 1_000_000 / max(SIZES)
+    expected = f"{'about' if wrong > 3 else 'below'} {1 - math.exp(-most):.2g}"
     how = "; ".join(f"{share:.2g} at {size:,}" for size, share in shares.items())
     how += f"; {expected} expected at 1,000,000"
     how += f"; by hashes alone {1 - len(set(by_hash.tolist())) / 1000:.2g} at 1,000"
