@@ -57,7 +57,7 @@ def test_a_loss_in_the_middle_of_a_run(what: str, tmp_path: Path) -> None:
     while any(harness.command_of(pid).startswith("ray::") for pid in children):
         assert time.monotonic() < deadline, "workers stay behind"
         time.sleep(0.2)
-    if what == "raylet":
+    if what == "gcs":
         job.finish()
         assert not (url / FAILURE).exists()
 

@@ -93,6 +93,11 @@ def is_running(pid: int, identity: Mapping[str, str]) -> bool | None:
     return _start_of(pid) == identity.get("process_start")
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that ended, and that nobody has waited for, does not."""
+    return bool(_start_of(pid))
+
+
 def _text(path: str) -> str:
     try:
         return Path(path).read_text().strip()

@@ -57,10 +57,15 @@ _BUG = (
 )
 
 
+_running: list[RunFolder] = []
+"""Folders of the runs that this process is doing."""
+
+
 @contextlib.contextmanager
 def recorded_failures(folder: RunFolder) -> Iterator[None]:
     """Write down why the block ended, if it raises."""
     folder.store.delete(FAILURE)
+    _running.append(folder)
     try:
         yield
     # Ctrl-C and SIGTERM are reasons, too. Everything is raised again.
@@ -68,6 +73,14 @@ def recorded_failures(folder: RunFolder) -> Iterator[None]:
         if not isinstance(error, GeneratorExit):
             _write(folder, error)
         raise
+    finally:
+        _running.remove(folder)
+
+
+def record_at_exit(error: ConsommeError) -> None:
+    """Write down why the process is about to end by force, in the folders of its runs."""
+    for folder in list(_running):
+        _write(folder, error)
 
 
 def _write(folder: RunFolder, error: BaseException) -> None:

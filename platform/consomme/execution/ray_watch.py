@@ -15,13 +15,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from consomme.base.errors import EXIT_TRY_AGAIN, ClusterError
+from consomme.base.process import is_alive
+from consomme.execution.failure import record_at_exit
 from consomme.execution.ray_private import current_node
 
 POLL_S = 0.5
@@ -69,8 +71,8 @@ class RayWatch:
 
     def _run(self) -> None:
         while not self._stop.wait(POLL_S):
-            for name, is_alive in self._parts.items():
-                if not is_alive() and not self._stop.is_set():
+            for name, is_there in self._parts.items():
+                if not is_there() and not self._stop.is_set():
                     self.reason = name
                     self._leave()
                     return
@@ -85,6 +87,8 @@ class RayWatch:
     def _end(self) -> None:
         if not self.is_told:
             print(f"consomme: {self.error()}", file=sys.stderr, flush=True)  # noqa: T201
+        # What hangs in Ray's code never gets as far as to say why.
+        record_at_exit(self.error())
         end_private_ray()
         os._exit(EXIT_TRY_AGAIN)
 
@@ -120,11 +124,34 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def end_private_ray() -> None:
-    """Kill the processes of the Ray that this process started, if any."""
+    """Kill the processes of the Ray that this process started, if any, and their workers."""
     node = current_node()
-    if node is not None:
-        with contextlib.suppress(Exception):
-            node.kill_all_processes(check_alive=False, allow_graceful=False)
+    if node is None:
+        return
+    started = [one.process.pid for parts in node.all_processes.values() for one in parts]
+    # Workers wait for a GCS that is gone for as long as for one that is late.
+    workers = [pid for pid in _descendants(started) if pid != os.getpid()]
+    with contextlib.suppress(Exception):
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+    for pid in workers:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _descendants(pids: Sequence[int]) -> list[int]:
+    """List the processes below some."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            parent = int(entry.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(entry.parent.name))
+    found: list[int] = []
+    queue = list(pids)
+    while queue:
+        below = children.get(queue.pop(), [])
+        found += below
+        queue += below
+    return found
 
 
 def _parts(*, is_private: bool) -> Iterator[tuple[str, Callable[[], bool]]]:
@@ -140,7 +167,7 @@ def _parts(*, is_private: bool) -> Iterator[tuple[str, Callable[[], bool]]]:
     yield "the GCS on its head node", _Refusals(node.gcs_address)
     pid = _raylet_of(node.raylet_socket_name)
     if pid is not None:
-        yield "the raylet of this node", Path(f"/proc/{pid}").exists
+        yield "the raylet of this node", partial(is_alive, pid)
 
 
 def _is_child_alive(process: subprocess.Popen[bytes]) -> bool:
