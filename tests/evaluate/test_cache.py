@@ -83,3 +83,9 @@ def test_a_damaged_entry_is_named(tmp_path):
     store.write(f"evaluations/{key[:2]}/{key}.json", b"{")
     with pytest.raises(DataError, match="is not JSON; delete it"):
         ResultCache(store).get(key)
+    path = f"evaluations/{key[:2]}/{key}.json"
+    store.delete(path)
+    ResultCache(store).put(key, {"accuracy": 0.5})
+    store.write(path, store.read(path).replace(b"0.5", b"0.6"))
+    with pytest.raises(DataError, match="was changed: its checksum differs"):
+        ResultCache(store).get(key)

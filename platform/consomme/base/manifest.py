@@ -127,7 +127,7 @@ class Manifest:
     started: str = ""
     """Start time, ISO 8601 in UTC."""
 
-    finished: str = ""
+    finished: str = field(default="", compare=False)
     """Time when the manifest was written, ISO 8601 in UTC; empty in runs of earlier versions."""
 
     seconds: float = 0.0
@@ -278,6 +278,33 @@ def load_parent(child: Manifest, parent: Parent, load: Callable[[str], Manifest]
             " another one, so the folder was replaced"
         )
     return loaded
+
+
+def moved_runs(manifest: Manifest, load: Callable[[str], Manifest]) -> dict[str, str]:
+    """Say where ancestors of a run lie now that lay elsewhere when the run was made.
+
+    Args:
+        manifest: Manifest of the run.
+        load: As for `lineage`.
+
+    Returns:
+        URL then -> URL now. Ancestors that are not found are left out.
+    """
+    moved: dict[str, str] = {}
+    seen: set[str] = set()
+
+    def visit(child: Manifest) -> None:
+        for parent in child.parents:
+            with contextlib.suppress(DataError):
+                found = load_parent(child, parent, load)
+                if found.url != parent.url:
+                    moved[parent.url] = found.url
+                if found.url not in seen:
+                    seen.add(found.url)
+                    visit(found)
+
+    visit(manifest)
+    return moved
 
 
 def _differs(found: Manifest, parent: Parent) -> str:

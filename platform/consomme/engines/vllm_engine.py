@@ -20,7 +20,7 @@ from consomme.base.bounds import PositiveFloat, PositiveFraction, PositiveInt
 from consomme.base.checked import Checked
 from consomme.base.errors import CheckpointError, RecipeError
 from consomme.base.process import environment, imports_without_gc
-from consomme.base.schema import runtime
+from consomme.base.schema import located, runtime
 
 _GIB = 1024**3
 
@@ -58,7 +58,7 @@ class EngineOptions(Checked):
     """Keep the KV cache of common prefixes, and of an image in several consecutive requests: two or
     three times as many texts per second then, a few per cent fewer where nothing repeats."""
 
-    adapter: str | None = None
+    adapter: str | None = located(None)
     """Folder of a LoRA in PEFT's format, on local disk, for the language model."""
 
     own_process: bool | None = runtime(None)

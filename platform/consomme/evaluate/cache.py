@@ -61,7 +61,7 @@ class ResultCache:
         """Return a cached result, or None.
 
         Raises:
-            DataError: The stored file is not JSON.
+            DataError: The stored file is not JSON, or was changed after it was written.
         """
         path = self._path(key)
         if not self._store.exists(path):
@@ -73,14 +73,30 @@ class ResultCache:
                 f"cached evaluation {path!r} in {self._store.url} is not JSON; delete it to have "
                 "it computed again"
             ) from error
+        # Results of earlier versions have no checksum.
+        checksum = result.pop(_CHECKSUM, None)
+        if checksum is not None and checksum != _checksum(result):
+            raise DataError(
+                f"cached evaluation {path!r} in {self._store.url} was changed: its checksum"
+                " differs; delete it to have it computed again"
+            )
         return result
 
     def put(self, key: str, result: Mapping[str, Any]) -> None:
         """Store a result, unless there is one already."""
-        self._store.create(self._path(key), json.dumps(result, sort_keys=True).encode())
+        content = {**result, _CHECKSUM: _checksum(result)}
+        self._store.create(self._path(key), json.dumps(content, sort_keys=True).encode())
 
     def _path(self, key: str) -> str:
         return f"{self._prefix}/{key[:2]}/{key}.json"
+
+
+_CHECKSUM = "sha256"
+
+
+def _checksum(result: Mapping[str, Any]) -> str:
+    text = json.dumps(dict(result), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _canonical(value: Any) -> bytes:

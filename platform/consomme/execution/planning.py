@@ -11,8 +11,9 @@ from itertools import islice
 from typing import Any
 
 from consomme.base.telemetry import Progress
+from consomme.storage.identity import pictures_beside
 from consomme.storage.ledger.run_folder import RunFolder
-from consomme.storage.plan import Plan, PlanPart, Work, read_part, write_part
+from consomme.storage.plan import Plan, PlanPart, Work, read_part, save_shards, write_part
 from consomme.storage.shards import Shard
 from consomme.storage.stores.open import open_store
 from consomme.storage.unit import Unit
@@ -35,7 +36,7 @@ def plan_shards(
 
     Args:
         folder: The run; Ray must be running if there are many shards.
-        shards: What `find_shards` found.
+        shards: What `find_data` found.
         unit_rows: Most rows per unit.
         plan_one: Cuts one shard into units.
 
@@ -57,6 +58,8 @@ def plan_shards(
             progress.advance(len(chunk))
         else:
             _plan_on_cluster(folder, shards, unit_rows, plan_one, planned, progress)
+    root = folder.url.rsplit("/", 2)[0]
+    save_shards(folder.store, shards, pictures_beside(shards, root))
     plan = Plan(parts=tuple(part for _, part in sorted(planned.items())), num_shards=len(shards))
     plan.save(folder.store)
     return plan

@@ -7,25 +7,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
+from consomme.base.errors import DataError
 from consomme.base.manifest import FileSum, Manifest, Parent
 from consomme.base.recipe import fingerprint, to_written, to_yaml
 from consomme.base.secrets import redact_all
 from consomme.execution.capacity import check_capacity
 from consomme.execution.failure import recorded_failures
 from consomme.execution.heartbeat import Heartbeat
-from consomme.storage.identity import check_outputs, run_of
+from consomme.storage.identity import PICTURES, check_data, check_outputs, run_of
 from consomme.storage.ledger.run_folder import RunFolder, load_manifest
 from consomme.storage.options import StorageOptions
 from consomme.storage.shards import Shard
-from consomme.storage.stores.open import absolute_url
+from consomme.storage.stores.open import absolute_url, open_store
 from consomme.storage.stores.retries import patience
+from consomme.storage.stores.store import join_url
 from consomme.storage.view import VIEW
 
 logger = logging.getLogger(__name__)
@@ -33,6 +38,12 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R")
 
 _VIEW_VERBS = ("filter", "dedup")
+
+CHANGED = "changed.json"
+"""File of a run folder whose inputs changed while the run was reading them."""
+
+_MAX_OTHERS = 50
+"""Runs of the same name that a new run is compared with."""
 
 
 @dataclass
@@ -55,6 +66,9 @@ class Run(Generic[R]):
     resolved: R
     """What the recipe's inputs resolved to: shards, a model folder, …; the verb's own record."""
 
+    reopen: Callable[[], Run[R]] | None = None
+    """Resolves the inputs anew, to see at the end whether they changed in the meantime."""
+
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     clock: float = field(default_factory=time.monotonic)
 
@@ -68,6 +82,7 @@ class Run(Generic[R]):
         inputs: Mapping[str, str] | None = None,
         runs: Mapping[str, str | None] | None = None,
         reads: Sequence[str] = (),
+        data_of: Sequence[str | None] = (),
         hashed: Any = None,
     ) -> Run[R]:
         """Fingerprint a recipe with its inputs, and find its run folder; writes nothing.
@@ -81,6 +96,8 @@ class Run(Generic[R]):
                 keys without a run are left out.
             reads: Files and folders that are read, and identified by `inputs`; finished runs that
                 hold them are parents too.
+            data_of: Those of `runs` whose samples are read again from their shards, which have to
+                be what they were.
             hashed: What is fingerprinted instead of the recipe.
 
         Raises:
@@ -93,8 +110,11 @@ class Run(Generic[R]):
         holders = [load_manifest(url) for url in dict.fromkeys(map(run_of, reads)) if url]
         read = {**(inputs or {}), **{key: one.identity for key, one in by_key.items()}}
         digest = fingerprint(recipe if hashed is None else hashed, read)
+        folder = RunFolder.open(recipe.root, verb, recipe.name, digest)
+        for one in filter(None, data_of):
+            check_data(one, are_read=not folder.is_done)
         return cls(
-            folder=RunFolder.open(recipe.root, verb, recipe.name, digest),
+            folder=folder,
             verb=verb,
             recipe=recipe,
             fingerprint=digest,
@@ -125,8 +145,68 @@ class Run(Generic[R]):
                 return body(self)
 
     def start(self) -> None:
-        """Make the folder, and save the recipe in it."""
+        """Make the folder, and save the recipe in it.
+
+        Raises:
+            DataError: What an earlier attempt read changed while it ran.
+        """
+        if self.folder.store.exists(CHANGED):
+            raise DataError(
+                f"{self.folder.url}: what this run reads changed while an earlier attempt ran, and"
+                " is back now; what that attempt made may be of both. Delete the folder, and run"
+                " the same command again"
+            )
+        self._tell_others()
         self.folder.create(to_yaml(self.recipe))
+
+    def _tell_others(self) -> None:
+        """Say which finished runs have the same recipe, and how their inputs differ."""
+        place = open_store(join_url(self.recipe.root, self.verb))
+        written = to_written(self.recipe)
+        for entry in islice(place.list_level(f"{self.recipe.name}-"), _MAX_OTHERS):
+            folder = RunFolder.at(join_url(place.url, entry.path.removesuffix("/")))
+            with contextlib.suppress(DataError):
+                other = folder.manifest()
+                changed = [key for key, one in self.inputs.items() if other.inputs.get(key) != one]
+                if changed and other.recipe == written:
+                    logger.info(
+                        "%s %s: %s, which is done, has the same recipe, but %s changed since;"
+                        " everything that depends on it is done anew, in another folder",
+                        self.verb,
+                        self.recipe.name,
+                        folder.url,
+                        ", ".join(changed),
+                    )
+
+    def _check_inputs(self) -> list[str]:
+        """Check that what the run read is what it was when the run began.
+
+        Returns:
+            Keys of pictures beside shards that changed: any of them, read by this run or not.
+
+        Raises:
+            DataError: Anything else changed; the run cannot be finished.
+        """
+        now = self.reopen().inputs if self.reopen else self.inputs
+        keys = dict.fromkeys([*self.inputs, *now])
+        changed = [key for key in keys if self.inputs.get(key) != now.get(key)]
+        what = ", ".join(changed)
+        if all(key.endswith(PICTURES) for key in changed):
+            if changed:
+                logger.warning(
+                    "%s: %s: files beside the shards were added, changed or removed while this run"
+                    " was reading. If they are pictures of its samples, some of what it made is"
+                    " about the ones before, and some about the ones after",
+                    self.folder.url,
+                    what,
+                )
+            return changed
+        self.folder.store.write(CHANGED, json.dumps({"changed": changed}).encode())
+        raise DataError(
+            f"{self.folder.url}: {what} changed while this run was reading it, so some of what it"
+            " made may be about the data before, and some about the data after. It stays"
+            " unfinished; run the same command again to begin anew, in another folder"
+        )
 
     def finish(
         self,
@@ -150,6 +230,7 @@ class Run(Generic[R]):
         Raises:
             DataError: What the run read is not what it was when the run began.
         """
+        changed = self._check_inputs()
         manifest = Manifest(
             verb=self.verb,
             name=self.recipe.name,
@@ -157,7 +238,9 @@ class Run(Generic[R]):
             recipe=to_written(self.recipe),
             inputs=self.inputs,
             counts=counts or {},
-            decisions=redact_all(decisions or {}),
+            decisions=redact_all(
+                {**(decisions or {}), **({"changed_meanwhile": changed} if changed else {})}
+            ),
             metrics=metrics or {},
             parents=self.parents,
             started=self.started,
@@ -171,6 +254,21 @@ def patience_of(recipe: Any) -> contextlib.AbstractContextManager[None]:
     """Be as patient with storage as a recipe says, inside a block."""
     options: StorageOptions | None = getattr(recipe, "storage", None)
     return patience(options.patience_s) if options else contextlib.nullcontext()
+
+
+def once(
+    open_run: Callable[[Any], Run[R]], recipe: Any, body: Callable[[Run[R]], Manifest]
+) -> Manifest:
+    """Do a recipe's run, unless it is done; see `Run.once`.
+
+    Args:
+        open_run: Of the verb; called again at the end, to see whether an input changed.
+        recipe: The checked recipe.
+        body: As for `Run.once`.
+    """
+    run = open_run(recipe)
+    run.reopen = partial(open_run, recipe)
+    return run.once(body)
 
 
 def parents_of(manifests: Iterable[Manifest]) -> tuple[Parent, ...]:

@@ -16,12 +16,11 @@ from typing import Any
 from consomme.base.errors import ConsommeError
 from consomme.base.manifest import Manifest
 from consomme.ops.integrity import VerifyReport
-from consomme.storage.identity import data_fingerprint
+from consomme.storage.identity import PICTURES, data_fingerprints, find_data
 from consomme.storage.ledger import attempts
 from consomme.storage.ledger.run_folder import MANIFEST, RECIPE, RunFolder, load_manifest
 from consomme.storage.ledger.sums import REPORT
 from consomme.storage.model_folder import model_content_hash, model_folder
-from consomme.storage.shards import find_shards
 
 _MADE_AGAIN = {
     "prepare": ("data/",),
@@ -143,7 +142,13 @@ def plan_repair(report: VerifyReport) -> RepairPlan:
     """Find out what can be done about a damaged run; changes nothing."""
     plan = RepairPlan(folder=RunFolder.at(report.url), manifest=report.manifest)
     damaged = dict.fromkeys(p.path for p in report.problems if p.path and not p.is_foreign)
-    plan.foreign = [p.path for p in report.problems if p.is_foreign]
+    # A manifest that was changed may name files that never were, and leave out others.
+    is_unsure = MANIFEST in damaged
+    if is_unsure:
+        there = {file.path for file in plan.folder.store.list()}
+        damaged = {path: None for path in damaged if path in there}
+    else:
+        plan.foreign = [p.path for p in report.problems if p.is_foreign]
     is_without_checkpoints = any(
         path.startswith("checkpoints/") and not _is_made_again("train", path) for path in damaged
     )
@@ -163,7 +168,7 @@ def plan_repair(report: VerifyReport) -> RepairPlan:
             plan.has_wrong_manifest = True
         elif problem.path in ("progress.json", "failure.json"):
             plan.foreign.append(problem.path)
-    if plan.reopens and (reason := _stays_open(report.manifest)):
+    if plan.reopens and not is_unsure and (reason := _stays_open(report.manifest)):
         lost = [f"{len(plan.units):,} units"] if plan.units else []
         lost += [*plan.parts, *filter(None, [plan.entry]), *plan.by_a_unit, *plan.again]
         lost += [*plan.measured, *([MANIFEST] if plan.has_wrong_manifest else [])]
@@ -269,20 +274,22 @@ def _changed_inputs(manifest: Manifest) -> Iterator[str]:
 def _input_now(manifest: Manifest, key: str) -> str | None:
     """Fingerprint an input anew; None if it is no place that the recipe names."""
     recipe, root = manifest.recipe, str(manifest.recipe.get("root", ""))
-    if key == "data":
-        shards = find_shards(
+    place = key.removesuffix(PICTURES)
+    if place == "data":
+        shards = find_data(
             recipe.get("inputs") or [], recipe.get("source", "data"), recipe.get("sources") or {}
         )
-        return data_fingerprint(shards, root)
-    value = _value_at(recipe, key)
+        return data_fingerprints(shards, root).get(key)
+    value = _value_at(recipe, place)
     if isinstance(value, dict) and value.get("inputs"):
-        return data_fingerprint(find_shards(value["inputs"]), root)
+        return data_fingerprints(find_data(value["inputs"]), root, place).get(key)
     if not isinstance(value, str):
         return None
     last = re.split(r"[.\]]", key)[-1]
     if key.startswith(("models.", "ingredients.")) or last in ("model", "tuned"):
-        if recipe.get("engine", {}).get("url"):
-            return None
+        engine = recipe.get("engine")
+        if isinstance(engine, dict) and engine.get("url"):
+            return None  # The model's name on a server.
         found = model_content_hash(model_folder(value), generates=manifest.verb != "train")
         before = manifest.inputs[key]
         return before if before.startswith(f"{found}+") else found

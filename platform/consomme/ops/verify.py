@@ -46,19 +46,24 @@ def verify_run(
 
 def _sound(result: VerifyReport, checksums: bool) -> str:
     how = "sizes and checksums" if checksums else "sizes"
-    text = f"{result.url}: complete and uncorrupted: "
+    number = len(result.unproved)
+    proved = result.num_others - number
+    counts = []
     if result.num_units:
-        text += f"{result.num_units:,} units, {result.num_files:,} files"
-        text += f", {result.num_others:,} files beside them" if result.num_others else ""
-    else:
-        text += f"{result.num_others:,} files"
-    text += f", {result.num_bytes:,} bytes ({how} checked)"
-    if result.unproved:
-        number = len(result.unproved)
+        counts.append(f"{result.num_units:,} units, {result.num_files:,} files")
+        counts += [f"{proved:,} files beside them"] if proved else []
+    elif proved:
+        counts.append(f"{proved:,} files")
+    text = f"{result.url}: "
+    if counts:
+        text += f"complete and uncorrupted: {', '.join(counts)}, {result.num_bytes:,} bytes"
+        text += f" ({how} checked)"
+    if number:
+        shown = ", ".join(result.unproved[:3]) + (", …" if number > 3 else "")
         text += (
-            f"\n  {number:,} of its files were written by an earlier version, which recorded no"
-            f" checksum of them; they are there and of the right form, no more is known:"
-            f" {', '.join(result.unproved[:3])}{', …' if number > 3 else ''}"
+            f"{chr(10) + '  ' if counts else ''}{number:,} files were written by an earlier"
+            " version, which recorded no checksum of them; they are there and of the right form, no"
+            f" more is known: {shown}"
         )
     return text
 

@@ -50,6 +50,9 @@ class Ingredient:
     folder: Path
     """Hugging Face folder on local disk."""
 
+    source: str
+    """Where the folder came from, in lineages: itself, or a URL."""
+
     tensors: Mapping[str, TensorSpec]
     """Stored tensors by name, in the order of their offsets."""
 
@@ -60,8 +63,13 @@ class Ingredient:
     """Hash over the tokenizer files."""
 
 
-def open_ingredient(folder: str | Path, name: str = "") -> Ingredient:
+def open_ingredient(folder: str | Path, name: str = "", source: str = "") -> Ingredient:
     """Read the headers of one checkpoint.
+
+    Args:
+        folder: Hugging Face folder on local disk.
+        name: See `Ingredient`.
+        source: See `Ingredient`; empty for the folder itself.
 
     Raises:
         CheckpointError: There is no folder, config.json or safetensors file, or one is damaged.
@@ -97,6 +105,7 @@ def open_ingredient(folder: str | Path, name: str = "") -> Ingredient:
     return Ingredient(
         name=name or path.name,
         folder=path,
+        source=source or str(path),
         tensors=tensors,
         config=_without_volatile(config),
         tokenizer_hash=_tokenizer_hash(path),

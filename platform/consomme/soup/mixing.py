@@ -128,7 +128,7 @@ def write_soup(
             _replace(target / path.name, path.read_bytes())
     content = {
         "ingredients": [
-            {"name": i.name, "folder": str(i.folder), "share": share}
+            {"name": i.name, "folder": i.source, "share": share}
             for i, share in zip(ingredients, shares, strict=True)
         ],
         **(lineage or {}),

@@ -16,6 +16,7 @@ from consomme.base.errors import DataError
 from consomme.base.hashing import hash_ids
 from consomme.base.sample import Reject, Sample, Turn
 from consomme.storage.ledger.run_folder import RunFolder, load_manifest
+from consomme.storage.moved import MovedShards
 from consomme.storage.plan import Plan, read_part
 from consomme.storage.sidecar import read_unit_columns
 from consomme.storage.unit import ReadUnit, Unit
@@ -127,7 +128,8 @@ def recaptioned_units(run: str, shards: Sequence[str]) -> list[Unit]:
     """
     folder = RunFolder.at(run)
     plan = Plan.load(folder.store)
-    units = list(planned_units(folder, plan)) if plan else []
+    moved = MovedShards(folder)
+    units = [moved.unit(unit) for unit in planned_units(folder, plan)] if plan else []
     if {unit.shard for unit in units} != set(shards) or load_manifest(run).recipe.get("view"):
         raise DataError(
             f"captions: {run} recaptioned a view, or other shards than these {len(shards)}; give"

@@ -8,21 +8,24 @@ the run. What JSON, JSON lines and Parquet may refer to lies beside them, and is
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from consomme.base.errors import DataError
-from consomme.base.manifest import FileSum, Manifest
+from consomme.base.manifest import FileSum, Manifest, load_parent
 from consomme.storage.ledger.attempts import OUTPUTS
-from consomme.storage.ledger.run_folder import MANIFEST, RunFolder
+from consomme.storage.ledger.run_folder import MANIFEST, RunFolder, load_manifest
 from consomme.storage.ledger.sums import read_sum
+from consomme.storage.moved import MovedShards
+from consomme.storage.plan import SHARDS, load_shards
 from consomme.storage.readers.parquet import refers_to_files
-from consomme.storage.shards import SHARD_SUFFIXES, Shard, shards_fingerprint
+from consomme.storage.shards import SHARD_SUFFIXES, Shard, find_shards, shards_fingerprint
 from consomme.storage.stores.listing import list_parallel
 from consomme.storage.stores.local import LocalStore
 from consomme.storage.stores.open import PACKAGE_SCHEME, absolute_url, open_store, split_url
@@ -39,6 +42,12 @@ NOT_PICTURES = (
 )
 """Endings of files beside shards that are no pictures; what changes in them changes no data."""
 
+_DATA_VERBS = ("score", "tag", "filter", "dedup", "recaption")
+"""Verbs whose runs are about samples of shards."""
+
+_MAX_SINGLE_LOOKUPS = 16
+"""If more shards than this lie in a folder, they are looked up in a listing."""
+
 _MAX_FOOTERS = 32
 """If more Parquet files than this lie in a folder, what lies beside them is listed anyway."""
 
@@ -52,31 +61,64 @@ _COARSE_TICK_NS = 2 * _SECOND_NS
 """The same on file systems that keep whole seconds, such as FAT."""
 
 
-def data_fingerprint(shards: Sequence[Shard], root: str) -> str:
-    """Fingerprint shards and what lies beside them; see the module docstring.
-
-    One listing of the folders of JSON, JSON lines and Parquet with paths: about a second per
-    million local files and per ten thousand files in one folder of a bucket.
-
-    Args:
-        shards: What `find_shards` found.
-        root: Where run folders are created; it may lie beside the shards and is not part of them.
+def find_data(
+    inputs: Sequence[str], source: str = "data", sources: Mapping[str, Sequence[str]] | None = None
+) -> list[Shard]:
+    """List the shards of all named data sets, as `find_shards` does, with versions by content.
 
     Raises:
+        RecipeError: An input matches nothing; see `find_shards`.
         DataError: A shard of a finished run is not what the run wrote.
     """
-    named, is_in_run = _named_by_content(shards)
-    loose = [shard for shard, inside in zip(shards, is_in_run, strict=True) if not inside]
-    folders = _folders_with_pictures(loose)
-    digest = shards_fingerprint(named)
-    times = [int(shard.version) for shard in loose if "://" not in shard.url]
-    for folder in folders:
+    return _named_by_content(find_shards(inputs, source, sources))
+
+
+PICTURES = ".pictures"
+"""Ends the key of a fingerprint of what lies beside shards."""
+
+
+def data_fingerprints(shards: Sequence[Shard], root: str, key: str = "data") -> dict[str, str]:
+    """Fingerprint shards and what lies beside them; see the module docstring.
+
+    Costs one listing of the folders of JSON, JSON lines and Parquet with paths: about 15 s per
+    million local files, and a request per thousand files in a bucket.
+
+    Args:
+        shards: What `find_data` found.
+        root: Where run folders are created; it may lie beside the shards and is not part of them.
+        key: Of the recipe.
+
+    Returns:
+        The fingerprint of the shards under the key, and that of the pictures, if there are any.
+    """
+    found = {key: shards_fingerprint(shards)}
+    beside = "".join(pictures_beside(shards, root).values())
+    if beside:
+        found[key + PICTURES] = hashlib.sha256(beside.encode()).hexdigest()[:16]
+    return found
+
+
+def pictures_beside(shards: Sequence[Shard], root: str) -> dict[str, str]:
+    """Fingerprint the pictures beside shards that may refer to some, by the folder of the shards.
+
+    Returns when a file that is written again has another time than it has now.
+
+    Args:
+        shards: As for `data_fingerprints`.
+        root: See there.
+    """
+    loose = [shard for shard in shards if not shard.is_of_run]
+    times = [
+        int(shard.version) for shard in loose if "://" not in shard.url and shard.version.isdigit()
+    ]
+    found: dict[str, str] = {}
+    for folder in _folders_with_pictures(loose):
         beside = _Beside(open_store(folder), absolute_url(root))
         if beside.num_files:
-            digest = hashlib.sha256(f"{digest}\0{beside.digest}".encode()).hexdigest()[:16]
+            found[folder] = beside.digest
         times += beside.newest_ns
     _wait_for_the_next_tick(times)
-    return digest
+    return found
 
 
 def run_of(url: str) -> str | None:
@@ -118,10 +160,94 @@ def check_outputs(manifest: Manifest, paths: Iterable[str]) -> None:
         list(pool.map(check, paths))
 
 
-def _named_by_content(shards: Sequence[Shard]) -> tuple[list[Shard], list[bool]]:
+def check_data(run_url: str, *, are_read: bool = True) -> None:
+    """Check that the shards behind a run are what they were when it, or its parents, read them.
+
+    A view and captions are about shards that are read again with them. Runs of earlier versions did
+    not record what they read; of those nothing is known.
+
+    Args:
+        run_url: The run.
+        are_read: Whether shards have to be there; if not, those that are gone are left out.
+
+    Raises:
+        DataError: A shard has changed, or is gone.
+    """
+    run = RunFolder.at(run_url)
+    moved = MovedShards(run)
+    for folder in _readers_of_data(run.manifest()):
+        before, beside = load_shards(folder.store)
+        found = {moved.url(shard.url): shard for shard in before}
+        now = _versions_now(list(found))
+        for url, shard in found.items():
+            if url not in now and not are_read:
+                continue
+            if now.get(url) != (shard.size, shard.version):
+                what = "has changed" if url in now else "is gone"
+                raise DataError(
+                    f"{url} {what} since {folder.url} read it, and {run.url} was made from that."
+                    " Make these runs again on the data of today, or put the shard back"
+                )
+        root = folder.url.rsplit("/", 2)[0]
+        for place, digest in beside.items():
+            beside_now = _Beside(open_store(place), root)
+            if beside_now.digest != digest and (beside_now.num_files or are_read):
+                raise DataError(
+                    f"{place}: pictures beside the shards have changed since {folder.url} read"
+                    f" them, and {run.url} was made from that. Make these runs again on the data of"
+                    " today, or put the pictures back"
+                )
+
+
+def _readers_of_data(manifest: Manifest) -> Iterator[RunFolder]:
+    """Yield the run and the runs that it got its samples from, as far as they read shards."""
+    pending, seen = [manifest], {manifest.url}
+    while pending:
+        current = pending.pop()
+        folder = RunFolder.at(current.url)
+        if folder.store.exists(SHARDS):
+            yield folder
+        for parent in current.parents:
+            if parent.verb in _DATA_VERBS:
+                found = load_parent(current, parent, load_manifest)
+                if found.url not in seen:
+                    seen.add(found.url)
+                    pending.append(found)
+
+
+def _versions_now(urls: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """Return size and version of shards by URL; those that are gone are left out."""
+    by_folder: dict[str, list[str]] = {}
+    for url in urls:
+        by_folder.setdefault(url.rpartition("/")[0], []).append(url)
+    shards: list[Shard] = []
+    for folder, inside in by_folder.items():
+        store = open_store(folder or "/")
+        wanted = {url.rpartition("/")[2]: url for url in inside}
+        files = store.list_level() if len(inside) > _MAX_SINGLE_LOOKUPS else _infos(store, wanted)
+        shards += [
+            Shard(
+                url=wanted[file.path],
+                size=file.size,
+                version=file.version,
+                modified=file.modified,
+            )
+            for file in files
+            if file.path in wanted
+        ]
+    return {shard.url: (shard.size, shard.version) for shard in _named_by_content(shards)}
+
+
+def _infos(store: Store, names: Iterable[str]) -> Iterator[FileInfo]:
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            yield replace(store.info(name), path=name)
+
+
+def _named_by_content(shards: Sequence[Shard]) -> list[Shard]:
     """Give shards of finished runs, and of the package, versions that do not depend on time."""
     runs: dict[str, _RunFiles | None] = {}
-    named, is_in_run = [], []
+    named = []
     to_read: list[tuple[_RunFiles, FileInfo]] = []
     for shard in shards:
         folder = shard.url.rpartition("/")[0]
@@ -132,15 +258,16 @@ def _named_by_content(shards: Sequence[Shard]) -> tuple[list[Shard], list[bool]]
         if run is not None and path is not None:
             file = FileInfo(path=path, size=shard.size, modified=shard.modified)
             to_read.append((run, file))
-            shard = replace(shard, version=f"{run.manifest.content}/{path}")
+            version = f"{run.manifest.content}/{path}"
+            named.append(replace(shard, version=version, is_of_run=True))
         elif shard.url.startswith(PACKAGE_SCHEME):
             store, name = split_url(shard.url)
-            shard = replace(shard, version=read_sum(store, name).sha256)
-        named.append(shard)
-        is_in_run.append(path is not None)
+            named.append(replace(shard, version=read_sum(store, name).sha256))
+        else:
+            named.append(shard)
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(lambda pair: pair[0].check(pair[1]), to_read))
-    return named, is_in_run
+    return named
 
 
 @dataclass(frozen=True)

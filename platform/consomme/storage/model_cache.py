@@ -63,7 +63,7 @@ def cached_model(store: Store, files: Sequence[FileInfo]) -> Path:
                 f"{store.url}: found a file {file.path!r}, whose path is not allowed in a model"
                 " folder; remove it there"
             )
-    listing = "\n".join(f"{file.path} {file.size} {file.modified}" for file in files)
+    listing = "\n".join(f"{file.path} {file.size} {file.version}" for file in files)
     digest = hashlib.sha256(f"{store.url}\n{listing}".encode()).hexdigest()[:32]
     target = cache_folder(_MODELS) / digest
     with _guard:

@@ -48,6 +48,9 @@ def model_folder(model: str) -> str:
 def portable_path(model: str) -> str:
     """Return a path or URL by which another process or machine finds the model.
 
+    That is what workers are given: each node brings a model in object storage once, into its own
+    cache, and a model of the package lies where the package is installed there.
+
     Raises:
         CheckpointError: There is no such model.
     """

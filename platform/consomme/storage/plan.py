@@ -8,7 +8,7 @@ part at a time is in memory.
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from consomme.base.errors import DataError
+from consomme.storage.shards import Shard
 from consomme.storage.sidecar import table_bytes
 from consomme.storage.stores.store import Store, join_url
 from consomme.storage.unit import Unit
 
 _PLAN_FILE = "plan/plan.json"
+
+SHARDS = "plan/shards.parquet"
+"""What the shards of a plan were when they were read: source, name, URL, size and version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +133,36 @@ def part_unit_ids(store: Store, path: str) -> list[str]:
     return ids
 
 
+def save_shards(store: Store, shards: Sequence[Shard], beside: Mapping[str, str]) -> None:
+    """Record what the shards of a run are, so that others can tell whether they changed since.
+
+    Args:
+        store: The run folder.
+        shards: The shards.
+        beside: Fingerprint of what lies beside them, by folder.
+    """
+    columns = {name: [getattr(shard, name) for shard in shards] for name in _SHARD_SCHEMA.names}
+    schema = _SHARD_SCHEMA.with_metadata({_BESIDE: json.dumps(dict(beside), sort_keys=True)})
+    store.write(SHARDS, table_bytes(pa.table(columns, schema=schema)))
+
+
+def load_shards(store: Store) -> tuple[list[Shard], dict[str, str]]:
+    """Read what `save_shards` wrote: the shards, and what lies beside them by folder.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    try:
+        table = pq.read_table(io.BytesIO(store.read(SHARDS)))
+        beside: dict[str, str] = json.loads((table.schema.metadata or {}).get(_BESIDE, b"{}"))
+        return [Shard(**row) for row in table.to_pylist()], beside
+    except (OSError, pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(
+            f"{join_url(store.url, SHARDS)}: cannot be read ({error}); to see what can be done:"
+            f" consomme verify {store.url}"
+        ) from error
+
+
 def pack_rows(unit: Unit, rows: Sequence[int]) -> bytes:
     """Return the bitmap of some rows of a unit."""
     bits = np.zeros(unit.count, dtype=np.uint8)
@@ -148,7 +182,12 @@ def unpack_rows(unit: Unit, bitmap: bytes) -> list[int]:
 
 def _read(store: Store, path: str, columns: list[str] | None) -> pa.Table:
     try:
-        return pq.read_table(io.BytesIO(store.read(path)), columns=columns, use_threads=False)
+        return pq.read_table(
+            io.BytesIO(store.read(path)),
+            columns=columns,
+            use_threads=False,
+            page_checksum_verification=True,
+        )
     except (OSError, pa.ArrowException) as error:
         raise DataError(
             f"{join_url(store.url, path)}: a part of the plan cannot be read ({error}); delete the"
@@ -157,6 +196,18 @@ def _read(store: Store, path: str, columns: list[str] | None) -> pa.Table:
 
 
 _UNIT_FIELDS = tuple(field.name for field in dataclasses.fields(Unit))
+
+_BESIDE = b"consomme.beside"
+
+_SHARD_SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.string()),
+        pa.field("name", pa.string()),
+        pa.field("url", pa.string()),
+        pa.field("size", pa.int64()),
+        pa.field("version", pa.string()),
+    ]
+)
 
 PLAN_SCHEMA = pa.schema(
     [

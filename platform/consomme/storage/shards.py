@@ -50,6 +50,9 @@ class Shard:
     modified: float = 0.0
     """Time of the last write, in seconds since 1970."""
 
+    is_of_run: bool = False
+    """Whether a finished run wrote it, so that its version is what the run's manifest says."""
+
 
 def find_shards(
     inputs: Sequence[str], source: str = "data", sources: Mapping[str, Sequence[str]] | None = None

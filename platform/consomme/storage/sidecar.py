@@ -32,7 +32,12 @@ def table_bytes(table: pa.Table) -> bytes:
     """Serialize a table as Parquet; the same table always gives the same bytes."""
     buffer = io.BytesIO()
     pq.write_table(
-        table.combine_chunks(), buffer, row_group_size=max(1, table.num_rows), compression="zstd"
+        table.combine_chunks(),
+        buffer,
+        row_group_size=max(1, table.num_rows),
+        compression="zstd",
+        # So that who reads some columns only notices if they were changed.
+        write_page_checksum=True,
     )
     return buffer.getvalue()
 
@@ -148,7 +153,7 @@ def _read_table(
     where = join_url(run.url, path)
     try:
         with run.store.open(path) as file:
-            parquet = pq.ParquetFile(file)
+            parquet = pq.ParquetFile(file, page_checksum_verification=True)
             found = parquet.schema_arrow.names
             missing = [name for name in names if name not in found]
             if missing:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from consomme.base.errors import DataError
 from consomme.base.sample import Sample
 from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.moved import MovedShards
 from consomme.storage.plan import PLAN_SCHEMA, pack_rows, unpack_rows
 from consomme.storage.sidecar import table_bytes
 from consomme.storage.stores.store import join_url
@@ -66,10 +67,13 @@ class View:
             DataError: The run has no view, or it cannot be read.
         """
         run = RunFolder.at(url)
+        moved = MovedShards(run)
         try:
             with run.store.open(VIEW) as file:
-                for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
-                    yield from ((_unit(row), row["bitmap"]) for row in batch.to_pylist())
+                parquet = pq.ParquetFile(file, page_checksum_verification=True)
+                for batch in parquet.iter_batches(batch_size=1024):
+                    for row in batch.to_pylist():
+                        yield moved.unit(_unit(row)), row["bitmap"]
         except (OSError, pa.ArrowException) as error:
             raise DataError(
                 f"{join_url(run.url, VIEW)}: not readable as a view: {error}"

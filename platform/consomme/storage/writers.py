@@ -15,7 +15,9 @@ from typing import Any, Self
 import pyarrow.parquet as pq
 
 from consomme.base.errors import DataError
+from consomme.base.manifest import FileSum
 from consomme.base.sample import Sample, samples_to_table
+from consomme.storage.ledger.sums import sum_of
 from consomme.storage.readers.webdataset import IMAGE_EXTENSIONS, OWN_KEY, split_name
 from consomme.storage.stores.store import FileInfo, Store, is_safe_path
 
@@ -91,7 +93,8 @@ class ShardWriter:
         self._max_bytes = int(max_mb * 2**20)
         self._samples: list[Sample] = []
         self._num_bytes = 0
-        self._files: list[FileInfo] = []
+        self.sums: dict[str, FileSum] = {}
+        """Size and checksum of each shard that is written, by path, in order."""
 
     def write(self, sample: Sample) -> None:
         """Add one sample; writes the current shard first if it is full."""
@@ -106,7 +109,7 @@ class ShardWriter:
         """Write the last shard and return all shards in order."""
         if self._samples:
             self._flush()
-        return list(self._files)
+        return [FileInfo(path=path, size=one.num_bytes) for path, one in self.sums.items()]
 
     def __enter__(self) -> Self:
         """Return the writer itself."""
@@ -124,9 +127,9 @@ class ShardWriter:
 
     def _flush(self) -> None:
         data = type(self).pack(self._samples)
-        path = f"{self._prefix}-{len(self._files):06d}.{self.suffix}"
+        path = f"{self._prefix}-{len(self.sums):06d}.{self.suffix}"
         self._store.write(path, data)
-        self._files.append(FileInfo(path=path, size=len(data)))
+        self.sums[path] = sum_of(data)
         self._samples, self._num_bytes = [], 0
 
 

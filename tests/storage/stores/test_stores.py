@@ -112,7 +112,7 @@ def test_a_moved_data_set_keeps_its_fingerprint(tmp_path: Path) -> None:
     one, two = find_shards([str(tmp_path / "one")]), find_shards([str(tmp_path / "two")])
     assert [shard.name for shard in one] == ["a/0.tar", "b/0.tar"]
     assert shards_fingerprint(one) == shards_fingerprint(two)
-    (tmp_path / "two/deeper/b/0.tar").write_bytes(b"longer than before")
+    (tmp_path / "two/deeper/b/0.tar").write_bytes(b"b/1.tar")
     assert shards_fingerprint(one) != shards_fingerprint(find_shards([str(tmp_path / "two")]))
 
 
@@ -163,6 +163,13 @@ def test_a_file_reads_as_it_was_written_whole_or_in_part(store: Store) -> None:
     assert store.read("a/b.bin", 10, 5) == b""
     assert store.read("a/b.bin", 3, 0) == b""
     assert store.size("a/b.bin") == 10
+    info = store.info("a/b.bin")
+    (listed,) = store.list("a/b.bin")
+    # The time may be given to the second in one answer, and finer in the other.
+    assert (info.path, info.size, info.version) == (listed.path, 10, listed.version)
+    assert info.version
+    with pytest.raises(FileNotFoundError):
+        store.info("a/nothing")
     store.write("a/b.bin", b"other")
     assert store.read("a/b.bin") == b"other"
     store.write("empty", b"")

@@ -16,7 +16,7 @@ from consomme.execution.driver import run_job
 from consomme.execution.job import ActorPool, Job
 from consomme.execution.planning import plan_shards, plan_view
 from consomme.execution.rejects import check_rejects
-from consomme.execution.runs import Run, folders_of
+from consomme.execution.runs import Run, folders_of, once
 from consomme.execution.session import num_cpus, ray_session
 from consomme.pipelines.dedup.copies import (
     HASHES,
@@ -30,27 +30,28 @@ from consomme.pipelines.dedup.decision import decide_by, describe_best
 from consomme.pipelines.dedup.recipe import DedupRecipe
 from consomme.pipelines.dedup.stage import HashStage
 from consomme.pipelines.dedup.thumbnails import ThumbnailScratch
-from consomme.storage.identity import data_fingerprint
-from consomme.storage.shards import Shard, find_shards
+from consomme.storage.identity import data_fingerprints, find_data
+from consomme.storage.shards import Shard
 from consomme.storage.view import View
 
 
 def run(recipe: DedupRecipe) -> Manifest:
     """Hash every picture exactly once, then keep the best copy of each."""
-    return open_run(recipe).once(_dedup)
+    return once(open_run, recipe, _dedup)
 
 
 def open_run(recipe: DedupRecipe) -> Run[Sequence[Shard]]:
     """Resolve the shards that the recipe reads; writes nothing."""
     has_shards = bool(recipe.inputs or recipe.sources)
-    shards = find_shards(recipe.inputs, recipe.source, recipe.sources) if has_shards else []
+    shards = find_data(recipe.inputs, recipe.source, recipe.sources) if has_shards else []
     return Run.open(
         "dedup",
         recipe,
         shards,
-        inputs={"data": data_fingerprint(shards, recipe.root)} if shards else {},
+        inputs=data_fingerprints(shards, recipe.root) if shards else {},
         runs={"view": recipe.view, "hashes": recipe.hashes, "scores": recipe.scores},
         reads=folders_of(shards),
+        data_of=[recipe.view],
     )
 
 

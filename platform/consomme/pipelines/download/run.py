@@ -13,24 +13,24 @@ from consomme.execution.driver import run_job
 from consomme.execution.job import ActorPool, Job
 from consomme.execution.planning import plan_shards
 from consomme.execution.rejects import check_rejects
-from consomme.execution.runs import Run, folders_of
+from consomme.execution.runs import Run, folders_of, once
 from consomme.execution.session import num_cpus, ray_session
 from consomme.pipelines.download.recipe import DownloadRecipe
 from consomme.pipelines.download.stage import FetchStage
-from consomme.storage.identity import data_fingerprint
+from consomme.storage.identity import data_fingerprints, find_data
 from consomme.storage.readers.url_list import plan_urls, read_urls
-from consomme.storage.shards import Shard, find_shards
+from consomme.storage.shards import Shard
 
 
 def run(recipe: DownloadRecipe) -> Manifest:
     """Fetch every URL once; running again fetches what is missing."""
-    return open_run(recipe).once(_download)
+    return once(open_run, recipe, _download)
 
 
 def open_run(recipe: DownloadRecipe) -> Run[Sequence[Shard]]:
     """Resolve the URL lists that the recipe reads; writes nothing."""
-    shards = find_shards(recipe.inputs, recipe.source, recipe.sources)
-    inputs = {"data": data_fingerprint(shards, recipe.root)}
+    shards = find_data(recipe.inputs, recipe.source, recipe.sources)
+    inputs = data_fingerprints(shards, recipe.root)
     return Run.open("download", recipe, shards, inputs=inputs, reads=folders_of(shards))
 
 

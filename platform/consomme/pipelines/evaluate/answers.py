@@ -9,6 +9,7 @@ from consomme.base.telemetry import Progress
 from consomme.evaluate.cache import ResultCache, result_key
 from consomme.execution.session import num_cpus, ray_session
 from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.model_folder import model_folder
 from consomme.storage.stores.open import open_store
 from consomme.storage.stores.store import join_url
 
@@ -30,13 +31,21 @@ class Answerer:
     def answer(
         self, number: int, model: str, model_hash: str, benchmark: dict[str, Any]
     ) -> tuple[int, list[str]]:
-        """Answer every request of a benchmark with one model; `number` comes back with them."""
+        """Answer every request of a benchmark with one model; `number` comes back with them.
+
+        Args:
+            number: Of the request.
+            model: As `model_folder` takes it on any machine.
+            model_hash: Of its content.
+            benchmark: Registry node.
+        """
         from consomme.engines.generation.transformers import TransformersEngine
         from consomme.evaluate.benchmarks import BENCHMARKS
 
         if model != self.model:
+            folder = model_folder(model)
             self.engine = TransformersEngine(
-                model, dtype="float32", model_hash=model_hash, template=self.template
+                folder, dtype="float32", model_hash=model_hash, template=self.template
             )
             self.folder.keep_self_check(self.engine, model_hash)
             self.model = model
@@ -55,7 +64,7 @@ def answer_all(
     num_actors: int | None,
     template: Mapping[str, Any],
 ) -> list[list[str]]:
-    """Answer (model folder, model fingerprint, benchmark) requests, if possible from the cache.
+    """Answer (model, model fingerprint, benchmark) requests, if possible from the cache.
 
     The cache lies in `<root>/cache/answers`, keyed by the content of the model and the benchmark: a
     new checkpoint written to an old path is a new key.

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from consomme.base.manifest import Manifest
-from consomme.execution.runs import Run
+from consomme.execution.runs import Run, once
 from consomme.pipelines.evaluate.answers import answer_all
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe, benchmark_name
 from consomme.storage.ledger.run_folder import RunFolder
-from consomme.storage.model_folder import model_content_hash, model_folder
+from consomme.storage.model_folder import model_content_hash, model_folder, portable_path
 from consomme.storage.stores.open import absolute_url
 
 
@@ -19,8 +19,8 @@ from consomme.storage.stores.open import absolute_url
 class EvaluateInputs:
     """The resolved inputs of an evaluate recipe, by the label of each model."""
 
-    folders: Mapping[str, str]
-    """Model folders on this machine."""
+    models: Mapping[str, str]
+    """Where any node finds the models; see `portable_path`."""
 
     hashes: Mapping[str, str]
     """Hashes of their content."""
@@ -28,14 +28,14 @@ class EvaluateInputs:
 
 def run(recipe: EvaluateRecipe) -> Manifest:
     """Evaluate every model on every benchmark."""
-    return open_run(recipe).once(_evaluate)
+    return once(open_run, recipe, _evaluate)
 
 
 def open_run(recipe: EvaluateRecipe) -> Run[EvaluateInputs]:
     """Resolve the models that the recipe names; writes nothing."""
-    folders = {label: model_folder(model) for label, model in recipe.models.items()}
-    hashes = {label: model_content_hash(folder) for label, folder in folders.items()}
-    inputs = EvaluateInputs(folders=folders, hashes=hashes)
+    models = {label: portable_path(model) for label, model in recipe.models.items()}
+    hashes = {label: model_content_hash(model_folder(model)) for label, model in models.items()}
+    inputs = EvaluateInputs(models=models, hashes=hashes)
     by_key = {f"models.{label}": one for label, one in hashes.items()}
     return Run.open("evaluate", recipe, inputs, inputs=by_key, reads=list(recipe.models.values()))
 
@@ -43,17 +43,17 @@ def open_run(recipe: EvaluateRecipe) -> Run[EvaluateInputs]:
 def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
     from consomme.evaluate.benchmarks import BENCHMARKS
 
-    recipe, folders, hashes = run.recipe, run.resolved.folders, run.resolved.hashes
+    recipe, models, hashes = run.recipe, run.resolved.models, run.resolved.hashes
     benchmarks = [BENCHMARKS.build(node, "benchmarks") for node in recipe.benchmarks]
-    wanted = [(label, number) for label in folders for number in range(len(benchmarks))]
+    wanted = [(label, number) for label in models for number in range(len(benchmarks))]
     answers = answer_all(
         recipe.root,
         RunFolder.at(absolute_url(run.folder.url)),
-        [(folders[label], hashes[label], recipe.benchmarks[number]) for label, number in wanted],
+        [(models[label], hashes[label], recipe.benchmarks[number]) for label, number in wanted],
         recipe.num_actors,
         recipe.template,
     )
-    table: dict[str, dict[str, dict[str, float]]] = {label: {} for label in folders}
+    table: dict[str, dict[str, dict[str, float]]] = {label: {} for label in models}
     metrics: dict[str, float] = {}
     for (label, number), given in zip(wanted, answers, strict=True):
         name = benchmark_name(recipe.benchmarks[number])
@@ -61,7 +61,7 @@ def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
         for figure, value in table[label][name].items():
             metrics[f"evaluate/{label}/{name}/{figure}"] = value
     return run.finish(
-        counts={"models": len(folders), "benchmarks": len(benchmarks)},
+        counts={"models": len(models), "benchmarks": len(benchmarks)},
         decisions={"results": table, "table": _main_figures(table)},
         metrics=metrics,
     )

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from consomme.base.errors import DataError, RecipeError
-from consomme.base.manifest import Manifest
+from consomme.base.manifest import Manifest, load_parent
 from consomme.base.suggest import did_you_mean
 from consomme.pipelines.filter.inputs import KINDS, SOURCE, VIEW_VERBS, InputRuns
 from consomme.storage.ledger.run_folder import load_manifest
@@ -240,8 +240,19 @@ def _reads_view(manifest: Manifest) -> bool:
     recipe = manifest.recipe
     if recipe.get("view"):
         return True
-    before = recipe.get("scores") if manifest.verb == "filter" else recipe.get("hashes")
-    return bool(before) and _reads_view(load_manifest(str(before)))
+    before = _read_run(manifest, "scores" if manifest.verb == "filter" else "hashes")
+    return before is not None and _reads_view(before)
+
+
+def _read_run(manifest: Manifest, key: str) -> Manifest | None:
+    """Return the run that a key of a run's recipe names, wherever it lies now."""
+    mark = manifest.inputs.get(key, "")
+    for parent in manifest.parents:
+        if mark and mark.startswith(parent.fingerprint):
+            return load_parent(manifest, parent, load_manifest)
+    # A run of an earlier version.
+    url = manifest.recipe.get(key)
+    return load_manifest(str(url)) if url else None
 
 
 def _split_by(manifest: Manifest) -> str:

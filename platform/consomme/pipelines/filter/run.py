@@ -17,7 +17,7 @@ from consomme.datasets.web_noise import CLEAN
 from consomme.execution.driver import run_job
 from consomme.execution.job import ActorPool, Job
 from consomme.execution.planning import plan_view
-from consomme.execution.runs import Run
+from consomme.execution.runs import Run, once
 from consomme.execution.session import num_cpus, ray_session
 from consomme.pipelines.filter.columns import ColumnStore
 from consomme.pipelines.filter.copying import CopyStage
@@ -31,13 +31,15 @@ from consomme.storage.view import View
 
 def run(recipe: FilterRecipe) -> Manifest:
     """Write the view, and measure it if the truth is known."""
-    return open_run(recipe).once(_filter)
+    return once(open_run, recipe, _filter)
 
 
 def open_run(recipe: FilterRecipe) -> Run[InputRuns]:
     """Resolve the runs that the recipe reads; writes nothing."""
     runs = runs_of(recipe)
-    return Run.open("filter", recipe, runs, runs=runs.by_key)
+    # Scores are read from the runs alone; only copies are made from the shards.
+    data_of = [runs.scores] if recipe.materialize else []
+    return Run.open("filter", recipe, runs, runs=runs.by_key, data_of=data_of)
 
 
 def _filter(run: Run[InputRuns]) -> Manifest:

@@ -8,14 +8,14 @@ from typing import Any
 from consomme.base.manifest import Manifest
 from consomme.datasets.sources import SAMPLE_SOURCES
 from consomme.datasets.web_noise import add_noise
-from consomme.execution.runs import Run
+from consomme.execution.runs import Run, once
 from consomme.pipelines.prepare.recipe import PrepareRecipe
 from consomme.storage.writers import ParquetWriter, WebDatasetWriter
 
 
 def run(recipe: PrepareRecipe) -> Manifest:
     """Write the shards into the run's `data/`."""
-    return open_run(recipe).once(_prepare)
+    return once(open_run, recipe, _prepare)
 
 
 def open_run(recipe: PrepareRecipe) -> Run[None]:
@@ -48,6 +48,7 @@ def _prepare(run: Run[None]) -> Manifest:
         counts=counts,
         outputs={"data": "data"},
         decisions={"shards": len(files), "sha256": digest.hexdigest()},
+        written=writer.sums,
     )
 
 

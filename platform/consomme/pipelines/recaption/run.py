@@ -14,14 +14,14 @@ from consomme.execution.driver import run_job
 from consomme.execution.job import ActorPool, Job
 from consomme.execution.planning import plan_shards, plan_view
 from consomme.execution.rejects import check_rejects
-from consomme.execution.runs import Run, folders_of
+from consomme.execution.runs import Run, folders_of, once
 from consomme.execution.session import ray_session
 from consomme.pipelines.recaption.metrics import check_canaries, metrics_of, most_common, texts_of
 from consomme.pipelines.recaption.recipe import RecaptionRecipe
 from consomme.storage.captions import CAPTIONS, check_units, planned_units, unit_reader
-from consomme.storage.identity import data_fingerprint
-from consomme.storage.model_folder import model_content_hash, model_folder
-from consomme.storage.shards import Shard, find_shards
+from consomme.storage.identity import data_fingerprints, find_data
+from consomme.storage.model_folder import model_content_hash, model_folder, portable_path
+from consomme.storage.shards import Shard
 from consomme.storage.view import View
 
 
@@ -33,7 +33,7 @@ class RecaptionInputs:
     """Empty if a view says which samples are recaptioned."""
 
     model: str
-    """Folder of the model on this machine, or its name on a server."""
+    """Where any node finds the model, as `portable_path` has it, or its name on a server."""
 
     model_hash: str
     """Hash of its content, or its name and the server's URL."""
@@ -41,7 +41,7 @@ class RecaptionInputs:
 
 def run(recipe: RecaptionRecipe) -> Manifest:
     """Write a caption for every sample exactly once; running again does what is missing."""
-    return open_run(recipe).once(_recaption)
+    return once(open_run, recipe, _recaption)
 
 
 def open_run(recipe: RecaptionRecipe) -> Run[RecaptionInputs]:
@@ -52,12 +52,20 @@ def open_run(recipe: RecaptionRecipe) -> Run[RecaptionInputs]:
     engine = GENERATION_ENGINES.build(recipe.engine, "engine")
     model, inputs = _writer(recipe.model, engine)
     runs = {"view": recipe.view, "captions": recipe.captions}
-    shards = find_shards(recipe.inputs, recipe.source, recipe.sources) if has_shards else []
+    shards = find_data(recipe.inputs, recipe.source, recipe.sources) if has_shards else []
     if shards:
-        inputs["data"] = data_fingerprint(shards, recipe.root)
+        inputs |= data_fingerprints(shards, recipe.root)
     reads = folders_of(shards) if engine.is_remote else [recipe.model, *folders_of(shards)]
     resolved = RecaptionInputs(shards=shards, model=model, model_hash=inputs["model"])
-    return Run.open("recaption", recipe, resolved, inputs=inputs, runs=runs, reads=reads)
+    return Run.open(
+        "recaption",
+        recipe,
+        resolved,
+        inputs=inputs,
+        runs=runs,
+        reads=reads,
+        data_of=list(runs.values()),
+    )
 
 
 def _recaption(run: Run[RecaptionInputs]) -> Manifest:
@@ -106,7 +114,7 @@ def _writer(model: str, engine: Any) -> tuple[str, dict[str, str]]:
     if engine.adapter:
         marks["adapter"] = model_content_hash(engine.adapter)
         marks["model"] += "+" + marks["adapter"]
-    return folder, marks
+    return portable_path(model), marks
 
 
 def _pool(recipe: RecaptionRecipe, engine: Any) -> ActorPool:

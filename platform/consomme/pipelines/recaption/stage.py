@@ -23,6 +23,7 @@ from consomme.base.sample import Sample, Turn
 from consomme.datasets.truth import CAPTION_TRUTHS, CaptionTruth
 from consomme.execution.stage import DecodedSample, Gauge, Outcome, UnitStage, reject_of
 from consomme.storage.captions import CAPTION_BEFORE
+from consomme.storage.model_folder import model_folder
 
 if TYPE_CHECKING:
     from consomme.curate.caption.prompts import CaptionPrompt
@@ -74,8 +75,9 @@ class CaptionStage(UnitStage):
         self.guards = recipe.guards
         self.truth = CAPTION_TRUTHS.build(recipe.truth, "truth")
         open_engine = GENERATION_ENGINES.build(recipe.engine, "engine")
+        path = model if open_engine.is_remote else model_folder(model)
         self.engine = open_engine(
-            model, sampling_of(recipe), model_hash=model_hash, template=recipe.template
+            path, sampling_of(recipe), model_hash=model_hash, template=recipe.template
         )
         if folder is not None:
             folder.keep_self_check(self.engine)

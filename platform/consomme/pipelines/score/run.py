@@ -13,14 +13,14 @@ from consomme.execution.driver import run_job
 from consomme.execution.job import ActorPool, Job
 from consomme.execution.planning import plan_shards
 from consomme.execution.rejects import check_rejects
-from consomme.execution.runs import Run, folders_of
+from consomme.execution.runs import Run, folders_of, once
 from consomme.execution.session import num_cpus, ray_session
 from consomme.pipelines.score.recipe import ScoreRecipe
 from consomme.pipelines.score.stage import PerplexityStage
 from consomme.storage.captions import check_units, planned_units, unit_reader
-from consomme.storage.identity import data_fingerprint
-from consomme.storage.model_folder import model_content_hash, model_folder
-from consomme.storage.shards import Shard, find_shards
+from consomme.storage.identity import data_fingerprints, find_data
+from consomme.storage.model_folder import model_content_hash, model_folder, portable_path
+from consomme.storage.shards import Shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,28 +29,28 @@ class ScoreInputs:
 
     shards: Sequence[Shard]
     model: str
-    """Folder of the model on this machine."""
+    """Where any node finds the model; see `portable_path`."""
 
     model_hash: str
 
 
 def run(recipe: ScoreRecipe) -> Manifest:
     """Score every sample of the inputs exactly once; running again does what is missing."""
-    return open_run(recipe).once(_score)
+    return once(open_run, recipe, _score)
 
 
 def open_run(recipe: ScoreRecipe) -> Run[ScoreInputs]:
     """Resolve the inputs of a recipe; writes nothing."""
-    shards = find_shards(recipe.inputs, recipe.source, recipe.sources)
-    model = model_folder(recipe.model)
-    model_hash = model_content_hash(model)
-    inputs = {"data": data_fingerprint(shards, recipe.root), "model": model_hash}
+    shards = find_data(recipe.inputs, recipe.source, recipe.sources)
+    model_hash = model_content_hash(model_folder(recipe.model))
+    inputs = {**data_fingerprints(shards, recipe.root), "model": model_hash}
     return Run.open(
         "score",
         recipe,
-        ScoreInputs(shards=shards, model=model, model_hash=model_hash),
+        ScoreInputs(shards=shards, model=portable_path(recipe.model), model_hash=model_hash),
         inputs=inputs,
         runs={"captions": recipe.captions},
+        data_of=[recipe.captions],
         reads=[*folders_of(shards), recipe.model],
     )
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from consomme.base.sample import turns_of
 from consomme.curate.caption.prompt_pools import PromptPools
 from consomme.execution.stage import DecodedSample, Outcome, UnitSample, UnitStage, reject_of
+from consomme.storage.model_folder import model_folder
 
 if TYPE_CHECKING:
     from consomme.engines.scoring.requests import Score, ScoringEngine
@@ -34,14 +35,14 @@ class PerplexityStage(UnitStage):
 
         Args:
             recipe: Of the run.
-            model: Folder of the model on this machine.
+            model: As `model_folder` takes it on any machine.
             model_hash: Of its content, for the cache of self-checks.
             folder: Of the run; the first actor writes the result of its self-check there.
         """
         self.labels = recipe.labels
         self.prompts = PromptPools.read(recipe.prompts, recipe.prompt_key, recipe.prompt)
         self.keeps_prompts = bool(recipe.prompts)
-        self.scorer = _open_engine(recipe, model, model_hash)
+        self.scorer = _open_engine(recipe, model_folder(model), model_hash)
         if folder is not None:
             folder.keep_self_check(self.scorer)
 

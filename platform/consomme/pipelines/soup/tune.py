@@ -164,7 +164,7 @@ class CandidateSource:
 
 def tune_searches(
     searches: Mapping[str, SoupSearch],
-    folders: Sequence[str],
+    models: Sequence[str],
     benchmark: Mapping[str, Any],
     cache: CandidateCache,
     num_actors: int | None,
@@ -174,7 +174,7 @@ def tune_searches(
 
     Args:
         searches: The strategies by name.
-        folders: Model folders of the ingredients.
+        models: The ingredients, as `model_folder` takes them on any machine.
         benchmark: Registry node of the held-out set.
         cache: Scores that are known already.
         num_actors: Maximum number of candidates scored at the same time; None takes one per GPU,
@@ -187,7 +187,7 @@ def tune_searches(
     """
     import ray
 
-    source = CandidateSource(searches, len(folders), cache)
+    source = CandidateSource(searches, len(models), cache)
     first = source.ask()
     if first is not None:
         num_gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -198,7 +198,7 @@ def tune_searches(
                 first,
                 CandidateRunner,
                 {
-                    "folders": list(folders),
+                    "models": list(models),
                     "benchmark": dict(benchmark),
                     "model_hash": cache.ingredient_hashes[0],
                     "run_folder": run_folder,

@@ -7,6 +7,7 @@ from typing import Any
 
 from consomme.soup.ingredients import open_ingredient
 from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.model_folder import model_folder
 
 SCORE = "score"
 """Key of a report: the main figure of the benchmark."""
@@ -17,7 +18,7 @@ class CandidateRunner:
 
     def __init__(
         self,
-        folders: Sequence[str],
+        models: Sequence[str],
         benchmark: Mapping[str, Any],
         *,
         model_hash: str,
@@ -26,7 +27,7 @@ class CandidateRunner:
         """Load the engine, and check it with the first ingredient; all have one architecture.
 
         Args:
-            folders: Model folders of all ingredients.
+            models: All ingredients, as `model_folder` takes them on any machine.
             benchmark: Registry node of the held-out set.
             model_hash: Of the content of the first ingredient.
             run_folder: Of the run; the first actor writes the result of its self-check there.
@@ -34,6 +35,7 @@ class CandidateRunner:
         from consomme.engines.generation.transformers import TransformersEngine
         from consomme.evaluate.benchmarks import BENCHMARKS
 
+        folders = [model_folder(model) for model in models]
         self.engine = TransformersEngine(folders[0], dtype="float32", model_hash=model_hash)
         run_folder.keep_self_check(self.engine)
         self.ingredients = [open_ingredient(folder, folder) for folder in folders]

@@ -14,6 +14,7 @@ from consomme.engines.scoring.embedding import ImageEmbedder
 from consomme.engines.scoring.requests import NotScored, ScoringRequest
 from consomme.engines.scoring.transformers import TransformersScorer
 from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.model_folder import model_folder
 
 # Shapes: A answers, W width of the language model.
 
@@ -36,7 +37,8 @@ class OpenModels:
         """Store the settings.
 
         Args:
-            folders: Name of a model in recipes -> its folder on this machine.
+            folders: Name of a model in recipes -> where it is, as `model_folder` takes it on any
+                machine.
             token_budget: As for a scorer.
             dtype: As for a scorer.
             hashes: Name of a model -> hash of its content, for the cache of self-checks.
@@ -48,7 +50,7 @@ class OpenModels:
 
     def __call__(self, name: str) -> TaggerModel:
         """Return the model of this name."""
-        folder = self.folders[name]
+        folder = model_folder(self.folders[name])
         if folder not in self._open:
             model_hash = self.hashes.get(name)
             opened = _ScorerModel(folder, self.token_budget, self.dtype, model_hash)

@@ -20,12 +20,12 @@ from consomme.execution.driver import run_job
 from consomme.execution.job import ActorPool, Job
 from consomme.execution.planning import plan_shards
 from consomme.execution.rejects import check_rejects
-from consomme.execution.runs import Run, folders_of
+from consomme.execution.runs import Run, folders_of, once
 from consomme.execution.session import num_cpus, ray_session
 from consomme.pipelines.tag.recipe import TagRecipe
 from consomme.pipelines.tag.stage import TAGS, PictureTagStage, TextTagStage
-from consomme.storage.identity import data_fingerprint
-from consomme.storage.shards import Shard, find_shards
+from consomme.storage.identity import data_fingerprints, find_data
+from consomme.storage.shards import Shard
 
 _SHOWN = 12
 """Values per column in the final table, the most frequent ones."""
@@ -38,24 +38,24 @@ class TagInputs:
     shards: Sequence[Shard]
     taggers: Sequence[Tagger]
     models: Mapping[str, str]
-    """Folder on this machine of each model that the taggers name."""
+    """Where any node finds each model that the taggers name; see `portable_path`."""
 
 
 def run(recipe: TagRecipe) -> Manifest:
     """Tag every sample of the inputs exactly once; running again does what is missing."""
-    return open_run(recipe).once(_tag)
+    return once(open_run, recipe, _tag)
 
 
 def open_run(recipe: TagRecipe) -> Run[TagInputs]:
     """Resolve the inputs of the recipe; writes nothing."""
-    from consomme.storage.model_folder import model_content_hash, model_folder
+    from consomme.storage.model_folder import model_content_hash, model_folder, portable_path
 
     taggers = [TAGGERS.build(node, "taggers") for node in recipe.taggers]
-    shards = find_shards(recipe.inputs, recipe.source, recipe.sources)
-    folders = {tagger.model: model_folder(tagger.model) for tagger in taggers if tagger.model}
-    inputs = {"data": data_fingerprint(shards, recipe.root)}
+    shards = find_data(recipe.inputs, recipe.source, recipe.sources)
+    models = {tagger.model: portable_path(tagger.model) for tagger in taggers if tagger.model}
+    inputs = data_fingerprints(shards, recipe.root)
     inputs |= {
-        f"taggers[{k}].model": model_content_hash(folders[tagger.model])
+        f"taggers[{k}].model": model_content_hash(model_folder(tagger.model))
         for k, tagger in enumerate(taggers)
         if tagger.model
     }
@@ -67,9 +67,9 @@ def open_run(recipe: TagRecipe) -> Run[TagInputs]:
     return Run.open(
         "tag",
         recipe,
-        TagInputs(shards=shards, taggers=taggers, models=folders),
+        TagInputs(shards=shards, taggers=taggers, models=models),
         inputs=inputs,
-        reads=[*folders_of(shards), *folders],
+        reads=[*folders_of(shards), *models],
     )
 
 

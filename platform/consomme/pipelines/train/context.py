@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from consomme.base.manifest import FileSum
 from consomme.execution.session import is_private
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
 from consomme.storage.ledger.run_folder import RunFolder
@@ -116,6 +117,9 @@ class TrainResult:
     rows: str = ""
     """How samples were put into rows, as the self-check found it: `packed rows`, …"""
 
+    written: dict[str, FileSum] = dataclasses.field(default_factory=dict)
+    """Sums of the files of the exported model, by path in the run folder."""
+
     exported_step: int | None = None
     """Step of the exported checkpoint with `export_checkpoint=best`; set by the driver."""
 
@@ -129,7 +133,7 @@ class TrainResult:
     def decisions(self) -> dict[str, Any]:
         """What the manifest keeps as decisions."""
         plain = dataclasses.asdict(self)
-        for name in ("counts", "peak_bytes"):
+        for name in ("counts", "peak_bytes", "written"):
             del plain[name]
         if self.exported_step is None:
             del plain["exported_step"]

@@ -13,9 +13,11 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from consomme.base.errors import ConsommeError
+from consomme.base.manifest import FileSum
 from consomme.base.schema import to_plain
 from consomme.base.telemetry import Progress
 from consomme.execution.runs import Run
+from consomme.pipelines.train.checkpoint import CHECKPOINTS
 from consomme.pipelines.train.context import TrainContext, TrainResult
 from consomme.pipelines.train.curve import CurveFile
 from consomme.pipelines.train.export import check_export, export_checkpoint
@@ -62,9 +64,11 @@ def fit_on_ray(run: Run[Any], attempt_no: int) -> TrainResult:
     if isinstance(result, ConsommeError):
         raise result
     context.check_current()
+    step, written = _export_best(context, ended.best_checkpoints)
     return dataclasses.replace(
         result,
-        exported_step=_export_best(context, ended.best_checkpoints),
+        exported_step=step,
+        written=written or result.written,
         flops_per_token=plan.flops_per_token,
         gpu_name=machine.gpu_name,
     )
@@ -118,7 +122,7 @@ def _trainer(context: TrainContext, machine: Machine, monitor: StepMonitor) -> A
             num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources
         ),
         run_config=RunConfig(
-            name="checkpoints",
+            name=CHECKPOINTS,
             **storage_of(context.folder_url),
             failure_config=FailureConfig(max_failures=2),
             checkpoint_config=CheckpointConfig(
@@ -131,17 +135,21 @@ def _trainer(context: TrainContext, machine: Machine, monitor: StepMonitor) -> A
     )
 
 
-def _export_best(context: TrainContext, checkpoints: Any) -> int | None:
-    """Export the checkpoint with the least evaluation loss, if the recipe says so; its step."""
+def _export_best(context: TrainContext, checkpoints: Any) -> tuple[int | None, dict[str, FileSum]]:
+    """Export the checkpoint with the least evaluation loss, if the recipe says so.
+
+    Returns:
+        Its step, and the sums of the exported files.
+    """
     import ray
 
     if context.recipe.export_checkpoint != "best":
-        return None
+        return None, {}
     losses = {checkpoint: metrics[EVAL_LOSS] for checkpoint, metrics in checkpoints}
     best = min(losses, key=lambda one: losses[one])
     export = ray.remote(export_checkpoint).options(num_cpus=1)
-    step: int = ray.get(export.remote(best, context))
-    return step
+    exported: tuple[int, dict[str, FileSum]] = ray.get(export.remote(best, context))
+    return exported
 
 
 def _plan(context: TrainContext, machine: Machine) -> ResourcePlan:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from consomme.base.errors import CheckpointError
+from consomme.base.manifest import FileSum
 from consomme.base.places import Scratch
 from consomme.pipelines.train.checkpoint import WEIGHTS, TrainState
 from consomme.pipelines.train.context import TrainContext
 from consomme.storage.model_folder import model_folder
-from consomme.storage.stores.open import open_store
+from consomme.storage.output_folder import output_folder
 
 
 def open_trained(
@@ -70,13 +70,18 @@ def check_export(context: TrainContext) -> None:
         check_save_trained(scratch, base, stop_id)
 
 
-def export(context: TrainContext, layers: Sequence[int], weights: Mapping[str, Any]) -> None:
+def export(
+    context: TrainContext, layers: Sequence[int], weights: Mapping[str, Any]
+) -> dict[str, FileSum]:
     """Write the trained model into the run folder as a plain model folder, adapters merged.
 
     Args:
         context: The run's.
         layers: As in `open_trained`.
         weights: As in `open_trained`.
+
+    Returns:
+        Sums of the written files, by path in the run folder.
 
     Raises:
         SupersededError: The run was started again elsewhere; nothing was written.
@@ -88,7 +93,8 @@ def export(context: TrainContext, layers: Sequence[int], weights: Mapping[str, A
     base = model_folder(context.start)
     model, processor, has_adapters = open_trained(context, layers, weights)
     stop_id = chat_encoder_for(model.config, processor).turn_end.last_id
-    with _output_folder(context.folder_url) as folder:
+    with output_folder(context.folder.store, "model", "adapter") as output:
+        folder = output.folder
         if has_adapters:
             from consomme.models.lora import merge_lora, save_adapter
 
@@ -97,29 +103,15 @@ def export(context: TrainContext, layers: Sequence[int], weights: Mapping[str, A
             merge_lora(model)
         cast_weights(model, export_dtype(context))
         save_trained(folder / "model", model, base, stop_id)
+    return output.written
 
 
-def export_checkpoint(checkpoint: Any, context: TrainContext) -> int:
-    """Export the weights of a Ray Train checkpoint; returns its step."""
+def export_checkpoint(checkpoint: Any, context: TrainContext) -> tuple[int, dict[str, FileSum]]:
+    """Export the weights of a Ray Train checkpoint; returns its step and what `export` returns."""
     from safetensors.torch import load_file
 
     with checkpoint.as_directory() as path:
         state = TrainState.load(Path(path))
         weights = load_file(Path(path) / WEIGHTS)
-    export(context, state.layers or (), weights)
-    return state.step
-
-
-@contextlib.contextmanager
-def _output_folder(folder_url: str) -> Iterator[Path]:
-    """Give a local folder whose files end up in the run folder, which may be a URL."""
-    if "://" not in folder_url:
-        yield Path(folder_url)
-        return
-    with Scratch() as scratch:
-        out = scratch / "out"
-        out.mkdir()
-        yield out
-        store = open_store(folder_url)
-        for path in sorted(path for path in out.rglob("*") if path.is_file()):
-            store.write(str(path.relative_to(out)), path.read_bytes())
+    written = export(context, state.layers or (), weights)
+    return state.step, written

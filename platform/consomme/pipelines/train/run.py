@@ -6,21 +6,21 @@ import logging
 
 from consomme.base.manifest import Manifest
 from consomme.base.telemetry import MetricsLog
-from consomme.execution.runs import Run, folders_of
+from consomme.execution.runs import Run, folders_of, once
 from consomme.execution.session import ray_session
+from consomme.pipelines.train.checkpoint import uploaded_sums
 from consomme.pipelines.train.curve import read_curve
 from consomme.pipelines.train.outputs import CURVE
 from consomme.pipelines.train.recipe import TrainRecipe
-from consomme.storage.identity import data_fingerprint
+from consomme.storage.identity import data_fingerprints, find_data
 from consomme.storage.model_folder import model_content_hash, model_folder
-from consomme.storage.shards import find_shards
 
 logger = logging.getLogger(__name__)
 
 
 def run(recipe: TrainRecipe) -> Manifest:
     """Train; an interrupted run resumes from its last checkpoint when started again."""
-    return open_run(recipe).once(_train)
+    return once(open_run, recipe, _train)
 
 
 def open_run(recipe: TrainRecipe) -> Run[None]:
@@ -33,14 +33,22 @@ def open_run(recipe: TrainRecipe) -> Run[None]:
     named += [(f"evaluation.data[{k}]", source) for k, source in enumerate(recipe.evaluation.data)]
     for name, source in named:
         if source.inputs:
-            shards = find_shards(source.inputs)
-            inputs[name] = data_fingerprint(shards, recipe.root)
+            shards = find_data(source.inputs)
+            inputs |= data_fingerprints(shards, recipe.root, name)
             reads += folders_of(shards)
         runs |= {f"{name}.view": source.view, f"{name}.captions": source.captions}
     if tuned := recipe.layers.get("tuned"):
         inputs["layers.tuned"] = model_content_hash(model_folder(tuned), generates=False)
         reads.append(tuned)
-    return Run.open("train", recipe, None, inputs=inputs, runs=runs, reads=reads)
+    return Run.open(
+        "train",
+        recipe,
+        None,
+        inputs=inputs,
+        runs=runs,
+        reads=reads,
+        data_of=list(dict.fromkeys(runs.values())),
+    )
 
 
 def _train(run: Run[None]) -> Manifest:
@@ -77,4 +85,5 @@ def _train(run: Run[None]) -> Manifest:
         | utilization(recipe, result.gpu_name, result.flops_per_token, tokens_per_s),
         outputs={"model": "model", "curve": CURVE, "rejects": "rejects"}
         | ({"adapter": "adapter"} if recipe.save_adapter else {}),
+        written=result.written | uploaded_sums(run.folder.store),
     )

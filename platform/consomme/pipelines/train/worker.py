@@ -13,13 +13,15 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consomme.base.errors import ClusterError, ConsommeError, SupersededError
+from consomme.base.manifest import FileSum
 from consomme.base.places import process_scratch
 from consomme.pipelines.train.batches import Collator, RankDataLoader
-from consomme.pipelines.train.checkpoint import WEIGHTS, TrainState, opened
+from consomme.pipelines.train.checkpoint import WEIGHTS, TrainState, opened, upload
 from consomme.pipelines.train.context import TrainContext, TrainResult
 from consomme.pipelines.train.curve import STEPS, StepBatch
 from consomme.pipelines.train.export import export
@@ -266,8 +268,9 @@ class TrainWorker:
         peak = peak_bytes(self.device)
         counts = self.loader.check()
         weights = self.sharded.trainable_state_dict()
+        written: dict[str, FileSum] = {}
         if self.rank == 0 and recipe.export_checkpoint == "last":
-            export(self.context, self.selected, weights)
+            written = export(self.context, self.selected, weights)
         return TrainResult(
             counts=counts,
             layers=self.every_layer,
@@ -284,6 +287,7 @@ class TrainWorker:
             rollbacks=self.state.rollbacks,
             optimizer_bytes=optimizer_bytes(self.sharded.optimizer),
             peak_bytes=peak,
+            written=written,
         )
 
     def _batches(self, step: int) -> list[dict[str, Any]]:
@@ -378,6 +382,7 @@ class TrainWorker:
             {"step": report.step, "loss": report.loss},
             checkpoint=checkpoint,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=partial(upload, self.context.folder_url, self.rank),
             validation=is_evaluated,
         )
 

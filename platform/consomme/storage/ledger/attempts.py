@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -178,7 +178,7 @@ def iter_records(store: Store) -> Iterator[CommitRecord]:
     if len(singles) < len(loose):
         # Some were packed in the meantime; they are in a segment now.
         _, segments = _valid_files(store, entry)
-    streams = [unpack(store.open(path), join_url(store.url, path)) for path in segments]
+    streams = [unpack(_open(store, path), join_url(store.url, path)) for path in segments]
     yield from merge([*streams, iter(singles)])
 
 
@@ -192,7 +192,7 @@ def find_record(store: Store, unit_id: str) -> CommitRecord | None:
     if not entry.is_closed:
         raise DataError(f"{store.url}: this run is not finished; run it again to go on")
     for path in entry.segments:
-        with store.open(path) as file:
+        with _open(store, path) as file:
             record = unpack_one(file, unit_id, join_url(store.url, path))
         if record is not None:
             return record
@@ -214,7 +214,7 @@ def iter_field(store: Store, name: str) -> Iterator[Any]:
         _, segments = _valid_files(store, entry)
     packed: set[str] = _unit_ids(store, segments) if singles else set()
     for path in segments:
-        with store.open(path) as file:
+        with _open(store, path) as file:
             for text in unpack_column(file, name, join_url(store.url, path)).to_pylist():
                 yield json.loads(text)
     for record in singles:
@@ -259,9 +259,20 @@ def _valid_files(store: Store, entry: AttemptEntry) -> tuple[list[str], list[str
     return loose, segments
 
 
+def _open(store: Store, path: str) -> BinaryIO:
+    """Open a file of records, which is deleted only after an entry no longer lists it."""
+    try:
+        return store.open(path)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{join_url(store.url, path)}: a segment of commit records is missing; to see what can"
+            f" be done: consomme verify {store.url}"
+        ) from error
+
+
 def _unit_ids(store: Store, segments: Sequence[str]) -> set[str]:
     def read(path: str) -> list[str]:
-        with store.open(path) as file:
+        with _open(store, path) as file:
             column = unpack_column(file, "unit_id", join_url(store.url, path))
             unit_ids: list[str] = column.to_pylist()
             return unit_ids
@@ -370,7 +381,7 @@ def reopen_from(
         record
         for path in parts
         if path not in without
-        for record in unpack(store.open(path), join_url(store.url, path))
+        for record in unpack(_open(store, path), join_url(store.url, path))
         if record.unit_id not in damaged
     ]
     segments = [_write_sealed(store, records)] if records else []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
@@ -18,7 +18,7 @@ from consomme.base.errors import DataError
 from consomme.base.manifest import FileSum, LedgerSum
 from consomme.storage.ledger.commits import CommitRecord
 from consomme.storage.stores.listing import list_parallel
-from consomme.storage.stores.store import Store
+from consomme.storage.stores.store import FileInfo, Store
 
 REPORT = "report.html"
 
@@ -73,9 +73,7 @@ def collect(
         DataError: A file is gone, or has another size than the bytes that were written.
     """
     found = {
-        file.path: file
-        for file in list_parallel(store)
-        if file.path not in LEFT_OUT and not file.path.startswith((NOTES, *without))
+        file.path: file for file in _list(store, (NOTES, *without)) if file.path not in LEFT_OUT
     }
     for path, one in known.items():
         size = found[path].size if path in found else None
@@ -91,6 +89,15 @@ def collect(
             zip(unknown, pool.map(lambda path: read_sum(store, path), unknown), strict=True)
         )
     return {path: known.get(path) or read[path] for path in sorted(found)}
+
+
+def _list(store: Store, without: Collection[str]) -> Iterator[FileInfo]:
+    """List the files of a run folder, without folders that may hold millions."""
+    for entry in store.list_level():
+        if not entry.path.endswith("/"):
+            yield entry
+        elif entry.path not in without:
+            yield from list_parallel(store, entry.path)
 
 
 class LedgerSummer:
