@@ -170,7 +170,7 @@ def test_nothing_that_runs_leave_holds_a_secret(tmp_path: Path) -> None:
     assert "again: ${oc.env:ANYTHING}" in stored
     assert "http://me:${oc.env:MY_PASSWORD}@" in stored
     assert "api_key: <redacted>" in stored
-    assert "s3://…@bucket: found credentials in a URL" in shown
+    assert "s3://<redacted>@bucket: found credentials in a URL" in shown
     assert "the override of template.hub_token holds a secret" in shown
     assert re.search(r"http://<redacted>@127.0.0.1:1/v1 has not answered", shown)
     (rejects,) = (tmp_path / "runs" / "download").glob("*/rejects/*")

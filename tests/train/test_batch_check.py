@@ -246,7 +246,7 @@ def test_it_is_the_same_with_adapters_and_frozen_parts(tmp_path: Path) -> None:
 def test_a_result_is_cached_by_content_and_settings(
     folder: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(selfcheck.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("CONSOMME_CACHE_DIR", str(tmp_path / "cache"))
     model, processor = open_model(folder)
     chat, batcher = batcher_of(model, processor)
     calls: list[object] = []

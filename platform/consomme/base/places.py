@@ -34,6 +34,7 @@ _CACHE_PREFIX = "consomme-cache-"
 _LOCK = ".lock"
 _TEMPORARY_VARIABLES = ("TMPDIR", "TEMP", "TMP")
 _TEMPORARY_FOLDERS = ("/tmp", "/var/tmp", "/usr/tmp", "/dev/shm")
+_CLOSE_TRIES = 50
 _EMPTY_FOR_S = 3600.0
 """A scratch folder without a lock file was left by a process that died in between."""
 
@@ -190,8 +191,12 @@ class Scratch:
         self.close()
 
     def close(self) -> None:
-        """Remove the folder."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove the folder; what a process that ends right now still writes is waited for."""
+        for _ in range(_CLOSE_TRIES):
+            shutil.rmtree(self.path, ignore_errors=True)
+            if not self.path.exists():
+                break
+            time.sleep(0.1)
         if self._lock is not None:
             self._lock.close()
 

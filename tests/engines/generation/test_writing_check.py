@@ -146,7 +146,7 @@ def test_a_result_is_cached_by_content_and_settings(
 ) -> None:
     if family == "llava":
         folder = make("llava", tmp_path / "llava")
-    monkeypatch.setattr(selfcheck.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("CONSOMME_CACHE_DIR", str(tmp_path / "cache"))
     runs: list[object] = []
     inner = writing_check._run
     monkeypatch.setattr(writing_check, "_run", lambda *a: runs.append(0) or inner(*a))

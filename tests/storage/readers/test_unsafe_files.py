@@ -345,10 +345,12 @@ def test_a_picture_that_may_not_be_read_costs_one_sample(
     assert (reject.reason, reject.detail) == ("image_missing", "real/a.png: Permission denied")
 
 
-def test_files_of_runs_and_models_are_files(folder: Path, tmp_path: Path) -> None:
-    os.mkfifo(folder / "view.parquet")
+def test_files_of_runs_and_models_are_files(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    os.mkfifo(run / "view.parquet")
     with pytest.raises(DataError, match=r"pipe \(FIFO\)"):
-        View.load(str(folder))
+        View.load(str(run))
     for number, name in enumerate(
         ("config.json", "model.safetensors", "tokenizer.json", "additional_chat_templates/a.jinja")
     ):

@@ -117,9 +117,8 @@ def test_who_asks_late_in_an_outage_does_not_wait_as_long_again() -> None:
 
 
 def test_a_line_says_what_is_away_since_when_and_until_when(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("consomme"), "propagate", True)
     with caplog.at_level(logging.INFO, logger="consomme"):
         assert through(failing(20), url="s3://away/k", total_s=600.0)[0] == "done"
     lines = [record.getMessage() for record in caplog.records]
