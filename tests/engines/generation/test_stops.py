@@ -112,7 +112,7 @@ def test_it_stops_in_vllm(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(families, "LLAVA_TEMPLATE", llava)
     monkeypatch.setattr(families, "IDEFICS_TEMPLATE", idefics)
     base = write((FAMILIES | MADE_HERE)[name], tmp_path / name)
-    if name == "gemma3":
+    if name in ("gemma3", "paligemma"):
         add_line_breaks(base)
     made = learned(base, tmp_path / "model")
     options = EngineOptions(kv_cache_gb=0.1)
