@@ -58,7 +58,9 @@ def test_it_listens_on_loopback_with_a_token_of_its_own() -> None:
         "RAY_AUTH_MODE": "disabled",
         "RAY_AUTH_TOKEN": "everyone knows this one",
     }
-    env.pop("RAY_ADDRESS", None)
+    # Other tests of this process may share a private Ray of their own.
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
+        env.pop(name, None)
     try:
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM],
