@@ -297,6 +297,7 @@ def lock(
         except BlockingIOError:
             os.close(descriptor)
             return None
+        # No open file is left behind, whatever it was, Ctrl-C included; the error is raised again.
         except BaseException:
             os.close(descriptor)
             raise

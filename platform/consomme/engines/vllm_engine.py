@@ -258,8 +258,8 @@ def _load_adapter(llm: Any, adapter: str) -> Any:
     except (ValueError, RuntimeError, KeyError, OSError, VLLMError) as error:
         close_engine(llm)
         raise CheckpointError(f"vLLM cannot load the adapter {adapter!r}: {error}") from error
+    # An engine in a process of its own raises a bare Exception; any other class is raised again.
     except Exception as error:
-        # An engine in a process of its own raises a bare Exception.
         if type(error) is not Exception:
             raise
         close_engine(llm)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tests.engines.scoring.test_self_check import WeighingTokenizer
+from tests.support.broken_models import mix_tokens
 from tests.support.families import hf, make, write
 from tests.support.more_families import TEXT_FAMILIES, text_family
 
@@ -53,17 +54,7 @@ def opened(folder: Path, **options: Any) -> TransformersEngine:
 def test_layers_that_mix_tokens_beside_attention(
     folder: Path, monkeypatch: Patch, looks_ahead: bool
 ) -> None:
-    inner = llama.LlamaDecoderLayer.forward
-
-    def forward(self: Any, hidden_BTW: torch.Tensor, *args: Any, **more: Any) -> Any:
-        if looks_ahead:
-            mean_BTW = hidden_BTW.mean(dim=1, keepdim=True)
-        else:
-            number_T = torch.arange(1, hidden_BTW.shape[1] + 1)[:, None]
-            mean_BTW = hidden_BTW.cumsum(dim=1) / number_T
-        return inner(self, hidden_BTW + mean_BTW, *args, **more)
-
-    monkeypatch.setattr(llama.LlamaDecoderLayer, "forward", forward)
+    mix_tokens(monkeypatch, looks_ahead=looks_ahead)
     engine = opened(folder)
     assert (engine.check.way, engine.batch_size) == (SINGLE, 1)
     check_texts(engine)

@@ -8,8 +8,6 @@ written except the page, outside all run folders.
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +22,7 @@ from consomme.curate.dedup.confirmation import ThumbnailTable
 from consomme.curate.dedup.hash_tables import Index
 from consomme.curate.dedup.thumbnails import NUM_BYTES
 from consomme.curate.dedup.thumbnails import coarse_levels as levels_of
+from consomme.execution.previews import write_preview
 from consomme.execution.stage import DecodedSample
 from consomme.execution.worker import with_id_hash
 from consomme.pipelines.dedup.copies import (
@@ -39,10 +38,7 @@ from consomme.pipelines.dedup.stage import MIN_SIDE_PX, THUMBNAIL, HashStage
 from consomme.pipelines.dedup.thumbnails import ThumbnailScratch, fill
 from consomme.report import model as page
 from consomme.report.html import render
-from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.shards import find_shards
-from consomme.storage.stores.local import LocalStore
-from consomme.storage.stores.open import open_store
 from consomme.storage.unit import Unit
 from consomme.storage.units import plan_shard, read_unit
 from consomme.storage.view import View, read_view_unit
@@ -118,7 +114,12 @@ def preview(recipe: DedupRecipe) -> DedupPreview:
         "rows": [[name, f"{counts[name]:,}"] for name in ("samples", "kept", "exact", "near")],
     }
     text = render(_page(recipe, decision, pairs, what))
-    return DedupPreview(name=recipe.name, table=table, page=_write(recipe, text), what=what)
+    return DedupPreview(
+        name=recipe.name,
+        table=table,
+        page=write_preview("dedup", recipe.root, recipe.name, text),
+        what=what,
+    )
 
 
 def _hashed_here(recipe: DedupRecipe) -> tuple[list[tuple[Unit, pa.Table]], bool]:
@@ -261,17 +262,3 @@ def _side_by_side(one: bytes, other: bytes) -> bytes:
     buffer = io.BytesIO()
     sheet.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
-
-
-def _write(recipe: DedupRecipe, text: str) -> str:
-    """Write the page below a local root, or into a temporary file, and return its path."""
-    # Raises for a name that is not a valid path component; opens nothing.
-    RunFolder.open(recipe.root, "dedup", recipe.name, "preview")
-    root = open_store(recipe.root)
-    if isinstance(root, LocalStore) and "://" not in root.url:
-        root.write(f"previews/{recipe.name}.html", text.encode())
-        return os.path.join(root.url, "previews", f"{recipe.name}.html")
-    handle, path = tempfile.mkstemp(prefix=f"consomme-{recipe.name}-", suffix=".html")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    return path

@@ -8,8 +8,6 @@ and Ray is not started.
 from __future__ import annotations
 
 import dataclasses
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from consomme.base.errors import DataError
 from consomme.curate.keep.policy import KeepPolicy
 from consomme.curate.keep.registry import KEEP_POLICIES
+from consomme.execution.previews import write_preview
 from consomme.pipelines.filter.columns import ColumnStore
 from consomme.pipelines.filter.cuts import BoundarySamples, CutSample, RandomSamples
 from consomme.pipelines.filter.decide import decide
@@ -30,10 +29,8 @@ from consomme.pipelines.filter.recipe import FilterRecipe, runs_of
 from consomme.pipelines.filter.report import format_strategy
 from consomme.report import model as page
 from consomme.report.html import render
-from consomme.storage.ledger.run_folder import RunFolder, load_manifest
+from consomme.storage.ledger.run_folder import load_manifest
 from consomme.storage.sidecar import column_names
-from consomme.storage.stores.local import LocalStore
-from consomme.storage.stores.open import open_store
 from consomme.storage.units import read_samples
 from consomme.vision.thumbnail import thumbnail
 
@@ -109,7 +106,11 @@ def preview(recipe: FilterRecipe) -> Preview:
         images = _load_images(store, variants)
     table = _table([everything, *variants], has_tokens)
     text = render(_page(recipe, everything, variants, table, images))
-    return Preview(name=recipe.name, table=_short(table), page=_write(recipe, text))
+    return Preview(
+        name=recipe.name,
+        table=_short(table),
+        page=write_preview("filter", recipe.root, recipe.name, text),
+    )
 
 
 def _variants(policy: KeepPolicy) -> list[tuple[str, KeepPolicy]]:
@@ -297,17 +298,3 @@ def _item(sample: CutSample, image: _PreviewImage) -> page.GalleryItem:
         badge="kept" if sample.is_kept else "dropped",
         badge_kind="good" if sample.is_kept else "bad",
     )
-
-
-def _write(recipe: FilterRecipe, text: str) -> str:
-    """Write the page below a local root, or into a temporary file, and return its path."""
-    # Raises for a name that is not a valid path component; opens nothing.
-    RunFolder.open(recipe.root, "filter", recipe.name, "preview")
-    root = open_store(recipe.root)
-    if isinstance(root, LocalStore) and "://" not in root.url:
-        root.write(f"previews/{recipe.name}.html", text.encode())
-        return os.path.join(root.url, "previews", f"{recipe.name}.html")
-    handle, path = tempfile.mkstemp(prefix=f"consomme-{recipe.name}-", suffix=".html")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    return path
