@@ -190,6 +190,9 @@ def test_a_loop_runs_once_and_is_then_found_done(tmp_path):
         "summary": (SummaryRow(label="auc", value="low:filter/noise_auc_perplexity_fraction"),),
     }
     done = loop.run(LoopRecipe(**values))
+    assert done.seconds >= sum(done.decisions["seconds"].values()), (
+        "a loop takes what its stages take"
+    )
     page = (Path(done.url) / "report.html").read_text()
     assert "Scores: scores" in page
     assert "data:image/png;base64" in page

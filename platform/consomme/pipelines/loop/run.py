@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from consomme.base.errors import DataError, RecipeError
@@ -39,12 +41,14 @@ logger = logging.getLogger(__name__)
 
 def run(recipe: LoopRecipe) -> Manifest:
     """Run every stage that is not done, then write the report."""
+    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     for step in all_steps(recipe):
         check_capacity(step_recipe(step, recipe.root), f"stage {step.name}: ")
     chain = Chain(recipe)
     with shared_ray():
         chain.run()
-    manifest = _open(chain).once(_report)
+    # The loop's own run can be opened only when its stages are done, but began before them.
+    manifest = dataclasses.replace(_open(chain), started=started, clock=clock).once(_report)
     # A stage of a loop that is done may have been repaired.
     all_found = all(stage.is_found for stage in chain.manifests.values())
     return dataclasses.replace(manifest, is_found=manifest.is_found and all_found)
