@@ -12,6 +12,7 @@ from consomme.base.errors import DataError
 from consomme.base.manifest import Manifest, Parent, from_json, lineage, to_json
 from consomme.base.sample import (
     SAMPLE_SCHEMA,
+    ImageFile,
     Reject,
     Sample,
     Turn,
@@ -24,8 +25,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=20)
 samples = st.builds(
     Sample,
     sample_id=texts,
-    image=st.binary(max_size=20),
-    image_name=texts,
+    images=st.tuples(st.builds(ImageFile, data=st.binary(max_size=20), name=texts)),
     turns=st.lists(
         st.builds(Turn, role=st.sampled_from(["system", "user", "assistant"]), content=texts)
     ).map(tuple),
@@ -48,7 +48,9 @@ def test_caption_is_the_last_thing_the_assistant_said() -> None:
         Turn(role="user", content="Sure?"),
         Turn(role="assistant", content="Yes."),
     )
-    sample = Sample(sample_id="1", image=b"", image_name="1.png", turns=turns, source="s")
+    sample = Sample(
+        sample_id="1", images=(ImageFile(data=b"", name="1.png"),), turns=turns, source="s"
+    )
     assert sample.caption == "Yes."
     changed = sample.with_caption("No.", captioner="m")
     assert [turn.content for turn in changed.turns] == ["What?", "A cat.", "Sure?", "No."]

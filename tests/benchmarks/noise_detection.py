@@ -116,7 +116,9 @@ def nano_rows() -> list[Row]:
         noisy = add_noise(list(source()), fraction=0.7, seed=0, kinds=kinds_used)
         results = scorer.score(
             [
-                ScoringRequest.of_caption("describe the image.", s.caption, decode(s.image))
+                ScoringRequest.of_caption(
+                    "describe the image.", s.caption, decode(s.images[0].data)
+                )
                 for s in noisy
             ]
         )

@@ -26,7 +26,7 @@ PROMPT = "plain"
 
 def rows() -> list[dict[str, Any]]:
     """Measure both sides in turn."""
-    from consomme.base.sample import Turn
+    from consomme.base.sample import Turn, place_images
     from consomme.curate.caption.prompts import resolve_prompts
     from consomme.engines.vllm_engine import EngineOptions, close_engine, open_engine
     from consomme.execution.session import shared_ray
@@ -46,10 +46,12 @@ def rows() -> list[dict[str, Any]]:
             PrepareRecipe(name="data", root=scratch, source={"name": "scenes", "num": UNITS * ROWS})
         )
         units = plan_units([f"{data.url}/data"], "data", ROWS)
-        pictures = [decode(sample.image) for unit in units for _, sample in read_unit(unit)[0]]
+        pictures = [
+            decode(sample.images[0].data) for unit in units for _, sample in read_unit(unit)[0]
+        ]
         (prompt,) = resolve_prompts([PROMPT])
         ids = ChatEncoder(*open_processor(nano)).unexpanded_prompt_ids(
-            (Turn(role="user", content=prompt.text),), has_image=True
+            place_images((Turn(role="user", content=prompt.text),), 1)
         )
         requests = [
             {"prompt_token_ids": ids, "multi_modal_data": {"image": picture}}

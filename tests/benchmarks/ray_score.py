@@ -116,7 +116,10 @@ def rows() -> list[dict[str, Any]]:
             for unit in plan_units([f"{data.url}/data"], "data", ROWS):
                 samples = [sample for _, sample in read_unit(unit)[0]]
                 scorer.score(
-                    [ScoringRequest.of_caption(PROMPT, s.caption, decode(s.image)) for s in samples]
+                    [
+                        ScoringRequest.of_caption(PROMPT, s.caption, decode(s.images[0].data))
+                        for s in samples
+                    ]
                 )
                 ends.append(time.monotonic())
             return ends[-1] - ends[0]

@@ -106,10 +106,12 @@ def data(kind: str, num: int) -> tuple[list[Any], list[str]]:
     if kind == "one":
         scenes, emoji = SceneSource(num=num // 2)(), EmojiSource(styles=("noto",))()
         samples = [sample for pair in zip(scenes, emoji, strict=False) for sample in pair]
-        return [decode(sample.image) for sample in samples], [sample.caption for sample in samples]
+        return [decode(sample.images[0].data) for sample in samples], [
+            sample.caption for sample in samples
+        ]
     images, captions = [], []
     for sample in EmojiSource(styles=("noto",))():
-        image = decode(sample.image)
+        image = decode(sample.images[0].data)
         names = [sample.caption, *sample.meta["names"].values()]
         images += [image] * len(names)
         captions += names
@@ -120,8 +122,9 @@ def data(kind: str, num: int) -> tuple[list[Any], list[str]]:
 
 def conversations(folder: str, captions: Sequence[str]) -> tuple[Any, Any, list[dict[str, str]]]:
     """Open the model; render each caption's conversation and prompt, with and without picture."""
+    from tests.support.messages import to_messages
+
     from consomme.base.sample import Turn
-    from consomme.models.chat import to_messages
     from consomme.models.weights import open_model
 
     model, processor = open_model(folder, DTYPE)

@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import torch
 
-from consomme.base.sample import Sample, Turn
+from consomme.base.sample import ImageFile, Sample, Turn
 from consomme.datasets.scenes import encode, make_scene, questions, render
 from consomme.models.batches import Batcher
 from consomme.models.chat_prefix import chat_encoder_for
@@ -59,8 +59,7 @@ def conversations(number: int) -> Iterator[Sample]:
         ]
         yield Sample(
             sample_id=f"s{seed}",
-            image=encode(render(scene)),
-            image_name=f"s{seed}.png",
+            images=(ImageFile(data=encode(render(scene)), name=f"s{seed}.png"),),
             turns=tuple(turns),
             source="scenes",
         )

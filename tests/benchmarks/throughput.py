@@ -26,7 +26,7 @@ ROUNDS = 3
 
 def write_data(folder: Path) -> int:
     """Write tars of JPEGs with the statistics of photos, about 30 kB each."""
-    from consomme.base.sample import Sample, caption_turns
+    from consomme.base.sample import ImageFile, Sample, caption_turns
     from consomme.storage.writers import tar_bytes
 
     rng = np.random.default_rng(0)
@@ -46,8 +46,11 @@ def write_data(folder: Path) -> int:
         samples = [
             Sample(
                 sample_id=f"{shard:03d}-{row:05d}",
-                image=pictures[(shard * 7 + row) % 64],
-                image_name=f"{shard:03d}-{row:05d}.jpg",
+                images=(
+                    ImageFile(
+                        data=pictures[(shard * 7 + row) % 64], name=f"{shard:03d}-{row:05d}.jpg"
+                    ),
+                ),
                 turns=caption_turns(f"picture {row} of shard {shard}"),
                 source="data",
                 meta={},
@@ -67,7 +70,9 @@ def loop(shards: Sequence[str], out: str) -> int:
     done = 0
     for number, unit in enumerate(plan_units(shards, "data", 500)):
         samples = [
-            s for _, s in read_unit(unit)[0] if not isinstance(decode(s.image), DecodeProblem)
+            s
+            for _, s in read_unit(unit)[0]
+            if not isinstance(decode(s.images[0].data), DecodeProblem)
         ]
         Path(out, f"{number:06d}.tar").write_bytes(tar_bytes(samples))
         done += len(samples)

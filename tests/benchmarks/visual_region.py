@@ -300,7 +300,7 @@ def _texts() -> list[Any]:
                 Turn(role="user", content=prompt),
                 Turn(role="assistant", content=one.caption),
             ),
-            image=None,
+            images=(),
         )
         for prompt, one in pairs
     ]
@@ -333,7 +333,7 @@ def step_seconds(layers: Mapping[str, Sequence[int]]) -> dict[str, float]:
         models[chosen] = sharded
     chat = ChatEncoder(model.config, processor)
     batcher = Batcher(model, chat.tokenizer)
-    batch = batcher.collate([chat.encode(turns, image) for turns, image in _some(16)])
+    batch = batcher.collate([chat.encode(turns, [image]) for turns, image in _some(16)])
     reports: dict[tuple[int, ...], list[StepReport]] = {chosen: [] for chosen in models}
     schedule = ScheduleConfig(num_steps=TIMED_STEPS + 2)
     for step in range(schedule.num_steps):
@@ -357,7 +357,7 @@ def _some(num: int) -> list[Any]:
         OcrSource(num=num // 2, num_turns=1, narrate_fraction=0.0),
         TalkSource(num=num // 2, num_turns=1, style="outline"),
     )
-    return [(one.turns, decode(one.image)) for source in sources for one in source()]
+    return [(one.turns, decode(one.images[0].data)) for source in sources for one in source()]
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> list[str]:

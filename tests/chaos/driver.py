@@ -65,12 +65,12 @@ class PixelStage(UnitStage):
                     "sample_id": pa.array([item.sample.sample_id for item in samples], pa.string()),
                     "caption": pa.array([item.sample.caption for item in samples], pa.string()),
                     "pixels": pa.array(
-                        [hashlib.sha256(item.image.tobytes()).hexdigest() for item in samples],
+                        [hashlib.sha256(item.images[0].tobytes()).hexdigest() for item in samples],
                         pa.string(),
                     ),
                 }
             ),
-            sums={"pixels": sum(item.image.width * item.image.height for item in samples)},
+            sums={"pixels": sum(item.images[0].width * item.images[0].height for item in samples)},
         )
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
+from consomme.base.sample import ImageFile
 from consomme.datasets.scenes import caption, encode, make_scene, render
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.sidecar import read_columns
@@ -65,8 +66,7 @@ def write_shards(url: str, num_shards: int, rows: int = 16) -> None:
             samples.append(
                 Sample(
                     sample_id=f"s{number:05d}",
-                    image=image,
-                    image_name=f"s{number:05d}.png",
+                    images=(ImageFile(data=image, name=f"s{number:05d}.png"),),
                     turns=caption_turns(text),
                     source="data",
                     meta={},

@@ -39,7 +39,7 @@ def pixels_of(shards: str) -> dict[str, str]:
     found = {}
     for unit in plan_units([f"{shards}/tar", f"{shards}/parquet"], "data"):
         for _, sample in read_unit(unit)[0]:
-            image = decode(sample.image)
+            image = decode(sample.images[0].data)
             if not isinstance(image, DecodeProblem):
                 found[sample.sample_id] = hashlib.sha256(image.tobytes()).hexdigest()
     return found

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from consomme.base.sample import REJECT_REASONS
+from consomme.base.sample import REJECT_REASONS, ImageFile
 from consomme.curate.perplexity import token_nll
 from consomme.engines.scoring.requests import NotScored, Score, ScoringRequest
 from consomme.engines.scoring.transformers import TransformersScorer
@@ -181,11 +181,10 @@ def test_image_gain_is_what_the_picture_saves_per_token(debug_vlm: Path, tmp_pat
     samples = [
         DecodedSample(
             row=number,
-            image=image,
+            images=(image,),
             sample=Sample(
                 sample_id=f"s{number}",
-                image=f"{number}".encode(),
-                image_name="s.png",
+                images=(ImageFile(data=f"{number}".encode(), name="s.png"),),
                 turns=caption_turns(caption),
                 source="t",
                 meta={"noise": "spam"} if number else {},

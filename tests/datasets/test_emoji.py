@@ -46,7 +46,7 @@ def test_shards_are_read_like_any_other_data(style: str) -> None:
     assert len(samples) > 50
     captions = [sample.caption for _, sample in samples]
     assert captions == [entry.name for entry in emoji.load(style)[: len(samples)]]
-    assert samples[0][1].image == emoji.load(style)[0].image
+    assert samples[0][1].images[0].data == emoji.load(style)[0].image
 
 
 def test_names_mean_the_same_picture_in_every_style() -> None:
@@ -95,9 +95,9 @@ def test_the_source_makes_samples_of_the_bytes_as_they_are() -> None:
     source = SAMPLE_SOURCES.build({"name": "emoji", "styles": ["twemoji"], "every": 500})
     samples = list(source())
     assert [s.sample_id for s in samples] == [e.sample_id for e in emoji.load("twemoji")[::500]]
-    with Image.open(io.BytesIO(samples[0].image)) as picture:
+    with Image.open(io.BytesIO(samples[0].images[0].data)) as picture:
         assert (picture.format, picture.size) == ("WEBP", (64, 64))
-    assert samples[0].image_name == f"{samples[0].sample_id}.webp"
+    assert samples[0].images[0].name == f"{samples[0].sample_id}.webp"
     assert SceneTruth()(samples[0], "anything") is None
 
 

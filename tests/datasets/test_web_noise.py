@@ -45,7 +45,7 @@ def test_the_label_tells_the_truth() -> None:
         before = original[sample.sample_id.removesuffix("-copy")]
         assert sample.meta["clean_caption"] == before.caption != sample.caption
         if kind != NEAR_DUPLICATE:
-            assert sample.image == before.image
+            assert sample.images[0].data == before.images[0].data
     kinds = by_kind(NOISY)
     captions = {sample.caption for sample in CLEAN}
     assert all(sample.caption in captions for sample in kinds["mismatched"])
@@ -79,8 +79,11 @@ def test_near_duplicates_are_additional_and_look_the_same() -> None:
         original = NOISY[place - 1]
         assert copy.meta["duplicate_of"] == original.sample_id
         assert original.meta["noise"] == "clean"
-        assert copy.image != original.image
-        with Image.open(io.BytesIO(copy.image)) as a, Image.open(io.BytesIO(original.image)) as b:
+        assert copy.images[0].data != original.images[0].data
+        with (
+            Image.open(io.BytesIO(copy.images[0].data)) as a,
+            Image.open(io.BytesIO(original.images[0].data)) as b,
+        ):
             assert a.format == "JPEG"
             assert a.size != b.size
             difference = ImageChops.difference(

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from consomme.base.errors import CheckpointError, ClusterError, DataError
-from consomme.base.sample import Sample, caption_turns
+from consomme.base.sample import ImageFile, Sample, caption_turns
 from consomme.datasets.scenes import encode, make_scene, render
 from consomme.execution.driver import run_job
 from consomme.execution.errors import own_errors
@@ -116,8 +116,7 @@ def test_too_many_rejects_end_the_run_with_the_reasons(tmp_path: Path, one_ray: 
 def sample_of(name: str, image: bytes) -> Sample:
     return Sample(
         sample_id=name,
-        image=image,
-        image_name=f"{name}.png",
+        images=(ImageFile(data=image, name=f"{name}.png"),),
         turns=caption_turns("text"),
         source="data",
         meta={},

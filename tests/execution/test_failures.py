@@ -23,6 +23,7 @@ from consomme.base.errors import (
 )
 from consomme.base.manifest import Manifest
 from consomme.base.needs import Need
+from consomme.base.sample import ImageFile
 from consomme.base.schema import runtime
 from consomme.cli import run_command
 from consomme.execution import capacity
@@ -208,8 +209,7 @@ def test_what_the_machine_does_not_have_is_refused_before_anything_starts(
 
     sample = Sample(
         sample_id="a",
-        image=encode(render(make_scene(1))),
-        image_name="a.png",
+        images=(ImageFile(data=encode(render(make_scene(1))), name="a.png"),),
         turns=caption_turns("a red circle"),
         source="data",
         meta={},

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from consomme.base.sample import Reject, Sample, caption_turns
+from consomme.base.sample import ImageFile, Reject, Sample, caption_turns
 from consomme.execution.driver import run_job
 from consomme.execution.job import ActorPool, Job
 from consomme.execution.stage import BytesStage, Outcome, UnitSample
@@ -37,8 +37,7 @@ class Reader:
         image = np.random.default_rng(unit.start).bytes(UNIT_MB * 2**20)
         sample = Sample(
             sample_id=unit.unit_id,
-            image=image,
-            image_name="noise",
+            images=(ImageFile(data=image, name="noise"),),
             turns=caption_turns("noise"),
             source="data",
             meta={},

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tests.support.jobs import do_unit, job_of
 
-from consomme.base.sample import Sample, caption_turns
+from consomme.base.sample import ImageFile, Sample, caption_turns
 from consomme.execution import worker
 from consomme.execution.stage import DecodedSample, Outcome, UnitStage
 from consomme.storage.ledger.commits import CommitRecord
@@ -31,8 +31,9 @@ def sample(number: int) -> Sample:
     data = out.getvalue()
     return Sample(
         sample_id=f"s{number:03d}",
-        image=data[:50] if number % 10 == 3 else data,
-        image_name=f"s{number:03d}.png",
+        images=(
+            ImageFile(data=data[:50] if number % 10 == 3 else data, name=f"s{number:03d}.png"),
+        ),
         turns=caption_turns(f"picture {number}"),
         source="data",
         meta={},
@@ -46,7 +47,7 @@ class Red(UnitStage):
 
     def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         Red.most = max(Red.most, len(samples))
-        reds = [item.image.getpixel((0, 0))[0] for item in samples]
+        reds = [item.images[0].getpixel((0, 0))[0] for item in samples]
         return Outcome(
             table=pa.table(
                 {

@@ -88,9 +88,9 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path) -> None:
 
 
 def test_greedy_texts_are_those_of_a_cpu(nano: str, on_cpu: pytest.MonkeyPatch) -> None:
-    requests = [Request.of_prompt(PROMPT, one.image) for one in questions(32)]
+    requests = [Request.of_prompt(PROMPT, [one.image]) for one in questions(32)]
     turns = (Turn(role="user", content="what color is the circle?"),)
-    requests.append(Request(turns=turns, image=None))
+    requests.append(Request(turns=turns, images=()))
     sampling = Sampling(max_tokens=48)
     expected = TransformersEngine(nano, sampling).generate(requests)
     on_cpu.undo()

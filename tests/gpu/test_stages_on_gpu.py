@@ -80,13 +80,13 @@ def test_scores_are_those_of_a_cpu(
         for record in RunFolder.at(scores.url).iter_commits()
         for _, sample in read_unit(record.unit)[0]
     ]
-    good = [one for one in samples if not isinstance(decode(one.image), DecodeProblem)]
+    good = [one for one in samples if not isinstance(decode(one.images[0].data), DecodeProblem)]
     assert {one.sample_id for one in good} == stored.keys()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     scorer = TransformersScorer(model_folder(NANO), token_nll)
     assert scorer.device.type == "cpu"
     asked: list[Any] = [
-        ScoringRequest.of_caption(PROMPT, one.caption, decode(one.image)) for one in good
+        ScoringRequest.of_caption(PROMPT, one.caption, decode(one.images[0].data)) for one in good
     ]
     for sample, direct in zip(good, scorer.score(asked), strict=True):
         row = stored[sample.sample_id]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from consomme.base.errors import DataError
-from consomme.base.sample import Turn
+from consomme.base.sample import Turn, place_images
 from consomme.models.batches import IGNORE_INDEX, Batcher, labels_of
 from consomme.models.chat import ChatEncoder
 from consomme.models.encoded import EncodedChat
@@ -51,7 +51,7 @@ def labelled_text(chat: ChatEncoder, row: EncodedChat) -> str:
 
 @pytest.mark.parametrize("has_image", [True, False])
 def test_labels_are_the_caption_and_the_end_token(chat: ChatEncoder, has_image: bool) -> None:
-    row = chat.encode((QUESTION, answer(CAPTION)), IMAGE if has_image else None)
+    row = chat.encode((QUESTION, answer(CAPTION)), [IMAGE] if has_image else ())
     assert labelled_text(chat, row) == CAPTION + "<end>"
     images = row.input_ids.count(chat.image_token_id)
     assert images == (NUM_IMAGE_TOKENS if has_image else 0)
@@ -70,7 +70,7 @@ def test_all_answers_of_a_conversation_are_labelled_and_no_question(
         Turn(role="user", content="is it large?"),
         answer("yes"),
     )
-    row = chat.encode(turns, IMAGE)
+    row = chat.encode(turns, [IMAGE])
     assert labelled_text(chat, row) == "a red circle.<end>red<end>yes<end>"
     assert row.input_ids.count(chat.image_token_id) == 16
     assert row.input_ids.index(chat.image_token_id) == 2, "the image comes first"
@@ -84,34 +84,34 @@ PLAIN = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4
 @given(PLAIN)
 @settings(max_examples=150)
 def test_any_text_is_labelled_exactly(chat: ChatEncoder, text: str) -> None:
-    row = chat.encode((QUESTION, answer(text)), IMAGE)
+    row = chat.encode((QUESTION, answer(text)), [IMAGE])
     assert labelled_text(chat, row) == text.strip() + "<end>"
 
 
 def test_an_answer_of_white_space_is_refused(chat: ChatEncoder) -> None:
     with pytest.raises(DataError, match="found no tokens for ''"):
-        chat.encode((QUESTION, answer(" \n ")), IMAGE)
+        chat.encode((QUESTION, answer(" \n ")), [IMAGE])
 
 
 @pytest.mark.parametrize("token", SPECIAL_TOKENS)
 def test_special_tokens_in_a_text_are_refused(chat: ChatEncoder, token: str) -> None:
     with pytest.raises(DataError, match=f"the assistant's text holds the special token '{token}'"):
-        chat.encode((QUESTION, answer(f"a {token} circle")), IMAGE)
+        chat.encode((QUESTION, answer(f"a {token} circle")), [IMAGE])
     with pytest.raises(DataError, match=f"the user's text holds the special token '{token}'"):
-        chat.encode((Turn(role="user", content=token), answer("a circle")), IMAGE)
+        chat.encode((Turn(role="user", content=token), answer("a circle")), [IMAGE])
 
 
 def test_training_and_generation_have_the_same_prompt(chat: ChatEncoder) -> None:
-    row = chat.encode((QUESTION, answer(CAPTION)), IMAGE)
+    row = chat.encode((QUESTION, answer(CAPTION)), [IMAGE])
     context = row.input_ids[: -row.num_tokens]
-    assert chat.encode_prompt((QUESTION,), IMAGE).input_ids == context
-    short = chat.unexpanded_prompt_ids((QUESTION,), has_image=True)
+    assert chat.encode_prompt((QUESTION,), [IMAGE]).input_ids == context
+    short = chat.unexpanded_prompt_ids(place_images((QUESTION,), 1))
     assert chat.tokenizer.decode(short) == "<bos><user><image>describe the image.<assistant>"
 
 
 def test_rows_are_padded_on_either_side(encoders: tuple[ChatEncoder, Batcher]) -> None:
     chat, batcher = encoders
-    rows = [chat.encode((QUESTION, answer(text)), IMAGE) for text in ("red", CAPTION)]
+    rows = [chat.encode((QUESTION, answer(text)), [IMAGE]) for text in ("red", CAPTION)]
     batch = batcher.collate(rows)
     short, long = (len(row.input_ids) for row in rows)
     assert batch["input_ids"].shape == batch["labels"].shape == (2, long)
@@ -127,13 +127,13 @@ def test_rows_are_padded_on_either_side(encoders: tuple[ChatEncoder, Batcher]) -
 
 def test_questions_have_no_labels(encoders: tuple[ChatEncoder, Batcher]) -> None:
     chat, batcher = encoders
-    assert "labels" not in batcher.collate([chat.encode_prompt((QUESTION,), IMAGE)])
+    assert "labels" not in batcher.collate([chat.encode_prompt((QUESTION,), [IMAGE])])
 
 
 def test_pixels_are_scaled_to_one(encoders: tuple[ChatEncoder, Batcher]) -> None:
     chat, batcher = encoders
     shades = [Image.new("RGB", (50, 20), shade) for shade in ("white", "black")]
-    batch = batcher.collate([chat.encode((QUESTION, answer("x")), shade) for shade in shades])
+    batch = batcher.collate([chat.encode((QUESTION, answer("x")), [shade]) for shade in shades])
     assert batch["pixel_values"].shape == (2, 3, 32, 32)
     assert (batch["pixel_values"][0] == 1).all()
     assert (batch["pixel_values"][1] == -1).all()

@@ -92,9 +92,9 @@ def test_a_processor_that_takes_no_nested_lists_gets_none() -> None:
         return images
 
     turns = [Turn(role="user", content="star?"), Turn(role="assistant", content="a red circle")]
-    row = chat_encoder_for(*parts_with(flat_only)).encode(turns, noise(0, 64, 48))
+    row = chat_encoder_for(*parts_with(flat_only)).encode(turns, [noise(0, 64, 48)])
     model, processor = qwen2_vl()
-    expected = chat_encoder_for(model.config, processor).encode(turns, noise(0, 64, 48))
+    expected = chat_encoder_for(model.config, processor).encode(turns, [noise(0, 64, 48)])
     assert row.input_ids == expected.input_ids
     assert row.pixels is not None
 
@@ -104,18 +104,18 @@ def test_a_marker_that_the_processor_replaces_is_an_image_and_no_text(tmp_path: 
     folder = write(qianfan_ocr, tmp_path / "model")
     chat = chat_encoder_for(*open_processor(folder))
     assert "<image>" not in (chat.image_token, *chat.tokenizer.all_special_tokens)
-    row = chat.encode(conversation("star"), noise(0, 40, 40))
+    row = chat.encode(conversation("star"), [noise(0, 40, 40)])
     assert row.pixels is not None
     assert row.pixels.num_tokens > 0
     # In a text it would be replaced too.
     with pytest.raises(DataError, match="holds the special token '<image>'"):
-        chat.encode(conversation("a <image> in the text"), noise(0, 40, 40))
+        chat.encode(conversation("a <image> in the text"), [noise(0, 40, 40)])
 
 
 def test_a_token_after_the_conversation_is_not_the_answer(tmp_path: Path) -> None:
     """Chameleon's processor ends each text with a separator."""
     chat = chat_encoder_for(*open_processor(write(chameleon, tmp_path / "model")))
-    row = chat.encode(conversation("star"), noise(0, 40, 40))
+    row = chat.encode(conversation("star"), [noise(0, 40, 40)])
     ((begin, end),) = row.spans
     assert chat.tokenizer.decode(row.input_ids[begin:end]) == "star<|im_end|>"
     assert chat.tokenizer.decode(row.input_ids[-1:]) == "<|endoftext|>"
@@ -155,7 +155,7 @@ def test_an_image_that_the_family_cannot_take_is_refused_and_no_crash(tmp_path: 
 
     chat._image_processor._inner = Failing()
     with pytest.raises(ImageRefusedError, match="sizes should be greater than 0"):
-        chat.encode(conversation("star"), noise(0, 40, 40))
+        chat.encode(conversation("star"), [noise(0, 40, 40)])
 
 
 def test_images_that_vllm_cannot_prepare_stop_at_load(monkeypatch: pytest.MonkeyPatch) -> None:

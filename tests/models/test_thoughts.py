@@ -88,7 +88,7 @@ def test_answers_are_found_beside_empty_thoughts(
     for options in ({}, {"enable_thinking": True}) if knows else ({},):
         chat = encoder(parts, TEMPLATES[name], **options)
         for turns in (TURNS, TURNS[:2]):
-            row = chat.encode(turns, image)
+            row = chat.encode(turns, [image] if image else [])
             found = [chat.tokenizer.decode(row.input_ids[slice(*span)]) for span in row.spans]
             assert found == [f"{t.content}<|im_end|>" for t in turns if t.role == "assistant"]
 
@@ -97,7 +97,7 @@ def test_thinking_is_off_unless_the_recipe_says_otherwise(parts: tuple[Any, Any]
     for name, thought in (("qwen3", "<think>\n\n</think>\n\n"), ("glm", "/nothink<|im_end|>")):
         for options, is_off in (({}, True), ({"enable_thinking": True}, False)):
             chat = encoder(parts, TEMPLATES[name], **options)
-            prompt = chat.tokenizer.decode(chat.encode_prompt(TURNS[:1], None).input_ids)
+            prompt = chat.tokenizer.decode(chat.encode_prompt(TURNS[:1]).input_ids)
             assert (thought in prompt) == is_off
 
 
@@ -106,11 +106,7 @@ def test_the_writer_takes_options(parts: tuple[Any, Any], tmp_path: Path) -> Non
     processor.chat_template = TEMPLATES["qwen3"]
     folder = save_vlm(tmp_path / "model", model, processor)
     lengths = [
-        len(
-            TransformersEngine(folder, template=options)
-            .chat.encode_prompt(TURNS[:1], None)
-            .input_ids
-        )
+        len(TransformersEngine(folder, template=options).chat.encode_prompt(TURNS[:1]).input_ids)
         for options in ({}, {"enable_thinking": True})
     ]
     assert lengths[0] > lengths[1]

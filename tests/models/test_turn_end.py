@@ -27,7 +27,7 @@ CONVERSATION = (
 
 
 def labelled(chat: Any, turns: tuple[Turn, ...], *, has_image: bool) -> list[str]:
-    row = chat.encode(turns, noise(0, 40, 32) if has_image else None)
+    row = chat.encode(turns, [noise(0, 40, 32)] if has_image else ())
     return [chat.tokenizer.decode(row.input_ids[slice(*span)]).strip() for span in row.spans]
 
 
@@ -60,7 +60,7 @@ def test_white_space_before_the_end_is_labelled() -> None:
         "{% else %} {{ m['content'] }} <|im_end|>{% endif %}{% endfor %}"
     )
     chat = encoder(template, eos_token="<|im_end|>")
-    row = chat.encode(CONVERSATION, None)
+    row = chat.encode(CONVERSATION)
     found = [chat.tokenizer.decode(row.input_ids[slice(*span)]) for span in row.spans]
     assert [text.strip() for text in found] == ["a red circle <|im_end|>", "red <|im_end|>"]
 
@@ -74,7 +74,7 @@ def test_a_role_that_ends_the_turn_before_it_also_ends_the_last_turn() -> None:
     chat = ChatEncoder(config, words)
     assert labelled(chat, CONVERSATION, has_image=False) == ["a red circle<|user|>", "red<|user|>"]
     assert chat.turn_end.last_id == role_id
-    prompt = chat.tokenizer.decode(chat.encode_prompt(CONVERSATION[:3], None).input_ids)
+    prompt = chat.tokenizer.decode(chat.encode_prompt(CONVERSATION[:3]).input_ids)
     assert prompt.endswith("what color is it?<|assistant|>\n")
 
 
@@ -83,8 +83,8 @@ def test_a_template_without_an_end_gets_the_tokenizers() -> None:
     expected = ["a red circle<|endoftext|>", "red<|endoftext|>"]
     assert labelled(chat, CONVERSATION, has_image=False) == expected
     # Earlier answers look the same in a prompt as they do in training.
-    prompt = chat.encode_prompt(CONVERSATION[:3], None).input_ids
-    row = chat.encode(CONVERSATION, None)
+    prompt = chat.encode_prompt(CONVERSATION[:3]).input_ids
+    row = chat.encode(CONVERSATION)
     assert row.input_ids[: len(prompt)] == prompt
 
 
@@ -116,11 +116,11 @@ def test_an_answer_whose_reasoning_the_template_drops_is_not_labelled_but_the_la
         CONVERSATION[2],
         Turn(role="assistant", content="<think>well</think> red"),
     )
-    row = chat.encode(turns, None, skip_rewritten=True)
+    row = chat.encode(turns, skip_rewritten=True)
     (span,) = row.spans
     found = chat.tokenizer.decode(row.input_ids[slice(*span)])
     assert found == "<think>well</think> red<|im_end|>"
     with pytest.raises(DataError, match="does not write the assistant's text unchanged"):
         # Scores are per turn, so none may be missing.
-        chat.encode(turns, None)
+        chat.encode(turns)
     assert labelled(chat, turns[:2], has_image=False) == [f"{thought}<|im_end|>"]

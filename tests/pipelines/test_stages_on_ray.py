@@ -46,10 +46,13 @@ def test_scores_through_ray_are_those_of_the_bare_engine(pairs, scores):
     record = next(RunFolder.at(scores.url).iter_commits())
     stored = pq.read_table(Path(scores.url) / record.path_of("scores")).to_pylist()
     samples = [s for _, s in read_unit(record.unit)[0]]
-    good = [s for s in samples if not isinstance(decode(s.image), DecodeProblem)]
+    good = [s for s in samples if not isinstance(decode(s.images[0].data), DecodeProblem)]
     scorer = TransformersScorer(model_folder(NANO), token_nll)
     bare = scorer.score(
-        [ScoringRequest.of_caption("describe the image.", s.caption, decode(s.image)) for s in good]
+        [
+            ScoringRequest.of_caption("describe the image.", s.caption, decode(s.images[0].data))
+            for s in good
+        ]
     )
     for row, sample, direct in zip(stored, good, bare, strict=True):
         assert row["sample_id"] == sample.sample_id

@@ -39,7 +39,7 @@ def ingredient(name: str, folder: Path, number: int, *, is_plain: bool) -> Path:
 @torch.inference_mode()
 def logits(model: Any, processor: Any) -> torch.Tensor:
     chat = chat_encoder_for(model.config, processor)
-    row = chat.encode_prompt([Turn(role="user", content="a red star?")], noise(0, 64, 48))
+    row = chat.encode_prompt([Turn(role="user", content="a red star?")], [noise(0, 64, 48)])
     assert row.pixels is not None
     inputs = dict(row.pixels.inputs)
     if "token_type_ids" in inputs or model.config.model_type in ("gemma3", "paligemma"):
@@ -76,7 +76,7 @@ def test_a_soup_in_memory_is_the_written_soup(tmp_path: Path, name: str, is_plai
 def test_the_writer_takes_the_weights_of_another_family_member(tmp_path: Path) -> None:
     folders = [ingredient("gemma3", tmp_path / str(k), k, is_plain=True) for k in (1, 2)]
     engine = TransformersEngine(folders[0])
-    question = Request.of_prompt("star?", noise(1, 40, 40))
+    question = Request.of_prompt("star?", [noise(1, 40, 40)])
     before = engine.generate([question])
     engine.load_weights(load_file(folders[1] / "model.safetensors"))
     after = engine.generate([question])

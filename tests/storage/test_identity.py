@@ -14,7 +14,7 @@ import pytest
 
 from consomme.base.errors import DataError
 from consomme.base.manifest import Manifest
-from consomme.base.sample import Sample, caption_turns
+from consomme.base.sample import ImageFile, Sample, caption_turns
 from consomme.cli import run_command
 from consomme.execution.planning import plan_shards, plan_view
 from consomme.execution.runs import CHANGED, Run, once
@@ -44,7 +44,9 @@ OTHER = b"\x89PNG two picture of these many bytes"
 
 def sample(caption: str) -> Sample:
     turns = caption_turns(caption)
-    return Sample(sample_id="a", image=PICTURE, image_name="a.png", turns=turns, source="data")
+    return Sample(
+        sample_id="a", images=(ImageFile(data=PICTURE, name="a.png"),), turns=turns, source="data"
+    )
 
 
 def as_parquet(**columns: list[object]) -> bytes:

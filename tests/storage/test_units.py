@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consomme.base.errors import DataError
-from consomme.base.sample import Reject, Sample, Turn, caption_turns
+from consomme.base.sample import ImageFile, Reject, Sample, Turn, caption_turns
 from consomme.storage.stores.local import LocalStore
 from consomme.storage.unit import Unit
 from consomme.storage.units import plan_units, read_unit
@@ -28,8 +28,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def sample(key: str, text: str = "a cat", size: int = 40, **meta: Any) -> Sample:
     return Sample(
         sample_id=key,
-        image=PNG + key.encode() + bytes(size),
-        image_name=f"{key}.png",
+        images=(ImageFile(data=PNG + key.encode() + bytes(size), name=f"{key}.png"),),
         turns=caption_turns(text),
         source="web",
         meta=meta,
@@ -96,8 +95,13 @@ samples_lists = st.lists(
     st.builds(
         Sample,
         sample_id=names,
-        image=st.binary(min_size=1, max_size=30),
-        image_name=names | names.map(lambda name: name + ".jpg"),
+        images=st.tuples(
+            st.builds(
+                ImageFile,
+                data=st.binary(min_size=1, max_size=30),
+                name=names | names.map(lambda name: name + ".jpg"),
+            )
+        ),
         turns=conversations,
         source=st.just("web"),
         meta=st.dictionaries(
@@ -129,7 +133,7 @@ def test_what_is_written_is_read(
 
 
 @pytest.mark.parametrize("pack", [(tar_bytes, "tar"), (parquet_bytes, "parquet")])
-def test_answers_may_say_image_and_questions_show_one(
+def test_what_consomme_writes_has_no_marks_but_its_own(
     tmp_path: Path, pack: tuple[Callable[[list[Sample]], bytes], str]
 ) -> None:
     write, suffix = pack
@@ -137,15 +141,14 @@ def test_answers_may_say_image_and_questions_show_one(
         Turn(role="user", content="<image>\nwhat does the tag mean?"),
         Turn(role="assistant", content="<image> and <image> again"),
     )
-    sample = Sample(sample_id="a", image=PNG, image_name="a.png", turns=turns, source="web")
-    caption = replace(sample, sample_id="b", image_name="b.png", turns=caption_turns("x<image>"))
+    sample = Sample(
+        sample_id="a", images=(ImageFile(data=PNG, name="a.png"),), turns=turns, source="web"
+    )
+    image = ImageFile(data=PNG, name="b.png")
+    caption = replace(sample, sample_id="b", images=(image,), turns=caption_turns("x<image>"))
     found, rejects = read_file(tmp_path, f"s.{suffix}", write([sample, caption]))
     assert rejects == []
-    assert [turn.content for turn in found[0].turns] == [
-        "what does the tag mean?",
-        "<image> and <image> again",
-    ]
-    assert found[1].caption == "x<image>"
+    assert found == [sample, caption]
 
 
 def test_webdataset_names_are_kept(tmp_path: Path) -> None:
@@ -163,7 +166,7 @@ def test_webdataset_names_are_kept(tmp_path: Path) -> None:
     for options in [{"format": tarfile.GNU_FORMAT}, {"format": tarfile.PAX_FORMAT}]:
         samples, rejects = read_file(tmp_path, "s.tar", tar_of(*members, **options))
         assert rejects == []
-        assert [(item.sample_id, item.image_name, item.caption) for item in samples] == [
+        assert [(item.sample_id, item.images[0].name, item.caption) for item in samples] == [
             ("a/000", "./a/000.1.PNG", "one é"),
             ("b", "b.JPEG", "two"),
             ("c" * 150, "c" * 150 + ".webp", "three\n"),
@@ -217,7 +220,7 @@ def test_parquet_of_others(tmp_path: Path) -> None:
     sink = io.BytesIO()
     pq.write_table(table, sink)
     samples, rejects = read_file(tmp_path, "hf.parquet", sink.getvalue())
-    assert [(item.sample_id, item.image_name, dict(item.meta)) for item in samples] == [
+    assert [(item.sample_id, item.images[0].name, dict(item.meta)) for item in samples] == [
         ("hf-00000000", "in.png", {"width": 1}),
         ("hf-00000001", "pic.png", {}),
     ]
@@ -225,7 +228,7 @@ def test_parquet_of_others(tmp_path: Path) -> None:
     assert rejects[0].reference.endswith("hf.parquet#2")
     sink = io.BytesIO()
     pq.write_table(table.drop(["caption"]), sink)
-    with pytest.raises(DataError, match="expected image and turns or"):
+    with pytest.raises(DataError, match="expected image or images, and caption or text"):
         read_file(tmp_path, "hf.parquet", sink.getvalue())
 
 
@@ -255,8 +258,11 @@ def test_llava_conversations(tmp_path: Path) -> None:
     samples, rejects = read_file(tmp_path, "l.json", data, max_rows=3)
     assert [(item.sample_id, item.meta) for item in samples] == [
         ("7", {"lang": "en"}),
+        ("7", {"lang": "en"}),
         ("8", {"lang": "en"}),
     ]
+    assert samples[1].images == ()
+    assert samples[1].turns[0].content == good["conversations"][0]["value"]
     assert samples[0].turns == (
         Turn(role="user", content='What, [here] "}\\"?'),
         Turn(role="assistant", content="A cat."),
@@ -264,7 +270,6 @@ def test_llava_conversations(tmp_path: Path) -> None:
     assert [item.reason for item in rejects] == [
         "image_missing",
         *["conversation_malformed"] * 5,
-        "image_missing",
         "record_malformed",
     ]
     for text in [b'{"a": 1}', b"[1, 2", b"[1] 2", b""]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from consomme.base.sample import Turn
+from consomme.base.sample import ImageRef, Turn, content_of
 from consomme.engines.generation.requests import GenerationEngine, GenerationFailure, Request
 
 
@@ -86,16 +86,22 @@ def answer(text: str, num_tokens: int, finish_reason: str) -> dict[str, Any]:
 
 def to_request(body: dict[str, Any]) -> Request:
     """Parse a request as a server does."""
-    turns, image = [], None
+    turns, images = [], []
     for message in body["messages"]:
         content = message["content"]
         if isinstance(content, list):
-            url = next(p["image_url"]["url"] for p in content if p["type"] == "image_url")
-            assert url.startswith("data:image/png;base64,")
-            image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
-            content = next(part["text"] for part in content if part["type"] == "text")
+            parts: list[str | ImageRef] = []
+            for part in content:
+                if part["type"] == "text":
+                    parts.append(part["text"])
+                    continue
+                url = part["image_url"]["url"]
+                assert url.startswith("data:image/png;base64,")
+                parts.append(ImageRef(len(images)))
+                images.append(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
+            content = content_of(parts)
         turns.append(Turn(role=message["role"], content=content))
-    return Request(turns=tuple(turns), image=image, seed=body["seed"])
+    return Request(turns=tuple(turns), images=tuple(images), seed=body["seed"])
 
 
 @contextlib.contextmanager

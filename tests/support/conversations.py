@@ -27,7 +27,7 @@ def batches_of(
         prompt = Turn(role="user", content=f"describe the image {step}.")
         rows = [
             chat.encode(
-                (prompt, Turn(role="assistant", content=text)), noise(10 * step + number, 40, 32)
+                (prompt, Turn(role="assistant", content=text)), [noise(10 * step + number, 40, 32)]
             )
             for number, text in enumerate(texts)
         ]

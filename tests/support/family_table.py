@@ -38,12 +38,12 @@ from consomme.engines.scoring.requests import Score, ScoringRequest
 from consomme.engines.scoring.transformers import TransformersScorer
 from consomme.models.anatomy import anatomy
 from consomme.models.batches import Batcher, map_tensors
-from consomme.models.chat import to_messages
 from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.weights import open_model
 from consomme.train.batch_check import check_batches, row_layout
 from consomme.train.loop import sum_nll
 from tests.support.families import FAMILIES, noise, write
+from tests.support.messages import to_messages
 from tests.support.more_families import MORE_FAMILIES
 from tests.support.new_families import NEW_FAMILIES
 from tests.support.table_families import MADE_HERE
@@ -215,7 +215,7 @@ def score(folder: Path) -> Cell:
     scorer = TransformersScorer(folder, token_nll)
     _, expected = plain_references(folder)
     requests = [
-        ScoringRequest(turns=conversation(a), image=picture(k), key=k % 2)
+        ScoringRequest(turns=conversation(a), images=(picture(k),), keys=(k % 2,))
         for k, a in enumerate(ANSWERS)
     ]
     worst, worst_is = 0.0, ""
@@ -249,7 +249,7 @@ def train(folder: Path, *, packs: bool = False) -> Cell:
     plain, expected = plain_references(folder)
     has_image = [plain.has_vision and k != 2 for k in range(len(ANSWERS))]
     rows = [
-        chat.encode(conversation(answer), picture(k) if has_image[k] else None)
+        chat.encode(conversation(answer), [picture(k)] if has_image[k] else ())
         for k, answer in enumerate(ANSWERS)
     ]
     wanted = sum(nll if has_image[k] else text for k, (nll, _, text) in enumerate(expected))
@@ -337,7 +337,7 @@ def written(folder: Path) -> Cell:
     for kind in kinds:
         for k, question in enumerate(questions):
             turns = [Turn(role="user", content=question)]
-            requests.append(Request.of_prompt(question, kind(k)))
+            requests.append(Request.of_prompt(question, [kind(k)]))
             expected.append(plain.written(turns, kind(k), 6))
     engine.sampling = type(engine.sampling)(max_tokens=6)
     engine._decode_ids = lambda ids: " ".join(str(i) for i in ids)  # type: ignore[method-assign]

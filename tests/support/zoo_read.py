@@ -23,7 +23,7 @@ def outcomes(url: str, **limits: int) -> list[Sample | Reject]:
 
 
 def _decoded(sample: Sample) -> Sample | Reject:
-    problem = decode(sample.image)
+    problem = decode(sample.images[0].data)
     if not isinstance(problem, DecodeProblem):
         return sample
     return Reject(
@@ -31,7 +31,7 @@ def _decoded(sample: Sample) -> Sample | Reject:
         source=sample.source,
         reason=problem.reason,
         detail=problem.detail,
-        reference=sample.image_name,
+        reference=sample.images[0].name,
     )
 
 

@@ -42,7 +42,7 @@ def checked(folder: Path, model_hash: str | None = None) -> selfcheck.SelfCheck:
 def check_losses(model: Any, chat: Any, batcher: Any, **options: Any) -> selfcheck.SelfCheck:
     check = check_batches(model, chat, batcher, packs=True, **options)
     layout = row_layout(check, batcher, micro_batch=3, pack_tokens=400)
-    rows = [chat.encode(conversation(caption), None) for caption in CAPTIONS]
+    rows = [chat.encode(conversation(caption)) for caption in CAPTIONS]
     make_batch = batcher.collate if layout.pack_tokens is None else batcher.pack
     (passes,) = layout.split([len(row.input_ids) for row in rows], world=1)
     for some in passes:
@@ -124,7 +124,7 @@ def test_an_unknown_input_of_each_token(folder: Path, monkeypatch: Patch) -> Non
     monkeypatch.setattr(hf.LlamaForCausalLM, "forward", forward)
     model, words = open_model(folder)
     chat, batcher = batcher_of(model, WeighingTokenizer(words))
-    assert "token_weights" in chat.encode(conversation("star"), None).token_inputs
+    assert "token_weights" in chat.encode(conversation("star")).token_inputs
     assert check_losses(model, chat, batcher).way == PACKED
     # Without the tokenizer that gives it, the family's own forward pass fails: refused at load.
     with pytest.raises(CheckpointError, match="plain forward pass of this llama model fails"):
@@ -193,7 +193,7 @@ def test_positions_that_change_those_of_the_whole_batch(tmp_path: Path) -> None:
     check = check_losses(model, chat, batcher)
     assert (check.way, check.alone_beyond) == (PACKED, 30)
     # The longest caption is longer, and all in one batch would have other losses.
-    rows = [chat.encode(conversation(caption), None) for caption in CAPTIONS]
+    rows = [chat.encode(conversation(caption)) for caption in CAPTIONS]
     plain = sum(float(selfcheck.plain_nll(model, row).sum()) for row in rows)
     with torch.no_grad():
         assert float(sum_nll(model, batcher.collate(rows))) != pytest.approx(plain, rel=1e-3)
@@ -275,7 +275,7 @@ def test_images_of_different_shape_that_cannot_be_joined(
     chat, batcher = batcher_of(model, processor)
     check = check_batches(model, chat, batcher, packs=True)
     assert check.way == SINGLE
-    row = chat.encode(conversation("star"), noise(1, 40, 30))
+    row = chat.encode(conversation("star"), [noise(1, 40, 30)])
     with torch.no_grad():
         loss = float(sum_nll(model, batcher.collate([row])))
     assert loss == pytest.approx(float(selfcheck.plain_nll(model, row).sum()), rel=1e-5)

@@ -46,7 +46,7 @@ def test_losses_equal_plain_forward_passes_in_any_row(
     rows, expected = [], []
     for number, caption in enumerate([*CAPTIONS, LONG.strip()]):
         image = picture(number % 4) if chat.has_vision else None
-        rows.append(chat.encode(conversation(caption), image))
+        rows.append(chat.encode(conversation(caption), [image] if image else []))
         nll, count = reference.nll(conversation(caption), image)
         assert rows[-1].num_tokens == count
         expected.append(nll)

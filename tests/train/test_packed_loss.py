@@ -24,7 +24,7 @@ def spoken(chat: Any) -> list[EncodedChat]:
     """Pictures of several sizes, a text without one, and a conversation of two answers."""
 
     def image(number: int, width: int, height: int) -> Any:
-        return noise(number, width, height) if chat.has_vision else None
+        return [noise(number, width, height)] if chat.has_vision else []
 
     ask = Turn(role="user", content="describe the image.")
     texts = ("a red circle", "a large blue square at the top left", "star")
@@ -37,7 +37,7 @@ def spoken(chat: Any) -> list[EncodedChat]:
     talk = (ask, Turn(role="assistant", content="a star"), ask, Turn(role="assistant", content="x"))
     return [
         rows[0],
-        chat.encode(talk, None),
+        chat.encode(talk),
         rows[1],
         chat.encode(talk, image(9, 64, 40)),
         rows[2],

@@ -1,11 +1,21 @@
 """Samples and rejects, in memory and as an Arrow table.
 
-The image is the encoded bytes, never re-encoded. A sample's text is a list of turns; a caption is a
-single assistant turn. A bad sample becomes a `Reject` with a reason from a fixed vocabulary, so
-that reasons can be counted across runs.
+A sample has any number of images and a list of turns. Images are the encoded bytes, never
+re-encoded. A turn is text, or text and images in their order. A bad sample becomes a `Reject` with
+a reason from a fixed vocabulary, so that reasons can be counted across runs.
+
+Where the images of a sample stand:
+
+| turns | images |
+|---|---|
+| no turn refers to an image | all before the text of the first user turn, in order |
+| one assistant turn only: a caption | the same; the recipe's prompt is the user turn |
+| some turns hold `ImageRef`s | where these stand; each image has at least one |
+| one assistant turn only, with `ImageRef`s: a document | where these stand in its text |
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -18,8 +28,8 @@ REASON_MEANINGS: Mapping[str, str] = {
     "caption_not_text": "the text has NUL characters: binary data, or UTF-16 without its mark",
     "caption_not_utf8": "the text is not valid UTF-8",
     "caption_too_long": "more text than a caption can have, or than the model accepts",
-    "conversation_malformed": "turns or their roles or images are missing or out of order",
-    "conversation_unsupported": "the conversation has tools, or masks or weights of turns",
+    "conversation_malformed": "turns, roles or image marks are missing, too many or out of order",
+    "conversation_unsupported": "the conversation has parts that the model cannot be shown",
     "duplicate_key": "an earlier sample has the same name",
     "image_animated": "several frames where one is expected",
     "image_empty": "the image has 0 bytes",
@@ -50,6 +60,7 @@ REASON_MEANINGS: Mapping[str, str] = {
     "url_timeout": "the server did not respond in time",
     "url_too_large": "the response is larger than allowed",
     "url_unreachable": "the host does not exist or cannot be reached",
+    "video_unsupported": "the sample is a video file; frames written as images are read",
 }
 """Meaning of each reject reason; add a reason here before using it."""
 
@@ -70,7 +81,65 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("meta", pa.string(), nullable=False),
     ]
 )
-"""Columns of samples in memory and in Parquet; `meta` is a JSON object as a string."""
+"""Columns of plain samples: one image, before the text; `meta` is a JSON object as a string."""
+
+_CONTENT = pa.list_(pa.struct([("type", pa.string()), ("text", pa.string())]))
+
+MANY_IMAGES_SCHEMA = pa.schema(
+    [
+        SAMPLE_SCHEMA.field("sample_id"),
+        pa.field(
+            "images",
+            pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            nullable=False,
+        ),
+        pa.field(
+            "messages",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("role", pa.string()),
+                        ("content", _CONTENT),
+                        ("image_indices", pa.list_(pa.int32())),
+                        ("is_labelled", pa.bool_()),
+                    ]
+                )
+            ),
+            nullable=False,
+        ),
+        SAMPLE_SCHEMA.field("source"),
+        SAMPLE_SCHEMA.field("meta"),
+    ]
+)
+"""Columns of samples with any number of images, as Hugging Face's chat data sets have them: parts
+of `content` are of type `text` or `image`; `image_indices` says which image each of the latter
+is."""
+
+IMAGE_MARK = re.compile(r"<image>|<ImageHere>|<image[ _](\d{1,4})>|<\|image_(\d{1,4})\|>")
+"""Marks of images in texts: of LLaVA and most others, InternLM-XComposer, MMMU, and Phi."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFile:
+    """One encoded image."""
+
+    data: bytes = field(repr=False)
+    """Its bytes, unchanged."""
+
+    name: str
+    """Original name, extension included."""
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """The place of an image in a turn's content."""
+
+    index: int
+    """Index into the images of the sample."""
+
+
+Content = str | tuple[str | ImageRef, ...]
+"""Of a turn: its text; or texts and images in their order, at least one of them an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,27 +147,44 @@ class Turn:
     """One turn of a conversation."""
 
     role: str
-    """`system`, `user` or `assistant`."""
+    """`system`, `user`, `assistant` or `tool`."""
 
-    content: str
-    """The text, unchanged."""
+    content: Content
+    """The text, unchanged; or texts and images in their order."""
+
+    is_labelled: bool = True
+    """Whether an assistant's turn is learned and scored; without effect on other turns."""
+
+    @property
+    def text(self) -> str:
+        """All of its text, without the images."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part for part in self.content if isinstance(part, str))
+
+    @property
+    def parts(self) -> tuple[str | ImageRef, ...]:
+        """Texts and images in their order."""
+        return (self.content,) if isinstance(self.content, str) else self.content
+
+    @property
+    def image_indices(self) -> tuple[int, ...]:
+        """Indices of its images, in the order of its content."""
+        return tuple(part.index for part in self.parts if isinstance(part, ImageRef))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One image with its text."""
+    """Some images, or none, with their text."""
 
     sample_id: str
     """Stable id from the source's own key, unique in its source."""
 
-    image: bytes = field(repr=False)
-    """The encoded image, bytes unchanged."""
-
-    image_name: str
-    """Original name of the image, extension included."""
+    images: tuple[ImageFile, ...] = ()
+    """The images, in the order of the source."""
 
     turns: tuple[Turn, ...]
-    """Text about the image, in order; ends with an assistant turn."""
+    """The text, in order; ends with an assistant turn. See the module for where images stand."""
 
     source: str
     """Name of the sample's data set in the recipe."""
@@ -109,18 +195,104 @@ class Sample:
     @property
     def caption(self) -> str:
         """Text of the last assistant turn; empty if there is none."""
-        answers = [turn.content for turn in self.turns if turn.role == "assistant"]
+        answers = [turn.text for turn in self.turns if turn.role == "assistant"]
         return answers[-1] if answers else ""
 
+    @property
+    def name(self) -> str:
+        """Name of its first image, or its id if it has none; tells people where it is from."""
+        return self.images[0].name if self.images else self.sample_id
+
+    @property
+    def is_document(self) -> bool:
+        """Whether it is a text with images in it, and no conversation."""
+        return len(self.turns) == 1 and bool(self.turns[0].image_indices)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of images and characters of text."""
+        text = sum(len(turn.text) for turn in self.turns)
+        return text + sum(len(image.data) for image in self.images)
+
+    @property
+    def has_image_marks(self) -> bool:
+        """Whether its text holds what readers take for the mark of an image."""
+        return any(IMAGE_MARK.search(turn.text) for turn in self.turns)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `SAMPLE_SCHEMA` holds it: one image, before the text, and nothing else to say."""
+        is_caption = [turn.role for turn in self.turns] == ["assistant"]
+        return (
+            len(self.images) == 1
+            and all(isinstance(turn.content, str) and turn.is_labelled for turn in self.turns)
+            and (is_caption or not self.has_image_marks)
+        )
+
     def with_caption(self, text: str, **meta: Any) -> Self:
-        """Return a copy with `text` as the last assistant turn and `meta` added to its metadata."""
+        """Return a copy with `text` as the last assistant turn and `meta` added to its metadata.
+
+        Raises:
+            ValueError: That turn holds images, which `text` would replace.
+        """
         turns = list(self.turns)
         answers = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
         if answers:
-            turns[answers[-1]] = Turn(role="assistant", content=text)
+            turns[answers[-1]] = with_text(turns[answers[-1]], text)
         else:
             turns.append(Turn(role="assistant", content=text))
         return replace(self, turns=tuple(turns), meta={**self.meta, **meta})
+
+
+def with_text(turn: Turn, text: str) -> Turn:
+    """Return a copy of a turn with another text.
+
+    Raises:
+        ValueError: The turn holds images, so where they stand in the new text is unknown.
+    """
+    if turn.image_indices:
+        raise ValueError(f"found images in the {turn.role}'s turn, expected text only")
+    return replace(turn, content=text)
+
+
+def content_of(parts: Iterable[str | ImageRef]) -> Content:
+    """Return texts and images as the content of a turn: adjacent texts joined, empty ones left out.
+
+    Without an image the content is one text.
+    """
+    joined: list[str | ImageRef] = []
+    for part in parts:
+        if isinstance(part, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += part
+        elif part != "":
+            joined.append(part)
+    if all(isinstance(part, str) for part in joined):
+        return "".join(part for part in joined if isinstance(part, str))
+    return tuple(joined)
+
+
+def without_images(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """Return the turns with their text only."""
+    return tuple(replace(turn, content=turn.text) if turn.image_indices else turn for turn in turns)
+
+
+def place_images(turns: Sequence[Turn], num_images: int) -> tuple[Turn, ...]:
+    """Return the turns with an `ImageRef` for each image.
+
+    Turns without any get all images before the text of the first user turn.
+
+    Args:
+        turns: Of a conversation; of a caption only after `turns_of`.
+        num_images: Images of the sample.
+    """
+    if not num_images or any(turn.image_indices for turn in turns):
+        return tuple(turns)
+    first = next((n for n, turn in enumerate(turns) if turn.role == "user"), None)
+    if first is None:
+        raise ValueError("found no user turn to place images in")
+    refs = [ImageRef(index) for index in range(num_images)]
+    placed = replace(turns[first], content=content_of([*refs, *turns[first].parts]))
+    return (*turns[:first], placed, *turns[first + 1 :])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,36 +339,109 @@ def caption_turns(text: str) -> tuple[Turn, ...]:
 
 
 def samples_to_table(samples: Iterable[Sample]) -> pa.Table:
-    """Convert samples to an Arrow table with `SAMPLE_SCHEMA`."""
+    """Convert samples to an Arrow table.
+
+    Its schema is `SAMPLE_SCHEMA` if all samples are plain; else `MANY_IMAGES_SCHEMA`.
+    """
     rows = list(samples)
-    columns = {
+    shared = {
         "sample_id": [sample.sample_id for sample in rows],
-        "image": [sample.image for sample in rows],
-        "image_name": [sample.image_name for sample in rows],
-        "turns": [
-            [{"role": turn.role, "content": turn.content} for turn in sample.turns]
-            for sample in rows
-        ],
         "source": [sample.source for sample in rows],
         "meta": [meta_to_json(sample.meta) for sample in rows],
     }
-    return pa.table(columns, schema=SAMPLE_SCHEMA)
+    if all(sample.is_plain for sample in rows):
+        columns = shared | {
+            "image": [sample.images[0].data for sample in rows],
+            "image_name": [sample.images[0].name for sample in rows],
+            "turns": [
+                [{"role": turn.role, "content": turn.text} for turn in sample.turns]
+                for sample in rows
+            ],
+        }
+        return pa.table({n: columns[n] for n in SAMPLE_SCHEMA.names}, schema=SAMPLE_SCHEMA)
+    columns = shared | {
+        "images": [
+            [{"bytes": image.data, "path": image.name} for image in sample.images]
+            for sample in rows
+        ],
+        "messages": [[_to_message(turn) for turn in sample.turns] for sample in rows],
+    }
+    return pa.table({n: columns[n] for n in MANY_IMAGES_SCHEMA.names}, schema=MANY_IMAGES_SCHEMA)
 
 
 def table_to_samples(table: pa.Table) -> list[Sample]:
-    """Convert a table to samples; columns that are not in `SAMPLE_SCHEMA` are ignored."""
-    names: Sequence[str] = SAMPLE_SCHEMA.names
+    """Convert a table to samples; columns of neither schema are ignored."""
+    if "images" not in table.column_names:
+        return [
+            Sample(
+                sample_id=row["sample_id"],
+                images=(ImageFile(data=row["image"], name=row["image_name"]),),
+                turns=tuple(Turn(role=t["role"], content=t["content"]) for t in row["turns"]),
+                source=row["source"],
+                meta=json.loads(row["meta"]),
+            )
+            for row in table.select(SAMPLE_SCHEMA.names).to_pylist()
+        ]
     return [
         Sample(
             sample_id=row["sample_id"],
-            image=row["image"],
-            image_name=row["image_name"],
-            turns=tuple(Turn(role=turn["role"], content=turn["content"]) for turn in row["turns"]),
+            images=tuple(ImageFile(data=i["bytes"], name=i["path"]) for i in row["images"]),
+            turns=tuple(_from_message(message) for message in row["messages"]),
             source=row["source"],
             meta=json.loads(row["meta"]),
         )
-        for row in table.select(names).to_pylist()
+        for row in table.select(MANY_IMAGES_SCHEMA.names).to_pylist()
     ]
+
+
+def turn_to_json(turn: Turn, *, has_parts: bool = False) -> dict[str, Any]:
+    """Return a turn as JSON values: `content` is text, or a list of parts if it has images.
+
+    Args:
+        turn: The turn.
+        has_parts: Write a list of parts in any case; in these, readers look for no marks of images.
+    """
+    content: Any = turn.content
+    if has_parts or not isinstance(content, str):
+        content = [
+            {"type": "text", "text": part}
+            if isinstance(part, str)
+            else {"type": "image", "index": part.index}
+            for part in turn.parts
+        ]
+    message = {"role": turn.role, "content": content}
+    return message if turn.is_labelled else message | {"is_labelled": False}
+
+
+def turn_from_json(message: Mapping[str, Any]) -> Turn:
+    """Return the turn that `turn_to_json` wrote."""
+    content: Any = message["content"]
+    if not isinstance(content, str):
+        content = content_of(
+            part["text"] if part["type"] == "text" else ImageRef(part["index"]) for part in content
+        )
+    return Turn(role=message["role"], content=content, is_labelled=message.get("is_labelled", True))
+
+
+def _to_message(turn: Turn) -> dict[str, Any]:
+    return {
+        "role": turn.role,
+        "content": [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+            for part in turn.parts
+        ],
+        "image_indices": list(turn.image_indices),
+        "is_labelled": turn.is_labelled,
+    }
+
+
+def _from_message(message: Mapping[str, Any]) -> Turn:
+    indices = iter(message["image_indices"])
+    parts = [
+        part["text"] if part["type"] == "text" else ImageRef(next(indices))
+        for part in message["content"]
+    ]
+    return Turn(role=message["role"], content=content_of(parts), is_labelled=message["is_labelled"])
 
 
 def meta_to_json(meta: Mapping[str, Any]) -> str:
@@ -205,9 +450,13 @@ def meta_to_json(meta: Mapping[str, Any]) -> str:
 
 
 def turns_of(sample: Sample, prompt: str) -> tuple[Turn, ...]:
-    """Return the turns of a sample; a bare caption gets the prompt as user turn."""
-    system = tuple(turn for turn in sample.turns[:1] if turn.role == "system")
-    rest = sample.turns[len(system) :]
-    if rest and rest[0].role == "assistant":
-        return (*system, Turn(role="user", content=prompt), *rest)
-    return sample.turns
+    """Return the turns of a sample with its images in their places.
+
+    A caption gets the prompt as user turn; a document is returned as it is.
+    """
+    turns = sample.turns
+    system = tuple(turn for turn in turns[:1] if turn.role == "system")
+    rest = turns[len(system) :]
+    if rest and rest[0].role == "assistant" and not sample.is_document:
+        turns = (*system, Turn(role="user", content=prompt), *rest)
+    return place_images(turns, len(sample.images))

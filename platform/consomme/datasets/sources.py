@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, Protocol
 from consomme.base.bounds import Fraction, PositiveInt
 from consomme.base.checked import Checked, rule
 from consomme.base.registry import Registry
-from consomme.base.sample import Sample, caption_turns
+from consomme.base.sample import ImageFile, Sample, caption_turns
 from consomme.base.suggest import did_you_mean
 from consomme.datasets import emoji, scene_tasks, scenes
 
@@ -52,8 +52,7 @@ class EmojiSource(Checked):
             for entry in emoji.load(style)[:: self.every]:
                 yield Sample(
                     sample_id=entry.sample_id,
-                    image=entry.image,
-                    image_name=f"{entry.sample_id}.webp",
+                    images=(ImageFile(data=entry.image, name=f"{entry.sample_id}.webp"),),
                     turns=caption_turns(entry.name),
                     source="emoji",
                     meta={
@@ -85,8 +84,7 @@ class SceneSource(Checked):
             key = f"scene-{self.style}-{seed:07d}"
             yield Sample(
                 sample_id=key,
-                image=scenes.encode(scenes.render(scene)),
-                image_name=f"{key}.png",
+                images=(ImageFile(data=scenes.encode(scenes.render(scene)), name=f"{key}.png"),),
                 turns=caption_turns(scenes.caption(scene)),
                 source="scenes",
                 meta={"scene_seed": seed, "style": self.style},
@@ -122,8 +120,7 @@ class _Conversations(Checked):
             key = f"scene-{self.task}-{self.style}-{seed:07d}"
             yield Sample(
                 sample_id=key,
-                image=scenes.encode(scenes.render(scene)),
-                image_name=f"{key}.png",
+                images=(ImageFile(data=scenes.encode(scenes.render(scene)), name=f"{key}.png"),),
                 turns=scene_tasks.conversation(
                     task,
                     scene,

@@ -14,7 +14,7 @@ from dataclasses import replace
 from PIL import Image
 
 from consomme.base.errors import RecipeError
-from consomme.base.sample import Sample
+from consomme.base.sample import ImageFile, Sample
 from consomme.base.suggest import did_you_mean
 
 CLEAN = "clean"
@@ -114,20 +114,19 @@ KINDS = (*_KINDS, NEAR_DUPLICATE)
 
 def near_duplicate(sample: Sample, rng: random.Random) -> Sample:
     """Copy a sample like a re-upload: picture resized and recompressed, caption barely changed."""
-    with Image.open(io.BytesIO(sample.image)) as picture:
+    with Image.open(io.BytesIO(sample.images[0].data)) as picture:
         flat = Image.new("RGB", picture.size, (255, 255, 255))
         rgba = picture.convert("RGBA")
         flat.paste(rgba, mask=rgba.getchannel("A"))
     side = max(8, int(flat.width * rng.uniform(0.85, 0.95)))
     out = io.BytesIO()
     flat.resize((side, side), Image.Resampling.BICUBIC).save(out, "JPEG", quality=80)
-    base_name = sample.image_name.rsplit(".", 1)[0]
+    base_name = sample.images[0].name.rsplit(".", 1)[0]
     edited = rng.choice((sample.caption.capitalize(), sample.caption.rstrip(".") + "!"))
     copy = replace(
         sample,
         sample_id=f"{sample.sample_id}-copy",
-        image=out.getvalue(),
-        image_name=f"{base_name}-copy.jpg",
+        images=(ImageFile(data=out.getvalue(), name=f"{base_name}-copy.jpg"),),
     )
     return copy.with_caption(
         edited,

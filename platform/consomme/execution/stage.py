@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 from PIL import Image
 
-from consomme.base.sample import Reject, Sample
+from consomme.base.sample import Reject, Sample, printable
+from consomme.vision.problem import DecodeProblem
 
 
 @dataclass(kw_only=True)
@@ -42,9 +43,10 @@ class UnitSample:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedSample(UnitSample):
-    """A sample with its picture decoded."""
+    """A sample with its pictures decoded."""
 
-    image: Image.Image
+    images: tuple[Image.Image, ...]
+    """Aligned with the sample's images."""
 
 
 Gauge = tuple[float, str, float]
@@ -112,5 +114,24 @@ def reject_of(sample: Sample, reason: str, detail: str) -> Reject:
         source=sample.source,
         reason=reason,
         detail=detail,
-        reference=sample.image_name,
+        reference=sample.name,
     )
+
+
+def decoded_images(
+    sample: Sample, decoded: Sequence[Image.Image | DecodeProblem]
+) -> tuple[Image.Image, ...] | Reject:
+    """Return a sample's decoded images; or its reject, if one of them cannot be decoded.
+
+    Args:
+        sample: The sample.
+        decoded: Aligned with its images.
+    """
+    images = []
+    for number, image in enumerate(decoded):
+        if isinstance(image, DecodeProblem):
+            name = printable(sample.images[number].name)
+            which = f"image {number + 1} of {len(decoded)} ({name}): " if len(decoded) > 1 else ""
+            return reject_of(sample, image.reason, which + image.detail)
+        images.append(image)
+    return tuple(images)

@@ -34,6 +34,7 @@ from consomme.execution.stage import (
     Outcome,
     UnitSample,
     UnitStage,
+    decoded_images,
     merge,
     reject_of,
 )
@@ -175,25 +176,26 @@ class UnitWorker:
 
     def _pieces(self, samples: Mapping[int, Sample], min_side_px: int | None) -> Iterator[_Piece]:
         """Decode pictures in threads, a piece at a time; yields one piece at least."""
-        waiting: deque[tuple[int, Sample, Future[Image.Image | DecodeProblem]]] = deque()
+        waiting: deque[tuple[int, Sample, list[Future[Image.Image | DecodeProblem]]]] = deque()
         read = partial(decode, min_side_px=min_side_px)
         coming = iter(samples.items())
         piece = _Piece()
         num_bytes, num_pieces = 0, 0
         while True:
             for row, sample in coming:
-                waiting.append((row, sample, self.threads.submit(read, sample.image)))
-                if len(waiting) > 2 * DECODE_THREADS:
+                decoding = [self.threads.submit(read, image.data) for image in sample.images]
+                waiting.append((row, sample, decoding))
+                if sum(len(images) for *_, images in waiting) > 2 * DECODE_THREADS:
                     break
             if not waiting:
                 break
             row, sample, decoding = waiting.popleft()
-            image = decoding.result()
-            if isinstance(image, DecodeProblem):
-                piece.rejects.append((row, reject_of(sample, image.reason, image.detail)))
+            images = decoded_images(sample, [future.result() for future in decoding])
+            if isinstance(images, Reject):
+                piece.rejects.append((row, images))
                 continue
-            piece.samples.append(DecodedSample(row=row, sample=sample, image=image))
-            num_bytes += image.width * image.height * 3
+            piece.samples.append(DecodedSample(row=row, sample=sample, images=images))
+            num_bytes += sum(image.width * image.height * 3 for image in images)
             if num_bytes >= PIECE_BYTES:
                 yield piece
                 piece, num_bytes, num_pieces = _Piece(), 0, num_pieces + 1

@@ -37,18 +37,18 @@ def check_chat(chat: Any, *, has_answers: bool) -> None:
     images = [Image.new("RGB", size, "gray") for size in PROBE_SIZES] if chat.has_vision else []
     if images:
         _first_that_works(
-            [partial(chat.encode_prompt, [user], image) for image in images],
+            [partial(chat.encode_prompt, [user], [image]) for image in images],
             "a question about a picture",
         )
     if has_answers or not images:
-        _first_that_works([partial(chat.encode_prompt, [user], None)], "a question in text alone")
+        _first_that_works([partial(chat.encode_prompt, [user])], "a question in text alone")
     if not has_answers:
         return
     turns = [[user, Turn(role="assistant", content=answer)] for answer in _ANSWERS]
-    _first_that_works([partial(chat.encode, one, None) for one in turns], "an answer in text alone")
+    _first_that_works([partial(chat.encode, one) for one in turns], "an answer in text alone")
     if images:
         _first_that_works(
-            [partial(chat.encode, one, image) for one in turns for image in images],
+            [partial(chat.encode, one, [image]) for one in turns for image in images],
             "an answer about a picture",
         )
 

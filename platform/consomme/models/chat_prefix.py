@@ -21,8 +21,9 @@ from consomme.models.chat import (
     image_errors,
 )
 from consomme.models.chat_check import check_chat
-from consomme.models.encoded import EncodedChat, EncodedPrompt, Pixels
+from consomme.models.encoded import EncodedChat, EncodedPrompt, LayoutRefusedError, Pixels
 from consomme.models.imports import import_transformers
+from consomme.models.layout import is_simple
 from consomme.models.recording import CachedImageProcessor
 from consomme.models.turn_end import TurnEnd
 
@@ -89,24 +90,28 @@ class PrefixChatEncoder:
     def encode(
         self,
         turns: Sequence[Turn],
-        image: Image.Image | None,
-        key: object = None,
+        images: Sequence[Image.Image] = (),
+        keys: Sequence[object] | None = None,
         *,
         skip_rewritten: bool = False,
+        shows_images: bool = True,
     ) -> EncodedChat:
         """Encode one question and its answer.
 
         Args:
             turns: A user's and an assistant's.
-            image: None encodes the text alone.
-            key: Names the image; the same key in the next call reuses its pixels.
+            images: One at most, before the question; none encodes the text alone.
+            keys: Name the images; those of recent calls are not prepared again.
             skip_rewritten: As in `ChatEncoder`; without effect on a single answer.
+            shows_images: As in `ChatEncoder`.
 
         Raises:
             DataError: There are other turns than these, the text holds a special token, or the
                 tokenizer changes the answer.
             ImageRefusedError: The processor does not accept the image.
+            LayoutRefusedError: There are several images, or one elsewhere.
         """
+        _check_images(turns, images)
         roles = [turn.role for turn in turns]
         if roles != ["user", "assistant"]:
             raise DataError(
@@ -114,8 +119,8 @@ class PrefixChatEncoder:
                 " so split conversations into single questions first"
             )
         check_special_tokens(turns, self.special)
-        question, answer = turns[0].content.strip(), turns[1].content.strip()
-        output = self._process(question, answer, image, key)
+        question, answer = turns[0].text.strip(), turns[1].text.strip()
+        output = self._process(question, answer, images if shows_images else (), keys)
         ids = [int(token) for token in output["input_ids"][0]]
         types = [int(kind) for kind in output["token_type_ids"][0]]
         begin = types.index(1) if 1 in types else len(types)
@@ -136,23 +141,29 @@ class PrefixChatEncoder:
             token_types=types,
             token_inputs={"token_type_ids": tensor(types)},
             pixels=pixels,
+            images=() if pixels is None else (pixels,),
         )
 
     def encode_prompt(
-        self, turns: Sequence[Turn], image: Image.Image | None, key: object = None
+        self,
+        turns: Sequence[Turn],
+        images: Sequence[Image.Image] = (),
+        keys: Sequence[object] | None = None,
     ) -> EncodedPrompt:
         """Encode one question, ready for its answer; see `ChatEncoder.encode_prompt`.
 
         Raises:
             DataError: There is more than one turn, or the text holds a special token.
             ImageRefusedError: The processor does not accept the image.
+            LayoutRefusedError: There are several images, or one elsewhere.
         """
+        _check_images(turns, images)
         if len(turns) != 1:
             raise DataError(
                 f"found {len(turns)} turns; this model takes one question and no conversations"
             )
         check_special_tokens(turns, self.special)
-        output = self._process(turns[0].content.strip(), None, image, key)
+        output = self._process(turns[0].text.strip(), None, images, keys)
         ids = [int(token) for token in output["input_ids"][0]]
         return EncodedPrompt(
             input_ids=ids,
@@ -162,9 +173,13 @@ class PrefixChatEncoder:
         )
 
     def _process(
-        self, question: str, answer: str | None, image: Image.Image | None, key: object
+        self,
+        question: str,
+        answer: str | None,
+        images: Sequence[Image.Image],
+        keys: Sequence[object] | None,
     ) -> Any:
-        if image is None:
+        if not images:
             end = self.tokenizer.eos_token
             return self.tokenizer(
                 [f"{self.tokenizer.bos_token}{question}\n"],
@@ -172,11 +187,11 @@ class PrefixChatEncoder:
                 add_special_tokens=False,
                 return_token_type_ids=True,
             )
-        self._image_processor.key = key
-        with image_errors(image):
+        self._image_processor.keys = keys or ()
+        with image_errors(images):
             return self._processor(
                 text=[self.image_token + question],
-                images=[[image]],
+                images=[list(images)],
                 suffix=None if answer is None else [answer],
                 add_special_tokens=False,
                 return_tensors="pt",
@@ -187,3 +202,17 @@ class PrefixChatEncoder:
             return None
         num_tokens = sum(token == self.image_token_id for token in ids)
         return Pixels(inputs={"pixel_values": output["pixel_values"]}, num_tokens=num_tokens)
+
+
+def _check_images(turns: Sequence[Turn], images: Sequence[Image.Image]) -> None:
+    """Refuse what PaliGemma was not trained on: several images, or one elsewhere.
+
+    Raises:
+        LayoutRefusedError: There are.
+    """
+    if len(images) > 1 or not is_simple(turns):
+        places = sum(len(turn.image_indices) for turn in turns)
+        raise LayoutRefusedError(
+            f"found {max(len(images), places)} images in the conversation; this family takes one"
+            " image, before the question"
+        )

@@ -14,7 +14,7 @@ from consomme.base.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
-    """One image as its model's own processor prepares it."""
+    """One image, or all of a conversation, as its model's own processor prepares it."""
 
     inputs: Mapping[str, Tensor]
     """`pixel_values` and what belongs to it; the first dimension counts images or patches."""
@@ -42,8 +42,9 @@ class EncodedChat:
 
     input_ids: list[int]
     spans: list[tuple[int, int]]
-    """Labelled tokens: for each assistant turn its first token, and one after its last. The token
-    that ends the turn is included, if the template has one."""
+    """Labelled tokens: for each labelled turn of the assistant its first token, and one after its
+    last. The token that ends the turn is included, if the template has one. A text with images in
+    it has a span for each text after the first of them."""
 
     token_types: list[int] = field(default_factory=list)
     """Type of each token, 1 for image tokens in most families; for positions of multimodal RoPE."""
@@ -53,6 +54,14 @@ class EncodedChat:
     own tokenizer or processor gave, such as `token_type_ids`, and nothing else."""
 
     pixels: Pixels | None = None
+    """All of its images, prepared together."""
+
+    has_late_images: bool = False
+    """Whether an image stands after the first labelled token."""
+
+    images: tuple[Pixels, ...] = ()
+    """Each of its images, prepared alone, in the order of their tokens; empty where a family
+    prepares several images in another way than each alone."""
 
     @property
     def num_tokens(self) -> int:
@@ -76,6 +85,19 @@ class EncodedPrompt:
 
 class ImageRefusedError(DataError):
     """A model's own processor does not accept an image."""
+
+
+class LayoutRefusedError(DataError):
+    """A model does not take this conversation with images where they stand."""
+
+
+def refusal_reason(error: DataError) -> str:
+    """Return the reject reason of a conversation that could not be encoded."""
+    if isinstance(error, ImageRefusedError):
+        return "image_not_encodable"
+    if isinstance(error, LayoutRefusedError):
+        return "conversation_unsupported"
+    return "text_not_encodable"
 
 
 def pad_token_inputs(

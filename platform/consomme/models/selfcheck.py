@@ -31,7 +31,7 @@ from torch import Tensor
 import consomme
 from consomme.base.errors import CheckpointError, DataError, RecipeError
 from consomme.base.places import cache_folder
-from consomme.base.sample import Turn
+from consomme.base.sample import ImageRef, Turn
 from consomme.models.encoded import EncodedChat, EncodedPrompt
 
 # Shapes: T token positions, S labelled tokens, V vocabulary.
@@ -61,9 +61,9 @@ class Probe:
 
     name: str
     turns: tuple[Turn, ...]
-    image: Image.Image | None = None
-    image_key: str | None = None
-    """Probes with the same key have the same image."""
+    images: tuple[Image.Image, ...] = ()
+    image_keys: tuple[str, ...] = ()
+    """Name the images; those with the same key are the same."""
 
 
 def make_probes(*, has_vision: bool) -> list[Probe]:
@@ -77,13 +77,41 @@ def make_probes(*, has_vision: bool) -> list[Probe]:
         Probe(name="text 2", turns=second),
     ]
     if has_vision:
-        images = make_images()
+        first_image, second_image = make_images()
         probes += [
-            Probe(name="image 1, text 1", turns=first, image=images[0], image_key="probe 1"),
-            Probe(name="image 1, text 2", turns=second, image=images[0], image_key="probe 1"),
-            Probe(name="image 2, text 1", turns=first, image=images[1], image_key="probe 2"),
+            Probe(
+                name="image 1, text 1", turns=first, images=(first_image,), image_keys=("probe 1",)
+            ),
+            Probe(
+                name="image 1, text 2", turns=second, images=(first_image,), image_keys=("probe 1",)
+            ),
+            Probe(
+                name="image 2, text 1", turns=first, images=(second_image,), image_keys=("probe 2",)
+            ),
         ]
     return probes
+
+
+def make_image_probes() -> list[Probe]:
+    """Return conversations with two images: in one turn, with two answers; and in two turns."""
+    first_image, second_image = make_images()
+    images, keys = (first_image, second_image), ("probe 1", "probe 2")
+    one, two = (_conversation(answer) for answer in _ANSWERS)
+    pair = (ImageRef(0), ImageRef(1), _QUESTION)
+    later = Turn(role="user", content=("and now, in", ImageRef(1), "?"))
+    shapes = [
+        ("two images, text 1", (replace(one[0], content=pair), one[1])),
+        ("two images, text 2", (replace(two[0], content=pair), two[1])),
+        (
+            "two turns with an image each",
+            (replace(one[0], content=(ImageRef(0), _QUESTION)), one[1], later, two[1]),
+        ),
+    ]
+    probes = [
+        Probe(name=name, turns=turns, images=images, image_keys=keys) for name, turns in shapes
+    ]
+    alone = Probe(name="image 2 alone", turns=one, images=(second_image,), image_keys=("probe 2",))
+    return [*probes, alone]
 
 
 def make_images() -> list[Image.Image]:
@@ -91,20 +119,20 @@ def make_images() -> list[Image.Image]:
     return [_noise(number, *size) for number, size in enumerate(_SIZES)]
 
 
-def make_long_probe(chat: Any, num_tokens: int, image: Image.Image | None = None) -> Probe:
+def make_long_probe(chat: Any, num_tokens: int, images: Sequence[Image.Image] = ()) -> Probe:
     """Return a probe that is longer than `num_tokens`.
 
     Args:
         chat: The model's encoder of conversations.
         num_tokens: Such as the model's attention window.
-        image: For families that take no conversation without one.
+        images: For families that take no conversation without one.
     """
-    unit = len(chat.encode(_conversation(_LONG_ANSWER * 9), image).input_ids) - len(
-        chat.encode(_conversation(_LONG_ANSWER), image).input_ids
+    unit = len(chat.encode(_conversation(_LONG_ANSWER * 9), images).input_ids) - len(
+        chat.encode(_conversation(_LONG_ANSWER), images).input_ids
     )
     repeats = 2 + 8 * (num_tokens + 16) // max(unit, 1)
     turns = _conversation((_LONG_ANSWER * repeats).strip())
-    return Probe(name=f"text longer than {num_tokens} tokens", turns=turns, image=image)
+    return Probe(name=f"text longer than {num_tokens} tokens", turns=turns, images=tuple(images))
 
 
 def _conversation(answer: str) -> tuple[Turn, ...]:
@@ -129,7 +157,7 @@ def encode_probes(chat: Any, probes: Sequence[Probe]) -> list[EncodedChat]:
     for probe in probes:
         with family_faults(f"cannot prepare the probe conversation {probe.name!r}"):
             try:
-                rows.append(chat.encode(probe.turns, probe.image, probe.image_key))
+                rows.append(chat.encode(probe.turns, probe.images, probe.image_keys))
             except DataError as error:
                 raise CheckpointError(
                     f"the model's own processor or chat template does not take a plain question"

@@ -72,7 +72,7 @@ def find_turn_end(config: Any, tokenizer: Any, render: Callable[[Sequence[Turn]]
         return max(found, key=len, default=None)
 
     try:
-        last = end_after(_PROBE[1].content, _PROBE[:2])
+        last = end_after(_PROBE[1].text, _PROBE[:2])
     # A template is a program of the model's author and may raise anything.
     except Exception as error:
         raise CheckpointError(
@@ -86,8 +86,8 @@ def find_turn_end(config: Any, tokenizer: Any, render: Callable[[Sequence[Turn]]
         _say(f"ends all assistant turns but the last with {inner!r}")
         return TurnEnd(ids=ids, last_id=by_text[inner], after_last_turn=inner)
     eos = tokenizer.eos_token
-    probe = (_PROBE[0], Turn(role="assistant", content=f"{_PROBE[1].content}{eos}"))
-    if not eos or end_after(_PROBE[1].content, probe) != eos:
+    probe = (_PROBE[0], Turn(role="assistant", content=f"{_PROBE[1].text}{eos}"))
+    if not eos or end_after(_PROBE[1].text, probe) != eos:
         raise CheckpointError(
             "the model's chat template ends the assistant's turns with no token, so a model would"
             f" not learn to stop; found eos_token={eos!r} in tokenizer_config.json, expected a"
@@ -105,7 +105,7 @@ def find_turn_end(config: Any, tokenizer: Any, render: Callable[[Sequence[Turn]]
 def _inner_end(end_after: Callable[[str, Sequence[Turn]], str | None]) -> str | None:
     """Return what follows an answer that is not the last; None if there are no conversations."""
     try:
-        return end_after(_PROBE[1].content, _PROBE)
+        return end_after(_PROBE[1].text, _PROBE)
     except Exception:  # noqa: BLE001 - a template raises anything; it takes one question only.
         return None
 

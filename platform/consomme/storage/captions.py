@@ -14,7 +14,7 @@ import numpy as np
 
 from consomme.base.errors import DataError
 from consomme.base.hashing import hash_ids
-from consomme.base.sample import Reject, Sample, Turn
+from consomme.base.sample import Reject, Sample, turn_from_json
 from consomme.storage.ledger.run_folder import RunFolder, load_manifest
 from consomme.storage.moved import MovedShards
 from consomme.storage.plan import Plan, read_part
@@ -71,7 +71,7 @@ class RecaptionReader:
 
 
 def _with_stored_turns(sample: Sample, row: dict[str, Any]) -> Sample:
-    turns = tuple(Turn(role=turn["role"], content=turn["content"]) for turn in row["turns"])
+    turns = tuple(turn_from_json(turn) for turn in row["turns"])
     meta = {**sample.meta, CAPTION_BEFORE: row["parent_caption"]}
     return replace(sample, turns=turns, meta=meta)
 

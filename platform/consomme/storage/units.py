@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from consomme.base.errors import DataError
 from consomme.base.sample import Reject, Sample
 from consomme.storage.readers import parquet, records, webdataset
-from consomme.storage.readers.text import RawRow, RowError, check_sample, printable
+from consomme.storage.readers.row import RawRow, RowError
+from consomme.storage.readers.text import check_sample, printable
 from consomme.storage.shards import Shard, find_shards
 from consomme.storage.stores.open import split_url
 from consomme.storage.stores.store import Store

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from consomme.base.errors import DataError
 from consomme.base.manifest import FileSum
-from consomme.base.sample import Sample, samples_to_table
+from consomme.base.sample import ImageFile, Sample, samples_to_table, turn_to_json
 from consomme.storage.ledger.sums import sum_of
 from consomme.storage.readers.webdataset import IMAGE_EXTENSIONS, OWN_KEY, split_name
 from consomme.storage.stores.store import FileInfo, Store, is_safe_path
@@ -28,7 +28,9 @@ def tar_bytes(samples: Sequence[Sample]) -> bytes:
     """Serialize samples as one WebDataset tar.
 
     A caption is stored in `.txt`; a longer conversation, metadata, and names that a tar cannot hold
-    in `.json`. Reading the tar gives the same samples.
+    in `.json`. Several images are `.0.jpg`, `.1.jpg`, …, and a turn with images is a list of parts
+    of type `text` and `image`, the latter with the image's index. Reading the tar gives the same
+    samples.
 
     Raises:
         DataError: Two samples have the same id, or metadata uses a reserved key.
@@ -37,15 +39,16 @@ def tar_bytes(samples: Sequence[Sample]) -> bytes:
     keys: set[str] = set()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for sample in samples:
-            key, image_member = _member_names(sample)
+            key, members = _member_names(sample)
             if key in keys:
                 raise DataError(f"sample {sample.sample_id!r} occurs twice in one shard")
             keys.add(key)
-            _add(tar, image_member, sample.image)
-            is_caption = [turn.role for turn in sample.turns] == ["assistant"]
+            for member, image in zip(members, sample.images, strict=True):
+                _add(tar, member, image.data)
+            is_caption = _is_caption(sample)
             if is_caption:
                 _add(tar, f"{key}.txt", sample.caption.encode())
-            record = _record(sample, key, image_member, is_caption=is_caption)
+            record = _record(sample, key, members, is_caption=is_caption)
             if record:
                 text = json.dumps(record, sort_keys=True, ensure_ascii=True)
                 _add(tar, f"{key}.json", text.encode())
@@ -53,7 +56,7 @@ def tar_bytes(samples: Sequence[Sample]) -> bytes:
 
 
 def parquet_bytes(samples: Sequence[Sample], row_group_rows: int = 256) -> bytes:
-    """Serialize samples as one Parquet file with `SAMPLE_SCHEMA`.
+    """Serialize samples as one Parquet file; see `samples_to_table` for its schema.
 
     Args:
         samples: The samples.
@@ -98,7 +101,7 @@ class ShardWriter:
 
     def write(self, sample: Sample) -> None:
         """Add one sample; writes the current shard first if it is full."""
-        size = len(sample.image) + sum(len(turn.content) for turn in sample.turns)
+        size = sample.num_bytes
         is_full = len(self._samples) >= self._max_rows or self._num_bytes + size > self._max_bytes
         if self._samples and is_full:
             self._flush()
@@ -147,21 +150,38 @@ class ParquetWriter(ShardWriter):
     pack = staticmethod(parquet_bytes)
 
 
-def _member_names(sample: Sample) -> tuple[str, str]:
-    """Choose tar key and image member name; those of the sample if a tar allows them."""
-    name = sample.image_name
-    key, extension = split_name(name)
-    is_image = extension.rpartition(".")[2] in IMAGE_EXTENSIONS
-    if key == sample.sample_id and is_image and is_safe_path(name) and not name.startswith("./"):
-        return key, name
+def _is_caption(sample: Sample) -> bool:
+    """Whether the text is all there is to say about the images."""
+    (turn, *others) = sample.turns
+    is_text = turn.role == "assistant" and not others and isinstance(turn.content, str)
+    # Beside several images, readers look for their marks in a caption.
+    is_unmarked = len(sample.images) == 1 or not sample.has_image_marks
+    return is_text and bool(sample.images) and turn.is_labelled and is_unmarked
+
+
+def _member_names(sample: Sample) -> tuple[str, list[str]]:
+    """Choose tar key and image member names; those of the sample if a tar allows them."""
+    if len(sample.images) == 1:
+        name = sample.images[0].name
+        key, extension = split_name(name)
+        is_image = extension.rpartition(".")[2] in IMAGE_EXTENSIONS
+        if key == sample.sample_id and is_image and is_safe_path(name) and name[:2] != "./":
+            return key, [name]
     key = sample.sample_id
     if split_name(f"{key}.x") != (key, "x") or not is_safe_path(key) or "%" in key:
         key = key.translate(_ESCAPES)
-    last = name.rpartition(".")[2].lower()
-    return key, f"{key}.{last if last in IMAGE_EXTENSIONS else _sniff(sample.image)}"
+    suffixes = [_suffix(image) for image in sample.images]
+    if len(suffixes) == 1:
+        return key, [f"{key}.{suffixes[0]}"]
+    return key, [f"{key}.{number}.{suffix}" for number, suffix in enumerate(suffixes)]
 
 
-def _record(sample: Sample, key: str, image_member: str, *, is_caption: bool) -> dict[str, Any]:
+def _suffix(image: ImageFile) -> str:
+    last = image.name.rpartition(".")[2].lower()
+    return last if last in IMAGE_EXTENSIONS else _sniff(image.data)
+
+
+def _record(sample: Sample, key: str, members: list[str], *, is_caption: bool) -> dict[str, Any]:
     for name in ("turns", OWN_KEY):
         if name in sample.meta:
             raise DataError(
@@ -170,12 +190,15 @@ def _record(sample: Sample, key: str, image_member: str, *, is_caption: bool) ->
             )
     record = dict(sample.meta)
     if not is_caption:
-        record["turns"] = [{"role": turn.role, "content": turn.content} for turn in sample.turns]
-    own = {}
+        # In parts, a mark of an image in a text is text.
+        has_parts = bool(sample.images) and sample.has_image_marks
+        record["turns"] = [turn_to_json(turn, has_parts=has_parts) for turn in sample.turns]
+    own: dict[str, Any] = {}
     if key != sample.sample_id:
         own["sample_id"] = sample.sample_id
-    if image_member != sample.image_name:
-        own["image_name"] = sample.image_name
+    names = [image.name for image in sample.images]
+    if members != names:
+        own |= {"image_name": names[0]} if len(names) == 1 else {"image_names": names}
     return {**record, OWN_KEY: own} if own else record
 
 

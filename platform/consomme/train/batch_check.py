@@ -165,9 +165,9 @@ def _encode(model: Any, chat: Any) -> tuple[dict[str, EncodedChat], str | None]:
     rows = {}
     for probe in probes:
         try:
-            rows[probe.name] = chat.encode(probe.turns, probe.image)
+            rows[probe.name] = chat.encode(probe.turns, probe.images)
         except DataError as error:
-            if chat.has_vision and probe.image is None:
+            if chat.has_vision and not probe.images:
                 # Some families take no conversation without an image.
                 continue
             raise CheckpointError(
@@ -177,9 +177,9 @@ def _encode(model: Any, chat: Any) -> tuple[dict[str, EncodedChat], str | None]:
             ) from error
     if not checked:
         return rows, None
-    image = None if "text 1" in rows else probes[-1].image
-    probe = selfcheck.make_long_probe(chat, max(checked), image)
-    rows[probe.name] = chat.encode(probe.turns, probe.image)
+    images = () if "text 1" in rows else probes[-1].images
+    probe = selfcheck.make_long_probe(chat, max(checked), images)
+    rows[probe.name] = chat.encode(probe.turns, probe.images)
     return rows, probe.name
 
 

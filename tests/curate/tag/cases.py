@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from consomme.base.sample import Sample, Turn
+from consomme.base.sample import ImageFile, Sample, Turn
 from consomme.curate.tag.tagger import TaggerInput
 
 
@@ -15,6 +15,10 @@ def tagger_input(*said: str, name: str = "a", image: bytes = b"", **meta: Any) -
         for k, text in enumerate(said)
     ]
     sample = Sample(
-        sample_id=name, image=image, image_name="a.png", turns=tuple(turns), source="s", meta=meta
+        sample_id=name,
+        images=(ImageFile(data=image, name="a.png"),),
+        turns=tuple(turns),
+        source="s",
+        meta=meta,
     )
     return TaggerInput(sample=sample)

@@ -8,7 +8,7 @@ import pytest
 from tests.curate.tag.cases import tagger_input
 
 from consomme.base.errors import RecipeError
-from consomme.base.sample import Sample
+from consomme.base.sample import ImageFile, Sample
 from consomme.curate.tag.judges import Answerable, Grammar, question_answer_pairs
 from consomme.curate.tag.tagger import ChoiceQuestion, TagProblem
 
@@ -143,7 +143,7 @@ def test_questions_are_what_users_ask_and_get_answered():
     made = tagger_input("first?", "yes", "second?", "no").sample
     assert question_answer_pairs(made) == [("first?", "yes"), ("second?", "no")]
     assert question_answer_pairs(tagger_input("a caption").sample) == []
-    empty = Sample(sample_id="a", image=b"", image_name="", turns=(), source="s")
+    empty = Sample(sample_id="a", images=(ImageFile(data=b"", name=""),), turns=(), source="s")
     assert question_answer_pairs(empty) == []
 
 

@@ -26,7 +26,7 @@ class ByHand:
         for choice in choices:
             assert choice.question == "what color is it?"
             assert choice.answers == COLORS
-            name = choice.picture.sample.image if choice.picture else b""
+            name = choice.picture.sample.images[0].data if choice.picture else b""
             self.asked.append(name)
             if name == b"bad":
                 found.append(TagProblem(reason="sequence_too_long", detail="as long as it gets"))
@@ -36,7 +36,7 @@ class ByHand:
         return found
 
     def embed_pictures(self, inputs: Sequence[TaggerInput]) -> list:
-        return [np.array(self.probs[s.sample.image], np.float32) for s in inputs]
+        return [np.array(self.probs[s.sample.images[0].data], np.float32) for s in inputs]
 
 
 def tagger(**changes) -> Classes:

@@ -65,7 +65,7 @@ def test_an_adapter_generates_what_the_merged_weights_generate(
     name: str, debug_vlm: Path, adapter: Any
 ) -> None:
     folder, expected = adapter
-    requests = [Request.of_prompt("describe the image.", image) for image in pictures(6)]
+    requests = [Request.of_prompt("describe the image.", [image]) for image in pictures(6)]
     engine = opened(name, debug_vlm, adapter=str(folder))
     try:
         assert [one.text for one in engine.generate(requests)] == expected
@@ -131,7 +131,7 @@ def test_a_model_without_a_vision_encoder_generates(name: str, language_model: P
         found = engine.generate([Request.of_prompt(question) for question in questions])
         assert [one.text for one in found if isinstance(one, Generation)] == expected
         with pytest.raises(CheckpointError, match="no vision encoder"):
-            engine.generate([Request.of_prompt("what?", pictures(1)[0])])
+            engine.generate([Request.of_prompt("what?", [pictures(1)[0]])])
     finally:
         engine.close()
     assert len(set(expected)) == 4

@@ -50,15 +50,15 @@ def requests() -> list[Request]:
     found = []
     for number in range(6):
         scene = scenes.make_scene(810_000 + number)
-        found.append(Request.of_prompt(CAPTION, picture(number)))
+        found.append(Request.of_prompt(CAPTION, [picture(number)]))
         asked = scenes.questions(scene, number)[0]
-        found.append(Request.of_prompt(asked.question, picture(number)))
-    found[2] = Request.of_prompt(CAPTION, picture(1).convert("L"))
-    found[4] = Request.of_prompt(CAPTION, picture(2).resize((90, 47)).convert("RGBA"))
+        found.append(Request.of_prompt(asked.question, [picture(number)]))
+    found[2] = Request.of_prompt(CAPTION, [picture(1).convert("L")])
+    found[4] = Request.of_prompt(CAPTION, [picture(2).resize((90, 47)).convert("RGBA")])
     found.append(Request.of_prompt("what color is the circle?"))
     found.append(Request.of_prompt(CAPTION))
     turns = (user(CAPTION), Turn(role="assistant", content="a red star."), user(CAPTION))
-    found.append(Request(turns=turns, image=picture(0)))
+    found.append(Request(turns=turns, images=(picture(0),)))
     return found
 
 
@@ -75,7 +75,7 @@ def expected(folder: str) -> list[Generation]:
     model = hf.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     found = []
     for request in requests():
-        image = request.image and request.image.convert("RGB")
+        image = request.images[0].convert("RGB") if request.images else None
         placeholder = "<image>" if image else ""
         prompt = "<bos>"
         for turn in request.turns:
@@ -168,7 +168,7 @@ def test_sampled_texts_depend_on_the_seed_alone(
     set_sampling(Sampling(max_tokens=16, temperature=2.0, top_p=0.98))
     # The model has no preferred text for a grey image.
     grey = Image.new("RGB", (64, 64), (128, 128, 128))
-    drawn = [Request.of_prompt(CAPTION, grey, seed=k) for k in range(9)]
+    drawn = [Request.of_prompt(CAPTION, [grey], seed=k) for k in range(9)]
     first = texts(engine.generate(drawn))
     assert texts(engine.generate(drawn[::-1]))[::-1] == first
     assert [texts(engine.generate([one]))[0] for one in drawn[:3]] == first[:3]
@@ -207,9 +207,9 @@ def test_max_tokens_cut_a_text_off(
 def test_a_bad_request_fails_alone(engine: GenerationEngine, expected: list[Generation]) -> None:
     asked = requests()
     bad = [
-        Request.of_prompt("star " * 2000, picture(0)),
-        Request.of_prompt("what <image> is this?", picture(0)),
-        Request.of_prompt(CAPTION, Image.new("RGB", (0, 5))),
+        Request.of_prompt("star " * 2000, [picture(0)]),
+        Request.of_prompt("what <image> is this?", [picture(0)]),
+        Request.of_prompt(CAPTION, [Image.new("RGB", (0, 5))]),
     ]
     found = engine.generate([asked[0], bad[0], asked[1], bad[1], bad[2], asked[2]])
     assert [found[k] for k in (0, 2, 5)] == expected[:3]
@@ -225,7 +225,7 @@ def test_a_bad_request_fails_alone(engine: GenerationEngine, expected: list[Gene
 
 def test_a_text_matches_its_pattern(engine: GenerationEngine, expected: list[Generation]) -> None:
     pattern = r"a (tiny|huge) (pink|grey) (cat|dog)\."
-    bound = Request(turns=(user(CAPTION),), image=picture(0), pattern=pattern)
+    bound = Request(turns=(user(CAPTION),), images=(picture(0),), pattern=pattern)
     if isinstance(engine, OpenAIEngine):
         with pytest.raises(RecipeError, match=r"generate with \{name: vllm\}"):
             engine.generate([bound])
@@ -259,7 +259,7 @@ def test_a_deadline_costs_one_request(
     module = "decoding" if isinstance(engine, TransformersEngine) else "vllm_loop"
     monkeypatch.setattr(f"consomme.engines.generation.{module}.time", clock)
     monkeypatch.setattr(owner, "deadline_s", 150.0)
-    endless = Request(turns=(user(CAPTION),), image=picture(0), pattern="(a ){250}")
+    endless = Request(turns=(user(CAPTION),), images=(picture(0),), pattern="(a ){250}")
     found = engine.generate([requests()[0], endless, requests()[2]])
     assert [found[0], found[2]] == [expected[0], expected[2]]
     assert isinstance(found[1], GenerationFailure)

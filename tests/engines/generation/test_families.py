@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 from tests.support.families import FAMILIES, noise
+from tests.support.messages import to_messages
 
 from consomme.base.sample import Turn
 from consomme.engines.generation.requests import Generation, GenerationFailure, Request, Sampling
 from consomme.engines.generation.transformers import TransformersEngine
-from consomme.models.chat import to_messages
 from consomme.models.weights import open_model
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ def naive(folder: Path, request: Request) -> str:
     """Text of one request, without our code."""
     model, processor = open_model(folder)
     words = processor.tokenizer
-    images = {} if request.image is None else {"images": [[request.image]]}
+    images = {"images": [list(request.images)]} if request.images else {}
     if getattr(processor, "chat_template", None) is None:
         question = request.turns[0].content
         if images:
@@ -71,7 +71,7 @@ def test_texts_equal_a_naive_reference_in_any_batch(
     folders: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = [
-        Request.of_prompt(question, picture(number)) for number, question in enumerate(QUESTIONS)
+        Request.of_prompt(question, [picture(number)]) for number, question in enumerate(QUESTIONS)
     ]
     requests += [Request.of_prompt(question) for question in QUESTIONS[:3]]
     expected = [naive(folders(name), request) for request in requests]
@@ -88,10 +88,10 @@ def test_a_request_that_cannot_be_encoded_fails_alone(folders: Any, name: str) -
     engine = TransformersEngine(folders(name), Sampling(max_tokens=4))
     special = engine.chat.special[-1]
     requests = [
-        Request.of_prompt("star?", picture(0)),
-        Request.of_prompt(f"what is {special}?", picture(0)),
-        Request.of_prompt("star " * 5000, picture(0)),
-        Request.of_prompt("star?", Image.new("RGB", (3, 900))),
+        Request.of_prompt("star?", [picture(0)]),
+        Request.of_prompt(f"what is {special}?", [picture(0)]),
+        Request.of_prompt("star " * 5000, [picture(0)]),
+        Request.of_prompt("star?", [Image.new("RGB", (3, 900))]),
     ]
     found = engine.generate(requests)
     assert isinstance(found[0], Generation)

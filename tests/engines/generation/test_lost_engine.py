@@ -35,7 +35,9 @@ def failing_engine(request: pytest.FixtureRequest) -> Iterator[tuple[str, VLLMEn
 
 def captions(count: int) -> list[Request]:
     return [
-        Request.of_prompt("describe the image.", scenes.render(scenes.make_scene(820_000 + number)))
+        Request.of_prompt(
+            "describe the image.", [scenes.render(scenes.make_scene(820_000 + number))]
+        )
         for number in range(count)
     ]
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from tests.engines.generation.test_families import QUESTIONS, picture, spelled
 from tests.support.families import IM, chatml, hf, text_config, tokenizer, write
+from tests.support.messages import to_messages
 from tests.support.more_families import MORE_FAMILIES, text_family
 
 from consomme.base.errors import CheckpointError
 from consomme.engines.generation.requests import Generation, Request, Sampling
 from consomme.engines.generation.transformers import TransformersEngine
 from consomme.engines.generation.writing_check import BATCHED, SINGLE
-from consomme.models.chat import to_messages
 from consomme.models.weights import open_model
 
 pytestmark = pytest.mark.slow
@@ -68,7 +68,7 @@ FAMILIES_THAT_WRITE = MORE_FAMILIES | {"minicpmv4_6": minicpmv4_6}
 def naive(opened: tuple[Any, Any], request: Request) -> str:
     """Text of one request, without our code."""
     model, processor = opened
-    has_image = request.image is not None
+    has_image = bool(request.images)
     words = getattr(processor, "tokenizer", processor)
     text = processor.apply_chat_template(
         to_messages(request.turns, has_image=has_image, has_parts=words is not processor),
@@ -78,7 +78,7 @@ def naive(opened: tuple[Any, Any], request: Request) -> str:
     special = not (words.bos_token and text.startswith(words.bos_token))
     options = {"return_tensors": "pt", "add_special_tokens": special}
     if has_image:
-        inputs = processor(text=[text], images=[request.image], **options)
+        inputs = processor(text=[text], images=list(request.images), **options)
     elif model.config.model_type in ("got_ocr2", "granite4_vision"):
         # Their processors take no text without an image.
         inputs = words([text], **options)
@@ -107,7 +107,7 @@ def test_texts_equal_a_naive_reference(
     assert bool(warnings) == (name in SINGLE_ROWS)
     requests = [Request.of_prompt(question) for question in QUESTIONS]
     if engine.chat.has_vision:
-        requests += [Request.of_prompt(q, picture(k)) for k, q in enumerate(QUESTIONS)]
+        requests += [Request.of_prompt(q, [picture(k)]) for k, q in enumerate(QUESTIONS)]
     opened = open_model(folder)
     if name == "internvl_gpt_oss" or "llama4" in name:
         opened[0].float()

@@ -89,7 +89,7 @@ def test_the_request_body_holds_the_request(server: ChatServer, monkeypatch: Any
         detail="low",
     )
     image = Image.effect_noise((30, 20), 80).convert("RGB")
-    assert engine.generate([Request.of_prompt("what?", image, seed=3)]) == [HELLO]
+    assert engine.generate([Request.of_prompt("what?", [image], seed=3)]) == [HELLO]
     assert engine.generate([Request.of_prompt("and?")]) == [HELLO]
     first, second = server.asked
     assert {k: first[k] for k in ("model", "max_tokens", "temperature", "top_p", "seed")} == {
@@ -101,7 +101,7 @@ def test_the_request_body_holds_the_request(server: ChatServer, monkeypatch: Any
     }
     assert first["stop"] == ["x"]
     assert first["messages"][0]["content"][0]["image_url"]["detail"] == "low"
-    received = to_request(first).image
+    received = to_request(first).images[0]
     assert received is not None
     assert received.tobytes() == image.tobytes(), "no pixel changes on the way"
     assert second["messages"] == [{"role": "user", "content": "and?"}]

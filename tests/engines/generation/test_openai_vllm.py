@@ -77,8 +77,8 @@ def test_texts_are_those_of_transformers(url: str) -> None:
     for number in range(6):
         scene = scenes.make_scene(830_000 + number)
         image = scenes.render(scene)
-        requests.append(Request.of_prompt("describe the image.", image))
-        requests.append(Request.of_prompt(scenes.questions(scene, number)[0].question, image))
+        requests.append(Request.of_prompt("describe the image.", [image]))
+        requests.append(Request.of_prompt(scenes.questions(scene, number)[0].question, [image]))
     requests.append(Request.of_prompt("what color is the circle?"))
     expected = TransformersEngine(model_folder("package://models/nano"), sampling).generate(
         requests
@@ -86,7 +86,7 @@ def test_texts_are_those_of_transformers(url: str) -> None:
     engine = GENERATION_ENGINES.build({"name": "openai", "url": url})("nano", sampling)
     assert engine.generate(requests) == expected
 
-    long = Request.of_prompt("star " * 2000, Image.new("RGB", (64, 64)))
+    long = Request.of_prompt("star " * 2000, [Image.new("RGB", (64, 64))])
     found = engine.generate([requests[0], long, requests[1]])
     assert [found[0], found[2]] == expected[:2]
     assert isinstance(found[1], GenerationFailure)

@@ -56,7 +56,7 @@ def learned(base: Path, folder: Path) -> Path:
     num_layers = model.config.get_text_config().num_hidden_layers
     trained = set_trainable(model, Trainability(), tuple(range(num_layers)), lr=5e-3)
     turns = (Turn(role="user", content=PROMPT), Turn(role="assistant", content=SENTENCE))
-    batch = batcher.collate([chat.encode(turns, noise(0, 40, 40))])
+    batch = batcher.collate([chat.encode(turns, [noise(0, 40, 40)])])
     fit(
         Ddp()(model, trained.groups, torch.device("cpu")),
         lambda step: [dict(batch)],
@@ -86,7 +86,7 @@ def test_it_says_the_sentence_and_stops(folders: Any, name: str, tmp_path: Path)
     base = write(MADE_HERE[name], tmp_path / name) if name in NEW else folders(name)
     made = learned(base, tmp_path / "model")
     engine = TransformersEngine(made, Sampling(max_tokens=40))
-    (found,) = engine.generate([Request.of_prompt(PROMPT, noise(0, 40, 40))])
+    (found,) = engine.generate([Request.of_prompt(PROMPT, [noise(0, 40, 40)])])
     assert isinstance(found, Generation)
     assert found.finish_reason == "stop"
     # The tiny tokenizers of LLaVA and Idefics 2 join the colon before an answer with the space
@@ -122,7 +122,7 @@ def test_it_stops_in_vllm(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         return
     engine = VLLMEngine(str(made), Sampling(max_tokens=40), options)
     try:
-        (found,) = engine.generate([Request.of_prompt(PROMPT, noise(0, 40, 40))])
+        (found,) = engine.generate([Request.of_prompt(PROMPT, [noise(0, 40, 40)])])
     finally:
         engine.close()
     assert isinstance(found, Generation)

@@ -34,7 +34,7 @@ def check_texts(engine: TransformersEngine) -> None:
     requests = [Request.of_prompt(question) for question in QUESTIONS]
     found = engine.generate(requests)
     for request, one in zip(requests, found, strict=True):
-        row = engine.chat.encode_prompt(request.turns, None)
+        row = engine.chat.encode_prompt(request.turns)
         ids_1T = engine.model.generate(
             **selfcheck.plain_inputs(engine.model, row),
             max_new_tokens=6,

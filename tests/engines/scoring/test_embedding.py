@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from tests.support import families
 from tests.support.families import FAMILIES, make
+from tests.support.messages import to_messages
 
 from consomme.base.errors import CheckpointError
 from consomme.base.sample import Turn
 from consomme.engines.scoring.embedding import ImageEmbedder
-from consomme.models.chat import to_messages
 from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.weights import open_model
 

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from tests.support import families
 from tests.support.families import FAMILIES, noise
+from tests.support.messages import to_messages
 
 from consomme.base.sample import Turn
 from consomme.curate.perplexity import points_script_nll, token_nll
 from consomme.engines.scoring.requests import NotScored, Score, ScoringRequest
 from consomme.engines.scoring.transformers import TransformersScorer
-from consomme.models.chat import to_messages
 from consomme.models.weights import open_model
 
 pytestmark = pytest.mark.slow
@@ -120,14 +120,14 @@ def test_scores_equal_a_naive_reference_for_any_batch(folders: Any, name: str) -
     folder = folders(name)
     reference = Reference(folder)
     questions = [
-        ScoringRequest(turns=conversation(caption), image=picture(number))
+        ScoringRequest(turns=conversation(caption), images=(picture(number),))
         for number, caption in enumerate(CAPTIONS)
     ]
     for budget in (1, 200, 100_000):
         scores = TransformersScorer(folder, token_nll, token_budget=budget).score(questions)
         for question, score in zip(questions, scores, strict=True):
             assert isinstance(score, Score), score
-            nll, count = reference.nll(question.turns, question.image)
+            nll, count = reference.nll(question.turns, question.images[0])
             nll_text, _ = reference.nll(question.turns, None)
             assert score.num_tokens == count
             assert score.nll == pytest.approx(nll, rel=1e-4)
@@ -143,7 +143,7 @@ def test_captions_of_one_image_share_its_encoding(
     scorer = TransformersScorer(folders(name), token_nll)
     apart = scorer.score(
         [
-            ScoringRequest(turns=conversation(c), image=picture(k % 2))
+            ScoringRequest(turns=conversation(c), images=(picture(k % 2),))
             for k, c in enumerate(CAPTIONS)
         ]
     )
@@ -153,7 +153,9 @@ def test_captions_of_one_image_share_its_encoding(
     monkeypatch.setattr(cache, "_encode_batch", lambda some: sizes.append(len(some)) or inner(some))
     shared = scorer.score(
         [
-            ScoringRequest(turns=conversation(c), image=picture(k % 2), key=f"picture {k % 2}")
+            ScoringRequest(
+                turns=conversation(c), images=(picture(k % 2),), keys=(f"picture {k % 2}",)
+            )
             for k, c in enumerate(CAPTIONS)
         ]
     )
@@ -173,7 +175,7 @@ def test_conversations_are_scored_turn_by_turn(folders: Any, name: str) -> None:
     )
     folder = folders(name)
     (score,) = TransformersScorer(folder, token_nll).score(
-        [ScoringRequest(turns=turns, image=picture(1))]
+        [ScoringRequest(turns=turns, images=(picture(1),))]
     )
     assert isinstance(score, Score), score
     nll, count = Reference(folder).nll(turns, picture(1))
@@ -187,7 +189,7 @@ def test_conversations_are_scored_turn_by_turn(folders: Any, name: str) -> None:
 def test_paligemma_refuses_conversations(folders: Any) -> None:
     turns = conversation("star") + conversation("green")
     scorer = TransformersScorer(folders("paligemma"), token_nll)
-    (found,) = scorer.score([ScoringRequest(turns=turns, image=picture(0))])
+    (found,) = scorer.score([ScoringRequest(turns=turns, images=(picture(0),))])
     assert isinstance(found, NotScored)
     assert found.reason == "text_not_encodable"
     assert "one question and one answer" in found.detail
@@ -199,7 +201,7 @@ def test_a_request_that_cannot_be_encoded_fails_alone(folders: Any, name: str) -
     token = scorer.chat.special[0]
     texts = [CAPTIONS[0], f"a {token} b", "words and words " * 40, CAPTIONS[1]]
     found = scorer.score(
-        [ScoringRequest(turns=conversation(c), image=picture(k)) for k, c in enumerate(texts)]
+        [ScoringRequest(turns=conversation(c), images=(picture(k),)) for k, c in enumerate(texts)]
     )
     reasons = [one.reason if isinstance(one, NotScored) else None for one in found]
     assert reasons == [None, "text_not_encodable", "caption_too_long", None]
@@ -241,7 +243,10 @@ def test_an_image_that_the_processor_refuses_fails_alone(folders: Any) -> None:
     scorer = TransformersScorer(folders("qwen2_vl"), token_nll)
     strip = Image.new("RGB", (4000, 4))
     found = scorer.score(
-        [ScoringRequest(turns=conversation("star"), image=image) for image in (picture(0), strip)]
+        [
+            ScoringRequest(turns=conversation("star"), images=(image,))
+            for image in (picture(0), strip)
+        ]
     )
     assert isinstance(found[0], Score)
     assert isinstance(found[1], NotScored)
@@ -252,7 +257,7 @@ def test_an_image_that_the_processor_refuses_fails_alone(folders: Any) -> None:
 def test_long_answers_can_be_truncated(folders: Any) -> None:
     folder = folders("qwen2_vl")
     long = "a large red circle at the top left " * 10
-    question = ScoringRequest(turns=conversation(long), image=picture(0))
+    question = ScoringRequest(turns=conversation(long), images=(picture(0),))
     (whole,) = TransformersScorer(folder, token_nll, max_caption_tokens=10_000).score([question])
     scorer = TransformersScorer(folder, token_nll, max_caption_tokens=12, truncates=True)
     (cut,) = scorer.score([question])
@@ -265,7 +270,7 @@ def test_long_answers_can_be_truncated(folders: Any) -> None:
 def test_a_batch_that_does_not_fit_is_halved(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = TransformersScorer(folders("llava"), token_nll)
     questions = [
-        ScoringRequest(turns=conversation(caption), image=picture(k))
+        ScoringRequest(turns=conversation(caption), images=(picture(k),))
         for k, caption in enumerate(CAPTIONS)
     ]
     calm = scorer.score(questions)
@@ -300,7 +305,7 @@ def test_a_model_without_a_vision_encoder_scores_the_text_alone(tmp_path: Path) 
     model.save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
     questions = [
-        ScoringRequest(turns=conversation(c), image=picture(k)) for k, c in enumerate(CAPTIONS)
+        ScoringRequest(turns=conversation(c), images=(picture(k),)) for k, c in enumerate(CAPTIONS)
     ]
     scores = TransformersScorer(tmp_path, token_nll).score(questions)
     double = model.double().eval()

@@ -80,11 +80,12 @@ def test_scores_equal_plain_forward_passes_for_any_batch(tmp_path: Path, name: s
     expected_way = SHARED if name in SHARING else SINGLE if name in ALONE else PADDED
     assert scorer.way == expected_way, scorer.check
     questions = [
-        ScoringRequest(turns=conversation(caption), image=picture(k % 2), key=k % 2)
+        ScoringRequest(turns=conversation(caption), images=(picture(k % 2),), keys=(k % 2,))
         for k, caption in enumerate(TEXTS)
     ]
     expected = [
-        (*reference.nll(q.turns, q.image), reference.nll(q.turns, None)[0]) for q in questions
+        (*reference.nll(q.turns, next(iter(q.images), None)), reference.nll(q.turns, None)[0])
+        for q in questions
     ]
     for budget in (1, 200, 100_000):
         scorer.token_budget = budget

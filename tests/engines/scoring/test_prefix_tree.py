@@ -11,16 +11,14 @@ def conversation(
     prefix: list[int], rest: list[int], image_key: object = None
 ) -> EncodedConversation:
     ids = [*prefix, *rest]
-    pixels = None
-    if image_key is not None:
-        pixels = Pixels(inputs={"pixel_values": torch.zeros(1, 1)}, num_tokens=1)
+    pixels = Pixels(inputs={"pixel_values": torch.zeros(1, 1)}, num_tokens=1)
     chat = EncodedChat(
         input_ids=ids,
         spans=[(len(prefix), len(ids))],
         token_types=[0] * len(ids),
-        pixels=pixels,
+        images=() if image_key is None else (pixels,),
     )
-    return EncodedConversation(chat=chat, image_key=image_key)
+    return EncodedConversation(chat=chat, image_keys=() if image_key is None else (image_key,))
 
 
 def attended(tree: PrefixTree) -> dict[tuple[int, ...], list[int]]:
@@ -68,11 +66,11 @@ def test_equal_conversations_share_a_suffix_and_images_do_not_mix() -> None:
         ],
         PrefixLimits(max_tokens=64),
     )
-    assert [(tree.image_key, [suffix.indices for suffix in tree.suffixes]) for tree in trees] == [
-        (None, [[0, 1]]),
-        ("a", [[2]]),
-        ("b", [[3]]),
-        (None, [[4]]),
+    assert [(tree.image_keys, [suffix.indices for suffix in tree.suffixes]) for tree in trees] == [
+        ((), [[0, 1]]),
+        (("a",), [[2]]),
+        (("b",), [[3]]),
+        ((), [[4]]),
     ]
 
 

@@ -34,7 +34,7 @@ def check_scores(scorer: TransformersScorer) -> None:
     """Compare all captions with plain forward passes of one caption each."""
     requests = [ScoringRequest(turns=conversation(c)) for c in CAPTIONS]
     for request, score in zip(requests, scorer.score(requests), strict=True):
-        plain_S = selfcheck.plain_nll(scorer.model, scorer.chat.encode(request.turns, None))
+        plain_S = selfcheck.plain_nll(scorer.model, scorer.chat.encode(request.turns))
         assert isinstance(score, Score)
         assert score.nll == pytest.approx(float(plain_S.sum()), rel=1e-4)
 
@@ -147,7 +147,7 @@ def test_an_unknown_input_of_each_token(folder: Path, monkeypatch: Patch) -> Non
     monkeypatch.setattr(hf.LlamaForCausalLM, "forward", forward)
     monkeypatch.setattr(engine, "open_model", open_weighing)
     scorer = TransformersScorer(folder, token_nll)
-    assert "token_weights" in scorer.chat.encode(conversation("star"), None).token_inputs
+    assert "token_weights" in scorer.chat.encode(conversation("star")).token_inputs
     check_scores(scorer)
 
     # Without the tokenizer that gives it, the family's own forward pass fails: refused at load.
@@ -175,7 +175,7 @@ def test_an_encoder_that_fails_in_batches_is_run_with_its_row(
     tmp_path: Path, monkeypatch: Patch
 ) -> None:
     folder = make("llava", tmp_path / "llava")
-    requests = [ScoringRequest(turns=conversation(c), image=picture(0)) for c in CAPTIONS]
+    requests = [ScoringRequest(turns=conversation(c), images=(picture(0),)) for c in CAPTIONS]
     sound = TransformersScorer(folder, token_nll)
     expected = [score.nll for score in sound.score(requests)]
     inner = hf.LlavaModel.get_image_features

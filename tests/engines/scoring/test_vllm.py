@@ -43,7 +43,7 @@ def questions() -> list[ScoringRequest]:
                 Turn(role="assistant", content=question.answer),
             )
         ]
-        found.append(ScoringRequest(turns=tuple(turns), image=image))
+        found.append(ScoringRequest(turns=tuple(turns), images=(image,)))
     found.append(ScoringRequest.of_caption("describe the image.", "no picture here"))
     found.append(ScoringRequest.of_caption("describe the image.", "star, star " * 40, image))
     found.append(ScoringRequest.of_caption("describe the image.", "a <image> in the text", image))

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageOps
+from tests.support.samples import with_image
 
 from consomme.base.errors import ClusterError, DataError, RecipeError
 from consomme.base.manifest import Manifest
-from consomme.base.sample import Sample, caption_turns
+from consomme.base.sample import ImageFile, Sample, caption_turns
 from consomme.cli import run_command
 from consomme.datasets import scenes
 from consomme.execution.runs import Run
@@ -52,8 +53,7 @@ def planted() -> list[Sample]:
     def sample(name: str, image: bytes) -> Sample:
         return Sample(
             sample_id=name,
-            image=image,
-            image_name=f"{name}.png",
+            images=(ImageFile(data=image, name=f"{name}.png"),),
             turns=caption_turns(f"caption of {name}"),
             source="planted",
         )
@@ -94,7 +94,8 @@ def hashed(root: Path, inputs: str, unit_rows: int, *, without: Sequence[str] = 
     folder, number = opened.folder, opened.folder.start_attempt()
     for unit in plan_units(shard_urls([inputs]), "data", unit_rows):
         decoded = [
-            DecodedSample(row=r, sample=s, image=decode(s.image)) for r, s in read_unit(unit)[0]
+            DecodedSample(row=r, sample=s, images=(decode(s.images[0].data),))
+            for r, s in read_unit(unit)[0]
         ]
         table = with_id_hash(HashStage().work(decoded).table, unit.source)
         table = table.drop_columns([name for name in without if name in table.column_names])
@@ -351,7 +352,7 @@ def test_the_report_shows_the_loosest_groups(tmp_path: Path) -> None:
 @pytest.mark.ray
 def test_a_run_on_ray_makes_a_view_that_others_can_read(tmp_path: Path, lent_ray: None) -> None:
     samples = planted()
-    bad = replace(samples[0], sample_id="broken", image=samples[0].image[:60])
+    bad = replace(with_image(samples[0], samples[0].images[0].data[:60]), sample_id="broken")
     data = written(tmp_path / "data", [*samples, bad])
     recipe = DedupRecipe(
         name="ray", root=str(tmp_path), inputs=(data,), unit_rows=6, max_reject_fraction=0.1

@@ -67,7 +67,7 @@ def test_a_url_list_becomes_shards(tmp_path: Path, site: str, lent_ray: None) ->
     ]
     assert [sample.caption for sample in samples] == captions[:12]
     for number, sample in enumerate(samples):
-        assert sample.image == encode(render(make_scene(number)))
+        assert sample.images[0].data == encode(render(make_scene(number)))
         assert sample.meta["url"] == urls[number]
         assert sample.meta["width"] == number
     reasons = {r.sample_id[-2:]: r.reason for r in RunFolder.at(done.url).rejects()}

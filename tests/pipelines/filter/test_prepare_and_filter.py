@@ -117,7 +117,7 @@ def test_bad_pictures_are_truncated_and_nothing_else(tmp_path: Path) -> None:
     changed = [bad[key] for key in good if bad[key] != good[key]]
     assert len(changed) == 4
     for sample in changed:
-        problem = decode(sample.image)
+        problem = decode(sample.images[0].data)
         assert isinstance(problem, DecodeProblem)
         assert problem.reason == "image_truncated"
         assert sample.caption == good[sample.sample_id].caption

@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from tests.support.jobs import do_unit, job_of
+from tests.support.samples import with_image
 
 from consomme.base.errors import CheckpointError, DataError
-from consomme.base.sample import Sample, Turn, caption_turns
+from consomme.base.sample import ImageFile, Sample, Turn, caption_turns
 from consomme.curate.caption.guards import Guards
 from consomme.datasets import scenes
 from consomme.execution.planning import plan_shards
@@ -46,8 +47,9 @@ def pairs() -> list[Sample]:
         found.append(
             Sample(
                 sample_id=f"s{seed:03d}",
-                image=scenes.encode(scenes.render(scene)),
-                image_name=f"s{seed:03d}.png",
+                images=(
+                    ImageFile(data=scenes.encode(scenes.render(scene)), name=f"s{seed:03d}.png"),
+                ),
                 turns=caption_turns(f"web text {seed}"),
                 source="data",
                 meta={"scene_seed": 600_000 + seed, "style": "filled"},
@@ -146,7 +148,7 @@ def test_every_text_says_where_it_comes_from(first: str, nano: str) -> None:
 def test_readers_get_the_new_text_and_keep_the_old_one_beside(first: str, shards: str) -> None:
     rows = rows_of(first)
     for before, after in zip(pairs(), read(first, shards), strict=True):
-        assert after.image == before.image
+        assert after.images[0].data == before.images[0].data
         assert after.caption == rows[before.sample_id]["caption"]
         assert after.meta[CAPTION_BEFORE] == before.caption
 
@@ -240,7 +242,7 @@ def test_what_cannot_be_asked_costs_one_reject(tmp_path: Path, nano: str) -> Non
     samples = pairs()[:8]
     samples[1] = replace(samples[1], turns=caption_turns("a very long text " * 400))
     samples[3] = replace(samples[3], turns=caption_turns("a text with <image> in it"))
-    samples[5] = replace(samples[5], image=samples[5].image[:80])
+    samples[5] = with_image(samples[5], samples[5].images[0].data[:80])
     folder = tmp_path / "odd"
     folder.mkdir()
     (folder / "a.tar").write_bytes(tar_bytes(samples))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tests.support.jobs import job_of
+from tests.support.samples import with_image
 
 from consomme.base.errors import DataError, RecipeError
 from consomme.base.recipe import check_recipe
@@ -37,7 +38,7 @@ GOOD = list(SceneSource(num=6)())
 def bad_samples() -> list[Sample]:
     """Six scenes: one truncated, one with a special token in it, one longer than the model."""
     changed = list(GOOD)
-    changed[1] = Sample(**{**vars(GOOD[1]), "image": GOOD[1].image[:90]})
+    changed[1] = with_image(GOOD[1], GOOD[1].images[0].data[:90])
     changed[3] = GOOD[3].with_caption("a red <image> circle <end>")
     changed[4] = GOOD[4].with_caption("a large word " * 300)
     return changed
@@ -117,8 +118,8 @@ def test_training_reads_only_what_it_can_train_on(chat: ChatEncoder, tmp_path: P
     good = [GOOD[0], GOOD[2], GOOD[5]]
     assert [one.sample.sample_id for one in contents.samples] == [one.sample_id for one in good]
     for one, sample in zip(contents.samples, good, strict=True):
-        assert one.sample.image == sample.image
-        spoken = chat.encode(turns_of(sample, PROMPT), decode(sample.image))
+        assert one.sample.images[0].data == sample.images[0].data
+        spoken = chat.encode(turns_of(sample, PROMPT), [decode(sample.images[0].data)])
         assert encode(chat, one).input_ids == spoken.input_ids
         assert one.num_tokens == len(spoken.input_ids)
 

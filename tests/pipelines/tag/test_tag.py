@@ -11,12 +11,13 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from tests.support.samples import with_image
 
 from consomme.base.describe import describe
 from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
 from consomme.base.recipe import fingerprint, load_recipe
-from consomme.base.sample import Sample, Turn
+from consomme.base.sample import ImageFile, Sample, Turn
 from consomme.curate.tag.judges import Answerable, Grammar
 from consomme.curate.tag.pictures import Classes, Embedding
 from consomme.curate.tag.tagger import TaggerInput
@@ -53,8 +54,7 @@ def scene_sample(seed: int) -> Sample:
     options = list({"color": COLORS, "count": scenes.NUMBERS}.get(asked.kind, ("yes", "no")))
     return Sample(
         sample_id=f"scene-{seed:03d}",
-        image=scenes.encode(scenes.render(scene)),
-        image_name=f"scene-{seed:03d}.png",
+        images=(ImageFile(data=scenes.encode(scenes.render(scene)), name=f"scene-{seed:03d}.png"),),
         turns=(
             Turn(role="user", content=asked.question),
             Turn(role="assistant", content=asked.answer),
@@ -65,7 +65,9 @@ def scene_sample(seed: int) -> Sample:
 
 
 def seen(sample: Sample) -> TaggerInput:
-    return TaggerInput(sample=sample, image=Image.open(io.BytesIO(sample.image)).convert("RGB"))
+    return TaggerInput(
+        sample=sample, images=(Image.open(io.BytesIO(sample.images[0].data)).convert("RGB"),)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +131,7 @@ def test_judges_are_asked_as_transformers_would_be(models) -> None:
     text = "what color is the circle?\nthe circle are red"
     sample = Sample(
         sample_id="a",
-        image=b"",
-        image_name="",
+        images=(ImageFile(data=b"", name=""),),
         turns=(
             Turn(role="user", content="what color is the circle?"),
             Turn(role="assistant", content="the circle are red"),
@@ -185,7 +186,7 @@ ALL: tuple[dict[str, Any], ...] = (
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = str(tmp_path_factory.mktemp("shards"))
     samples = [scene_sample(seed) for seed in range(NUM)]
-    samples[7] = replace(samples[7], image=samples[7].image[:200])
+    samples[7] = with_image(samples[7], samples[7].images[0].data[:200])
     special = (Turn(role="user", content="what?"), Turn(role="assistant", content="a <end> b"))
     samples[20] = replace(samples[20], turns=special)
     with WebDatasetWriter(open_store(folder), "shard", max_rows=20) as writer:
@@ -293,9 +294,9 @@ def stage() -> PictureTagStage:
 
 def test_how_units_are_cut_makes_no_difference(stage: PictureTagStage) -> None:
     samples = [
-        DecodedSample(row=seed, sample=subject.sample, image=subject.image)
+        DecodedSample(row=seed, sample=subject.sample, images=subject.images)
         for seed in range(NUM)
-        if (subject := seen(scene_sample(seed))).image
+        if (subject := seen(scene_sample(seed))).images
     ]
     whole = stage.work(samples).table
     parts = [stage.work(samples[k : k + 7]).table for k in range(0, NUM, 7)]
@@ -322,7 +323,7 @@ def test_the_report_shows_counts_distributions_and_pictures(tagged: Manifest) ->
     for item in (item for item in shown if item.badge == "class: three"):
         seed = int(item.lines[0].removeprefix("scene-"))
         assert len(scenes.make_scene(seed).objects) == 3
-        assert item.image_bytes == scene_sample(seed).image
+        assert item.image_bytes == scene_sample(seed).images[0].data
     assert any(item.badge == "class: three" for item in shown)
     done = report.run_folder(tagged.url)
     text = (Path(done.url) / "report.html").read_text()
@@ -335,7 +336,7 @@ def test_types_are_the_same_for_a_unit_without_samples(stage: PictureTagStage) -
     assert (
         schema
         == stage.work(
-            [DecodedSample(row=0, sample=scene_sample(0), image=seen(scene_sample(0)).image)]
+            [DecodedSample(row=0, sample=scene_sample(0), images=seen(scene_sample(0)).images)]
         ).table.schema
     )
     assert schema.field("embedding").type == pa.list_(pa.float32())

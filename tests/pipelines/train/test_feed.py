@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.samples import with_image
 
 from consomme.base.errors import DataError, RecipeError
 from consomme.base.sample import Sample, Turn
@@ -39,8 +40,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("shards")
     writer = WebDatasetWriter(open_store(str(folder)), "s", max_rows=10)
     for number, sample in enumerate(SCENES):
-        image = sample.image[:90] if number % 10 == 2 else sample.image
-        writer.write(replace(sample, image=image))
+        image = sample.images[0].data[:90] if number % 10 == 2 else sample.images[0].data
+        writer.write(with_image(sample, image))
     writer.close()
     return str(folder)
 
@@ -205,7 +206,7 @@ def test_images_are_enlarged_by_another_factor_in_every_epoch(
             return size
 
     sample = SCENES[0]
-    width, height = decode(sample.image).size  # type: ignore[union-attr]
+    width, height = decode(sample.images[0].data).size  # type: ignore[union-attr]
     made = PreparedSample(sample=sample, num_tokens=0, scale=1.5)
     assert encode(ImageSizes(), made) == (round(1.5 * width), round(1.5 * height))
     assert encode(ImageSizes(), replace(made, scale=1.0)) == (width, height)

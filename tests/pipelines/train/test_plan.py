@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from consomme.base.errors import RecipeError
-from consomme.base.sample import Sample, caption_turns
+from consomme.base.sample import ImageFile, Sample, caption_turns
 from consomme.cli import run_command
 from consomme.pipelines.train.machine import Machine, check, misfit, utilization
 from consomme.pipelines.train.plan import plan, plan_of, summary_lines
@@ -30,8 +30,7 @@ def recipe(debug_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainRe
         rows.append(
             Sample(
                 sample_id=f"{number:03d}",
-                image=out.getvalue(),
-                image_name=f"{number:03d}.png",
+                images=(ImageFile(data=out.getvalue(), name=f"{number:03d}.png"),),
                 turns=caption_turns("a red circle, " * (1 + number % 3)),
                 source="data",
                 meta={},

@@ -250,7 +250,8 @@ def read_all(url: str, limits: dict[str, int]) -> list[Sample | Reject]:
             assert item.detail.isprintable(), item
             assert item.detail, item
         else:
-            check_decode(item.image, None)
+            for image in item.images:
+                check_decode(image.data, None)
     return found
 
 

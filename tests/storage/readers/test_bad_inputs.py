@@ -57,7 +57,7 @@ def test_each_kind_is_one_reject_and_its_neighbours_are_untouched(
             else:
                 assert isinstance(item, Sample), (want, item)
                 assert item.sample_id == want.key
-                assert item.image == good_image(want.key)
+                assert item.images[0].data == good_image(want.key)
                 assert item.caption == caption(want.key)
 
 

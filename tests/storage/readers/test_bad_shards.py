@@ -17,7 +17,7 @@ from tests.support.zoo_tables import row, table_of
 
 from consomme.base.errors import ClusterError, DataError
 from consomme.storage.readers import parquet
-from consomme.storage.readers.records import read_image
+from consomme.storage.readers.images import read_image
 from consomme.storage.stores.local import LocalStore
 
 # --- what the whole file is to blame for -----------------------------------------------------

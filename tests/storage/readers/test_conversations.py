@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from tests.support.zoo_images import good_image
 
-from consomme.base.sample import Sample, Turn, turns_of
+from consomme.base.sample import ImageFile, ImageRef, Sample, Turn, turns_of
 from consomme.storage.readers.text import RowError, check_sample, take_turns
 
 HUMAN = {"from": "human", "value": "<image>\nwhat?"}
@@ -13,8 +13,10 @@ GPT = {"from": "gpt", "value": "a cat"}
 TURNS = (Turn(role="user", content="what?"), Turn(role="assistant", content="a cat"))
 
 
-def taken(*turns: dict[str, Any], **fields: Any) -> tuple[Turn, ...] | None:
-    return take_turns({"conversations": list(turns), **fields})
+def taken(*turns: dict[str, Any], num_images: int = 1, **fields: Any) -> tuple[Turn, ...]:
+    conversation = take_turns({"conversations": list(turns), **fields})
+    assert conversation is not None
+    return conversation.bound(num_images, has_list=num_images != 1)
 
 
 def test_a_system_text_beside_the_turns_is_their_first_turn() -> None:
@@ -46,12 +48,10 @@ def test_masks_that_say_what_is_done_anyway_are_accepted(turns: Any) -> None:
 @pytest.mark.parametrize(
     ("turns", "fields", "message"),
     [
-        ((HUMAN, GPT | {"weight": 0}), {}, r"turn 1, by the assistant, has weight=0; consomme"),
-        ((HUMAN, GPT | {"loss": False}), {}, r"turn 1, by the assistant, has loss=False"),
         ((HUMAN, GPT | {"weight": 0.5}), {}, r"has weight=0\.5"),
         ((HUMAN, GPT | {"weight": "no"}), {}, r"has weight='no'"),
         ((HUMAN | {"train": True}, GPT), {}, r"turn 0, by the user, has train=True"),
-        ((HUMAN, {"role": "tool", "content": "4"}, GPT), {}, r"turn 1 is by 'tool'"),
+        ((HUMAN, {"role": "tool_call", "content": "4"}, GPT), {}, r"turn 1 is by 'tool_call'"),
         ((HUMAN, GPT | {"tool_calls": [{"name": "add"}]}), {}, r"turn 1 has tool_calls"),
         ((HUMAN, GPT | {"reasoning_content": "hm"}), {}, r"turn 1 has reasoning_content"),
         ((HUMAN, GPT), {"tools": [{"name": "add"}]}, r"the conversation has tools"),
@@ -63,9 +63,21 @@ def test_what_cannot_be_used_is_rejected(turns: Any, fields: Any, message: str) 
     assert caught.value.reason == "conversation_unsupported"
 
 
-def test_an_image_in_a_later_question_is_rejected() -> None:
-    with pytest.raises(RowError, match="turn 2 refers to an image; expected it in the first"):
-        taken(HUMAN, GPT, HUMAN, GPT)
+def test_an_answer_can_be_left_out() -> None:
+    turns = taken(HUMAN, GPT | {"weight": 0}, HUMAN | {"value": "and?"}, GPT | {"loss": True})
+    assert [turn.is_labelled for turn in turns] == [True, False, True, True]
+    sample = Sample(sample_id="a", turns=turns[:2], source="s")
+    with pytest.raises(RowError, match="no turn of the assistant is labelled"):
+        check_sample(sample, ())
+
+
+def test_results_of_tools_stand_between_answers() -> None:
+    tool = {"role": "observation", "content": "4"}
+    turns = taken(HUMAN, GPT, tool, tool, GPT)
+    assert [turn.role for turn in turns] == ["user", "assistant", "tool", "tool", "assistant"]
+    check_sample(Sample(sample_id="a", turns=turns, source="s"), ())
+    with pytest.raises(RowError, match="found user, tool, assistant; expected"):
+        check_sample(Sample(sample_id="a", turns=taken(HUMAN, tool, GPT), source="s"), ())
 
 
 def test_two_system_texts_are_rejected() -> None:
@@ -78,12 +90,20 @@ def test_two_system_texts_are_rejected() -> None:
 def test_a_question_without_an_answer_is_named() -> None:
     turns = taken(HUMAN, GPT, {"from": "human", "value": "why?"})
     assert turns is not None
-    sample = Sample(sample_id="a", image=good_image("a"), image_name="a", turns=turns, source="s")
+    sample = Sample(
+        sample_id="a", images=(ImageFile(data=good_image("a"), name="a"),), turns=turns, source="s"
+    )
     with pytest.raises(RowError, match="the last turn is the user's and has no answer"):
         check_sample(sample, ())
 
 
 def test_a_caption_gets_its_question_after_the_system_text() -> None:
     system = Turn(role="system", content="be brief.")
-    sample = Sample(sample_id="a", image=b"x", image_name="a", turns=(system, TURNS[1]), source="s")
-    assert turns_of(sample, "what?") == (system, *TURNS)
+    sample = Sample(
+        sample_id="a",
+        images=(ImageFile(data=b"x", name="a"),),
+        turns=(system, TURNS[1]),
+        source="s",
+    )
+    shown = Turn(role="user", content=(ImageRef(0), "what?"))
+    assert turns_of(sample, "what?") == (system, shown, TURNS[1])

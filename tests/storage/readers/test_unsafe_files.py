@@ -163,8 +163,10 @@ def test_pictures_are_regular_files_below_the_data_folder(folder: Path, write: W
     begin = time.monotonic()
     samples, rejects = read(write(folder, [*GOOD, *BAD]))
     assert time.monotonic() - begin < 10
-    assert {sample.image_name for _, sample in samples} == set(GOOD)
-    assert {s.image for _, s in samples} == {PICTURE, SECRET}, "the hard link is a file of its own"
+    assert {sample.images[0].name for _, sample in samples} == set(GOOD)
+    assert {s.images[0].data for _, s in samples} == {PICTURE, SECRET}, (
+        "the hard link is a file of its own"
+    )
     found = {list(BAD)[row - len(GOOD)]: (r.reason, r.detail) for row, r in rejects}
     assert {path: reason for path, (reason, _) in found.items()} == {
         path: reason for path, (reason, _) in BAD.items()
@@ -203,7 +205,7 @@ def test_a_cache_of_the_hub_is_one_folder(tmp_path: Path) -> None:
     (snapshot / "part.jsonl").symlink_to("../../blobs/part.jsonl")
     (shard,) = find_shards([str(snapshot)])
     samples, rejects = read(Path(shard.url))
-    assert [sample.image for _, sample in samples] == [PICTURE]
+    assert [sample.images[0].data for _, sample in samples] == [PICTURE]
     assert [reject.reason for _, reject in rejects] == ["unsafe_path"]
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests.support.faulty_proxy import FaultyProxy
 
 from consomme.base.errors import ClusterError
-from consomme.base.sample import Sample, caption_turns
+from consomme.base.sample import ImageFile, Sample, caption_turns
 from consomme.storage.stores import s3 as object_store
 from consomme.storage.stores.listing import list_parallel, merge_level
 from consomme.storage.stores.ranged_file import READ_AHEAD, open_ranged
@@ -32,8 +32,7 @@ def test_planning_a_tar_of_small_pictures_takes_few_requests(
     samples = [
         Sample(
             sample_id=f"{number:04d}",
-            image=b"\x89PNG" + bytes(20_000),
-            image_name=f"{number:04d}.png",
+            images=(ImageFile(data=b"\x89PNG" + bytes(20_000), name=f"{number:04d}.png"),),
             turns=caption_turns("x"),
             source="web",
         )

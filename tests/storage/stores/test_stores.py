@@ -20,7 +20,7 @@ import pytest
 from tests.support.s3_server import BUCKET, S3Server, fake_gcs, moto
 
 from consomme.base.errors import ClusterError, RecipeError
-from consomme.base.sample import Sample, caption_turns
+from consomme.base.sample import ImageFile, Sample, caption_turns
 from consomme.storage.shards import find_shards, shard_urls, shards_fingerprint
 from consomme.storage.stores.listing import list_parallel
 from consomme.storage.stores.open import absolute_url, open_store, split_url
@@ -330,8 +330,7 @@ def test_shards_are_planned_and_read_wherever_they_are(root: str) -> None:
     samples = [
         Sample(
             sample_id=f"{number:03d}",
-            image=b"\x89PNG\r\n\x1a\n" + bytes(3000),
-            image_name=f"{number:03d}.png",
+            images=(ImageFile(data=b"\x89PNG\r\n\x1a\n" + bytes(3000), name=f"{number:03d}.png"),),
             turns=caption_turns(f"picture {number}"),
             source="web",
         )
@@ -339,13 +338,13 @@ def test_shards_are_planned_and_read_wherever_they_are(root: str) -> None:
     ]
     lines = b"".join(
         json.dumps(
-            {"id": item.sample_id, "image": item.image_name, "caption": item.caption}
+            {"id": item.sample_id, "image": item.images[0].name, "caption": item.caption}
         ).encode()
         + b"\n"
         for item in samples
     )
     for item in samples:
-        store.write(f"lines/{item.image_name}", item.image)
+        store.write(f"lines/{item.images[0].name}", item.images[0].data)
     store.write("lines/s.jsonl", lines)
     for number in range(3):
         store.write(f"tars/{number:03d}.tar", tar_bytes(samples))

@@ -8,13 +8,13 @@ answers belong to their questions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from consomme.base.checked import Checked, rule
 from consomme.base.errors import DataError
 from consomme.base.registry import Registry
-from consomme.base.sample import Turn
+from consomme.base.sample import Turn, with_text
 
 Turns = tuple[Turn, ...]
 
@@ -72,7 +72,7 @@ class Concatenate:
         self, turns: Turns, written: str, *, prompt: str, question_for_caption: str
     ) -> Turns:
         """Append to the first assistant turn."""
-        original = turns[_first_answer(turns)].content
+        original = turns[_first_answer(turns)].text
         between = self.separator if original and written else ""
         return _with_first_answer(turns, original + between + written)
 
@@ -119,4 +119,4 @@ def _first_answer(turns: Sequence[Turn]) -> int:
 
 def _with_first_answer(turns: Turns, content: str) -> Turns:
     first = _first_answer(turns)
-    return (*turns[:first], replace(turns[first], content=content), *turns[first + 1 :])
+    return (*turns[:first], with_text(turns[first], content), *turns[first + 1 :])

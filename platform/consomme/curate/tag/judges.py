@@ -97,7 +97,7 @@ class Grammar(Checked):
         return lambda inputs: self._tag(model, inputs)
 
     def _tag(self, model: TaggerModel, inputs: Sequence[TaggerInput]) -> TagColumns:
-        texts = ["\n".join(t.content for t in s.sample.turns) for s in inputs]
+        texts = ["\n".join(t.text for t in s.sample.turns) for s in inputs]
         nlls = model.answer_nlls(
             [
                 ChoiceQuestion(
@@ -223,7 +223,7 @@ class Answerable(Checked):
 def question_answer_pairs(sample: Sample) -> list[tuple[str, str]]:
     """Return the user turns of a sample, each with the assistant turn that follows."""
     return [
-        (question.content, answer.content)
+        (question.text, answer.text)
         for question, answer in zip(sample.turns, sample.turns[1:], strict=False)
         if question.role == "user" and answer.role == "assistant"
     ]

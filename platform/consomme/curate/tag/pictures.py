@@ -150,9 +150,9 @@ class Classes(Checked):
     def _tag(
         self, model: TaggerModel, prior_A: NDArray[np.float64], inputs: Sequence[TaggerInput]
     ) -> TagColumns:
-        pictures: dict[bytes, TaggerInput] = {}
+        pictures: dict[tuple[bytes, ...], TaggerInput] = {}
         for item in inputs:
-            pictures.setdefault(item.image_key, item)
+            pictures.setdefault(item.image_keys, item)
         answers = model.answer_nlls(
             [
                 ChoiceQuestion(question=self.question, answers=self.classes, picture=item)
@@ -163,7 +163,7 @@ class Classes(Checked):
         rows: list[tuple[Any, ...]] = []
         problems: dict[int, TagProblem] = {}
         for k, item in enumerate(inputs):
-            nll_A = by_key[item.image_key]
+            nll_A = by_key[item.image_keys]
             if not isinstance(nll_A, TagProblem) and not np.isfinite(nll_A).all():
                 detail = f"{self.column}: {np.isfinite(nll_A).sum()} of {len(nll_A)} finite"
                 nll_A = TagProblem(reason="score_not_finite", detail=detail)

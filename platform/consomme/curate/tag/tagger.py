@@ -27,20 +27,22 @@ from consomme.base.sample import Sample
 
 @dataclass(frozen=True, kw_only=True)
 class TaggerInput:
-    """A sample, with its decoded picture if any tagger needs it."""
+    """A sample, with its decoded pictures if any tagger needs them."""
 
     sample: Sample
-    image: Image.Image | None = None
+    images: tuple[Image.Image, ...] = ()
 
     @cached_property
-    def image_key(self) -> bytes:
-        """Hash of the picture's bytes."""
-        return hashlib.blake2b(self.sample.image, digest_size=16).digest()
+    def image_keys(self) -> tuple[bytes, ...]:
+        """Hash of each picture's bytes."""
+        return tuple(
+            hashlib.blake2b(image.data, digest_size=16).digest() for image in self.sample.images
+        )
 
     @property
     def assistant_text(self) -> str:
         """Text of all assistant turns, one line per turn."""
-        return "\n".join(t.content for t in self.sample.turns if t.role == "assistant")
+        return "\n".join(t.text for t in self.sample.turns if t.role == "assistant")
 
 
 @dataclass(frozen=True, kw_only=True)

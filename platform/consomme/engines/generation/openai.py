@@ -25,7 +25,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from consomme.base.errors import ClusterError, EngineLostError, RecipeError
-from consomme.base.sample import printable
+from consomme.base.sample import Turn, printable
 from consomme.base.secrets import written
 from consomme.engines.generation.requests import (
     Generation,
@@ -258,18 +258,24 @@ class OpenAIEngine:
         return True
 
     def _messages(self, request: Request) -> list[dict[str, Any]]:
-        """Convert a conversation to chat messages; the image goes first in the first user turn."""
-        messages: list[dict[str, Any]] = [
-            {"role": turn.role, "content": turn.content} for turn in request.turns
+        """Convert a conversation to chat messages, each image where it stands."""
+        return [
+            {"role": turn.role, "content": self._content(turn, request.images)}
+            for turn in request.placed_turns
         ]
-        if request.image is not None:
-            first = next(message for message in messages if message["role"] == "user")
-            image_url = {"url": _data_url(request.image), "detail": self.detail}
-            first["content"] = [
-                {"type": "image_url", "image_url": image_url},
-                {"type": "text", "text": first["content"]},
-            ]
-        return messages
+
+    def _content(self, turn: Turn, images: Sequence[Image.Image]) -> str | list[dict[str, Any]]:
+        if not turn.image_indices:
+            return turn.text
+        parts: list[dict[str, Any]] = []
+        for part in turn.parts:
+            if isinstance(part, str):
+                parts.append({"type": "text", "text": part})
+            else:
+                image_url = {"url": _data_url(images[part.index]), "detail": self.detail}
+                parts.append({"type": "image_url", "image_url": image_url})
+        # Some servers refuse a message without a text.
+        return parts if turn.text else [*parts, {"type": "text", "text": ""}]
 
 
 class _MalformedAnswerError(Exception):

@@ -17,7 +17,7 @@ from PIL import Image
 from consomme.base.bounds import PositiveFraction, PositiveInt
 from consomme.base.checked import Checked
 from consomme.base.errors import CheckpointError
-from consomme.base.sample import REJECT_REASONS, Turn
+from consomme.base.sample import REJECT_REASONS, Turn, place_images
 
 Temperature = Annotated[float, Interval(ge=0, le=2)]
 """0 is greedy and repeatable; 2 is the limit of the engines."""
@@ -25,13 +25,14 @@ Temperature = Annotated[float, Interval(ge=0, le=2)]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A conversation that ends with the user, and the image it is about."""
+    """A conversation that ends with the user, and its images."""
 
     turns: tuple[Turn, ...]
-    """Alternating; the last one is a user's."""
+    """Alternating; the last one is a user's. With a reference to each image where it stands;
+    without any, all images stand before the text of the first user turn."""
 
-    image: Image.Image | None = field(default=None, repr=False, compare=False)
-    """Shown in the first user turn; of any mode."""
+    images: tuple[Image.Image, ...] = field(default=(), repr=False, compare=False)
+    """Of any mode."""
 
     seed: int = 0
     """Of the sampling; greedy decoding does not use it."""
@@ -46,9 +47,22 @@ class Request:
             raise ValueError(f"a request ends with a user's turn, found: {roles}")
 
     @classmethod
-    def of_prompt(cls, prompt: str, image: Image.Image | None = None, *, seed: int = 0) -> Request:
-        """Build a request with one user turn."""
-        return cls(turns=(Turn(role="user", content=prompt),), image=image, seed=seed)
+    def of_prompt(
+        cls, prompt: str, images: Sequence[Image.Image] = (), *, seed: int = 0
+    ) -> Request:
+        """Build a request with one user turn, after the images."""
+        return cls(turns=(Turn(role="user", content=prompt),), images=tuple(images), seed=seed)
+
+    @property
+    def placed_turns(self) -> tuple[Turn, ...]:
+        """The turns with a reference to each image."""
+        return place_images(self.turns, len(self.images))
+
+    @property
+    def shown_images(self) -> list[Image.Image]:
+        """The images as RGB, in the order in which the turns show them."""
+        order = [index for turn in self.placed_turns for index in turn.image_indices]
+        return [self.images[index].convert("RGB") for index in order]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +151,7 @@ def check_vision(has_vision: bool, requests: Sequence[Request]) -> None:
     Raises:
         CheckpointError: A request has an image.
     """
-    if not has_vision and any(one.image is not None for one in requests):
+    if not has_vision and any(one.images for one in requests):
         raise CheckpointError(
             "the model has no vision encoder, but found a request with an image; expected the"
             " folder of a VLM"

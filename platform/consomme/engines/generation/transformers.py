@@ -44,7 +44,7 @@ from consomme.models.adapters import merge_adapter, open_adapter
 from consomme.models.attention import max_positions
 from consomme.models.batches import Batcher
 from consomme.models.chat_prefix import chat_encoder_for
-from consomme.models.encoded import EncodedPrompt, ImageRefusedError
+from consomme.models.encoded import EncodedPrompt, refusal_reason
 from consomme.models.weights import load_tensors, open_model
 
 # Shapes: B rows, T token positions.
@@ -68,7 +68,7 @@ class _QueuedRequest:
     @property
     def batch_key(self) -> tuple[Any, ...]:
         """Requests with equal keys may share a batch."""
-        return (self.sampling, self.request.image is None)
+        return (self.sampling, not self.request.images)
 
 
 class TransformersEngine:
@@ -170,7 +170,7 @@ class TransformersEngine:
             DataError: The model cannot be given a question or an image.
         """
         requests = [
-            Request.of_prompt(question, image)
+            Request.of_prompt(question, [image])
             for image, question in zip(images, questions, strict=True)
         ]
         answers = []
@@ -260,17 +260,12 @@ class TransformersEngine:
 
     def _encode(self, queued: _QueuedRequest) -> None:
         """Encode a request, or set a `GenerationFailure` as its result."""
-        image = queued.request.image
+        images = [image.convert("RGB") for image in queued.request.images]
         try:
-            prompt = self.chat.encode_prompt(queued.request.turns, image and image.convert("RGB"))
-        except ImageRefusedError as error:
-            queued.result.set_result(
-                GenerationFailure(reason="image_not_encodable", detail=str(error))
-            )
-            return
+            prompt = self.chat.encode_prompt(queued.request.turns, images)
         except DataError as error:
             queued.result.set_result(
-                GenerationFailure(reason="text_not_encodable", detail=str(error))
+                GenerationFailure(reason=refusal_reason(error), detail=str(error))
             )
             return
         length = len(prompt.input_ids)

@@ -25,6 +25,7 @@ from consomme.engines.vllm_engine import EngineOptions, close_engine, open_engin
 from consomme.models.chat import ChatEncoder
 from consomme.models.chat_check import PROBE_SIZES
 from consomme.models.chat_prefix import chat_encoder_for
+from consomme.models.encoded import refusal_reason
 from consomme.models.weights import open_processor
 
 _QUESTION = "describe the image."
@@ -113,7 +114,8 @@ class VLLMEngine:
         found: Any = None
         for size in PROBE_SIZES:
             try:
-                found = self._prepare(Request.of_prompt(_QUESTION, Image.new("RGB", size, "gray")))
+                image = Image.new("RGB", size, "gray")
+                found = self._prepare(Request.of_prompt(_QUESTION, [image]))
             # vLLM's code of a family may raise anything.
             except Exception as error:  # noqa: BLE001
                 found = error
@@ -132,23 +134,24 @@ class VLLMEngine:
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
         limit: int = self._config.max_model_len
-        has_image = request.image is not None
+        images = request.shown_images
         try:
-            ids = self.chat.unexpanded_prompt_ids(request.turns, has_image=has_image)
+            ids = self.chat.unexpanded_prompt_ids(request.placed_turns)
         except DataError as error:
-            return GenerationFailure(reason="text_not_encodable", detail=str(error))
+            return GenerationFailure(reason=refusal_reason(error), detail=str(error))
         prompt: dict[str, Any] = {"prompt_token_ids": ids}
         if len(ids) >= limit:
             return _too_long(len(ids), limit)
-        if request.image is None:
+        if not images:
             (rendered,) = self._renderer.render_cmpl([parse_model_prompt(self._config, prompt)])
         else:
             try:
-                prompt["multi_modal_data"] = {"image": request.image.convert("RGB")}
+                prompt["multi_modal_data"] = {"image": images[0] if len(images) == 1 else images}
                 (rendered,) = self._renderer.render_cmpl([parse_model_prompt(self._config, prompt)])
             except (ValueError, ZeroDivisionError, VLLMClientError) as error:
-                size = f"{request.image.width} x {request.image.height}"
-                detail = f"the model's processor does not take an image of {size}: {error}"
+                sizes = ", ".join(f"{image.width} x {image.height}" for image in images)
+                what = "an image" if len(images) == 1 else f"{len(images)} images"
+                detail = f"the model's processor does not take {what} of {sizes}: {error}"
                 return GenerationFailure(reason="image_not_encodable", detail=detail)
         num_tokens = len(rendered["prompt_token_ids"])
         if num_tokens >= limit:

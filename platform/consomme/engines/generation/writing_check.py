@@ -153,7 +153,9 @@ def _make_prompts(model: Any, chat: Any) -> list[dict[str, EncodedPrompt]]:
         prompts = {}
         for name, question, image in group:
             try:
-                prompts[name] = chat.encode_prompt([Turn(role="user", content=question)], image)
+                prompts[name] = chat.encode_prompt(
+                    [Turn(role="user", content=question)], () if image is None else [image]
+                )
             except DataError as error:
                 if chat.has_vision and image is None:
                     # Families that always show an image are asked about images only.

@@ -63,7 +63,7 @@ class ImageEmbedder:
         size = 0
         for index, image in enumerate(images):
             try:
-                pixels = self.chat.encode(_TURNS, image).pixels
+                pixels = self.chat.encode(_TURNS, [image]).pixels
             except ImageRefusedError as error:
                 results[index] = NotScored(reason="image_not_encodable", detail=str(error))
                 continue

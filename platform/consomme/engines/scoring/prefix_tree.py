@@ -51,9 +51,14 @@ class PrefixTree:
     token_inputs: Mapping[str, Tensor]
     """Further inputs of its tokens, (tokens, ...) each."""
 
-    image_key: object
-    pixels: Pixels | None
+    image_keys: tuple[object, ...]
+    images: tuple[Pixels, ...]
+    """Of the whole conversation, each prepared alone."""
+
     suffixes: list[Suffix]
+
+    has_late_images: bool = False
+    """Whether an image stands in its only suffix; its positions are the family's own then."""
 
     def __len__(self) -> int:
         """Return the number of tokens in the row."""
@@ -74,8 +79,8 @@ class PrefixTree:
             ids=self.ids,
             types=self.types,
             token_inputs=self.token_inputs,
-            image_key=self.image_key,
-            pixels=self.pixels,
+            image_keys=self.image_keys,
+            images=self.images,
             suffixes=suffixes,
         )
 
@@ -117,7 +122,8 @@ def build_trees(
             token_inputs={name: value[length:] for name, value in chat.token_inputs.items()},
             spans=chat.spans,
         )
-        key = (conversation.image_key, prefix) if limits is not None else index
+        is_shared = limits is not None and not chat.has_late_images
+        key = (conversation.image_keys, prefix) if is_shared else index
         first_of.setdefault(key, conversation)
         suffixes = suffixes_of.setdefault(key, {})
         suffixes.setdefault((suffix.ids, *suffix.spans), suffix).indices.append(index)
@@ -133,9 +139,10 @@ def build_trees(
                     ids=tuple(first.input_ids[:length]),
                     types=tuple(first.token_types[:length]),
                     token_inputs={n: v[:length] for n, v in first.token_inputs.items()},
-                    image_key=first_of[key].image_key,
-                    pixels=first.pixels,
+                    image_keys=first_of[key].image_keys,
+                    images=first.images,
                     suffixes=row,
+                    has_late_images=first.has_late_images,
                 )
             )
     return trees
@@ -191,7 +198,7 @@ def batch_trees(
 
     Args:
         trees: One per row.
-        image_positions: Returns the positions (3, prefix length) of a prefix with an image, for
+        image_positions: Returns the positions (3, prefix length) of a prefix with images, for
             families with multimodal RoPE; None if positions are consecutive.
     """
     width = max(len(tree) for tree in trees)
@@ -256,7 +263,7 @@ def _token_inputs(tree: PrefixTree) -> dict[str, Tensor]:
 def _prefix_positions(
     tree: PrefixTree, image_positions: Callable[[PrefixTree], Tensor] | None
 ) -> Tensor:
-    if image_positions is None or tree.pixels is None:
+    if image_positions is None or not tree.images:
         return torch.arange(len(tree.ids))[None]
     return image_positions(tree)
 

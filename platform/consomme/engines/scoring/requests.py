@@ -6,6 +6,7 @@ every engine, so engines are interchangeable.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,22 +15,25 @@ from PIL import Image
 from torch import Tensor, split
 
 from consomme.base.errors import DataError
-from consomme.base.sample import Turn
+from consomme.base.sample import Turn, place_images
 from consomme.models.chat import ChatEncoder
 from consomme.models.chat_prefix import PrefixChatEncoder
-from consomme.models.encoded import EncodedChat, ImageRefusedError
+from consomme.models.encoded import EncodedChat, refusal_reason
 
 # Shapes: S scored tokens, which are the labelled tokens of a conversation.
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringRequest:
-    """A conversation to score, and the image it is about."""
+    """A conversation to score, and its images."""
 
     turns: tuple[Turn, ...]
-    image: Image.Image | None = None
-    key: object = None
-    """Names the image; consecutive requests with the same key share its encoding."""
+    """With a reference to each image where it stands; without any, all images stand before the text
+    of the first user turn."""
+
+    images: tuple[Image.Image, ...] = ()
+    keys: tuple[object, ...] | None = None
+    """Name the images, aligned with them; an image of several requests is encoded once."""
 
     @classmethod
     def of_caption(
@@ -37,36 +41,39 @@ class ScoringRequest:
     ) -> ScoringRequest:
         """Build a request to score one caption after a prompt."""
         turns = (Turn(role="user", content=prompt), Turn(role="assistant", content=caption))
-        return cls(turns=turns, image=image)
+        return cls(turns=turns, images=() if image is None else (image,))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TurnScore:
-    """Score of one assistant turn, in nats; fields as in `Score`."""
+    """Score of one labelled text, in nats; fields as in `Score`.
+
+    It is an assistant turn; or one of several texts between images.
+    """
 
     nll: float
-    nll_text: float
+    nll_text: float | None
     num_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Score of all assistant turns of a conversation, in nats."""
+    """Score of all labelled texts of a conversation, in nats."""
 
     nll: float
-    """Given the image, the prompt and the earlier tokens."""
+    """Given all images and text before each token."""
 
-    nll_text: float
-    """Given the prompt and the earlier tokens only."""
+    nll_text: float | None
+    """Given the text before each token only; None for a conversation without images."""
 
     num_tokens: int
     """Scored tokens: each answer, and the token that ends its turn."""
 
     max_token_nll: float
-    """Largest nll of a single token, given the image."""
+    """Largest nll of a single token, given the images."""
 
     turns: tuple[TurnScore, ...] = ()
-    """Scores of the single turns."""
+    """Scores of the single labelled texts."""
 
     is_truncated: bool = False
     """Whether only the first tokens were scored."""
@@ -91,11 +98,11 @@ class ScoringEngine(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedConversation:
-    """One conversation in tokens, with its image or without."""
+    """One conversation in tokens, with its images or without."""
 
     chat: EncodedChat
-    image_key: object = None
-    """Names the image; None without one."""
+    image_keys: tuple[object, ...] = ()
+    """Name its images, in the order of their tokens."""
 
     num_truncated: int = 0
     """Tokens that were removed at the end."""
@@ -120,8 +127,9 @@ class EncodedRequest:
     """One request in tokens."""
 
     conversations: list[EncodedConversation]
-    """First with the image, if there is one and the model has a vision encoder; then without."""
+    """First with the images, if there are any and the model has a vision encoder; then without."""
 
+    has_images: bool
     is_truncated: bool
 
 
@@ -131,24 +139,27 @@ def encode_request(
     index: int,
     limits: ScoringLimits,
 ) -> EncodedRequest | NotScored:
-    """Encode a conversation, with its image and without.
+    """Encode a conversation, with its images and without.
 
     Args:
         chat: Encoder of the model.
         request: The conversation.
-        index: Names its image, if it has no key.
+        index: Names its images, if they have no keys.
         limits: What is too long.
     """
     try:
-        conversations = [EncodedConversation(chat=chat.encode(request.turns, None))]
-        if request.image is not None and chat.has_vision:
-            with_image = chat.encode(request.turns, request.image, request.key)
-            key = ("unnamed", index) if request.key is None else request.key
-            conversations.insert(0, EncodedConversation(chat=with_image, image_key=key))
-    except ImageRefusedError as error:
-        return NotScored(reason="image_not_encodable", detail=str(error))
+        turns = place_images(request.turns, len(request.images))
+        conversations = [EncodedConversation(chat=chat.encode(turns, shows_images=False))]
+        if request.images and chat.has_vision:
+            unnamed = [("unnamed", index, n) for n in range(len(request.images))]
+            keys = unnamed if request.keys is None else request.keys
+            # Images without a name are prepared anew in every call.
+            cached = [None] * len(unnamed) if request.keys is None else keys
+            with_images = chat.encode(turns, request.images, cached)
+            shown = tuple(keys[k] for turn in turns for k in turn.image_indices)
+            conversations.insert(0, EncodedConversation(chat=with_images, image_keys=shown))
     except DataError as error:
-        return NotScored(reason="text_not_encodable", detail=str(error))
+        return NotScored(reason=refusal_reason(error), detail=str(error))
     num_tokens = conversations[0].chat.num_tokens
     is_truncated = num_tokens > limits.max_caption_tokens
     if is_truncated:
@@ -160,7 +171,11 @@ def encode_request(
     if length > limits.max_positions:
         detail = f"{length} tokens, the model has {limits.max_positions} positions"
         return NotScored(reason="sequence_too_long", detail=detail)
-    return EncodedRequest(conversations=conversations, is_truncated=is_truncated)
+    return EncodedRequest(
+        conversations=conversations,
+        has_images=bool(request.images),
+        is_truncated=is_truncated,
+    )
 
 
 def _truncate(conversation: EncodedConversation, num_tokens: int) -> EncodedConversation:
@@ -172,40 +187,42 @@ def _truncate(conversation: EncodedConversation, num_tokens: int) -> EncodedConv
             spans.append((begin, min(end, begin + left)))
             left -= end - begin
     stop = spans[-1][1]
-    truncated = EncodedChat(
+    truncated = dataclasses.replace(
+        chat,
         input_ids=chat.input_ids[:stop],
         spans=spans,
         token_types=chat.token_types[:stop],
         token_inputs={name: value[:stop] for name, value in chat.token_inputs.items()},
-        pixels=chat.pixels,
     )
     return EncodedConversation(
         chat=truncated,
-        image_key=conversation.image_key,
+        image_keys=conversation.image_keys,
         num_truncated=len(chat.input_ids) - stop,
     )
 
 
-def to_score(
-    with_image_S: Tensor, without_S: Tensor, spans: Sequence[tuple[int, int]], is_truncated: bool
-) -> Score:
-    """Sum the nll of all scored tokens, with the image and without, for each turn and in total."""
-    sizes = [end - begin for begin, end in spans]
-    turns = tuple(
-        TurnScore(
-            nll=float(with_image.double().sum()),
-            nll_text=float(without.double().sum()),
-            num_tokens=size,
-        )
-        for with_image, without, size in zip(
-            split(with_image_S, sizes), split(without_S, sizes), sizes, strict=True
-        )
-    )
+def to_score(request: EncodedRequest, nlls: Sequence[Tensor]) -> Score:
+    """Sum the nll of all scored tokens, with the images and without, for each span and in total.
+
+    A model without a vision encoder has the same sums with images and without.
+
+    Args:
+        request: In tokens.
+        nlls: Of the scored tokens (S,) of each of its conversations.
+    """
+    by_span, sizes = [], []
+    for one, nll_S in zip(request.conversations, nlls, strict=True):
+        sizes.append([end - begin for begin, end in one.chat.spans])
+        by_span.append([float(part.double().sum()) for part in split(nll_S, sizes[-1])])
+    nll_text = float(nlls[-1].double().sum())
     return Score(
-        nll=float(with_image_S.double().sum()),
-        nll_text=float(without_S.double().sum()),
-        num_tokens=sum(sizes),
-        max_token_nll=float(with_image_S.max()),
-        turns=turns,
-        is_truncated=is_truncated,
+        nll=float(nlls[0].double().sum()),
+        nll_text=nll_text if request.has_images else None,
+        num_tokens=sum(sizes[0]),
+        max_token_nll=float(nlls[0].max()),
+        turns=tuple(
+            TurnScore(nll=nll, nll_text=text if request.has_images else None, num_tokens=size)
+            for nll, text, size in zip(by_span[0], by_span[-1], sizes[0], strict=True)
+        ),
+        is_truncated=request.is_truncated,
     )

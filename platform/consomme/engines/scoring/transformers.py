@@ -1,10 +1,11 @@
-"""Score conversations with a model's own forward pass, with the image and without.
+"""Score conversations with a model's own forward pass, with their images and without.
 
 Requests are processed in windows whose bounds depend on the requests alone, so a score does not
 depend on the number of workers. In a window each image is encoded once, and goes through the
-language model once, however many captions it has (see `prefix_tree`). Rows with an image and rows
-without are sorted by length and batched by a token budget; logits are the model's own, but of
-scored positions only, a few megabytes at a time. A micro-batch that runs out of memory is halved.
+language model once, however many captions it has (see `prefix_tree`); images of conversations with
+several are kept for later windows. Rows with images and rows without are sorted by length and
+batched by a token budget; logits are the model's own, but of scored positions only, a few megabytes
+at a time. A micro-batch that runs out of memory is halved.
 When a model is opened, `models.selfcheck` finds the fastest way that scores as its plain forward
 pass does; families that cannot share a row or a batch are scored in a slower way, or refused.
 The next window is prepared while the model works on this one; the first windows are small, because
@@ -13,18 +14,20 @@ the model has to wait for the very first.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from consomme.base.errors import CheckpointError
+from consomme.base.errors import CheckpointError, DataError
 from consomme.engines.memory import batch_by_budget, halve_on_oom
 from consomme.engines.scoring.logits import PositionLogits
 from consomme.engines.scoring.prefix_tree import PrefixLimits, PrefixTree, batch_trees, build_trees
@@ -50,6 +53,8 @@ from consomme.models.attention import (
 )
 from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.encoded import EncodedChat, Pixels
+from consomme.models.layout import is_simple
+from consomme.models.selfcheck import SelfCheck
 from consomme.models.weights import open_model
 
 # Shapes: B rows, T token positions, S scored tokens of all rows, V vocabulary.
@@ -63,6 +68,9 @@ FIRST_WINDOW_ROWS = 32
 WINDOW_VALUES = 1 << 27
 """Numbers in the prepared images of a window: half a gigabyte."""
 
+KEPT_VALUES = 1 << 26
+"""Numbers in the features that are kept for later windows."""
+
 
 @dataclass
 class _Window:
@@ -73,6 +81,10 @@ class _Window:
 
     conversations: list[EncodedConversation] = field(default_factory=list)
     images: dict[object, Pixels] = field(default_factory=dict)
+    """Of conversations with one image, before their text."""
+
+    shared: dict[object, Pixels] = field(default_factory=dict)
+    """Of other conversations."""
 
 
 class TransformersScorer:
@@ -142,6 +154,8 @@ class TransformersScorer:
             not_tried |= {SHARED: no_cache, PADDED: no_cache}
         self._logits = PositionLogits(self.model, max(16, (1 << 24) // max(1, text.vocab_size)))
         self._max_batched = ANY_LENGTH
+        self._model_hash = model_hash
+        self._several: SelfCheck | str | None = None
         self.check = self._find_way(not_tried, model_hash)
         self.way = self.check.way
         _LOG.info("%s", self.check.line())
@@ -208,7 +222,7 @@ class TransformersScorer:
             tolerance = selfcheck.find_tolerance(self.model, rows, plain)
             selfcheck.check_causal(self.model, rows, plain)
         conversations = [
-            EncodedConversation(chat=row, image_key=probe.image_key)
+            EncodedConversation(chat=row, image_keys=probe.image_keys)
             for row, probe in zip(rows, probes, strict=True)
         ]
         ways = {
@@ -229,6 +243,81 @@ class TransformersScorer:
             not_checked=not_checked,
         )
 
+    def _way_of_several(self) -> str:
+        """Return the way of conversations with several images, or with one in a later turn."""
+        return (
+            SINGLE
+            if self._several is None or isinstance(self._several, str)
+            else (self._several.way)
+        )
+
+    def _check_several(self) -> None:
+        """Check conversations with several images, once; their way may be a slower one."""
+        if self._several is not None:
+            return
+        kind = "scoring of several images"
+        try:
+            self._several = selfcheck.cached_check(
+                self.model,
+                kind,
+                self._model_hash,
+                {"way": self.way, "template": getattr(self.chat, "template_options", {})},
+                LOST,
+                lambda: self._run_check_of_several(kind),
+            )
+        except CheckpointError as error:
+            self._several = str(error)
+            _LOG.warning("%s", error)
+        else:
+            _LOG.info("%s", self._several.line())
+
+    def _run_check_of_several(self, kind: str) -> selfcheck.SelfCheck:
+        """Run the check.
+
+        Raises:
+            CheckpointError: The family takes one image only, or no way has its own numbers.
+        """
+        family = self.model.config.model_type
+        probes, rows = [], []
+        refused = ""
+        for probe in selfcheck.make_image_probes():
+            try:
+                rows.append(self.chat.encode(probe.turns, probe.images, probe.image_keys))
+            except DataError as error:
+                # Samples of this shape are rejected one by one.
+                refused = refused or f"{probe.name}: {error}"
+                continue
+            probes.append(probe)
+        if not any(len(probe.images) > 1 for probe in probes):
+            raise CheckpointError(f"this {family} model takes one image only: {refused}")
+        with selfcheck.family_faults(f"this {family} model does not take several images"):
+            plain = [selfcheck.plain_nll(self.model, row) for row in rows]
+        conversations = [
+            EncodedConversation(chat=row, image_keys=probe.image_keys)
+            for row, probe in zip(rows, probes, strict=True)
+        ]
+        is_apart = all(row.images for row in rows)
+        ways = dict.fromkeys([self.way, SINGLE] if is_apart else [SINGLE])
+        not_tried = {} if is_apart else {self.way: "the family prepares several images together"}
+
+        def run(way: str) -> list[Tensor]:
+            self._several = dataclasses.replace(self.check, way=way)
+            try:
+                return self._probe_nlls(self.way, conversations)
+            finally:
+                self._several = None
+
+        return selfcheck.choose_way(
+            kind,
+            {way: partial(run, way) for way in ways},
+            [probe.name for probe in probes],
+            plain,
+            selfcheck.find_tolerance(self.model, rows, plain),
+            LOST,
+            family,
+            failed=not_tried if self.way != SINGLE else {},
+        )
+
     @torch.inference_mode()
     def _probe_nlls(self, way: str, conversations: Sequence[EncodedConversation]) -> list[Tensor]:
         """Score the probes of the self-check, as many in one batch as can be."""
@@ -238,9 +327,9 @@ class TransformersScorer:
         self.token_budget = max(len(lengths) * lengths[-2], 2 * lengths[-1])
         try:
             images = {
-                one.image_key: one.chat.pixels.to(self.model.dtype)
+                key: pixels.to(self.model.dtype)
                 for one in conversations
-                if one.chat.pixels is not None
+                for key, pixels in zip(one.image_keys, one.chat.images, strict=False)
             }
             return self._token_nlls(conversations, self._features(images))
         finally:
@@ -260,13 +349,17 @@ class TransformersScorer:
             Aligned with `requests`: a `Score`, or why there is none.
         """
         results: dict[int, Score | NotScored] = {}
+        if self.chat.has_vision and any(_has_several(one) for one in requests):
+            self._check_several()
+        kept: dict[object, list[Tensor]] = {}
         for window in _prefetch(self._windows(requests, results)):
-            features = self._features(window.images)
+            new = {key: one for key, one in window.shared.items() if key not in kept}
+            found = self._features(window.images | new)
+            features = kept | found
+            _keep(kept, {key: features[key] for key in window.shared if key in features})
             nlls = iter(self._token_nlls(window.conversations, features))
             for index, encoded in window.requests:
-                parts = [next(nlls) for _ in encoded.conversations]
-                spans = encoded.conversations[0].chat.spans
-                results[index] = to_score(parts[0], parts[-1], spans, encoded.is_truncated)
+                results[index] = to_score(encoded, [next(nlls) for _ in encoded.conversations])
         return [results[index] for index in range(len(requests))]
 
     def _windows(
@@ -275,22 +368,29 @@ class TransformersScorer:
         """Encode requests and yield them window by window; put a `NotScored` into `results`."""
         window, num_values, max_rows = _Window(), 0, FIRST_WINDOW_ROWS
         for index, request in enumerate(requests):
+            if isinstance(self._several, str) and _has_several(request):
+                results[index] = NotScored(reason="conversation_unsupported", detail=self._several)
+                continue
             encoded = encode_request(self.chat, request, index, self.limits)
             if isinstance(encoded, NotScored):
                 results[index] = encoded
                 continue
             is_full = len(window.requests) >= max_rows or num_values >= WINDOW_VALUES
-            # Conversations about one image stay in one window.
-            if is_full and encoded.conversations[0].image_key not in window.images:
+            # Conversations about the same images stay in one window.
+            keys = encoded.conversations[0].image_keys
+            known = window.images | window.shared
+            if is_full and not (keys and all(key in known for key in keys)):
                 yield window
                 window, num_values, max_rows = _Window(), 0, min(2 * max_rows, WINDOW_ROWS)
             window.requests.append((index, encoded))
             window.conversations += encoded.conversations
+            images = window.shared if _has_several(request) else window.images
             for conversation in encoded.conversations:
-                pixels = conversation.chat.pixels
-                if pixels is not None and conversation.image_key not in window.images:
-                    window.images[conversation.image_key] = pixels.to(self.model.dtype)
-                    num_values += pixels.num_values
+                pairs = zip(conversation.image_keys, conversation.chat.images, strict=False)
+                for key, pixels in pairs:
+                    if key not in images:
+                        images[key] = pixels.to(self.model.dtype)
+                        num_values += pixels.num_values
         if window.conversations:
             yield window
 
@@ -305,17 +405,25 @@ class TransformersScorer:
         if self.way == SINGLE:
             return [self._nll_alone(one.chat) for one in conversations]
         limits = self.prefix_limits if self.way == SHARED else None
-        trees = build_trees(conversations, limits)
-        trees.sort(key=lambda tree: (len(tree), tree.suffixes[0].ids, tree.suffixes[0].indices))
         nlls: dict[int, Tensor] = {}
-        groups = [[tree for tree in trees if len(tree) <= self._max_batched]]
-        for tree in trees:
-            if len(tree) > self._max_batched:
-                for index in (i for suffix in tree.suffixes for i in suffix.indices):
-                    nlls[index] = self._nll_alone(conversations[index].chat)
+        trees = []
+        for tree in build_trees(conversations, limits):
+            indices = [index for suffix in tree.suffixes for index in suffix.indices]
+            chat = conversations[indices[0]].chat
+            is_apart = len(tree.image_keys) > 1 or tree.has_late_images
+            runs_alone = is_apart and (not chat.images or self._way_of_several() == SINGLE)
+            if len(tree) > self._max_batched or runs_alone:
+                nlls |= {index: self._nll_alone(conversations[index].chat) for index in indices}
+            else:
+                trees.append(tree)
+        trees.sort(key=lambda tree: (len(tree), tree.suffixes[0].ids, tree.suffixes[0].indices))
+        groups = [trees]
         if limits is not None and limits.window is not None:
             # A mask of our own has no windows, so single rows, which may be longer, go apart.
-            groups = [[t for t in groups[0] if t.is_single is kind] for kind in (True, False)]
+            groups = [[t for t in trees if t.is_single is kind] for kind in (True, False)]
+        elif any(tree.has_late_images for tree in trees):
+            # Positions of images in a suffix are the family's own, so no others may be given.
+            groups = [[t for t in trees if t.has_late_images is kind] for kind in (False, True)]
         for group in groups:
             for batch in batch_by_budget([len(tree) for tree in group], self.token_budget):
                 batch_of_trees = [group[k] for k in batch]
@@ -337,13 +445,14 @@ class TransformersScorer:
             inputs["position_ids"] = batch.positions
             inputs["attention_mask"] = batch.mask.to(self.model.dtype)
         inputs |= {n: v for n, v in batch.token_inputs.items() if n in self._accepted}
-        with_image = [tree for tree in trees if tree.pixels is not None]
-        if self.vision_cache and with_image:
-            inputs |= self.vision_cache.other_inputs([t.pixels for t in with_image if t.pixels])
+        images = [pixels for tree in trees for pixels in tree.images]
+        if self.vision_cache and images:
+            inputs |= self.vision_cache.other_inputs(images)
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
-        if self.vision_cache and with_image:
+        if self.vision_cache and images:
+            keys = [key for tree in trees for key in tree.image_keys]
             inputs["mm_encoder_outputs"] = {
-                "image": self.vision_cache.join([features[tree.image_key] for tree in with_image])
+                "image": self.vision_cache.join([features[key] for key in keys])
             }
         nll_S = self._nll(inputs, batch.rows, batch.predictors, batch.labels)
         return list(torch.split(nll_S, batch.counts))
@@ -374,10 +483,9 @@ class TransformersScorer:
         return torch.cat(nlls).float().cpu()
 
     def _image_positions(self, tree: PrefixTree) -> Tensor:
-        """Return the multimodal RoPE positions (3, prefix length) of a prefix with an image."""
-        assert tree.pixels is not None
+        """Return the multimodal RoPE positions (3, prefix length) of a prefix with images."""
         assert self.vision_cache is not None
-        image_inputs = self.vision_cache.other_inputs([tree.pixels])
+        image_inputs = self.vision_cache.other_inputs(tree.images)
         inputs = {name: value for name, value in image_inputs.items() if name in self._rope_args}
         assert self._rope_index is not None
         positions, _ = self._rope_index(
@@ -388,6 +496,25 @@ class TransformersScorer:
         )
         of_prefix: Tensor = positions[:, 0].cpu()
         return of_prefix
+
+
+def _has_several(request: ScoringRequest) -> bool:
+    """Whether a request has several images, or one that is not at the beginning."""
+    return len(request.images) > 1 or not is_simple(request.turns)
+
+
+def _keep(kept: dict[object, list[Tensor]], used: dict[object, list[Tensor]]) -> None:
+    """Keep features that were used last, up to `KEPT_VALUES` numbers."""
+    for key, features in used.items():
+        kept.pop(key, None)
+        kept[key] = features
+    sizes = {key: sum(one.numel() for one in features) for key, features in kept.items()}
+    total = sum(sizes.values())
+    for key in list(kept):
+        if total <= KEPT_VALUES:
+            break
+        total -= sizes[key]
+        del kept[key]
 
 
 def _exact_nll(logits_SV: Tensor, labels_S: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from consomme.base.errors import CheckpointError
+from consomme.base.sample import place_images
 from consomme.engines.scoring.requests import (
     EncodedConversation,
     EncodedRequest,
@@ -115,19 +116,18 @@ class VLLMScorer:
             if isinstance(one, NotScored):
                 scores.append(one)
                 continue
-            parts = [next(nlls) for _ in one.conversations]
-            spans = one.conversations[0].chat.spans
-            scores.append(to_score(parts[0], parts[-1], spans, one.is_truncated))
+            scores.append(to_score(one, [next(nlls) for _ in one.conversations]))
         return scores
 
     def _prompt(self, request: ScoringRequest, conversation: EncodedConversation) -> dict[str, Any]:
-        """Build a prompt with one placeholder for its image, which vLLM expands itself."""
-        if conversation.image_key is None:
+        """Build a prompt with one placeholder for each image, which vLLM expands itself."""
+        if not conversation.image_keys:
             return {"prompt_token_ids": conversation.chat.input_ids}
-        assert request.image is not None
-        image = request.image.convert("RGB")
-        ids = self.chat.unexpanded_ids(request.turns)
+        turns = place_images(request.turns, len(request.images))
+        shown = [request.images[k].convert("RGB") for turn in turns for k in turn.image_indices]
+        ids = self.chat.unexpanded_ids(turns)
         ids = ids[: len(ids) - conversation.num_truncated]
+        image = shown[0] if len(shown) == 1 else shown
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": image}}
 
     def close(self) -> None:

@@ -130,10 +130,11 @@ def _hashed_here(recipe: DedupRecipe) -> tuple[list[tuple[Unit, pa.Table]], bool
         if total >= MAX_PICTURES:
             return done, False
         pictures = (
-            (row, sample, decode(sample.image, min_side_px=MIN_SIDE_PX)) for row, sample in rows
+            (row, sample, decode(sample.images[0].data, min_side_px=MIN_SIDE_PX))
+            for row, sample in rows
         )
         decoded = [
-            DecodedSample(row=row, sample=sample, image=image)
+            DecodedSample(row=row, sample=sample, images=(image,))
             for row, sample, image in pictures
             if not isinstance(image, DecodeProblem)
         ]
@@ -240,7 +241,7 @@ def _data(recipe: DedupRecipe) -> str:
 
 def _item(pair: _Pair) -> page.GalleryItem:
     return page.GalleryItem(
-        image_bytes=_side_by_side(pair.kept.image, pair.dropped.image),
+        image_bytes=_side_by_side(pair.kept.images[0].data, pair.dropped.images[0].data),
         title=pair.facts,
         lines=(f"stays: {pair.kept.sample_id}", f"goes: {pair.dropped.sample_id}"),
         badge="copy",

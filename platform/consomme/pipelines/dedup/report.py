@@ -92,7 +92,7 @@ def _item(row: Mapping[str, Any], sample: Sample) -> page.GalleryItem:
     if row["reason"] == "near" and row.get("difference") is not None:
         what += f", difference {row['difference']:.2f}"
     return page.GalleryItem(
-        image_bytes=sample.image,
+        image_bytes=sample.images[0].data,
         title=sample.caption,
         lines=(f"group {row['group']}", *(() if row["kept"] else (what,))),
         badge="kept" if row["kept"] else row["reason"],

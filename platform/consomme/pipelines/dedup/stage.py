@@ -27,9 +27,9 @@ class HashStage(UnitStage):
         """Hash one unit."""
         from consomme.curate.dedup.phash import hash_picture
 
-        images = [item.image for item in samples]
+        images = [item.images[0] for item in samples]
         hashes = hash_picture(images)
-        content = [content_hash(item.sample.image) for item in samples]
+        content = [content_hash(item.sample.images[0].data) for item in samples]
         columns = {
             "row": pa.array([item.row for item in samples], pa.int32()),
             "sample_id": pa.array([item.sample.sample_id for item in samples], pa.string()),
@@ -38,8 +38,12 @@ class HashStage(UnitStage):
             "phash_flipped": pa.array(hashes.flipped_N, pa.uint64()),
             "colour": pa.array(hashes.colour_N, pa.uint64()),
             "is_flat": pa.array(hashes.is_flat_N, pa.bool_()),
-            "num_pixels": pa.array([num_pixels(item.sample.image) for item in samples], pa.int64()),
-            "num_bytes": pa.array([len(item.sample.image) for item in samples], pa.int32()),
+            "num_pixels": pa.array(
+                [num_pixels(item.sample.images[0].data) for item in samples], pa.int64()
+            ),
+            "num_bytes": pa.array(
+                [len(item.sample.images[0].data) for item in samples], pa.int32()
+            ),
             THUMBNAIL: thumbnail_column(images),
         }
         return Outcome(table=pa.table(columns))

@@ -129,7 +129,11 @@ def _made(unit: Unit, rows: Index) -> Thumbnails:
 
     def pictures() -> Iterator[Thumbnails]:
         for row in rows.tolist():
-            image = decode(samples[row].image, min_side_px=MIN_SIDE_PX) if row in samples else None
+            image = (
+                decode(samples[row].images[0].data, min_side_px=MIN_SIDE_PX)
+                if row in samples
+                else None
+            )
             if image is None or isinstance(image, DecodeProblem):
                 raise DataError(
                     f"{unit.shard}: row {unit.start + row} was hashed, but its picture cannot be"

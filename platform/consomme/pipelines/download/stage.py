@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from consomme.base.sample import Reject
+from consomme.base.sample import ImageFile, Reject
 from consomme.execution.stage import BytesStage, Outcome, UnitSample, reject_of
 from consomme.storage.fetch import Fetcher, FetchProblem
 from consomme.storage.ledger.run_folder import SAMPLES
@@ -31,7 +31,7 @@ class FetchStage(BytesStage):
 
     def work(self, samples: Sequence[UnitSample]) -> Outcome:
         """Fetch one unit."""
-        results = self.fetcher.fetch([item.sample.image_name for item in samples])
+        results = self.fetcher.fetch([item.sample.name for item in samples])
         rejects: list[tuple[int, Reject]] = []
         kept = []
         for item, result in zip(samples, results, strict=True):
@@ -45,7 +45,10 @@ class FetchStage(BytesStage):
                 continue
             rejects.append((item.row, reject))
         shard = [
-            replace(item.sample, image=result.data, image_name=_member(item.sample.sample_id))
+            replace(
+                item.sample,
+                images=(ImageFile(data=result.data, name=_member(item.sample.sample_id)),),
+            )
             for item, result in kept
         ]
         sums = {"bytes": float(sum(len(result.data) for _, result in kept))}
@@ -54,7 +57,7 @@ class FetchStage(BytesStage):
             {
                 "row": pa.array([item.row for item, _ in kept], pa.int32()),
                 "sample_id": pa.array([item.sample.sample_id for item, _ in kept], pa.string()),
-                "url": pa.array([item.sample.image_name for item, _ in kept], pa.string()),
+                "url": pa.array([item.sample.name for item, _ in kept], pa.string()),
                 "final_url": pa.array([result.url for _, result in kept], pa.string()),
                 "sha256": pa.array(digests, pa.string()),
             }

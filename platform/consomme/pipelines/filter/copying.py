@@ -46,7 +46,8 @@ class CopyStage(BytesStage):
         good, rejects = [], []
         for item in samples:
             try:
-                self.pack([replace(item.sample, image=b"")])
+                empty = tuple(replace(image, data=b"") for image in item.sample.images)
+                self.pack([replace(item.sample, images=empty)])
             except DataError as error:
                 reject = reject_of(item.sample, "record_malformed", str(error))
                 rejects.append((item.row, reject))

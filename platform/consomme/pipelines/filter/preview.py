@@ -195,7 +195,7 @@ def _load_images(
             continue
         for number, sample in zip(in_unit, samples, strict=True):
             images[number] = _PreviewImage(
-                thumbnail(sample.image), sample.caption, sample.sample_id
+                thumbnail(sample.images[0].data), sample.caption, sample.sample_id
             )
     return images
 

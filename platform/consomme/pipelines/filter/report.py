@@ -122,7 +122,7 @@ def _quantile_gallery(manifest: Manifest) -> page.Gallery:
             lines.append(f"truth: {truth[k]}")
         items.append(
             page.GalleryItem(
-                image_bytes=sample.image,
+                image_bytes=sample.images[0].data,
                 title=sample.caption,
                 lines=lines,
                 badge="kept" if place in kept else "dropped",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 from consomme.base.manifest import Manifest
@@ -32,8 +33,9 @@ def _prepare(run: Run[None]) -> Manifest:
     for position in range(recipe.bad_images):
         at = (position * 97 + 11) % len(noisy)
         cut = noisy[at]
-        half = cut.image[: len(cut.image) // 2]
-        noisy[at] = type(cut)(**{**_fields(cut), "image": half})
+        image = cut.images[0]
+        half = replace(image, data=image.data[: len(image.data) // 2])
+        noisy[at] = replace(cut, images=(half,))
     writer_class = WebDatasetWriter if recipe.format == "webdataset" else ParquetWriter
     writer = writer_class(run.folder.store, "data/shard", max_rows=recipe.rows_per_shard)
     counts: dict[str, int] = {"samples": len(noisy)}

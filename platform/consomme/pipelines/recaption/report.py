@@ -124,7 +124,7 @@ def _item(row: Mapping[str, Any], sample: Sample, truth: CaptionTruth) -> page.B
         tone: page.Tone = "bad" if num_false else "neutral"
         notes += [(f"{num_true} true", "good"), (f"{num_false} false", tone)]
     return page.BeforeAfterItem(
-        image_bytes=sample.image, before=row["parent_caption"], after=text, notes=notes
+        image_bytes=sample.images[0].data, before=row["parent_caption"], after=text, notes=notes
     )
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from consomme.base.sample import Sample, Turn
+from consomme.base.sample import Sample, Turn, turn_to_json
 from consomme.datasets.truth import CAPTION_TRUTHS, CaptionTruth
 from consomme.execution.stage import DecodedSample, Gauge, Outcome, UnitStage, reject_of
 from consomme.storage.captions import CAPTION_BEFORE
@@ -110,10 +110,10 @@ class CaptionStage(UnitStage):
         requests = [self._request(samples[n], prompts[n], seeds[n]) for n in requested]
         for n in canaries:
             requests.append(
-                self._request(samples[n], prompts[n], seeds[n], blank(samples[n].image))
+                self._request(samples[n], prompts[n], seeds[n], blank(samples[n].images))
             )
         for n, other in partners.items():
-            requests.append(self._request(samples[n], prompts[n], seeds[n], samples[other].image))
+            requests.append(self._request(samples[n], prompts[n], seeds[n], samples[other].images))
         answers = iter(self.engine.generate(requests))
         generations: dict[int, Generation | GenerationFailure] = {
             n: next(answers) for n in requested
@@ -143,7 +143,7 @@ class CaptionStage(UnitStage):
         item: DecodedSample,
         prompt: CaptionPrompt,
         seed: int,
-        image: Image.Image | None = None,
+        images: tuple[Image.Image, ...] | None = None,
     ) -> Request:
         from consomme.engines.generation.requests import Request
 
@@ -152,7 +152,7 @@ class CaptionStage(UnitStage):
         text = prompt.fill(original=before, written=caption)
         return Request(
             turns=(Turn(role="user", content=text),),
-            image=(image or item.image) if self.recipe.shows_picture else None,
+            images=(images or item.images) if self.recipe.shows_picture else (),
             seed=seed,
             pattern=prompt.pattern or None,
         )
@@ -179,7 +179,7 @@ class CaptionStage(UnitStage):
         return {
             "row": item.row,
             "sample_id": sample.sample_id,
-            "turns": [{"role": turn.role, "content": turn.content} for turn in turns],
+            "turns": [turn_to_json(turn) for turn in turns],
             "caption": _caption_of(turns),
             "written": text,
             "parent_caption": before,
@@ -275,18 +275,23 @@ class QueueMonitor:
 
 def _image_hashes(samples: Sequence[DecodedSample]) -> NDArray[np.uint64]:
     """Hash the images, so that a canary is not shown its own image under another id."""
-    digests = [blake2b(item.sample.image, digest_size=8).digest() for item in samples]
+    digests = []
+    for item in samples:
+        digest = blake2b(digest_size=8)
+        for image in item.sample.images:
+            digest.update(image.data)
+        digests.append(digest.digest())
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
-def blank(image: Image.Image) -> Image.Image:
-    """Return a grey image of the same size."""
-    return Image.new("RGB", image.size, (127, 127, 127))
+def blank(images: Sequence[Image.Image]) -> tuple[Image.Image, ...]:
+    """Return grey images of the same sizes."""
+    return tuple(Image.new("RGB", image.size, (127, 127, 127)) for image in images)
 
 
 def _caption_of(turns: Sequence[Turn]) -> str:
     """Return the caption: the first assistant turn."""
-    return next((turn.content for turn in turns if turn.role == "assistant"), "")
+    return next((turn.text for turn in turns if turn.role == "assistant"), "")
 
 
 def _text_of(answer: Generation | GenerationFailure) -> str | None:

@@ -49,12 +49,18 @@ def _section(manifest: Manifest, every_run: Mapping[str, Manifest]) -> page.Sect
         ("image_gain", False, "image gain, nats per token"),
     ):
         values = table[column].to_numpy(zero_copy_only=False)
+        # Samples without images have no gain.
+        is_known = ~np.isnan(values)
+        if not is_known.any():
+            continue
         cut, side = cuts.get(column, (None, None))
-        edges = _edges(values, log_x)
+        edges = _edges(values[is_known], log_x)
         blocks.append(
             page.Histogram(
                 series={
-                    name: np.histogram(values[mask].clip(edges[0], edges[-1]), edges)[0].tolist()
+                    name: np.histogram(values[mask & is_known].clip(edges[0], edges[-1]), edges)[
+                        0
+                    ].tolist()
                     for name, mask in groups.items()
                 },
                 edges=edges.tolist(),

@@ -16,7 +16,7 @@ from consomme.execution.rejects import check_rejects
 from consomme.execution.runs import Run, folders_of, once
 from consomme.execution.session import num_cpus, ray_session
 from consomme.pipelines.score.recipe import ScoreRecipe
-from consomme.pipelines.score.stage import PerplexityStage
+from consomme.pipelines.score.stage import TEXT_ONLY, PerplexityStage
 from consomme.storage.captions import check_units, planned_units, unit_reader
 from consomme.storage.identity import data_fingerprints, find_data
 from consomme.storage.model_folder import model_content_hash, model_folder, portable_path
@@ -81,11 +81,14 @@ def _score(run: Run[ScoreInputs]) -> Manifest:
     check_rejects(counts, recipe.max_reject_fraction, run.folder.url)
     sums = run.folder.total_sums()
     tokens = max(sums.get("num_tokens", 0.0), 1.0)
+    # Of samples with images; those without have no gain.
+    nll = sums["nll"] - sums.get(f"{TEXT_ONLY}/nll", 0.0)
+    seen = tokens - sums.get(f"{TEXT_ONLY}/num_tokens", 0.0)
     return run.finish(
         counts=counts,
         metrics={
             "score/perplexity_per_token": math.exp(sums["nll"] / tokens),
-            "score/image_gain_nats": (sums["nll_text"] - sums["nll"]) / tokens,
+            "score/image_gain_nats": (sums["nll_text"] - nll) / max(seen, 1.0),
         },
         outputs={"scores": "data", "rejects": "rejects"},
     )

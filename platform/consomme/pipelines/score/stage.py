@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from consomme.base.sample import turns_of
+from consomme.base.sample import ImageRef, turns_of
 from consomme.curate.caption.prompt_pools import PromptPools
 from consomme.execution.stage import DecodedSample, Outcome, UnitSample, UnitStage, reject_of
 from consomme.storage.model_folder import model_folder
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from consomme.engines.scoring.requests import Score, ScoringEngine
     from consomme.pipelines.score.recipe import ScoreRecipe
     from consomme.storage.ledger.run_folder import RunFolder
+
+
+TEXT_ONLY = "text_only"
+"""Prefix of the sums over samples without images."""
 
 
 class PerplexityStage(UnitStage):
@@ -54,8 +58,11 @@ class PerplexityStage(UnitStage):
         questions = [
             ScoringRequest(
                 turns=turns_of(item.sample, prompt),
-                image=item.image,
-                key=hashlib.blake2b(item.sample.image, digest_size=16).digest(),
+                images=item.images,
+                keys=tuple(
+                    hashlib.blake2b(image.data, digest_size=16).digest()
+                    for image in item.sample.images
+                ),
             )
             for item, prompt in zip(samples, asked, strict=True)
         ]
@@ -66,7 +73,7 @@ class PerplexityStage(UnitStage):
                 reject = reject_of(item.sample, score.reason, score.detail)
                 rejects.append((item.row, reject))
                 continue
-            if not math.isfinite(score.nll + score.nll_text):
+            if not math.isfinite(score.nll + (score.nll_text or 0.0)):
                 detail = f"nll {score.nll}, text-only {score.nll_text}"
                 rejects.append((item.row, reject_of(item.sample, "score_not_finite", detail)))
                 continue
@@ -84,15 +91,16 @@ class PerplexityStage(UnitStage):
             columns[label] = pa.array(
                 [None if value is None else str(value) for value in values], pa.string()
             )
-        return Outcome(
-            table=pa.table(columns),
-            rejects=rejects,
-            sums={
-                "nll": math.fsum(s.nll for _, s in rows),
-                "nll_text": math.fsum(s.nll_text for _, s in rows),
-                "num_tokens": sum(s.num_tokens for _, s in rows),
-            },
-        )
+        sums = {
+            "nll": math.fsum(s.nll for _, s in rows),
+            "nll_text": math.fsum(s.nll_text for _, s in rows if s.nll_text is not None),
+            "num_tokens": sum(s.num_tokens for _, s in rows),
+        }
+        texts = [score for _, score in rows if score.nll_text is None]
+        if texts:
+            sums[f"{TEXT_ONLY}/nll"] = math.fsum(score.nll for score in texts)
+            sums[f"{TEXT_ONLY}/num_tokens"] = sum(score.num_tokens for score in texts)
+        return Outcome(table=pa.table(columns), rejects=rejects, sums=sums)
 
 
 def _open_engine(recipe: ScoreRecipe, model: str, model_hash: str | None) -> ScoringEngine:
@@ -131,7 +139,8 @@ def score_columns(scores: Sequence[Score], num_bytes: Sequence[int]) -> dict[str
         num_bytes: UTF-8 bytes of what the assistant says in each.
 
     Returns:
-        `nll`, `num_tokens`, `perplexity`, `nll_text`, `image_gain` (nats per token),
+        `nll`, `num_tokens`, `perplexity`, `nll_text`, `image_gain` (nats per token; these two are
+        null of samples without images),
         `bits_per_byte` (comparable between tokenizers), `max_token_nll`, `is_truncated`, and by
         assistant turn `turn_nll`, `turn_nll_text`, `turn_tokens`.
     """
@@ -143,7 +152,10 @@ def score_columns(scores: Sequence[Score], num_bytes: Sequence[int]) -> dict[str
             [math.exp(min(s.nll / s.num_tokens, 80.0)) for s in scores], pa.float32()
         ),
         "nll_text": pa.array([s.nll_text for s in scores], pa.float32()),
-        "image_gain": pa.array([(s.nll_text - s.nll) / s.num_tokens for s in scores], pa.float32()),
+        "image_gain": pa.array(
+            [None if s.nll_text is None else (s.nll_text - s.nll) / s.num_tokens for s in scores],
+            pa.float32(),
+        ),
         "bits_per_byte": pa.array(
             [s.nll / math.log(2) / max(1, size) for s, size in zip(scores, num_bytes, strict=True)],
             pa.float32(),
@@ -159,4 +171,13 @@ def score_columns(scores: Sequence[Score], num_bytes: Sequence[int]) -> dict[str
 
 
 def _num_bytes(item: UnitSample) -> int:
-    return sum(len(t.content.encode()) for t in item.sample.turns if t.role == "assistant")
+    """Return the UTF-8 bytes of what is scored."""
+    if item.sample.is_document:
+        parts = item.sample.turns[0].parts
+        first = next(n for n, part in enumerate(parts) if isinstance(part, ImageRef))
+        return sum(len(part.encode()) for part in parts[first:] if isinstance(part, str))
+    return sum(
+        len(turn.text.encode())
+        for turn in item.sample.turns
+        if turn.role == "assistant" and turn.is_labelled
+    )

@@ -87,8 +87,8 @@ class _ScorerModel:
                     Turn(role="user", content=choice.question),
                     Turn(role="assistant", content=answer),
                 ),
-                image=choice.picture.image if choice.picture else None,
-                key=choice.picture.image_key if choice.picture else None,
+                images=choice.picture.images if choice.picture else (),
+                keys=choice.picture.image_keys if choice.picture else None,
             )
             for choice in choices
             for answer in choice.answers
@@ -114,11 +114,15 @@ class _ScorerModel:
             # As many values per batch as the scorer passes to its own vision encoder.
             values = self.scorer.token_budget * 1024
             self._embedder = ImageEmbedder(self.scorer.model, self.scorer.chat, batch_values=values)
-        pictures = {s.image_key: s.image for s in inputs if s.image is not None}
+        pictures = {
+            key: image
+            for item in inputs
+            for key, image in zip(item.image_keys, item.images, strict=False)
+        }
         vector_by_key = dict(
             zip(pictures, self._embedder.embed(list(pictures.values())), strict=True)
         )
-        vectors = [vector_by_key[item.image_key] for item in inputs]
+        vectors = [vector_by_key[item.image_keys[0]] for item in inputs]
         return [
             TagProblem(reason=vector.reason, detail=vector.detail)
             if isinstance(vector, NotScored)

@@ -113,7 +113,7 @@ def _examples(manifest: Manifest, table: pa.Table, column: str) -> page.Gallery:
         sample = units[row["unit_id"]][row["row"]]
         items.append(
             page.GalleryItem(
-                image_bytes=sample.image,
+                image_bytes=sample.images[0].data,
                 title=sample.caption,
                 lines=(sample.sample_id,),
                 badge=f"{column}: {values[k] or '(none)'}",

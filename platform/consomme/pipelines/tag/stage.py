@@ -93,7 +93,7 @@ class PictureTagStage(UnitStage):
 
     def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         """Tag one unit, or a piece of it."""
-        inputs = [TaggerInput(sample=item.sample, image=item.image) for item in samples]
+        inputs = [TaggerInput(sample=item.sample, images=item.images) for item in samples]
         return self.taggers.outcome([item.row for item in samples], inputs)
 
 

@@ -17,14 +17,14 @@ from PIL import Image
 from consomme.base.errors import DataError
 from consomme.base.hashing import is_in_share
 from consomme.base.sample import Reject, Sample, Turn, turns_of
-from consomme.execution.stage import reject_of
+from consomme.execution.stage import decoded_images, reject_of
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
 from consomme.storage.captions import check_units, recaptioned_units, unit_reader
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import Work
 from consomme.storage.units import plan_units
 from consomme.storage.view import View
-from consomme.vision.decode import DecodeProblem, decode
+from consomme.vision.decode import decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,11 +143,11 @@ class Preparer:
         self, sample: Sample, source: TrainSource, draw: random.Random
     ) -> PreparedSample | Reject:
         """Check one sample; returns a reject if it cannot be trained on."""
-        from consomme.models.encoded import ImageRefusedError
+        from consomme.models.encoded import refusal_reason
 
-        image = decode(sample.image)
-        if isinstance(image, DecodeProblem):
-            return reject_of(sample, image.reason, image.detail)
+        images = decoded_images(sample, [decode(image.data) for image in sample.images])
+        if isinstance(images, Reject):
+            return images
         turns = turns_of(sample, self.recipe.prompt)
         empty = [n for n, turn in enumerate(turns) if _is_empty_answer(turn)]
         if empty:
@@ -157,11 +157,9 @@ class Preparer:
         scale = draw.uniform(1, self.recipe.max_upscale)
         prepared = PreparedSample(sample=replace(sample, turns=turns), num_tokens=0, scale=scale)
         try:
-            encoded = encode(self.chat, prepared, image)
-        except ImageRefusedError as error:
-            return reject_of(sample, "image_not_encodable", str(error))
+            encoded = encode(self.chat, prepared, images)
         except DataError as error:
-            return reject_of(sample, "text_not_encodable", str(error))
+            return reject_of(sample, refusal_reason(error), str(error))
         num_tokens = len(encoded.input_ids)
         if num_tokens > self.max_tokens:
             detail = f"{num_tokens} tokens, the model has {self.max_tokens} positions"
@@ -169,7 +167,7 @@ class Preparer:
         return replace(prepared, num_tokens=num_tokens)
 
 
-def encode(chat: Any, prepared: PreparedSample, image: Image.Image | None = None) -> Any:
+def encode(chat: Any, prepared: PreparedSample, images: Sequence[Image.Image] | None = None) -> Any:
     """Encode a sample into tokens and pixels; without a vision encoder, into tokens only.
 
     Earlier answers that the chat template writes without their reasoning are not trained on; the
@@ -178,22 +176,29 @@ def encode(chat: Any, prepared: PreparedSample, image: Image.Image | None = None
     Args:
         chat: The model's `ChatEncoder`.
         prepared: The sample.
-        image: Its image, if it is decoded already.
+        images: Its images, if they are decoded already.
     """
-    turns = prepared.sample.turns
+    sample = prepared.sample
     if not chat.has_vision:
-        return chat.encode(turns, None, skip_rewritten=True)
-    decoded = decode(prepared.sample.image) if image is None else image
-    if isinstance(decoded, DecodeProblem):
-        raise DataError(f"{prepared.sample.sample_id}: {decoded.reason}: {decoded.detail}")
+        return chat.encode(sample.turns, skip_rewritten=True, shows_images=False)
+    if images is None:
+        found = decoded_images(sample, [decode(image.data) for image in sample.images])
+        if isinstance(found, Reject):
+            raise DataError(f"{sample.sample_id}: {found.reason}: {found.detail}")
+        images = found
     if prepared.scale != 1.0:
-        size = (round(decoded.width * prepared.scale), round(decoded.height * prepared.scale))
-        decoded = decoded.resize(size, Image.Resampling.BICUBIC)
-    return chat.encode(turns, decoded, skip_rewritten=True)
+        images = [
+            image.resize(
+                (round(image.width * prepared.scale), round(image.height * prepared.scale)),
+                Image.Resampling.BICUBIC,
+            )
+            for image in images
+        ]
+    return chat.encode(sample.turns, images, skip_rewritten=True)
 
 
 def _is_empty_answer(turn: Turn) -> bool:
-    return turn.role == "assistant" and not turn.content.strip()
+    return turn.role == "assistant" and not turn.text.strip()
 
 
 def shuffled(turns: Sequence[Turn], draw: random.Random) -> tuple[Turn, ...]:

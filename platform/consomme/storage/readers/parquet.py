@@ -1,8 +1,8 @@
 """Read Parquet: consomme's own shards, and data sets with an image column and a text column.
 
-The `image` column has bytes, a Hugging Face struct `{bytes, path}`, or a path relative to the
-file's folder. Other columns are identified by name (`TURN_KEYS`, `CAPTION_KEYS`, `ID_KEYS`); the
-rest is metadata.
+The column `image` or `images` has bytes, Hugging Face structs `{bytes, path}`, or paths relative to
+the file's folder, or lists of them; a file of conversations may have neither. Other columns are
+identified by name (`TURN_KEYS`, `CAPTION_KEYS`, `ID_KEYS`); the rest is metadata.
 
 A row group is read in small batches. If it cannot be decoded, its remaining rows are rejects; if a
 value cannot be converted, its row is. Problems of the schema are errors of the whole file: a column
@@ -18,17 +18,15 @@ import pyarrow.parquet as pq
 
 from consomme.base.errors import ConsommeError, DataError
 from consomme.base.sample import Sample
-from consomme.storage.readers.records import read_image
+from consomme.storage.readers.images import take_images_and_turns
+from consomme.storage.readers.row import RawRow, RowError
 from consomme.storage.readers.text import (
     CAPTION_KEYS,
     MAX_SAMPLE_BYTES,
     TURN_KEYS,
-    RawRow,
-    RowError,
     check_values,
     load_json,
     take_id,
-    take_turns,
 )
 from consomme.storage.stores.store import Store
 
@@ -43,6 +41,8 @@ _WHOLE_BYTES = 128 * 2**20
 
 _BUFFER = 8 * 2**20
 """Fetch size within larger row groups; memory is then one page and one batch."""
+
+IMAGE_COLUMNS = ("image", "images")
 
 Record = dict[str, Any] | RowError
 """Values of one row, or why they are not readable."""
@@ -87,19 +87,43 @@ def refers_to_files(file: BinaryIO) -> bool:
         # Planning says what is wrong with it.
         return True
     schema, meta = parquet.schema_arrow, parquet.metadata
-    if "image" not in schema.names:
+    for name in IMAGE_COLUMNS:
+        if name not in schema.names:
+            continue
+        kind = schema.field(name).type
+        prefix = f"{name}."
+        if _is_list(kind):
+            kind, prefix = kind.value_type, f"{name}.list.element."
+        if not pa.types.is_struct(kind):
+            if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+                return True
+            continue
+        # Of a list, nulls of absent lists count too; then the paths are looked at one by one.
+        for number in range(meta.num_row_groups):
+            group = meta.row_group(number)
+            columns = [group.column(k) for k in range(group.num_columns)]
+            inside = [column for column in columns if column.path_in_schema == f"{prefix}bytes"]
+            stats = inside[0].statistics if inside else None
+            if stats is None or not stats.has_null_count or stats.null_count:
+                return True
+    # Parts of a conversation may name images too.
+    return any(name in schema.names and _has_parts(schema.field(name).type) for name in TURN_KEYS)
+
+
+def _has_parts(kind: pa.DataType) -> bool:
+    """Whether turns have lists of parts with more than a type and a text."""
+    if not (_is_list(kind) and pa.types.is_struct(kind.value_type)):
         return False
-    image = schema.field("image").type
-    if not pa.types.is_struct(image):
-        return not (pa.types.is_binary(image) or pa.types.is_large_binary(image))
-    for number in range(meta.num_row_groups):
-        group = meta.row_group(number)
-        columns = [group.column(k) for k in range(group.num_columns)]
-        inside = [column for column in columns if column.path_in_schema == "image.bytes"]
-        stats = inside[0].statistics if inside else None
-        if stats is None or not stats.has_null_count or stats.null_count:
-            return True
-    return False
+    contents = [f.type for f in kind.value_type if f.name in ("content", "value")]
+    parts = [c.value_type for c in contents if _is_list(c)]
+    return any(
+        pa.types.is_struct(part) and {f.name for f in part} - {"type", "text"} for part in parts
+    )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(kind) for test in tests)
 
 
 def rows(
@@ -170,7 +194,7 @@ def _groups(parquet: pq.ParquetFile, file: BinaryIO, shard: str) -> list[tuple[i
         group = meta.row_group(index)
         groups.append((group.num_rows, group.total_byte_size))
     size = file.seek(0, 2)
-    # Each row has an image, so there cannot be more rows than bytes.
+    # Each row has a text, so there cannot be more rows than bytes.
     if any(min(group) < 0 for group in groups) or sum(rows for rows, _ in groups) > size:
         raise DataError(f"{shard}: not readable as Parquet: the footer states impossible sizes")
     return groups
@@ -178,10 +202,12 @@ def _groups(parquet: pq.ParquetFile, file: BinaryIO, shard: str) -> list[tuple[i
 
 def _check_schema(schema: pa.Schema, shard: str) -> None:
     names = schema.names
-    if "image" not in names or not set(names) & {*TURN_KEYS, *CAPTION_KEYS}:
-        wanted = " or ".join((*TURN_KEYS, *CAPTION_KEYS))
+    has_image = bool(set(names) & set(IMAGE_COLUMNS))
+    if not set(names) & {*TURN_KEYS, *CAPTION_KEYS} or not (has_image or set(names) & {*TURN_KEYS}):
+        captions, turns = " or ".join(CAPTION_KEYS), ", ".join(TURN_KEYS)
         raise DataError(
-            f"{shard}: found the columns {', '.join(names)}; expected image and {wanted}"
+            f"{shard}: found the columns {', '.join(names)}; expected image or images, and"
+            f" {captions}; or a conversation in one of {turns}"
         )
     if len(set(names)) < len(names):
         raise DataError(f"{shard}: found columns of the same name among {', '.join(names)}")
@@ -192,14 +218,20 @@ def _check_schema(schema: pa.Schema, shard: str) -> None:
                 f"{shard}: the column {field.name} is of the extension type {extension}, expected "
                 "plain Arrow types; reading it could run code. Write the shard without this column"
             )
-    image = schema.field("image").type
-    kinds = [image]
-    if pa.types.is_struct(image):
-        kinds = [inner.type for inner in image if inner.name in ("bytes", "path")]
+    for name in IMAGE_COLUMNS:
+        if name in names:
+            _check_image_column(name, schema.field(name).type, shard)
+
+
+def _check_image_column(name: str, image: pa.DataType, shard: str) -> None:
+    element = image.value_type if _is_list(image) else image
+    kinds = [element]
+    if pa.types.is_struct(element):
+        kinds = [inner.type for inner in element if inner.name in ("bytes", "path")]
     if not kinds or not all(_is_bytes_or_text(kind) for kind in kinds):
         raise DataError(
-            f"{shard}: the column image is {image}, expected binary, string or a struct of bytes "
-            "and path"
+            f"{shard}: the column {name} is {image}, expected binary, string or a struct of bytes "
+            "and path, or lists of these"
         )
 
 
@@ -294,37 +326,17 @@ def _raw_row(sample_id: str, reference: str, record: Record, store: Store, sourc
 
 def _parse(record: dict[str, Any], fallback_id: str, store: Store, source: str) -> Sample:
     sample_id = take_id(record, fallback_id)
-    image, name = _take_image(record, sample_id, store)
-    turns = take_turns(record)
-    if turns is None:
-        raise RowError("caption_missing", "the text columns are null")
-    if record.get("source") == source:
-        del record["source"]
+    present = {name: value for name, value in record.items() if value is not None}
+    images, turns = take_images_and_turns(present, store, sample_id, (*TURN_KEYS, *CAPTION_KEYS))
+    if present.get("source") == source:
+        del present["source"]
     return Sample(
         sample_id=sample_id,
-        image=image,
-        image_name=name,
+        images=images,
         turns=turns,
         source=source,
-        meta=_meta(record),
+        meta=_meta(present),
     )
-
-
-def _take_image(record: dict[str, Any], sample_id: str, store: Store) -> tuple[bytes, str]:
-    image: Any = record.pop("image")
-    name = record.pop("image_name", None)
-    path: Any = None
-    if isinstance(image, dict):
-        image, path = image.get("bytes"), image.get("path")
-    if isinstance(image, str):
-        image, path = None, image
-    if isinstance(path, bytes):
-        path = path.decode("utf-8", "surrogateescape")
-    if isinstance(image, bytes):
-        return image, str(name or path or sample_id)
-    if path:
-        return read_image(store, path), str(name or path)
-    raise RowError("image_missing", "the image column is null")
 
 
 def _meta(record: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ elements are found by scanning brackets, so that a range can be read without the
 scanned in chunks, so files and lines of any length can be planned.
 """
 
-import errno
 import io
 import re
 from collections.abc import Iterator
@@ -13,35 +12,23 @@ from typing import Any, BinaryIO
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Sample
+from consomme.storage.readers.images import take_images_and_turns
+from consomme.storage.readers.row import RawRow
 from consomme.storage.readers.text import (
+    CAPTION_KEYS,
     MAX_RECORD_BYTES,
-    MAX_SAMPLE_BYTES,
-    RawRow,
-    RowError,
+    TURN_KEYS,
     load_record,
-    printable,
     refuse_encoded,
     take_id,
-    take_turns,
 )
-from consomme.storage.stores.regular import UnsafeFileError
-from consomme.storage.stores.store import Store, is_safe_path
-
-IMAGE_KEYS = ("image", "image_path", "file_name")
-"""Keys of a record that may hold the image path, in order of preference."""
+from consomme.storage.stores.store import Store
 
 _BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
 _CHUNK_BYTES = 1 << 22
 _TOKEN = re.compile(rb'["\[\]{},]')
 _TEXT = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
-_WEB = re.compile(r"https?://", re.IGNORECASE)
-_PATH_ERRORS = {
-    getattr(errno, name)
-    for name in "ENOENT EISDIR ENOTDIR ENAMETOOLONG EINVAL ELOOP EACCES EPERM".split()
-}
-"""Errors that concern one path. Any other, such as a lost connection, concerns the storage and must
-not be reported as a missing image."""
 
 
 def plan_lines(file: BinaryIO, shard: str = "the file") -> Iterator[tuple[int, int]]:
@@ -236,57 +223,5 @@ def _raw_row(
 def _parse(data: bytes, fallback_id: str, store: Store, source: str) -> Sample:
     record = load_record(data)
     sample_id = take_id(record, fallback_id)
-    path = _take_image_path(record)
-    turns = take_turns(record)
-    if turns is None:
-        raise RowError("caption_missing", f"found {', '.join(sorted(record)) or 'nothing'} only")
-    return Sample(
-        sample_id=sample_id,
-        image=read_image(store, path),
-        image_name=path,
-        turns=turns,
-        source=source,
-        meta=record,
-    )
-
-
-def _take_image_path(record: dict[str, Any]) -> str:
-    images = record.get("images")
-    if isinstance(images, list) and len(images) == 1 and "image" not in record:
-        record["image"] = record.pop("images")[0]
-    for key in IMAGE_KEYS:
-        if record.get(key) is not None:
-            path = record.pop(key)
-            if not isinstance(path, str) or not path:
-                raise RowError("record_malformed", f"{key} is {path!r}, expected a path")
-            return path
-    raise RowError("image_missing", f"the record has none of {', '.join(IMAGE_KEYS)}")
-
-
-def read_image(store: Store, path: str) -> bytes:
-    """Read the image that a record refers to by a path relative to the record's folder.
-
-    Raises:
-        RowError: The image does not exist, is too large, is no regular file, or lies elsewhere.
-        OSError: The storage failed; the image may exist.
-    """
-    if _WEB.match(path):
-        # The URL is not quoted: it may hold a password or a signature.
-        detail = "the image is a URL; fetch it first, by `consomme download`, which writes shards"
-        raise RowError("image_missing", detail)
-    if not is_safe_path(path):
-        raise RowError("unsafe_path", f"{printable(path)!r} leads out of the file's folder")
-    try:
-        data = store.read_inside(path, 0, MAX_SAMPLE_BYTES + 1)
-    except UnsafeFileError as error:
-        raise RowError("unsafe_path", f"{printable(path)!r}: {error}") from error
-    except UnicodeEncodeError as error:
-        raise RowError("image_missing", f"{path}: the path is not UTF-8") from error
-    except OSError as error:
-        if error.errno not in _PATH_ERRORS and not isinstance(error, FileNotFoundError):
-            raise
-        raise RowError("image_missing", f"{path}: {error.strerror or 'no such file'}") from error
-    if len(data) > MAX_SAMPLE_BYTES:
-        detail = f"{path} has more than {MAX_SAMPLE_BYTES:,} bytes"
-        raise RowError("image_too_large", detail)
-    return data
+    images, turns = take_images_and_turns(record, store, sample_id, (*TURN_KEYS, *CAPTION_KEYS))
+    return Sample(sample_id=sample_id, images=images, turns=turns, source=source, meta=record)

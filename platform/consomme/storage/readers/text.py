@@ -1,15 +1,18 @@
 """Shared by all formats: parse captions, conversations and JSON, and check samples."""
 
+import itertools
 import json
 import math
 import unicodedata
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from consomme.base.errors import DataError
-from consomme.base.sample import Sample, Turn, caption_turns
+from consomme.base.sample import ImageRef, Sample, Turn, caption_turns, content_of
 from consomme.base.sample import printable as printable
+from consomme.storage.readers.marks import bind_marks
+from consomme.storage.readers.row import RowError
 
 MAX_TEXT_BYTES = 65_536
 """Maximum text per sample; more is a scraped page, not a caption."""
@@ -42,12 +45,13 @@ _ROLES = {
     "assistant": "assistant",
     "model": "assistant",
     "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "ipython": "tool",
 }
 
-
-_TOOL_ROLES = frozenset(
-    {"tool", "tools", "function", "function_call", "tool_call", "observation", "ipython"}
-)
+_CALL_ROLES = frozenset({"function", "function_call", "tool_call"})
+"""Roles of turns that call a tool, whose format is another one in each chat template."""
 
 _UNSUPPORTED_KEYS = ("tools", "functions")
 """Keys beside a conversation that change what a chat template writes."""
@@ -58,33 +62,8 @@ _UNSUPPORTED_TURN_KEYS = ("tool_calls", "function_call", "reasoning_content", "t
 _MASK_KEYS = ("weight", "loss", "train", "loss_weight")
 """Keys of a turn that say whether it is trained on, as OpenAI, ms-swift and axolotl have them."""
 
-
-class RowError(Exception):
-    """A bad row; the reader turns it into a reject.
-
-    Args:
-        reason: One of `consomme.base.sample.REJECT_REASONS`.
-        detail: What was found.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = printable(detail)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RawRow:
-    """One row before it is parsed."""
-
-    sample_id: str
-    """Id of the reject if the row cannot be parsed."""
-
-    reference: str
-    """Location of its bytes: `shard@offset+length` or `shard#row`."""
-
-    parse: Callable[[], Sample]
-    """Parses the row; raises `RowError`."""
+IMAGE_PART_KEYS = ("image", "image_url", "url", "path")
+"""Keys of a content part of type image that may say which image it is."""
 
 
 def load_record(data: bytes) -> dict[str, Any]:
@@ -150,16 +129,51 @@ def decode_caption(data: bytes) -> str:
         raise RowError("caption_not_utf8", str(error)) from error
 
 
-def take_turns(record: dict[str, Any]) -> tuple[Turn, ...] | None:
-    """Pop the text of a record and return it as turns; None if it has no text.
+@dataclass(kw_only=True)
+class Conversation:
+    """Turns of a record, and the images that they name themselves."""
+
+    turns: tuple[Turn, ...]
+
+    images: list[Any] = field(default_factory=list)
+    """What the parts of type image say about their images, in order; they refer to these. Empty if
+    the parts only say where an image stands."""
+
+    is_caption: bool = False
+    """Whether it is a caption and no conversation."""
+
+    has_parts: bool = False
+    """Whether a content is a list of parts, which say themselves where images stand."""
+
+    def bound(self, num_images: int, *, has_list: bool) -> tuple[Turn, ...]:
+        """Return the turns with image marks bound to images.
+
+        Args:
+            num_images: Images of the record.
+            has_list: Whether the record has a list of images; a caption beside a single one is
+                text, whatever it holds.
+
+        Raises:
+            RowError: There are more or fewer places than images.
+        """
+        if self.is_caption and not has_list:
+            return self.turns
+        if not num_images and any(turn.image_indices for turn in self.turns):
+            raise RowError("image_missing", "the text has places of images, the record no image")
+        return bind_marks(self.turns, num_images, has_marks=not self.has_parts)
+
+
+def take_turns(record: dict[str, Any]) -> Conversation | None:
+    """Pop the text of a record and return it; None if it has no text.
 
     The first non-null key of `TURN_KEYS`, then of `CAPTION_KEYS`, is used.
     """
     for key in TURN_KEYS:
         if record.get(key) is not None:
-            turns = parse_turns(record.pop(key))
+            conversation = parse_turns(record.pop(key))
             _refuse_fields(record, _UNSUPPORTED_KEYS, "the conversation")
-            return _with_system(turns, record.pop("system", None))
+            turns = _with_system(conversation.turns, record.pop("system", None))
+            return replace(conversation, turns=turns)
     for key in CAPTION_KEYS:
         if record.get(key) is not None:
             text = record.pop(key)
@@ -167,23 +181,31 @@ def take_turns(record: dict[str, Any]) -> tuple[Turn, ...] | None:
                 text = decode_caption(text)
             if not isinstance(text, str):
                 raise RowError("record_malformed", f"{key} is {type(text).__name__}, not text")
-            return caption_turns(text)
+            return Conversation(turns=caption_turns(text), is_caption=True)
     return None
 
 
-def parse_turns(value: Any) -> tuple[Turn, ...]:
+def parse_turns(value: Any) -> Conversation:
     """Parse a conversation with LLaVA's keys (from, value) or chat keys (role, content).
 
-    The `<image>` placeholder of the first user turn is removed: the chat template places the image
-    there. What a turn says about how to train on it is accepted if it says what is done anyway.
+    A content is text, in which marks may stand for images, or a list of parts of type text and
+    image, as the APIs of chat models take them.
     """
     if not isinstance(value, list | tuple) or not value:
         raise RowError("conversation_malformed", "found no list of turns")
-    turns: list[Turn] = []
-    for index, turn in enumerate(value):
-        is_later = any(before.role == "user" for before in turns)
-        turns.append(_parse_turn(index, turn, is_later_question=is_later))
-    return tuple(turns)
+    images: list[Any] = []
+    turns = tuple(_parse_turn(index, turn, images) for index, turn in enumerate(value))
+    num_named = sum(image is not None for image in images)
+    if 0 < num_named < len(images):
+        detail = f"{num_named} of {len(images)} parts of type image name their image"
+        raise RowError("conversation_malformed", detail)
+    has_parts = any(isinstance(_content(turn), list | tuple) for turn in value)
+    return Conversation(
+        turns=turns,
+        images=images if num_named else [],
+        is_caption=not has_parts and [t.role for t in turns if t.role != "system"] == ["assistant"],
+        has_parts=has_parts,
+    )
 
 
 def _with_system(turns: tuple[Turn, ...], system: Any) -> tuple[Turn, ...]:
@@ -211,42 +233,91 @@ def _refuse_fields(fields: Mapping[str, Any], names: Sequence[str], owner: str) 
             )
 
 
-def _check_masks(index: int, turn: Mapping[str, Any], role: str) -> None:
-    """Accept what is done anyway: the assistant's turns are trained on, all alike; no others."""
+def _take_mask(index: int, turn: Mapping[str, Any], role: str) -> bool:
+    """Return whether a turn is labelled: an assistant's, unless a key says no; never another's."""
+    # Consomme's own key is true of turns that are never labelled.
+    is_labelled = role == "assistant" and turn.get("is_labelled") is not False
     for name in _MASK_KEYS:
         value = turn.get(name)
-        if value is not None and (value not in (0, 1) or bool(value) != (role == "assistant")):
+        if value is None:
+            continue
+        if value not in (0, 1) or (value and role != "assistant"):
             raise RowError(
                 "conversation_unsupported",
-                f"turn {index}, by the {role}, has {name}={value!r}; consomme trains on all turns"
-                " of the assistant alike, and on no others; split the conversation, or remove the"
-                " field",
+                f"turn {index}, by the {role}, has {name}={value!r}; consomme learns or leaves out"
+                " whole turns of the assistant, and no others; split the conversation, or remove"
+                " the field",
             )
+        is_labelled = is_labelled and bool(value)
+    return is_labelled or role != "assistant"
 
 
-def _parse_turn(index: int, turn: Any, *, is_later_question: bool) -> Turn:
+def _parse_turn(index: int, turn: Any, images: list[Any]) -> Turn:
     if not isinstance(turn, Mapping):
         raise RowError("conversation_malformed", f"turn {index} is not an object")
     role = turn.get("from", turn.get("role"))
-    content = turn.get("value", turn.get("content"))
-    if isinstance(role, str) and role in _TOOL_ROLES:
-        detail = f"turn {index} is by {role!r}; consomme trains on no tools"
+    content = _content(turn)
+    if isinstance(role, str) and role in _CALL_ROLES:
+        detail = (
+            f"turn {index} is by {role!r}: a call of a tool, which each chat template writes in"
+            " another way; write it as text of the assistant, or leave the sample out"
+        )
         raise RowError("conversation_unsupported", detail)
     if not isinstance(role, str) or role not in _ROLES:
         raise RowError("conversation_malformed", f"turn {index} is by {role!r}")
     _refuse_fields(turn, _UNSUPPORTED_TURN_KEYS, f"turn {index}")
-    if not isinstance(content, str):
+    role = _ROLES[role]
+    if isinstance(content, list | tuple):
+        content = content_of(_parse_parts(index, content, turn.get("image_indices"), images))
+    if not isinstance(content, str | tuple):
         raise RowError("conversation_malformed", f"turn {index} has no text")
-    _check_masks(index, turn, _ROLES[role])
-    # Only user turns refer to the image; in an answer or caption, `<image>` is plain text.
-    if _ROLES[role] == "user" and "<image>" in content:
-        if content.count("<image>") > 1:
-            raise RowError("conversation_malformed", f"turn {index} refers to several images")
-        if is_later_question:
-            detail = f"turn {index} refers to an image; expected it in the first question only"
-            raise RowError("conversation_malformed", detail)
-        content = content.replace("<image>", "").strip()
-    return Turn(role=_ROLES[role], content=content)
+    return Turn(role=role, content=content, is_labelled=_take_mask(index, turn, role))
+
+
+def _content(turn: Mapping[str, Any]) -> Any:
+    return turn.get("value", turn.get("content"))
+
+
+def _parse_parts(
+    index: int, parts: Sequence[Any], image_indices: Any, images: list[Any]
+) -> list[str | ImageRef]:
+    """Parse a list of content parts, and append what they say about images to `images`.
+
+    Args:
+        index: Of the turn.
+        parts: Texts, or objects of type text and image.
+        image_indices: Index of the image of each part of type image; None counts them.
+        images: What the parts of earlier turns say.
+    """
+    given = list(image_indices) if isinstance(image_indices, list | tuple) else None
+    parsed: list[str | ImageRef] = []
+    for part in parts:
+        if isinstance(part, str):
+            parsed.append(part)
+            continue
+        if not isinstance(part, Mapping):
+            raise RowError("conversation_malformed", f"turn {index} has a part that is no object")
+        kind = part.get("type") or ("text" if part.get("text") is not None else "")
+        if kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
+            parsed.append(part["text"])
+        elif kind in ("image", "image_url", "input_image"):
+            named = next((part[k] for k in IMAGE_PART_KEYS if part.get(k) is not None), None)
+            at = part.get("index") if given is None else (given.pop(0) if given else None)
+            if named is None and isinstance(at, int) and at >= 0:
+                parsed.append(ImageRef(at))
+            else:
+                parsed.append(ImageRef(len(images)))
+                images.append(named)
+        elif kind in ("video", "video_url", "input_video"):
+            detail = (
+                f"turn {index} has a video, which consomme does not read; write its frames as"
+                " images, in their order"
+            )
+            raise RowError("video_unsupported", detail)
+        else:
+            detail = f"turn {index} has a part of type {kind!r}, expected text or image"
+            raise RowError("conversation_unsupported", detail)
+    return parsed
 
 
 def check_sample(sample: Sample, sample_ids: Container[str]) -> None:
@@ -260,22 +331,26 @@ def check_sample(sample: Sample, sample_ids: Container[str]) -> None:
         RowError: The sample is bad.
     """
     turns = sample.turns
-    if not sample.image:
-        raise RowError("image_empty", f"{sample.image_name} has 0 bytes")
+    for image in sample.images:
+        if not image.data:
+            raise RowError("image_empty", f"{image.name} has 0 bytes")
+        _check_name(image.name)
     _check_order([turn.role for turn in turns])
+    if not any(turn.role == "assistant" and turn.is_labelled for turn in turns):
+        detail = "no turn of the assistant is labelled, so nothing would be learned or scored"
+        raise RowError("conversation_malformed", detail)
     if all(unicodedata.category(char) in _INVISIBLE for char in sample.caption):
         raise RowError("caption_empty", "the text is empty or white space")
     try:
-        num_bytes = sum(len(turn.content.encode("utf-8")) for turn in turns)
+        num_bytes = sum(len(turn.text.encode("utf-8")) for turn in turns)
     except UnicodeEncodeError as error:
         raise RowError("caption_not_utf8", str(error)) from error
     if num_bytes > MAX_TEXT_BYTES:
         detail = f"found {num_bytes:,} bytes of text, at most {MAX_TEXT_BYTES:,} are taken"
         raise RowError("caption_too_long", detail)
-    if any("\0" in turn.content for turn in turns):
+    if any("\0" in turn.text for turn in turns):
         raise RowError("caption_not_text", "the text holds NUL characters")
     _check_name(sample.sample_id)
-    _check_name(sample.image_name)
     if sample.sample_id in sample_ids:
         raise RowError("duplicate_key", "an earlier sample of this unit has the same key")
 
@@ -288,16 +363,31 @@ def _check_name(name: str) -> None:
         raise RowError("record_malformed", detail)
 
 
+_NEXT_ROLES = {
+    "system": ("user", "assistant"),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("tool", "assistant"),
+}
+"""Roles that may follow a role; a conversation ends with the assistant."""
+
+
 def _check_order(roles: list[str]) -> None:
-    """Check roles: optional system, then user and assistant alternating; or one assistant turn."""
+    """Check roles: user, then assistant, again and again; or one assistant turn.
+
+    A system turn may come first; results of tools may come between two turns of the assistant.
+    """
     dialogue = roles[1:] if roles[:1] == ["system"] else roles
-    expected = ["user", "assistant"] * (len(dialogue) // 2)
-    if len(dialogue) > 1 and dialogue[:-1] == expected and dialogue[-1] == "user":
+    is_in_order = bool(dialogue) and all(
+        after in _NEXT_ROLES[before] for before, after in itertools.pairwise(dialogue)
+    )
+    begins = dialogue == ["assistant"] or dialogue[:1] == ["user"]
+    if is_in_order and begins and dialogue[-1] == "user" and len(dialogue) > 1:
         raise RowError(
             "conversation_malformed",
             "the last turn is the user's and has no answer; remove it, or answer it",
         )
-    if dialogue != ["assistant"] and (not dialogue or dialogue != expected):
+    if not (is_in_order and begins and dialogue[-1] == "assistant"):
         raise RowError(
             "conversation_malformed",
             f"found {', '.join(roles)}; expected user and assistant alternating, assistant last",

@@ -1,6 +1,6 @@
 """Read URL lists: Parquet with a URL column and a caption column, without the images.
 
-A row becomes a sample with no image bytes whose `image_name` is the URL; all other columns are
+A row becomes a sample whose image has no bytes and the URL as its name; all other columns are
 metadata.
 """
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from consomme.base.errors import DataError
-from consomme.base.sample import Reject, Sample, caption_turns
+from consomme.base.sample import ImageFile, Reject, Sample, caption_turns
 from consomme.storage.shards import Shard
 from consomme.storage.stores.open import split_url
 from consomme.storage.unit import Unit, unit_name
@@ -101,8 +101,7 @@ def read_urls(unit: Unit) -> tuple[list[tuple[int, Sample]], list[tuple[int, Rej
                 row,
                 Sample(
                     sample_id=sample_id,
-                    image=b"",
-                    image_name=url,
+                    images=(ImageFile(data=b"", name=url),),
                     turns=caption_turns(caption),
                     source=unit.source,
                     meta={"url": url, **_plain(values)},

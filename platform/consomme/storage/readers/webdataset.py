@@ -1,22 +1,23 @@
 """Read WebDataset tars: adjacent members with the same name up to the first dot are one sample.
 
 The image member has the pixels and keeps its name, `.txt` or `.caption` has the caption, `.json`
-turns and metadata. Members are never unpacked to disk, and paths that lead out of the tar are
-rejected.
+turns and metadata. Several images are numbered: `.0.jpg`, `.1.jpg`; a conversation in `.json` may
+have none. Members are never unpacked to disk, and paths that lead out of the tar are rejected.
 """
 
 import io
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from consomme.base.sample import Sample, caption_turns
+from consomme.base.sample import ImageFile, Sample, caption_turns
+from consomme.storage.readers.row import RawRow, RowError
 from consomme.storage.readers.tar import Member, iter_members
 from consomme.storage.readers.text import (
     MAX_NAME_BYTES,
     MAX_SAMPLE_BYTES,
-    RawRow,
-    RowError,
+    Conversation,
     decode_caption,
     load_record,
     printable,
@@ -29,6 +30,12 @@ IMAGE_EXTENSIONS = frozenset(
     "avif bmp gif heic jfif jp2 jpe jpeg jpg png pnm ppm tif tiff webp".split()
 )
 """Extensions of image members, after the last dot."""
+
+VIDEO_EXTENSIONS = frozenset("avi flv m4v mkv mov mp4 mpeg mpg ogv ts webm wmv".split())
+"""Extensions of video members, which are not read."""
+
+_NUMBERED = re.compile(r"(?:image|img|frame)?[-_]?(\d{1,6})\.[^.]+$")
+"""Extension of one image of several."""
 
 TEXT_EXTENSIONS = ("txt", "caption")
 """Extensions of caption members, in order of preference."""
@@ -200,33 +207,56 @@ def _raw_row(
 def _parse(group: MemberGroup, data: bytes, source: str) -> Sample:
     if group.problem:
         raise RowError(*group.problem)
-    images = group.images
-    simple = [extension for extension in images if "." not in extension]
-    if not images:
-        found = ", ".join(sorted(group.members)) or "nothing"
-        raise RowError("image_missing", f"found {found}; no member is an image")
-    if len(simple or images) > 1:
-        raise RowError("record_malformed", f"found several images: {', '.join(sorted(images))}")
-    image = group.members[(simple or images)[0]]
     meta: dict[str, Any] = {}
     if "json" in group.members:
         meta = load_record(_bytes(group.members["json"], data))
     own_names = meta.pop(OWN_KEY, {})
     own_names = own_names if isinstance(own_names, dict) else {}
+    members = _image_members(group)
     captions = [group.members[name] for name in TEXT_EXTENSIONS if name in group.members]
-    turns = take_turns(meta) if "turns" in meta or not captions else None
-    if turns is None and captions:
-        turns = caption_turns(decode_caption(_bytes(captions[0], data)))
-    if turns is None:
+    conversation = take_turns(meta) if "turns" in meta or not captions else None
+    if conversation is None and captions:
+        caption = decode_caption(_bytes(captions[0], data))
+        conversation = Conversation(turns=caption_turns(caption), is_caption=True)
+    if not members and (conversation is None or conversation.is_caption):
+        found = ", ".join(sorted(group.members)) or "nothing"
+        if any(name.rpartition(".")[2] in VIDEO_EXTENSIONS for name in group.members):
+            detail = f"found {found}; write the frames of a video as images: .0.jpg, .1.jpg, …"
+            raise RowError("video_unsupported", detail)
+        raise RowError("image_missing", f"found {found}; no member is an image")
+    if conversation is None:
         raise RowError("caption_missing", "found no .txt, .caption, or text in .json")
+    names = own_names.get("image_names")
+    if not (isinstance(names, list) and len(names) == len(members)):
+        names = [member.name for member in members]
+        if len(names) == 1:
+            names = [own_names.get("image_name", names[0])]
     return Sample(
         sample_id=str(own_names.get("sample_id", group.key)),
-        image=_bytes(image, data),
-        image_name=str(own_names.get("image_name", image.name)),
-        turns=turns,
+        images=tuple(
+            ImageFile(data=_bytes(member, data), name=str(name))
+            for member, name in zip(members, names, strict=True)
+        ),
+        turns=conversation.bound(len(members), has_list=len(members) != 1),
         source=source,
         meta=meta,
     )
+
+
+def _image_members(group: MemberGroup) -> list[Member]:
+    """Return the members of a sample that are its images, in order.
+
+    Raises:
+        RowError: There are several, and they are not numbered.
+    """
+    images = group.images
+    simple = [extension for extension in images if "." not in extension]
+    if len(simple or images) <= 1:
+        return [group.members[extension] for extension in (simple or images)]
+    numbers = {int(found[1]): name for name in images if (found := _NUMBERED.match(name))}
+    if simple or len(numbers) < len(images):
+        raise RowError("record_malformed", f"found several images: {', '.join(sorted(images))}")
+    return [group.members[numbers[number]] for number in sorted(numbers)]
 
 
 def _bytes(member: Member, data: bytes) -> bytes:
