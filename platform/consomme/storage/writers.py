@@ -168,7 +168,8 @@ def _member_names(sample: Sample) -> tuple[str, list[str]]:
         if key == sample.sample_id and is_image and is_safe_path(name) and name[:2] != "./":
             return key, [name]
     key = sample.sample_id
-    if split_name(f"{key}.x") != (key, "x") or not is_safe_path(key) or "%" in key:
+    is_kept = split_name(f"{key}.x") == (key, "x") and is_safe_path(key)
+    if not is_kept or "%" in key or key.startswith("./"):
         key = key.translate(_ESCAPES)
     suffixes = [_suffix(image) for image in sample.images]
     if len(suffixes) == 1:
