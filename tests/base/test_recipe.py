@@ -7,7 +7,15 @@ from typing import Any, Literal
 import pytest
 
 from consomme.base.errors import RecipeError
-from consomme.base.recipe import check_recipe, fingerprint, load_recipe, runtime, strategy, to_yaml
+from consomme.base.recipe import (
+    added,
+    check_recipe,
+    fingerprint,
+    load_recipe,
+    runtime,
+    strategy,
+    to_yaml,
+)
 from consomme.base.registry import Registry
 
 POLICIES: Registry[Any] = Registry("keep policy", "tests/base/test_recipe.py")
@@ -205,6 +213,19 @@ def test_fingerprint_ignores_how_and_notices_what(tmp_path: Path) -> None:
     for override in ["rate=2", "keep.fraction=0.3", "name=y", "model.dtype=bfloat16"]:
         assert fingerprint(load(tmp_path, GOOD, override), {"data": "1"}) != same
     assert fingerprint(base, {"data": "2"}) != same
+
+
+def test_a_field_that_came_later_leaves_fingerprints_as_they_were() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Before:
+        rate: int = 1
+
+    @dataclass(frozen=True, kw_only=True)
+    class After(Before):
+        shape: str = added("round")
+
+    assert fingerprint(After(rate=2), {}) == fingerprint(Before(rate=2), {})
+    assert fingerprint(After(shape="square"), {}) != fingerprint(Before(), {})
 
 
 def test_check_recipe_is_for_nested_recipes() -> None:

@@ -17,6 +17,9 @@ from typing import Any, TypeVar, cast
 from consomme.base.errors import RecipeError
 from consomme.base.schema import (
     StrategyParser,
+    added,
+    default_of,
+    is_added,
     is_keyed,
     is_located,
     is_runtime,
@@ -38,6 +41,7 @@ from consomme.base.secrets import (
 from consomme.base.suggest import did_you_mean
 
 __all__ = [
+    "added",
     "check_recipe",
     "fingerprint",
     "load_recipe",
@@ -122,7 +126,8 @@ def to_written(recipe: Any) -> Any:
 def fingerprint(recipe: Any, inputs: Mapping[str, str]) -> str:
     """Hash what determines the output: runs with the same fingerprint have the same output.
 
-    Fields declared with `runtime` or `located` are left out, at any depth and inside strategies.
+    Fields declared with `runtime` or `located` are left out, at any depth and inside strategies, and
+    those declared with `added` at their default.
     Integral floats and ints are hashed alike, so `1` and `1.0` in a YAML file make no difference.
     Secrets do not count, so a run with another password is the same run.
 
@@ -147,7 +152,9 @@ def _hashable(value: Any, key: str = "") -> Any:
         return {
             field.name: _hashable_strategy(field, getattr(value, field.name))
             for field in dataclasses.fields(value)
-            if field.init and not (is_runtime(field) or is_located(field))
+            if field.init
+            and not (is_runtime(field) or is_located(field))
+            and not (is_added(field) and getattr(value, field.name) == default_of(field))
         }
     if isinstance(value, Mapping):
         return {str(name): _hashable(item, str(name)) for name, item in value.items()}

@@ -32,6 +32,7 @@ _REGISTRY = "consomme.registry"
 _KEYED = "consomme.keyed"
 _RUNTIME = "consomme.runtime"
 _LOCATED = "consomme.located"
+_ADDED = "consomme.added"
 _NO_DEFAULT: Any = object()
 
 
@@ -75,6 +76,19 @@ def located(default: Any = _NO_DEFAULT) -> Any:
     names it among the run's inputs. So data that are moved stay the same data.
     """
     return _field(default, {_LOCATED: True})
+
+
+def added(default: Any) -> Any:
+    """Declare a field that recipes did not have before: at its default, the output is as before.
+
+    Then it is not part of the fingerprint, so that runs of before are still found done.
+    """
+    return _field(default, {_ADDED: True})
+
+
+def is_added(field: "dataclasses.Field[Any]") -> bool:
+    """Return whether a field was declared with `added`."""
+    return bool(field.metadata.get(_ADDED))
 
 
 def is_located(field: "dataclasses.Field[Any]") -> bool:
