@@ -11,14 +11,12 @@ from hypothesis import strategies as st
 from consomme.base.errors import DataError
 from consomme.base.manifest import Manifest, Parent, from_json, lineage, to_json
 from consomme.base.sample import (
-    SAMPLE_SCHEMA,
     ImageFile,
     Reject,
     Sample,
     Turn,
-    samples_to_table,
-    table_to_samples,
 )
+from consomme.base.sample_tables import SAMPLE_SCHEMA, samples_to_table, table_to_samples
 from consomme.base.telemetry import MetricsLog, Progress, configure_logging
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)

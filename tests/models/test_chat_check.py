@@ -144,7 +144,7 @@ def test_an_encoder_and_a_decoder_of_text_stop_at_load(tmp_path: Path, build: An
 def test_an_image_that_the_family_cannot_take_is_refused_and_no_crash(tmp_path: Path) -> None:
     """What a processor raises about one image is not always a ValueError."""
     chat = chat_encoder_for(*parts_with(lambda images: images))
-    inner = chat._image_processor._inner
+    inner = chat._processing.image_processor._inner
 
     class Failing:
         def __call__(self, images: Any, **options: Any) -> Any:
@@ -153,7 +153,7 @@ def test_an_image_that_the_family_cannot_take_is_refused_and_no_crash(tmp_path: 
         def __getattr__(self, name: str) -> Any:
             return getattr(inner, name)
 
-    chat._image_processor._inner = Failing()
+    chat._processing.image_processor._inner = Failing()
     with pytest.raises(ImageRefusedError, match="sizes should be greater than 0"):
         chat.encode(conversation("star"), [noise(0, 40, 40)])
 

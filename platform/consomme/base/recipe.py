@@ -127,7 +127,8 @@ def fingerprint(recipe: Any, inputs: Mapping[str, str]) -> str:
     """Hash what determines the output: runs with the same fingerprint have the same output.
 
     Fields declared with `runtime` or `located` are left out, at any depth and inside strategies;
-    those declared with `added`, at their default. Integral floats and ints are hashed alike, so `1` and `1.0` in a YAML file make no difference.
+    those declared with `added`, at their default. Integral floats and ints are hashed alike, so `1`
+    and `1.0` in a YAML file make no difference.
     Secrets do not count, so a run with another password is the same run.
 
     Args:

@@ -1,4 +1,4 @@
-"""Samples and rejects, in memory and as an Arrow table.
+"""Samples and rejects.
 
 A sample has any number of images and a list of turns. Images are the encoded bytes, never
 re-encoded. A turn is text, or text and images in their order. A bad sample becomes a `Reject` with
@@ -14,13 +14,10 @@ Where the images of a sample stand:
 | one assistant turn only, with `ImageRef`s: a document | where these stand in its text |
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
-
-import pyarrow as pa
 
 REASON_MEANINGS: Mapping[str, str] = {
     "caption_empty": "the text is empty, white space or invisible characters only",
@@ -66,54 +63,6 @@ REASON_MEANINGS: Mapping[str, str] = {
 
 REJECT_REASONS = frozenset(REASON_MEANINGS)
 """All reject reasons."""
-
-SAMPLE_SCHEMA = pa.schema(
-    [
-        pa.field("sample_id", pa.string(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),
-        pa.field("image_name", pa.string(), nullable=False),
-        pa.field(
-            "turns",
-            pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
-            nullable=False,
-        ),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("meta", pa.string(), nullable=False),
-    ]
-)
-"""Columns of plain samples: one image, before the text; `meta` is a JSON object as a string."""
-
-_CONTENT = pa.list_(pa.struct([("type", pa.string()), ("text", pa.string())]))
-
-MANY_IMAGES_SCHEMA = pa.schema(
-    [
-        SAMPLE_SCHEMA.field("sample_id"),
-        pa.field(
-            "images",
-            pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-            nullable=False,
-        ),
-        pa.field(
-            "messages",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("role", pa.string()),
-                        ("content", _CONTENT),
-                        ("image_indices", pa.list_(pa.int32())),
-                        ("is_labelled", pa.bool_()),
-                    ]
-                )
-            ),
-            nullable=False,
-        ),
-        SAMPLE_SCHEMA.field("source"),
-        SAMPLE_SCHEMA.field("meta"),
-    ]
-)
-"""Columns of samples with any number of images, as Hugging Face's chat data sets have them: parts
-of `content` are of type `text` or `image`; `image_indices` says which image each of the latter
-is."""
 
 IMAGE_MARK = re.compile(r"<image>|<ImageHere>|<image[ _](\d{1,4})>|<\|image_(\d{1,4})\|>")
 """Marks of images in texts: of LLaVA and most others, InternLM-XComposer, MMMU, and Phi."""
@@ -338,62 +287,6 @@ def caption_turns(text: str) -> tuple[Turn, ...]:
     return (Turn(role="assistant", content=text),)
 
 
-def samples_to_table(samples: Iterable[Sample]) -> pa.Table:
-    """Convert samples to an Arrow table.
-
-    Its schema is `SAMPLE_SCHEMA` if all samples are plain; else `MANY_IMAGES_SCHEMA`.
-    """
-    rows = list(samples)
-    shared = {
-        "sample_id": [sample.sample_id for sample in rows],
-        "source": [sample.source for sample in rows],
-        "meta": [meta_to_json(sample.meta) for sample in rows],
-    }
-    if all(sample.is_plain for sample in rows):
-        columns = shared | {
-            "image": [sample.images[0].data for sample in rows],
-            "image_name": [sample.images[0].name for sample in rows],
-            "turns": [
-                [{"role": turn.role, "content": turn.text} for turn in sample.turns]
-                for sample in rows
-            ],
-        }
-        return pa.table({n: columns[n] for n in SAMPLE_SCHEMA.names}, schema=SAMPLE_SCHEMA)
-    columns = shared | {
-        "images": [
-            [{"bytes": image.data, "path": image.name} for image in sample.images]
-            for sample in rows
-        ],
-        "messages": [[_to_message(turn) for turn in sample.turns] for sample in rows],
-    }
-    return pa.table({n: columns[n] for n in MANY_IMAGES_SCHEMA.names}, schema=MANY_IMAGES_SCHEMA)
-
-
-def table_to_samples(table: pa.Table) -> list[Sample]:
-    """Convert a table to samples; columns of neither schema are ignored."""
-    if "images" not in table.column_names:
-        return [
-            Sample(
-                sample_id=row["sample_id"],
-                images=(ImageFile(data=row["image"], name=row["image_name"]),),
-                turns=tuple(Turn(role=t["role"], content=t["content"]) for t in row["turns"]),
-                source=row["source"],
-                meta=json.loads(row["meta"]),
-            )
-            for row in table.select(SAMPLE_SCHEMA.names).to_pylist()
-        ]
-    return [
-        Sample(
-            sample_id=row["sample_id"],
-            images=tuple(ImageFile(data=i["bytes"], name=i["path"]) for i in row["images"]),
-            turns=tuple(_from_message(message) for message in row["messages"]),
-            source=row["source"],
-            meta=json.loads(row["meta"]),
-        )
-        for row in table.select(MANY_IMAGES_SCHEMA.names).to_pylist()
-    ]
-
-
 def turn_to_json(turn: Turn, *, has_parts: bool = False) -> dict[str, Any]:
     """Return a turn as JSON values: `content` is text, or a list of parts if it has images.
 
@@ -421,32 +314,6 @@ def turn_from_json(message: Mapping[str, Any]) -> Turn:
             part["text"] if part["type"] == "text" else ImageRef(part["index"]) for part in content
         )
     return Turn(role=message["role"], content=content, is_labelled=message.get("is_labelled", True))
-
-
-def _to_message(turn: Turn) -> dict[str, Any]:
-    return {
-        "role": turn.role,
-        "content": [
-            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
-            for part in turn.parts
-        ],
-        "image_indices": list(turn.image_indices),
-        "is_labelled": turn.is_labelled,
-    }
-
-
-def _from_message(message: Mapping[str, Any]) -> Turn:
-    indices = iter(message["image_indices"])
-    parts = [
-        part["text"] if part["type"] == "text" else ImageRef(next(indices))
-        for part in message["content"]
-    ]
-    return Turn(role=message["role"], content=content_of(parts), is_labelled=message["is_labelled"])
-
-
-def meta_to_json(meta: Mapping[str, Any]) -> str:
-    """Serialize metadata deterministically: sorted keys, ASCII, no spaces."""
-    return json.dumps(meta, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def turns_of(sample: Sample, prompt: str) -> tuple[Turn, ...]:

@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from consomme.base.errors import ConsommeError
-from consomme.base.sample import Reject, Sample, samples_to_table, table_to_samples
+from consomme.base.sample import Reject, Sample
+from consomme.base.sample_tables import samples_to_table, table_to_samples
 from consomme.execution.errors import pack_error, unpack_error
 from consomme.execution.spans import Spans
 from consomme.execution.stage import Gauge

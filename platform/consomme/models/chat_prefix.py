@@ -15,15 +15,12 @@ from torch import tensor, zeros_like
 
 from consomme.base.errors import CheckpointError, DataError
 from consomme.base.sample import Turn
-from consomme.models.chat import (
-    ChatEncoder,
-    check_special_tokens,
-    image_errors,
-)
+from consomme.models.chat import ChatEncoder, check_special_tokens
 from consomme.models.chat_check import check_chat
 from consomme.models.encoded import EncodedChat, EncodedPrompt, LayoutRefusedError, Pixels
 from consomme.models.imports import import_transformers
 from consomme.models.layout import is_simple
+from consomme.models.processing import image_errors
 from consomme.models.recording import CachedImageProcessor
 from consomme.models.turn_end import TurnEnd
 

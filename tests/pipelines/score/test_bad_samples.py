@@ -11,7 +11,7 @@ from tests.support.samples import with_image
 
 from consomme.base.errors import DataError, RecipeError
 from consomme.base.recipe import check_recipe
-from consomme.base.sample import Reject, Sample, Turn, caption_turns, turns_of
+from consomme.base.sample import ImageRef, Reject, Sample, Turn, caption_turns, turns_of
 from consomme.datasets.sources import SceneSource
 from consomme.execution.loading import read_ahead
 from consomme.execution.rejects import check_rejects
@@ -127,16 +127,17 @@ def test_training_reads_only_what_it_can_train_on(chat: ChatEncoder, tmp_path: P
 def test_conversations_keep_their_own_questions(chat: ChatEncoder) -> None:
     turns = (Turn(role="user", content="what?"), Turn(role="assistant", content="a circle"))
     talk = Sample(**{**vars(GOOD[0]), "turns": turns})
-    assert turns_of(talk, PROMPT) == turns
+    shown = (Turn(role="user", content=(ImageRef(0), "what?")), turns[1])
+    assert turns_of(talk, PROMPT) == shown
     assert turns_of(GOOD[0], PROMPT) == (
-        Turn(role="user", content=PROMPT),
+        Turn(role="user", content=(ImageRef(0), PROMPT)),
         *caption_turns(GOOD[0].caption),
     )
     broken = Sample(**{**vars(talk), "turns": (Turn(role="user", content="<end>"), turns[1])})
     source = TrainSource(inputs=("x",))
     made = preparer(chat).prepare(talk, source, Random(0))
     assert isinstance(made, PreparedSample)
-    assert made.sample.turns == turns
+    assert made.sample.turns == shown
     refused = preparer(chat).prepare(broken, source, Random(0))
     assert isinstance(refused, Reject)
     assert refused.reason == "text_not_encodable"

@@ -21,9 +21,8 @@ from consomme.base.sample import (
     Sample,
     Turn,
     content_of,
-    samples_to_table,
-    table_to_samples,
 )
+from consomme.base.sample_tables import samples_to_table, table_to_samples
 from consomme.storage.units import plan_units, read_unit
 from consomme.storage.writers import parquet_bytes, tar_bytes
 
