@@ -119,6 +119,8 @@ class Turn:
     @property
     def image_indices(self) -> tuple[int, ...]:
         """Indices of its images, in the order of its content."""
+        if isinstance(self.content, str):
+            return ()
         return tuple(part.index for part in self.parts if isinstance(part, ImageRef))
 
 

@@ -21,7 +21,7 @@ from consomme.base.sample import Turn, content_of, place_images, without_images
 from consomme.models.encoded import EncodedChat, EncodedPrompt, LayoutRefusedError, Pixels
 from consomme.models.layout import ImageLayout, Message, is_simple, to_message
 from consomme.models.processing import ConversationProcessor
-from consomme.models.spans import char_map, num_images, pieces, token_span
+from consomme.models.spans import char_map, char_offset, num_images, pieces, token_span
 from consomme.models.thoughts import answer_start, template_options
 from consomme.models.turn_end import TurnEnd, find_turn_end
 
@@ -115,8 +115,12 @@ class ChatEncoder:
             )
         types, token_inputs, pixels = self._processing.process(rendered, shown, images, keys)
         recorder = self._processing.recorder
-        pattern = "" if is_simple(shown) else self._layout.pattern
-        place = char_map(recorder.text, rendered, answers[0][0], shown, pattern, self.special)
+        is_scattered = not is_simple(shown)
+        if is_scattered:
+            pattern = self._layout.pattern
+            place = char_map(recorder.text, rendered, num_images(shown), pattern, self.special)
+        else:
+            place = char_offset(recorder.text, rendered, answers[0][0], self.special)
         spans = [
             token_span(recorder, self.turn_end.ids, place(begin), text, is_end=is_end)
             for begin, text, is_end in answers
@@ -125,12 +129,12 @@ class ChatEncoder:
         alone: tuple[Pixels, ...] = ()
         if pixels is not None and keys is not None:
             alone = self._processing.images_alone(
-                shown, images, keys, pixels, "" if is_simple(shown) else self._layout.mark(0)
+                shown, images, keys, pixels, self._layout.mark(0) if is_scattered else ""
             )
         return EncodedChat(
             input_ids=ids,
             spans=spans,
-            has_late_images=not is_simple(shown) and self.image_token_id in ids[spans[0][0] :],
+            has_late_images=is_scattered and self.image_token_id in ids[spans[0][0] :],
             token_types=types,
             token_inputs=token_inputs,
             pixels=pixels,
@@ -293,7 +297,6 @@ class ChatEncoder:
         """
         answers: list[tuple[int, str, bool]] = []
         is_inlined = self.has_vision and shows_images
-        texts = self._layout.inlined(turns) if is_inlined else [turn.text for turn in turns]
         num_shown = 0
         for number, turn in enumerate(turns):
             num_before, num_shown = num_shown, num_shown + len(turn.image_indices)
@@ -302,7 +305,9 @@ class ChatEncoder:
             if turn.role != "assistant" or not turn.is_labelled:
                 continue
             prompt = self._render(messages[:number], add_generation_prompt=True)
-            answer = texts[number].strip()
+            answer = turn.text.strip()
+            if turn.image_indices and is_inlined:
+                answer = self._layout.inlined(turns)[number].strip()
             begin = answer_start(prompt, rendered, answer)
             is_last = number == len(turns) - 1
             if begin is None and skip_rewritten and not is_last:

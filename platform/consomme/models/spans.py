@@ -13,28 +13,22 @@ from collections.abc import Callable, Collection, Sequence
 from consomme.base.errors import DataError
 from consomme.base.sample import ImageRef, Turn
 from consomme.models.encoded import LayoutRefusedError
-from consomme.models.layout import is_simple
 from consomme.models.recording import RecordingTokenizer
 from consomme.models.turn_end import extend_over_end
 
 
 def char_map(
-    text: str,
-    rendered: str,
-    first_answer: int,
-    turns: Sequence[Turn],
-    pattern: str,
-    special: Sequence[str],
+    text: str, rendered: str, num_shown: int, pattern: str, special: Sequence[str]
 ) -> Callable[[int], int]:
     """Return where a character of the rendered text is in the text that was tokenized.
 
-    The processor inserts tokens for each image, and some insert or append others.
+    The processor inserts tokens for each image, and some insert or append others. For a single
+    image before all answers, `char_offset` is enough.
 
     Args:
         text: That was tokenized.
         rendered: What the template wrote.
-        first_answer: Where the first labelled text begins in `rendered`.
-        turns: With references to the images that are shown.
+        num_shown: Number of images in it.
         pattern: Regular expression of the mark of an image.
         special: Tokens that may follow the text.
 
@@ -42,11 +36,7 @@ def char_map(
         DataError: The text between images is not the rendered one.
         LayoutRefusedError: There are other marks than those of the images.
     """
-    if is_simple(turns):
-        offset = _char_offset(text, rendered, first_answer, special)
-        return lambda at: at + offset
     marks = list(re.finditer(pattern, rendered))
-    num_shown = num_images(turns)
     if len(marks) != num_shown:
         raise LayoutRefusedError(
             f"found {len(marks)} marks of images in the conversation, expected one for"
@@ -73,8 +63,20 @@ def char_map(
     return place
 
 
-def _char_offset(text: str, rendered: str, first_answer: int, special: Sequence[str]) -> int:
-    """Return how many characters the processor inserted before the first answer."""
+def char_offset(
+    text: str, rendered: str, first_answer: int, special: Sequence[str]
+) -> Callable[[int], int]:
+    """Return where a character from the first answer on is in the text that was tokenized.
+
+    Args:
+        text: That was tokenized.
+        rendered: What the template wrote.
+        first_answer: Where the first labelled text begins in `rendered`; no image follows it.
+        special: Tokens that may follow the text.
+
+    Raises:
+        DataError: The text from the first answer on is not the rendered one.
+    """
     tail = rendered[first_answer:]
     before, found, after = text.rpartition(tail)
     # Chameleon's processor ends a text with a token of its own.
@@ -85,7 +87,8 @@ def _char_offset(text: str, rendered: str, first_answer: int, special: Sequence[
             "the processor changes the text after the image: expected it to end with"
             f" {tail[:60]!r}, found {text[-60:]!r}"
         )
-    return len(before) - (len(rendered) - len(tail))
+    offset = len(before) - (len(rendered) - len(tail))
+    return lambda at: at + offset
 
 
 def token_span(
