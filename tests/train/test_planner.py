@@ -1,5 +1,6 @@
 """Plans from shapes match what training takes: bytes and operations."""
 
+import gc
 import json
 import time
 import tracemalloc
@@ -153,13 +154,22 @@ def test_only_known_devices_have_a_peak() -> None:
 
 
 def measured_peak(model: Any, batch: dict[str, torch.Tensor]) -> int:
-    """Most bytes that a forward and a backward pass had at once, by torch's own allocations."""
+    """Most bytes that a forward and a backward pass had at once, by torch's own allocations.
+
+    Without garbage collection in between: tensors of earlier tests, if they are freed by it then,
+    would count as freed by these passes.
+    """
     from torch.profiler import ProfilerActivity, profile
 
     for parameter in model.parameters():
         parameter.grad = None
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        sum_nll(model, batch).backward()
+    gc.collect()
+    gc.disable()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            sum_nll(model, batch).backward()
+    finally:
+        gc.enable()
     assert seen.profiler is not None
     events: Any = seen.profiler.kineto_results
     changes = sorted(
