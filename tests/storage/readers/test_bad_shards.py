@@ -4,6 +4,8 @@ import errno
 import io
 import os
 import pickle
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -175,6 +177,45 @@ def test_a_storage_that_fails_in_the_middle_of_a_shard(tmp_path: Path, error: Ex
     file.error = error
     with pytest.raises(type(error)):
         parquet.rows(file, store=LocalStore("."), shard="s", start=0, count=50, source="web")
+
+
+class WatchedFile(io.BytesIO):
+    """Remembers what is read, and by which threads."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.threads: set[int] = set()
+        self.reads: list[int] = []
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        time.sleep(0.02)
+        self.threads.add(threading.get_ident())
+        data = super().read(size)
+        self.reads.append(len(data))
+        return data
+
+
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_no_other_thread_reads_a_shard(is_damaged: bool) -> None:
+    """One that lets go of the file while the interpreter ends aborts the process."""
+    table = table_of([row(f"{number}", os.urandom(20_000)) for number in range(50)])
+    sink = io.BytesIO()
+    pq.write_table(table, sink, row_group_size=25, compression="none")
+    data = bytearray(sink.getvalue())
+    if is_damaged:
+        group = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0)
+        data[4 : group.column(1).data_page_offset - 100] = b"\xff" * (
+            group.column(1).data_page_offset - 104
+        )
+    file = WatchedFile(bytes(data))
+    found = parquet.rows(file, store=LocalStore("."), shard="s", start=0, count=50, source="web")
+    assert len(found) == 50
+    num_reads = len(file.reads)
+    time.sleep(0.3)
+    assert len(file.reads) == num_reads
+    assert file.threads == {threading.get_ident()}
+    # A read for each row group, beside those of the footer.
+    assert sum(size > 100_000 for size in file.reads) == 2
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT, errno.EMFILE, errno.ENOSPC])

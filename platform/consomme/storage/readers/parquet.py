@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from consomme.base.errors import ConsommeError, DataError
 from consomme.base.sample import Sample
+from consomme.storage.readers.held_range import HeldRange
 from consomme.storage.readers.images import take_images_and_turns
 from consomme.storage.readers.row import RawRow, RowError
 from consomme.storage.readers.text import (
@@ -143,7 +144,8 @@ def rows(
         DataError: The shard changed after planning.
     """
     base_name = shard.rpartition("/")[2].rpartition(".")[0]
-    parquet = _open(file, shard)
+    held = HeldRange(file)
+    parquet = _open(held, shard)
     _check_schema(parquet.schema_arrow, shard)
     raw_rows: list[RawRow] = []
     position = 0
@@ -155,9 +157,13 @@ def rows(
                 detail = f"{num_bytes:,} bytes in a row group of {num_rows:,} rows"
                 records: list[Record] = [RowError("record_too_large", detail)] * (end - begin)
             else:
+                held.release()
+                reader = parquet
                 if num_bytes > _WHOLE_BYTES:
-                    parquet = _open(file, shard, is_streamed=True)
-                records = _read_rows(parquet, group, begin, end)
+                    reader = _open(file, shard, is_streamed=True)
+                elif span := _span(parquet, group):
+                    held.hold(*span)
+                records = _read_rows(reader, group, begin, end)
             for number, record in enumerate(records, start=first):
                 name, reference = f"{base_name}-{number:08d}", f"{shard}#{number}"
                 raw_rows.append(_raw_row(name, reference, record, store, source))
@@ -165,11 +171,11 @@ def rows(
     return raw_rows
 
 
-def _open(file: BinaryIO, shard: str, *, is_streamed: bool = False) -> pq.ParquetFile:
+def _open(file: BinaryIO | HeldRange, shard: str, *, is_streamed: bool = False) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(
             file,
-            pre_buffer=not is_streamed,
+            pre_buffer=False,
             buffer_size=_BUFFER if is_streamed else 0,
             page_checksum_verification=True,
         )
@@ -198,6 +204,24 @@ def _groups(parquet: pq.ParquetFile, file: BinaryIO, shard: str) -> list[tuple[i
     if any(min(group) < 0 for group in groups) or sum(rows for rows, _ in groups) > size:
         raise DataError(f"{shard}: not readable as Parquet: the footer states impossible sizes")
     return groups
+
+
+def _span(parquet: pq.ParquetFile, group: int) -> tuple[int, int] | None:
+    """Return where the bytes of a row group begin and end; None if the footer states no such place.
+
+    Columns that cannot be fetched in this way are read one by one, and say what is wrong.
+    """
+    meta = parquet.metadata.row_group(group)
+    columns = [meta.column(k) for k in range(meta.num_columns)]
+    starts = [
+        min(filter(None, (one.dictionary_page_offset, one.data_page_offset)), default=0)
+        for one in columns
+    ]
+    start = min(starts, default=0)
+    end = max(
+        (at + one.total_compressed_size for at, one in zip(starts, columns, strict=True)), default=0
+    )
+    return (start, end) if 0 < start < end <= start + _WHOLE_BYTES else None
 
 
 def _check_schema(schema: pa.Schema, shard: str) -> None:
