@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from typing import Protocol
 
 from consomme.base.sample import ImageFile
 from consomme.datasets.scenes import caption, encode, make_scene, render
@@ -115,11 +116,12 @@ class Job:
     environment: Mapping[str, str]
     log: Path
     root: str = ""
+    program: Path = DRIVER
 
     def start(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, str(DRIVER), str(self.recipe)],
+                [sys.executable, str(self.program), str(self.recipe)],
                 env=dict(self.environment),
                 stdout=log,
                 stderr=log,
@@ -307,9 +309,13 @@ def judge(tally: Tally, root: str, expected: Mapping[str, bytes], samples: Count
     assert not strays, strays
 
 
-def wait_until(
-    is_time: Callable[[], bool], process: subprocess.Popen[bytes], most_s: float
-) -> bool:
+class Pollable(Protocol):
+    """A process that can be asked whether it has ended."""
+
+    def poll(self) -> int | None: ...
+
+
+def wait_until(is_time: Callable[[], bool], process: Pollable, most_s: float) -> bool:
     """Wait for a moment; False if the process ended before it came."""
     deadline = time.monotonic() + most_s
     while not is_time():

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -60,6 +61,58 @@ def test_a_loss_in_the_middle_of_a_run(what: str, tmp_path: Path) -> None:
     if what == "gcs":
         job.finish()
         assert not (url / FAILURE).exists()
+
+
+def waiting(folder: Path) -> harness.Job:
+    """A run that waits in Ray's own code, with a Ray of its own."""
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(f"root: {folder}/runs\n")
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    program = Path(__file__).with_name("waiting.py")
+    return harness.Job(recipe, environment, folder / "log.txt", program=program)
+
+
+def first(process: "subprocess.Popen[bytes]", name: str, most_s: float = 120) -> int:
+    """Wait for a process below another one, by how its name ends, and return its id."""
+    deadline = time.monotonic() + most_s
+    while True:
+        for pid in harness.descendants(process.pid):
+            if harness.command_of(pid).partition(" ")[0].endswith(name):
+                return pid
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def check_loss(job: harness.Job, code: int, folder: Path, what: str) -> None:
+    """The one message is that of the loss, and so is the stored reason."""
+    assert code == 75, job.tail()
+    assert f"the Ray cluster failed: its {what} is gone" in job.tail()
+    assert "interrupted" not in job.tail()
+    (failure,) = folder.glob("runs/waiting/*/failure.json")
+    assert json.loads(failure.read_text())["code"] == 75
+
+
+def test_a_raylet_that_is_lost_while_the_driver_waits_in_ray(tmp_path: Path) -> None:
+    """Ray makes a `KeyboardInterrupt` of what interrupts its waiting."""
+    job = waiting(tmp_path)
+    process = job.start()
+    first(process, "ray::asleep")
+    os.kill(first(process, LOST["raylet"]), signal.SIGKILL)
+    check_loss(job, process.wait(60), tmp_path, "raylet")
+
+
+def test_a_gcs_that_is_lost_while_ray_starts(tmp_path: Path) -> None:
+    """Ray itself would wait for a minute and end the process with exit code 1."""
+    job = waiting(tmp_path)
+    process = job.start()
+    first(process, LOST["raylet"])
+    os.kill(first(process, LOST["gcs"]), signal.SIGKILL)
+    check_loss(job, process.wait(50), tmp_path, "GCS")
+    deadline = time.monotonic() + 30
+    while harness.descendants(process.pid):
+        assert time.monotonic() < deadline, "Ray's processes stay behind"
+        time.sleep(0.2)
 
 
 @pytest.mark.long

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -34,6 +35,9 @@ GCS_GONE_S = 15.0
 LEAVE_S = 4.0
 """The process ends by force if it has not ended by itself so long after a loss."""
 
+_OWN_PARTS = {"gcs_server": "its GCS", "raylet": "its raylet"}
+"""Names of the programs of a private Ray without which it is of no use."""
+
 _SIGNAL = signal.SIGUSR1
 
 
@@ -44,14 +48,23 @@ class _RayLost(KeyboardInterrupt):
 class RayWatch:
     """Watches the processes that this driver cannot do without."""
 
-    def __init__(self, *, is_private: bool) -> None:
+    def __init__(
+        self, parts: Mapping[str, Callable[[], bool]], end_ray: Callable[[], None]
+    ) -> None:
+        """Do not watch yet.
+
+        Args:
+            parts: What to watch: its name, and how to see whether it is alive.
+            end_ray: Ends the Ray that this process started, if any, before the process ends by
+                force.
+        """
         self.reason = ""
         """What was lost; empty as long as everything is there."""
 
         self.is_told = False
         """Whether the main thread knows, and tells its user."""
 
-        self._parts = dict(_parts(is_private=is_private))
+        self._parts, self._end_ray = parts, end_ray
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ray-watch", daemon=True)
 
@@ -89,27 +102,51 @@ class RayWatch:
             print(f"consomme: {self.error()}", file=sys.stderr, flush=True)  # noqa: T201
         # What hangs in Ray's code never gets as far as to say why.
         record_at_exit(self.error())
-        end_private_ray()
+        self._end_ray()
         os._exit(EXIT_TRY_AGAIN)
 
 
-@contextlib.contextmanager
-def watched(*, is_private: bool) -> Iterator[RayWatch | None]:
+def watched(*, is_private: bool) -> AbstractContextManager[RayWatch | None]:
     """Turn the loss of Ray's processes into a `ClusterError`, in the main thread only.
 
     Of nested blocks the outermost watches.
     """
+    return _watching(lambda: dict(_parts(is_private=is_private)), end_private_ray)
+
+
+def watched_start() -> AbstractContextManager[RayWatch | None]:
+    """Do as `watched` while a private Ray is started inside the block.
+
+    A Ray whose GCS dies before it is complete waits for it in C++ code for a minute, and then ends
+    this process with exit code 1.
+    """
+    others = set(_descendants([os.getpid()]))
+
+    def end_started() -> None:
+        for pid in set(_descendants([os.getpid()])) - others:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+    parts = {name: _Started(program) for program, name in _OWN_PARTS.items()}
+    return _watching(lambda: parts, end_started)
+
+
+@contextlib.contextmanager
+def _watching(
+    parts: Callable[[], Mapping[str, Callable[[], bool]]], end_ray: Callable[[], None]
+) -> Iterator[RayWatch | None]:
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(_SIGNAL) is _interrupt:
         yield None
         return
-    watch = RayWatch(is_private=is_private)
+    watch = RayWatch(parts(), end_ray)
     before = signal.signal(_SIGNAL, _interrupt)
     watch.start()
     try:
         yield watch
-    # Ray's own errors about the loss come first sometimes.
-    except (Exception, _RayLost) as error:
+    # Ray's own errors about the loss come first sometimes, and where Ray's code is interrupted, it
+    # raises a `KeyboardInterrupt` of its own.
+    except (Exception, KeyboardInterrupt) as error:
         if watch.reason:
             watch.is_told = True
             raise watch.error() from error
@@ -140,11 +177,7 @@ def end_private_ray() -> None:
 
 def _descendants(pids: Sequence[int]) -> list[int]:
     """List the processes below some."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            parent = int(entry.read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(entry.parent.name))
+    children = _children()
     found: list[int] = []
     queue = list(pids)
     while queue:
@@ -154,13 +187,23 @@ def _descendants(pids: Sequence[int]) -> list[int]:
     return found
 
 
+def _children() -> dict[int, list[int]]:
+    """List the children of every process."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            parent = int(entry.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(entry.parent.name))
+    return children
+
+
 def _parts(*, is_private: bool) -> Iterator[tuple[str, Callable[[], bool]]]:
     """Yield what is watched: its name, and how to see whether it is alive."""
     node = current_node()
     if node is None:
         return
     if is_private:
-        for kind, name in (("gcs_server", "its GCS"), ("raylet", "its raylet")):
+        for kind, name in _OWN_PARTS.items():
             for one in node.all_processes.get(kind, ()):
                 yield name, partial(_is_child_alive, one.process)
         return
@@ -172,6 +215,22 @@ def _parts(*, is_private: bool) -> Iterator[tuple[str, Callable[[], bool]]]:
 
 def _is_child_alive(process: subprocess.Popen[bytes]) -> bool:
     return process.poll() is None
+
+
+class _Started:
+    """Whether a program that this process starts has not ended; it need not have begun."""
+
+    def __init__(self, program: str) -> None:
+        self.program = program
+        self.pid = 0
+
+    def __call__(self) -> bool:
+        # One that has ended keeps its name until Ray asks for its exit code.
+        for pid in () if self.pid else _children().get(os.getpid(), ()):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text().strip() == self.program:
+                    self.pid = pid
+        return not self.pid or is_alive(self.pid)
 
 
 class _Refusals:

@@ -24,7 +24,7 @@ from consomme.execution.capacity import check_cluster
 from consomme.execution.errors import own_errors
 from consomme.execution.private_ray import loopback, private_place
 from consomme.execution.ray_private import ray_private
-from consomme.execution.ray_watch import end_private_ray, watched
+from consomme.execution.ray_watch import end_private_ray, watched, watched_start
 from consomme.storage.stores.retries import KNOWN_VARIABLE, PATIENCE_VARIABLE, patience_s
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def ray_session() -> Iterator[None]:
                 _init(runtime_env={"env_vars": _job_env()})
             else:
                 folder, variables = place.enter_context(private_place())
-                with loopback(), environment(_private_env() | variables):
+                with loopback(), environment(_private_env() | variables), watched_start():
                     _init(address="local", include_dashboard=False, _temp_dir=str(folder))
         except ConsommeError:
             raise
