@@ -125,6 +125,7 @@ chaos: setup
 	$(BIN)/python -m tests.chaos.training
 	$(BIN)/python -m tests.chaos.training ranks=2
 	$(BIN)/python -m tests.chaos.matrix $(ARGS)
+	$(BIN)/python -m tests.chaos.verbs $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -30,6 +30,8 @@ FIGURE_AREAS = (
     "planning",
     "ledger",
     "chaos",
+    "verb_chaos",
+    "outages",
     "engine_chaos",
     "train",
     "train_gpu",

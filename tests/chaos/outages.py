@@ -1,9 +1,10 @@
 """Take the storage away from a running command, and give it back.
 
-    python -m tests.chaos.outages VERB SECONDS
+    python -m tests.chaos.outages [VERBS] [SECONDS]      such as score,train 5,60
 
 The server is killed with SIGKILL at a moment in the middle of the work, and started again on the
-same disk. The run must end well by itself, with the bytes of an undisturbed one.
+same disk. The run must end well by itself, with the bytes of an undisturbed one. Writes
+`tests/benchmarks/results/outages.json`; what stands there about other verbs and times stays.
 """
 
 import json
@@ -16,8 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
+from tests.chaos import harness
 from tests.support.s3_server import BUCKET, MortalServer, seaweedfs
 
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "outages.json"
 NANO = "package://models/nano"
 
 MOMENTS = {
@@ -183,12 +186,33 @@ def check(server: MortalServer, verb: str, folder: Path, inputs: tuple[str, str]
     return log
 
 
-if __name__ == "__main__":
+def main(verbs: str = ",".join(MOMENTS), seconds: str = "5,60,300") -> None:
+    """Try every verb with every length of an outage, and write what was seen."""
+    cells = json.loads(RESULTS.read_text())["cells"] if RESULTS.exists() else {}
     with seaweedfs() as running, tempfile.TemporaryDirectory(prefix="consomme-outage-") as name:
-        begun = time.monotonic()
         made = make_inputs(running, Path(name))
-        said = check(running, sys.argv[1], Path(name), made, float(sys.argv[2]))
-        lines = [line for line in said.splitlines() if "storage s3" in line]
-        result = {"verb": sys.argv[1], "away_s": float(sys.argv[2]), "lines": lines}
-        result["seconds"] = round(time.monotonic() - begun)
-        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+        for away_s in map(float, seconds.split(",")):
+            for verb in verbs.split(","):
+                begun = time.monotonic()
+                said = check(running, verb, Path(name), made, away_s)
+                cells[f"{verb}, {away_s:g} s"] = {
+                    "lines": [line[9:] for line in said.splitlines() if "storage s3" in line],
+                    "seconds": round(time.monotonic() - begun),
+                }
+                write(cells)
+                sys.stdout.write(f"{verb}, {away_s:g} s: {cells[f'{verb}, {away_s:g} s']}\n")
+                sys.stdout.flush()
+
+
+def write(cells: Mapping[str, object]) -> None:
+    """Write the outages that runs have outlasted; one that does not ends this process."""
+    tried = ", ".join(sorted(cells))
+    rows = [
+        ("outages.survived", len(cells), "outages", f"SeaweedFS killed in the middle: {tried}"),
+        ("outages.differing_bytes", 0, "files", "exit code 0, and the bytes of undisturbed runs"),
+    ]
+    harness.write_results(RESULTS, rows, cells=cells)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
