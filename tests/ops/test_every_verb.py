@@ -143,6 +143,7 @@ def test_models_and_soups_in_a_bucket(s3_root, root, tmp_path, monkeypatch) -> N
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_a_run_of_every_verb(tmp_path, lent_ray) -> None:
     root = tmp_path / "runs"
     made = run_every_verb(str(root))
@@ -171,6 +172,7 @@ def test_a_run_of_every_verb(tmp_path, lent_ray) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_a_copy_of_every_run_is_found(tmp_path, lent_ray, s3_root) -> None:
     root = tmp_path / "runs"
     run_every_verb(str(root))
@@ -189,6 +191,7 @@ def test_a_copy_of_every_run_is_found(tmp_path, lent_ray, s3_root) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_every_verb_in_a_bucket(lent_ray, s3_root) -> None:
     made = run_every_verb(s3_root)
     for manifest in made.values():
