@@ -99,8 +99,10 @@ def recall() -> tuple[list[Row], NDArray[np.float64]]:
 def precision() -> list[Row]:
     """Measure the share of dropped pictures that are copies; every picture has exactly one copy."""
     rows = []
+    # Noto draws some emoji alike, such as an astronaut and a man who is one: equal bytes.
+    drawn = dict.fromkeys(entry.image for entry in emoji.load("noto"))
     pools = {
-        "emoji": [decoded(entry.image) for entry in emoji.load("noto")],
+        "emoji": [decoded(image) for image in drawn],
         "scenes": [scenes.render(scenes.make_scene(k)).convert("RGB") for k in range(1500)],
         "clouds": [cloud(seed, 64) for seed in range(1500)],
     }
@@ -274,7 +276,8 @@ def decide(num: int) -> dict[str, float]:
     # Reset the recorded peak; only the columns are resident now.
     Path("/proc/self/clear_refs").write_text("5")
     before = _peak_mb()
-    began = time.monotonic()
+    # Of one process that reads no file, so other work beside it does not matter.
+    began = time.process_time()
     order = rank_order(score, pixels, weight, content[:, 0])
     copies = find_duplicates(
         content[order],
@@ -286,7 +289,7 @@ def decide(num: int) -> dict[str, float]:
     )
     return {
         "opened": opened[0] / num,
-        "seconds": time.monotonic() - began,
+        "seconds": time.process_time() - began,
         "mb": _peak_mb() - before,
         "kept": float(copies.is_kept_N.mean()),
     }
@@ -321,7 +324,8 @@ def scale() -> list[Row]:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
         how = (
-            f"{num:,} planted hashes and thumbnails, distance {DISTANCE}; {found['kept']:.3f} stay"
+            f"CPU time; {num:,} planted hashes and thumbnails, distance {DISTANCE};"
+            f" {found['kept']:.3f} stay"
         )
         how += f"; thumbnails of {found['opened']:.2f} of them are needed, 4.7 kB each on disk"
         rows.append(_row(f"seconds_{name}", found["seconds"], "s", how))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from tests.benchmarks.dedup_more_kinds import MORE_KINDS
 
 Picture = Image.Image
 Pixels = NDArray[Any]
@@ -43,22 +44,22 @@ def text_page(rng: Rng) -> Picture:
 
 def radiograph(rng: Rng) -> Picture:
     """A chest film: the same organs at almost the same place, film grain, soft edges."""
-    y, x = np.mgrid[0:128, 0:128] / 127 - 0.5
-    shift, scale = rng.normal(0, 0.02, 2), rng.normal(1, 0.05, 2)
+    y, x = _plane(128)
+    shift, scale = rng.normal(0, 0.02, 2).tolist(), rng.normal(1, 0.05, 2).tolist()
     x, y = (x - shift[0]) * scale[0], (y - shift[1]) * scale[1]
 
     def blob(cx: float, cy: float, rx: float, ry: float) -> Pixels:
-        jitter = rng.normal(0, 0.015, 4)
-        far = ((x - cx - jitter[0]) / (rx + jitter[2])) ** 2
-        far += ((y - cy - jitter[1]) / (ry + jitter[3])) ** 2
+        jitter = rng.normal(0, 0.015, 4).tolist()
+        far = np.square((x - (cx + jitter[0])) / (rx + jitter[2]))
+        far += np.square((y - (cy + jitter[1])) / (ry + jitter[3]))
         return 1 / (1 + np.exp(np.minimum(8 * (far - 1), 50)))
 
     film = 150 * blob(0, 0.1, 0.45, 0.55) - 90 * blob(-0.2, 0, 0.14, 0.3)
     film += -90 * blob(0.2, 0, 0.14, 0.3) + 60 * blob(0.05, 0.15, 0.12, 0.14)
     film += 50 * blob(0, 0, 0.04, 0.6)
-    ribs = np.sin(2 * np.pi * (y * rng.normal(9, 0.4) - x**2 * 6 + rng.uniform(0, 1)))
-    film += 8 * ribs * (np.abs(x) < 0.36)
-    film += 40 + 6 * _noise(rng, 128) + rng.normal(0, 2, film.shape)
+    waves, phase = float(rng.normal(9, 0.4)), float(rng.uniform(0, 1))
+    film += 8 * np.sin(2 * np.pi * (y * waves - x * x * 6 + phase)) * (np.abs(x) < 0.36)
+    film += 40 + 6 * _noise(rng, 128) + 2 * rng.standard_normal(film.shape, np.float32)
     return _grey(film)
 
 
@@ -115,15 +116,16 @@ def screenshot(rng: Rng) -> Picture:
 
 def photo(rng: Rng) -> Picture:
     """Coloured noise with the spectrum of photographs, with a few large things in it."""
-    base = np.stack([_noise(rng, 128) for _ in range(3)], axis=2)
-    common = _noise(rng, 128)[:, :, None]
-    pixels = 128 + rng.normal(0, 25, 3) + 35 * common + 12 * base
-    y, x = np.mgrid[0:128, 0:128]
+    levels = rng.normal(0, 25, 3).tolist()
+    common = 35 * _noise(rng, 128)
+    planes = [common + (128 + level) + 12 * _noise(rng, 128) for level in levels]
+    pixels = np.stack([plane[:96] for plane in planes], axis=2)
+    y, x = np.ogrid[0:96, 0:128]
     for _ in range(int(rng.integers(1, 4))):
         cx, cy, rx, ry = rng.uniform(10, 118, 2).tolist() + rng.uniform(8, 45, 2).tolist()
         inside = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1
-        pixels[inside] += rng.normal(0, 40, 3)
-    return Image.fromarray(pixels[:96].clip(0, 255).astype(np.uint8))
+        pixels += inside[:, :, None] * rng.normal(0, 40, 3).astype(np.float32)
+    return _grey(pixels)
 
 
 def grey_shapes(rng: Rng) -> Picture:
@@ -207,10 +209,13 @@ def face(rng: Rng) -> Picture:
     rx, ry = rng.normal(25, 1.5), rng.normal(33, 1.5)
 
     def paint(ox: float, oy: float, w: float, h: float, colour: Any) -> None:
-        inside = 1 / (
-            1 + np.exp(np.clip(12 * (((x - ox) / w) ** 2 + ((y - oy) / h) ** 2 - 1), -50, 50))
-        )
-        pixels[:] = pixels * (1 - inside[:, :, None]) + np.asarray(colour) * inside[:, :, None]
+        # Beyond this, nothing of a soft edge is left.
+        rows = slice(max(0, int(oy - 2.4 * h)), max(0, int(oy + 2.4 * h) + 2))
+        columns = slice(max(0, int(ox - 2.4 * w)), max(0, int(ox + 2.4 * w) + 2))
+        far = ((x[rows, columns] - ox) / w) ** 2 + ((y[rows, columns] - oy) / h) ** 2
+        inside = 1 / (1 + np.exp(np.clip(12 * (far - 1), -50, 50)))[:, :, None]
+        part = pixels[rows, columns]
+        part[:] = part * (1 - inside) + np.asarray(colour) * inside
 
     paint(cx, 135, rng.normal(46, 3), rng.normal(36, 3), rng.uniform(20, 220, 3))
     paint(cx, cy - rng.uniform(4, 12), rx + rng.uniform(1, 8), ry + rng.uniform(0, 5), hair)
@@ -262,6 +267,7 @@ KINDS: Mapping[str, Callable[[Rng], Picture]] = {
     "faces": face,
     "satellite": satellite,
     "dark_frames": dark_frame,
+    **MORE_KINDS,
 }
 """Function that renders a picture of each kind."""
 
@@ -307,7 +313,13 @@ def _noise(rng: Rng, side: int) -> Pixels:
     part = field[at[0] : at[0] + side, at[1] : at[1] + side]
     part = part.T if rng.random() < 0.5 else part
     part = part[:: int(rng.choice([-1, 1])), :: int(rng.choice([-1, 1]))]
-    return part + rng.normal(0, 0.05) if rng.random() < 0.5 else -part
+    return part + float(rng.normal(0, 0.05)) if rng.random() < 0.5 else -part
+
+
+@cache
+def _plane(side: int) -> Pixels:
+    """Row and column of each pixel, from -0.5 to 0.5."""
+    return (np.mgrid[0:side, 0:side] / (side - 1) - 0.5).astype(np.float32)
 
 
 @cache
