@@ -71,6 +71,7 @@ def environment() -> Environment:
         "signed_number": _signed_number,
         "column_classes": _column_classes,
         "data_uri": _data_uri,
+        "kind": lambda part: type(part).__name__,
         "legend": legend,
         "chart_drawing": chart_drawing,
         "lineage_drawing": lineage_drawing,
@@ -117,7 +118,7 @@ def _column_class(cells: Sequence[model.Cell]) -> str:
     return "short" if all(len(str(c)) <= _SHORT_LENGTH for c in present) else ""
 
 
-def _data_uri(item: model.GalleryItem | model.BeforeAfterItem) -> str:
+def _data_uri(item: model.GalleryItem | model.BeforeAfterItem | model.Picture) -> str:
     """Return the image as a data URI, or an empty string if browsers do not show its format."""
     supported = {mime for _, mime in _SIGNATURES}
     detected = [mime for start, mime in _SIGNATURES if item.image_bytes.startswith(start)]

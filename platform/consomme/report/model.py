@@ -126,14 +126,56 @@ class Dots:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GalleryItem:
-    """One picture with facts about its sample."""
+class Picture:
+    """A picture in its place in a text."""
 
     image_bytes: bytes
     """The encoded picture; one that browsers cannot show becomes a placeholder."""
 
     title: str
-    """Usually the caption, or the sample id."""
+    """What it is, such as `picture 2 of 3`; read aloud, and shown when pointed at."""
+
+    label: str = ""
+    """A number or a word, written on the picture."""
+
+    is_marked: bool = False
+    """Whether it is the one that the card is about; framed."""
+
+    mime: str = ""
+    """MIME type; empty: detected from the bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Omitted:
+    """Says what is left out here."""
+
+    text: str
+    """Such as `+ 4 more pictures`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownTurn:
+    """One turn of a sample: its texts and pictures, in their order."""
+
+    role: str
+    """Who says it; empty for a caption or a document, which nobody says."""
+
+    parts: Sequence[str | Picture | Omitted]
+    """In the order of the turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryItem:
+    """One sample: a picture with its text, or texts and pictures in their order."""
+
+    title: str
+    """Usually the caption, or the sample id; not shown if there are turns."""
+
+    image_bytes: bytes = b""
+    """The encoded picture; one that browsers cannot show becomes a placeholder."""
+
+    turns: Sequence[ShownTurn] = ()
+    """Texts and pictures in their order, instead of the title; see `consomme.report.samples`."""
 
     lines: Sequence[str] = ()
     """Further facts, one per line."""
@@ -150,7 +192,7 @@ class GalleryItem:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """Pictures side by side."""
+    """Samples side by side."""
 
     items: Sequence[GalleryItem]
     """In the order shown."""
@@ -164,16 +206,16 @@ class Gallery:
 
 @dataclass(frozen=True, kw_only=True)
 class BeforeAfterItem:
-    """One picture with its caption before and after."""
+    """One sample with its text before and after."""
 
-    image_bytes: bytes
-    """The encoded picture."""
+    before: str | Sequence[ShownTurn]
+    """Caption before; or texts and pictures in their order."""
 
-    before: str
-    """Caption before."""
+    after: str | Sequence[ShownTurn]
+    """Caption after; or texts and pictures in their order."""
 
-    after: str
-    """Caption after."""
+    image_bytes: bytes = b""
+    """The encoded picture; none if the pictures stand in the texts, or there is none."""
 
     notes: Sequence[tuple[str, Tone]] = ()
     """Short remarks on the new caption, such as `("3 true claims", "good")`."""
