@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from PIL import Image
+
 from consomme.base.sample import ImageFile, Sample, Turn
 from consomme.curate.tag.tagger import TaggerInput
 
@@ -21,4 +23,4 @@ def tagger_input(*said: str, name: str = "a", image: bytes = b"", **meta: Any) -
         source="s",
         meta=meta,
     )
-    return TaggerInput(sample=sample)
+    return TaggerInput(sample=sample, images=(Image.new("RGB", (1, 1)),))

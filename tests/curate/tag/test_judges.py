@@ -23,7 +23,7 @@ class ByHand:
         self.choices: list[ChoiceQuestion] = []
 
     def answer_nlls(self, choices: Sequence[ChoiceQuestion]) -> list:
-        assert all(choice.picture is None for choice in choices), "nobody may see a picture"
+        assert not any(choice.pictures for choice in choices), "nobody may see a picture"
         self.choices += choices
         return [
             TagProblem(reason="sequence_too_long", detail="too long")
@@ -32,7 +32,7 @@ class ByHand:
             for c in choices
         ]
 
-    def embed_pictures(self, inputs):
+    def embed_pictures(self, pictures):
         raise AssertionError("a judge looked at a picture")
 
 

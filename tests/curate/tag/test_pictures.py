@@ -4,12 +4,15 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from PIL import Image
 from tests.curate.tag.cases import tagger_input
 
 from consomme.base.errors import CheckpointError, RecipeError
+from consomme.base.sample import ImageFile, Sample, caption_turns
 from consomme.curate.tag.pictures import Classes, Embedding, entropy
-from consomme.curate.tag.tagger import ChoiceQuestion, TaggerInput, TagProblem, softmax
+from consomme.curate.tag.tagger import ChoiceQuestion, Picture, TaggerInput, TagProblem, softmax
 
 COLORS = ("red", "light blue", "green")
 
@@ -26,7 +29,7 @@ class ByHand:
         for choice in choices:
             assert choice.question == "what color is it?"
             assert choice.answers == COLORS
-            name = choice.picture.sample.images[0].data if choice.picture else b""
+            name = b"+".join(picture.data for picture in choice.pictures)
             self.asked.append(name)
             if name == b"bad":
                 found.append(TagProblem(reason="sequence_too_long", detail="as long as it gets"))
@@ -35,8 +38,8 @@ class ByHand:
                 found.append(-np.log(np.array(self.probs[name], np.float64)))
         return found
 
-    def embed_pictures(self, inputs: Sequence[TaggerInput]) -> list:
-        return [np.array(self.probs[s.sample.images[0].data], np.float32) for s in inputs]
+    def embed_pictures(self, pictures: Sequence[Picture]) -> list:
+        return [np.array(self.probs[picture.data], np.float32) for picture in pictures]
 
 
 def tagger(**changes) -> Classes:
@@ -127,3 +130,72 @@ def test_an_embedding_that_is_not_finite_is_one_problem():
     found = Embedding(model="m").open(lambda _: model)(inputs)
     np.testing.assert_allclose(found.columns["embedding"][0], [0.6, 0.8])
     assert {k: problem.reason for k, problem in found.problems.items()} == {1: "score_not_finite"}
+
+
+def several(*images: bytes) -> TaggerInput:
+    """A sample of these pictures, decoded; or of text alone."""
+    files = tuple(ImageFile(data=data, name=f"{k}.png") for k, data in enumerate(images))
+    sample = Sample(sample_id="a", images=files, turns=caption_turns("a"), source="s")
+    return TaggerInput(sample=sample, images=tuple(Image.new("RGB", (1, 1)) for _ in images))
+
+
+PROBS = {
+    b"": (0.25, 0.25, 0.25),
+    b"x": (0.6, 0.3, 0.1),
+    b"y": (0.1, 0.2, 0.7),
+    b"z": (0.5, 0.4, 0.1),
+    b"x+y+z": (0.2, 0.7, 0.1),
+}
+
+
+@pytest.mark.parametrize(
+    ("images", "asked", "expected"),
+    [
+        ("mean", [b"x", b"y", b"z"], [0.4, 0.3, 0.3]),
+        ("first", [b"x"], [0.6, 0.3, 0.1]),
+        ("all", [b"x+y+z"], [0.2, 0.7, 0.1]),
+    ],
+)
+def test_a_sample_of_several_pictures_has_one_class(images, asked, expected):
+    model = ByHand(PROBS)
+    found = tagger(images=images).open(lambda _: model)([several(b"x", b"y", b"z"), several()])
+    np.testing.assert_allclose(found.columns["class_probs"][0], expected)
+    assert found.columns["class"] == (COLORS[int(np.argmax(expected))], None)
+    assert found.columns["class_entropy"][0] == pytest.approx(entropy(np.array(expected)))
+    assert [values[1] for values in found.columns.values()] == [None] * 4, "a text has no class"
+    assert model.asked == [b"", *asked]
+    assert found.problems == {}
+
+
+def test_one_bad_picture_of_several_is_named():
+    model = ByHand(PROBS)
+    found = tagger().open(lambda _: model)([several(b"x", b"bad"), several(b"bad")])
+    assert found.problems[0].detail == "picture 2 of 2: as long as it gets"
+    assert found.problems[1].detail == "as long as it gets"
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        ("mean", np.array([1.4, 0.8]) / np.hypot(1.4, 0.8)),
+        ("first", [0.6, 0.8]),
+        ("each", [[0.6, 0.8], [0.8, 0.0]]),
+    ],
+)
+def test_an_embedding_of_several_pictures(images, expected):
+    model = ByHand({b"x": (0.6, 0.8), b"y": (0.8, 0.0)})
+    made = Embedding(model="m", images=images)
+    found = made.open(lambda _: model)([several(b"x", b"y"), several(), several(b"x")])
+    np.testing.assert_allclose(found.columns["embedding"][0], expected, rtol=1e-6)
+    assert found.columns["embedding"][1] is None
+    alone = np.array((0.6, 0.8), np.float32)
+    np.testing.assert_array_equal(
+        found.columns["embedding"][2], [alone] if images == "each" else alone
+    )
+    pa.array(found.columns["embedding"], made.columns["embedding"])
+
+
+def test_opposite_pictures_have_no_mean():
+    model = ByHand({b"x": (0.6, 0.8), b"y": (-0.6, -0.8)})
+    found = Embedding(model="m").open(lambda _: model)([several(b"x", b"y")])
+    assert found.problems[0].reason == "score_not_finite"

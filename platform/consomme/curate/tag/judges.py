@@ -40,6 +40,7 @@ from consomme.curate.tag.tagger import (
     TaggerModel,
     TagProblem,
     softmax,
+    text_of,
 )
 
 # Shapes: A answers.
@@ -52,8 +53,9 @@ TEXT = "{text}"
 class Grammar(Checked):
     """Probability, according to a language model, that a text has grammar errors.
 
-    The text is that of all turns, questions included, one line per turn. Source: POINTS1.5 drops
-    samples with errors and keeps about 85 %.
+    The text is that of all user and assistant turns, questions included, one line per turn; what
+    a system or a tool says is not judged. Source: POINTS1.5 drops samples with errors and keeps
+    about 85 %.
     """
 
     model: str = located()
@@ -97,7 +99,10 @@ class Grammar(Checked):
         return lambda inputs: self._tag(model, inputs)
 
     def _tag(self, model: TaggerModel, inputs: Sequence[TaggerInput]) -> TagColumns:
-        texts = ["\n".join(t.text for t in s.sample.turns) for s in inputs]
+        texts = [
+            "\n".join(text_of(t) for t in s.sample.turns if t.role in ("user", "assistant"))
+            for s in inputs
+        ]
         nlls = model.answer_nlls(
             [
                 ChoiceQuestion(
@@ -121,8 +126,9 @@ class Answerable(Checked):
 
     For data with short, fixed answers. A question counts as answered if no wrong answer is more
     likely than the true one; a sample with several questions is answerable if all of them are, each
-    asked separately. Source: POINTS1.5, which found that dropping such samples makes a model
-    slightly worse, so use the label with care.
+    asked separately. Answers that are not learned are not asked for. A sample without pictures has
+    no label: there is nothing to do without. Source: POINTS1.5, which found that dropping such
+    samples makes a model slightly worse, so use the label with care.
     """
 
     model: str = located()
@@ -156,7 +162,7 @@ class Answerable(Checked):
     def columns(self) -> Mapping[str, pa.DataType]:
         """Return whether all questions are answered, and rank and probability of the worst answer.
 
-        All three are null for a sample without a question or without a wrong answer.
+        All three are null for a sample without pictures, a question or a wrong answer.
         """
         return {
             "answerable": pa.int8(),
@@ -173,6 +179,7 @@ class Answerable(Checked):
         questions = [
             (k, question)
             for k, item in enumerate(inputs)
+            if item.sample.images
             for question in self._questions(item.sample)
         ]
         nlls = model.answer_nlls([question for _, question in questions])
@@ -221,11 +228,11 @@ class Answerable(Checked):
 
 
 def question_answer_pairs(sample: Sample) -> list[tuple[str, str]]:
-    """Return the user turns of a sample, each with the assistant turn that follows."""
+    """Return the user turns of a sample, each with the labelled assistant turn that follows."""
     return [
-        (question.text, answer.text)
+        (text_of(question), text_of(answer))
         for question, answer in zip(sample.turns, sample.turns[1:], strict=False)
-        if question.role == "user" and answer.role == "assistant"
+        if question.role == "user" and answer.role == "assistant" and answer.is_labelled
     ]
 
 

@@ -11,12 +11,15 @@ with equal ones, on 200 rendered scenes with one object: its colour, of eight, 1
 shape, of six, 0.79 and 0.78, but 0.75 and 0.84 with a question that is not in the training data;
 the names of 60 emoji in a style that is not in the training data, mean of three draws, 0.82 and
 0.78.
+
+A sample of several pictures has one value all the same: `images` says how it is made of them.
+Samples without pictures have none: their columns are empty (null).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -25,11 +28,12 @@ from numpy.typing import NDArray
 
 from consomme.base.checked import Checked, rule
 from consomme.base.errors import RecipeError
-from consomme.base.schema import located
+from consomme.base.schema import added, located
 from consomme.curate.tag.tagger import (
     TAGGERS,
     ChoiceQuestion,
     ModelOpener,
+    Picture,
     TagColumns,
     TagFunction,
     TaggerInput,
@@ -57,31 +61,66 @@ class Embedding:
     column: str = "embedding"
     """Name of the column: a list of float32 for each sample."""
 
+    images: Literal["mean", "first", "each"] = added("mean")
+    """What a sample of several pictures gets: the `mean` of their embeddings, scaled to norm 1; the
+    embedding of the `first`; or a list with that of `each`, in order, which no filter can use."""
+
     needs_pictures: ClassVar[bool] = True
     data_version: ClassVar[str] = ""
 
     @property
     def columns(self) -> Mapping[str, pa.DataType]:
-        """Return one column of vectors."""
-        return {self.column: pa.list_(pa.float32())}
+        """Return one column of vectors, or of lists of vectors."""
+        vector = pa.list_(pa.float32())
+        return {self.column: pa.list_(vector) if self.images == "each" else vector}
 
     def open(self, open_model: ModelOpener) -> TagFunction:
         """Open the VLM."""
         model = open_with_vision(open_model, self.model)
+        return lambda inputs: self._tag(model, inputs)
 
-        def tag(inputs: Sequence[TaggerInput]) -> TagColumns:
-            vectors: list[NDArray[np.float32] | None] = []
-            problems = {}
-            for k, vector in enumerate(model.embed_pictures(inputs)):
+    def _tag(self, model: TaggerModel, inputs: Sequence[TaggerInput]) -> TagColumns:
+        last = 1 if self.images == "first" else None
+        pictures = [item.pictures[:last] for item in inputs]
+        embedded = iter(model.embed_pictures([one for several in pictures for one in several]))
+        values: list[Any] = []
+        problems: dict[int, TagProblem] = {}
+        for k, shown in enumerate(pictures):
+            vectors = []
+            for number in range(len(shown)):
+                vector = next(embedded)
+                if not isinstance(vector, TagProblem) and not np.isfinite(vector).all():
+                    vector = TagProblem(
+                        reason="score_not_finite", detail="the embedding is not finite"
+                    )
                 if isinstance(vector, TagProblem):
-                    problems[k] = vector
-                elif not np.isfinite(vector).all():
-                    detail = "the embedding is not finite"
-                    problems[k] = TagProblem(reason="score_not_finite", detail=detail)
-                vectors.append(None if k in problems or isinstance(vector, TagProblem) else vector)
-            return TagColumns(columns={self.column: vectors}, problems=problems)
+                    problems.setdefault(k, _about(vector, number, inputs[k]))
+                else:
+                    vectors.append(vector)
+            value = self._joined(vectors) if vectors and k not in problems else None
+            if value is None and vectors and k not in problems:
+                detail = "the mean of the pictures' embeddings is zero"
+                problems[k] = TagProblem(reason="score_not_finite", detail=detail)
+            values.append(value)
+        return TagColumns(columns={self.column: values}, problems=problems)
 
-        return tag
+    def _joined(self, vectors: Sequence[NDArray[np.float32]]) -> Any:
+        """Return what a sample gets; None if it is no direction."""
+        if self.images == "each":
+            return list(vectors)
+        if len(vectors) == 1:
+            return vectors[0]
+        mean_W = np.mean(vectors, axis=0, dtype=np.float64)
+        norm = np.linalg.norm(mean_W)
+        return (mean_W / norm).astype(np.float32) if norm else None
+
+
+def _about(problem: TagProblem, number: int, item: TaggerInput) -> TagProblem:
+    """Say which picture of a sample the problem is about, if it has several."""
+    total = len(item.sample.images)
+    if total == 1:
+        return problem
+    return replace(problem, detail=f"picture {number + 1} of {total}: {problem.detail}")
 
 
 @TAGGERS.register("classes")
@@ -90,8 +129,8 @@ class Classes(Checked):
     """Pseudo-labels: the class name that a VLM finds most likely, and its uncertainty.
 
     Costs one short pass through the language model per picture and class; each picture is encoded
-    once. Source: pseudo-labels guide what to label in PCB (Active Prompt Learning in
-    Vision-Language Models, CVPR 2024), there from CLIP.
+    once. A sample without pictures has no class. Source: pseudo-labels guide what to label in PCB
+    (Active Prompt Learning in Vision-Language Models, CVPR 2024), there from CLIP.
     """
 
     model: str = located()
@@ -110,6 +149,11 @@ class Classes(Checked):
     column: str = "class"
     """Name of the column of the most likely class; others are COLUMN_probs, COLUMN_entropy (nats; 0
     is certain) and COLUMN_margin (largest minus second largest probability)."""
+
+    images: Literal["mean", "first", "all"] = added("mean")
+    """How a sample of several pictures is asked about: each by itself, and the `mean` of their
+    probabilities is the sample's; the `first` only; or once about `all`, shown before the question,
+    which a model that takes one picture refuses."""
 
     needs_pictures: ClassVar[bool] = True
     data_version: ClassVar[str] = ""
@@ -150,34 +194,51 @@ class Classes(Checked):
     def _tag(
         self, model: TaggerModel, prior_A: NDArray[np.float64], inputs: Sequence[TaggerInput]
     ) -> TagColumns:
-        pictures: dict[tuple[bytes, ...], TaggerInput] = {}
-        for item in inputs:
-            pictures.setdefault(item.image_keys, item)
+        shown = [self._shown(item) for item in inputs]
+        distinct = {_keys(pictures): pictures for several in shown for pictures in several}
         answers = model.answer_nlls(
             [
-                ChoiceQuestion(question=self.question, answers=self.classes, picture=item)
-                for item in pictures.values()
+                ChoiceQuestion(question=self.question, answers=self.classes, pictures=pictures)
+                for pictures in distinct.values()
             ]
         )
-        by_key = dict(zip(pictures, answers, strict=True))
+        by_key = dict(zip(distinct, answers, strict=True))
         rows: list[tuple[Any, ...]] = []
         problems: dict[int, TagProblem] = {}
-        for k, item in enumerate(inputs):
-            nll_A = by_key[item.image_keys]
-            if not isinstance(nll_A, TagProblem) and not np.isfinite(nll_A).all():
-                detail = f"{self.column}: {np.isfinite(nll_A).sum()} of {len(nll_A)} finite"
-                nll_A = TagProblem(reason="score_not_finite", detail=detail)
-            if isinstance(nll_A, TagProblem):
-                problems[k] = nll_A
+        for k, several in enumerate(shown):
+            probs = []
+            for number, pictures in enumerate(several):
+                nll_A = by_key[_keys(pictures)]
+                if not isinstance(nll_A, TagProblem) and not np.isfinite(nll_A).all():
+                    detail = f"{self.column}: {np.isfinite(nll_A).sum()} of {len(nll_A)} finite"
+                    nll_A = TagProblem(reason="score_not_finite", detail=detail)
+                if isinstance(nll_A, TagProblem):
+                    is_about_one = self.images != "all"
+                    problem = _about(nll_A, number, inputs[k]) if is_about_one else nll_A
+                    problems.setdefault(k, problem)
+                else:
+                    probs.append(softmax(prior_A - nll_A))
+            if k in problems or not probs:
                 rows.append((None, None, None, None))
                 continue
-            prob_A = softmax(prior_A - nll_A)
+            prob_A = np.mean(probs, axis=0)
             second, first = np.sort(prob_A)[-2:]
             rows.append(
                 (self.classes[int(prob_A.argmax())], prob_A, entropy(prob_A), first - second)
             )
         columns = zip(*rows, strict=True) if rows else [()] * len(self.columns)
         return TagColumns(columns=dict(zip(self.columns, columns, strict=True)), problems=problems)
+
+    def _shown(self, item: TaggerInput) -> list[tuple[Picture, ...]]:
+        """Return the pictures of each question that is asked about a sample."""
+        if self.images == "all":
+            return [item.pictures] if item.pictures else []
+        one_by_one: list[tuple[Picture, ...]] = [(picture,) for picture in item.pictures]
+        return one_by_one[:1] if self.images == "first" else one_by_one
+
+
+def _keys(pictures: Sequence[Picture]) -> tuple[bytes, ...]:
+    return tuple(picture.key for picture in pictures)
 
 
 def entropy(prob_A: NDArray[np.float64]) -> float:

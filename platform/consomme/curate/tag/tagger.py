@@ -1,5 +1,8 @@
 """The interface of taggers: a tagger takes samples and returns columns about them.
 
+A tagger makes one value per sample and column, however many pictures the sample has; its docstring
+says which of them it looks at. A tagger of pictures leaves its columns empty for samples without.
+
 A tagger can ask two things of a model: the likelihoods of answers to a question, and the embedding
 of a picture. It gets a function that opens models, so taggers depend on no engine, and taggers that
 name the same folder share one model.
@@ -9,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -20,9 +23,24 @@ from PIL import Image
 
 from consomme.base.errors import CheckpointError
 from consomme.base.registry import Registry
-from consomme.base.sample import Sample
+from consomme.base.sample import Sample, Turn
 
 # Shapes: A answers, W width of the language model.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A decoded picture."""
+
+    data: bytes = field(repr=False)
+    """Its encoded bytes."""
+
+    image: Image.Image
+
+    @cached_property
+    def key(self) -> bytes:
+        """Hash of its bytes."""
+        return hashlib.blake2b(self.data, digest_size=16).digest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +51,29 @@ class TaggerInput:
     images: tuple[Image.Image, ...] = ()
 
     @cached_property
-    def image_keys(self) -> tuple[bytes, ...]:
-        """Hash of each picture's bytes."""
-        return tuple(
-            hashlib.blake2b(image.data, digest_size=16).digest() for image in self.sample.images
-        )
+    def pictures(self) -> tuple[Picture, ...]:
+        """Its pictures, in order; only if they were decoded."""
+        pairs = zip(self.sample.images, self.images, strict=True)
+        return tuple(Picture(data=file.data, image=image) for file, image in pairs)
 
     @property
     def assistant_text(self) -> str:
-        """Text of all assistant turns, one line per turn."""
-        return "\n".join(t.text for t in self.sample.turns if t.role == "assistant")
+        """Text of all assistant turns, one line per turn; see `text_of`."""
+        return "\n".join(text_of(t) for t in self.sample.turns if t.role == "assistant")
+
+
+def text_of(turn: Turn) -> str:
+    """Return the text of a turn without its pictures.
+
+    Where a picture stands between two words, there is a space instead.
+    """
+    text = ""
+    for part in turn.parts:
+        if not isinstance(part, str):
+            continue
+        is_apart = not text or text[-1].isspace() or part[:1].isspace()
+        text += part if is_apart else f" {part}"
+    return text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +103,8 @@ class ChoiceQuestion:
 
     question: str
     answers: Sequence[str]
-    picture: TaggerInput | None = None
-    """The sample whose picture is shown; None asks without a picture."""
+    pictures: tuple[Picture, ...] = ()
+    """Shown before the question, in order; empty asks without a picture."""
 
 
 class TaggerModel(Protocol):
@@ -90,12 +121,10 @@ class TaggerModel(Protocol):
 
         Returns:
             For each question nll_A: nats of each answer, including the token that ends its turn,
-            given question and picture. `exp(-nll_A)` are probabilities of whole answers.
+            given pictures and question. `exp(-nll_A)` are probabilities of whole answers.
         """
 
-    def embed_pictures(
-        self, inputs: Sequence[TaggerInput]
-    ) -> list[NDArray[np.float32] | TagProblem]:
+    def embed_pictures(self, pictures: Sequence[Picture]) -> list[NDArray[np.float32] | TagProblem]:
         """Embed pictures.
 
         Returns:

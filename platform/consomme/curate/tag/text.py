@@ -1,4 +1,4 @@
-"""Length, language and script of the assistant's text.
+"""Length, language and script of the assistant's text; of a document, of all its text.
 
 py3langid (n-gram counts, 139 languages) returns a language with a confidence. Below
 `min_confidence` the language is `und` (ISO 639: undetermined); the confidence is stored for other
@@ -27,7 +27,7 @@ from consomme.curate.tag.tagger import TAGGERS, ModelOpener, TagColumns, TagFunc
 @TAGGERS.register("text")
 @dataclass(frozen=True, kw_only=True)
 class Text(Checked):
-    """Characters, words, language and script of the assistant's text."""
+    """Characters, words, language and script of the assistant's text; pictures do not count."""
 
     min_confidence: Fraction = 0.5
     """Minimum confidence, in [0, 1]; below it the language is `und`. 0: always the best guess."""

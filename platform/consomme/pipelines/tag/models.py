@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from consomme.base.sample import Turn
 from consomme.curate.perplexity import token_nll
-from consomme.curate.tag.tagger import ChoiceQuestion, TaggerInput, TaggerModel, TagProblem
+from consomme.curate.tag.tagger import ChoiceQuestion, Picture, TaggerModel, TagProblem
 from consomme.engines.scoring.embedding import ImageEmbedder
 from consomme.engines.scoring.requests import NotScored, ScoringRequest
 from consomme.engines.scoring.transformers import TransformersScorer
@@ -80,15 +80,15 @@ class _ScorerModel:
     def answer_nlls(
         self, choices: Sequence[ChoiceQuestion]
     ) -> list[NDArray[np.float64] | TagProblem]:
-        """Score each answer separately; adjacent requests about one picture share its encoding."""
+        """Score each answer separately; adjacent requests about a picture share its encoding."""
         requests = [
             ScoringRequest(
                 turns=(
                     Turn(role="user", content=choice.question),
                     Turn(role="assistant", content=answer),
                 ),
-                images=choice.picture.images if choice.picture else (),
-                keys=choice.picture.image_keys if choice.picture else None,
+                images=tuple(picture.image for picture in choice.pictures),
+                keys=tuple(picture.key for picture in choice.pictures) or None,
             )
             for choice in choices
             for answer in choice.answers
@@ -106,26 +106,17 @@ class _ScorerModel:
             nlls.append(problems[0] if problems else nll_A)
         return nlls
 
-    def embed_pictures(
-        self, inputs: Sequence[TaggerInput]
-    ) -> list[NDArray[np.float32] | TagProblem]:
+    def embed_pictures(self, pictures: Sequence[Picture]) -> list[NDArray[np.float32] | TagProblem]:
         """Embed each distinct picture once."""
         if self._embedder is None:
             # As many values per batch as the scorer passes to its own vision encoder.
             values = self.scorer.token_budget * 1024
             self._embedder = ImageEmbedder(self.scorer.model, self.scorer.chat, batch_values=values)
-        pictures = {
-            key: image
-            for item in inputs
-            for key, image in zip(item.image_keys, item.images, strict=False)
-        }
-        vector_by_key = dict(
-            zip(pictures, self._embedder.embed(list(pictures.values())), strict=True)
-        )
-        vectors = [vector_by_key[item.image_keys[0]] for item in inputs]
+        images = {picture.key: picture.image for picture in pictures}
+        vectors = dict(zip(images, self._embedder.embed(list(images.values())), strict=True))
         return [
             TagProblem(reason=vector.reason, detail=vector.detail)
             if isinstance(vector, NotScored)
             else vector
-            for vector in vectors
+            for vector in (vectors[picture.key] for picture in pictures)
         ]

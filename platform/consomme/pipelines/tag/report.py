@@ -12,6 +12,7 @@ from consomme.base.manifest import Manifest
 from consomme.curate.tag.registry import TAGGERS
 from consomme.pipelines.tag.stage import TAGS
 from consomme.report import model as page
+from consomme.report.samples import sample_card
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.sidecar import read_columns
 from consomme.storage.units import read_unit
@@ -100,7 +101,7 @@ def _examples(manifest: Manifest, table: pa.Table, column: str) -> page.Gallery:
     values = table[column].to_pylist()
     chosen: list[int] = []
     for value, _ in _ranked(column, manifest.counts)[:MAX_VALUES]:
-        chosen += [k for k, found in enumerate(values) if found == value][:EXAMPLES]
+        chosen += [k for k, found in enumerate(values) if (found or "") == value][:EXAMPLES]
     rows = table.select(["unit_id", "row"]).take(chosen).to_pylist()
     wanted = {row["unit_id"] for row in rows}
     units = {
@@ -111,12 +112,6 @@ def _examples(manifest: Manifest, table: pa.Table, column: str) -> page.Gallery:
     items = []
     for k, row in zip(chosen, rows, strict=True):
         sample = units[row["unit_id"]][row["row"]]
-        items.append(
-            page.GalleryItem(
-                image_bytes=sample.images[0].data,
-                title=sample.caption,
-                lines=(sample.sample_id,),
-                badge=f"{column}: {values[k] or '(none)'}",
-            )
-        )
+        badge = f"{column}: {values[k] or '(none)'}"
+        items.append(sample_card(sample, lines=(sample.sample_id,), badge=badge))
     return page.Gallery(items=items, caption=f"The first samples of each {column}.")

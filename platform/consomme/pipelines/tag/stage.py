@@ -62,7 +62,8 @@ class _OpenTaggers:
                 columns[name] = pa.array(values, kind)
                 if kind == pa.string():
                     for value in values:
-                        counts[f"{name}/{value}"] = counts.get(f"{name}/{value}", 0) + 1
+                        key = f"{name}/{value or ''}"
+                        counts[key] = counts.get(key, 0) + 1
         rejects = [
             (rows[k], reject_of(inputs[k].sample, problem.reason, problem.detail))
             for k, problem in sorted(problems.items())
