@@ -1,7 +1,7 @@
 """Keep policies of active learning that select diverse samples: k-center (coreset), and BADGE.
 
 A policy defines the distance and the priority of candidates; `kcenter` runs the greedy selection
-and explains why the order of samples does not matter.
+and explains why the order of samples does not matter. A sample without a vector is not selected.
 """
 
 from __future__ import annotations

@@ -183,7 +183,8 @@ class ClassBalanced(ChunkedPolicy):
     """Column of classes: texts or integers."""
 
     column: str | None = None
-    """Numeric column: the lowest of each class are kept. None selects at random."""
+    """Numeric column: the lowest of each class are kept, none without a number. None selects at
+    random."""
 
     highest: bool = False
     """Keep the highest of each class instead; needs a `column`."""

@@ -1,4 +1,4 @@
-"""Keep policies that combine others: per stratum, all of, any of, one after the other.
+"""Keep policies that combine others: per stratum, all of, any of, one after the other, some.
 
 An inner policy sees only the samples that it decides about, so its decision is exact and global
 over those.
@@ -29,6 +29,7 @@ from consomme.curate.keep.policy import (
     Mask,
     Scores,
     column_of,
+    is_missing,
     take_rows,
 )
 
@@ -118,7 +119,7 @@ class PerStratum(ChunkedPolicy):
     """
 
     by: str = "source"
-    """Column of names, such as `source`, or of numbers, binned at `edges`; samples without a number
+    """Column of names, such as `source`, or of numbers, binned at `edges`; samples without a value
     form a stratum of their own."""
 
     edges: tuple[float, ...] = ()
@@ -156,6 +157,73 @@ class PerStratum(ChunkedPolicy):
                 " edges: [8, 32]"
             )
         return values_N
+
+
+@dataclass(frozen=True, kw_only=True)
+class _KeepMissingDecision:
+    column: str
+    decision: Decision
+    columns: tuple[str, ...]
+
+    def mask(self, scores: Scores, hash_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        part_N = self.has_value(scores, hash_N)
+        kept_N = ~part_N
+        columns = take_rows(scores, part_N, self.columns)
+        kept_N[part_N] = self.decision.mask(columns, hash_N[part_N])
+        return kept_N
+
+    def has_value(self, scores: Scores, hash_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        del hash_N
+        return ~is_missing(column_of(scores, self.column))
+
+    def describe(self) -> dict[str, Any]:
+        return self.decision.describe()
+
+    def boundaries(self) -> tuple[Boundary, ...]:
+        if not isinstance(self.decision, HasBoundaries):
+            return ()
+        return tuple(
+            replace(one, among=_where_decisive([self.has_value], one.among, require_all=True))
+            for one in self.decision.boundaries()
+        )
+
+
+@KEEP_POLICIES.register("keep_missing")
+@dataclass(frozen=True, kw_only=True)
+class KeepMissing(ChunkedPolicy):
+    """Keep every sample without a value in a column; let a policy decide about the others.
+
+    For texts without pictures: they have no `image_gain`, so a policy that ranks by it keeps none
+    of them.
+    """
+
+    column: str = "image_gain"
+    """Column in which these samples have no number, text or vector."""
+
+    keep: dict[str, Any] = strategy(REGISTRY)
+    """The policy that decides about all samples with a value there."""
+
+    @rule
+    def _policy(self) -> Iterator[str]:
+        yield from KEEP_POLICIES.problems(self.keep, "keep")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the column and those of the inner policy."""
+        names = (self.column, *KEEP_POLICIES.build(self.keep, "keep").columns)
+        return tuple(dict.fromkeys(names))
+
+    def decide(self, chunks: Chunks) -> Decision:
+        """Let the inner policy decide about the samples with a value."""
+        policy = KEEP_POLICIES.build(self.keep, "keep")
+
+        def with_value() -> Iterable[tuple[Scores, NDArray[np.uint64]]]:
+            for scores, hash_N in chunks():
+                part_N = ~is_missing(column_of(scores, self.column))
+                yield take_rows(scores, part_N, policy.columns), hash_N[part_N]
+
+        decision = policy.decide(with_value)
+        return _KeepMissingDecision(column=self.column, decision=decision, columns=policy.columns)
 
 
 @dataclass(frozen=True, kw_only=True)

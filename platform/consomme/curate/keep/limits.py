@@ -251,7 +251,10 @@ class OneOf(ChunkedPolicy):
 @KEEP_POLICIES.register("token_budget")
 @dataclass(frozen=True, kw_only=True)
 class TokenBudget(ChunkedPolicy):
-    """Keep the best samples, in order of score, until their tokens fill a budget."""
+    """Keep the best samples, in order of score, until their tokens fill a budget.
+
+    A sample without a score, or without a number of tokens, is not kept.
+    """
 
     tokens: NonNegativeInt
     """Maximum number of tokens."""
@@ -275,7 +278,15 @@ class TokenBudget(ChunkedPolicy):
 
         def weighted_chunks() -> Iterable[Any]:
             for scores, hash_N in chunks():
-                yield numbers_of(scores, self.column), hash_N, numbers_of(scores, self.weight)
+                # A missing weight would make every sum of weights missing.
+                weight_N = np.nan_to_num(numbers_of(scores, self.weight), nan=0.0)
+                yield self._values(scores), hash_N, weight_N
 
         cut = find_budget_cut(weighted_chunks, self.tokens, descending=self.highest)
-        return RankedDecision(label=self.column, values=by_column(self.column), cut=cut)
+        return RankedDecision(label=self.column, values=self._values, cut=cut)
+
+    def _values(self, scores: Scores) -> NDArray[np.floating]:
+        """Return the score of each sample that has a weight."""
+        values_N = numbers_of(scores, self.column)
+        weight_N = numbers_of(scores, self.weight)
+        return np.where(np.isnan(weight_N), np.float32(np.nan), values_N)

@@ -4,6 +4,10 @@ A policy's decision is global and exact: the selected set does not depend on the
 samples or on how they are split into units and workers. A policy can be called in two ways: with
 all scores in arrays (`policy(scores, hash_N)`), or with a function that iterates over them in
 chunks (`policy.decide`), which needs a few megabytes for a hundred million samples.
+
+A sample may have no value in a column: a text without a picture has no `image_gain`, and what
+another run rejected has no tag. No policy keeps a sample for a number that it compares or ranks and
+that is missing; each policy says what it does instead, and `keep_missing` keeps such samples.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -192,6 +196,18 @@ def texts_of(scores: Scores, column: str) -> NDArray[np.object_]:
             " text, such as a name; numbers are chosen by `threshold`"
         )
     return values_N
+
+
+def is_missing(values_N: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return True where a column has no value; see `Scores`."""
+    if values_N.dtype.kind in "OU":
+        empty_N: NDArray[np.bool_] = values_N == ""
+        return empty_N
+    if values_N.dtype.kind != "f":
+        return np.zeros(len(values_N), dtype=bool)
+    missing: NDArray[np.bool_] = np.isnan(values_N)
+    missing_N: NDArray[np.bool_] = np.any(missing, axis=tuple(range(1, missing.ndim)))
+    return missing_N
 
 
 def take_rows(

@@ -25,14 +25,15 @@ from consomme.pipelines.filter.cuts import BoundarySamples, CutSample, RandomSam
 from consomme.pipelines.filter.decide import decide
 from consomme.pipelines.filter.inputs import SOURCE
 from consomme.pipelines.filter.join import sidecar_kind
+from consomme.pipelines.filter.missing import MissingValues
 from consomme.pipelines.filter.recipe import FilterRecipe, runs_of
 from consomme.pipelines.filter.report import format_strategy
 from consomme.report import model as page
 from consomme.report.html import render
+from consomme.report.samples import sample_card
 from consomme.storage.ledger.run_folder import load_manifest
 from consomme.storage.sidecar import column_names
 from consomme.storage.units import read_samples
-from consomme.vision.thumbnail import thumbnail
 
 # Shapes: N samples of a chunk.
 FRACTIONS = (0.05, 0.1, 0.2, 0.4)
@@ -78,6 +79,7 @@ class _PolicyPreview:
 
     tokens: float = 0.0
     stats: Mapping[str, Any] = field(default_factory=dict)
+    missing: MissingValues = field(default_factory=MissingValues)
     galleries: list[tuple[str, list[CutSample]]] = field(default_factory=list)
     """(caption, samples in order) of each gallery."""
 
@@ -103,9 +105,9 @@ def preview(recipe: FilterRecipe) -> Preview:
         variants = [_PolicyPreview(label=label, policy=one) for label, one in _variants(policy)]
         for variant in variants:
             _decide(store, variant, everything if variant is variants[0] else None)
-        images = _load_images(store, variants)
+        cards = _load_cards(store, variants)
     table = _table([everything, *variants], has_tokens)
-    text = render(_page(recipe, everything, variants, table, images))
+    text = render(_page(recipe, everything, variants, table, cards))
     return Preview(
         name=recipe.name,
         table=_short(table),
@@ -139,6 +141,7 @@ def _decide(store: ColumnStore, variant: _PolicyPreview, everything: _PolicyPrev
     for _, columns, hash_N in store.parts():
         mask_N = decided.mask(columns, hash_N)
         _count(variant, columns, mask_N)
+        variant.missing.add({name: columns[name] for name in variant.policy.columns}, mask_N)
         if everything is not None:
             _count(everything, columns, np.ones_like(mask_N))
         for collector in collectors:
@@ -160,19 +163,10 @@ def _count(
         variant.tokens += float(np.nansum(columns[TOKENS][mask_N], dtype=np.float64))
 
 
-@dataclass(frozen=True)
-class _PreviewImage:
-    """The picture and texts of one gallery card."""
-
-    image: bytes
-    caption: str
-    sample_id: str
-
-
-def _load_images(
+def _load_cards(
     store: ColumnStore, variants: Sequence[_PolicyPreview]
-) -> dict[int, _PreviewImage]:
-    """Read the samples of all galleries, by number; an unreadable one gets a message instead."""
+) -> dict[int, page.GalleryItem]:
+    """Make a card of each sample of all galleries, by number; an unreadable one gets a message."""
     numbers = {
         sample.number
         for variant in variants
@@ -183,21 +177,19 @@ def _load_images(
     by_unit: dict[str, list[int]] = {}
     for number, (unit, _) in places.items():
         by_unit.setdefault(unit.unit_id, []).append(number)
-    images: dict[int, _PreviewImage] = {}
+    cards: dict[int, page.GalleryItem] = {}
     for unit_id, in_unit in by_unit.items():
         units = {unit_id: places[in_unit[0]][0]}
         try:
             samples = read_samples(units, [(unit_id, places[number][1]) for number in in_unit])
         except (DataError, OSError) as error:
             # The counts need no pictures, and the shards may have been moved since scoring.
-            unreadable = _PreviewImage(b"", f"not readable: {error}", "")
-            images |= dict.fromkeys(in_unit, unreadable)
+            unreadable = page.GalleryItem(title=f"not readable: {error}")
+            cards |= dict.fromkeys(in_unit, unreadable)
             continue
         for number, sample in zip(in_unit, samples, strict=True):
-            images[number] = _PreviewImage(
-                thumbnail(sample.images[0].data), sample.caption, sample.sample_id
-            )
-    return images
+            cards[number] = sample_card(sample, lines=(sample.sample_id,))
+    return cards
 
 
 def _table(variants: Sequence[_PolicyPreview], has_tokens: bool) -> dict[str, Any]:
@@ -242,7 +234,7 @@ def _page(
     everything: _PolicyPreview,
     variants: Sequence[_PolicyPreview],
     table: Mapping[str, Any],
-    images: Mapping[int, _PreviewImage],
+    cards: Mapping[int, page.GalleryItem],
 ) -> page.Report:
     own = [k for k, variant in enumerate(variants, 1) if "recipe" in variant.label]
     first = page.Section(
@@ -263,20 +255,23 @@ def _page(
         facts=[
             ("samples", f"{everything.num_kept:,}"),
             ("sources", f"{len(everything.kept):,}"),
-            *(("without a score", f"{n:,}") for n in [variants[0].stats.get("num_missing")] if n),
+            *(
+                (f"without {column}", f"{total:,}")
+                for column, (_, total) in variants[0].missing.counts.items()
+            ),
         ],
-        sections=[first, *(_section(variant, everything, images) for variant in variants)],
+        sections=[first, *(_section(variant, everything, cards) for variant in variants)],
         footer=f"Scores: {recipe.scores}",
     )
 
 
 def _section(
-    variant: _PolicyPreview, everything: _PolicyPreview, images: Mapping[int, _PreviewImage]
+    variant: _PolicyPreview, everything: _PolicyPreview, cards: Mapping[int, page.GalleryItem]
 ) -> page.Section:
     share = 100 * variant.num_kept / everything.num_kept
     blocks = [
         page.Gallery(
-            items=[_item(sample, images[sample.number]) for sample in samples],
+            items=[_item(sample, cards[sample.number]) for sample in samples],
             caption=f"{label[:1].upper()}{label[1:]}.",
         )
         for label, samples in variant.galleries
@@ -287,14 +282,15 @@ def _section(
         text += (
             f" {tied:,} have exactly the score of the cut; hashes of their ids decide among them."
         )
+    if variant.missing.counts:
+        text += f" {variant.missing.text}"
     return page.Section(title=variant.label.capitalize(), lead_text=text, blocks=blocks)
 
 
-def _item(sample: CutSample, image: _PreviewImage) -> page.GalleryItem:
-    return page.GalleryItem(
-        image_bytes=image.image,
-        title=image.caption,
-        lines=[line for line in (sample.score, image.sample_id) if line],
+def _item(sample: CutSample, card: page.GalleryItem) -> page.GalleryItem:
+    return dataclasses.replace(
+        card,
+        lines=[line for line in (sample.score, *card.lines) if line],
         badge="kept" if sample.is_kept else "dropped",
         badge_kind="good" if sample.is_kept else "bad",
     )

@@ -15,7 +15,9 @@ from consomme.datasets.web_noise import CLEAN
 from consomme.pipelines.filter.columns import ColumnStore
 from consomme.pipelines.filter.inputs import InputRuns
 from consomme.pipelines.filter.join import sidecar_kind
+from consomme.pipelines.filter.missing import describe_missing
 from consomme.report import model as page
+from consomme.report.samples import sample_card
 from consomme.storage.ledger.run_folder import load_manifest
 from consomme.storage.plan import unpack_rows
 from consomme.storage.sidecar import ID_HASH, column_names
@@ -39,6 +41,8 @@ def _section(manifest: Manifest) -> page.Section:
         f" of {manifest.counts['samples']:,} samples"
         + (f"; the cut is {decisions['cut']:.4g}." if decisions.get("cut") is not None else ".")
     )
+    # Runs of earlier versions did not count them.
+    text += f" {describe_missing(decisions.get('missing', {}))}".rstrip()
     blocks: list[page.Block] = []
     if "auc_by_kind" in decisions:
         by = decisions["auc_by_kind"]
@@ -120,13 +124,13 @@ def _quantile_gallery(manifest: Manifest) -> page.Gallery:
         lines = [f"{column} {value_N[number]:.4g}"] if column else []
         if truth:
             lines.append(f"truth: {truth[k]}")
+        is_kept = place in kept
         items.append(
-            page.GalleryItem(
-                image_bytes=sample.images[0].data,
-                title=sample.caption,
+            sample_card(
+                sample,
                 lines=lines,
-                badge="kept" if place in kept else "dropped",
-                badge_kind="good" if place in kept else "bad",
+                badge="kept" if is_kept else "dropped",
+                badge_kind="good" if is_kept else "bad",
             )
         )
     caption = f"Samples at even steps through {column}, lowest first."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from consomme.pipelines.filter.columns import ColumnStore
 from consomme.pipelines.filter.copying import CopyStage
 from consomme.pipelines.filter.decide import decide
 from consomme.pipelines.filter.inputs import InputRuns
+from consomme.pipelines.filter.missing import MissingValues
 from consomme.pipelines.filter.recipe import FilterRecipe, runs_of
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import pack_rows
@@ -50,11 +51,15 @@ def _filter(run: Run[InputRuns]) -> Manifest:
         num_rows = store.num_rows
         decided = decide(policy, store)
         decisions = dict(decided.stats)
-        view, mask_N = _view(store, decided.mask)
+        view, mask_N, missing = _view(store, decided.mask, policy.columns)
         if not view.num_samples:
             raise DataError(
                 f"keep: {recipe.keep} keeps none of {store.num_rows} samples; raise the fraction"
+                f"{'. ' if missing.counts else ''}{missing.text}"
             )
+        if missing.counts:
+            decisions["missing"] = {name: list(pair) for name, pair in missing.counts.items()}
+            decisions["table"] = missing.table
         metrics: dict[str, float] = {}
         if recipe.noise_label:
             metrics, stats = _measure(store, recipe.noise_label, mask_N)
@@ -72,46 +77,49 @@ def _filter(run: Run[InputRuns]) -> Manifest:
     )
 
 
-MEASURED = ("perplexity", "image_gain")
-"""Scores that are compared with the truth, if it is known."""
+MEASURED = {"perplexity": 1, "image_gain": -1}
+"""Scores that are compared with the truth, if it is known; -1: low values are suspicious."""
 
 
 def _view(
-    store: ColumnStore, mask: Callable[..., NDArray[np.bool_]]
-) -> tuple[View, NDArray[np.bool_]]:
-    """Make one more pass and record the kept rows of each unit."""
+    store: ColumnStore, mask: Callable[..., NDArray[np.bool_]], names: Sequence[str]
+) -> tuple[View, NDArray[np.bool_], MissingValues]:
+    """Make one more pass: record the kept rows of each unit, and count missing values."""
     entries = []
+    missing = MissingValues()
     mask_N = np.zeros(store.num_rows, dtype=bool)
     at = 0
     for group, columns, hash_N in store.parts():
         part_N = mask(columns, hash_N)
         mask_N[at : at + len(part_N)] = part_N
+        missing.add({name: columns[name] for name in names}, part_N)
         for unit, rows in store.kept_rows(group, part_N, at):
             entries.append((unit, pack_rows(unit, rows)))
         at += len(part_N)
-    return View(entries=tuple(entries)), mask_N
+    return View(entries=tuple(entries)), mask_N, missing
 
 
 def _measure(
     store: ColumnStore, label: str, mask_N: NDArray[np.bool_]
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Compare the scores and the decision with the truth."""
-    scores = {name: store.whole(name) for name in MEASURED}
+    """Compare the scores and the decision with the truth; scores only where a sample has one."""
     kinds = [kind or CLEAN for kind in store.whole(label)]
     is_noise = np.array([kind != CLEAN for kind in kinds])
-    damage = ["" if kind == CLEAN else kind for kind in kinds]
+    damage = np.array(["" if kind == CLEAN else kind for kind in kinds])
     share = noise_share(mask_N, is_noise)
-    metrics = {
-        "filter/noise_auc_perplexity_fraction": auc(scores["perplexity"], is_noise),
-        "filter/noise_auc_image_gain_fraction": auc(-scores["image_gain"], is_noise),
+    metrics: dict[str, float] = {}
+    by_kind: dict[str, dict[str, float]] = {}
+    for name, sign in MEASURED.items():
+        value_N = sign * store.whole(name)
+        scored_N = ~np.isnan(value_N)
+        metrics[f"filter/noise_auc_{name}_fraction"] = auc(value_N[scored_N], is_noise[scored_N])
+        by_kind[name] = auc_by_kind(value_N[scored_N], damage[scored_N].tolist())
+    metrics |= {
         "filter/noise_kept_fraction": share.kept_fraction,
         "filter/noise_dropped_fraction": share.dropped_fraction,
     }
     return metrics, {
-        "auc_by_kind": {
-            "perplexity": auc_by_kind(scores["perplexity"], damage),
-            "image_gain": auc_by_kind(-scores["image_gain"], damage),
-        },
+        "auc_by_kind": by_kind,
         "kept_by_kind": {
             kind: [
                 int(sum(k == kind and m for k, m in zip(kinds, mask_N, strict=True))),
