@@ -91,7 +91,10 @@ Stage = UnitStage | BytesStage
 
 
 def merge(outcomes: Sequence[Outcome]) -> Outcome:
-    """Concatenate the outcomes of a unit's pieces, in order."""
+    """Concatenate the outcomes of a unit's pieces, in order.
+
+    A column that a piece has no need for, such as one about further images, is null there.
+    """
     if len(outcomes) == 1:
         return outcomes[0]
     counts: Counter[str] = Counter()
@@ -99,7 +102,9 @@ def merge(outcomes: Sequence[Outcome]) -> Outcome:
         counts.update(outcome.counts)
     names = dict.fromkeys(name for outcome in outcomes for name in outcome.sums)
     return Outcome(
-        table=pa.concat_tables([outcome.table for outcome in outcomes]).combine_chunks(),
+        table=pa.concat_tables(
+            [outcome.table for outcome in outcomes], promote_options="default"
+        ).combine_chunks(),
         rejects=[entry for outcome in outcomes for entry in outcome.rejects],
         counts=dict(counts),
         sums={name: math.fsum(o.sums.get(name, 0.0) for o in outcomes) for name in names},

@@ -1,7 +1,7 @@
 """The second half of a dedup run: from the hashes in the ledger to a view and a table of groups.
 
-The driver holds numeric columns, about 70 bytes per sample, and no sample ids; ids are read again
-for samples that have duplicates. The decision temporarily needs another 180 bytes per sample, so a
+The driver holds numeric columns, about 75 bytes per picture, and no sample ids; ids are read again
+for samples that have duplicates. The decision temporarily needs another 180 bytes per picture, so a
 hundred million pictures need 25 GB on the driver. Thumbnails stay on disk: `ThumbnailScratch`.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,21 +26,26 @@ from consomme.curate.dedup.copies import (
 )
 from consomme.curate.dedup.hash_tables import Index, Words
 from consomme.curate.dedup.phash import mirrored_colour
+from consomme.pipelines.dedup.pictures import CONTENT_HASH, FURTHER, PictureRows
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import pack_rows
 from consomme.storage.sidecar import ID_HASH, iter_columns, table_bytes
 from consomme.storage.unit import Unit
 from consomme.storage.view import View
 
-# Shapes: N samples in the order of unit ids and rows, U units, R samples by rank.
+# Shapes: N pictures in the order of unit ids, rows and places in the sample; S samples with
+# pictures, in that order; U units, R pictures by rank.
 HASHES = "hashes"
 """Kind of the output files that hold a unit's hashes."""
 
 GROUPS = "groups.parquet"
 """Name of the table of groups in its run folder."""
 
+IMAGE_INDEX = "image_index"
+"""Column of that table, if there are samples with none or several pictures."""
+
 HASH_COLUMNS = (
-    "content_hash",
+    CONTENT_HASH,
     "phash",
     "phash_flipped",
     "colour",
@@ -63,15 +70,23 @@ _GROUPS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class SampleHashes:
-    """Hashes and sizes of all samples of a dedup run."""
+    """Hashes and sizes of all pictures of a dedup run."""
 
     units: tuple[Unit, ...]
     """All units, in the order of their ids."""
 
     begin_U: Index  # noqa: N815
-    """Index of the first sample of each unit, followed by the number of samples."""
+    """Index of the first picture of each unit, followed by the number of pictures."""
+
+    bare_U: tuple[NDArray[np.int32], ...]  # noqa: N815
+    """Rows of each unit's samples without pictures."""
 
     row_N: NDArray[np.int32]  # noqa: N815
+    """Row of each picture's sample in its unit."""
+
+    image_N: NDArray[np.int32]  # noqa: N815
+    """Index of each picture in its sample."""
+
     content_N2: Words  # noqa: N815
     phash_N: Words  # noqa: N815
     flipped_N: Words  # noqa: N815
@@ -80,16 +95,36 @@ class SampleHashes:
     pixels_N: NDArray[np.int64]  # noqa: N815
     num_bytes_N: NDArray[np.int32]  # noqa: N815
     id_hash_N: Words  # noqa: N815
-    """Hash of source and sample id."""
+    """Hash of source and id of the picture's sample."""
+
+    @property
+    def num_pictures(self) -> int:
+        """Number of pictures."""
+        return len(self.row_N)
+
+    @cached_property
+    def first_S(self) -> Index:  # noqa: N802
+        """Index of the first picture of each sample that has any."""
+        return np.flatnonzero(self.image_N == 0)
+
+    @property
+    def num_bare(self) -> int:
+        """Number of samples without pictures."""
+        return sum(map(len, self.bare_U))
 
     @property
     def num_samples(self) -> int:
-        """Number of samples."""
-        return len(self.row_N)
+        """Number of samples, those without pictures included."""
+        return len(self.first_S) + self.num_bare
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every sample has exactly one picture."""
+        return len(self.first_S) == self.num_pictures and not self.num_bare
 
     @property
     def unit_N(self) -> Index:  # noqa: N802
-        """Index of each sample's unit in `units`."""
+        """Index of each picture's unit in `units`."""
         return np.repeat(np.arange(len(self.units)), np.diff(self.begin_U))
 
 
@@ -99,7 +134,7 @@ def load_hashes(url: str) -> SampleHashes:
     Raises:
         DataError: The run has none.
     """
-    tables = iter_columns(url, HASH_COLUMNS, HASHES, with_ids=False)
+    tables = iter_columns(url, HASH_COLUMNS, HASHES, with_ids=False, optional=[FURTHER])
     return join_hashes(((record.unit, table) for record, table in tables), url)
 
 
@@ -110,32 +145,42 @@ def join_hashes(tables: Iterable[tuple[Unit, pa.Table]], where: str) -> SampleHa
         DataError: There are none.
     """
     units: list[Unit] = []
+    bare: list[NDArray[np.int32]] = []
     parts: dict[str, list[NDArray[np.generic]]] = {}
     for unit, table in tables:
+        rows = PictureRows.of(table)
+
+        def hashes(name: str, table: pa.Table = table, rows: PictureRows = rows) -> Any:
+            return rows.column(table, name).to_numpy(zero_copy_only=False)
+
+        row_N, id_hash_N = table["row"].to_numpy(), table[ID_HASH].to_numpy()
         found: dict[str, NDArray[np.generic]] = {
-            "row": table["row"].to_numpy(),
-            "content": _words(table["content_hash"]),
-            "phash": table["phash"].to_numpy(),
-            "flipped": table["phash_flipped"].to_numpy(),
-            "colour": table["colour"].to_numpy(),
-            "is_flat": table["is_flat"].to_numpy(),
-            "pixels": table["num_pixels"].to_numpy(),
-            "num_bytes": table["num_bytes"].to_numpy(),
-            "id_hash": table[ID_HASH].to_numpy(),
+            "row": row_N[rows.row_P],
+            "image": rows.image_P.astype(np.int32),
+            "content": _words(rows.column(table, CONTENT_HASH)),
+            "phash": hashes("phash"),
+            "flipped": hashes("phash_flipped"),
+            "colour": hashes("colour"),
+            "is_flat": hashes("is_flat"),
+            "pixels": hashes("num_pixels"),
+            "num_bytes": hashes("num_bytes"),
+            "id_hash": id_hash_N[rows.row_P],
         }
         units.append(unit)
+        bare.append(row_N[rows.bare])
         for name, values in found.items():
             parts.setdefault(name, []).append(values)
-    sizes = [len(rows) for rows in parts.get("row", [])]
-    if not sum(sizes):
+    sizes = [len(numbers) for numbers in parts.get("row", [])]
+    if not sum(sizes) + sum(map(len, bare)):
         raise DataError(f"{where}: found no hashes of pictures; expected a dedup run with samples")
     joined = {f"{name}_N": np.concatenate(parts.pop(name)) for name in list(parts)}
     joined["content_N2"] = joined.pop("content_N")
-    return SampleHashes(units=tuple(units), begin_U=np.cumsum([0, *sizes]), **joined)
+    begin_U = np.cumsum([0, *sizes])
+    return SampleHashes(units=tuple(units), begin_U=begin_U, bare_U=tuple(bare), **joined)
 
 
 def read_scores(url: str, column: str, hashed: SampleHashes) -> NDArray[np.float32]:
-    """Read one column of a score run, aligned with the samples; NaN where there is no score.
+    """Read one column of a score run, by sample with pictures; NaN where there is no score.
 
     Samples are matched by shard and row, so the two runs may split shards into different units.
 
@@ -156,52 +201,81 @@ def read_scores(url: str, column: str, hashed: SampleHashes) -> NDArray[np.float
         keys.append((number << 32) + record.unit.start + table["row"].to_numpy().astype(np.int64))
         ids.append(table[ID_HASH].to_numpy())
         values.append(table[column].to_numpy(zero_copy_only=False).astype(np.float32))
-    score_N = np.full(hashed.num_samples, np.nan, dtype=np.float32)
+    first_S = hashed.first_S
+    score_S = np.full(len(first_S), np.nan, dtype=np.float32)
     if sum(map(len, keys)):
         key = np.concatenate(keys)
         order = np.argsort(key)
         key, value, id_hash = (np.concatenate(part)[order] for part in (keys, values, ids))
         first_U = [(shards[_shard(unit)] << 32) + unit.start for unit in hashed.units]
-        wanted_N = np.array(first_U)[hashed.unit_N] + hashed.row_N
-        place_N = np.minimum(np.searchsorted(key, wanted_N), len(key) - 1)
-        is_scored_N = key[place_N] == wanted_N
-        num_others = int((is_scored_N & (id_hash[place_N] != hashed.id_hash_N)).sum())
+        wanted_S = np.array(first_U)[hashed.unit_N[first_S]] + hashed.row_N[first_S]
+        place_S = np.minimum(np.searchsorted(key, wanted_S), len(key) - 1)
+        is_scored_S = key[place_S] == wanted_S
+        num_others = int((is_scored_S & (id_hash[place_S] != hashed.id_hash_N[first_S])).sum())
         if num_others:
             raise DataError(
-                f"{url}: {num_others:,} of the {hashed.num_samples:,} samples have another id"
+                f"{url}: {num_others:,} of the {len(first_S):,} samples have another id"
                 " there; these are scores of other data, or the shards have changed since"
             )
-        score_N = np.where(is_scored_N, value[place_N], score_N)
-    if np.isnan(score_N).all():
+        score_S = np.where(is_scored_S, value[place_S], score_S)
+    if len(score_S) and np.isnan(score_S).all():
         raise DataError(
-            f"{url}: none of the {hashed.num_samples:,} samples has a {column} there; expected a"
+            f"{url}: none of the {len(first_S):,} samples has a {column} there; expected a"
             " score run of the same shards under the same source name"
         )
-    return score_N
+    return score_S
+
+
+def rank_pictures(hashed: SampleHashes, score_S: NDArray[np.float32] | None) -> Index:
+    """Return all pictures, those of the best sample first, in their order.
+
+    A sample with a higher score is better, then one with more pictures, then with more pixels and
+    bytes in all of them.
+    """
+    first_S = hashed.first_S
+    if hashed.is_plain or not len(first_S):
+        return rank_order(score_S, hashed.pixels_N, hashed.num_bytes_N, hashed.id_hash_N)
+    size_S = np.diff(first_S, append=hashed.num_pictures)
+    order = rank_order(
+        None,
+        np.add.reduceat(hashed.pixels_N, first_S),
+        np.add.reduceat(hashed.num_bytes_N.astype(np.int64), first_S),
+        hashed.id_hash_N[first_S],
+    )
+    keys = [-size_S[order]]
+    if score_S is not None:
+        is_missing = np.isnan(score_S[order])
+        keys += [np.where(is_missing, 0, -score_S[order]), is_missing]
+    order = order[np.lexsort(keys)]
+    size = size_S[order]
+    begin = np.cumsum(size) - size
+    place = np.arange(hashed.num_pictures) - np.repeat(begin, size)
+    pictures: Index = np.repeat(first_S[order], size) + place
+    return pictures
 
 
 def decide(
     hashed: SampleHashes,
-    score_N: NDArray[np.float32] | None,
+    score_S: NDArray[np.float32] | None,
     limits: NearDuplicateLimits | None,
     *,
     flips: bool,
     thumbnails: Callable[[Index], ThumbnailTable],
 ) -> tuple[Index, Duplicates]:
-    """Rank the samples, higher scores first, and find duplicates.
+    """Rank the pictures and find duplicates.
 
     Args:
-        hashed: The samples.
-        score_N: What makes a sample the best of its copies, if anything does.
+        hashed: The pictures.
+        score_S: What makes a sample the best of its copies, if anything does.
         limits: See `find_duplicates`.
         flips: Whether mirror images are duplicates.
-        thumbnails: Opens the thumbnails of samples, by index.
+        thumbnails: Opens the thumbnails of pictures, by index.
 
     Returns:
-        order_R: Index of the sample at each rank.
+        order_R: Index of the picture at each rank; see `rank_pictures`.
         duplicates: By rank.
     """
-    order_R = rank_order(score_N, hashed.pixels_N, hashed.num_bytes_N, hashed.id_hash_N)
+    order_R = rank_pictures(hashed, score_S)
     hashes, colours = [hashed.phash_N[order_R]], [hashed.colour_N[order_R]]
     if flips:
         hashes.append(hashed.flipped_N[order_R])
@@ -218,44 +292,69 @@ def decide(
 
 
 def save_view(folder: RunFolder, hashed: SampleHashes, kept: Index) -> str:
-    """Write the view of the kept samples, and return its path in the folder."""
-    is_kept_N = np.zeros(hashed.num_samples, dtype=bool)
+    """Write the view of the samples of kept pictures, and of those without pictures.
+
+    Returns:
+        Its path in the folder.
+    """
+    is_kept_N = np.zeros(hashed.num_pictures, dtype=bool)
     is_kept_N[kept] = True
+    is_kept_N &= hashed.image_N == 0
     entries = []
-    for unit, begin, end in zip(hashed.units, hashed.begin_U[:-1], hashed.begin_U[1:], strict=True):
+    for unit, begin, end, bare in zip(
+        hashed.units, hashed.begin_U[:-1], hashed.begin_U[1:], hashed.bare_U, strict=True
+    ):
         rows = hashed.row_N[begin:end][is_kept_N[begin:end]].tolist()
-        entries.append((unit, pack_rows(unit, rows)))
+        entries.append((unit, pack_rows(unit, [*rows, *bare.tolist()])))
     return View(entries=tuple(entries)).save(folder)
 
 
 def save_groups(
-    folder: RunFolder, hashes_url: str, hashed: SampleHashes, order_R: Index, duplicates: Duplicates
+    folder: RunFolder,
+    hashes_url: str,
+    hashed: SampleHashes,
+    order_R: Index,
+    duplicates: Duplicates,
+    is_kept_R: NDArray[np.bool_],
 ) -> str:
-    """Write the groups of duplicates: in each the kept sample first, then by distance."""
+    """Write the groups of duplicates: in each the best picture first, then by distance.
+
+    Args:
+        folder: Of the run.
+        hashes_url: The run with the hashes.
+        hashed: The pictures.
+        order_R: Index of the picture at each rank.
+        duplicates: By rank.
+        is_kept_R: True for the pictures of samples that are kept.
+    """
     size_R = np.bincount(duplicates.representative_N, minlength=len(order_R))
     members = np.flatnonzero(size_R[duplicates.representative_N] > 1)
-    kept, distance = duplicates.representative_N[members], duplicates.distance_N[members]
-    members = members[np.lexsort((members, distance, kept != members, kept))]
-    kept, samples = duplicates.representative_N[members], order_R[members]
-    is_kept = kept == members
+    best, distance = duplicates.representative_N[members], duplicates.distance_N[members]
+    members = members[np.lexsort((members, distance, best != members, best))]
+    best, pictures = duplicates.representative_N[members], order_R[members]
+    is_best = best == members
     reasons = np.where(duplicates.is_exact_N[members], "exact", "near")
-    names, unit_N = _sample_ids(hashes_url, hashed, samples), hashed.unit_N
+    names, unit_N = _sample_ids(hashes_url, hashed, pictures), hashed.unit_N
     columns = {
-        "group": np.cumsum(is_kept) - 1,
-        "unit_id": [hashed.units[number].unit_id for number in unit_N[samples]],
-        "row": hashed.row_N[samples],
-        "sample_id": [names[number] for number in samples.tolist()],
-        "kept": is_kept,
+        "group": np.cumsum(is_best) - 1,
+        "unit_id": [hashed.units[number].unit_id for number in unit_N[pictures]],
+        "row": hashed.row_N[pictures],
+        "sample_id": [names[number] for number in pictures.tolist()],
+        "kept": is_kept_R[members],
         "distance": duplicates.distance_N[members],
-        "reason": pa.array(reasons, pa.string(), mask=is_kept),
-        "difference": pa.array(duplicates.difference_N[members], pa.float32(), mask=is_kept),
+        "reason": pa.array(reasons, pa.string(), mask=is_best),
+        "difference": pa.array(duplicates.difference_N[members], pa.float32(), mask=is_best),
     }
-    folder.store.write(GROUPS, table_bytes(pa.table(columns, schema=_GROUPS_SCHEMA)))
+    table = pa.table(columns, schema=_GROUPS_SCHEMA)
+    if not hashed.is_plain:
+        image_index = pa.array(hashed.image_N[pictures], pa.int32())
+        table = table.add_column(table.column_names.index("row") + 1, IMAGE_INDEX, image_index)
+    folder.store.write(GROUPS, table_bytes(table))
     return GROUPS
 
 
 def group_sizes(duplicates: Duplicates) -> dict[str, int]:
-    """Count groups of duplicates by their number of samples: `2`, `3-4`, `5-8` and so on."""
+    """Count groups of duplicates by their number of pictures: `2`, `3-4`, `5-8` and so on."""
     sizes = np.bincount(duplicates.representative_N)
     counts: dict[str, int] = {}
     high = 2
@@ -274,9 +373,9 @@ def distances(duplicates: Duplicates) -> dict[str, int]:
     return {str(bits): int(number) for bits, number in enumerate(counts) if number}
 
 
-def _words(column: pa.ChunkedArray) -> Words:
+def _words(values: pa.Array) -> Words:
     """View hashes of 16 bytes as pairs of 64-bit words."""
-    words = np.frombuffer(b"".join(column.to_pylist()), dtype="<u8")
+    words = np.frombuffer(b"".join(values.to_pylist()), dtype="<u8")
     return words.reshape(-1, 2).astype(np.uint64)
 
 
@@ -285,15 +384,19 @@ def _shard(unit: Unit) -> str:
     return unit.unit_id.rpartition("-")[0]
 
 
-def _sample_ids(url: str, hashed: SampleHashes, samples: Index) -> Mapping[int, str]:
-    """Read the ids of samples."""
-    is_wanted_N = np.zeros(hashed.num_samples, dtype=bool)
-    is_wanted_N[samples] = True
+def _sample_ids(url: str, hashed: SampleHashes, pictures: Index) -> Mapping[int, str]:
+    """Read the sample ids of pictures."""
+    is_wanted_N = np.zeros(hashed.num_pictures, dtype=bool)
+    is_wanted_N[pictures] = True
     names: dict[int, str] = {}
-    for begin, (_, table) in zip(
-        hashed.begin_U.tolist(), iter_columns(url, [], HASHES), strict=False
+    tables = iter_columns(url, [CONTENT_HASH], HASHES, optional=[FURTHER])
+    for begin, end, (_, table) in zip(
+        hashed.begin_U[:-1].tolist(), hashed.begin_U[1:].tolist(), tables, strict=True
     ):
-        places = np.flatnonzero(is_wanted_N[begin : begin + table.num_rows])
-        found = table["sample_id"].take(pa.array(places)).to_pylist()
+        places = np.flatnonzero(is_wanted_N[begin:end])
+        if not len(places):
+            continue
+        rows = PictureRows.of(table).row_P[places]
+        found = table["sample_id"].take(pa.array(rows)).to_pylist()
         names.update(zip((places + begin).tolist(), found, strict=True))
     return names

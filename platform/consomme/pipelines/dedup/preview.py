@@ -1,15 +1,17 @@
 """Preview what a dedup would drop: counts, and a page with both pictures of each pair.
 
-With `hashes`, all samples are decided about, as in the run. With shards or a view, the pictures of
-the first `MAX_PICTURES` samples are read and hashed in this process, without Ray. Nothing is
-written except the page, outside all run folders.
+With `hashes`, all samples are decided about, as in the run. With shards or a view, the first
+`MAX_PICTURES` pictures are read and hashed in this process, without Ray. Nothing is written except
+the page, outside all run folders.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,13 @@ import pyarrow as pa
 from PIL import Image
 
 from consomme.base.errors import DataError
-from consomme.base.sample import Sample
+from consomme.base.sample import Reject, Sample
 from consomme.curate.dedup.confirmation import ThumbnailTable
 from consomme.curate.dedup.hash_tables import Index
 from consomme.curate.dedup.thumbnails import NUM_BYTES
 from consomme.curate.dedup.thumbnails import coarse_levels as levels_of
 from consomme.execution.previews import write_preview
-from consomme.execution.stage import DecodedSample
+from consomme.execution.stage import DecodedSample, decoded_images
 from consomme.execution.worker import with_id_hash
 from consomme.pipelines.dedup.copies import (
     HASH_COLUMNS,
@@ -33,11 +35,14 @@ from consomme.pipelines.dedup.copies import (
     load_hashes,
 )
 from consomme.pipelines.dedup.decision import DedupDecision, decide_by, describe_best
+from consomme.pipelines.dedup.pictures import FURTHER, FURTHER_THUMBNAILS, THUMBNAIL
 from consomme.pipelines.dedup.recipe import DedupRecipe
-from consomme.pipelines.dedup.stage import MIN_SIDE_PX, THUMBNAIL, HashStage
+from consomme.pipelines.dedup.report import describe_order
+from consomme.pipelines.dedup.stage import MIN_SIDE_PX, HashStage
 from consomme.pipelines.dedup.thumbnails import ThumbnailScratch, fill
 from consomme.report import model as page
 from consomme.report.html import render
+from consomme.report.samples import is_caption, shown_turns
 from consomme.storage.shards import find_shards
 from consomme.storage.unit import Unit
 from consomme.storage.units import plan_shard, read_unit
@@ -74,11 +79,33 @@ class DedupPreview:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pair:
-    """A copy and the sample that stays instead."""
+class _SampleImage:
+    """A picture of a sample."""
 
-    kept: Sample
-    dropped: Sample
+    sample: Sample
+    index: int
+
+    @property
+    def data(self) -> bytes:
+        """Its encoded bytes."""
+        return self.sample.images[self.index].data
+
+    @property
+    def name(self) -> str:
+        """Id of the sample, and which of its pictures it is if there are several."""
+        total = len(self.sample.images)
+        which = f", picture {self.index + 1} of {total}" if total > 1 else ""
+        return f"{self.sample.sample_id}{which}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """A copy, and the picture that it is a copy of."""
+
+    best: _SampleImage
+    copy: _SampleImage
+    is_best_kept: bool
+    is_copy_kept: bool
     facts: str
 
 
@@ -99,10 +126,10 @@ def preview(recipe: DedupRecipe) -> DedupPreview:
         number = f"{hashed.num_samples:,} samples"
         what = f"all {number}" if is_all else f"the first {number}; a run finds copies among all"
 
-        def thumbnails(sample_M: Index) -> ThumbnailTable:
-            made = np.zeros((len(sample_M), NUM_BYTES), np.uint8)
+        def thumbnails(picture_M: Index) -> ThumbnailTable:
+            made = np.zeros((len(picture_M), NUM_BYTES), np.uint8)
             table = ThumbnailTable(thumbnail_NB=made, coarse_NB=levels_of(made))
-            fill(table, sample_M, hashed, tables)
+            fill(table, picture_M, hashed, tables)
             return table
 
         decision = decide_by(recipe, hashed, thumbnails)
@@ -113,7 +140,7 @@ def preview(recipe: DedupRecipe) -> DedupPreview:
         "columns": ["", "samples"],
         "rows": [[name, f"{counts[name]:,}"] for name in ("samples", "kept", "exact", "near")],
     }
-    text = render(_page(recipe, decision, pairs, what))
+    text = render(_page(recipe, hashed, decision, pairs, what))
     return DedupPreview(
         name=recipe.name,
         table=table,
@@ -129,19 +156,18 @@ def _hashed_here(recipe: DedupRecipe) -> tuple[list[tuple[Unit, pa.Table]], bool
     for unit, rows in _units(recipe):
         if total >= MAX_PICTURES:
             return done, False
-        pictures = (
-            (row, sample, decode(sample.images[0].data, min_side_px=MIN_SIDE_PX))
-            for row, sample in rows
-        )
+        read = partial(decode, min_side_px=MIN_SIDE_PX)
         decoded = [
-            DecodedSample(row=row, sample=sample, images=(image,))
-            for row, sample, image in pictures
-            if not isinstance(image, DecodeProblem)
+            DecodedSample(row=row, sample=sample, images=images)
+            for row, sample in rows
+            for images in [decoded_images(sample, [read(one.data) for one in sample.images])]
+            if not isinstance(images, Reject)
         ]
         if decoded:
             table = with_id_hash(stage.work(decoded).table, unit.source)
-            done.append((unit, table.select(["row", *HASH_COLUMNS, THUMBNAIL])))
-            total += len(decoded)
+            names = ["row", *HASH_COLUMNS, THUMBNAIL, FURTHER, FURTHER_THUMBNAILS]
+            done.append((unit, table.select([n for n in names if n in table.column_names])))
+            total += sum(len(item.images) for item in decoded)
     return done, True
 
 
@@ -164,51 +190,66 @@ def _pairs(hashed: SampleHashes, decision: DedupDecision) -> list[_Pair]:
     rest = by_difference[half:]
     step = max(1, -(-len(rest) // half))
     chosen_R = np.concatenate([by_difference[:half], rest[::step]])
-    kept_R = duplicates.representative_N[chosen_R]
-    samples = _read(hashed, decision.order_R[np.concatenate([chosen_R, kept_R])])
+    best_R = duplicates.representative_N[chosen_R]
+    is_kept_R = decision.is_kept_R
+    images = _read(hashed, decision.order_R[np.concatenate([chosen_R, best_R])])
     return [
         _Pair(
-            kept=kept,
-            dropped=dropped,
+            best=best,
+            copy=copy,
+            is_best_kept=bool(is_kept_R[best_rank]),
+            is_copy_kept=bool(is_kept_R[rank]),
             facts=(
                 f"{duplicates.distance_N[rank]} bits apart, difference"
                 f" {duplicates.difference_N[rank]:.2f}"
             ),
         )
-        for rank, dropped, kept in zip(
-            chosen_R, samples[: len(chosen_R)], samples[len(chosen_R) :], strict=True
+        for rank, best_rank, copy, best in zip(
+            chosen_R, best_R, images[: len(chosen_R)], images[len(chosen_R) :], strict=True
         )
     ]
 
 
-def _read(hashed: SampleHashes, wanted: Index) -> list[Sample]:
-    """Read samples by index, each unit once."""
+def _read(hashed: SampleHashes, wanted: Index) -> list[_SampleImage]:
+    """Read pictures by index, each unit once."""
     unit_of = hashed.unit_N[wanted]
-    found: dict[int, Sample] = {}
+    found: dict[int, _SampleImage] = {}
     for number in np.unique(unit_of).tolist():
         unit = hashed.units[number]
         samples = dict(read_unit(unit)[0])
         for index in wanted[unit_of == number].tolist():
-            row = int(hashed.row_N[index])
-            if row not in samples:
+            row, image = int(hashed.row_N[index]), int(hashed.image_N[index])
+            if row not in samples or image >= len(samples[row].images):
                 raise DataError(
                     f"{unit.shard}: row {unit.start + row} was hashed, but cannot be read any more;"
                     " expected the data that was hashed"
                 )
-            found[index] = samples[row]
+            found[index] = _SampleImage(sample=samples[row], index=image)
     return [found[index] for index in wanted.tolist()]
 
 
 def _page(
-    recipe: DedupRecipe, decision: DedupDecision, pairs: Sequence[_Pair], what: str
+    recipe: DedupRecipe,
+    hashed: SampleHashes,
+    decision: DedupDecision,
+    pairs: Sequence[_Pair],
+    what: str,
 ) -> page.Report:
     counts = decision.counts
     dropped = counts["exact"] + counts["near"]
+    best = describe_best(recipe, is_plain=hashed.is_plain)
     text = (
         f"{dropped:,} of {counts['samples']:,} samples would be dropped: {counts['exact']:,} have"
-        f" the same bytes as one that stays, {counts['near']:,} look like one. Of each group the"
-        f" best stays: {describe_best(recipe)}."
+        f" the same bytes as one that stays, {counts['near']:,} look like one."
+        f" {describe_order(best, is_plain=hashed.is_plain)}"
     )
+    left, right = "what stays", "what goes"
+    if not hashed.is_plain:
+        text += (
+            f" There are {hashed.num_pictures:,} pictures in all; {hashed.num_bare:,} samples have"
+            f" none and stay. A sample goes by `drop_sample_if: {recipe.drop_sample_if}`."
+        )
+        left, right = "the better picture", "its copy"
     blocks: list[page.Block] = [
         page.Table(
             columns=("bits apart", "near copies"), rows=list(distances(decision.duplicates).items())
@@ -220,8 +261,8 @@ def _page(
                 items=[_item(pair) for pair in pairs],
                 is_wide=True,
                 caption=(
-                    "Left what stays, right what goes; those that differ most first. A difference"
-                    " of 1 is the largest that counts as a copy."
+                    f"Left {left}, right {right}; those that differ most first. A difference of 1"
+                    " is the largest that counts as a copy."
                 ),
             )
         )
@@ -240,10 +281,23 @@ def _data(recipe: DedupRecipe) -> str:
 
 
 def _item(pair: _Pair) -> page.GalleryItem:
+    """Show both pictures; and both samples, unless they have a picture and a caption each."""
+    turns: list[page.ShownTurn] = []
+    if not (is_caption(pair.best.sample) and is_caption(pair.copy.sample)):
+        for side, one in (("left", pair.best), ("right", pair.copy)):
+            for turn in shown_turns(one.sample, marked=one.index):
+                role = f"{side} · {turn.role}" if turn.role else side
+                turns.append(dataclasses.replace(turn, role=role))
+    fates = {True: "stays", False: "goes"}
     return page.GalleryItem(
-        image_bytes=_side_by_side(pair.kept.images[0].data, pair.dropped.images[0].data),
+        image_bytes=_side_by_side(pair.best.data, pair.copy.data),
         title=pair.facts,
-        lines=(f"stays: {pair.kept.sample_id}", f"goes: {pair.dropped.sample_id}"),
+        turns=turns,
+        lines=(
+            *((pair.facts,) if turns else ()),
+            f"{fates[pair.is_best_kept]}: {pair.best.name}",
+            f"{fates[pair.is_copy_kept]}: {pair.copy.name}",
+        ),
         badge="copy",
     )
 

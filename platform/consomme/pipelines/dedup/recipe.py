@@ -11,15 +11,16 @@ from annotated_types import Interval
 from consomme.base.bounds import Fraction, NonNegativeInt, PositiveInt
 from consomme.base.checked import Checked, rule
 from consomme.base.needs import Need
-from consomme.base.schema import located, runtime
+from consomme.base.schema import added, located, runtime
 from consomme.curate.dedup.copies import MAX_DISTANCE
+from consomme.curate.dedup.samples import DropRule
 from consomme.storage.options import StorageOptions
 from consomme.storage.shards import input_problems
 
 
 @dataclass(frozen=True, kw_only=True)
 class DedupRecipe(Checked):
-    """A view without duplicate images; two captions of the same image are copies too."""
+    """A view without duplicate images; two texts about the same images are copies too."""
 
     name: str
     """Name of the run."""
@@ -62,13 +63,19 @@ class DedupRecipe(Checked):
     left or right, or that read text in the image."""
 
     scores: str | None = located(None)
-    """Folder of a finished score run over the same data. Without it, the largest copy is kept."""
+    """Folder of a finished score run over the same data. Without it, the largest copy is kept; of
+    samples with several pictures, the one with the most."""
 
     best_by: str | None = None
     """Score column that selects the best copy: `perplexity`, `image_gain`, …"""
 
     best_is: Literal["highest", "lowest"] = "highest"
     """Which end of that column is best: `highest` for image_gain, `lowest` for perplexity."""
+
+    drop_sample_if: DropRule = added("all_copies")
+    """When a sample goes with its pictures: `all_copies` of them are in samples that stay, or
+    `any_copy`, or the `first_copy`. Samples are decided about from the best to the worst, and
+    those without pictures stay. With one picture per sample there is no difference."""
 
     unit_rows: PositiveInt = 1024
     """Maximum number of samples per unit, which is what is retried, resumed and committed."""

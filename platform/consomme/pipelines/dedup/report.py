@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 
 from consomme.base.manifest import Manifest
 from consomme.base.sample import Sample
-from consomme.pipelines.dedup.copies import GROUPS
+from consomme.pipelines.dedup.copies import GROUPS, IMAGE_INDEX
 from consomme.report import model as page
+from consomme.report.samples import sample_card
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.units import read_unit
 
@@ -27,10 +28,7 @@ def sections(runs: Sequence[Manifest], every_run: Mapping[str, Manifest]) -> lis
 def _section(manifest: Manifest) -> page.Section:
     """Show counts, distances, and the groups to check first."""
     counts, decisions = manifest.counts, manifest.decisions
-    text = (
-        f"{counts['kept']:,} of {counts['samples']:,} pictures stay; {counts['exact']:,} have the"
-        f" same bytes as one that stays, {counts['near']:,} look like one"
-    )
+    text = kept_text(counts, decisions)
     if decisions["max_distance"] is not None:
         text += (
             f" (at most {decisions['max_distance']} of 64 bits and {decisions['max_colour']} of 255"
@@ -38,11 +36,21 @@ def _section(manifest: Manifest) -> page.Section:
         )
         text += ", and confirmed by their thumbnails)" if "max_difference" in decisions else ")"
     text += (
-        f". Of each group the best stays: {decisions['best']}. {decisions['num_flat']:,} pictures"
-        " are nearly uniform and were compared by their bytes only."
+        f". {describe_order(decisions['best'], is_plain='pictures' not in decisions)}"
+        f" {decisions['num_flat']:,} pictures are nearly uniform and were compared by their bytes"
+        " only."
     )
+    if decisions.get("copies_inside"):
+        text += (
+            f" {decisions['copies_inside']:,} pictures are copies of another one in their own"
+            " sample, for which no sample goes."
+        )
     blocks: list[page.Block] = [
-        _table("samples in a group", "groups", decisions["groups_by_size"]),
+        _table(
+            "samples in a group" if "pictures" not in decisions else "pictures in a group",
+            "groups",
+            decisions["groups_by_size"],
+        ),
         _table("bits apart", "near copies", decisions["near_by_distance"]),
     ]
     groups = RunFolder.at(manifest.url).store.read(GROUPS)
@@ -57,6 +65,34 @@ def _section(manifest: Manifest) -> page.Section:
         )
         blocks.append(page.Gallery(items=items, caption=caption))
     return page.Section(title=f"Dedup: {manifest.name}", lead_text=text, blocks=blocks)
+
+
+def kept_text(counts: Mapping[str, int], decisions: Mapping[str, Any]) -> str:
+    """Say how many samples stay, and what the others are; the sentence goes on."""
+    if "pictures" not in decisions:
+        return (
+            f"{counts['kept']:,} of {counts['samples']:,} pictures stay; {counts['exact']:,} have"
+            f" the same bytes as one that stays, {counts['near']:,} look like one"
+        )
+    which = {
+        "all_copies": "all of their pictures",
+        "any_copy": "one of their pictures or more",
+        "first_copy": "their first picture",
+    }[decisions["drop_sample_if"]]
+    return (
+        f"{counts['kept']:,} of {counts['samples']:,} samples stay, with {decisions['pictures']:,}"
+        f" pictures in all; {decisions['without_pictures']:,} samples have none and stay."
+        f" {counts['exact'] + counts['near']:,} samples go, because {which} are copies of those of"
+        f" samples that stay: {counts['exact']:,} with the same bytes, {counts['near']:,} that look"
+        f" alike"
+    )
+
+
+def describe_order(best: str, *, is_plain: bool) -> str:
+    """Say in a sentence which copies are preferred."""
+    if is_plain:
+        return f"Of each group the best stays: {best}."
+    return f"The better of two samples is the one with the {best}."
 
 
 def _table(first: str, second: str, counts: Mapping[str, int]) -> page.Table:
@@ -91,10 +127,18 @@ def _item(row: Mapping[str, Any], sample: Sample) -> page.GalleryItem:
     # Runs of earlier versions did not compare thumbnails.
     if row["reason"] == "near" and row.get("difference") is not None:
         what += f", difference {row['difference']:.2f}"
-    return page.GalleryItem(
-        image_bytes=sample.images[0].data,
-        title=sample.caption,
-        lines=(f"group {row['group']}", *(() if row["kept"] else (what,))),
-        badge="kept" if row["kept"] else row["reason"],
+    image, total = row.get(IMAGE_INDEX, 0), len(sample.images)
+    # Of runs whose samples have one picture each, the best copy is the one that is kept.
+    badge = "kept" if row["kept"] else row["reason"] or "dropped"
+    lines = [f"group {row['group']}"]
+    if total > 1:
+        lines.append(f"picture {image + 1} of {total}")
+    if row["reason"] is not None:
+        lines.append(f"{row['reason']} copy, {what}" if row["kept"] else what)
+    return sample_card(
+        sample,
+        lines=lines,
+        badge=badge,
         badge_kind="good" if row["kept"] else "bad",
+        marked=image if total > 1 else None,
     )

@@ -1,4 +1,4 @@
-"""Find exact and near copies of pictures, and write a view of the best copy of each.
+"""Find exact and near copies of pictures, and write a view of the samples that stay.
 
 A run has two parts. Workers hash every picture, unit by unit through the ledger. Then one process
 reads the hashes, compares the thumbnails of pictures with near hashes, decides, and writes the view
@@ -26,7 +26,7 @@ from consomme.pipelines.dedup.copies import (
     save_groups,
     save_view,
 )
-from consomme.pipelines.dedup.decision import decide_by, describe_best
+from consomme.pipelines.dedup.decision import decide_by, describe_best, many_pictures
 from consomme.pipelines.dedup.recipe import DedupRecipe
 from consomme.pipelines.dedup.stage import HashStage
 from consomme.pipelines.dedup.thumbnails import ThumbnailScratch
@@ -96,8 +96,9 @@ def _decide(run: Run[Sequence[Shard]]) -> Manifest:
     with ThumbnailScratch(source, hashed) as scratch:
         decision = decide_by(recipe, hashed, scratch.open)
     order, duplicates = decision.order_R, decision.duplicates
-    view = save_view(folder, hashed, order[duplicates.is_kept_N])
-    groups = save_groups(folder, source, hashed, order, duplicates)
+    is_kept = decision.is_kept_R
+    view = save_view(folder, hashed, order[is_kept])
+    groups = save_groups(folder, source, hashed, order, duplicates, is_kept)
     counts = decision.counts
     total = counts["samples"]
     return run.finish(
@@ -105,12 +106,13 @@ def _decide(run: Run[Sequence[Shard]]) -> Manifest:
         decisions={
             "max_distance": recipe.max_distance,
             "max_colour": recipe.max_colour,
-            "best": describe_best(recipe),
+            "best": describe_best(recipe, is_plain=hashed.is_plain),
             "num_flat": int(hashed.is_flat_N.sum()),
             "num_unscored": decision.num_unscored,
             "groups_by_size": group_sizes(duplicates),
             "near_by_distance": distances(duplicates),
-            "max_difference": round(float(duplicates.difference_N.max()), 4),
+            "max_difference": round(float(duplicates.difference_N.max(initial=0)), 4),
+            **many_pictures(recipe, hashed, decision),
         },
         metrics={
             "dedup/kept_fraction": counts["kept"] / total,

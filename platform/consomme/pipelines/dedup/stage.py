@@ -1,4 +1,4 @@
-"""The stage of `dedup`: content hash, perceptual hash and thumbnail of each sample."""
+"""The stage of `dedup`: content hash, perceptual hash and thumbnail of each picture."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import pyarrow as pa
 from PIL import Image
 
 from consomme.execution.stage import DecodedSample, Outcome, UnitStage
+from consomme.pipelines.dedup.pictures import CONTENT_HASH, THUMBNAIL, by_sample
 from consomme.vision.decode import num_pixels
-
-THUMBNAIL = "thumbnail"
-"""Name of the column of thumbnails, which runs of earlier versions lack."""
 
 MIN_SIDE_PX = 128
 
 
 class HashStage(UnitStage):
-    """Compute the hashes and the thumbnail of each picture."""
+    """Compute the hashes and the thumbnail of each picture; one row per sample."""
 
     # Thumbnails have 64 × 64 pixels; decoding at twice that size or more gives the same ones.
     min_side_px = MIN_SIDE_PX
@@ -27,24 +25,23 @@ class HashStage(UnitStage):
         """Hash one unit."""
         from consomme.curate.dedup.phash import hash_picture
 
-        images = [item.images[0] for item in samples]
+        images = [image for item in samples for image in item.images]
+        encoded = [image.data for item in samples for image in item.sample.images]
         hashes = hash_picture(images)
-        content = [content_hash(item.sample.images[0].data) for item in samples]
-        columns = {
-            "row": pa.array([item.row for item in samples], pa.int32()),
-            "sample_id": pa.array([item.sample.sample_id for item in samples], pa.string()),
-            "content_hash": pa.array(content, pa.binary(16)),
+        pictures = {
+            CONTENT_HASH: pa.array([content_hash(data) for data in encoded], pa.binary(16)),
             "phash": pa.array(hashes.phash_N, pa.uint64()),
             "phash_flipped": pa.array(hashes.flipped_N, pa.uint64()),
             "colour": pa.array(hashes.colour_N, pa.uint64()),
             "is_flat": pa.array(hashes.is_flat_N, pa.bool_()),
-            "num_pixels": pa.array(
-                [num_pixels(item.sample.images[0].data) for item in samples], pa.int64()
-            ),
-            "num_bytes": pa.array(
-                [len(item.sample.images[0].data) for item in samples], pa.int32()
-            ),
+            "num_pixels": pa.array([num_pixels(data) for data in encoded], pa.int64()),
+            "num_bytes": pa.array([len(data) for data in encoded], pa.int32()),
             THUMBNAIL: thumbnail_column(images),
+        }
+        columns = {
+            "row": pa.array([item.row for item in samples], pa.int32()),
+            "sample_id": pa.array([item.sample.sample_id for item in samples], pa.string()),
+            **by_sample(pictures, [len(item.images) for item in samples]),
         }
         return Outcome(table=pa.table(columns))
 
