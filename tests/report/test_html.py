@@ -64,9 +64,17 @@ def page_of(*blocks: model.Block, **options) -> Page:
 
 def every_block(words: str) -> list[model.Block]:
     item = model.GalleryItem(image_bytes=PNG, title=words, lines=[words], badge=words)
+    parts = [
+        words,
+        model.Picture(image_bytes=PNG, title=words, label=words),
+        model.Omitted(text=words),
+    ]
+    turns = [model.ShownTurn(role=words, parts=parts)]
+    whole = model.GalleryItem(title="", turns=turns, lines=[words], badge=words)
     pair = model.BeforeAfterItem(
         image_bytes=PNG, before=words, after=words, notes=[(words, "good")]
     )
+    long_pair = model.BeforeAfterItem(before=turns, after=turns)
     step = model.SearchStep(candidate=words, score=1.0, best_before=0.5, accepted=True, note=words)
     nodes = [
         model.LineageNode(node_id="a", verb=words, title=words),
@@ -80,8 +88,10 @@ def every_block(words: str) -> list[model.Block]:
         model.Dots(
             dots=[model.Dot(label=words, x=1, y=2)], x_label=words, y_label=words, caption=words
         ),
-        model.Gallery(items=[item], caption=words),
-        model.BeforeAfter(items=[pair], before_label=words, after_label=words, caption=words),
+        model.Gallery(items=[item, whole], caption=words),
+        model.BeforeAfter(
+            items=[pair, long_pair], before_label=words, after_label=words, caption=words
+        ),
         model.LayerStrip(rows=[(words, 4, [0, 2])], caption=words),
         model.Steps(items=[step], score_label=words, caption=words),
         model.Lineage(nodes=nodes, edges=[("a", words)], caption=words),
