@@ -40,6 +40,10 @@ NODES: Mapping[str, Mapping[str, Any]] = {
     "all_of": {"policies": [UNIQUE, {"name": "lowest_fraction", "fraction": 0.5}]},
     "any_of": {"policies": [UNIQUE, {"name": "lowest_fraction", "fraction": 0.2}]},
     "in_turn": {"policies": [UNIQUE, {"name": "lowest_fraction", "fraction": 0.5}]},
+    "keep_missing": {
+        "column": "tags.object",
+        "keep": {"name": "lowest_fraction", "fraction": 0.3},
+    },
     "mean_fraction": {
         "terms": [
             {"column": "perplexity", "log": True},
