@@ -323,7 +323,10 @@ def test_the_report_shows_counts_distributions_and_pictures(tagged: Manifest) ->
     for item in (item for item in shown if item.badge == "class: three"):
         seed = int(item.lines[0].removeprefix("scene-"))
         assert len(scenes.make_scene(seed).objects) == 3
-        assert item.image_bytes == scene_sample(seed).images[0].data
+        (shown_picture,) = (
+            part for turn in item.turns for part in turn.parts if isinstance(part, page.Picture)
+        )
+        assert shown_picture.image_bytes == scene_sample(seed).images[0].data
     assert any(item.badge == "class: three" for item in shown)
     done = report.run_folder(tagged.url)
     text = (Path(done.url) / "report.html").read_text()
