@@ -18,16 +18,18 @@ from tests.support.new_families import (
 from tests.support.table_families import blip2
 
 from consomme.base.errors import CheckpointError, DataError
-from consomme.base.sample import Turn
+from consomme.base.sample import ImageRef, Turn
 from consomme.curate.perplexity import token_nll
 from consomme.engines.generation.requests import GenerationFailure
 from consomme.engines.generation.transformers import TransformersEngine
 from consomme.engines.generation.vllm import VLLMEngine
 from consomme.engines.generation.vllm_loop import PreparedRequest
 from consomme.engines.scoring.transformers import TransformersScorer
+from consomme.models.chat import ChatEncoder
 from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.encoded import ImageRefusedError
 from consomme.models.weights import build_from_config, open_model, open_processor, save_vlm
+from consomme.storage.model_folder import model_folder
 
 FAULTS = {
     "fails": ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
@@ -170,3 +172,18 @@ def test_images_that_vllm_cannot_prepare_stop_at_load(monkeypatch: pytest.Monkey
     ready = PreparedRequest(prompt={}, params=None)
     monkeypatch.setattr(VLLMEngine, "_prepare", lambda *_: ready)
     engine._check_images()
+
+
+def test_the_mark_of_an_image_is_all_that_the_template_writes_for_it() -> None:
+    """The nano model's marks of an image and of a user's turn end with the same character."""
+    chat = chat_encoder_for(*open_processor(model_folder("package://models/nano")))
+    assert isinstance(chat, ChatEncoder)
+    turns = (
+        Turn(role="user", content=("is ", ImageRef(0), " like ", ImageRef(1), "?")),
+        Turn(role="assistant", content="no"),
+    )
+    images = [Image.new("RGB", (64, 64), color) for color in ("red", "blue")]
+    row = chat.encode(turns, images, ["red", "blue"])
+    assert len(row.images) == 2
+    assert row.images[0].num_tokens == row.images[1].num_tokens > 0
+    assert row.input_ids.count(chat.image_token_id) == 2 * row.images[0].num_tokens

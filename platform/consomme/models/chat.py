@@ -249,7 +249,7 @@ class ChatEncoder:
         except Exception:  # noqa: BLE001
             return ""
         begin = _num_common(text, without)
-        end = _num_common(text[begin:][::-1], without[::-1])
+        end = _num_common(text[begin:][::-1], without[begin:][::-1])
         return text[begin : len(text) - end].strip()
 
     def _render_template(
