@@ -308,12 +308,18 @@ MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 
 
 
 def _qwen(
-    config: Any, text: type, vision: dict[str, Any], model: type, processor: type, video: type
+    config: Any,
+    text: type,
+    vision: dict[str, Any],
+    model: type,
+    processor: type,
+    video: type,
+    **more: Any,
 ) -> tuple[Any, Any]:
     words = _qwen_words()
     shared = {"hidden_size": 32, "num_heads": 2, "patch_size": 8}
     made = config(
-        text_config=text_config(text, rope_parameters=MROPE).to_dict(),
+        text_config=text_config(text, **{"rope_parameters": MROPE, **more}).to_dict(),
         vision_config=shared | vision,
         **_qwen_ids(words),
     )
@@ -323,14 +329,18 @@ def _qwen(
     return model(made), processor(images, words, video(), chat_template=QWEN_TEMPLATE)
 
 
-def qwen2_vl() -> tuple[Any, Any]:
+def qwen2_vl(**more: Any) -> tuple[Any, Any]:
+    """Return the family; `more` of the language model's configuration."""
+    vision = {"depth": 2, "embed_dim": 32, "mlp_ratio": 2}
     return _qwen(
         hf.Qwen2VLConfig,
         hf.Qwen2Config,
-        {"depth": 2, "embed_dim": 32, "mlp_ratio": 2},
+        # Its vision encoder writes in the width of the language model.
+        vision | {"hidden_size": more.get("hidden_size", 32)},
         hf.Qwen2VLForConditionalGeneration,
         hf.Qwen2VLProcessor,
         hf.Qwen2VLVideoProcessor,
+        **more,
     )
 
 

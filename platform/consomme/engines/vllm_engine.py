@@ -79,6 +79,12 @@ class OpenedEngine:
     adapter: Any = None
     """The `LoRARequest` of every prompt."""
 
+    @property
+    def max_images(self) -> int:
+        """Images that a prompt of the model's family may have; 0 without a vision encoder."""
+        processor = self.llm.llm_engine.renderer.mm_processor
+        return 0 if processor is None else int(processor.info.allowed_mm_limits.get("image", 0))
+
     def processes(self) -> list[Any]:
         """Return the processes that the engine started; none if it runs in ours."""
         resources = getattr(self.llm.llm_engine.engine_core, "resources", None)
@@ -178,7 +184,9 @@ def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) ->
                 max_model_len=max_model_len,
                 max_num_batched_tokens=max(options.max_num_batched_tokens, max_model_len),
                 max_num_seqs=options.max_num_seqs,
-                limit_mm_per_prompt={"image": 1},
+                # An image takes a token at least, so this is no limit; what vLLM allocates for
+                # images is bounded by the tokens of a step.
+                limit_mm_per_prompt={"image": max_model_len},
                 enable_prefix_caching=options.prefix_caching,
                 # A cache of prepared images would only cost hashing: nearly every one is new.
                 mm_processor_cache_gb=0,

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from consomme.base.errors import DataError, EngineLostError
+from consomme.base.errors import CheckpointError, DataError, EngineLostError
 from consomme.engines.generation.decoding import (
     GumbelLogitsProcessor,
     RegexCompiler,
@@ -38,13 +38,19 @@ from consomme.engines.generation.requests import (
     Sampling,
     check_vision,
 )
-from consomme.engines.generation.writing_check import SINGLE, check_writing
+from consomme.engines.generation.writing_check import (
+    SINGLE,
+    check_writing,
+    check_writing_about_several,
+)
 from consomme.engines.memory import halve_on_oom
 from consomme.models.adapters import merge_adapter, open_adapter
 from consomme.models.attention import max_positions
 from consomme.models.batches import Batcher
 from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.encoded import EncodedPrompt, refusal_reason
+from consomme.models.layout import is_simple
+from consomme.models.selfcheck import SelfCheck
 from consomme.models.weights import load_tensors, open_model
 
 # Shapes: B rows, T token positions.
@@ -63,12 +69,15 @@ class _QueuedRequest:
     sampling: Sampling
     prompt: EncodedPrompt | None = None
     grammar: Any = None
+    has_several: bool = False
+    """Whether it has several images, or one that is not at the beginning."""
+
     result: Future[Generation | GenerationFailure] = field(default_factory=Future)
 
     @property
     def batch_key(self) -> tuple[Any, ...]:
         """Requests with equal keys may share a batch."""
-        return (self.sampling, not self.request.images)
+        return (self.sampling, not self.request.images, self.has_several)
 
 
 class TransformersEngine:
@@ -139,6 +148,9 @@ class TransformersEngine:
         if self.check.way == SINGLE:
             self.batch_size = 1
         _LOG.info("%s", self.check.line())
+        self._model_hash = model_hash
+        self._several: SelfCheck | str | None = None
+        """Of requests with several images: not checked yet, or why they are refused."""
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Replace the model's weights by others of the same architecture, in place.
@@ -200,11 +212,18 @@ class TransformersEngine:
         self, requests: Sequence[Request], sampling: Sampling
     ) -> list[Generation | GenerationFailure]:
         check_vision(self.chat.has_vision, requests)
-        queued = [_QueuedRequest(request=request, sampling=sampling) for request in requests]
+        queued = [
+            _QueuedRequest(
+                request=request, sampling=sampling, has_several=not is_simple(request.placed_turns)
+            )
+            for request in requests
+        ]
         for one in queued:
             if one.request.pattern is not None:
                 with self._model_lock:
                     one.grammar = self._regexes.compile(one.request.pattern)
+        if any(one.has_several for one in queued):
+            self._check_several()
         with self._queue_lock:
             self._waiting += queued
         while not all(one.result.done() for one in queued):
@@ -224,6 +243,26 @@ class TransformersEngine:
                     with self._queue_lock:
                         self._num_running = 0
         return [one.result.result() for one in queued]
+
+    def _check_several(self) -> None:
+        """Check requests with several images, once; their way may be a slower one."""
+        with self._model_lock:
+            if self._is_closed or self._several is not None:
+                return
+            try:
+                self._several = check_writing_about_several(
+                    self.model,
+                    self.chat,
+                    self._inputs,
+                    self._batcher.pad_id,
+                    self.check.way,
+                    self._model_hash,
+                )
+            except CheckpointError as error:
+                self._several = str(error)
+                _LOG.warning("%s", error)
+            else:
+                _LOG.info("%s", self._several.line())
 
     def _next_batch(self) -> list[_QueuedRequest]:
         """Take the oldest request from the queue, and those of the most similar length."""
@@ -254,12 +293,20 @@ class TransformersEngine:
         return batch
 
     def _is_alone(self, queued: _QueuedRequest) -> bool:
-        """Return whether a text may become longer than what was checked in batches."""
+        """Return whether a text may differ in a batch, or become longer than what was checked."""
+        if queued.has_several and isinstance(self._several, SelfCheck):
+            if self._several.way == SINGLE:
+                return True
         limit = self.check.alone_beyond
         return limit is not None and _prompt_length(queued) + queued.sampling.max_tokens > limit
 
     def _encode(self, queued: _QueuedRequest) -> None:
         """Encode a request, or set a `GenerationFailure` as its result."""
+        if queued.has_several and isinstance(self._several, str):
+            queued.result.set_result(
+                GenerationFailure(reason="conversation_unsupported", detail=self._several)
+            )
+            return
         images = [image.convert("RGB") for image in queued.request.images]
         try:
             prompt = self.chat.encode_prompt(queued.request.turns, images)

@@ -21,11 +21,13 @@ from consomme.engines.generation.requests import (
     check_vision,
 )
 from consomme.engines.generation.vllm_loop import EngineLoop, PreparedRequest
+from consomme.engines.generation.writing_check import requests_about_several
 from consomme.engines.vllm_engine import EngineOptions, close_engine, open_engine
 from consomme.models.chat import ChatEncoder
 from consomme.models.chat_check import PROBE_SIZES
 from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.encoded import refusal_reason
+from consomme.models.layout import is_simple
 from consomme.models.weights import open_processor
 
 _QUESTION = "describe the image."
@@ -75,8 +77,11 @@ class VLLMEngine:
         llm = self._opened.llm
         self._renderer, self._config = llm.llm_engine.renderer, llm.llm_engine.model_config
         self._verified_patterns: set[str] = set()
+        self._several_refused = ""
+        """Why requests with several images are refused, if they are."""
         try:
             self._check_images()
+            self._several_refused = self._check_several()
         except CheckpointError:
             close_engine(self._opened.llm)
             raise
@@ -128,11 +133,44 @@ class VLLMEngine:
             " {name: transformers}"
         )
 
+    def _check_several(self) -> str:
+        """Return why requests with several images are refused; empty if they are not.
+
+        vLLM has its own code to prepare the images of a family, which must make the same tokens of
+        several images as the family's own processor.
+        """
+        if not self.chat.has_vision:
+            return ""
+        if self._opened.max_images < 2:
+            return f"vLLM takes at most {self._opened.max_images} image of this family"
+        for name, request in requests_about_several().items():
+            try:
+                expected = self.chat.encode_prompt(request.turns, request.images).input_ids
+            except DataError:
+                # Requests of this shape are refused one by one.
+                continue
+            found = self._prepare(request)
+            if isinstance(found, GenerationFailure):
+                if found.reason == "sequence_too_long":
+                    continue
+                return f"vLLM does not take the probe {name!r}: {found.detail}"
+            if list(found.prompt["prompt_token_ids"]) != expected:
+                return (
+                    f"vLLM makes {len(found.prompt['prompt_token_ids'])} tokens of the probe"
+                    f" {name!r}, and the family's own processor {len(expected)} others; generate"
+                    " with {name: transformers}"
+                )
+        return ""
+
     def _prepare(self, request: Request) -> PreparedRequest | GenerationFailure:
         """Convert a request to tokens and pixels."""
         from vllm.exceptions import VLLMClientError
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
+        if self._several_refused and not is_simple(request.placed_turns):
+            return GenerationFailure(
+                reason="conversation_unsupported", detail=self._several_refused
+            )
         limit: int = self._config.max_model_len
         images = request.shown_images
         try:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from consomme.base.errors import CheckpointError, DataError
-from consomme.base.sample import Turn
+from consomme.base.sample import ImageRef, Turn
+from consomme.engines.generation.requests import Request
 from consomme.models import selfcheck
 from consomme.models.attention import longest_alike, max_positions, num_selected, windows
 from consomme.models.encoded import EncodedPrompt
@@ -25,6 +26,8 @@ from consomme.models.imports import import_transformers
 
 BATCHED, SINGLE = "padded batches", "one row at a time"
 LOST: Mapping[str, str] = {BATCHED: "prompts are not batched"}
+
+SEVERAL = "writing about several images"
 
 _NUM_STEPS = 3
 _NUM_COMPARED = 8
@@ -68,8 +71,39 @@ def check_writing(
     )
 
 
+def check_writing_about_several(
+    model: Any,
+    chat: Any,
+    collate: Collate,
+    pad_id: int,
+    way: str,
+    model_hash: str | None = None,
+) -> selfcheck.SelfCheck:
+    """Find the fastest way of writing about several images that equals the plain one.
+
+    Args:
+        model: As in `check_writing`.
+        chat: As in `check_writing`.
+        collate: As in `check_writing`.
+        pad_id: As in `check_writing`.
+        way: What `check_writing` found; no faster one is tried.
+        model_hash: As in `check_writing`.
+
+    Raises:
+        CheckpointError: The family takes one image only, or no way of writing equals the plain one.
+    """
+    settings = {"way": way, "template": getattr(chat, "template_options", {})}
+    return selfcheck.cached_check(
+        model,
+        SEVERAL,
+        model_hash,
+        settings,
+        LOST,
+        lambda: _check_several(model, chat, collate, pad_id, way),
+    )
+
+
 def _check(model: Any, chat: Any, collate: Collate, pad_id: int) -> selfcheck.SelfCheck:
-    family = model.config.model_type
     _, costly = _windows(model)
     alike = longest_alike(model.config.get_text_config())
     not_checked = {}
@@ -77,7 +111,54 @@ def _check(model: Any, chat: Any, collate: Collate, pad_id: int) -> selfcheck.Se
         not_checked[f"attention beyond {min(costly)} tokens"] = "longer texts run alone"
     if alike is not None:
         not_checked[f"a batch with positions beyond {alike}"] = "longer texts run alone"
+    ways, failed = [BATCHED, SINGLE], {}
+    if num_selected(model.config.get_text_config()) is not None:
+        ways.remove(BATCHED)
+        failed[BATCHED] = "its layers select the tokens that they attend to"
     groups = _make_prompts(model, chat)
+    found = _choose("writing", ways, groups, model, collate, pad_id, failed, not_checked)
+    limits = [*costly, *([] if alike is None else [alike])]
+    return replace(found, alone_beyond=min(limits, default=None))
+
+
+def _check_several(
+    model: Any, chat: Any, collate: Collate, pad_id: int, way: str
+) -> selfcheck.SelfCheck:
+    prompts, refused = _make_prompts_about_several(chat)
+    if not any(
+        len(request.images) > 1 and name in prompts
+        for name, request in requests_about_several().items()
+    ):
+        raise CheckpointError(
+            f"this {model.config.model_type} model takes one image only: {refused}"
+        )
+    ways = list(dict.fromkeys([way, SINGLE]))
+    return _choose(SEVERAL, ways, [prompts], model, collate, pad_id, {}, {})
+
+
+def _choose(
+    kind: str,
+    ways: Sequence[str],
+    groups: Sequence[Mapping[str, EncodedPrompt]],
+    model: Any,
+    collate: Collate,
+    pad_id: int,
+    failed: Mapping[str, str],
+    not_checked: Mapping[str, str],
+) -> selfcheck.SelfCheck:
+    """Compare ways of writing with the plain one, and choose the first that equals it.
+
+    Args:
+        kind: What is checked.
+        ways: Fastest first.
+        groups: Prompts by name, in the batches that they are run in.
+        model: As in `check_writing`.
+        collate: As in `check_writing`.
+        pad_id: As in `check_writing`.
+        failed: Faster ways that are not tried, and why.
+        not_checked: What is too costly to check, and what is done instead.
+    """
+    family = model.config.model_type
     names = [name for group in groups for name in group]
     with selfcheck.family_faults(f"cannot write with this {family} model"):
         plain = [
@@ -107,14 +188,10 @@ def _check(model: Any, chat: Any, collate: Collate, pad_id: int) -> selfcheck.Se
     tolerance = max(selfcheck.EXACT_TOLERANCE, 4 * torch.finfo(model.dtype).eps)
     if model.dtype == torch.float32:
         tolerance = selfcheck.EXACT_TOLERANCE
-    ways: dict[str, selfcheck.Way] = {BATCHED: in_batches, SINGLE: one_at_a_time}
-    failed = {}
-    if num_selected(model.config.get_text_config()) is not None:
-        del ways[BATCHED]
-        failed[BATCHED] = "its layers select the tokens that they attend to"
-    found = selfcheck.choose_way(
-        "writing",
-        ways,
+    runs: dict[str, selfcheck.Way] = {BATCHED: in_batches, SINGLE: one_at_a_time}
+    return selfcheck.choose_way(
+        kind,
+        {way: runs[way] for way in ways},
         names,
         expected,
         tolerance,
@@ -123,8 +200,6 @@ def _check(model: Any, chat: Any, collate: Collate, pad_id: int) -> selfcheck.Se
         failed=failed,
         not_checked=not_checked,
     )
-    limits = [*costly, *([] if alike is None else [alike])]
-    return replace(found, alone_beyond=min(limits, default=None))
 
 
 def _windows(model: Any) -> tuple[list[int], list[int]]:
@@ -166,6 +241,46 @@ def _make_prompts(model: Any, chat: Any) -> list[dict[str, EncodedPrompt]]:
                 ) from error
         groups.append(prompts)
     return [group for group in groups if group]
+
+
+def requests_about_several() -> dict[str, Request]:
+    """Return requests by name, to check what a model is shown of several images.
+
+    They have different numbers of images, so that one batch shows how rows are told apart.
+    """
+    one, two = _QUESTIONS
+    first, second, third = (ImageRef(index) for index in range(3))
+    shapes = {
+        "two images": [Turn(role="user", content=(first, second, one))],
+        "three in a text": [Turn(role="user", content=("in ", first, ", ", second, third, two))],
+        "an image in each turn": [
+            Turn(role="user", content=(first, one)),
+            Turn(role="assistant", content="no"),
+            Turn(role="user", content=("and ", second, "?")),
+        ],
+        "one after a text": [Turn(role="user", content=("and this: ", first))],
+    }
+    one_image, other = selfcheck.make_images()
+    images = (one_image, other, one_image.rotate(90, expand=True))
+    return {
+        name: Request(
+            turns=tuple(turns),
+            images=images[: len({index for turn in turns for index in turn.image_indices})],
+        )
+        for name, turns in shapes.items()
+    }
+
+
+def _make_prompts_about_several(chat: Any) -> tuple[dict[str, EncodedPrompt], str]:
+    """Return prompts by name, and why the model does not take the first of those it refuses."""
+    prompts, refused = {}, ""
+    for name, request in requests_about_several().items():
+        try:
+            prompts[name] = chat.encode_prompt(request.turns, request.images)
+        except DataError as error:
+            # Prompts of this shape are refused one by one.
+            refused = refused or f"{name}: {error}"
+    return prompts, refused
 
 
 def _likeliest(found_NV: Tensor, plain_NV: Tensor) -> Tensor:

@@ -65,6 +65,7 @@ class VLLMScorer:
         """
         opened = open_engine(str(model_path), options or EngineOptions(), threads=threads)
         self._llm, self._adapter = opened.llm, opened.adapter
+        self._max_images = opened.max_images
         self.version = opened.version
         config, processor = open_processor(model_path)
         chat = chat_encoder_for(config, processor, template)
@@ -93,10 +94,7 @@ class VLLMScorer:
         Raises:
             CheckpointError: vLLM tokenizes the answer differently than the model's own processor.
         """
-        encoded = [
-            encode_request(self.chat, request, index, self.limits)
-            for index, request in enumerate(requests)
-        ]
+        encoded = [self._encode(request, index) for index, request in enumerate(requests)]
         prompts, conversations = [], []
         for request, one in zip(requests, encoded, strict=True):
             if isinstance(one, EncodedRequest):
@@ -118,6 +116,17 @@ class VLLMScorer:
                 continue
             scores.append(to_score(one, [next(nlls) for _ in one.conversations]))
         return scores
+
+    def _encode(self, request: ScoringRequest, index: int) -> EncodedRequest | NotScored:
+        turns = place_images(request.turns, len(request.images))
+        num_shown = sum(len(turn.image_indices) for turn in turns)
+        if self.chat.has_vision and num_shown > self._max_images:
+            return NotScored(
+                reason="conversation_unsupported",
+                detail=f"found {num_shown} images, vLLM takes at most {self._max_images} of this"
+                " family",
+            )
+        return encode_request(self.chat, request, index, self.limits)
 
     def _prompt(self, request: ScoringRequest, conversation: EncodedConversation) -> dict[str, Any]:
         """Build a prompt with one placeholder for each image, which vLLM expands itself."""
@@ -148,10 +157,13 @@ def _token_nll(conversation: EncodedConversation, output: Any) -> Tensor:
     """Return the nll of the scored tokens (S,), float32."""
     chat = conversation.chat
     begin = chat.spans[0][0]
+    if len(conversation.image_keys) > 1:
+        # vLLM has its own code for several images, which must show each as the family does.
+        begin = 0
     tail = len(chat.input_ids) - begin
     if list(output.prompt_token_ids[-tail:]) != chat.input_ids[begin:]:
         raise CheckpointError(
-            "vLLM's prompt ends with other tokens than the model's own processor gives: found"
+            "vLLM's prompt has other tokens than the model's own processor gives: found"
             f" {output.prompt_token_ids[-8:]}, expected {chat.input_ids[-8:]}; score with"
             " engine: transformers"
         )
