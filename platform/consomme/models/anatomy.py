@@ -365,6 +365,16 @@ def _candidates(model: Any, where: LanguageModel) -> str:
     return ", ".join(found)
 
 
+def image_parameters(model: Any) -> Named:
+    """Return the parameters of vision encoder and projector.
+
+    Raises:
+        CheckpointError: The model's parts cannot be told.
+    """
+    parts = anatomy(model)
+    return {**parts.vision_encoder, **parts.projector}
+
+
 def _call_getter(model: Any, getter: str) -> Any:
     """Call a getter of transformers' models; None if the model does not have it."""
     get = getattr(model, getter, None)
@@ -389,7 +399,7 @@ def _split_off_projector(model: Any, parts: dict[str, dict[str, nn.Parameter]], 
     vectors of the blocks' width, with the norms that follow.
     """
     has_projector = bool(parts[PROJECTOR])
-    for path in dict.fromkeys(_roots(model, parts[VISION_ENCODER])):
+    for path in dict.fromkeys(module_roots(model, parts[VISION_ENCODER])):
         encoder = model.get_submodule(path)
         blocks = _longest_stack(encoder.modules())
         if blocks is None or not any(True for _ in blocks.parameters()):
@@ -429,8 +439,8 @@ def _after(encoder: Any, blocks: nn.ModuleList, width: int) -> list[str]:
     return shown + [name for name in hidden if width in _output_widths(children[name])]
 
 
-def _roots(model: Any, named: Named) -> Iterator[str]:
-    """Yield the outermost modules that hold only these parameters."""
+def module_roots(model: Any, named: Named) -> Iterator[str]:
+    """Yield the outermost modules that hold only these parameters, once for each of these."""
     ids = {id(parameter) for parameter in named.values()}
     for name in named:
         parts = name.split(".")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from consomme.base.checked import Checked, rule
 from consomme.base.errors import CheckpointError, RecipeError
+from consomme.models.anatomy import Named, image_parameters, module_roots
 from consomme.train.divergence import check_norm
 from consomme.train.parallel.memory import (
     BUFFERS,
@@ -143,6 +144,7 @@ class _ZeroModel:
         self.stage, self.trainable_names = options.stage, trainable_names
         self._has_gradients = False
         """Whether there are gradients that no optimizer step has used."""
+        of_images = image_parameters(model) if options.stage == 3 else {}
         zero: dict[str, Any] = {"stage": options.stage}
         if options.offload:
             zero["offload_optimizer"] = {"device": "cpu"}
@@ -161,6 +163,34 @@ class _ZeroModel:
             },
             dist_init_required=False,
         )
+        if of_images:
+            self._keep_gathered(of_images)
+
+    def _keep_gathered(self, named: Named) -> None:
+        """Keep the parameters that images pass through gathered, and let no call of them wait.
+
+        DeepSpeed gathers a module's parameters when it is called, and records the calls to gather
+        ahead. Some families call their projector for each image, and ranks have different numbers
+        of images: they would record different calls, and wait for one another.
+        """
+        module = self.model.module
+        found = dict(module.named_parameters())
+        kept = [found[name] for name in named if not found[name].ds_persist]
+        for parameter in kept:
+            parameter.ds_persist = True
+        self.optimizer.persistent_parameters.extend(kept)
+        if kept:
+            kept[0].all_gather(kept)
+        quiet = {
+            id(hooks)
+            for path in module_roots(module, named)
+            for part in module.get_submodule(path).modules()
+            for hooks in (part._forward_hooks, part._forward_pre_hooks)
+        }
+        offload = self.optimizer.parameter_offload
+        for handle in (*offload.forward_hooks, *offload.backward_hooks):
+            if id(handle.hooks_dict_ref()) in quiet:
+                handle.remove()
 
     def start_micro_batch(self, *, is_last: bool) -> None:
         self.model.set_gradient_accumulation_boundary(is_last)
