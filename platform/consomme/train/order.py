@@ -1,6 +1,7 @@
 """The order in which samples are trained on: a function of the seed, the same for any world size.
 
-How many samples a step draws from each source follows exactly from the number of the step. Samples
+How many samples a step draws from each source follows exactly from the number of the step; or, if
+sources share out tokens, from the tokens of all samples drawn before. Samples
 of a source are shuffled twice: first the order of its units, then the samples of a window of
 consecutive units. So only one window has to be read to know the next sample, however many steps
 were trained before.
@@ -61,6 +62,35 @@ class Mixture:
             counts.append(math.floor(share * left + Fraction(1, 2)))
             left -= counts[-1]
         return counts
+
+
+class TokenMixture:
+    """Decides which source the next sample comes from, by what its sources have given so far."""
+
+    def __init__(self, weights: Sequence[float], global_batch: int, seed: int) -> None:
+        """Keep what the order depends on.
+
+        Args:
+            weights: Relative weight of each source, above 0.
+            global_batch: Samples per step over all ranks.
+            seed: Seed of the order of samples within a step.
+        """
+        self.weights = [Fraction(weight) for weight in weights]
+        self.global_batch, self.seed = global_batch, seed
+
+    def choose(self, drawn: Sequence[int]) -> int:
+        """Return the source that is furthest behind its share.
+
+        Args:
+            drawn: Tokens that each source has given.
+        """
+        return min(range(len(drawn)), key=lambda k: (drawn[k] / self.weights[k], k))
+
+    def arrange(self, step: int) -> list[int]:
+        """Return the shuffled order of a step's samples, as indices over those drawn."""
+        order = list(range(self.global_batch))
+        random.Random(f"mix-{self.seed}-{step}").shuffle(order)
+        return order
 
 
 class UnitOrder:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from consomme.base.errors import DataError
-from consomme.train.order import Mixture, UnitOrder
+from consomme.train.order import Mixture, TokenMixture, UnitOrder
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -122,7 +122,13 @@ class BatchStream(Generic[T]):
     """Global batches from a mixture of sources."""
 
     def __init__(
-        self, sources: Sequence[SourceStream[T]], mixture: Mixture, *, next_batch: int = 0
+        self,
+        sources: Sequence[SourceStream[T]],
+        mixture: Mixture | TokenMixture,
+        *,
+        next_batch: int = 0,
+        num_tokens: Callable[[T], int] = lambda _: 1,
+        drawn: Sequence[int] | None = None,
     ) -> None:
         """Continue from the positions of the sources.
 
@@ -130,22 +136,37 @@ class BatchStream(Generic[T]):
             sources: In the order of the mixture's weights.
             mixture: Which source each sample of a batch comes from.
             next_batch: Number of batches that were taken before.
+            num_tokens: What a `TokenMixture` counts of a sample.
+            drawn: What each source has given before; None for nothing.
         """
         self.sources, self.mixture = sources, mixture
-        self.next_batch = next_batch
+        self.next_batch, self._num_tokens = next_batch, num_tokens
+        self.drawn = list(drawn or [0] * len(sources))
+        """Tokens that each source has given; 0 if the mixture is one of samples."""
 
     def take(self) -> list[T]:
         """Return the next global batch."""
-        batch = [self.sources[source].take() for source in self.mixture.step(self.next_batch)]
+        mixture = self.mixture
+        if isinstance(mixture, TokenMixture):
+            samples = [self._take_by_tokens(mixture) for _ in range(mixture.global_batch)]
+            batch = [samples[k] for k in mixture.arrange(self.next_batch)]
+        else:
+            batch = [self.sources[source].take() for source in mixture.step(self.next_batch)]
         self.next_batch += 1
         return batch
+
+    def _take_by_tokens(self, mixture: TokenMixture) -> T:
+        source = mixture.choose(self.drawn)
+        sample = self.sources[source].take()
+        self.drawn[source] += self._num_tokens(sample)
+        return sample
 
     def state(self) -> dict[str, Any]:
         """Return the position of the stream as plain values."""
         return {
             "next_batch": self.next_batch,
             "places": [asdict(source.position) for source in self.sources],
-        }
+        } | ({"drawn": list(self.drawn)} if isinstance(self.mixture, TokenMixture) else {})
 
 
 def positions_of(state: dict[str, Any]) -> list[StreamPosition]:

@@ -201,7 +201,8 @@ def test_images_are_enlarged_by_another_factor_in_every_epoch(
     class ImageSizes:
         has_vision = True
 
-        def encode(self, turns: Any, image: Any, *, skip_rewritten: bool) -> tuple[int, int]:
+        def encode(self, turns: Any, images: Any, *, skip_rewritten: bool) -> tuple[int, int]:
+            (image,) = images
             size: tuple[int, int] = image.size
             return size
 
@@ -246,7 +247,9 @@ def test_a_source_may_shuffle_its_questions(
         for rows in fed.take(batch, 0, 1, layout_of(fed.recipe)).passes:
             seen |= {one.sample.turns for row in rows for one in row}
     assert len(seen) > 4
-    assert all(sorted(t.content for t in one) == sorted(t.content for t in turns) for one in seen)
+    assert all(sorted(t.text for t in one) == sorted(t.text for t in turns) for one in seen)
+    # The image is what all questions are about, so it stays before the first of them.
+    assert all([bool(t.image_indices) for t in one] == [True, *[False] * 7] for one in seen)
 
 
 def test_a_source_without_samples_is_named(shards: str) -> None:

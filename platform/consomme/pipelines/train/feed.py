@@ -33,7 +33,7 @@ from consomme.pipelines.train.samples import (
 )
 from consomme.storage.model_folder import model_folder
 from consomme.storage.plan import Work
-from consomme.train.order import Mixture, UnitOrder
+from consomme.train.order import Mixture, TokenMixture, UnitOrder
 from consomme.train.packing import RowLayout
 from consomme.train.stream import BatchStream, SourceStream, StreamPosition, positions_of
 
@@ -88,7 +88,8 @@ class BatchServer:
         self.plans = [
             plan_source(source, f"data[{number}]") for number, source in enumerate(self.recipe.data)
         ]
-        mixture = Mixture(
+        kind = TokenMixture if self.recipe.shares == "answer_tokens" else Mixture
+        mixture = kind(
             [plan.weight for plan in self.plans], self.recipe.global_batch, self.recipe.seed
         )
         positions = positions_of(state) if state else [None] * len(self.plans)
@@ -98,6 +99,8 @@ class BatchServer:
             [self._source(number, position) for number, position in enumerate(positions)],
             mixture,
             next_batch=state["next_batch"] if state else 0,
+            num_tokens=lambda sample: sample.num_labelled,
+            drawn=state.get("drawn") if state else None,
         )
         self._pending: dict[int, tuple[list[PreparedSample], dict[str, Any], set[int]]] = {}
         """Samples of each batch that some rank still has to take, state after it, and the ranks
@@ -134,6 +137,9 @@ class BatchServer:
         self.counts["samples"] += sum(len(contents.samples) for contents in window)
         self.counts["rejected"] += len(rejects)
         self.counts.update(f"rejected/{reject.reason}" for reject in rejects)
+        samples = [sample for contents in window for sample in contents.samples]
+        if num_shortened := sum(sample.is_shortened for sample in samples):
+            self.counts["shortened"] += num_shortened
         for contents in window:
             if contents.rejects:
                 lines = [
@@ -199,7 +205,12 @@ class BatchServer:
             DataError: Too many samples were rejected.
         """
         check_rejects(self.counts, self.recipe.max_reject_fraction, self.folder.url)
-        return dict(self.counts)
+        drawn = {
+            f"answer_tokens/data[{number}]": count
+            for number, count in enumerate(self.stream.drawn)
+            if self.recipe.shares == "answer_tokens"
+        }
+        return dict(self.counts) | drawn
 
 
 class _SourceReader:

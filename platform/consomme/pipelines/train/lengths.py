@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +61,8 @@ def lengths_of(recipe: TrainRecipe, start: str, notes: list[str], *, can_pack: b
     chat = chat_encoder_for(config, processor, recipe.template)
     limit = max_positions(config)
     preparer = Preparer(recipe, chat, limit)
-    samples = [
-        one for number, source in enumerate(recipe.data) for one in _first(preparer, source, number)
-    ]
+    by_source = [_first(preparer, source, number) for number, source in enumerate(recipe.data)]
+    samples = [one for found in by_source for one in found]
     mine = math.ceil(recipe.global_batch / recipe.num_workers)
     passes = math.ceil(mine / recipe.micro_batch)
     rows = math.ceil(mine / passes)
@@ -73,8 +74,11 @@ def lengths_of(recipe: TrainRecipe, start: str, notes: list[str], *, can_pack: b
         nominal = SampleShape(num_tokens=NOMINAL_TOKENS, num_labelled=NOMINAL_TOKENS)
         return Lengths(mean=nominal, in_pass=None, num_rows=rows, num_passes=passes)
     lengths = [_lengths(encode(chat, sample)) for sample in samples]
+    weights = _weights(recipe, by_source)
     columns = list(zip(*lengths, strict=True))
-    mean, most = [sum(c) / len(c) for c in columns], [max(c) for c in columns]
+    total = math.fsum(weights)
+    mean = [math.fsum(map(operator.mul, c, weights)) / total for c in columns]
+    most = [max(c) for c in columns]
     notes.append(
         f"lengths are those of the first {len(samples)} samples: {mean[0]:,.0f} tokens on average,"
         f" {most[0]:,} at most, of which images take {most[2]:,}; longer ones take more"
@@ -91,6 +95,25 @@ def lengths_of(recipe: TrainRecipe, start: str, notes: list[str], *, can_pack: b
         num_rows=rows,
         num_passes=passes,
     )
+
+
+def _weights(recipe: TrainRecipe, by_source: Sequence[Sequence[PreparedSample]]) -> list[float]:
+    """Return how often each measured sample counts, as often as its source is drawn from.
+
+    Sources without a weight are drawn from by their number of samples, which is not read here: then
+    each measured sample counts once.
+    """
+    sources = recipe.data
+    if any(source.weight is None for source in sources):
+        return [1.0 for found in by_source for _ in found]
+    weights = []
+    for source, found in zip(sources, by_source, strict=True):
+        weight = source.weight or 0.0
+        tokens = sum(one.num_labelled for one in found)
+        # A share of the answers' tokens is fewer samples if the answers are long.
+        count = tokens if recipe.shares == "answer_tokens" else len(found)
+        weights += [weight / count for _ in found]
+    return weights
 
 
 def _lengths(row: Any) -> tuple[int, int, int, int]:

@@ -18,7 +18,7 @@ from consomme.base.bounds import (
 )
 from consomme.base.checked import Checked, rule
 from consomme.base.needs import Need
-from consomme.base.schema import located, registry_of, runtime, strategy
+from consomme.base.schema import added, located, registry_of, runtime, strategy
 from consomme.base.suggest import did_you_mean
 from consomme.storage.options import StorageOptions
 from consomme.train.parts import FROZEN, FULL, NAMEABLE_PARTS, Part, Trainability
@@ -46,7 +46,8 @@ class TrainSource(Checked):
     choice is reproducible, a smaller share is part of a larger one, and counts are approximate."""
 
     weight: PositiveFloat | None = None
-    """Share of the batches relative to the other sources; None weighs by number of samples."""
+    """Share of the training relative to the other sources, of samples or of answers, as `shares`
+    of the recipe says; None weighs by number of samples."""
 
     shuffle_turns: bool = False
     """Shuffle the questions of a sample anew in every epoch. Only for samples whose questions do
@@ -96,6 +97,28 @@ class TrainRecipe(Checked):
 
     prompt: str = "describe the image."
     """User turn placed before samples that have a caption only."""
+
+    shares: Literal["samples", "answer_tokens"] = added("samples")
+    """What the sources' weights share out: `samples` of each step, or `answer_tokens`: labelled
+    tokens over the run, so that a source of long answers is drawn from less often."""
+
+    max_tokens: PositiveInt | None = added(None)
+    """Longest sample in tokens, images included; None: as many as the model has positions."""
+
+    too_long: Literal["reject", "drop_turns", "cut_document", "shorten"] = added("reject")
+    """What becomes of a longer sample: `reject` leaves it out; with `drop_turns` a conversation
+    loses its last questions with their answers and images; with `cut_document` a document loses its
+    last images, each with the text after it; `shorten` does both. What is too long even then is
+    rejected. An image's tokens are never cut."""
+
+    min_pixels: PositiveInt | None = added(None)
+    """Enlarge smaller images to this many pixels, before the model's own processor resizes them as
+    it does; None enlarges none."""
+
+    max_pixels: PositiveInt | None = added(None)
+    """Reduce larger images to this many pixels, before the model's own processor resizes them as it
+    does; None reduces none. Fewer pixels are fewer image tokens in families whose images take as
+    many as their size asks for."""
 
     template: dict[str, bool | int | str] = field(default_factory=dict)
     """Options of the model's chat template, such as `{enable_thinking: true}`; thinking is off if
@@ -279,6 +302,21 @@ class TrainRecipe(Checked):
     def _has_data(self) -> Iterator[str]:
         if not self.data:
             yield "data: found no source, expected at least one {view: …} or {inputs: […]}"
+
+    @rule
+    def _weights_of_answers(self) -> Iterator[str]:
+        missing = [n for n, source in enumerate(self.data) if source.weight is None]
+        if self.shares == "answer_tokens" and len(self.data) > 1 and missing:
+            yield (
+                f"shares: found answer_tokens, but data[{missing[0]}] has no weight; how many"
+                " tokens a source has is not known before it is read, so give each source a weight"
+            )
+
+    @rule
+    def _pixel_limits(self) -> Iterator[str]:
+        low, high = self.min_pixels, self.max_pixels
+        if low is not None and high is not None and low > high:
+            yield f"min_pixels: found {low}, expected at most max_pixels={high}"
 
     @rule
     def _known_parts(self) -> Iterator[str]:

@@ -2,11 +2,13 @@
 
 A sample is checked completely when it is read: its image is decoded and its text tokenized, so a
 bad sample becomes a reject, and no training step fails half-way. What is passed on is the encoded
-image, which is small.
+images, which are small. A sample that is too long is rejected, or loses turns or images from its
+end, as the recipe says.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +18,18 @@ from PIL import Image
 
 from consomme.base.errors import DataError
 from consomme.base.hashing import is_in_share
-from consomme.base.sample import Reject, Sample, Turn, turns_of
+from consomme.base.sample import (
+    ImageRef,
+    Reject,
+    Sample,
+    Turn,
+    content_of,
+    turns_of,
+    without_images,
+)
 from consomme.execution.stage import decoded_images, reject_of
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
+from consomme.pipelines.train.shorten import shorter_documents, shorter_turns, with_turns
 from consomme.storage.captions import check_units, recaptioned_units, unit_reader
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import Work
@@ -35,10 +46,27 @@ class PreparedSample:
     """With the turns that are trained on, prompt included."""
 
     num_tokens: int
-    """Of the whole conversation, image included."""
+    """Of the whole conversation, images included."""
+
+    num_labelled: int = 0
+    """Labelled tokens: those of its answers."""
 
     scale: float = 1.0
-    """Factor by which its image is enlarged."""
+    """Factor by which its images are enlarged."""
+
+    min_pixels: int | None = None
+    """A smaller image is enlarged to this many pixels; None enlarges none."""
+
+    max_pixels: int | None = None
+    """A larger image is reduced to this many pixels; None reduces none."""
+
+    is_shortened: bool = False
+    """Whether it was too long, and lost turns or images from its end."""
+
+    @property
+    def num_images(self) -> int:
+        """Images that are shown."""
+        return len(self.sample.images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +134,15 @@ class Preparer:
         """Keep the model's limits.
 
         Args:
-            recipe: Says what is varied from epoch to epoch.
+            recipe: Says what is varied from epoch to epoch, and what becomes of long samples.
             chat: The model's `ChatEncoder`.
             max_tokens: Number of positions of the language model.
         """
-        self.recipe, self.chat, self.max_tokens = recipe, chat, max_tokens
+        self.recipe, self.chat = recipe, chat
+        self.max_tokens = min(max_tokens, recipe.max_tokens or max_tokens)
+        self._limit = f"the model has {max_tokens} positions"
+        if self.max_tokens < max_tokens:
+            self._limit = f"max_tokens is {self.max_tokens}"
 
     def read(self, source: TrainSource, work: Work, number: int, epoch: int) -> UnitContents:
         """Read one unit.
@@ -149,26 +181,74 @@ class Preparer:
         if isinstance(images, Reject):
             return images
         turns = turns_of(sample, self.recipe.prompt)
+        answers = [turn for turn in turns if turn.role == "assistant"]
+        if answers and not any(turn.is_labelled for turn in answers):
+            detail = "no turn of the assistant is labelled, so there is nothing to learn"
+            return reject_of(sample, "conversation_malformed", detail)
         empty = [n for n, turn in enumerate(turns) if _is_empty_answer(turn)]
         if empty:
             return reject_of(sample, "caption_empty", f"the answer in turn {empty[0]} is empty")
         if source.shuffle_turns:
             turns = shuffled(turns, draw)
-        scale = draw.uniform(1, self.recipe.max_upscale)
-        prepared = PreparedSample(sample=replace(sample, turns=turns), num_tokens=0, scale=scale)
+        prepared = PreparedSample(
+            sample=replace(sample, turns=turns),
+            num_tokens=0,
+            scale=draw.uniform(1, self.recipe.max_upscale),
+            min_pixels=self.recipe.min_pixels,
+            max_pixels=self.recipe.max_pixels,
+        )
         try:
-            encoded = encode(self.chat, prepared, images)
+            measured = self._measured(prepared, images)
         except DataError as error:
             return reject_of(sample, refusal_reason(error), str(error))
-        num_tokens = len(encoded.input_ids)
-        if num_tokens > self.max_tokens:
-            detail = f"{num_tokens} tokens, the model has {self.max_tokens} positions"
-            return reject_of(sample, "sequence_too_long", detail)
-        return replace(prepared, num_tokens=num_tokens)
+        if measured.num_tokens > self.max_tokens:
+            return self._shortened(measured, images)
+        return measured
+
+    def _measured(self, prepared: PreparedSample, images: Sequence[Image.Image]) -> PreparedSample:
+        """Encode a sample to count its tokens."""
+        encoded = encode(self.chat, prepared, images)
+        return replace(prepared, num_tokens=len(encoded.input_ids), num_labelled=encoded.num_tokens)
+
+    def _shortened(
+        self, prepared: PreparedSample, images: Sequence[Image.Image]
+    ) -> PreparedSample | Reject:
+        """Return as much of a sample that is too long as fits, or its reject."""
+        sample, how = prepared.sample, self.recipe.too_long
+        choices: list[tuple[Turn, ...]] = []
+        if sample.is_document and how in ("cut_document", "shorten"):
+            choices = shorter_documents(sample.turns)
+        elif not sample.is_document and how in ("drop_turns", "shorten"):
+            choices = shorter_turns(sample.turns)
+        best, low, high = None, 0, len(choices)
+        while low < high:
+            middle = (low + high) // 2
+            some, kept = with_turns(sample, choices[middle])
+            try:
+                found = self._measured(
+                    replace(prepared, sample=some, is_shortened=True), [images[k] for k in kept]
+                )
+            except DataError:
+                # None of these turns is labelled: more of them may be.
+                low = middle + 1
+                continue
+            if found.num_tokens <= self.max_tokens:
+                best, low = found, middle + 1
+            else:
+                high = middle
+        if best is not None:
+            return best
+        detail = f"{prepared.num_tokens} tokens, {self._limit}"
+        if choices:
+            detail += ", and what could be left of it does not fit or has nothing to learn"
+        return reject_of(sample, "sequence_too_long", detail)
 
 
 def encode(chat: Any, prepared: PreparedSample, images: Sequence[Image.Image] | None = None) -> Any:
     """Encode a sample into tokens and pixels; without a vision encoder, into tokens only.
+
+    Images are resized first, if the recipe says so; the model's own processor does what it does to
+    images of that size.
 
     Earlier answers that the chat template writes without their reasoning are not trained on; the
     last one is.
@@ -186,31 +266,72 @@ def encode(chat: Any, prepared: PreparedSample, images: Sequence[Image.Image] | 
         if isinstance(found, Reject):
             raise DataError(f"{sample.sample_id}: {found.reason}: {found.detail}")
         images = found
-    if prepared.scale != 1.0:
-        images = [
-            image.resize(
-                (round(image.width * prepared.scale), round(image.height * prepared.scale)),
-                Image.Resampling.BICUBIC,
-            )
-            for image in images
-        ]
-    return chat.encode(sample.turns, images, skip_rewritten=True)
+    return chat.encode(
+        sample.turns, [_resized(image, prepared) for image in images], skip_rewritten=True
+    )
+
+
+def _resized(image: Image.Image, prepared: PreparedSample) -> Image.Image:
+    size = resized_size(
+        image.size,
+        scale=prepared.scale,
+        min_pixels=prepared.min_pixels,
+        max_pixels=prepared.max_pixels,
+    )
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def resized_size(
+    size: tuple[int, int], *, scale: float, min_pixels: int | None, max_pixels: int | None
+) -> tuple[int, int]:
+    """Return the width and height of an image that is enlarged, and then kept within limits.
+
+    The shape stays the same up to rounding; a limit is never crossed by rounding, unless a side
+    would have no pixel.
+    """
+    width, height = size
+    if scale != 1.0:
+        width, height = round(width * scale), round(height * scale)
+    if max_pixels is not None and width * height > max_pixels:
+        factor = math.sqrt(max_pixels / (width * height))
+        width, height = max(1, math.floor(width * factor)), max(1, math.floor(height * factor))
+    elif min_pixels is not None and width * height < min_pixels:
+        factor = math.sqrt(min_pixels / (width * height))
+        width, height = math.ceil(width * factor), math.ceil(height * factor)
+    return width, height
 
 
 def _is_empty_answer(turn: Turn) -> bool:
-    return turn.role == "assistant" and not turn.text.strip()
+    is_answer = turn.role == "assistant" and turn.is_labelled
+    return is_answer and not turn.text.strip()
 
 
 def shuffled(turns: Sequence[Turn], draw: random.Random) -> tuple[Turn, ...]:
-    """Shuffle the questions of a conversation, each with its answer.
+    """Shuffle the questions of a conversation, each with its answer and its images.
+
+    Images that begin the first question are what all questions are about, if no other turn has any:
+    they begin whichever question comes first.
 
     Returns any conversation unchanged that is not pairs of user and assistant turns, after at most
     one system turn.
     """
     head = tuple(turn for turn in turns[:1] if turn.role == "system")
-    rest = turns[len(head) :]
+    rest = list(turns[len(head) :])
     pairs = [rest[at : at + 2] for at in range(0, len(rest), 2)]
     if any([turn.role for turn in pair] != ["user", "assistant"] for pair in pairs):
         return tuple(turns)
+    shared: tuple[str | ImageRef, ...] = ()
+    if rest and _leads(rest[0]) and not any(turn.image_indices for turn in rest[1:]):
+        shared = tuple(part for part in rest[0].parts if isinstance(part, ImageRef))
+        pairs[0][0] = without_images(rest[:1])[0]
     draw.shuffle(pairs)
+    if shared:
+        first = pairs[0][0]
+        pairs[0][0] = replace(first, content=content_of([*shared, *first.parts]))
     return head + tuple(turn for pair in pairs for turn in pair)
+
+
+def _leads(turn: Turn) -> bool:
+    """Whether all images of a turn stand before its text."""
+    kinds = [isinstance(part, str) for part in turn.parts]
+    return kinds == sorted(kinds)
