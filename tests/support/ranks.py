@@ -65,7 +65,12 @@ def chosen(layers: str, step: int = 0) -> tuple[int, ...]:
 
 
 def run_ranks(
-    folder: Path, out: Path, world: int, cases: Sequence[str], device: str = "cpu"
+    folder: Path,
+    out: Path,
+    world: int,
+    cases: Sequence[str],
+    device: str = "cpu",
+    program: str = "tests.support.ranks",
 ) -> dict[str, Any]:
     """Train in `world` processes; returns the losses of each case, or its error."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -74,7 +79,7 @@ def run_ranks(
             [
                 sys.executable,
                 "-m",
-                "tests.support.ranks",
+                program,
                 str(folder),
                 str(out),
                 device,

@@ -229,7 +229,7 @@ def test_it_is_the_same_with_adapters_and_frozen_parts(tmp_path: Path) -> None:
     torch.manual_seed(3)
     check = check_batches(model, chat, batcher, packs=True)
     assert check.way == PACKED
-    assert check.num_probes == 5
+    assert check.num_probes == 10
     assert all(module.training for module in model.modules()), "its mode is restored"
     assert torch.equal(torch.rand(1), expected), "random numbers are as before"
 

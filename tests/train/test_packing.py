@@ -80,3 +80,21 @@ def test_long_samples_have_passes_of_their_own(
             else packed(lengths, world, pack_tokens)
         )
         assert shares == expected
+
+
+def test_texts_may_have_passes_of_their_own() -> None:
+    """No pass mixes them with images on any rank; the first and last pass of a step have images."""
+    layout = RowLayout(micro_batch=2, has_text_passes=True)
+    num_images = [0, 1, 0, 0, 3, 0, 0]
+    for world in (1, 2, 3):
+        for images in (num_images, [0] * 7, [1] * 7, [*num_images[:6], 1]):
+            ranks = layout.split([9] * 7, world, images)
+            assert len({len(passes) for passes in ranks}) == 1
+            found = sorted(k for passes in ranks for rows in passes for (k,) in rows)
+            assert found == list(range(7))
+            kinds = [
+                {bool(images[k]) for rows in every for (k,) in rows} or {True}
+                for every in zip(*ranks, strict=True)
+            ]
+            assert all(len(kind) == 1 for kind in kinds)
+            assert kinds[0] == kinds[-1] == {True}

@@ -348,6 +348,15 @@ class SelfCheck:
     alone_beyond: int | None = None
     """Rows of more tokens run alone, whatever the way is; None for no such length."""
 
+    several_alone: bool = False
+    """Rows of several images run alone, whatever the way is."""
+
+    several_refused: str | None = None
+    """Why rows of several images cannot be used; None if they can."""
+
+    filler_way: str = ""
+    """How passes without an image get one; empty for a check of another kind."""
+
     num_probes: int = 0
     seconds: float = 0.0
 

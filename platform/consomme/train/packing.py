@@ -31,23 +31,59 @@ class RowLayout:
     alone_beyond: int | None = None
     """A sample of more tokens has a pass of its own; None for no such length."""
 
-    def is_alone(self, num_tokens: int) -> bool:
-        """Return whether a sample of this length has a pass of its own."""
-        return self.alone_beyond is not None and num_tokens > self.alone_beyond
+    several_alone: bool = False
+    """A sample of several images has a pass of its own."""
 
-    def split(self, lengths: Sequence[int], world: int) -> list[list[Pass]]:
+    has_text_passes: bool = False
+    """Samples without an image share no pass with others, on any rank. The first and the last pass
+    of a step have images: DDP takes what the last pass leaves out for unused, and ZeRO-3 adds to
+    the gradients of the step before what the first pass leaves out."""
+
+    def is_alone(self, num_tokens: int, num_images: int = 1) -> bool:
+        """Return whether a sample of this length and with so many images has a pass of its own."""
+        is_long = self.alone_beyond is not None and num_tokens > self.alone_beyond
+        return is_long or (self.several_alone and num_images > 1)
+
+    def split(
+        self, lengths: Sequence[int], world: int, num_images: Sequence[int] | None = None
+    ) -> list[list[Pass]]:
         """Distribute samples.
 
         Args:
             lengths: Tokens of each sample of the step, over all ranks.
             world: Number of ranks.
+            num_images: Images of each sample; None if none has several.
 
         Returns:
             Passes of each rank; all ranks have the same number, because they communicate in every
             pass.
         """
-        alone = [k for k, length in enumerate(lengths) if self.is_alone(length)]
-        others = [k for k, length in enumerate(lengths) if not self.is_alone(length)]
+        images = num_images or [1] * len(lengths)
+        every = range(len(lengths))
+        texts = [k for k in every if self.has_text_passes and not images[k]]
+        others = [k for k in every if k not in set(texts)]
+        first, second = (
+            [
+                [[[some[k] for k in row] for row in rows] for rows in passes]
+                for passes in self._split(
+                    [lengths[k] for k in some], world, [images[k] for k in some]
+                )
+            ]
+            for some in (others, texts)
+        )
+        if not texts:
+            return first
+        # Empty passes of all ranks stand for an image that no sample has.
+        with_images = [passes or [[]] for passes in first]
+        return [
+            [*before[:1], *between, *(before[1:] or [[]])]
+            for before, between in zip(with_images, second, strict=True)
+        ]
+
+    def _split(
+        self, lengths: Sequence[int], world: int, num_images: Sequence[int]
+    ) -> list[list[Pass]]:
+        others, alone = self._divide(lengths, num_images)
         groups = []
         if others:
             if self.pack_tokens is None:
@@ -66,19 +102,30 @@ class RowLayout:
             for rank in range(world)
         ]
 
-    def batches(self, lengths: Sequence[int]) -> list[list[int]]:
+    def batches(
+        self, lengths: Sequence[int], num_images: Sequence[int] | None = None
+    ) -> list[list[int]]:
         """Return padded batches of samples by index, in order, but those that run alone are last.
 
         Args:
             lengths: Tokens of each sample.
+            num_images: Images of each sample; None if none has several.
         """
-        alone = [k for k, length in enumerate(lengths) if self.is_alone(length)]
-        others = [k for k, length in enumerate(lengths) if not self.is_alone(length)]
+        others, alone = self._divide(lengths, num_images)
         size = self.micro_batch
         return [
             *(others[at : at + size] for at in range(0, len(others), size)),
             *([k] for k in alone),
         ]
+
+    def _divide(
+        self, lengths: Sequence[int], num_images: Sequence[int] | None
+    ) -> tuple[list[int], list[int]]:
+        """Return the samples that share passes, and those that run alone, by index."""
+        images = num_images or [1] * len(lengths)
+        is_alone = [self.is_alone(*one) for one in zip(lengths, images, strict=True)]
+        others = [k for k, alone in enumerate(is_alone) if not alone]
+        return others, [k for k, alone in enumerate(is_alone) if alone]
 
 
 def padded(num_samples: int, world: int, micro_batch: int) -> list[list[Pass]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -264,6 +265,27 @@ def test_shortened_samples_are_counted_once(recipe: TrainRecipe, chat: Any, tmp_
         "rejected/sequence_too_long": 3,
         "shortened": 3,
     }
+
+
+def test_samples_of_several_images_may_be_refused(recipe: TrainRecipe, tmp_path: Path) -> None:
+    data = tuple(shards(tmp_path / "shards", [mixed(8)]))
+    fed = feed(replace(recipe, data=data), tmp_path / "run")
+    fed.refuse_several_images("it cannot")
+    steps = [step_of(fed, batch, 2) for batch in range(4)]
+    assert fed.check() == {
+        "samples": 4,
+        "rejected": 4,
+        "rejected/conversation_unsupported": 4,
+    }
+    lines = [
+        json.loads(line)
+        for path in (tmp_path / "run" / "rejects").iterdir()
+        for line in path.read_text().splitlines()
+    ]
+    assert {line["detail"] for line in lines} == {"it cannot"}
+    again = feed(replace(recipe, data=data), tmp_path / "again", steps[1][1])
+    again.refuse_several_images("it cannot")
+    assert [step_of(again, batch, 1) for batch in (2, 3)] == steps[2:]
 
 
 def test_sources_share_out_answers(recipe: TrainRecipe, tmp_path: Path) -> None:

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from consomme.execution.errors import own_errors
 from consomme.pipelines.train.context import TrainContext
 from consomme.pipelines.train.feed import BatchServer, RankBatch
 from consomme.pipelines.train.samples import PreparedSample, encode
 from consomme.train.packing import RowLayout
+
+if TYPE_CHECKING:
+    from consomme.train.filler import Filler
 
 StepBatches = tuple[list[dict[str, Any]], dict[str, Any]]
 """The micro-batches of a step, and the state of the data after it."""
@@ -35,31 +38,64 @@ class Collator:
     layout: RowLayout
     """How samples become rows."""
 
-    def collate(self, samples: Sequence[PreparedSample]) -> dict[str, Any]:
-        """Collate samples, one per row, padded to the longest."""
-        inputs: dict[str, Any] = self.batcher.collate([self._encode(sample) for sample in samples])
+    filler: Filler | None = None
+    """Image for passes without one; None adds none."""
+
+    def collate(
+        self, samples: Sequence[PreparedSample], *, has_filler: bool = False
+    ) -> dict[str, Any]:
+        """Collate samples, one per row, padded to the longest.
+
+        Args:
+            samples: The samples.
+            has_filler: Whether to add the filler's image; no sample has one.
+        """
+        rows = [self._encode(sample) for sample in samples]
+        if has_filler and self.filler is not None:
+            rows = self.filler.added_to(rows)
+        inputs: dict[str, Any] = self.batcher.collate(rows)
         return inputs
 
     def micro_batches(self, batch: RankBatch) -> list[dict[str, Any]]:
         """Collate one rank's part of a step."""
+        passes = [[sample for row in rows for sample in row] for rows in batch.passes]
+        has_image = [
+            any(one.num_images for one in samples)
+            if samples
+            else filler is None or filler.num_images > 0
+            for samples, filler in zip(passes, batch.fillers, strict=True)
+        ]
+        filled = self.filler.passes(has_image) if self.filler is not None else set()
         return [
-            self._micro_batch(rows) if rows else self._unlabelled(batch.filler)
-            for rows in batch.passes
+            self._micro_batch(samples, has_filler=number in filled)
+            if samples
+            else self._unlabelled(batch.fillers[number], has_filler=number in filled)
+            for number, samples in enumerate(passes)
         ]
 
-    def _micro_batch(self, rows: Sequence[Sequence[PreparedSample]]) -> dict[str, Any]:
-        samples = [sample for row in rows for sample in row]
-        if self.layout.pack_tokens is None or self.layout.is_alone(samples[0].num_tokens):
-            return self.collate(samples)
-        (row,) = rows
-        inputs: dict[str, Any] = self.batcher.pack([self._encode(sample) for sample in row])
+    def _micro_batch(
+        self, samples: Sequence[PreparedSample], *, has_filler: bool
+    ) -> dict[str, Any]:
+        first = samples[0]
+        if self.layout.pack_tokens is None or self.layout.is_alone(
+            first.num_tokens, first.num_images
+        ):
+            return self.collate(samples, has_filler=has_filler)
+        rows = [self._encode(sample) for sample in samples]
+        if has_filler and self.filler is not None:
+            rows.append(self.filler.row)
+        inputs: dict[str, Any] = self.batcher.pack(rows)
         return inputs
 
-    def _unlabelled(self, filler: PreparedSample) -> dict[str, Any]:
+    def _unlabelled(self, sample: PreparedSample | None, *, has_filler: bool) -> dict[str, Any]:
         """Collate a micro-batch without labels: it adds nothing to loss and gradients."""
         from consomme.models.batches import IGNORE_INDEX
 
-        batch = self._micro_batch([[filler]])
+        if sample is None:
+            assert self.filler is not None
+            batch: dict[str, Any] = self.batcher.collate([self.filler.row])
+        else:
+            batch = self._micro_batch([sample], has_filler=has_filler)
         batch["labels"].fill_(IGNORE_INDEX)
         return batch
 
@@ -93,6 +129,14 @@ class RankDataLoader:
         self._next_batch = self._end = state["next_batch"] if state else 0
         self._steps: Iterator[StepBatches] = iter(())
         self._layout: RowLayout | None = None
+
+    def refuse_several_images(self, reason: str) -> None:
+        """Reject samples of several images; every rank calls this before it takes any sample.
+
+        Args:
+            reason: Why the model cannot be trained on them.
+        """
+        self._get(self._server.refuse_several_images.remote(reason))
 
     def first_samples(self, num_samples: int) -> list[PreparedSample]:
         """Return the first samples of the run without consuming them."""

@@ -63,10 +63,16 @@ def evaluate_checkpoint(checkpoint: Any, *, context: TrainContext) -> dict[str, 
     check = SelfCheck.from_json(context.folder.store.read(SELF_CHECK))
     layout = row_layout(check, batcher, micro_batch=recipe.micro_batch, pack_tokens=None)
     collator = Collator(batcher=batcher, chat=chat, layout=layout)
-    samples = list(_samples(recipe, Preparer(recipe, chat, max_positions(model.config))))
+    samples = [
+        sample
+        for sample in _samples(recipe, Preparer(recipe, chat, max_positions(model.config)))
+        if sample.num_images <= 1 or check.several_refused is None
+    ]
     nll, num_tokens = 0.0, 0
     with torch.inference_mode():
-        for indices in layout.batches([sample.num_tokens for sample in samples]):
+        for indices in layout.batches(
+            [sample.num_tokens for sample in samples], [sample.num_images for sample in samples]
+        ):
             batch = collator.collate([samples[k] for k in indices])
             num_tokens += int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
             nll += float(sum_nll(model, {k: v.to(device) for k, v in batch.items()}))

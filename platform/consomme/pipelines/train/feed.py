@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from consomme.base.errors import DataError
 from consomme.execution.rejects import check_rejects, top_reasons
+from consomme.execution.stage import reject_of
 from consomme.pipelines.train.context import TrainContext
 from consomme.pipelines.train.recipe import TrainRecipe
 from consomme.pipelines.train.samples import (
@@ -58,8 +59,9 @@ class RankBatch:
     passes: list[list[list[PreparedSample]]]
     """The micro-batches: rows of each forward pass, and the samples of each row."""
 
-    filler: PreparedSample
-    """For passes without a row: every rank has to take part in every pass."""
+    fillers: list[PreparedSample | None]
+    """For each pass that has no row, as every rank has to take part in every pass: a sample that
+    another rank has in it; None if no rank has one, so that any image will do."""
 
     state: dict[str, Any]
     """State from which a `BatchServer` continues with the next step."""
@@ -102,6 +104,7 @@ class BatchServer:
             num_tokens=lambda sample: sample.num_labelled,
             drawn=state.get("drawn") if state else None,
         )
+        self._several_refused: str | None = None
         self._pending: dict[int, tuple[list[PreparedSample], dict[str, Any], set[int]]] = {}
         """Samples of each batch that some rank still has to take, state after it, and the ranks
         that took their part."""
@@ -119,12 +122,36 @@ class BatchServer:
             if epoch == 0:
                 self._count(number, window)
 
+        reader = _SourceReader(self.context, plan, number, order, self._read_units)
         return SourceStream(
             order,
-            _SourceReader(self.context, plan, number, order, self._read_units),
+            lambda epoch, window: map(self._without_refused, reader(epoch, window)),
             name=f"data[{number}]",
             start=position,
             on_window=on_window,
+        )
+
+    def refuse_several_images(self, reason: str) -> None:
+        """Reject samples of several images; called before any sample is taken.
+
+        Args:
+            reason: Why the model cannot be trained on them.
+        """
+        self._several_refused = reason
+
+    def _without_refused(self, contents: UnitContents) -> UnitContents:
+        reason = self._several_refused
+        if reason is None:
+            return contents
+        rejects = [
+            reject_of(one.sample, "conversation_unsupported", reason)
+            for one in contents.samples
+            if one.num_images > 1
+        ]
+        return dataclasses.replace(
+            contents,
+            samples=[one for one in contents.samples if one.num_images <= 1],
+            rejects=[*contents.rejects, *rejects],
         )
 
     def _count(self, number: int, window: Sequence[UnitContents]) -> None:
@@ -181,10 +208,19 @@ class BatchServer:
         taken.add(rank)
         if len(taken) == world:
             del self._pending[batch]
-        ranks = layout.split([sample.num_tokens for sample in samples], world)
+        ranks = layout.split(
+            [sample.num_tokens for sample in samples],
+            world,
+            [sample.num_images for sample in samples],
+        )
+        fillers = [
+            # A sample is sent only where it is needed.
+            None if every[rank] else next((samples[k] for rows in every for (k, *_) in rows), None)
+            for every in zip(*ranks, strict=True)
+        ]
         return RankBatch(
             passes=[[[samples[k] for k in row] for row in rows] for rows in ranks[rank]],
-            filler=samples[0],
+            fillers=fillers,
             state=state,
         )
 

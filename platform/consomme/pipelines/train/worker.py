@@ -100,7 +100,8 @@ class TrainWorker:
         from consomme.models.batches import Batcher
         from consomme.models.chat_prefix import chat_encoder_for
         from consomme.models.weights import open_model
-        from consomme.train.batch_check import row_layout
+        from consomme.train.batch_check import SINGLE, row_layout
+        from consomme.train.filler import make_filler
         from consomme.train.trainable import disable_kv_cache
 
         torch.manual_seed(self.recipe.seed)
@@ -118,7 +119,16 @@ class TrainWorker:
             micro_batch=self.recipe.micro_batch,
             pack_tokens=self.recipe.pack_tokens,
         )
-        self.collator = Collator(batcher=batcher, chat=self.chat, layout=layout)
+        self.filler = make_filler(
+            self.chat,
+            self.model.config,
+            self.check.filler_way,
+            is_in_every_pass=self.world > 1,
+            has_row=self.check.way != SINGLE,
+        )
+        if self.check.several_refused is not None:
+            self.loader.refuse_several_images(self.check.several_refused)
+        self.collator = Collator(batcher=batcher, chat=self.chat, layout=layout, filler=self.filler)
 
     def _check_batches(self, batcher: Batcher) -> SelfCheck:
         """Find out on rank 0 how samples can be put into rows; the same answer on all ranks.
@@ -176,7 +186,9 @@ class TrainWorker:
         layout = row_layout(
             self.check, self.collator.batcher, micro_batch=SCORING_BATCH, pack_tokens=None
         )
-        for indices in layout.batches([sample.num_tokens for sample in samples]):
+        for indices in layout.batches(
+            [sample.num_tokens for sample in samples], [sample.num_images for sample in samples]
+        ):
             yield self.collator.collate([samples[k] for k in indices])
 
     def _set_trainable(self, layers: tuple[int, ...]) -> Trained:
@@ -222,7 +234,16 @@ class TrainWorker:
             enable_autocast(model, self.device.type)
         if self.state.unused is None:
             first = self.collator.collate(self.loader.first_samples(1))
-            self.state.unused = list(freeze_unused(model, lambda bare: sum_nll(bare, first)))
+            image = None
+            if self.filler is not None:
+                # The first sample may have no image, and others have some.
+                image = self.collator.batcher.collate([self.filler.row])
+
+            def loss_of(bare: Any) -> Any:
+                loss = sum_nll(bare, first)
+                return loss if image is None else loss + sum_nll(bare, image)
+
+            self.state.unused = list(freeze_unused(model, loss_of))
         else:
             freeze(model, self.state.unused)
         if recipe.neftune_alpha:
