@@ -149,16 +149,25 @@ class ChatEncoder:
         Returns:
             The text, and where each labelled one is in it; see `_answer_chars`.
         """
-        if not self._marker:
-            raise LayoutRefusedError(
-                "the chat template writes nothing for an image, so its mark in a text is unknown"
-            )
-        text = self._layout.inlined([turn if shows_images else without_images([turn])[0]])[0]
+        text = self._document_text(turn if shows_images else without_images([turn])[0])
         marks = [self._layout.mark(n) if shows_images else "" for n in range(num_images([turn]))]
         answers = pieces(turn.parts, marks, has_first=False)
         if not answers:
             raise DataError("found no text after the first image, so there is nothing to score")
         return text + (self.tokenizer.eos_token or ""), answers
+
+    def _document_text(self, turn: Turn) -> str:
+        if not self._marker:
+            raise LayoutRefusedError(
+                "the chat template writes nothing for an image, so its mark in a text is unknown"
+            )
+        return self._layout.inlined([turn])[0]
+
+    def _render_prompt(self, turns: Sequence[Turn]) -> str:
+        """Write a conversation with the generation prompt, or the beginning of a document."""
+        if is_document(turns):
+            return self._document_text(_strip_answer(turns[0]))
+        return self._render(self._messages(turns), add_generation_prompt=True)
 
     def encode_prompt(
         self,
@@ -166,10 +175,12 @@ class ChatEncoder:
         images: Sequence[Image.Image] = (),
         keys: Sequence[object] | None = None,
     ) -> EncodedPrompt:
-        """Encode a conversation that ends with the user, with the generation prompt after it.
+        """Encode what a model continues.
 
         Args:
-            turns: Alternating; the last one is a user's. Images stand as in `encode`.
+            turns: A conversation that ends with the user; the generation prompt is written after
+                it. Or the beginning of a document, which is written without the chat template.
+                Images stand as in `encode`.
             images: Of the conversation; none encodes the text alone.
             keys: Name the images; those of recent calls are not prepared again.
 
@@ -180,7 +191,7 @@ class ChatEncoder:
         """
         check_special_tokens(turns, self.special)
         turns = place_images(turns, len(images))
-        rendered = self._render(self._messages(turns), add_generation_prompt=True)
+        rendered = self._render_prompt(turns)
         types, token_inputs, pixels = self._processing.process(rendered, turns, images, keys)
         return EncodedPrompt(
             input_ids=list(self._processing.recorder.ids),
@@ -201,7 +212,7 @@ class ChatEncoder:
             DataError: The text holds a special token.
         """
         check_special_tokens(turns, self.special)
-        rendered = self._render(self._messages(turns), add_generation_prompt=True)
+        rendered = self._render_prompt(turns)
         if any(turn.image_indices for turn in turns):
             self._processing.check_shows_image(rendered)
         return self._tokenize(rendered)
@@ -249,6 +260,7 @@ class ChatEncoder:
         except Exception:  # noqa: BLE001
             return ""
         begin = _num_common(text, without)
+        # What stands before the image may end as its mark does: `<user><image>`.
         end = _num_common(text[begin:][::-1], without[begin:][::-1])
         return text[begin : len(text) - end].strip()
 

@@ -158,6 +158,12 @@ class OpenAIEngine:
 
     def _send_with_retries(self, request: Request) -> Generation | GenerationFailure:
         """Send one request until there is an answer."""
+        if request.is_document:
+            detail = (
+                "found a document, a text with images that is no conversation; a server of chats"
+                " does not continue one, so use {name: transformers} or {name: vllm}"
+            )
+            return GenerationFailure(reason="conversation_unsupported", detail=detail)
         try:
             messages = self._messages(request)
         except (OSError, ValueError, SystemError) as error:

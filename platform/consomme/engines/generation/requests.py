@@ -25,10 +25,11 @@ Temperature = Annotated[float, Interval(ge=0, le=2)]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A conversation that ends with the user, and its images."""
+    """A conversation that ends with the user, or the beginning of a document; and its images."""
 
     turns: tuple[Turn, ...]
-    """Alternating; the last one is a user's. With a reference to each image where it stands;
+    """Alternating; the last one is a user's. Or one assistant turn with images in its text: a
+    document to continue. With a reference to each image where it stands;
     without any, all images stand before the text of the first user turn."""
 
     images: tuple[Image.Image, ...] = field(default=(), repr=False, compare=False)
@@ -42,7 +43,7 @@ class Request:
 
     def __post_init__(self) -> None:
         """Check that the model's turn is next."""
-        if not self.turns or self.turns[-1].role != "user":
+        if not self.is_document and (not self.turns or self.turns[-1].role != "user"):
             roles = ", ".join(turn.role for turn in self.turns) or "no turns at all"
             raise ValueError(f"a request ends with a user's turn, found: {roles}")
 
@@ -52,6 +53,12 @@ class Request:
     ) -> Request:
         """Build a request with one user turn, after the images."""
         return cls(turns=(Turn(role="user", content=prompt),), images=tuple(images), seed=seed)
+
+    @property
+    def is_document(self) -> bool:
+        """Whether it is a text with images in it, which the model continues."""
+        roles = [turn.role for turn in self.turns]
+        return roles == ["assistant"] and bool(self.turns[0].image_indices)
 
     @property
     def placed_turns(self) -> tuple[Turn, ...]:
