@@ -98,29 +98,11 @@ def make_scene(seed: int, style: str = "filled") -> Scene:
         style: `filled` or `outline`.
     """
     rng = random.Random(f"scene-{seed}")
-    half = SIZE_PX // 2
     num_objects = rng.choice((1, 2, 2, 3, 3))
     places = rng.sample(POSITIONS, 4)
-    objects = []
-    for place in sorted(places[:num_objects], key=POSITIONS.index):
-        size = rng.choice(SIZES)
-        radius = rng.randint(5, 6) if size == "small" else rng.randint(10, 12)
-        slack = max(half // 2 - radius - 1, 0)
-        row, column = divmod(POSITIONS.index(place), 2)
-        center = (
-            column * half + half // 2 + rng.randint(-slack, slack),
-            row * half + half // 2 + rng.randint(-slack, slack),
-        )
-        objects.append(
-            SceneObject(
-                shape=rng.choice(SHAPES),
-                color=rng.choice(tuple(COLORS)),
-                size=size,
-                position=place,
-                center_px=center,
-                radius_px=radius,
-            )
-        )
+    objects = [
+        draw_object(rng, place) for place in sorted(places[:num_objects], key=POSITIONS.index)
+    ]
     word = rng.choice(WORDS) if rng.random() < 0.4 else None
     light = rng.randint(215, 255)
     ground = (light, min(255, light + rng.randint(-8, 8)), min(255, light + rng.randint(-8, 8)))
@@ -132,6 +114,33 @@ def make_scene(seed: int, style: str = "filled") -> Scene:
         word_position=places[3] if word else None,
         background=ground,
         style=style,
+    )
+
+
+def draw_object(rng: random.Random, position: str, size: str | None = None) -> SceneObject:
+    """Draw an object in a quadrant, which it does not leave.
+
+    Args:
+        rng: Source of the draws; their order is fixed, or scenes of a seed would change.
+        position: The quadrant.
+        size: Of the object; None draws it.
+    """
+    size = size or rng.choice(SIZES)
+    radius = rng.randint(5, 6) if size == "small" else rng.randint(10, 12)
+    half = SIZE_PX // 2
+    slack = max(half // 2 - radius - 1, 0)
+    row, column = divmod(POSITIONS.index(position), 2)
+    center = (
+        column * half + half // 2 + rng.randint(-slack, slack),
+        row * half + half // 2 + rng.randint(-slack, slack),
+    )
+    return SceneObject(
+        shape=rng.choice(SHAPES),
+        color=rng.choice(tuple(COLORS)),
+        size=size,
+        position=position,
+        center_px=center,
+        radius_px=radius,
     )
 
 

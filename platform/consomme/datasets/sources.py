@@ -1,7 +1,7 @@
 """Strategies that create samples from the embedded data, for the `prepare` verb.
 
 The `meta` of each sample has what is needed to check captions of it later: `scene_seed` and `style`
-for scenes, `keywords` and `names` for emoji.
+for a scene, `keywords` and `names` for emoji. Samples of several scenes have `first_scene_seed`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from consomme.base.checked import Checked, rule
 from consomme.base.registry import Registry
 from consomme.base.sample import ImageFile, Sample, caption_turns
 from consomme.base.suggest import did_you_mean
-from consomme.datasets import emoji, scene_tasks, scenes
+from consomme.datasets import emoji, scene_series, scene_tasks, scenes
 
 
 class SampleSource(Protocol):
@@ -175,3 +175,99 @@ class OcrSource(_Conversations):
     """First seed to consider; half of the scenes are used. Benchmarks start at 500,000."""
 
     task: ClassVar[str] = "ocr"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Series(Checked):
+    """Base of the sources with several scenes per sample."""
+
+    num: PositiveInt = 1000
+    """Number of samples."""
+
+    style: Literal["filled", "outline"] = "filled"
+    """`outline` is a style that the nano VLM was not trained on."""
+
+    first_seed: int
+    """Seed of the first scene; a sample takes as many seeds as it has images."""
+
+    task: ClassVar[str]
+
+    @property
+    def num_scenes(self) -> int:
+        """Images per sample."""
+        return 2
+
+    def __call__(self) -> Iterator[Sample]:
+        """Yield the samples in the order of their seeds."""
+        found = scene_series.series_from(
+            self.task, self.first_seed, self.num, self.style, self.num_scenes
+        )
+        for seed, series in found:
+            key = f"scene-{self.task}-{self.style}-{seed:07d}"
+            yield Sample(
+                sample_id=key,
+                images=tuple(
+                    ImageFile(data=scenes.encode(scenes.render(scene)), name=f"{key}.{number}.png")
+                    for number, scene in enumerate(series.scenes)
+                ),
+                turns=series.turns,
+                source="scenes",
+                # Not `scene_seed`, which says that the sample is one scene.
+                meta={
+                    "first_scene_seed": seed,
+                    "style": self.style,
+                    "task": self.task,
+                    "kind": series.kind,
+                },
+            )
+
+
+@SAMPLE_SOURCES.register("scene_which")
+@dataclass(frozen=True, kw_only=True)
+class WhichSource(_Series):
+    """Which of several scenes has what no other has; and captions of one of them."""
+
+    num_images: scene_series.NumScenes = 3
+    """Images per question."""
+
+    first_seed: int = 50_000
+    """Seed of the first scene; a sample takes as many seeds as it has images. Benchmarks start at
+    500,000."""
+
+    task: ClassVar[str] = "which"
+
+    @property
+    def num_scenes(self) -> int:
+        """Images per sample."""
+        return self.num_images
+
+
+@SAMPLE_SOURCES.register("scene_changes")
+@dataclass(frozen=True, kw_only=True)
+class ChangesSource(_Series):
+    """What is different between two scenes: a color, a size, a position, or an object."""
+
+    first_seed: int = 100_000
+    """Seed of the first scene; a sample takes two. Benchmarks start at 500,000."""
+
+    task: ClassVar[str] = "changes"
+
+
+@SAMPLE_SOURCES.register("scene_documents")
+@dataclass(frozen=True, kw_only=True)
+class DocumentsSource(_Series):
+    """Text and scenes in turn; a text describes the scene before it, or says what is different."""
+
+    num_images: scene_series.NumScenes = 3
+    """Images per document."""
+
+    first_seed: int = 150_000
+    """Seed of the first scene; a document takes as many seeds as it has images. Benchmarks start at
+    500,000."""
+
+    task: ClassVar[str] = "documents"
+
+    @property
+    def num_scenes(self) -> int:
+        """Images per sample."""
+        return self.num_images

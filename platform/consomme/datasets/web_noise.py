@@ -113,20 +113,13 @@ KINDS = (*_KINDS, NEAR_DUPLICATE)
 
 
 def near_duplicate(sample: Sample, rng: random.Random) -> Sample:
-    """Copy a sample like a re-upload: picture resized and recompressed, caption barely changed."""
-    with Image.open(io.BytesIO(sample.images[0].data)) as picture:
-        flat = Image.new("RGB", picture.size, (255, 255, 255))
-        rgba = picture.convert("RGBA")
-        flat.paste(rgba, mask=rgba.getchannel("A"))
-    side = max(8, int(flat.width * rng.uniform(0.85, 0.95)))
-    out = io.BytesIO()
-    flat.resize((side, side), Image.Resampling.BICUBIC).save(out, "JPEG", quality=80)
-    base_name = sample.images[0].name.rsplit(".", 1)[0]
+    """Copy a sample like a re-upload: pictures resized and recompressed, caption barely changed."""
+    images = tuple(_recompressed(image, rng) for image in sample.images)
     edited = rng.choice((sample.caption.capitalize(), sample.caption.rstrip(".") + "!"))
     copy = replace(
         sample,
         sample_id=f"{sample.sample_id}-copy",
-        images=(ImageFile(data=out.getvalue(), name=f"{base_name}-copy.jpg"),),
+        images=images,
     )
     return copy.with_caption(
         edited,
@@ -134,6 +127,18 @@ def near_duplicate(sample: Sample, rng: random.Random) -> Sample:
         clean_caption=sample.caption,
         duplicate_of=sample.sample_id,
     )
+
+
+def _recompressed(image: ImageFile, rng: random.Random) -> ImageFile:
+    with Image.open(io.BytesIO(image.data)) as picture:
+        flat = Image.new("RGB", picture.size, (255, 255, 255))
+        rgba = picture.convert("RGBA")
+        flat.paste(rgba, mask=rgba.getchannel("A"))
+    side = max(8, int(flat.width * rng.uniform(0.85, 0.95)))
+    out = io.BytesIO()
+    flat.resize((side, side), Image.Resampling.BICUBIC).save(out, "JPEG", quality=80)
+    base_name = image.name.rsplit(".", 1)[0]
+    return ImageFile(data=out.getvalue(), name=f"{base_name}-copy.jpg")
 
 
 def add_noise(
@@ -157,26 +162,35 @@ def add_noise(
         kinds: Kinds to use; see `KINDS`.
 
     Raises:
-        RecipeError: A kind is unknown.
+        RecipeError: A kind is unknown, or a sample is a document, which has no caption.
     """
     for kind in kinds:
         if kind not in KINDS:
             raise RecipeError(f"unknown kind of noise {kind!r}{did_you_mean(kind, KINDS)}")
+    if fraction and (documents := [one for one in samples if one.is_document]):
+        raise RecipeError(
+            f"noise_fraction: found {fraction}, but {documents[0].sample_id} is a document, text"
+            " with images in it, and noise is for captions; set noise_fraction=0"
+        )
     noisy: list[Sample] = []
     others = sorted(samples, key=lambda sample: sample.sample_id)
     for sample in samples:
         rng = random.Random(f"noise-{seed}-{sample.sample_id}")
         if not kinds or rng.random() >= fraction:
-            noisy.append(sample.with_caption(sample.caption, noise=CLEAN))
+            noisy.append(_clean(sample))
             continue
         kind = rng.choice(tuple(kinds))
         if kind == NEAR_DUPLICATE:
-            noisy.append(sample.with_caption(sample.caption, noise=CLEAN))
+            noisy.append(_clean(sample))
             noisy.append(near_duplicate(sample, rng))
             continue
         text = _KINDS[kind](sample, others, rng)
         if text == sample.caption:
-            noisy.append(sample.with_caption(sample.caption, noise=CLEAN))
+            noisy.append(_clean(sample))
             continue
         noisy.append(sample.with_caption(text, noise=kind, clean_caption=sample.caption))
     return noisy
+
+
+def _clean(sample: Sample) -> Sample:
+    return replace(sample, meta={**sample.meta, "noise": CLEAN})

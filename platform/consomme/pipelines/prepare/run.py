@@ -33,9 +33,9 @@ def _prepare(run: Run[None]) -> Manifest:
     for position in range(recipe.bad_images):
         at = (position * 97 + 11) % len(noisy)
         cut = noisy[at]
-        image = cut.images[0]
+        image, *others = cut.images
         half = replace(image, data=image.data[: len(image.data) // 2])
-        noisy[at] = replace(cut, images=(half,))
+        noisy[at] = replace(cut, images=(half, *others))
     writer_class = WebDatasetWriter if recipe.format == "webdataset" else ParquetWriter
     writer = writer_class(run.folder.store, "data/shard", max_rows=recipe.rows_per_shard)
     counts: dict[str, int] = {"samples": len(noisy)}
