@@ -73,5 +73,5 @@ def test_a_grey_picture_is_shown_where_it_is_asked_for():
         for is_blank in (False, True)
     )
     assert [i.prompt for i in seen] == [i.prompt for i in blank]
-    assert all(len(i.image.getcolors(9999)) == 1 for i in blank)
-    assert all(len(i.image.getcolors(9999)) > 9 for i in seen)
+    assert all(len(i.images[0].getcolors(9999)) == 1 for i in blank)
+    assert all(len(i.images[0].getcolors(9999)) > 9 for i in seen)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from consomme.engines.generation.requests import Request
 from consomme.engines.generation.transformers import TransformersEngine
 from consomme.evaluate.benchmarks import BENCHMARKS
 from consomme.storage.model_folder import model_folder
@@ -23,10 +24,8 @@ def engine(folder: Path) -> TransformersEngine:
 
 def measure(engine: TransformersEngine, **node: object) -> float:
     benchmark = BENCHMARKS.build(node)
-    items = benchmark.items()
-    answers = engine.answer(
-        [item.image for item in items], [item.prompt for item in items], benchmark.max_tokens
-    )
+    requests = [Request(turns=item.turns, images=item.images) for item in benchmark.items()]
+    answers = engine.answer(requests, benchmark.max_tokens)
     return next(iter(benchmark.measure(answers).values()))
 
 

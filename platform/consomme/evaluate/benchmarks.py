@@ -1,92 +1,44 @@
 """Benchmarks on the embedded data: questions, captions and names with exact ground truth.
 
-A benchmark is a fixed list of (picture, prompt) and a function from answers to metrics; it does not
-know which model answers. `blank=true` shows a grey picture instead, which gives the accuracy of
-guessing.
+`blank=true` shows a grey picture instead, which gives the accuracy of guessing. `series` has those
+with several images per question; `benchmark` defines the interface.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 from PIL import Image
 
 from consomme.base.bounds import NonNegativeInt, PositiveInt
 from consomme.base.checked import Checked, rule
-from consomme.base.registry import Registry
 from consomme.base.suggest import did_you_mean
 from consomme.datasets import emoji, scene_tasks, scenes
 from consomme.datasets.augment import plain_view
 from consomme.datasets.boxes import iou, parse_boxes
 from consomme.datasets.scene_claims import check_caption
-from consomme.evaluate.metrics import accuracy, exact_match
+from consomme.evaluate import series
+from consomme.evaluate.benchmark import (
+    BENCHMARKS,
+    Benchmark,
+    BenchmarkItem,
+    accuracy_by_kind,
+    accuracy_figures,
+    describe,
+    mean,
+    shown,
+)
+from consomme.evaluate.metrics import exact_match
 
-GREY = (128, 128, 128)
+__all__ = ["BENCHMARKS", "Benchmark", "BenchmarkItem", "describe", "series"]
+
 CAPTION_PROMPT = "describe the image."
 NAME_PROMPT = "what emoji is this?"
 RIGHT_IOU = 0.5
 """Minimum IoU of a correct box."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkItem:
-    """One request."""
-
-    image: Image.Image
-    prompt: str
-
-
-class Benchmark(Protocol):
-    """Interface of every registered benchmark."""
-
-    max_tokens: int
-    """Maximum answer length in tokens."""
-
-    def items(self) -> list[BenchmarkItem]:
-        """All requests, in a fixed order."""
-
-    def verdicts(self, answers: Sequence[str]) -> list[float]:
-        """One score in [0, 1] per request, for paired comparisons."""
-
-    def measure(self, answers: Sequence[str]) -> dict[str, float]:
-        """Metrics by name; the first one is the main metric, higher is better."""
-
-
-BENCHMARKS: Registry[Benchmark] = Registry("benchmark", "consomme/evaluate/benchmarks.py")
-
-
-def describe(benchmark: Benchmark) -> str:
-    """Return a canonical text of a benchmark's parameters, for cache keys."""
-    return json.dumps([type(benchmark).__name__, asdict(benchmark)], sort_keys=True)  # type: ignore[call-overload]
-
-
-def _picture(image: Image.Image, blank: bool) -> Image.Image:
-    return Image.new("RGB", image.size, GREY) if blank else image
-
-
-def _accuracy(right: Sequence[float]) -> dict[str, float]:
-    interval = accuracy([value > 0 for value in right])
-    return {
-        "accuracy_fraction": interval.value,
-        "accuracy_low_fraction": interval.low,
-        "accuracy_high_fraction": interval.high,
-        "num_questions": float(interval.num_total),
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
-def _by_kind(verdicts: Sequence[float], questions: Sequence[scenes.Question]) -> dict[str, float]:
-    kinds: dict[str, list[float]] = {}
-    for verdict, question in zip(verdicts, questions, strict=True):
-        kinds.setdefault(question.kind, []).append(verdict)
-    return {f"accuracy_{kind}_fraction": _mean(values) for kind, values in sorted(kinds.items())}
 
 
 @cache
@@ -144,7 +96,9 @@ class SceneQuestions(Checked):
         """All questions."""
         pictures = _scene_pictures(self.first_seed, self.num, self.style)
         return [
-            BenchmarkItem(image=_picture(pictures[number], self.blank), prompt=question.question)
+            BenchmarkItem.of_prompt(
+                question.question, shown(pictures[number], self.blank), truth=question.answer
+            )
             for number, question in self._questions()
         ]
 
@@ -158,7 +112,8 @@ class SceneQuestions(Checked):
     def measure(self, answers: Sequence[str]) -> dict[str, float]:
         """Accuracy, overall and by kind of question."""
         right = self.verdicts(answers)
-        return _accuracy(right) | _by_kind(right, [question for _, question in self._questions()])
+        kinds = [question.kind for _, question in self._questions()]
+        return accuracy_figures(right) | accuracy_by_kind(right, kinds)
 
 
 @BENCHMARKS.register("scene_captions")
@@ -185,14 +140,21 @@ class SceneCaptions(Checked):
         """One request per scene."""
         pictures = _scene_pictures(self.first_seed, self.num, self.style)
         return [
-            BenchmarkItem(image=_picture(p, self.blank), prompt=CAPTION_PROMPT) for p in pictures
+            BenchmarkItem.of_prompt(
+                CAPTION_PROMPT,
+                shown(picture, self.blank),
+                truth=scenes.caption(self._scene(number)),
+            )
+            for number, picture in enumerate(pictures)
         ]
+
+    def _scene(self, number: int) -> scenes.Scene:
+        return scenes.make_scene(self.first_seed + number, self.style)
 
     def _claims(self, answers: Sequence[str]) -> list[tuple[int, int, int]]:
         counts = []
         for number, answer in enumerate(answers):
-            scene = scenes.make_scene(self.first_seed + number, self.style)
-            claims = check_caption(scene, answer)
+            claims = check_caption(self._scene(number), answer)
             counts.append((len(claims.true), len(claims.false), len(claims.missing)))
         return counts
 
@@ -246,8 +208,10 @@ class _SceneTask(Checked):
         items = []
         for scene, question in self._questions():
             if scene not in pictures:
-                pictures[scene] = _picture(scenes.render(scene), self.blank)
-            items.append(BenchmarkItem(image=pictures[scene], prompt=question.question))
+                pictures[scene] = shown(scenes.render(scene), self.blank)
+            items.append(
+                BenchmarkItem.of_prompt(question.question, pictures[scene], truth=question.answer)
+            )
         return items
 
     def verdicts(self, answers: Sequence[str]) -> list[float]:
@@ -267,8 +231,9 @@ class _SceneTask(Checked):
             for answer, question in zip(answers, questions, strict=True)
             if parse_boxes(question.answer)
         ]
-        mean = {"mean_iou_fraction": _mean(overlaps)} if overlaps else {}
-        return _accuracy(right) | _by_kind(right, questions) | mean
+        boxes = {"mean_iou_fraction": mean(overlaps)} if overlaps else {}
+        kinds = [question.kind for question in questions]
+        return accuracy_figures(right) | accuracy_by_kind(right, kinds) | boxes
 
 
 @BENCHMARKS.register("scene_spatial")
@@ -332,8 +297,12 @@ class EmojiNames(Checked):
 
     def items(self) -> list[BenchmarkItem]:
         """One request per emoji."""
-        pictures = [Image.fromarray(plain_view(p, 60)) for p in emoji.pixels(self._entries())]
-        return [BenchmarkItem(image=_picture(p, self.blank), prompt=NAME_PROMPT) for p in pictures]
+        entries = self._entries()
+        pictures = [Image.fromarray(plain_view(p, 60)) for p in emoji.pixels(entries)]
+        return [
+            BenchmarkItem.of_prompt(NAME_PROMPT, shown(picture, self.blank), truth=entry.name)
+            for picture, entry in zip(pictures, entries, strict=True)
+        ]
 
     def verdicts(self, answers: Sequence[str]) -> list[float]:
         """1 where the name is correct."""
@@ -344,4 +313,4 @@ class EmojiNames(Checked):
 
     def measure(self, answers: Sequence[str]) -> dict[str, float]:
         """Share of correct names."""
-        return _accuracy(self.verdicts(answers))
+        return accuracy_figures(self.verdicts(answers))

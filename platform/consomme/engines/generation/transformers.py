@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from consomme.base.errors import CheckpointError, DataError, EngineLostError
@@ -165,31 +164,25 @@ class TransformersEngine:
         """Generate texts; see `GenerationEngine.generate`."""
         return self._generate(requests, self.sampling)
 
-    def answer(
-        self, images: Sequence[Image.Image], questions: Sequence[str], max_tokens: int
-    ) -> list[str]:
-        """Answer one question about each image, with greedy decoding.
+    def answer(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
+        """Answer questions, each about any number of images, with greedy decoding.
 
         Args:
-            images: Decoded images.
-            questions: One per image.
+            requests: The questions.
             max_tokens: Longest answer.
 
         Returns:
             The answers, with white space around them stripped.
 
         Raises:
-            DataError: The model cannot be given a question or an image.
+            DataError: The model cannot be given a question or its images.
         """
-        requests = [
-            Request.of_prompt(question, [image])
-            for image, question in zip(images, questions, strict=True)
-        ]
         answers = []
         for number, result in enumerate(self._generate(requests, Sampling(max_tokens=max_tokens))):
             if isinstance(result, GenerationFailure):
+                question = requests[number].turns[-1].text
                 raise DataError(
-                    f"question {number}, {questions[number][:80]!r}, cannot be put to this model:"
+                    f"question {number}, {question[:80]!r}, cannot be put to this model:"
                     f" {result.reason}: {result.detail}"
                 )
             answers.append(result.text.strip())

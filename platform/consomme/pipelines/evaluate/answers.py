@@ -39,6 +39,7 @@ class Answerer:
             model_hash: Of its content.
             benchmark: Registry node.
         """
+        from consomme.engines.generation.requests import Request
         from consomme.engines.generation.transformers import TransformersEngine
         from consomme.evaluate.benchmarks import BENCHMARKS
 
@@ -50,10 +51,8 @@ class Answerer:
             self.folder.keep_self_check(self.engine, model_hash)
             self.model = model
         built = BENCHMARKS.build(benchmark)
-        items = built.items()
-        answers: list[str] = self.engine.answer(
-            [item.image for item in items], [item.prompt for item in items], built.max_tokens
-        )
+        requests = [Request(turns=item.turns, images=item.images) for item in built.items()]
+        answers: list[str] = self.engine.answer(requests, built.max_tokens)
         return number, answers
 
 

@@ -52,10 +52,25 @@ class EvaluateRecipe(Checked):
         if not self.models:
             yield "models: found none, expected at least one {label: model}"
 
+    @rule
+    def _different_benchmarks(self) -> Iterator[str]:
+        names = [benchmark_name(node) for node in self.benchmarks if "name" in node]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield (
+                f"benchmarks: found {names.count(name)} that are called {name} in tables, so only"
+                " the last one would be shown; evaluate them in recipes of their own"
+            )
+
 
 def benchmark_name(node: Mapping[str, Any]) -> str:
     """Name a benchmark in tables: its registered name and the parameters that identify it."""
     parts = [str(node["name"]), *(str(node[key]) for key in ("style",) if key in node)]
     if node.get("kinds"):
         parts.append("+".join(node["kinds"]))
-    return "_".join([*parts, *(["blank"] if node.get("blank") else [])])
+    if "num_images" in node:
+        parts.append(f"{node['num_images']}_images")
+    if node.get("blank"):
+        parts.append("blank")
+    if node.get("shuffled"):
+        parts.append(f"shuffled_{node['shuffled']}")
+    return "_".join(parts)

@@ -32,6 +32,7 @@ class CandidateRunner:
             model_hash: Of the content of the first ingredient.
             run_folder: Of the run; the first actor writes the result of its self-check there.
         """
+        from consomme.engines.generation.requests import Request
         from consomme.engines.generation.transformers import TransformersEngine
         from consomme.evaluate.benchmarks import BENCHMARKS
 
@@ -40,6 +41,9 @@ class CandidateRunner:
         run_folder.keep_self_check(self.engine)
         self.ingredients = [open_ingredient(folder, folder) for folder in folders]
         self.benchmark = BENCHMARKS.build(benchmark)
+        self.requests = [
+            Request(turns=item.turns, images=item.images) for item in self.benchmark.items()
+        ]
         self.selection: list[int] = []
 
     def start(self, config: dict[str, Any]) -> None:
@@ -52,12 +56,7 @@ class CandidateRunner:
 
         chosen = [self.ingredients[k] for k in self.selection]
         self.engine.load_weights(dict(average_ingredients(chosen)))
-        items = self.benchmark.items()
-        answers = self.engine.answer(
-            [item.image for item in items],
-            [item.prompt for item in items],
-            self.benchmark.max_tokens,
-        )
+        answers = self.engine.answer(self.requests, self.benchmark.max_tokens)
         figures = self.benchmark.measure(answers)
         return {SCORE: next(iter(figures.values())), "done": True}
 

@@ -1,0 +1,103 @@
+"""The interface of benchmarks, their registry, and the figures that they share.
+
+A benchmark is a fixed list of requests and a function from answers to metrics; it does not know
+which model answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Protocol, Self
+
+from PIL import Image
+
+from consomme.base.registry import Registry
+from consomme.base.sample import Turn, place_images
+from consomme.evaluate.metrics import accuracy
+
+GREY = (128, 128, 128)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkItem:
+    """One request."""
+
+    turns: tuple[Turn, ...]
+    """Ends with the user; or the beginning of a document. See `consomme.base.sample` for where
+    images stand."""
+
+    images: tuple[Image.Image, ...]
+    """Any number of them."""
+
+    truth: str
+    """A right answer, as people read it."""
+
+    @classmethod
+    def of_prompt(cls, prompt: str, image: Image.Image, *, truth: str) -> Self:
+        """Build a question about one image."""
+        return cls(turns=(Turn(role="user", content=prompt),), images=(image,), truth=truth)
+
+    @property
+    def prompt(self) -> str:
+        """Text of the last turn, without its images."""
+        return self.turns[-1].text
+
+    @property
+    def placed_turns(self) -> tuple[Turn, ...]:
+        """The turns with a reference to each image."""
+        return place_images(self.turns, len(self.images))
+
+
+class Benchmark(Protocol):
+    """Interface of every registered benchmark."""
+
+    max_tokens: int
+    """Maximum answer length in tokens."""
+
+    def items(self) -> list[BenchmarkItem]:
+        """All requests, in a fixed order."""
+
+    def verdicts(self, answers: Sequence[str]) -> list[float]:
+        """One score in [0, 1] per request, for paired comparisons."""
+
+    def measure(self, answers: Sequence[str]) -> dict[str, float]:
+        """Metrics by name; the first one is the main metric, higher is better."""
+
+
+BENCHMARKS: Registry[Benchmark] = Registry("benchmark", "consomme/evaluate/benchmarks.py")
+
+
+def describe(benchmark: Benchmark) -> str:
+    """Return a canonical text of a benchmark's parameters, for cache keys."""
+    return json.dumps([type(benchmark).__name__, asdict(benchmark)], sort_keys=True)  # type: ignore[call-overload]
+
+
+def shown(image: Image.Image, blank: bool) -> Image.Image:
+    """Return an image, or a grey one of its size."""
+    return Image.new("RGB", image.size, GREY) if blank else image
+
+
+def accuracy_figures(right: Sequence[float]) -> dict[str, float]:
+    """Return the share of right answers with its interval."""
+    interval = accuracy([value > 0 for value in right])
+    return {
+        "accuracy_fraction": interval.value,
+        "accuracy_low_fraction": interval.low,
+        "accuracy_high_fraction": interval.high,
+        "num_questions": float(interval.num_total),
+    }
+
+
+def accuracy_by_kind(verdicts: Sequence[float], kinds: Sequence[str]) -> dict[str, float]:
+    """Return the share of right answers for each kind of question."""
+    by_kind: dict[str, list[float]] = {}
+    for verdict, kind in zip(verdicts, kinds, strict=True):
+        by_kind.setdefault(kind, []).append(verdict)
+    return {f"accuracy_{kind}_fraction": mean(values) for kind, values in sorted(by_kind.items())}
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean; 0 of nothing."""
+    return sum(values) / len(values) if values else 0.0
