@@ -40,7 +40,7 @@ from PIL import Image, UnidentifiedImageError
 
 from consomme.base.sample import printable
 from consomme.vision.colour import orientation, to_rgb, upright
-from consomme.vision.headers import check_headers, check_pixels
+from consomme.vision.headers import check_headers, check_pixels, is_video
 from consomme.vision.jpeg import decode_jpeg
 from consomme.vision.problem import BadImageError, DecodeProblem
 
@@ -151,6 +151,9 @@ def _formats() -> tuple[str, ...]:
 
 def _problem(data: bytes, error: Exception) -> DecodeProblem:
     detail = f"{type(error).__name__}: {error}"
+    if is_video(data):
+        detail = "a video file, expected an image; write its frames as images, in their order"
+        return DecodeProblem(reason="video_unsupported", detail=detail)
     if isinstance(error, UnidentifiedImageError):
         detail = f"not a supported image format, begins {data[:12]!r}"
     if "MAX_TEXT_" in detail:

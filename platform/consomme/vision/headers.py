@@ -19,6 +19,18 @@ MAX_SCANS = 200
 MAX_TIFF_PARTS = 300_000
 """Maximum strips or tiles of a TIFF; 64 million pixels in tiles of 16x16 are 250,000."""
 
+_VIDEO_STARTS = (
+    b"\x1aE\xdf\xa3",
+    b"FLV\x01",
+    b"\x00\x00\x01\xba",
+    b"OggS",
+    b"0&\xb2u\x8ef\xcf\x11",
+)
+"""First bytes of Matroska and WebM, Flash, MPEG, Ogg and Windows Media."""
+
+_IMAGE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"crx ")
+"""Kinds of images in the container of MP4; a build of Pillow may lack their codec."""
+
 _TIFF_WIDTHS = {1: 1, 3: 2, 4: 4, 16: 8}
 """Size in bytes of TIFF's unsigned integer types."""
 
@@ -35,6 +47,15 @@ def check_headers(data: bytes, max_image_pixels: int) -> None:
         scans = data.count(b"\xff\xda")
         detail = f"the JPEG has {scans} scans, at most {MAX_SCANS} are decoded"
         raise BadImageError("image_too_large", detail)
+
+
+def is_video(data: bytes) -> bool:
+    """Whether bytes are a video file, by how they begin."""
+    if data[4:8] == b"ftyp":
+        return data[8:12] not in _IMAGE_BRANDS
+    is_old_mov = data[4:8] in (b"moov", b"mdat", b"wide")
+    is_avi = data[:4] == b"RIFF" and data[8:12] == b"AVI "
+    return is_old_mov or is_avi or data.startswith(_VIDEO_STARTS)
 
 
 def check_pixels(width: int, height: int, max_image_pixels: int) -> None:

@@ -15,6 +15,7 @@ IMAGE_KEYS = ("image", "image_path", "file_name", "images")
 """Keys of a record that may hold an image or a list of them, in order of preference."""
 
 _VIDEO_KEYS = ("video", "videos", "video_path")
+_VIDEO_MARK = "<video>"
 
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 _PATH_ERRORS = {
@@ -60,19 +61,32 @@ def take_images_and_turns(
 def _check_present(
     images: Sequence[ImageFile], record: Mapping[str, Any], conversation: Conversation
 ) -> None:
-    """Refuse a caption of nothing, and videos; a conversation may be of text alone."""
-    if images:
-        return
+    """Refuse a caption of nothing, and videos; a conversation may be of text alone.
+
+    Beside images, the name of a video that nothing in the text stands for is metadata: images may
+    be its frames.
+    """
+    is_shown = any(_VIDEO_MARK in turn.text for turn in conversation.turns)
     for key in _VIDEO_KEYS:
-        if record.get(key):
+        value = record.get(key)
+        if value and (not images or is_shown or _has_bytes(value)):
             detail = f"the record has {key}; write its frames as images, in their order"
             raise RowError("video_unsupported", detail)
-    if conversation.is_caption:
+    if not images and conversation.is_caption:
         detail = (
             f"the record has none of {', '.join(IMAGE_KEYS)}; a sample of text alone is a"
             " conversation with a user's turn"
         )
         raise RowError("image_missing", detail)
+
+
+def _has_bytes(value: Any) -> bool:
+    """Whether a value of a record holds a file, and not only its name."""
+    if isinstance(value, Mapping):
+        return any(isinstance(part, bytes) for part in value.values())
+    if isinstance(value, list | tuple):
+        return any(_has_bytes(part) for part in value)
+    return isinstance(value, bytes)
 
 
 def _take(record: dict[str, Any]) -> tuple[list[Any], bool]:

@@ -218,11 +218,13 @@ def _parse(group: MemberGroup, data: bytes, source: str) -> Sample:
     if conversation is None and captions:
         caption = decode_caption(_bytes(captions[0], data))
         conversation = Conversation(turns=caption_turns(caption), is_caption=True)
+    found = ", ".join(sorted(group.members)) or "nothing"
+    if any(name.rpartition(".")[2] in VIDEO_EXTENSIONS for name in group.members):
+        remedy = "write the frames of a video as images: .0.jpg, .1.jpg, …"
+        if members:
+            remedy = "leave the video out if the images are its frames"
+        raise RowError("video_unsupported", f"found {found}; {remedy}")
     if not members and (conversation is None or conversation.is_caption):
-        found = ", ".join(sorted(group.members)) or "nothing"
-        if any(name.rpartition(".")[2] in VIDEO_EXTENSIONS for name in group.members):
-            detail = f"found {found}; write the frames of a video as images: .0.jpg, .1.jpg, …"
-            raise RowError("video_unsupported", detail)
         raise RowError("image_missing", f"found {found}; no member is an image")
     if conversation is None:
         raise RowError("caption_missing", "found no .txt, .caption, or text in .json")
