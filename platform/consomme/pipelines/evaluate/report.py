@@ -1,11 +1,15 @@
-"""The section of a report about an evaluation."""
+"""The section of a report about an evaluation: figures, and questions with their images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from consomme.base.manifest import Manifest
+from consomme.base.sample import Sample
+from consomme.pipelines.evaluate.examples import read_examples
 from consomme.report import model as page
+from consomme.report.samples import shown_turns
+from consomme.storage.ledger.run_folder import RunFolder
 
 
 def sections(runs: Sequence[Manifest], every_run: Mapping[str, Manifest]) -> list[page.Section]:
@@ -16,6 +20,7 @@ def sections(runs: Sequence[Manifest], every_run: Mapping[str, Manifest]) -> lis
 def _section(manifest: Manifest) -> page.Section:
     blocks: list[page.Block] = []
     table: Mapping[str, Mapping[str, Mapping[str, float]]] = manifest.decisions["results"]
+    examples = read_examples(RunFolder.at(manifest.url).store)
     names = list(dict.fromkeys(name for row in table.values() for name in row))
     for name in names:
         figures = list(next(row[name] for row in table.values() if name in row))
@@ -33,4 +38,34 @@ def _section(manifest: Manifest) -> page.Section:
                 caption=name,
             )
         )
+        cards = [_card(one) for one in examples if one.meta["benchmark"] == name]
+        if cards:
+            caption = f"Some questions of {name}, as the models were shown them."
+            blocks.append(page.Gallery(items=cards, caption=caption))
     return page.Section(title=f"Evaluation: {manifest.name}", blocks=blocks)
+
+
+def _card(question: Sample) -> page.GalleryItem:
+    """Show a question with all images in their places, and what each model answered."""
+    answers: Mapping[str, str] = question.meta["answers"]
+    verdicts: Sequence[float] = list(question.meta["verdicts"].values())
+    num_right = sum(verdict >= 1 for verdict in verdicts)
+    if len(verdicts) == 1:
+        badge = "right" if num_right else ("partly right" if any(verdicts) else "wrong")
+    else:
+        badge = f"{num_right} of {len(verdicts)} right"
+    tone: page.Tone = "neutral"
+    if num_right == len(verdicts):
+        tone = "good"
+    elif not any(verdicts):
+        tone = "bad"
+    return page.GalleryItem(
+        title=question.turns[-1].text,
+        turns=shown_turns(question),
+        lines=[
+            f"expected: {question.meta['expected']}",
+            *(f"{label}: {answer}" for label, answer in answers.items()),
+        ],
+        badge=badge,
+        badge_kind=tone,
+    )

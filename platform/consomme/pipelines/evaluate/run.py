@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from consomme.base.manifest import Manifest
+from consomme.base.sample import Sample
 from consomme.execution.runs import Run, once
 from consomme.pipelines.evaluate.answers import answer_all
+from consomme.pipelines.evaluate.examples import examples_of, write_examples
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe, benchmark_name
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import model_content_hash, model_folder, portable_path
@@ -55,11 +57,19 @@ def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
     )
     table: dict[str, dict[str, dict[str, float]]] = {label: {} for label in models}
     metrics: dict[str, float] = {}
+    names = [benchmark_name(node) for node in recipe.benchmarks]
     for (label, number), given in zip(wanted, answers, strict=True):
-        name = benchmark_name(recipe.benchmarks[number])
+        name = names[number]
         table[label][name] = benchmarks[number].measure(given)
         for figure, value in table[label][name].items():
             metrics[f"evaluate/{label}/{name}/{figure}"] = value
+    by_model = dict(zip(wanted, answers, strict=True))
+    examples: list[Sample] = []
+    for number, benchmark in enumerate(benchmarks):
+        given_by = {label: by_model[label, number] for label in models}
+        verdicts = {label: benchmark.verdicts(given) for label, given in given_by.items()}
+        examples += examples_of(names[number], benchmark, given_by, verdicts)
+    write_examples(run.folder.store, examples)
     return run.finish(
         counts={"models": len(models), "benchmarks": len(benchmarks)},
         decisions={"results": table, "table": _main_figures(table)},
