@@ -122,6 +122,13 @@ def bench_visual_region() -> list[Row]:
     return visual_region.rows()
 
 
+def bench_several_images() -> list[Row]:
+    """Teach tasks on several images, with three seeds; an interrupted study is resumed."""
+    from tests.benchmarks import several_images
+
+    return several_images.rows()
+
+
 def bench_stream() -> list[Row]:
     """Measure what packing saves, and how long resuming takes far into the data."""
     from tests.benchmarks import streaming
@@ -206,6 +213,7 @@ AREAS: dict[str, Callable[[], Iterable[Row]]] = {
     "noise_detection": bench_noise_detection,
     "self_augment": bench_self_augment,
     "visual_region": bench_visual_region,
+    "several_images": bench_several_images,
     "stream": bench_stream,
     "filter": bench_filter,
     "io": bench_io,

@@ -167,6 +167,13 @@ def visual_region_table(result: Result) -> list[str]:
     return visual_region.table(result["rows"])
 
 
+def several_images_table(result: Result) -> list[str]:
+    """The study of several images, a line per task."""
+    from tests.benchmarks import several_images
+
+    return several_images.table(result["rows"])
+
+
 FAMILY_VERBS = {
     "score": "score",
     "anatomy": "parts",
@@ -230,6 +237,11 @@ TABLES: dict[str, Table] = {
         STUDIES / "families.md",
         ("families",),
         lambda r: families_table(r["families"]),
+    ),
+    "several-images-table": (
+        STUDIES / "several_images.md",
+        ("several_images",),
+        lambda r: several_images_table(r["several_images"]),
     ),
     "visual-region-table": (
         STUDIES / "visual_region.md",
