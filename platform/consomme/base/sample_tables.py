@@ -83,7 +83,7 @@ def samples_to_table(samples: Iterable[Sample]) -> pa.Table:
             [{"bytes": image.data, "path": image.name} for image in sample.images]
             for sample in rows
         ],
-        "messages": [[_to_message(turn) for turn in sample.turns] for sample in rows],
+        "messages": [[turn_to_message(turn) for turn in sample.turns] for sample in rows],
     }
     return pa.table({n: columns[n] for n in MANY_IMAGES_SCHEMA.names}, schema=MANY_IMAGES_SCHEMA)
 
@@ -105,7 +105,7 @@ def table_to_samples(table: pa.Table) -> list[Sample]:
         Sample(
             sample_id=row["sample_id"],
             images=tuple(ImageFile(data=i["bytes"], name=i["path"]) for i in row["images"]),
-            turns=tuple(_from_message(message) for message in row["messages"]),
+            turns=tuple(turn_from_message(message) for message in row["messages"]),
             source=row["source"],
             meta=json.loads(row["meta"]),
         )
@@ -113,7 +113,8 @@ def table_to_samples(table: pa.Table) -> list[Sample]:
     ]
 
 
-def _to_message(turn: Turn) -> dict[str, Any]:
+def turn_to_message(turn: Turn) -> dict[str, Any]:
+    """Return a turn as `MANY_IMAGES_SCHEMA` has it."""
     return {
         "role": turn.role,
         "content": [
@@ -125,7 +126,8 @@ def _to_message(turn: Turn) -> dict[str, Any]:
     }
 
 
-def _from_message(message: Mapping[str, Any]) -> Turn:
+def turn_from_message(message: Mapping[str, Any]) -> Turn:
+    """Return the turn that `turn_to_message` wrote."""
     indices = iter(message["image_indices"])
     parts = [
         part["text"] if part["type"] == "text" else ImageRef(next(indices))

@@ -41,7 +41,7 @@ class SceneTruth:
 
     def __call__(self, sample: Sample, caption: str) -> tuple[int, int, int] | None:
         """Count the claims against the scene; None for samples of another kind."""
-        if "scene_seed" not in sample.meta:
+        if "scene_seed" not in sample.meta or len(sample.images) != 1:
             return None
         scene = scenes.make_scene(int(sample.meta["scene_seed"]), str(sample.meta["style"]))
         claims = check_caption(scene, caption)

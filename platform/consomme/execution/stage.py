@@ -102,6 +102,7 @@ def merge(outcomes: Sequence[Outcome]) -> Outcome:
         counts.update(outcome.counts)
     names = dict.fromkeys(name for outcome in outcomes for name in outcome.sums)
     return Outcome(
+        # A piece may have a column that no sample of another piece needs.
         table=pa.concat_tables(
             [outcome.table for outcome in outcomes], promote_options="default"
         ).combine_chunks(),

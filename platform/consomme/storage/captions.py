@@ -11,10 +11,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from consomme.base.errors import DataError
 from consomme.base.hashing import hash_ids
-from consomme.base.sample import Reject, Sample, turn_from_json
+from consomme.base.sample import Reject, Sample, Turn, turn_from_json, turn_to_json
+from consomme.base.sample_tables import (
+    MANY_IMAGES_SCHEMA,
+    SAMPLE_SCHEMA,
+    turn_from_message,
+    turn_to_message,
+)
 from consomme.storage.ledger.run_folder import RunFolder, load_manifest
 from consomme.storage.moved import MovedShards
 from consomme.storage.plan import Plan, read_part
@@ -27,6 +34,28 @@ CAPTIONS = "captions"
 
 CAPTION_BEFORE = "consomme_caption_before"
 """Key of `meta` for the previous caption of a sample; only in memory."""
+
+
+TURNS, MESSAGES = "turns", "messages"
+"""Columns that hold the turns: `turns` if they are texts and all answers are learned; otherwise
+`messages`, which only files with such samples have."""
+
+
+def turns_columns(samples: Sequence[Sequence[Turn]]) -> dict[str, pa.Array]:
+    """Return the columns that hold the turns of some samples; in each, one of them is null."""
+    is_plain = [
+        all(isinstance(turn.content, str) and turn.is_labelled for turn in turns)
+        for turns in samples
+    ]
+    pairs = list(zip(samples, is_plain, strict=True))
+    texts = [[turn_to_json(turn) for turn in turns] if plain else None for turns, plain in pairs]
+    columns = {TURNS: pa.array(texts, SAMPLE_SCHEMA.field("turns").type)}
+    if not all(is_plain):
+        messages = [
+            None if plain else [turn_to_message(turn) for turn in turns] for turns, plain in pairs
+        ]
+        columns[MESSAGES] = pa.array(messages, MANY_IMAGES_SCHEMA.field("messages").type)
+    return columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +78,10 @@ class RecaptionReader:
             DataError: The run recaptioned other samples.
         """
         samples, rejects = self.read(unit)
-        names = ["turns", "is_new", "parent_caption"]
-        table = read_unit_columns(RunFolder.at(self.run), unit.unit_id, names, CAPTIONS)
+        names = [TURNS, "is_new", "parent_caption"]
+        table = read_unit_columns(
+            RunFolder.at(self.run), unit.unit_id, names, CAPTIONS, optional=[MESSAGES]
+        )
         rows = {row["row"]: row for row in table.to_pylist()} if table is not None else {}
         recaptioned = []
         for number, sample in samples:
@@ -70,10 +101,22 @@ class RecaptionReader:
         return recaptioned, rejects
 
 
+def stored_turns(run: RunFolder, unit_id: str) -> dict[int, tuple[Turn, ...]]:
+    """Return the turns of a unit of a finished run: row -> turns."""
+    table = read_unit_columns(run, unit_id, [TURNS], CAPTIONS, optional=[MESSAGES])
+    return {} if table is None else {row["row"]: _turns_of(row) for row in table.to_pylist()}
+
+
+def _turns_of(row: dict[str, Any]) -> tuple[Turn, ...]:
+    messages = row.get(MESSAGES)
+    if messages is None:
+        return tuple(turn_from_json(turn) for turn in row[TURNS])
+    return tuple(turn_from_message(message) for message in messages)
+
+
 def _with_stored_turns(sample: Sample, row: dict[str, Any]) -> Sample:
-    turns = tuple(turn_from_json(turn) for turn in row["turns"])
     meta = {**sample.meta, CAPTION_BEFORE: row["parent_caption"]}
-    return replace(sample, turns=turns, meta=meta)
+    return replace(sample, turns=_turns_of(row), meta=meta)
 
 
 def unit_reader(run: str | None, *, only_new: bool = False) -> ReadUnit:

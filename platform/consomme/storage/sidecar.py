@@ -125,7 +125,12 @@ def read_columns(run_url: str, columns: Sequence[str], kind: str = SCORES) -> pa
 
 
 def read_unit_columns(
-    run: RunFolder, unit_id: str, columns: Sequence[str], kind: str
+    run: RunFolder,
+    unit_id: str,
+    columns: Sequence[str],
+    kind: str,
+    *,
+    optional: Sequence[str] = (),
 ) -> pa.Table | None:
     """Read columns of one unit of a finished run, without reading the other units.
 
@@ -134,6 +139,7 @@ def read_unit_columns(
         unit_id: The unit.
         columns: Names of the columns; `row` and `sample_id` are added and come first.
         kind: Kind of output file.
+        optional: Columns that come last, and are left out if the file lacks them.
 
     Returns:
         The table; None if the run has no such unit.
@@ -144,7 +150,7 @@ def read_unit_columns(
     record = run.find_commit(unit_id)
     path = record.path_of(kind) if record else None
     names = [*dict.fromkeys(["row", "sample_id", *columns])]
-    return _read_table(run, path, names) if path else None
+    return _read_table(run, path, names, optional) if path else None
 
 
 def _read_table(

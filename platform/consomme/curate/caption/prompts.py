@@ -135,6 +135,16 @@ CAPTION_PROMPTS: dict[str, CaptionPrompt] = {
             source="own wording, in the substance of CapFusion as arXiv 2409.04828 (POINTS) has it",
         ),
         CaptionPrompt(
+            prompt_id="images",
+            text="Describe the images, one after the other.",
+            source="own wording, for several pictures at once",
+        ),
+        CaptionPrompt(
+            prompt_id="compare",
+            text="What do the images have in common, and how do they differ?",
+            source="own wording, for several pictures at once",
+        ),
+        CaptionPrompt(
             prompt_id="main_box",
             text="Where is the main object of the image? Answer with its box.",
             source="own wording",

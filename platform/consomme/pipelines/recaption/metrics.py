@@ -92,4 +92,6 @@ def metrics_of(
         if sums.get(f"canary_{how}"):
             share = sums[f"canary_{how}_same"] / sums[f"canary_{how}"]
             found[f"recaption/canary_{how}_same_fraction"] = share
+    if sums.get("canary_swap_left_out"):
+        found["recaption/canaries_left_out"] = sums["canary_swap_left_out"]
     return found

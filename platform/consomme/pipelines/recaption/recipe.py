@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from consomme.base.bounds import Fraction, NonNegativeInt, PositiveFraction, PositiveInt
 from consomme.base.checked import Checked, raised_problems, rule
 from consomme.base.needs import Need
-from consomme.base.schema import located, runtime, strategy
+from consomme.base.schema import added, located, runtime, strategy
 from consomme.curate.caption.guards import Guards
 from consomme.curate.caption.prompts import resolve_prompts
 from consomme.engines.generation.requests import Sampling, Temperature
@@ -81,6 +81,15 @@ class RecaptionRecipe(Checked):
     shows_picture: bool = True
     """False prompts with the texts alone, as CapFusion does to fuse two captions."""
 
+    images: Literal["all", "first", "each"] = added("all")
+    """What the model is shown of a sample with several images: `all` of them, before the prompt;
+    the `first`; or `each` alone, for a text about each. In a document these stand beside their
+    images; elsewhere they are joined by line breaks."""
+
+    text_only: Literal["keep", "write"] = added("keep")
+    """Samples without an image: `keep` leaves them as they are, and counts them; `write` prompts
+    with the text alone."""
+
     fraction: PositiveFraction = 1.0
     """Share of the samples to recaption, chosen by their ids; the others keep their text."""
 
@@ -146,6 +155,11 @@ class RecaptionRecipe(Checked):
             yield "expected either view or inputs (or sources): found both, or neither"
         if has_shards:
             yield from input_problems(self.inputs, self.source, self.sources)
+
+    @rule
+    def _shows_what_it_names(self) -> Iterator[str]:
+        if not self.shows_picture and self.images != "all":
+            yield f"images: found {self.images}, but shows_picture is false, so none is shown"
 
     @rule
     def _known_prompts(self) -> Iterator[str]:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from consomme.base.manifest import Manifest
-from consomme.base.sample import Sample
+from consomme.base.sample import Sample, Turn
 from consomme.datasets.truth import CAPTION_TRUTHS, CaptionTruth
 from consomme.execution.gauges import load_gauges
 from consomme.report import model as page
-from consomme.storage.captions import CAPTIONS
+from consomme.report.samples import shown_turns
+from consomme.storage.captions import CAPTIONS, stored_turns
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.sidecar import read_columns
 from consomme.storage.units import read_samples
@@ -28,7 +29,7 @@ def _section(manifest: Manifest) -> page.Section:
     """Draw one recaption run."""
     table = read_columns(
         manifest.url,
-        ["caption", "written", "parent_caption", "guard", "is_new", "prompt_id"],
+        ["caption", "written", "parent_caption", "guard", "is_new"],
         kind=CAPTIONS,
     ).to_pylist()
     blocks: list[page.Block] = []
@@ -78,7 +79,18 @@ def _lead(manifest: Manifest) -> str:
         f" samples, with {prompts}, and wrote {counts.get('new', 0):,} new texts in"
         f" {manifest.seconds:.0f} s, merged by {recipe['merge']['name']}."
         f" Guards did not believe: {doubts}. {counts.get('rejected', 0):,} samples were rejected."
+        f"{_skipped(counts)}"
     )
+
+
+def _skipped(counts: Mapping[str, int]) -> str:
+    kinds = {"text_only": "without an image", "document": "that are documents"}
+    found = [
+        f"{counts[f'skipped/{reason}']:,} {what}"
+        for reason, what in kinds.items()
+        if counts.get(f"skipped/{reason}")
+    ]
+    return f" Left as they were: {' and '.join(found)}." if found else ""
 
 
 def _figures(manifest: Manifest) -> page.Table:
@@ -97,6 +109,9 @@ def _figures(manifest: Manifest) -> page.Table:
         key = f"recaption/canary_{how}_same_fraction"
         if key in found:
             rows.append((f"share of canaries that say the same of {meaning}", found[key]))
+    if "recaption/canaries_left_out" in found:
+        left_out = found["recaption/canaries_left_out"]
+        rows.append(("canaries with several pictures, and no other sample to swap them", left_out))
     return page.Table(columns=("figure", "value"), rows=rows)
 
 
@@ -105,16 +120,39 @@ def _items(manifest: Manifest, table: Sequence[Mapping[str, Any]]) -> list[page.
     flagged = [row for row in table if row["guard"]]
     others = [row for row in table if not row["guard"] and row["written"] is not None]
     picked = _spread(others, SHOWN) + _spread(flagged, SHOWN_FLAGGED)
-    samples = read_samples(
-        {r.unit_id: r.unit for r in RunFolder.at(manifest.url).iter_commits()},
-        [(row["unit_id"], row["row"]) for row in picked],
-    )
+    run = RunFolder.at(manifest.url)
+    units = {record.unit_id: record.unit for record in run.iter_commits()}
+    places = [(row["unit_id"], row["row"]) for row in picked]
+    samples = read_samples(units, places)
+    turns = {
+        unit_id: stored_turns(run, unit_id) for unit_id in dict.fromkeys(one for one, _ in places)
+    }
     # Older runs have no key `truth` and checked all rendered scenes.
     truth = CAPTION_TRUTHS.build(manifest.recipe.get("truth", {"name": "scenes"}), "truth")
-    return [_item(row, sample, truth) for row, sample in zip(picked, samples, strict=True)]
+    builds_on = bool(manifest.recipe.get("captions"))
+    return [
+        _item(row, sample, turns[row["unit_id"]][row["row"]], truth, builds_on=builds_on)
+        for row, sample in zip(picked, samples, strict=True)
+    ]
 
 
-def _item(row: Mapping[str, Any], sample: Sample, truth: CaptionTruth) -> page.BeforeAfterItem:
+def _item(
+    row: Mapping[str, Any],
+    sample: Sample,
+    turns: Sequence[Turn],
+    truth: CaptionTruth,
+    *,
+    builds_on: bool,
+) -> page.BeforeAfterItem:
+    """Show one picture with its text before and after; samples of other shapes turn by turn.
+
+    Args:
+        row: Of the run.
+        sample: As it was read from its shard.
+        turns: Its turns after the run.
+        truth: Counts claims.
+        builds_on: Whether the run was given the texts of an earlier one instead of the sample's.
+    """
     text = row["caption"] if row["is_new"] else row["written"] or ""
     notes: list[tuple[str, page.Tone]] = []
     if row["guard"]:
@@ -123,9 +161,13 @@ def _item(row: Mapping[str, Any], sample: Sample, truth: CaptionTruth) -> page.B
         num_true, num_false, _ = claims
         tone: page.Tone = "bad" if num_false else "neutral"
         notes += [(f"{num_true} true", "good"), (f"{num_false} false", tone)]
-    return page.BeforeAfterItem(
-        image_bytes=sample.images[0].data, before=row["parent_caption"], after=text, notes=notes
-    )
+    if len(sample.images) == 1 and sample.is_plain:
+        return page.BeforeAfterItem(
+            image_bytes=sample.images[0].data, before=row["parent_caption"], after=text, notes=notes
+        )
+    after: str | Sequence[page.ShownTurn] = shown_turns(sample, turns) if row["is_new"] else text
+    before = row["parent_caption"] if builds_on else shown_turns(sample)
+    return page.BeforeAfterItem(before=before, after=after, notes=notes)
 
 
 def _spread(rows: Sequence[Mapping[str, Any]], number: int) -> list[Mapping[str, Any]]:

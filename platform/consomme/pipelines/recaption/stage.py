@@ -11,21 +11,21 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
-from PIL import Image
 
-from consomme.base.sample import Sample, Turn, turn_to_json
+from consomme.base.sample import Sample, Turn
+from consomme.base.sample_tables import SAMPLE_SCHEMA
 from consomme.datasets.truth import CAPTION_TRUTHS, CaptionTruth
 from consomme.execution.stage import DecodedSample, Gauge, Outcome, UnitStage, reject_of
-from consomme.storage.captions import CAPTION_BEFORE
+from consomme.pipelines.recaption.shown import blank, groups_of, swap_partners
+from consomme.storage.captions import CAPTION_BEFORE, TURNS, turns_columns
 from consomme.storage.model_folder import model_folder
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from consomme.curate.caption.prompts import CaptionPrompt
     from consomme.engines.generation.requests import (
         Generation,
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 _CHOICE, _PROMPT, _SEED = 101, 102, 103
 """Offsets of the recipe's seed, which make these choices independent of each other."""
 
-TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 QUEUE_INTERVAL_S = 0.5
 
 
@@ -90,9 +89,9 @@ class CaptionStage(UnitStage):
     def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         """Recaption samples of one unit."""
         from consomme.base.hashing import hash_ids, mix_hash
-        from consomme.curate.caption.canary import choose_canaries, choose_partners
+        from consomme.curate.caption.canary import choose_canaries
         from consomme.curate.caption.prompts import sample_prompts
-        from consomme.engines.generation.requests import GenerationFailure
+        from consomme.engines.generation.requests import Generation
 
         if not samples:
             return self._outcome([], [], [], {}, [])
@@ -100,95 +99,143 @@ class CaptionStage(UnitStage):
         hash_N = hash_ids([item.sample.sample_id for item in samples])
         share_N = mix_hash(hash_N, recipe.seed + _CHOICE) / 2.0**64
         seeds = [int(value) % 2**31 for value in mix_hash(hash_N, recipe.seed + _SEED)]
-        requested = [n for n in range(len(samples)) if share_N[n] < recipe.fraction]
+        chosen = [n for n in range(len(samples)) if share_N[n] < recipe.fraction]
+        skipped = {n: reason for n in chosen if (reason := self._skip_reason(samples[n].sample))}
+        requested = [n for n in chosen if n not in skipped]
         prompts = sample_prompts(recipe.prompts, hash_N, recipe.seed + _PROMPT)
+        groups = [groups_of(item.sample, recipe.images) for item in samples]
+        first = [one[0] for one in groups]
         canaries: list[int] = []
         if recipe.shows_picture and recipe.canary_fraction:
             among_N = choose_canaries(hash_N, recipe.canary_fraction, recipe.seed)
-            canaries = [n for n in requested if among_N[n]]
-        partners = choose_partners(hash_N, canaries, _image_hashes(samples))
-        requests = [self._request(samples[n], prompts[n], seeds[n]) for n in requested]
+            canaries = [n for n in requested if among_N[n] and samples[n].images]
+        partners = swap_partners(samples, first, hash_N, canaries)
+        requests = [
+            self._request(samples[n], prompts[n], seeds[n] + number, indices)
+            for n in requested
+            for number, indices in enumerate(groups[n])
+        ]
         for n in canaries:
-            requests.append(
-                self._request(samples[n], prompts[n], seeds[n], blank(samples[n].images))
-            )
+            images = blank([samples[n].images[index] for index in first[n]])
+            requests.append(self._request(samples[n], prompts[n], seeds[n], first[n], images))
         for n, other in partners.items():
-            requests.append(self._request(samples[n], prompts[n], seeds[n], samples[other].images))
-        answers = iter(self.engine.generate(requests))
-        generations: dict[int, Generation | GenerationFailure] = {
-            n: next(answers) for n in requested
-        }
-        canary_texts = {"blank": {n: _text_of(next(answers)) for n in canaries}}
-        canary_texts["swap"] = {n: _text_of(next(answers)) for n in partners}
-        rejects = [
-            (samples[n].row, reject_of(samples[n].sample, answer.reason, answer.detail))
-            for n, answer in generations.items()
-            if isinstance(answer, GenerationFailure)
-        ]
-        kept = [
-            n for n in range(len(samples)) if not isinstance(generations.get(n), GenerationFailure)
-        ]
-        rows = []
-        for n in kept:
-            answer = generations.get(n)
-            assert not isinstance(answer, GenerationFailure)
-            row = self._row(samples[n], prompts[n], seeds[n], answer)
+            images = tuple(samples[other].images[index] for index in first[other])
+            requests.append(self._request(samples[n], prompts[n], seeds[n], first[n], images))
+        results = iter(self.engine.generate(requests))
+        answers = {n: [next(results) for _ in groups[n]] for n in requested}
+        canary_texts = {"blank": {n: _text_of(next(results)) for n in canaries}}
+        canary_texts["swap"] = {n: _text_of(next(results)) for n in partners}
+        rejects = []
+        rows: list[dict[str, Any]] = []
+        kept = []
+        for n, item in enumerate(samples):
+            failure = _failure_of(answers.get(n, []))
+            if failure is not None:
+                reject = reject_of(item.sample, failure.reason, failure.detail)
+                rejects.append((item.row, reject))
+                continue
+            kept.append(n)
+            generations = [one for one in answers.get(n, []) if isinstance(one, Generation)]
+            row = self._row(item, prompts[n], seeds[n], groups[n], generations)
+            row["first"] = generations[0].text.strip() if generations else None
             rows.append(
                 row | {f"canary_{kind}": texts.get(n) for kind, texts in canary_texts.items()}
             )
-        return self._outcome([samples[n] for n in kept], rows, rejects, canary_texts, kept)
+        outcome = self._outcome([samples[n] for n in kept], rows, rejects, canary_texts, kept)
+        for reason in skipped.values():
+            name = f"skipped/{reason}"
+            outcome.counts[name] = outcome.counts.get(name, 0) + 1
+        alone = [n for n in canaries if n not in partners and len(first[n]) > 1]
+        if alone:
+            outcome.sums["canary_swap_left_out"] = float(len(alone))
+        return outcome
+
+    def _skip_reason(self, sample: Sample) -> str | None:
+        """Return why a sample is left as it is, if it is."""
+        if not sample.images and self.recipe.text_only == "keep":
+            return "text_only"
+        if sample.is_document and not self.merge.takes_documents:
+            return "document"
+        return None
 
     def _request(
         self,
         item: DecodedSample,
         prompt: CaptionPrompt,
         seed: int,
+        indices: Sequence[int],
         images: tuple[Image.Image, ...] | None = None,
     ) -> Request:
+        """Build a request.
+
+        Args:
+            item: The sample.
+            prompt: Its prompt.
+            seed: Of the sampling.
+            indices: Of the images that are shown.
+            images: What is shown instead.
+        """
+        from consomme.curate.caption.merges import find_answer
         from consomme.engines.generation.requests import Request
 
-        caption = _caption_of(item.sample.turns)
+        turns, groups = item.sample.turns, groups_of(item.sample, self.recipe.images)
+        every = [index for group in groups for index in group]
+        caption = text_of_turn(turns[find_answer(turns, every)])
         before = str(item.sample.meta.get(CAPTION_BEFORE, caption))
         text = prompt.fill(original=before, written=caption)
+        shown = images or tuple(item.images[index] for index in indices)
         return Request(
             turns=(Turn(role="user", content=text),),
-            images=(images or item.images) if self.recipe.shows_picture else (),
-            seed=seed,
+            images=shown if self.recipe.shows_picture else (),
+            seed=seed % 2**31,
             pattern=prompt.pattern or None,
         )
 
     def _row(
-        self, item: DecodedSample, prompt: CaptionPrompt, seed: int, answer: Generation | None
+        self,
+        item: DecodedSample,
+        prompt: CaptionPrompt,
+        seed: int,
+        groups: Sequence[Sequence[int]],
+        answers: Sequence[Generation],
     ) -> dict[str, Any]:
-        """Return the columns of one sample; `answer` is None if it was not recaptioned."""
-        sample = item.sample
-        text = answer.text.strip() if answer else None
-        before = _caption_of(sample.turns)
-        guard = None
-        if answer and text is not None:
-            guard = self.guards(text, answer.finish_reason, prompt=prompt.text, original=before)
-        is_new = answer is not None and guard is None
-        turns = sample.turns
-        if is_new and text is not None:
+        """Return the columns of one sample; `answers` are empty if it was not recaptioned."""
+        from consomme.curate.caption.merges import find_answer
+
+        turns, shown = item.sample.turns, [index for indices in groups for index in indices]
+        answer = find_answer(turns, shown)
+        before = text_of_turn(turns[answer])
+        texts = [one.text.strip() for one in answers]
+        doubts = [
+            self.guards(text, one.finish_reason, prompt=prompt.text, original=before)
+            for text, one in zip(texts, answers, strict=True)
+        ]
+        guard = next((doubt for doubt in doubts if doubt is not None), None)
+        is_new = bool(answers) and guard is None
+        if is_new and self.recipe.images == "each" and item.sample.is_document:
+            by_image = dict(zip(shown, texts, strict=True))
+            turns = (self.merge.beside_images(turns[0], by_image),)
+        elif is_new:
             turns = self.merge(
                 turns,
-                text,
+                "\n".join(texts),
+                answer=answer,
                 prompt=prompt.text,
                 question_for_caption=self.recipe.caption_question,
             )
         return {
             "row": item.row,
-            "sample_id": sample.sample_id,
-            "turns": [turn_to_json(turn) for turn in turns],
-            "caption": _caption_of(turns),
-            "written": text,
+            "sample_id": item.sample.sample_id,
+            "turns": turns,
+            "caption": text_of_turn(turns[find_answer(turns, shown)]),
+            "written": "\n".join(texts) if answers else None,
             "parent_caption": before,
             "guard": guard,
             "is_new": is_new,
-            "num_tokens": answer.num_tokens if answer else 0,
-            "prompt_id": prompt.prompt_id if answer else None,
-            "prompt_hash": prompt.text_hash if answer else None,
-            "seed": seed if answer else None,
+            "num_tokens": sum(one.num_tokens for one in answers),
+            "prompt_id": prompt.prompt_id if answers else None,
+            "prompt_hash": prompt.text_hash if answers else None,
+            "seed": seed if answers else None,
         }
 
     def _outcome(
@@ -200,7 +247,11 @@ class CaptionStage(UnitStage):
         numbers: Sequence[int],
     ) -> Outcome:
         recipe, size = self.recipe, len(rows)
-        columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in OWN.items()}
+        turns = turns_columns([row["turns"] for row in rows])
+        columns = {
+            name: turns[name] if name == TURNS else pa.array([row[name] for row in rows], kind)
+            for name, kind in OWN.items()
+        }
         columns |= {
             "round": pa.array([recipe.round] * size, pa.int32()),
             "model_hash": pa.array([self.model_hash] * size, pa.string()),
@@ -210,6 +261,7 @@ class CaptionStage(UnitStage):
             "max_tokens": pa.array([recipe.max_tokens] * size, pa.int32()),
             "engine": pa.array([self.engine.version] * size, pa.string()),
         }
+        columns |= turns
         flagged = [row["guard"] for row in rows if row["guard"]]
         counts = {f"guard/{reason}": flagged.count(reason) for reason in sorted(set(flagged))}
         requested = [
@@ -234,7 +286,7 @@ class CaptionStage(UnitStage):
 OWN: dict[str, pa.DataType] = {
     "row": pa.int32(),
     "sample_id": pa.string(),
-    "turns": TURNS,
+    TURNS: SAMPLE_SCHEMA.field("turns").type,
     "caption": pa.string(),
     "written": pa.string(),
     "parent_caption": pa.string(),
@@ -273,25 +325,22 @@ class QueueMonitor:
         return seen
 
 
-def _image_hashes(samples: Sequence[DecodedSample]) -> NDArray[np.uint64]:
-    """Hash the images, so that a canary is not shown its own image under another id."""
-    digests = []
-    for item in samples:
-        digest = blake2b(digest_size=8)
-        for image in item.sample.images:
-            digest.update(image.data)
-        digests.append(digest.digest())
-    return np.frombuffer(b"".join(digests), np.uint64)
+def text_of_turn(turn: Turn) -> str:
+    """Return the text of a turn; texts between images are lines of their own."""
+    if not turn.image_indices:
+        return turn.text
+    return "\n".join(part.strip() for part in turn.parts if isinstance(part, str) and part.strip())
 
 
-def blank(images: Sequence[Image.Image]) -> tuple[Image.Image, ...]:
-    """Return grey images of the same sizes."""
-    return tuple(Image.new("RGB", image.size, (127, 127, 127)) for image in images)
+def _failure_of(answers: Sequence[Generation | GenerationFailure]) -> GenerationFailure | None:
+    """Return the first failure of the requests about a sample; None if there is none."""
+    from consomme.engines.generation.requests import GenerationFailure
 
-
-def _caption_of(turns: Sequence[Turn]) -> str:
-    """Return the caption: the first assistant turn."""
-    return next((turn.text for turn in turns if turn.role == "assistant"), "")
+    for number, answer in enumerate(answers, 1):
+        if isinstance(answer, GenerationFailure):
+            which = f"image {number} of {len(answers)}: " if len(answers) > 1 else ""
+            return GenerationFailure(reason=answer.reason, detail=which + answer.detail)
+    return None
 
 
 def _text_of(answer: Generation | GenerationFailure) -> str | None:
@@ -308,7 +357,7 @@ def _canary_sums(
     """Count the canaries, and those with the same text for another image."""
     from consomme.curate.caption.canary import same_caption
 
-    texts = dict(zip(numbers, (row["written"] for row in rows), strict=True))
+    texts = dict(zip(numbers, (row["first"] for row in rows), strict=True))
     sums: dict[str, float] = {}
     for kind, seen in canary_texts.items():
         pairs = [(texts[n], text) for n, text in seen.items() if n in texts and text is not None]
