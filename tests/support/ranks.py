@@ -71,6 +71,7 @@ def run_ranks(
     cases: Sequence[str],
     device: str = "cpu",
     program: str = "tests.support.ranks",
+    seconds_per_case: int = 10,
 ) -> dict[str, Any]:
     """Train in `world` processes; returns the losses of each case, or its error."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -95,7 +96,7 @@ def run_ranks(
     ]
     try:
         # A process may hang.
-        deadline = time.monotonic() + 200 + 10 * len(cases)
+        deadline = time.monotonic() + 200 + seconds_per_case * len(cases)
         while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
             if any(process.poll() for process in processes):
                 break

@@ -393,6 +393,7 @@ def choose_way(
     *,
     failed: Mapping[str, str] | None = None,
     not_checked: Mapping[str, str] | None = None,
+    is_quiet: bool = False,
 ) -> SelfCheck:
     """Try ways, fastest first, and choose the first one with the numbers of the plain pass.
 
@@ -406,6 +407,7 @@ def choose_way(
         family: Named in messages.
         failed: Faster ways that are not tried, and why.
         not_checked: What is too costly to check, and what is done instead.
+        is_quiet: Say nothing of ways that cannot be used: hardly anything is lost.
 
     Raises:
         CheckpointError: No way has these numbers.
@@ -435,7 +437,8 @@ def choose_way(
                 num_probes=len(names),
                 seconds=time.perf_counter() - start,
             )
-            warn_of_lost(result, lost, family)
+            if not is_quiet:
+                warn_of_lost(result, lost, family)
             return result
         failed[way] = f"{name} differs by {worst:.2%} of its nats"
     tried = "; ".join(f"{way}: {what}" for way, what in failed.items())

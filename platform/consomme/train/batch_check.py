@@ -50,11 +50,6 @@ LOST_BY_SEVERAL: Mapping[str, str] = dict.fromkeys(
     (PACKED, PADDED), "samples of several images have a pass of their own"
 )
 
-LOST_BY_TEXTS: Mapping[str, str] = {
-    AFTER: "an image that is added to samples without one has a row of its own",
-    OWN_ROW: "samples without an image have passes of their own",
-}
-
 LONGEST_CHECKED = {"cpu": 2048, "cuda": 32_768}
 """By type of device: attention beyond a larger window would cost too much to check."""
 
@@ -205,8 +200,9 @@ def _check_filler(
         list(texts),
         [plain_S for _, plain_S in texts.values()],
         found.tolerance,
-        LOST_BY_TEXTS,
+        {},
         model.config.model_type,
+        is_quiet=True,
     )
     return replace(
         found, filler_way=checked.way, difference=max(found.difference, checked.difference)
