@@ -66,7 +66,7 @@ def every_block(words: str) -> list[model.Block]:
     item = model.GalleryItem(image_bytes=PNG, title=words, lines=[words], badge=words)
     parts = [
         words,
-        model.Picture(image_bytes=PNG, title=words, label=words),
+        model.ShownPicture(image_bytes=PNG, title=words, label=words),
         model.Omitted(text=words),
     ]
     turns = [model.ShownTurn(role=words, parts=parts)]

@@ -37,7 +37,7 @@ def told(sample: Sample, marked: int | None = None) -> list[tuple[str, list[str]
     ]
 
 
-def name_of(part: model.Picture | model.Omitted) -> str:
+def name_of(part: model.ShownPicture | model.Omitted) -> str:
     if isinstance(part, model.Omitted):
         return f"({part.text})"
     return f"[{part.label}{'!' if part.is_marked else ''}]"

@@ -118,7 +118,7 @@ def _column_class(cells: Sequence[model.Cell]) -> str:
     return "short" if all(len(str(c)) <= _SHORT_LENGTH for c in present) else ""
 
 
-def _data_uri(item: model.GalleryItem | model.BeforeAfterItem | model.Picture) -> str:
+def _data_uri(item: model.GalleryItem | model.BeforeAfterItem | model.ShownPicture) -> str:
     """Return the image as a data URI, or an empty string if browsers do not show its format."""
     supported = {mime for _, mime in _SIGNATURES}
     detected = [mime for start, mime in _SIGNATURES if item.image_bytes.startswith(start)]

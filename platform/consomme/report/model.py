@@ -126,7 +126,7 @@ class Dots:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class ShownPicture:
     """A picture in its place in a text."""
 
     image_bytes: bytes
@@ -160,7 +160,7 @@ class ShownTurn:
     role: str
     """Who says it; empty for a caption or a document, which nobody says."""
 
-    parts: Sequence[str | Picture | Omitted]
+    parts: Sequence[str | ShownPicture | Omitted]
     """In the order of the turn."""
 
 

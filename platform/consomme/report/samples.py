@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from consomme.base.sample import Content, ImageRef, Sample, Turn, place_images
-from consomme.report.model import GalleryItem, Omitted, Picture, ShownTurn, Tone
+from consomme.report.model import GalleryItem, Omitted, ShownPicture, ShownTurn, Tone
 from consomme.vision.thumbnail import thumbnail
 
 MAX_PICTURES = 8
@@ -106,19 +106,19 @@ def _visible_places(places: Sequence[int], marked: int | None) -> list[int]:
     return first
 
 
-def _cut(parts: list[str | Picture | Omitted]) -> list[str | Picture | Omitted]:
+def _cut(parts: list[str | ShownPicture | Omitted]) -> list[str | ShownPicture | Omitted]:
     """Leave out the end of a long turn, but for the picture that is marked."""
     end = parts[MAX_PARTS:]
     if not end:
         return parts
-    marked = [part for part in end if isinstance(part, Picture) and part.is_marked]
+    marked = [part for part in end if isinstance(part, ShownPicture) and part.is_marked]
     more = Omitted(text=f"+ {len(end) - len(marked[:1])} more texts and pictures")
     return [*parts[:MAX_PARTS], more, *marked[:1]]
 
 
 def _parts(
     sample: Sample, content: Content, at: int, visible: set[int], marked: int | None
-) -> Iterator[str | Picture | Omitted]:
+) -> Iterator[str | ShownPicture | Omitted]:
     """Yield the parts of a turn; pictures in a row that are not shown become one remark."""
     total = len(sample.images)
     numbered: list[tuple[int | None, str | ImageRef]] = []
@@ -135,7 +135,7 @@ def _parts(
                 yield part if len(part) <= MAX_CHARS else f"{part[:MAX_CHARS]} …"
                 continue
             number = part.index + 1
-            yield Picture(
+            yield ShownPicture(
                 image_bytes=thumbnail(sample.images[part.index].data),
                 title=f"picture {number} of {total}" if total > 1 else "the picture",
                 label=str(number) if total > 1 else "",

@@ -177,7 +177,7 @@ def test_the_report_marks_the_picture_in_its_sample(hashes: str, tmp_path: Path)
                 part.label
                 for turn in item.turns
                 for part in turn.parts
-                if isinstance(part, page.Picture) and part.is_marked
+                if isinstance(part, page.ShownPicture) and part.is_marked
             ]
             place = [line for line in item.lines if line.startswith("picture ")]
             assert [f"picture {label} of" in place[0] for label in marked if label] == [True] * len(

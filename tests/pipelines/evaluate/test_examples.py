@@ -16,7 +16,7 @@ from consomme.pipelines.evaluate.examples import (
 from consomme.pipelines.evaluate.report import sections
 from consomme.report import model as page
 from consomme.report.html import render
-from consomme.report.model import Picture
+from consomme.report.model import ShownPicture
 from consomme.storage.stores.local import LocalStore
 from consomme.vision.decode import decode
 
@@ -75,7 +75,7 @@ def test_the_report_shows_them(tmp_path: Path, node) -> None:
     assert isinstance(gallery, page.Gallery)
     for card, sample in zip(gallery.items, read_examples(LocalStore(tmp_path)), strict=True):
         (turn,) = card.turns
-        places = [isinstance(part, Picture) for part in turn.parts]
+        places = [isinstance(part, ShownPicture) for part in turn.parts]
         assert places == [isinstance(part, ImageRef) for part in sample.turns[0].parts]
         assert sum(places) == len(sample.images)
         assert card.badge == "1 of 2 right"

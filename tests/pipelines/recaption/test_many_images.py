@@ -326,7 +326,7 @@ def test_a_report_shows_pictures_in_their_places(shards: str, tmp_path: Path, na
     assert [item.before for item in plain] == ["web text"]
     many = [item for item in pairs.items if not isinstance(item.after, str)]
     numbers = [
-        sum(isinstance(part, page.Picture) for turn in item.after for part in turn.parts)
+        sum(isinstance(part, page.ShownPicture) for turn in item.after for part in turn.parts)
         for item in many
     ]
     assert sorted(numbers) == [1, 2, 3, 3, 3]

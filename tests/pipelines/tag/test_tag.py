@@ -324,7 +324,10 @@ def test_the_report_shows_counts_distributions_and_pictures(tagged: Manifest) ->
         seed = int(item.lines[0].removeprefix("scene-"))
         assert len(scenes.make_scene(seed).objects) == 3
         (shown_picture,) = (
-            part for turn in item.turns for part in turn.parts if isinstance(part, page.Picture)
+            part
+            for turn in item.turns
+            for part in turn.parts
+            if isinstance(part, page.ShownPicture)
         )
         assert shown_picture.image_bytes == scene_sample(seed).images[0].data
     assert any(item.badge == "class: three" for item in shown)
