@@ -106,7 +106,8 @@ class Cell:
         self.kills.update(hit.victim for hit in hits)
         self.at_work += sum(hit.is_at_work for hit in hits)
         self.titles.update(hit.title for hit in hits if hit.title)
-        self.exit_codes[str(code)] += bool(hits)
+        if hits:
+            self.exit_codes[str(code)] += 1
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Cell:
