@@ -1,5 +1,6 @@
 """Readers, writers, planning: every row once, names and bytes kept, one reject for each fault."""
 
+import hashlib
 import io
 import json
 import tarfile
@@ -564,3 +565,20 @@ def test_a_row_group_that_cannot_be_decoded_costs_its_rows(tmp_path: Path) -> No
     assert [item.reason for item in rejects] == ["record_malformed"] * 4
     with pytest.raises(DataError, match="not readable as Parquet"):
         read_file(tmp_path, "s.parquet", bytes(data[:500]))
+
+
+def test_shards_of_one_image_each_have_the_bytes_of_before() -> None:
+    """The digests are of the shards that were written before samples had several images."""
+
+    def one(key: str, name: str, *turns: Turn, **meta: Any) -> Sample:
+        image = ImageFile(data=PNG + key[-1:].encode(), name=name)
+        return Sample(sample_id=key, images=(image,), turns=turns, source="web", meta=meta)
+
+    talk = (Turn(role="user", content="what?"), Turn(role="assistant", content="a dog, no"))
+    rows = [
+        one("a", "a.png", *caption_turns("a cat"), w=1),
+        one("x/b", "other.JPG", *talk),
+        one("c", "c.png", *caption_turns("x<image>")),
+    ]
+    digests = [hashlib.sha256(pack(rows)).hexdigest()[:16] for pack in (tar_bytes, parquet_bytes)]
+    assert digests == ["3fc5fae4b8f4e4a6", "d242678d99cd9db9"]
