@@ -54,7 +54,12 @@ def nats(found: list[Score | NotScored]) -> list[Any]:
     return [
         one.reason
         if isinstance(one, NotScored)
-        else [one.nll, one.nll_text, one.max_token_nll, *(turn.nll for turn in one.turns)]
+        else [
+            one.nll,
+            *([] if one.nll_text is None else [one.nll_text]),
+            one.max_token_nll,
+            *(turn.nll for turn in one.turns),
+        ]
         for one in found
     ]
 
