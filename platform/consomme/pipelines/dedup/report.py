@@ -42,8 +42,8 @@ def _section(manifest: Manifest) -> page.Section:
     )
     if decisions.get("copies_inside"):
         text += (
-            f" {decisions['copies_inside']:,} pictures are copies of another one in their own"
-            " sample, for which no sample goes."
+            " Copies of another picture of the same sample, for which no sample goes:"
+            f" {decisions['copies_inside']:,}."
         )
     blocks: list[page.Block] = [
         _table(
