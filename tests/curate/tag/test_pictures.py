@@ -12,7 +12,13 @@ from tests.curate.tag.cases import tagger_input
 from consomme.base.errors import CheckpointError, RecipeError
 from consomme.base.sample import ImageFile, Sample, caption_turns
 from consomme.curate.tag.pictures import Classes, Embedding, entropy
-from consomme.curate.tag.tagger import ChoiceQuestion, Picture, TaggerInput, TagProblem, softmax
+from consomme.curate.tag.tagger import (
+    ChoiceQuestion,
+    TaggerInput,
+    TaggerPicture,
+    TagProblem,
+    softmax,
+)
 
 COLORS = ("red", "light blue", "green")
 
@@ -38,7 +44,7 @@ class ByHand:
                 found.append(-np.log(np.array(self.probs[name], np.float64)))
         return found
 
-    def embed_pictures(self, pictures: Sequence[Picture]) -> list:
+    def embed_pictures(self, pictures: Sequence[TaggerPicture]) -> list:
         return [np.array(self.probs[picture.data], np.float32) for picture in pictures]
 
 

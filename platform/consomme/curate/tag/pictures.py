@@ -33,11 +33,11 @@ from consomme.curate.tag.tagger import (
     TAGGERS,
     ChoiceQuestion,
     ModelOpener,
-    Picture,
     TagColumns,
     TagFunction,
     TaggerInput,
     TaggerModel,
+    TaggerPicture,
     TagProblem,
     open_with_vision,
     softmax,
@@ -229,15 +229,15 @@ class Classes(Checked):
         columns = zip(*rows, strict=True) if rows else [()] * len(self.columns)
         return TagColumns(columns=dict(zip(self.columns, columns, strict=True)), problems=problems)
 
-    def _shown(self, item: TaggerInput) -> list[tuple[Picture, ...]]:
+    def _shown(self, item: TaggerInput) -> list[tuple[TaggerPicture, ...]]:
         """Return the pictures of each question that is asked about a sample."""
         if self.images == "all":
             return [item.pictures] if item.pictures else []
-        one_by_one: list[tuple[Picture, ...]] = [(picture,) for picture in item.pictures]
+        one_by_one: list[tuple[TaggerPicture, ...]] = [(picture,) for picture in item.pictures]
         return one_by_one[:1] if self.images == "first" else one_by_one
 
 
-def _keys(pictures: Sequence[Picture]) -> tuple[bytes, ...]:
+def _keys(pictures: Sequence[TaggerPicture]) -> tuple[bytes, ...]:
     return tuple(picture.key for picture in pictures)
 
 

@@ -29,7 +29,7 @@ from consomme.base.sample import Sample, Turn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class TaggerPicture:
     """A decoded picture."""
 
     data: bytes = field(repr=False)
@@ -51,10 +51,10 @@ class TaggerInput:
     images: tuple[Image.Image, ...] = ()
 
     @cached_property
-    def pictures(self) -> tuple[Picture, ...]:
+    def pictures(self) -> tuple[TaggerPicture, ...]:
         """Its pictures, in order; only if they were decoded."""
         pairs = zip(self.sample.images, self.images, strict=True)
-        return tuple(Picture(data=file.data, image=image) for file, image in pairs)
+        return tuple(TaggerPicture(data=file.data, image=image) for file, image in pairs)
 
     @property
     def assistant_text(self) -> str:
@@ -103,7 +103,7 @@ class ChoiceQuestion:
 
     question: str
     answers: Sequence[str]
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[TaggerPicture, ...] = ()
     """Shown before the question, in order; empty asks without a picture."""
 
 
@@ -124,7 +124,9 @@ class TaggerModel(Protocol):
             given pictures and question. `exp(-nll_A)` are probabilities of whole answers.
         """
 
-    def embed_pictures(self, pictures: Sequence[Picture]) -> list[NDArray[np.float32] | TagProblem]:
+    def embed_pictures(
+        self, pictures: Sequence[TaggerPicture]
+    ) -> list[NDArray[np.float32] | TagProblem]:
         """Embed pictures.
 
         Returns:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from consomme.base.sample import Turn
 from consomme.curate.perplexity import token_nll
-from consomme.curate.tag.tagger import ChoiceQuestion, Picture, TaggerModel, TagProblem
+from consomme.curate.tag.tagger import ChoiceQuestion, TaggerModel, TaggerPicture, TagProblem
 from consomme.engines.scoring.embedding import ImageEmbedder
 from consomme.engines.scoring.requests import NotScored, ScoringRequest
 from consomme.engines.scoring.transformers import TransformersScorer
@@ -106,7 +106,9 @@ class _ScorerModel:
             nlls.append(problems[0] if problems else nll_A)
         return nlls
 
-    def embed_pictures(self, pictures: Sequence[Picture]) -> list[NDArray[np.float32] | TagProblem]:
+    def embed_pictures(
+        self, pictures: Sequence[TaggerPicture]
+    ) -> list[NDArray[np.float32] | TagProblem]:
         """Embed each distinct picture once."""
         if self._embedder is None:
             # As many values per batch as the scorer passes to its own vision encoder.
