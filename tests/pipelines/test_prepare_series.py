@@ -1,11 +1,22 @@
 """Samples of several scenes are written as shards, and read back as they were made."""
 
+from pathlib import Path
+
 import pytest
 
+from consomme.base.recipe import load_recipe
 from consomme.datasets.sources import SAMPLE_SOURCES
+from consomme.models.attention import max_positions
+from consomme.models.chat_prefix import chat_encoder_for
+from consomme.models.weights import open_model
 from consomme.pipelines.prepare import run as prepare
 from consomme.pipelines.prepare.recipe import PrepareRecipe
+from consomme.pipelines.train.recipe import TrainRecipe
+from consomme.pipelines.train.samples import Preparer, encode, plan_source
+from consomme.storage.model_folder import model_folder
 from consomme.storage.units import plan_units, read_unit
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "train"
 
 
 def read_back(url):
@@ -48,3 +59,25 @@ def test_a_damaged_image_costs_one_sample_and_leaves_the_others(tmp_path):
     assert len(cut) == 2
     for n in cut:
         assert samples[n].images[1:] == whole[n].images[1:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["which", "changes", "documents"])
+def test_the_recipe_that_trains_on_it_takes_every_sample(tmp_path, name):
+    model, processor = open_model(model_folder("package://models/nano"))
+    chat = chat_encoder_for(model.config, processor, {})
+    node = {"name": f"scene_{name}", "num": 12}
+    done = prepare.run(PrepareRecipe(name=name, root=str(tmp_path), source=node))
+    words = [f"data.0.inputs=[{done.url}/data]"]
+    recipe = load_recipe(TrainRecipe, RECIPES / f"{name}.yaml", words)
+    plan = plan_source(recipe.data[0], "data[0]")
+    preparer = Preparer(recipe, chat, max_positions(model.config))
+    contents = [preparer.read(recipe.data[0], work, 0, 0) for work in plan.works]
+    assert [one for unit in contents for one in unit.rejects] == []
+    samples = [one for unit in contents for one in unit.samples]
+    assert len(samples) == 12
+    num_images = 2 if name == "changes" else 3
+    for one in samples:
+        encoded = encode(chat, one)
+        assert len(encoded.input_ids) == one.num_tokens
+        assert encoded.input_ids.count(chat.image_token_id) == 25 * num_images
