@@ -337,7 +337,8 @@ def written(folder: Path) -> Cell:
     for kind in kinds:
         for k, question in enumerate(questions):
             turns = [Turn(role="user", content=question)]
-            requests.append(Request.of_prompt(question, [kind(k)]))
+            image = kind(k)
+            requests.append(Request.of_prompt(question, () if image is None else [image]))
             expected.append(plain.written(turns, kind(k), 6))
     engine.sampling = type(engine.sampling)(max_tokens=6)
     engine._decode_ids = lambda ids: " ".join(str(i) for i in ids)  # type: ignore[method-assign]

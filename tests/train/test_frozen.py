@@ -13,7 +13,7 @@ from consomme.base.errors import CheckpointError, RecipeError
 from consomme.models.anatomy import anatomy
 from consomme.models.weights import open_vlm
 from consomme.pipelines.train.progress import summary_lines
-from consomme.pipelines.train.recipe import TrainRecipe
+from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
 from consomme.train.cost import SampleShape, num_patches, step_cost
 from consomme.train.loop import ScheduleConfig, fit
 from consomme.train.modes import set_modes
@@ -168,7 +168,7 @@ def test_no_advice_freezes_what_would_then_be_trained() -> None:
 
 def test_a_recipe_names_modules() -> None:
     recipe = TrainRecipe(
-        name="x", model="m", data=({"inputs": ("a",)},),  # type: ignore[arg-type]
+        name="x", model="m", data=(TrainSource(inputs=("a",)),),
         parts={"vision_encoder": "model.tower", "projector": ("model.a", "model.b")},
     )  # fmt: skip
     assert recipe.trainability.modules == {
@@ -177,7 +177,7 @@ def test_a_recipe_names_modules() -> None:
     }
     with pytest.raises(RecipeError, match=r"parts: found visionencoder, expected .*did you mean"):
         TrainRecipe(
-            name="x", model="m", data=({"inputs": ("a",)},),  # type: ignore[arg-type]
+            name="x", model="m", data=(TrainSource(inputs=("a",)),),
             parts={"visionencoder": "model.tower"},
         )  # fmt: skip
 

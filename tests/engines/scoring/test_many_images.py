@@ -1,5 +1,6 @@
 """Samples of any number of images, in their places: scores equal a naive float64 reference."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,14 @@ ONE_IMAGE_ONLY = {"paligemma"}
 QWEN = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
+QUICK = {"llava", "llava_onevision", "qwen2_vl", "idefics3", "gemma3", "lfm2_vl", "mllama"}
+"""Families that differ in how they prepare images; the others are of the same kinds."""
+
+
+def some(names: Sequence[str]) -> list[Any]:
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in names]
+
+
 def folder_of(name: str, folders: Any, tmp_path: Path) -> Path:
     if name in FAMILIES:
         found: Path = folders(name)
@@ -44,7 +53,7 @@ def folder_of(name: str, folders: Any, tmp_path: Path) -> Path:
     return write_family(MORE_FAMILIES[name], tmp_path / name)
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *NEW])
+@pytest.mark.parametrize("name", some([*FAMILIES, *NEW]))
 def test_scores_equal_a_naive_reference(folders: Any, tmp_path: Path, name: str) -> None:
     folder = folder_of(name, folders, tmp_path)
     scorer = TransformersScorer(folder, token_nll)
@@ -81,7 +90,7 @@ MARKS = {
 DOCUMENT = ("a walk. ", 0, " a star on top", 1, "then a large circle, and ", 2, "green")
 
 
-@pytest.mark.parametrize("name", sorted(set(FAMILIES) - ONE_IMAGE_ONLY))
+@pytest.mark.parametrize("name", some(sorted(set(FAMILIES) - ONE_IMAGE_ONLY)))
 def test_each_text_of_a_document_is_scored(folders: Any, name: str) -> None:
     folder = folders(name)
     parts = tuple(ImageRef(part) if isinstance(part, int) else part for part in DOCUMENT)

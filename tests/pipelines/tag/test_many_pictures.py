@@ -79,13 +79,11 @@ def test_the_first_picture_or_each_or_all() -> None:
     each = by_name(tagged(samples, EMBEDDING | {"images": "each"}))
     assert [len(row["embedding"]) for row in each.values()] == [3, 1]
     np.testing.assert_allclose(each["three"]["embedding"][0], first["one"]["embedding"])
-    # This model takes one picture: it refuses to be shown three, and drops none of them.
-    every = tagged(samples, CLASSES | {"images": "all"})
-    assert [row["sample_id"] for row in every.table.to_pylist()] == ["one"]
-    ((row, reject),) = every.rejects
-    assert (row, reject.sample_id) == (0, "three")
-    assert reject.reason == "conversation_unsupported"
-    assert "takes one image only" in reject.detail
+    every = by_name(tagged(samples, CLASSES | {"images": "all"}))
+    # In a batch with other rows, the last bits differ.
+    np.testing.assert_allclose(every["one"]["class_probs"], first["one"]["class_probs"], rtol=1e-5)
+    together = np.abs(np.subtract(every["three"]["class_probs"], first["three"]["class_probs"]))
+    assert together.max() > 1e-3, "all three pictures are shown"
 
 
 def test_text_taggers_look_at_no_picture() -> None:
