@@ -157,7 +157,7 @@ class Sample:
     @property
     def is_document(self) -> bool:
         """Whether it is a text with images in it, and no conversation."""
-        return len(self.turns) == 1 and bool(self.turns[0].image_indices)
+        return is_document(self.turns)
 
     @property
     def num_bytes(self) -> int:
@@ -189,13 +189,18 @@ class Sample:
         turns = list(self.turns)
         answers = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
         if answers:
-            turns[answers[-1]] = with_text(turns[answers[-1]], text)
+            turns[answers[-1]] = _with_text(turns[answers[-1]], text)
         else:
             turns.append(Turn(role="assistant", content=text))
         return replace(self, turns=tuple(turns), meta={**self.meta, **meta})
 
 
-def with_text(turn: Turn, text: str) -> Turn:
+def is_document(turns: Sequence[Turn]) -> bool:
+    """Whether it is one text with images in it, and no conversation."""
+    return len(turns) == 1 and turns[0].role == "assistant" and bool(turns[0].image_indices)
+
+
+def _with_text(turn: Turn, text: str) -> Turn:
     """Return a copy of a turn with another text.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from consomme.base.errors import CheckpointError, DataError
-from consomme.base.sample import Turn, content_of, place_images, without_images
+from consomme.base.sample import Turn, content_of, is_document, place_images, without_images
 from consomme.models.encoded import EncodedChat, EncodedPrompt, LayoutRefusedError, Pixels
 from consomme.models.layout import ImageLayout, Message, is_simple, to_message
 from consomme.models.processing import ConversationProcessor
@@ -388,11 +388,6 @@ def _with_end(turn: Turn, end: str) -> Turn:
     if turn.role != "assistant":
         return turn
     return dataclasses.replace(turn, content=content_of([*turn.parts, end]))
-
-
-def is_document(turns: Sequence[Turn]) -> bool:
-    """Whether it is one text with images in it, and no conversation."""
-    return len(turns) == 1 and turns[0].role == "assistant" and bool(turns[0].image_indices)
 
 
 def _without_reasoning(answer: str) -> str:

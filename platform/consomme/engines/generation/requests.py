@@ -17,7 +17,7 @@ from PIL import Image
 from consomme.base.bounds import PositiveFraction, PositiveInt
 from consomme.base.checked import Checked
 from consomme.base.errors import CheckpointError
-from consomme.base.sample import REJECT_REASONS, Turn, place_images
+from consomme.base.sample import REJECT_REASONS, Turn, is_document, place_images
 
 Temperature = Annotated[float, Interval(ge=0, le=2)]
 """0 is greedy and repeatable; 2 is the limit of the engines."""
@@ -57,8 +57,7 @@ class Request:
     @property
     def is_document(self) -> bool:
         """Whether it is a text with images in it, which the model continues."""
-        roles = [turn.role for turn in self.turns]
-        return roles == ["assistant"] and bool(self.turns[0].image_indices)
+        return is_document(self.turns)
 
     @property
     def placed_turns(self) -> tuple[Turn, ...]:

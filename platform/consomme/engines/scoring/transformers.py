@@ -378,8 +378,8 @@ class TransformersScorer:
             is_full = len(window.requests) >= max_rows or num_values >= WINDOW_VALUES
             # Conversations about the same images stay in one window.
             keys = encoded.conversations[0].image_keys
-            known = window.images | window.shared
-            if is_full and not (keys and all(key in known for key in keys)):
+            known = (window.images, window.shared)
+            if is_full and not (keys and all(any(key in one for one in known) for key in keys)):
                 yield window
                 window, num_values, max_rows = _Window(), 0, min(2 * max_rows, WINDOW_ROWS)
             window.requests.append((index, encoded))

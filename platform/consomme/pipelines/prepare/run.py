@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from typing import Any
 
 from consomme.base.manifest import Manifest
 from consomme.datasets.sources import SAMPLE_SOURCES
@@ -52,7 +51,3 @@ def _prepare(run: Run[None]) -> Manifest:
         decisions={"shards": len(files), "sha256": digest.hexdigest()},
         written=writer.sums,
     )
-
-
-def _fields(sample: Any) -> dict[str, Any]:
-    return {name: getattr(sample, name) for name in sample.__dataclass_fields__}
