@@ -59,14 +59,18 @@ def rows(tasks: Sequence[str] = tuple(TASKS), seeds: Sequence[int] = SEEDS) -> l
 
     configure_logging()
     made = []
+    # Seed by seed, so that an interrupted study has something of each task.
+    found = {(task, seed): _tuned(task, seed) for seed in seeds for task in tasks}
     for task in tasks:
         start = _evaluate(task, "start", START)
-        own = f"scene_{task}"
+        # The label of the benchmark ends with its options; controls append to it.
+        labels = {key.partition("/")[0] for key in start if key.startswith(f"scene_{task}")}
+        own = min(labels, key=len)
         made.append(_row(task, "start", [start], own))
         fixed = start[f"{own}/{FIXED}"]
         how = "the most frequent answer to each kind of question, right by chance"
         made.append(_figure(task, "fixed", fixed, 0.0, how))
-        tuned = [_tuned(task, seed) for seed in seeds]
+        tuned = [found[task, seed] for seed in seeds]
         made += [_row(task, shown, tuned, own + end) for shown, end in SHOWN.items()]
         kinds = sorted(
             name.removeprefix(f"{own}/accuracy_").removesuffix("_fraction")

@@ -74,3 +74,32 @@ def orientation(image: Image.Image) -> int:
     # Bad metadata does not make the pixels bad.
     except (ValueError, TypeError, KeyError, SyntaxError, OSError, ArithmeticError, re.error):
         return 1
+
+
+def header_orientation(image: Image.Image, data: bytes) -> int:
+    """Return by which orientation an opened picture, that is not loaded, is to be turned.
+
+    Pillow loads a PNG that has no EXIF before its pixels, in case there is some after them. A TIFF
+    is opened with the size that it is turned to when it is loaded.
+    """
+    if image.format == "TIFF":
+        return 1
+    if image.format != "PNG" or "exif" in image.info:
+        return orientation(image)
+    late = _late_png_exif(data)
+    if late is None and "Orientation" not in str(image.info.get("XML:com.adobe.xmp", "")):
+        return 1
+    # An empty EXIF block lets Pillow read what else there is.
+    image.info["exif"] = b"Exif\0\0" + (late or b"")
+    return orientation(image)
+
+
+def _late_png_exif(data: bytes) -> bytes | None:
+    """Return the EXIF chunk of a PNG, wherever it stands; chunks are skipped, not unpacked."""
+    position = 8
+    while position + 12 <= len(data):
+        size = int.from_bytes(data[position : position + 4], "big")
+        if data[position + 4 : position + 8] == b"eXIf":
+            return data[position + 8 : position + 8 + size]
+        position += 12 + size
+    return None

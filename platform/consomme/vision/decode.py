@@ -39,12 +39,12 @@ from functools import cache
 from PIL import Image, UnidentifiedImageError
 
 from consomme.base.sample import printable
-from consomme.vision.colour import orientation, to_rgb, upright
+from consomme.vision.colour import header_orientation, orientation, to_rgb, upright
 from consomme.vision.headers import check_headers, check_pixels, is_video
 from consomme.vision.jpeg import decode_jpeg
 from consomme.vision.problem import BadImageError, DecodeProblem
 
-__all__ = ["DecodeProblem", "decode", "num_pixels", "shrink_factor", "shrunk"]
+__all__ = ["DecodeProblem", "decode", "num_pixels", "shrink_factor", "shrunk", "upright_size"]
 
 MAX_IMAGE_PIXELS = 64_000_000
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
@@ -92,6 +92,33 @@ def decode(
     except MemoryError:
         raise
     # Decoders raise many exception types on bad bytes; each means one bad picture.
+    except Exception as error:  # noqa: BLE001
+        return _problem(data, error)
+
+
+def upright_size(data: bytes) -> tuple[int, int] | DecodeProblem:
+    """Return width and height of a picture as it is shown, in pixels, from its header alone.
+
+    No pixel is decoded, so a picture that has a size here may still be damaged further on.
+
+    Returns:
+        The size, turned as EXIF or XMP says; or why there is none.
+    """
+    if not data:
+        return DecodeProblem(reason="image_empty", detail="0 bytes")
+    try:
+        check_headers(data, MAX_IMAGE_PIXELS)
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            check_pixels(*image.size, MAX_IMAGE_PIXELS)
+            width, height = image.size
+            return (height, width) if header_orientation(image, data) >= 5 else (width, height)
+    except BadImageError as error:
+        return error.problem
+    except Image.DecompressionBombError as error:
+        return DecodeProblem(reason="image_too_large", detail=printable(str(error)))
+    except MemoryError:
+        raise
+    # As in `decode`: each exception means one bad picture.
     except Exception as error:  # noqa: BLE001
         return _problem(data, error)
 
