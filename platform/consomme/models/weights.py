@@ -69,7 +69,7 @@ def check_save_trained(folder: str | Path, base: str | Path, stop_id: int) -> No
     """
     folder = Path(folder)
     hf = import_transformers()
-    with _checkpoint_errors(base) as path:
+    with checkpoint_errors(base) as path:
         config = _open_config(path)
     try:
         config.save_pretrained(folder)
@@ -154,7 +154,7 @@ def open_vlm(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[An
     Raises:
         CheckpointError: The folder is missing or is no checkpoint that transformers can load.
     """
-    with _checkpoint_errors(folder) as path:
+    with checkpoint_errors(folder) as path:
         return _load_vlm(path, dtype)
 
 
@@ -168,7 +168,7 @@ def open_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
         CheckpointError: The folder is missing or is no checkpoint that transformers can load.
     """
     hf = import_transformers()
-    with _checkpoint_errors(folder) as path:
+    with checkpoint_errors(folder) as path:
         config = _open_config(path)
         if type(config) in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             return _load_vlm(path, dtype)
@@ -189,7 +189,7 @@ def open_processor(folder: str | Path) -> tuple[Any, Any]:
         CheckpointError: The folder is missing or is no checkpoint that transformers can load.
     """
     hf = import_transformers()
-    with _checkpoint_errors(folder) as path:
+    with checkpoint_errors(folder) as path:
         config = _open_config(path)
         if type(config) in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             return config, _load_processor(path)
@@ -206,7 +206,7 @@ def build_from_config(folder: str | Path) -> Any:
         CheckpointError: The folder is missing or is no checkpoint that transformers can load.
     """
     hf = import_transformers()
-    with _checkpoint_errors(folder) as path:
+    with checkpoint_errors(folder) as path:
         config = _open_config(path)
         is_vlm = type(config) in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         family = hf.AutoModelForImageTextToText if is_vlm else hf.AutoModelForCausalLM
@@ -252,7 +252,8 @@ def _load_processor(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _checkpoint_errors(folder: str | Path) -> Iterator[Path]:
+def checkpoint_errors(folder: str | Path) -> Iterator[Path]:
+    """Check that a folder holds a model, and turn what opening it raises into a CheckpointError."""
     path = Path(folder)
     if not (path / "config.json").exists():
         raise CheckpointError(

@@ -94,7 +94,7 @@ class Embedding:
                         reason="score_not_finite", detail="the embedding is not finite"
                     )
                 if isinstance(vector, TagProblem):
-                    problems.setdefault(k, _about(vector, number, inputs[k]))
+                    problems.setdefault(k, about_picture(vector, number, inputs[k]))
                 else:
                     vectors.append(vector)
             value = self._joined(vectors) if vectors and k not in problems else None
@@ -115,7 +115,7 @@ class Embedding:
         return (mean_W / norm).astype(np.float32) if norm else None
 
 
-def _about(problem: TagProblem, number: int, item: TaggerInput) -> TagProblem:
+def about_picture(problem: TagProblem, number: int, item: TaggerInput) -> TagProblem:
     """Say which picture of a sample the problem is about, if it has several."""
     total = len(item.sample.images)
     if total == 1:
@@ -214,7 +214,7 @@ class Classes(Checked):
                     nll_A = TagProblem(reason="score_not_finite", detail=detail)
                 if isinstance(nll_A, TagProblem):
                     is_about_one = self.images != "all"
-                    problem = _about(nll_A, number, inputs[k]) if is_about_one else nll_A
+                    problem = about_picture(nll_A, number, inputs[k]) if is_about_one else nll_A
                     problems.setdefault(k, problem)
                 else:
                     probs.append(softmax(prior_A - nll_A))

@@ -135,8 +135,53 @@ class TaggerModel(Protocol):
         """
 
 
-ModelOpener = Callable[[str], TaggerModel]
-"""Opens the model of a folder, as named in the recipe; returns the same object each time."""
+@dataclass(frozen=True, kw_only=True)
+class Similarity:
+    """How similar an image and a text are to a dual encoder."""
+
+    cosine: float
+    """Of their embeddings, from -1 to 1."""
+
+    is_cut: bool
+    """Whether the text is longer than the model takes, and was cut at its end."""
+
+
+class DualEncoder(Protocol):
+    """A model that embeds pictures and texts in one space, such as CLIP."""
+
+    def similarities(
+        self, pairs: Sequence[tuple[TaggerPicture, str]]
+    ) -> list[Similarity | TagProblem]:
+        """Compare pictures with texts; each distinct picture and text is embedded once."""
+
+
+class ImageClassifier(Protocol):
+    """A model that gives probabilities of its labels for a picture."""
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Its labels, in the order of probabilities."""
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether a picture can have several labels, or none."""
+
+    def probs(self, pictures: Sequence[TaggerPicture]) -> list[NDArray[np.float64] | TagProblem]:
+        """Return for each picture prob_A; they add up to 1 unless labels exclude nothing."""
+
+
+class ModelOpener(Protocol):
+    """Opens models by their names in the recipe; returns the same object each time."""
+
+    def __call__(self, name: str) -> TaggerModel:
+        """Open a VLM or a language model."""
+
+    def dual_encoder(self, name: str) -> DualEncoder:
+        """Open a model such as CLIP or SigLIP."""
+
+    def classifier(self, name: str) -> ImageClassifier:
+        """Open an image classifier."""
+
 
 TagFunction = Callable[[Sequence[TaggerInput]], TagColumns]
 """An opened tagger."""

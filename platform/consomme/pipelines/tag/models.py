@@ -1,4 +1,4 @@
-"""The models of taggers, implemented by the scoring engines; each is opened once per process."""
+"""The models of taggers, implemented by engines; each is opened once per process."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ from numpy.typing import NDArray
 
 from consomme.base.sample import Turn
 from consomme.curate.perplexity import token_nll
-from consomme.curate.tag.tagger import ChoiceQuestion, TaggerModel, TaggerPicture, TagProblem
+from consomme.curate.tag.tagger import (
+    ChoiceQuestion,
+    DualEncoder,
+    ImageClassifier,
+    Similarity,
+    TaggerModel,
+    TaggerPicture,
+    TagProblem,
+)
 from consomme.engines.scoring.embedding import ImageEmbedder
+from consomme.engines.scoring.image_models import ImageTextEmbedder, LabelClassifier
 from consomme.engines.scoring.requests import NotScored, ScoringRequest
 from consomme.engines.scoring.transformers import TransformersScorer
 from consomme.storage.ledger.run_folder import RunFolder
@@ -47,6 +56,8 @@ class OpenModels:
         self.folders, self.token_budget, self.dtype = folders, token_budget, dtype
         self.hashes, self.run_folder = hashes or {}, run_folder
         self._open: dict[str, TaggerModel] = {}
+        self._encoders: dict[str, DualEncoder] = {}
+        self._classifiers: dict[str, ImageClassifier] = {}
 
     def __call__(self, name: str) -> TaggerModel:
         """Return the model of this name."""
@@ -58,6 +69,61 @@ class OpenModels:
                 self.run_folder.keep_self_check(opened.scorer, model_hash)
             self._open[folder] = opened
         return self._open[folder]
+
+    def dual_encoder(self, name: str) -> DualEncoder:
+        """Return the dual encoder of this name."""
+        folder = model_folder(self.folders[name])
+        if folder not in self._encoders:
+            self._encoders[folder] = _Encoder(ImageTextEmbedder(folder, self.dtype))
+        return self._encoders[folder]
+
+    def classifier(self, name: str) -> ImageClassifier:
+        """Return the image classifier of this name."""
+        folder = model_folder(self.folders[name])
+        if folder not in self._classifiers:
+            self._classifiers[folder] = _Classifier(LabelClassifier(folder, self.dtype))
+        return self._classifiers[folder]
+
+
+class _Encoder:
+    """A `DualEncoder` on top of an embedder."""
+
+    def __init__(self, embedder: ImageTextEmbedder) -> None:
+        self.embedder = embedder
+
+    def similarities(
+        self, pairs: Sequence[tuple[TaggerPicture, str]]
+    ) -> list[Similarity | TagProblem]:
+        """Embed each distinct picture and text once."""
+        images = {picture.key: picture.image for picture, _ in pairs}
+        texts = list(dict.fromkeys(text for _, text in pairs))
+        image_of = dict(zip(images, self.embedder.embed_images(list(images.values())), strict=True))
+        text_of = dict(zip(texts, self.embedder.embed_texts(texts), strict=True))
+        found: list[Similarity | TagProblem] = []
+        for picture, text in pairs:
+            image_W, (text_W, is_cut) = image_of[picture.key], text_of[text]
+            if isinstance(image_W, NotScored):
+                found.append(TagProblem(reason=image_W.reason, detail=image_W.detail))
+            else:
+                found.append(Similarity(cosine=float(image_W @ text_W), is_cut=is_cut))
+        return found
+
+
+class _Classifier:
+    """An `ImageClassifier` on top of an engine."""
+
+    def __init__(self, model: LabelClassifier) -> None:
+        self.model, self.labels = model, model.labels
+        self.is_multi_label = model.is_multi_label
+
+    def probs(self, pictures: Sequence[TaggerPicture]) -> list[NDArray[np.float64] | TagProblem]:
+        """Classify pictures."""
+        return [
+            TagProblem(reason=found.reason, detail=found.detail)
+            if isinstance(found, NotScored)
+            else found
+            for found in self.model.probs([picture.image for picture in pictures])
+        ]
 
 
 class _ScorerModel:
