@@ -98,7 +98,7 @@ def outcome_of(verb: str, root: Path) -> Outcome:
 RESULTS = {
     "score": "score/*/commits/*/*.json",
     "recaption": "recaption/*/commits/*/*.json",
-    "soup": "cache/evaluations/*/*.json",
+    "soup": "cache/soups/*/*.json",
     "evaluate": "cache/answers/*/*.json",
 }
 """Files by which a run that is not finished shows how far it is."""
@@ -204,7 +204,7 @@ CASES = {
             "benchmark": flow({"name": "scene_questions", "num": 12}),
             "searches": flow([{"name": "uniform"}, {"name": "maximum"}, {"name": "greedy"}]),
         },
-        cached("evaluations"),
+        cached("soups"),
     ),
     "evaluate": Case(
         lambda folder: {

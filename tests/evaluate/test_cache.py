@@ -68,10 +68,10 @@ def test_order_of_decoding_options_does_not_count():
 
 def test_the_first_result_stands_and_is_shared(tmp_path):
     key = result_key(**KEY)
-    cache = ResultCache(open_store(str(tmp_path)))
+    cache = ResultCache(open_store(str(tmp_path)), "results")
     assert cache.get(key) is None
     cache.put(key, {"accuracy": 0.5})
-    again = ResultCache(open_store(str(tmp_path)))
+    again = ResultCache(open_store(str(tmp_path)), "results")
     again.put(key, {"accuracy": 0.9})
     assert cache.get(key) == again.get(key) == {"accuracy": 0.5}
     assert cache.get(result_key(**KEY | {"benchmark": "x"})) is None
@@ -80,12 +80,12 @@ def test_the_first_result_stands_and_is_shared(tmp_path):
 def test_a_damaged_entry_is_named(tmp_path):
     store = open_store(str(tmp_path))
     key = result_key(**KEY)
-    store.write(f"evaluations/{key[:2]}/{key}.json", b"{")
+    store.write(f"results/{key[:2]}/{key}.json", b"{")
     with pytest.raises(DataError, match="is not JSON; delete it"):
-        ResultCache(store).get(key)
-    path = f"evaluations/{key[:2]}/{key}.json"
+        ResultCache(store, "results").get(key)
+    path = f"results/{key[:2]}/{key}.json"
     store.delete(path)
-    ResultCache(store).put(key, {"accuracy": 0.5})
+    ResultCache(store, "results").put(key, {"accuracy": 0.5})
     store.write(path, store.read(path).replace(b"0.5", b"0.6"))
     with pytest.raises(DataError, match="was changed: its checksum differs"):
-        ResultCache(store).get(key)
+        ResultCache(store, "results").get(key)

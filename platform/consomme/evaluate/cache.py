@@ -53,7 +53,7 @@ class ResultCache:
     If two processes compute the same result at once, the first one written is kept.
     """
 
-    def __init__(self, store: Store, prefix: str = "evaluations") -> None:
+    def __init__(self, store: Store, prefix: str) -> None:
         self._store = store
         self._prefix = prefix.strip("/")
 

@@ -438,3 +438,19 @@ def test_views_refuse_rows_that_are_not_there(tmp_path: Path) -> None:
         View.from_rows([unit(0)], {"web-009": [0]})
     with pytest.raises(DataError, match="not readable as a view"):
         View.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("change", [{"segmentz": []}, {"started": None}])
+def test_an_entry_with_other_keys_is_named(tmp_path, change) -> None:
+    store = LocalStore(tmp_path)
+    attempts.start(store)
+    name = "attempts/000001.json"
+    entry = json.loads(store.read(name))
+    for key, value in change.items():
+        if value is None:
+            del entry[key]
+        else:
+            entry[key] = value
+    store.write(name, json.dumps(entry).encode())
+    with pytest.raises(DataError, match=r"000001\.json: not an entry of the ledger: found '"):
+        attempts.latest(store)

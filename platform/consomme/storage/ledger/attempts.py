@@ -12,6 +12,7 @@ entry of a finished run is marked closed; no attempt follows it.
     commits/part-000000-<sha>.parquet  all records, once the run is closed
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -82,9 +83,14 @@ def latest(store: Store) -> AttemptEntry:
         return AttemptEntry(number=0)
     try:
         content: dict[str, Any] = json.loads(store.read(name))
-        content["segments"] = tuple(content["segments"])
-        return AttemptEntry(**content)
-    except (ValueError, KeyError, TypeError) as error:
+        expected = {field.name for field in dataclasses.fields(AttemptEntry)}
+        if not isinstance(content, dict) or content.keys() != expected:
+            found = ", ".join(map(repr, content)) if isinstance(content, dict) else repr(content)
+            raise ValueError(
+                f"found {found[:200]}, expected the keys {', '.join(sorted(expected))}"
+            )
+        return AttemptEntry(**content | {"segments": tuple(content["segments"])})
+    except (ValueError, TypeError) as error:
         raise DataError(
             f"{join_url(store.url, name)}: not an entry of the ledger: {error}; to see what can be"
             f" done: consomme verify {store.url}"
