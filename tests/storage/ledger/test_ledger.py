@@ -442,7 +442,7 @@ def test_views_refuse_rows_that_are_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", [{"segmentz": []}, {"started": None}])
 def test_an_entry_with_other_keys_is_named(tmp_path, change) -> None:
-    store = LocalStore(tmp_path)
+    store = LocalStore(str(tmp_path))
     attempts.start(store)
     name = "attempts/000001.json"
     entry = json.loads(store.read(name))

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import islice
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 
 import numpy as np
 
@@ -73,6 +73,22 @@ class AttemptEntry:
     started: str = ""
     """Start time in ISO 8601, by the driver's clock."""
 
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """Read an entry.
+
+        Raises:
+            ValueError: It is none.
+        """
+        content = json.loads(data)
+        expected = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(content, dict) or content.keys() != expected:
+            found = ", ".join(map(repr, content)) if isinstance(content, dict) else repr(content)
+            raise ValueError(
+                f"found {found[:200]}, expected the keys {', '.join(sorted(expected))}"
+            )
+        return cls(**content | {"segments": tuple(content["segments"])})
+
 
 def latest(store: Store) -> AttemptEntry:
     """Read the newest attempt of a run; number 0 if there is none."""
@@ -82,14 +98,7 @@ def latest(store: Store) -> AttemptEntry:
     if not name:
         return AttemptEntry(number=0)
     try:
-        content: dict[str, Any] = json.loads(store.read(name))
-        expected = {field.name for field in dataclasses.fields(AttemptEntry)}
-        if not isinstance(content, dict) or content.keys() != expected:
-            found = ", ".join(map(repr, content)) if isinstance(content, dict) else repr(content)
-            raise ValueError(
-                f"found {found[:200]}, expected the keys {', '.join(sorted(expected))}"
-            )
-        return AttemptEntry(**content | {"segments": tuple(content["segments"])})
+        return AttemptEntry.from_json(store.read(name))
     except (ValueError, TypeError) as error:
         raise DataError(
             f"{join_url(store.url, name)}: not an entry of the ledger: {error}; to see what can be"
