@@ -25,7 +25,9 @@ from consomme.storage.sidecar import read_columns
 NANO = "package://models/nano"
 NUM_STEPS = 40
 NUM_VARIANTS = 5
-VARYING = ("manifest.json", "recipe.yaml", "progress.json", "metrics.jsonl", "report.html")
+VARYING = (
+    "manifest.json", "recipe.yaml", "progress.json", "gauges.json", "metrics.jsonl", "report.html",
+)  # fmt: skip
 """Files of a run that hold times and places, or name both."""
 
 STEP_KEYS = ("step", "loss", "grad_norm", "num_tokens", "num_positions", "lr")
