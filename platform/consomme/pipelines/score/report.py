@@ -29,6 +29,8 @@ def _section(manifest: Manifest, every_run: Mapping[str, Manifest]) -> page.Sect
         "clean": np.array([kind in (None, CLEAN) for kind in noise]),
         "noise": np.array([kind not in (None, CLEAN) for kind in noise]),
     }
+    # Labels that find no damage divide nothing.
+    has_noise = bool(groups["noise"].any())
     if not has_noise:
         groups = {"all samples": groups["clean"]}
     # Only of filters that choose from these scores: one that reads them beside others names them
