@@ -84,7 +84,6 @@ BAD_RECORDS: dict[str, tuple[str, RecordBuilder]] = {
     "caption_is_a_list": ("record_malformed", lambda key, _: record(key, caption=["a", "b"])),
     "name_with_a_lone_surrogate": ("record_malformed", lambda key, _: record(key, id="\udcff")),
     "name_of_5000_letters": ("record_malformed", lambda key, _: record(key, id=key * 1000)),
-    "key_that_came_before": ("duplicate_key", lambda key, before: record(key, id=before)),
     "no_picture_named": ("image_missing", lambda key, _: record(key, image=None)),
     "picture_that_is_not_there": (
         "image_missing",
@@ -179,7 +178,6 @@ BAD_ROWS: dict[str, tuple[str, RowBuilder]] = {
         lambda key, _: row(key, caption=b"a \xed\xa0\x80 cat"),
     ),
     "name_not_utf8": ("record_malformed", lambda key, _: row(key, id=b"\xff")),
-    "key_that_came_before": ("duplicate_key", lambda key, before: row(key, id=before)),
     "nan_column": ("meta_not_finite", lambda key, _: row(key, similarity=float("nan"))),
     "infinite_column": ("meta_not_finite", lambda key, _: row(key, similarity=float("-inf"))),
     "nan_in_meta": ("meta_not_finite", lambda key, _: row(key, meta='{"score": NaN}')),

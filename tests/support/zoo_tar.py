@@ -200,7 +200,6 @@ BAD_MEMBERS: dict[str, tuple[str, Builder]] = {
         "record_malformed",
         lambda key, _: member("", good_image(key)) + member(f"{key}.txt", b"x"),
     ),
-    "key_that_came_before": ("duplicate_key", lambda _, before: pair(before)),
     "json_is_broken": ("record_malformed", lambda key, _: with_json(key, b'{"a": ')),
     "json_has_nan": ("meta_not_finite", lambda key, _: with_json(key, b'{"score": NaN}')),
     "json_has_a_key_twice": (

@@ -154,7 +154,7 @@ def _hashable(value: Any, key: str = "") -> Any:
             for field in dataclasses.fields(value)
             if field.init
             and not (is_runtime(field) or is_located(field))
-            and not (is_added(field) and getattr(value, field.name) == default_of(field))
+            and not (is_added(field) and _is_default(field, getattr(value, field.name)))
         }
     if isinstance(value, Mapping):
         return {str(name): _hashable(item, str(name)) for name, item in value.items()}
@@ -163,6 +163,14 @@ def _hashable(value: Any, key: str = "") -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
+
+
+def _is_default(field: "dataclasses.Field[Any]", value: Any) -> bool:
+    """Whether a value counts like the default of its field, in which it may differ by options."""
+    default = default_of(field)
+    if value == default:
+        return True
+    return dataclasses.is_dataclass(value) and _hashable(value) == _hashable(default)
 
 
 def _hashable_strategy(field: "dataclasses.Field[Any]", value: Any) -> Any:

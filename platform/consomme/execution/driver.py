@@ -142,6 +142,7 @@ class _Driver:
         """Consume the pipeline to its end."""
         counts = self.folder.total_counts()
         rejected = counts.get("rejected", 0)
+        unexpected = self.job.reading.unexpected(counts)
         check = self.job.check
         sums = Counter(self.folder.total_sums()) if check else Counter()
         done = counts.get("samples", 0) + rejected
@@ -164,9 +165,9 @@ class _Driver:
                 progress.note = self.watch.line
                 self._collect(record)
                 progress.advance(rows_of(record), dict(reject_reasons(record.counts)))
-                rejected += record.counts.get("rejected", 0)
-                if rejected > self.max_rejects:
-                    raise DataError(self._too_many(rejected))
+                unexpected += self.job.reading.unexpected(record.counts)
+                if unexpected > self.max_rejects:
+                    raise DataError(self._too_many(unexpected))
                 if check:
                     sums.update(record.sums)
                     check(sums)

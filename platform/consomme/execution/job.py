@@ -6,11 +6,12 @@ A verb fills in a `Job` and hands it to `driver.run_job`; the same record goes o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from consomme.execution.stage import Stage
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import Plan
+from consomme.storage.reading import Reading
 from consomme.storage.unit import ReadUnit
 from consomme.storage.units import read_unit
 
@@ -81,6 +82,9 @@ class Job:
 
     max_reject_fraction: float = 1.0
     """The run stops as soon as it is certain that more samples than this will be rejected."""
+
+    reading: Reading = field(default_factory=Reading)
+    """Of the recipe; rejects that it allows do not count for `max_reject_fraction`."""
 
     read: ReadUnit = read_unit
     """Reads one unit."""

@@ -7,6 +7,7 @@ make a part depends on the list alone, so an interrupted plan is resumed with th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -14,6 +15,7 @@ from consomme.base.telemetry import Progress
 from consomme.storage.identity import pictures_beside
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import Plan, PlanPart, Work, read_part, save_shards, write_part
+from consomme.storage.reading import Reading
 from consomme.storage.shards import Shard
 from consomme.storage.stores.open import open_store
 from consomme.storage.unit import Unit
@@ -22,6 +24,7 @@ from consomme.storage.view import View
 
 SHARDS_PER_PART = 64
 UNITS_PER_PART = 4096
+_AS_FOUND = Reading()
 _AT_ONCE = 4
 """Planning tasks per CPU; they wait for storage most of the time."""
 
@@ -30,7 +33,8 @@ def plan_shards(
     folder: RunFolder,
     shards: Sequence[Shard],
     unit_rows: int,
-    plan_one: Callable[[Shard, int], list[Unit]] = plan_shard,
+    plan_one: Callable[..., list[Unit]] = plan_shard,
+    reading: Reading = _AS_FOUND,
 ) -> Plan:
     """Return the run's plan; make it if it does not exist.
 
@@ -38,7 +42,8 @@ def plan_shards(
         folder: The run; Ray must be running if there are many shards.
         shards: What `find_data` found.
         unit_rows: Most rows per unit.
-        plan_one: Cuts one shard into units.
+        plan_one: Cuts one shard into units; gets the shard, `max_rows` and `reading`.
+        reading: How records become samples.
 
     Raises:
         DataError: A shard cannot be read at all.
@@ -46,6 +51,7 @@ def plan_shards(
     plan = Plan.load(folder.store)
     if plan is not None:
         return plan
+    plan_one = partial(plan_one, reading=reading.for_units())
     planned = _planned_before(folder)
     done = sum(len(shards[k * SHARDS_PER_PART :][:SHARDS_PER_PART]) for k in planned)
     with Progress(len(shards), "plan", "shards", done=done) as progress:
@@ -59,7 +65,7 @@ def plan_shards(
         else:
             _plan_on_cluster(folder, shards, unit_rows, plan_one, planned, progress)
     root = folder.url.rsplit("/", 2)[0]
-    save_shards(folder.store, shards, pictures_beside(shards, root))
+    save_shards(folder.store, shards, pictures_beside(shards, root, reading.image_root))
     plan = Plan(parts=tuple(part for _, part in sorted(planned.items())), num_shards=len(shards))
     plan.save(folder.store)
     return plan
@@ -69,7 +75,7 @@ def _plan_on_cluster(
     folder: RunFolder,
     shards: Sequence[Shard],
     unit_rows: int,
-    plan_one: Callable[[Shard, int], list[Unit]],
+    plan_one: Callable[..., list[Unit]],
     planned: dict[int, PlanPart],
     progress: Progress,
 ) -> None:
@@ -114,9 +120,9 @@ def _plan_part(
     number: int,
     shards: Sequence[Shard],
     max_rows: int,
-    plan_one: Callable[[Shard, int], list[Unit]],
+    plan_one: Callable[..., list[Unit]],
 ) -> PlanPart:
-    units = (Work(unit=unit) for shard in shards for unit in plan_one(shard, max_rows))
+    units = (Work(unit=unit) for shard in shards for unit in plan_one(shard, max_rows=max_rows))
     return write_part(open_store(run_url), number, units)
 
 

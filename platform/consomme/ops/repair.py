@@ -279,10 +279,11 @@ def _input_now(manifest: Manifest, key: str) -> str | None:
         shards = find_data(
             recipe.get("inputs") or [], recipe.get("source", "data"), recipe.get("sources") or {}
         )
-        return data_fingerprints(shards, root).get(key)
+        return data_fingerprints(shards, root, image_root=_image_root(recipe)).get(key)
     value = _value_at(recipe, place)
     if isinstance(value, dict) and value.get("inputs"):
-        return data_fingerprints(find_data(value["inputs"]), root, place).get(key)
+        shards = find_data(value["inputs"])
+        return data_fingerprints(shards, root, place, _image_root(value)).get(key)
     if not isinstance(value, str):
         return None
     last = re.split(r"[.\]]", key)[-1]
@@ -294,6 +295,12 @@ def _input_now(manifest: Manifest, key: str) -> str | None:
         before = manifest.inputs[key]
         return before if before.startswith(f"{found}+") else found
     return load_manifest(value).identity
+
+
+def _image_root(source: Any) -> str | None:
+    """Return where images lie, by a recipe or one of its sources."""
+    root: str | None = (source.get("reading") or {}).get("image_root")
+    return root
 
 
 def _value_at(recipe: Any, key: str) -> Any:

@@ -153,7 +153,7 @@ def check_units(run: str | None, unit_ids: Iterable[str]) -> None:
             raise DataError(
                 f"captions: {run} has the unit {record.unit_id} ({record.unit.count} samples of"
                 f" {record.unit.shard}), which is not a unit here; give the same inputs,"
-                " source and unit_rows as in that run"
+                " source, unit_rows and reading as in that run"
             )
 
 

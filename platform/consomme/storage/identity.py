@@ -77,7 +77,9 @@ PICTURES = ".pictures"
 """Ends the key of a fingerprint of what lies beside shards."""
 
 
-def data_fingerprints(shards: Sequence[Shard], root: str, key: str = "data") -> dict[str, str]:
+def data_fingerprints(
+    shards: Sequence[Shard], root: str, key: str = "data", image_root: str | None = None
+) -> dict[str, str]:
     """Fingerprint shards and what lies beside them; see the module docstring.
 
     Costs one listing of the folders of JSON, JSON lines and Parquet with paths: about 15 s per
@@ -87,18 +89,21 @@ def data_fingerprints(shards: Sequence[Shard], root: str, key: str = "data") -> 
         shards: What `find_data` found.
         root: Where run folders are created; it may lie beside the shards and is not part of them.
         key: Of the recipe.
+        image_root: Of the recipe's `Reading`: where images lie if not beside the shards.
 
     Returns:
         The fingerprint of the shards under the key, and that of the pictures, if there are any.
     """
     found = {key: shards_fingerprint(shards)}
-    beside = "".join(pictures_beside(shards, root).values())
+    beside = "".join(pictures_beside(shards, root, image_root).values())
     if beside:
         found[key + PICTURES] = hashlib.sha256(beside.encode()).hexdigest()[:16]
     return found
 
 
-def pictures_beside(shards: Sequence[Shard], root: str) -> dict[str, str]:
+def pictures_beside(
+    shards: Sequence[Shard], root: str, image_root: str | None = None
+) -> dict[str, str]:
     """Fingerprint the pictures beside shards that may refer to some, by the folder of the shards.
 
     Returns when a file that is written again has another time than it has now.
@@ -106,13 +111,17 @@ def pictures_beside(shards: Sequence[Shard], root: str) -> dict[str, str]:
     Args:
         shards: As for `data_fingerprints`.
         root: See there.
+        image_root: See there.
     """
     loose = [shard for shard in shards if not shard.is_of_run]
     times = [
         int(shard.version) for shard in loose if "://" not in shard.url and shard.version.isdigit()
     ]
     found: dict[str, str] = {}
-    for folder in _folders_with_pictures(loose):
+    folders = _folders_with_pictures(loose)
+    if image_root is not None:
+        folders = [absolute_url(image_root)]
+    for folder in folders:
         beside = _Beside(open_store(folder), absolute_url(root))
         if beside.num_files:
             found[folder] = beside.digest

@@ -20,7 +20,8 @@ from consomme.base.errors import DataError
 from consomme.storage.shards import Shard
 from consomme.storage.sidecar import table_bytes
 from consomme.storage.stores.store import Store, join_url
-from consomme.storage.unit import Unit
+from consomme.storage.unit import Unit, set_fields
+from consomme.storage.unit_columns import unit_columns
 
 _PLAN_FILE = "plan/plan.json"
 
@@ -99,12 +100,9 @@ class Plan:
 def write_part(store: Store, number: int, work: Iterable[Work]) -> PlanPart:
     """Write part `number`; the same work gives the same bytes."""
     items = list(work)
-    columns: dict[str, list[object]] = {
-        name: [getattr(item.unit, name) for item in items] for name in _UNIT_FIELDS
-    }
-    columns["bitmap"] = [item.bitmap for item in items]
     path = f"plan/part-{number:06d}.parquet"
-    store.write(path, table_bytes(pa.table(columns, schema=PLAN_SCHEMA)))
+    table = units_table((item.unit for item in items), [item.bitmap for item in items])
+    store.write(path, table_bytes(table))
     return PlanPart(
         path=path,
         num_units=len(items),
@@ -123,8 +121,8 @@ def read_part(store: Store, path: str, rows: Sequence[int] | None = None) -> Ite
     if rows is not None:
         table = table.take(pa.array(rows, pa.int32()))
     for row in table.to_pylist():
-        unit = Unit(**{name: row[name] for name in _UNIT_FIELDS})
-        yield Work(unit=unit, bitmap=row["bitmap"])
+        bitmap = row.pop("bitmap")
+        yield Work(unit=Unit.from_dict(row), bitmap=bitmap)
 
 
 def part_unit_ids(store: Store, path: str) -> list[str]:
@@ -195,8 +193,6 @@ def _read(store: Store, path: str, columns: list[str] | None) -> pa.Table:
         ) from error
 
 
-_UNIT_FIELDS = tuple(field.name for field in dataclasses.fields(Unit))
-
 _BESIDE = b"consomme.beside"
 
 _SHARD_SCHEMA = pa.schema(
@@ -209,13 +205,16 @@ _SHARD_SCHEMA = pa.schema(
     ]
 )
 
-PLAN_SCHEMA = pa.schema(
-    [
-        *(
-            pa.field(field.name, pa.string() if field.type is str else pa.int64())
-            for field in dataclasses.fields(Unit)
-        ),
-        pa.field("bitmap", pa.binary()),
-    ]
-)
-"""Columns of a plan and of a view: the fields of the unit, and the bitmap of selected rows."""
+
+def units_table(units: Iterable[Unit], bitmaps: Sequence[bytes | None]) -> pa.Table:
+    """Make the table of a plan or a view: the fields of each unit, and its selected rows.
+
+    Optional fields are columns only if a unit has them.
+    """
+    items = list(units)
+    names = set_fields(items)
+    schema = pa.schema([*unit_columns(names), pa.field("bitmap", pa.binary())])
+    columns: dict[str, Sequence[object]] = {
+        name: [getattr(unit, name) for unit in items] for name in names
+    }
+    return pa.table({**columns, "bitmap": bitmaps}, schema=schema)

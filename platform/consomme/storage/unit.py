@@ -3,11 +3,12 @@
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from consomme.base.sample import Reject, Sample
+from consomme.storage.reading import Reading
 from consomme.storage.shards import Shard
 
 MAX_UNIT_ROWS = 1024
@@ -42,25 +43,59 @@ class Unit:
     offset: int = 0
     """Byte offset of the range in the shard; 0 for Parquet, which is addressed by row."""
 
+    reading: str = ""
+    """How its records become samples: `Reading.for_units`; empty without options."""
+
+    layout: str = ""
+    """What the shard is, if that is not what its name says: see `consomme.storage.layouts`."""
+
+    num_records: int = 0
+    """Records that its rows come from, if a record may give several rows; 0: one each."""
+
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
-        return dataclasses.asdict(self)
+        """Return plain values, for JSON; optional ones only where they are set."""
+        values = dataclasses.asdict(self)
+        return {k: v for k, v in values.items() if k not in OPTIONAL_FIELDS or v}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build a unit from the output of `to_dict`."""
-        return cls(**values)
+        """Build a unit from the output of `to_dict`, or from a row of a table of units."""
+        return cls(**{k: v for k, v in values.items() if k not in OPTIONAL_FIELDS or v is not None})
+
+
+OPTIONAL_FIELDS = ("reading", "layout", "num_records")
+"""Fields that most units do without; files have them only where they are set."""
+
+UNIT_FIELDS = tuple(field.name for field in dataclasses.fields(Unit))
+"""Names of all fields."""
+
+
+def set_fields(units: Iterable[Unit]) -> list[str]:
+    """List the fields that a table of some units has as columns."""
+    optional = dict.fromkeys(OPTIONAL_FIELDS, False)
+    for unit in units:
+        for name in OPTIONAL_FIELDS:
+            optional[name] = optional[name] or bool(getattr(unit, name))
+    return [name for name in UNIT_FIELDS if optional.get(name, True)]
 
 
 ReadUnit = Callable[[Unit], tuple[list[tuple[int, Sample]], list[tuple[int, Reject]]]]
 """Function that reads one unit: its samples and its rejects, each with its row."""
 
 
-def unit_name(shard: Shard, start: int) -> str:
-    """Return the id of the unit of a shard that begins at row `start`."""
+def unit_name(shard: Shard, start: int, reading: str = "") -> str:
+    """Return the id of the unit of a shard that begins at row `start`.
+
+    Args:
+        shard: The shard.
+        start: First row.
+        reading: `Reading.for_units`. Rows that are read in another way are other rows.
+    """
     file_name = shard.url.rpartition("/")[2]
-    identity = f"{shard.source}\t{shard.name}".encode("utf-8", "surrogateescape")
-    digest = hashlib.sha256(identity).hexdigest()[:8]
+    identity = f"{shard.source}\t{shard.name}"
+    if options := Reading.of_unit(reading).identity():
+        identity += f"\t{options}"
+    digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     base_name = re.sub(r"[^A-Za-z0-9_-]+", "_", file_name.rpartition(".")[0] or file_name)[:60]
     label = re.sub(r"[^A-Za-z0-9_-]+", "_", shard.source)[:30]
     return f"{label}-{base_name}-{digest}-{start:09d}"

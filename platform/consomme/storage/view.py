@@ -4,7 +4,6 @@ A view is one small Parquet file in the folder of the run that made it. It conta
 themselves, so that the kept samples can be read without any other file.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from consomme.base.errors import DataError
 from consomme.base.sample import Sample
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.moved import MovedShards
-from consomme.storage.plan import PLAN_SCHEMA, pack_rows, unpack_rows
+from consomme.storage.plan import pack_rows, units_table, unpack_rows
 from consomme.storage.sidecar import table_bytes
 from consomme.storage.stores.store import join_url
 from consomme.storage.unit import Unit
@@ -81,12 +80,8 @@ class View:
 
     def save(self, run: RunFolder) -> str:
         """Write the view into a run folder and return its path there."""
-        columns: dict[str, list[object]] = {
-            field.name: [getattr(unit, field.name) for unit, _ in self.entries]
-            for field in dataclasses.fields(Unit)
-        }
-        columns["bitmap"] = [bitmap for _, bitmap in self.entries]
-        run.store.write(VIEW, table_bytes(pa.table(columns, schema=PLAN_SCHEMA)))
+        table = units_table(self.units, [bitmap for _, bitmap in self.entries])
+        run.store.write(VIEW, table_bytes(table))
         return VIEW
 
     @property

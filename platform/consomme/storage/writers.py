@@ -19,7 +19,7 @@ from consomme.base.manifest import FileSum
 from consomme.base.sample import ImageFile, Sample, turn_to_json
 from consomme.base.sample_tables import samples_to_table
 from consomme.storage.ledger.sums import sum_of
-from consomme.storage.readers.webdataset import IMAGE_EXTENSIONS, OWN_KEY, split_name
+from consomme.storage.readers.members import IMAGE_EXTENSIONS, OWN_KEY, split_name
 from consomme.storage.stores.store import FileInfo, Store, is_safe_path
 
 _ESCAPES = {ord(char): f"%{ord(char):02X}" for char in '%./\\:*?"<>|\0'}

@@ -282,9 +282,7 @@ def check_shard(area: str, data: bytes, rng: random.Random, folder: Path) -> Non
             items = read_all(str(path), limits)
         except DataError:
             return
-        # Keys are compared inside a unit only.
-        reasons = [item.reason if isinstance(item, Reject) else None for item in items]
-        found.append([None if reason == "duplicate_key" else reason for reason in reasons])
+        found.append([(item.sample_id, getattr(item, "reason", None)) for item in items])
     assert found[0] == found[1] == found[2], found
 
 

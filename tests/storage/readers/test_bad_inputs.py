@@ -45,9 +45,6 @@ def test_each_kind_is_one_reject_and_its_neighbours_are_untouched(
         with at_most_mb(300):
             found = outcomes(shard.url, max_rows=max_rows)
         for want, item in zip(shard.rows, found, strict=True):
-            if want.reason == "duplicate_key" and max_rows < 1024:
-                # Keys are compared inside one unit; dedup compares the rest.
-                continue
             if want.reason:
                 assert isinstance(item, Reject), want
                 assert item.reason == want.reason, (want, item)

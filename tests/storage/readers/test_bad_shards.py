@@ -20,6 +20,7 @@ from tests.support.zoo_tables import row, table_of
 from consomme.base.errors import ClusterError, DataError
 from consomme.storage.readers import parquet
 from consomme.storage.readers.images import read_image
+from consomme.storage.readers.record import Context
 from consomme.storage.stores.local import LocalStore
 
 # --- what the whole file is to blame for -----------------------------------------------------
@@ -135,7 +136,9 @@ def test_pickles_are_never_unpickled(tmp_path: Path, name: bytes, is_nested: boo
     with pytest.raises(DataError, match=f"column extra is of the extension type {name.decode()}"):
         outcomes(url)
     with pytest.raises(DataError, match="extension type"), open(url, "rb") as file:
-        parquet.rows(file, store=LocalStore("."), shard=url, start=0, count=1, source="web")
+        parquet.rows(
+            file, Context(shard=url, store=LocalStore("."), source="web"), start=0, count=1
+        )
     assert not (tmp_path / "executed").exists()
 
 
@@ -176,7 +179,9 @@ def test_a_storage_that_fails_in_the_middle_of_a_shard(tmp_path: Path, error: Ex
     file = FailingFile(sink.getvalue())
     file.error = error
     with pytest.raises(type(error)):
-        parquet.rows(file, store=LocalStore("."), shard="s", start=0, count=50, source="web")
+        parquet.rows(
+            file, Context(shard="s", store=LocalStore("."), source="web"), start=0, count=50
+        )
 
 
 class WatchedFile(io.BytesIO):
@@ -208,7 +213,9 @@ def test_no_other_thread_reads_a_shard(is_damaged: bool) -> None:
             group.column(1).data_page_offset - 104
         )
     file = WatchedFile(bytes(data))
-    found = parquet.rows(file, store=LocalStore("."), shard="s", start=0, count=50, source="web")
+    found = parquet.rows(
+        file, Context(shard="s", store=LocalStore("."), source="web"), start=0, count=50
+    )
     assert len(found) == 50
     num_reads = len(file.reads)
     time.sleep(0.3)

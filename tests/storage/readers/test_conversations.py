@@ -6,16 +6,25 @@ import pytest
 from tests.support.zoo_images import good_image
 
 from consomme.base.sample import ImageFile, ImageRef, Sample, Turn, turns_of
-from consomme.storage.readers.text import RowError, check_sample, take_turns
+from consomme.storage.readers.check import check_sample
+from consomme.storage.readers.row import RowError
+from consomme.storage.readers.turns import Conversation, take_texts
+from consomme.storage.reading import Reading
 
 HUMAN = {"from": "human", "value": "<image>\nwhat?"}
 GPT = {"from": "gpt", "value": "a cat"}
 TURNS = (Turn(role="user", content="what?"), Turn(role="assistant", content="a cat"))
 
 
+def take_turns(record: dict[str, Any]) -> Conversation:
+    (found,) = take_texts(record, Reading(), "a") or ()
+    if isinstance(found, RowError):
+        raise found
+    return found
+
+
 def taken(*turns: dict[str, Any], num_images: int = 1, **fields: Any) -> tuple[Turn, ...]:
     conversation = take_turns({"conversations": list(turns), **fields})
-    assert conversation is not None
     return conversation.bound(num_images, has_list=num_images != 1)
 
 
@@ -68,16 +77,16 @@ def test_an_answer_can_be_left_out() -> None:
     assert [turn.is_labelled for turn in turns] == [True, False, True, True]
     sample = Sample(sample_id="a", turns=turns[:2], source="s")
     with pytest.raises(RowError, match="no turn of the assistant is labelled"):
-        check_sample(sample, ())
+        check_sample(sample)
 
 
 def test_results_of_tools_stand_between_answers() -> None:
     tool = {"role": "observation", "content": "4"}
     turns = taken(HUMAN, GPT, tool, tool, GPT)
     assert [turn.role for turn in turns] == ["user", "assistant", "tool", "tool", "assistant"]
-    check_sample(Sample(sample_id="a", turns=turns, source="s"), ())
+    check_sample(Sample(sample_id="a", turns=turns, source="s"))
     with pytest.raises(RowError, match="found user, tool, assistant; expected"):
-        check_sample(Sample(sample_id="a", turns=taken(HUMAN, tool, GPT), source="s"), ())
+        check_sample(Sample(sample_id="a", turns=taken(HUMAN, tool, GPT), source="s"))
 
 
 def test_two_system_texts_are_rejected() -> None:
@@ -94,7 +103,7 @@ def test_a_question_without_an_answer_is_named() -> None:
         sample_id="a", images=(ImageFile(data=good_image("a"), name="a"),), turns=turns, source="s"
     )
     with pytest.raises(RowError, match="the last turn is the user's and has no answer"):
-        check_sample(sample, ())
+        check_sample(sample)
 
 
 def test_a_caption_gets_its_question_after_the_system_text() -> None:

@@ -177,7 +177,7 @@ def _units(recipe: DedupRecipe) -> Iterator[tuple[Unit, Sequence[tuple[int, Samp
             yield unit, read_view_unit(unit, bitmap)
         return
     for shard in find_shards(recipe.inputs, recipe.source, recipe.sources):
-        for unit in plan_shard(shard, recipe.unit_rows):
+        for unit in plan_shard(shard, recipe.unit_rows, reading=recipe.reading.for_units()):
             yield unit, read_unit(unit)[0]
 
 

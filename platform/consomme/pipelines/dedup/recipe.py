@@ -15,6 +15,7 @@ from consomme.base.schema import added, located, runtime
 from consomme.curate.dedup.copies import MAX_DISTANCE
 from consomme.curate.dedup.samples import DropRule
 from consomme.storage.options import StorageOptions
+from consomme.storage.reading import Reading
 from consomme.storage.shards import input_problems
 
 
@@ -39,6 +40,10 @@ class DedupRecipe(Checked):
 
     hashes: str | None = located(None)
     """Folder of a finished dedup run: decide again on its hashes, instead of `inputs`."""
+
+    reading: Reading = added(Reading())
+    """How the records of the inputs become samples: names of columns, where images lie, lists of
+    captions, expected rejects."""
 
     root: str = runtime("runs")
     """Where run folders are created: a local path or a URL."""
@@ -109,6 +114,8 @@ class DedupRecipe(Checked):
             )
         if has_shards:
             yield from input_problems(self.inputs, self.source, self.sources)
+        else:
+            yield from self.reading.beside_a_view()
 
     @rule
     def _scores_and_column(self) -> Iterator[str]:

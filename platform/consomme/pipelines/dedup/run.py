@@ -48,7 +48,9 @@ def open_run(recipe: DedupRecipe) -> Run[Sequence[Shard]]:
         "dedup",
         recipe,
         shards,
-        inputs=data_fingerprints(shards, recipe.root) if shards else {},
+        inputs=data_fingerprints(shards, recipe.root, image_root=recipe.reading.image_root)
+        if shards
+        else {},
         runs={"view": recipe.view, "hashes": recipe.hashes, "scores": recipe.scores},
         reads=folders_of(shards),
         data_of=[recipe.view],
@@ -68,7 +70,7 @@ def _hash(run: Run[Sequence[Shard]]) -> None:
         if recipe.view:
             plan = plan_view(folder, View.load(recipe.view))
         else:
-            plan = plan_shards(folder, shards, recipe.unit_rows)
+            plan = plan_shards(folder, shards, recipe.unit_rows, reading=recipe.reading)
         job = Job(
             name="hash",
             plan=plan,
@@ -82,9 +84,12 @@ def _hash(run: Run[Sequence[Shard]]) -> None:
                 cpus=0.8,
             ),
             max_reject_fraction=recipe.max_reject_fraction,
+            reading=recipe.reading,
         )
         run_job(job)
-    check_rejects(folder.total_counts(), recipe.max_reject_fraction, folder.url)
+    check_rejects(
+        folder.total_counts(), recipe.max_reject_fraction, folder.url, recipe.reading, len(shards)
+    )
 
 
 def _decide(run: Run[Sequence[Shard]]) -> Manifest:

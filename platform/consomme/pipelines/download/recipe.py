@@ -8,9 +8,10 @@ from typing import Literal
 
 from consomme.base.bounds import Fraction, PositiveInt
 from consomme.base.checked import Checked, rule
-from consomme.base.schema import located, runtime
+from consomme.base.schema import added, located, runtime
 from consomme.storage.fetch import FetchPolicy
 from consomme.storage.options import StorageOptions
+from consomme.storage.reading import Reading
 from consomme.storage.shards import input_problems
 
 
@@ -29,6 +30,10 @@ class DownloadRecipe(Checked):
 
     sources: dict[str, list[str]] = located({})
     """More data sets: name -> inputs."""
+
+    reading: Reading = added(Reading())
+    """How the records of the inputs become samples: names of columns, where images lie, lists of
+    captions, expected rejects."""
 
     root: str = runtime("runs")
     """Where run folders are created: a local path or a URL."""

@@ -30,7 +30,7 @@ def run(recipe: DownloadRecipe) -> Manifest:
 def open_run(recipe: DownloadRecipe) -> Run[Sequence[Shard]]:
     """Resolve the URL lists that the recipe reads; writes nothing."""
     shards = find_data(recipe.inputs, recipe.source, recipe.sources)
-    inputs = data_fingerprints(shards, recipe.root)
+    inputs = data_fingerprints(shards, recipe.root, image_root=recipe.reading.image_root)
     return Run.open("download", recipe, shards, inputs=inputs, reads=folders_of(shards))
 
 
@@ -39,17 +39,18 @@ def _download(run: Run[Sequence[Shard]]) -> Manifest:
     with ray_session():
         job = Job(
             name="download",
-            plan=plan_shards(folder, shards, recipe.unit_rows, plan_urls),
+            plan=plan_shards(folder, shards, recipe.unit_rows, plan_urls, reading=recipe.reading),
             folder=folder,
             kind="fetched",
             stage=partial(FetchStage, recipe),
             pool=ActorPool(max_actors=recipe.num_actors or num_cpus(), cpus=0.5),
             max_reject_fraction=recipe.max_reject_fraction,
+            reading=recipe.reading,
             read=read_urls,
         )
         run_job(job)
     counts = folder.total_counts()
-    check_rejects(counts, recipe.max_reject_fraction, folder.url)
+    check_rejects(counts, recipe.max_reject_fraction, folder.url, recipe.reading, len(shards))
     return run.finish(
         counts=counts,
         metrics={"download/fetched_bytes": folder.total_sums().get("bytes", 0.0)},

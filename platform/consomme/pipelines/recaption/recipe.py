@@ -14,6 +14,7 @@ from consomme.curate.caption.guards import Guards
 from consomme.curate.caption.prompts import resolve_prompts
 from consomme.engines.generation.requests import Sampling, Temperature
 from consomme.storage.options import StorageOptions
+from consomme.storage.reading import Reading
 from consomme.storage.shards import input_problems
 
 
@@ -43,6 +44,10 @@ class RecaptionRecipe(Checked):
     captions: str | None = located(None)
     """Folder of an earlier recaption run over the same samples, whose texts are the input of this
     run: to fuse them with the original captions, or to add a specialist's turns to them."""
+
+    reading: Reading = added(Reading())
+    """How the records of the inputs become samples: names of columns, where images lie, lists of
+    captions, expected rejects."""
 
     root: str = runtime("runs")
     """Where run folders are created: a local path or a URL."""
@@ -155,6 +160,8 @@ class RecaptionRecipe(Checked):
             yield "expected either view or inputs (or sources): found both, or neither"
         if has_shards:
             yield from input_problems(self.inputs, self.source, self.sources)
+        else:
+            yield from self.reading.beside_a_view()
 
     @rule
     def _shows_what_it_names(self) -> Iterator[str]:

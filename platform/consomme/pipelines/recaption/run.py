@@ -54,7 +54,7 @@ def open_run(recipe: RecaptionRecipe) -> Run[RecaptionInputs]:
     runs = {"view": recipe.view, "captions": recipe.captions}
     shards = find_data(recipe.inputs, recipe.source, recipe.sources) if has_shards else []
     if shards:
-        inputs |= data_fingerprints(shards, recipe.root)
+        inputs |= data_fingerprints(shards, recipe.root, image_root=recipe.reading.image_root)
     reads = folders_of(shards) if engine.is_remote else [recipe.model, *folders_of(shards)]
     resolved = RecaptionInputs(shards=shards, model=model, model_hash=inputs["model"])
     return Run.open(
@@ -79,7 +79,7 @@ def _recaption(run: Run[RecaptionInputs]) -> Manifest:
         plan = (
             plan_view(folder, View.load(recipe.view))
             if recipe.view
-            else plan_shards(folder, inputs.shards, recipe.unit_rows)
+            else plan_shards(folder, inputs.shards, recipe.unit_rows, reading=recipe.reading)
         )
         check_units(recipe.captions, (u.unit_id for u in planned_units(folder, plan)))
         job = Job(
@@ -90,12 +90,15 @@ def _recaption(run: Run[RecaptionInputs]) -> Manifest:
             stage=partial(CaptionStage, recipe, inputs.model, inputs.model_hash, folder=folder),
             pool=_pool(recipe, engine),
             max_reject_fraction=recipe.max_reject_fraction,
+            reading=recipe.reading,
             read=unit_reader(recipe.captions),
             check=partial(check_canaries, folder.url, recipe.canary_max_same),
         )
         run_job(job)
     counts = folder.total_counts()
-    check_rejects(counts, recipe.max_reject_fraction, folder.url)
+    check_rejects(
+        counts, recipe.max_reject_fraction, folder.url, recipe.reading, len(inputs.shards)
+    )
     texts = texts_of(folder.url)
     return run.finish(
         counts=counts,

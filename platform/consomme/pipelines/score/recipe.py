@@ -9,9 +9,10 @@ from typing import Literal
 from consomme.base.bounds import Fraction, NonNegativeInt, PositiveInt
 from consomme.base.checked import Checked, raised_problems, rule
 from consomme.base.needs import Need
-from consomme.base.schema import located, runtime
+from consomme.base.schema import added, located, runtime
 from consomme.curate.caption.prompt_pools import PromptPools
 from consomme.storage.options import StorageOptions
+from consomme.storage.reading import Reading
 from consomme.storage.shards import input_problems
 
 
@@ -36,6 +37,10 @@ class ScoreRecipe(Checked):
 
     captions: str | None = located(None)
     """Folder of a finished recaption run over the same inputs: score its texts instead."""
+
+    reading: Reading = added(Reading())
+    """How the records of the inputs become samples: names of columns, where images lie, lists of
+    captions, expected rejects."""
 
     root: str = runtime("runs")
     """Where run folders are created: a local path or a URL."""

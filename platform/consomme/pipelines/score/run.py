@@ -43,7 +43,10 @@ def open_run(recipe: ScoreRecipe) -> Run[ScoreInputs]:
     """Resolve the inputs of a recipe; writes nothing."""
     shards = find_data(recipe.inputs, recipe.source, recipe.sources)
     model_hash = model_content_hash(model_folder(recipe.model))
-    inputs = {**data_fingerprints(shards, recipe.root), "model": model_hash}
+    inputs = {
+        **data_fingerprints(shards, recipe.root, image_root=recipe.reading.image_root),
+        "model": model_hash,
+    }
     return Run.open(
         "score",
         recipe,
@@ -58,7 +61,9 @@ def open_run(recipe: ScoreRecipe) -> Run[ScoreInputs]:
 def _score(run: Run[ScoreInputs]) -> Manifest:
     recipe = run.recipe
     with ray_session():
-        plan = plan_shards(run.folder, run.resolved.shards, recipe.unit_rows)
+        plan = plan_shards(
+            run.folder, run.resolved.shards, recipe.unit_rows, reading=recipe.reading
+        )
         check_units(recipe.captions, (u.unit_id for u in planned_units(run.folder, plan)))
         job = Job(
             name="score",
@@ -74,11 +79,14 @@ def _score(run: Run[ScoreInputs]) -> Manifest:
             ),
             pool=_pool(recipe),
             max_reject_fraction=recipe.max_reject_fraction,
+            reading=recipe.reading,
             read=unit_reader(recipe.captions),
         )
         run_job(job)
     counts = run.folder.total_counts()
-    check_rejects(counts, recipe.max_reject_fraction, run.folder.url)
+    check_rejects(
+        counts, recipe.max_reject_fraction, run.folder.url, recipe.reading, len(run.resolved.shards)
+    )
     sums = run.folder.total_sums()
     tokens = max(sums.get("num_tokens", 0.0), 1.0)
     # Of samples with images; those without have no gain.

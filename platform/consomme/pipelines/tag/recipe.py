@@ -9,9 +9,10 @@ from typing import Any, Literal
 from consomme.base.bounds import Fraction, NonNegativeInt, PositiveInt
 from consomme.base.checked import Checked, rule
 from consomme.base.needs import Need
-from consomme.base.schema import located, runtime, strategy
+from consomme.base.schema import added, located, runtime, strategy
 from consomme.curate.tag.registry import TAGGERS
 from consomme.storage.options import StorageOptions
+from consomme.storage.reading import Reading
 from consomme.storage.shards import input_problems
 
 _RESERVED = ("row", "sample_id", "id_hash", "source", "samples", "rejected")
@@ -36,6 +37,10 @@ class TagRecipe(Checked):
 
     sources: dict[str, list[str]] = located({})
     """More data sets: name -> inputs."""
+
+    reading: Reading = added(Reading())
+    """How the records of the inputs become samples: names of columns, where images lie, lists of
+    captions, expected rejects."""
 
     root: str = runtime("runs")
     """Where run folders are created: a local path or a URL."""

@@ -53,7 +53,7 @@ def open_run(recipe: TagRecipe) -> Run[TagInputs]:
     taggers = [TAGGERS.build(node, "taggers") for node in recipe.taggers]
     shards = find_data(recipe.inputs, recipe.source, recipe.sources)
     models = {tagger.model: portable_path(tagger.model) for tagger in taggers if tagger.model}
-    inputs = data_fingerprints(shards, recipe.root)
+    inputs = data_fingerprints(shards, recipe.root, image_root=recipe.reading.image_root)
     inputs |= {
         f"taggers[{k}].model": model_content_hash(model_folder(tagger.model))
         for k, tagger in enumerate(taggers)
@@ -79,7 +79,9 @@ def _tag(run: Run[TagInputs]) -> Manifest:
     with ray_session():
         job = Job(
             name="tag",
-            plan=plan_shards(run.folder, run.resolved.shards, recipe.unit_rows),
+            plan=plan_shards(
+                run.folder, run.resolved.shards, recipe.unit_rows, reading=recipe.reading
+            ),
             folder=run.folder,
             kind=TAGS,
             stage=partial(
@@ -95,10 +97,13 @@ def _tag(run: Run[TagInputs]) -> Manifest:
             ),
             pool=_pool(recipe, asks_models=bool(folders)),
             max_reject_fraction=recipe.max_reject_fraction,
+            reading=recipe.reading,
         )
         run_job(job)
     counts = run.folder.total_counts()
-    check_rejects(counts, recipe.max_reject_fraction, run.folder.url)
+    check_rejects(
+        counts, recipe.max_reject_fraction, run.folder.url, recipe.reading, len(run.resolved.shards)
+    )
     return run.finish(
         counts=counts,
         decisions=_table(taggers, counts),

@@ -149,6 +149,7 @@ def with_absolute_paths(recipe: TrainRecipe) -> TrainRecipe:
             view=source.view and absolute_url(source.view),
             inputs=tuple(shard_urls(source.inputs)) if source.inputs else (),
             captions=source.captions and absolute_url(source.captions),
+            reading=source.reading.anywhere(),
         )
 
     evaluation = dataclasses.replace(

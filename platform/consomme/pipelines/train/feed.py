@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from consomme.base.errors import DataError
-from consomme.execution.rejects import check_rejects, top_reasons
+from consomme.execution.rejects import ALLOWED, check_rejects, top_reasons, without_allowed
 from consomme.execution.stage import reject_of
 from consomme.pipelines.train.context import TrainContext
 from consomme.pipelines.train.recipe import TrainRecipe
@@ -164,6 +164,8 @@ class BatchServer:
         self.counts["samples"] += sum(len(contents.samples) for contents in window)
         self.counts["rejected"] += len(rejects)
         self.counts.update(f"rejected/{reject.reason}" for reject in rejects)
+        allow = self.recipe.data[number].reading.allow
+        self.counts.update(f"{ALLOWED}{one.reason}" for one in rejects if one.reason in allow)
         samples = [sample for contents in window for sample in contents.samples]
         if num_shortened := sum(sample.is_shortened for sample in samples):
             self.counts["shortened"] += num_shortened
@@ -176,9 +178,10 @@ class BatchServer:
                 path = f"rejects/{number}-{contents.unit_id}.jsonl"
                 self.folder.store.write(path, "".join(lines).encode())
         total = sum(plan.num_rows for plan in self.plans)
-        if self.counts["rejected"] > self.recipe.max_reject_fraction * total:
+        unexpected = without_allowed(self.counts)["rejected"]
+        if unexpected > self.recipe.max_reject_fraction * total:
             raise DataError(
-                f"{self.folder.url}: {self.counts['rejected']:,} of {total:,} samples were rejected"
+                f"{self.folder.url}: {unexpected:,} of {total:,} samples were rejected"
                 f" so far ({top_reasons(self.counts)}), more than max_reject_fraction="
                 f"{self.recipe.max_reject_fraction}; see rejects/, fix the data or raise the limit"
             )
@@ -240,7 +243,13 @@ class BatchServer:
         Raises:
             DataError: Too many samples were rejected.
         """
-        check_rejects(self.counts, self.recipe.max_reject_fraction, self.folder.url)
+        num_shards = len({work.unit.shard for plan in self.plans for work in plan.works})
+        check_rejects(
+            without_allowed(self.counts),
+            self.recipe.max_reject_fraction,
+            self.folder.url,
+            num_shards=num_shards,
+        )
         drawn = {
             f"answer_tokens/data[{number}]": count
             for number, count in enumerate(self.stream.drawn)

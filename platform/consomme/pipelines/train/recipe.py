@@ -21,6 +21,7 @@ from consomme.base.needs import Need
 from consomme.base.schema import added, located, registry_of, runtime, strategy
 from consomme.base.suggest import did_you_mean
 from consomme.storage.options import StorageOptions
+from consomme.storage.reading import Reading
 from consomme.train.parts import FROZEN, FULL, NAMEABLE_PARTS, Part, Trainability
 
 
@@ -33,6 +34,10 @@ class TrainSource(Checked):
 
     inputs: tuple[str, ...] = located(())
     """Shards to use in full, instead of `view`."""
+
+    reading: Reading = added(Reading())
+    """How the records of `inputs` become samples: names of columns, where images lie, lists of
+    captions, expected rejects."""
 
     captions: str | None = located(None)
     """Folder of a finished recaption run. Samples that have a new caption there are trained on
@@ -57,6 +62,8 @@ class TrainSource(Checked):
     def _view_or_inputs(self) -> Iterator[str]:
         if (self.view is None) == (not self.inputs):
             yield "expected either view or inputs, not both, not none"
+        if self.view is not None:
+            yield from self.reading.beside_a_view()
 
 
 @dataclass(frozen=True, kw_only=True)

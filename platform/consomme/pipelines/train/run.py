@@ -34,7 +34,9 @@ def open_run(recipe: TrainRecipe) -> Run[None]:
     for name, source in named:
         if source.inputs:
             shards = find_data(source.inputs)
-            inputs |= data_fingerprints(shards, recipe.root, name)
+            inputs |= data_fingerprints(
+                shards, recipe.root, name, image_root=source.reading.image_root
+            )
             reads += folders_of(shards)
         runs |= {f"{name}.view": source.view, f"{name}.captions": source.captions}
     if tuned := recipe.layers.get("tuned"):

@@ -111,9 +111,15 @@ def plan_source(source: TrainSource, name: str) -> SourcePlan:
         check_units(source.captions, (unit.unit_id for unit in view.units))
         works = [Work(unit=unit, bitmap=bitmap) for unit, bitmap in view.entries]
     else:
-        units = plan_units(source.inputs, "data")
+        reading = source.reading.for_units()
+        units = plan_units(source.inputs, "data", reading=reading)
         if source.captions:
             units = recaptioned_units(source.captions, sorted({unit.shard for unit in units}))
+            if reading and any(unit.reading != reading for unit in units):
+                raise DataError(
+                    f"{name}: reading differs from that of {source.captions}, whose captions are of"
+                    " samples that were read in another way; give the same, or leave it out"
+                )
         works = [Work(unit=unit) for unit in units]
     rows = {work.unit.unit_id: work.num_rows for work in works}
     if source.captions and source.only_recaptioned:

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from consomme.base.errors import DataError
-from consomme.storage.unit import Unit
+from consomme.storage.unit import OPTIONAL_FIELDS, UNIT_FIELDS, Unit, set_fields
+from consomme.storage.unit_columns import unit_columns
 
 ROWS_PER_GROUP = 1024
 """Rows per row group: the records in memory at a time when a segment is read."""
@@ -67,7 +68,7 @@ class CommitRecord:
 
     def to_json(self) -> bytes:
         """Serialize as JSON; equal records give equal bytes."""
-        return _json(dataclasses.asdict(self)).encode()
+        return _json({**dataclasses.asdict(self), "unit": self.unit.to_dict()}).encode()
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "CommitRecord":
@@ -101,17 +102,15 @@ def reject_reasons(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 def pack(records: Iterable[CommitRecord]) -> bytes:
     """Pack records, given in the order of unit ids, into the bytes of one segment."""
     items = list(records)
-    units = {
-        field.name: [getattr(item.unit, field.name) for item in items]
-        for field in dataclasses.fields(Unit)
-    }
+    names = set_fields(item.unit for item in items)
+    units = {name: [getattr(item.unit, name) for item in items] for name in names}
     rest = {
         "files": [_json([dataclasses.asdict(file) for file in item.files]) for item in items],
         "counts": [_json(item.counts) for item in items],
         "sums": [_json(item.sums) for item in items],
     }
     buffer = io.BytesIO()
-    table = pa.table({**units, **rest}, schema=SEGMENT_SCHEMA)
+    table = pa.table({**units, **rest}, schema=segment_schema(names))
     pq.write_table(table, buffer, row_group_size=ROWS_PER_GROUP, compression="zstd")
     return buffer.getvalue()
 
@@ -166,7 +165,7 @@ def merge(streams: Sequence[Iterator[CommitRecord]]) -> Iterator[CommitRecord]:
 
 def _record(row: Mapping[str, Any]) -> CommitRecord:
     return CommitRecord(
-        unit=Unit(**{name: row[name] for name in _UNIT_FIELDS}),
+        unit=Unit.from_dict({name: row[name] for name in UNIT_FIELDS if name in row}),
         files=tuple(OutputFile(**item) for item in json.loads(row["files"])),
         counts=json.loads(row["counts"]),
         sums=json.loads(row["sums"]),
@@ -177,18 +176,14 @@ def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=dict)
 
 
-_UNIT_FIELDS = tuple(field.name for field in dataclasses.fields(Unit))
+def segment_schema(names: Sequence[str]) -> pa.Schema:
+    """Return the columns of a segment: some fields of units, then the rest as JSON."""
+    rest = [pa.field(name, pa.string()) for name in ("files", "counts", "sums")]
+    return pa.schema([*unit_columns(names), *rest])
 
-SEGMENT_SCHEMA = pa.schema(
-    [
-        *(
-            pa.field(field.name, pa.string() if field.type is str else pa.int64())
-            for field in dataclasses.fields(Unit)
-        ),
-        *(pa.field(name, pa.string()) for name in ("files", "counts", "sums")),
-    ]
-)
-"""Columns of a segment: the fields of the unit, then the rest as JSON.
+
+SEGMENT_SCHEMA = segment_schema([name for name in UNIT_FIELDS if name not in OPTIONAL_FIELDS])
+"""Columns of most segments; those of optional fields of units come before `files`.
 
 Segments of earlier versions have one more column, `histogram`, which is not read.
 """

@@ -17,19 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from consomme.base.errors import ConsommeError, DataError
-from consomme.base.sample import Sample
 from consomme.storage.readers.held_range import HeldRange
-from consomme.storage.readers.images import take_images_and_turns
+from consomme.storage.readers.names import CAPTION_KEYS, TURN_KEYS
+from consomme.storage.readers.record import Context, record_row
 from consomme.storage.readers.row import RawRow, RowError
-from consomme.storage.readers.text import (
-    CAPTION_KEYS,
-    MAX_SAMPLE_BYTES,
-    TURN_KEYS,
-    check_values,
-    load_json,
-    take_id,
-)
-from consomme.storage.stores.store import Store
+from consomme.storage.readers.text import MAX_SAMPLE_BYTES, check_values, load_json
 
 _BATCH = 256
 """Maximum rows per decoded batch; fewer if rows are large."""
@@ -127,23 +119,19 @@ def _is_list(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def rows(
-    file: BinaryIO, *, store: Store, shard: str, start: int, count: int, source: str
-) -> list[RawRow]:
+def rows(file: BinaryIO, context: Context, *, start: int, count: int) -> list[RawRow]:
     """Parse a range of rows.
 
     Args:
         file: The whole shard.
-        store: Store for paths in the image column.
-        shard: URL of the shard, for references.
+        context: Of the shard.
         start: First row in the shard.
         count: Number of rows.
-        source: Name of the data set.
 
     Raises:
         DataError: The shard changed after planning.
     """
-    base_name = shard.rpartition("/")[2].rpartition(".")[0]
+    shard = context.shard
     held = HeldRange(file)
     parquet = _open(held, shard)
     _check_schema(parquet.schema_arrow, shard)
@@ -165,8 +153,7 @@ def rows(
                     held.hold(*span)
                 records = _read_rows(reader, group, begin, end)
             for number, record in enumerate(records, start=first):
-                name, reference = f"{base_name}-{number:08d}", f"{shard}#{number}"
-                raw_rows.append(_raw_row(name, reference, record, store, source))
+                raw_rows.append(_raw_row(record, context, number))
         position += num_rows
     return raw_rows
 
@@ -339,28 +326,19 @@ def _conversion_problem(row: pa.RecordBatch, error: Exception) -> RowError:
     return RowError("record_malformed", str(error))
 
 
-def _raw_row(sample_id: str, reference: str, record: Record, store: Store, source: str) -> RawRow:
-    def parse() -> Sample:
+def _raw_row(record: Record, context: Context, number: int) -> RawRow:
+    def load() -> dict[str, Any]:
         if isinstance(record, RowError):
             raise record
-        return _parse(dict(record), sample_id, store, source)
+        return {name: value for name, value in record.items() if value is not None}
 
-    return RawRow(sample_id=sample_id, reference=reference, parse=parse)
+    def meta_of(rest: dict[str, Any]) -> dict[str, Any]:
+        if rest.get("source") == context.source:
+            del rest["source"]
+        return _meta(rest)
 
-
-def _parse(record: dict[str, Any], fallback_id: str, store: Store, source: str) -> Sample:
-    sample_id = take_id(record, fallback_id)
-    present = {name: value for name, value in record.items() if value is not None}
-    images, turns = take_images_and_turns(present, store, sample_id, (*TURN_KEYS, *CAPTION_KEYS))
-    if present.get("source") == source:
-        del present["source"]
-    return Sample(
-        sample_id=sample_id,
-        images=images,
-        turns=turns,
-        source=source,
-        meta=_meta(present),
-    )
+    reference = f"{context.shard}#{number}"
+    return record_row(context, load, number=number, reference=reference, meta_of=meta_of)
 
 
 def _meta(record: dict[str, Any]) -> dict[str, Any]:

@@ -8,21 +8,13 @@ scanned in chunks, so files and lines of any length can be planned.
 import io
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from functools import partial
+from typing import BinaryIO
 
 from consomme.base.errors import DataError
-from consomme.base.sample import Sample
-from consomme.storage.readers.images import take_images_and_turns
+from consomme.storage.readers.record import Context, record_row
 from consomme.storage.readers.row import RawRow
-from consomme.storage.readers.text import (
-    CAPTION_KEYS,
-    MAX_RECORD_BYTES,
-    TURN_KEYS,
-    load_record,
-    refuse_encoded,
-    take_id,
-)
-from consomme.storage.stores.store import Store
+from consomme.storage.readers.text import MAX_RECORD_BYTES, load_record, refuse_encoded
 
 _BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
@@ -75,14 +67,14 @@ def plan_array(file: BinaryIO, shard: str) -> Iterator[tuple[int, int]]:
         )
 
 
-def rows_of_lines(data: bytes, **context: Any) -> list[RawRow]:
-    """Parse the lines in one range of a JSON lines file; see `_raw_row` for `context`."""
+def rows_of_lines(data: bytes, context: Context, *, offset: int, start: int) -> list[RawRow]:
+    """Parse the lines in one range of a JSON lines file; see `_raw_row` for the arguments."""
     lines = [(begin, line) for begin, _, line in _lines(io.BytesIO(data), 0) if _is_row(line)]
-    return [_raw_row(index, span, **context) for index, span in enumerate(lines)]
+    return [_raw_row(span, context, offset, start + k) for k, span in enumerate(lines)]
 
 
-def rows_of_array(data: bytes, **context: Any) -> list[RawRow]:
-    """Parse the elements in one range of a JSON array; see `_raw_row` for `context`."""
+def rows_of_array(data: bytes, context: Context, *, offset: int, start: int) -> list[RawRow]:
+    """Parse the elements in one range of a JSON array; see `_raw_row` for the arguments."""
     wrapped = b"[" + data + b"]"
     scan = _ArrayScan(io.BytesIO(wrapped), 0)
     spans = list(scan)
@@ -90,7 +82,7 @@ def rows_of_array(data: bytes, **context: Any) -> list[RawRow]:
         # The last element was too long to be read to its end.
         spans.append((scan.start, len(wrapped)))
     elements = [(begin - 1, wrapped[begin:end]) for begin, end in spans]
-    return [_raw_row(index, span, **context) for index, span in enumerate(elements)]
+    return [_raw_row(span, context, offset, start + k) for k, span in enumerate(elements)]
 
 
 def _lines(file: BinaryIO, offset: int) -> Iterator[tuple[int, int, bytes]]:
@@ -190,38 +182,20 @@ class _ArrayScan:
         return bool(more)
 
 
-def _raw_row(
-    index: int,
-    span: tuple[int, bytes],
-    *,
-    store: Store,
-    shard: str,
-    offset: int,
-    start: int,
-    source: str,
-) -> RawRow:
+def _raw_row(span: tuple[int, bytes], context: Context, offset: int, number: int) -> RawRow:
     """Wrap one record.
 
     Args:
-        index: Row in the range.
         span: Offset in the range, and bytes.
-        store: Store for image paths.
-        shard: URL of the file, for references.
+        context: Of the file.
         offset: Offset of the range in the file.
-        start: First row of the range in the file.
-        source: Name of the data set.
+        number: Of the record in the file.
     """
-    base_name = shard.rpartition("/")[2].rpartition(".")[0]
-    sample_id = f"{base_name}-{start + index:08d}"
-    return RawRow(
-        sample_id=sample_id,
-        reference=f"{shard}@{offset + span[0]}+{len(span[1])}",
-        parse=lambda: _parse(span[1], sample_id, store, source),
+    begin = offset + span[0]
+    return record_row(
+        context,
+        partial(load_record, span[1]),
+        number=number,
+        reference=f"{context.shard}@{begin}+{len(span[1])}",
+        begin=begin,
     )
-
-
-def _parse(data: bytes, fallback_id: str, store: Store, source: str) -> Sample:
-    record = load_record(data)
-    sample_id = take_id(record, fallback_id)
-    images, turns = take_images_and_turns(record, store, sample_id, (*TURN_KEYS, *CAPTION_KEYS))
-    return Sample(sample_id=sample_id, images=images, turns=turns, source=source, meta=record)

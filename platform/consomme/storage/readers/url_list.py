@@ -23,8 +23,13 @@ URL_COLUMNS = ("url", "URL", "image_url")
 CAPTION_COLUMNS = ("caption", "TEXT", "text", "alt_text")
 
 
-def plan_urls(shard: Shard, max_rows: int) -> list[Unit]:
+def plan_urls(shard: Shard, max_rows: int, reading: str = "") -> list[Unit]:
     """Split one list into units, from its footer alone.
+
+    Args:
+        shard: The list.
+        max_rows: Most rows per unit.
+        reading: `Reading.for_units`.
 
     Raises:
         DataError: It is not a Parquet file, or has no column for URLs or captions.
@@ -39,12 +44,13 @@ def plan_urls(shard: Shard, max_rows: int) -> list[Unit]:
         num_rows = parquet.metadata.num_rows
     return [
         Unit(
-            unit_id=unit_name(shard, start),
+            unit_id=unit_name(shard, start, reading),
             source=shard.source,
             shard=shard.url,
             start=start,
             count=min(max_rows, num_rows - start),
             num_bytes=0,
+            reading=reading,
         )
         for start in range(0, num_rows, max_rows)
     ]

@@ -1,0 +1,71 @@
+"""The members of a tar that make one sample: what their names say."""
+
+import re
+from dataclasses import dataclass, field
+
+from consomme.storage.readers.tar import Member
+
+IMAGE_EXTENSIONS = frozenset(
+    "avif bmp gif heic jfif jp2 jpe jpeg jpg png pnm ppm tif tiff webp".split()
+)
+"""Extensions of image members, after the last dot."""
+
+VIDEO_EXTENSIONS = frozenset("avi flv m4v mkv mov mp4 mpeg mpg ogv ts webm wmv".split())
+"""Extensions of video members, which are not read."""
+
+NUMBERED = re.compile(r"(?:image|img|frame)?[-_]?(\d{1,6})\.[^.]+$")
+"""Extension of one image of several."""
+
+TEXT_EXTENSIONS = ("txt", "caption")
+"""Extensions of caption members, in order of preference."""
+
+OWN_KEY = "consomme"
+"""Key of the JSON member for a sample's own names, if they differ from those in the tar."""
+
+
+@dataclass
+class MemberGroup:
+    """The members of one sample."""
+
+    key: str
+    """Name of the members up to the first dot; empty for a damaged range."""
+
+    offset: int
+    """Offset of the first header."""
+
+    end: int
+    """Offset of the next sample."""
+
+    members: dict[str, Member] = field(default_factory=dict)
+    """Members by extension in lower case."""
+
+    problem: tuple[str, str] | None = None
+    """Reason and detail of the first problem, in the order of the bytes."""
+
+    is_damaged: bool = False
+    """Whether a damaged range is part of it."""
+
+    is_large: bool = False
+    """Whether its headers state more bytes than are read, so that members may be missing."""
+
+    read_end: int | None = None
+    """Offset up to which it is read, if not `end`: less for an oversized sample, one byte more if
+    no header follows; see `tar.iter_members`."""
+
+    @property
+    def images(self) -> list[str]:
+        """Extensions of the image members."""
+        return [name for name in self.members if name.rpartition(".")[2] in IMAGE_EXTENSIONS]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has an image, and a member that may hold the text."""
+        has_text = any(name in self.members for name in (*TEXT_EXTENSIONS, "json"))
+        return bool(self.images) and has_text
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Split a member name into the sample's key and the extension after the first dot."""
+    folder, slash, base = name.rpartition("/")
+    key, _, extension = base.partition(".")
+    return (folder + slash + key if key else ""), extension.lower()

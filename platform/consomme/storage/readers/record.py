@@ -1,0 +1,167 @@
+"""Make the samples of one record: a row of a table, a line or an element of JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from consomme.base.sample import ImageFile, Sample
+from consomme.storage.readers.images import ImagePlace, check_present, take_images
+from consomme.storage.readers.names import (
+    CAPTION_KEYS,
+    ID_KEYS,
+    TURN_KEYS,
+    by_names,
+    mapping_hint,
+)
+from consomme.storage.readers.row import RawRow, RowError
+from consomme.storage.readers.turns import Conversation, num_texts, take_texts
+from consomme.storage.reading import Reading
+from consomme.storage.stores.store import Store
+
+Load = Callable[[], dict[str, Any]]
+"""Returns a record; raises `RowError` if it cannot be parsed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What the records of one shard have in common."""
+
+    shard: str
+    """URL of the shard."""
+
+    store: Store
+    """The shard's folder."""
+
+    source: str
+    """Name of the data set."""
+
+    reading: Reading = field(default_factory=Reading)
+    """How records become samples."""
+
+    @property
+    def images(self) -> ImagePlace:
+        """Where the images lie that records name."""
+        return ImagePlace.of(self.store, self.reading)
+
+    def fallback_id(self, number: int) -> str:
+        """Return the id of a record without one.
+
+        Args:
+            number: Of the record in the shard, from 0.
+        """
+        name = self.shard.rpartition("/")[2]
+        return f"{name.rpartition('.')[0] or name}-{number:08d}"
+
+
+def record_row(
+    context: Context,
+    load: Load,
+    *,
+    number: int,
+    reference: str,
+    begin: int = 0,
+    meta_of: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> RawRow:
+    """Wrap one record.
+
+    Args:
+        context: Of the shard.
+        load: Returns the record, a new dictionary each time.
+        number: Of the record in the shard, from 0.
+        reference: Location of its bytes.
+        begin: Offset of its bytes.
+        meta_of: Makes metadata of what is left of a record.
+    """
+    fallback_id = context.fallback_id(number)
+
+    def named() -> tuple[dict[str, Any], dict[str, Any]]:
+        return by_names(load(), context.reading)
+
+    def own_id() -> str:
+        return _take_id(named()[0]) or ""
+
+    def count() -> int:
+        try:
+            return num_texts(named()[0], context.reading)
+        except RowError:
+            return 1
+
+    def parse() -> list[Sample | RowError]:
+        record, aside = named()
+        return _samples(record, aside, fallback_id, context, meta_of)
+
+    return RawRow(
+        sample_id=fallback_id,
+        reference=reference,
+        parse=parse,
+        own_id=own_id,
+        count=count,
+        begin=begin,
+    )
+
+
+def _samples(
+    record: dict[str, Any],
+    aside: Mapping[str, Any],
+    fallback_id: str,
+    context: Context,
+    meta_of: Callable[[dict[str, Any]], dict[str, Any]],
+) -> list[Sample | RowError]:
+    sample_id = _take_id(record) or fallback_id
+    found = take_images(record, context.images, sample_id)
+    names = sorted({*record, *aside})
+    texts = take_texts(record, context.reading, sample_id)
+    if texts is None:
+        listed = ", ".join(names) or "nothing"
+        known = ", ".join((*TURN_KEYS, *CAPTION_KEYS))
+        detail = f"found {listed} only; expected one of {known}; {mapping_hint(names)}"
+        raise RowError("caption_missing", detail)
+    meta = meta_of({**record, **aside})
+    samples: list[Sample | RowError] = []
+    for number, text in enumerate(texts):
+        name = f"{sample_id}#{number}" if len(texts) > 1 else sample_id
+        try:
+            samples.append(_sample(text, name, found, record, meta, context))
+        except RowError as problem:
+            samples.append(problem)
+    return samples
+
+
+def _sample(
+    text: Conversation | RowError,
+    sample_id: str,
+    found: tuple[tuple[ImageFile, ...], bool],
+    record: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    context: Context,
+) -> Sample:
+    if isinstance(text, RowError):
+        raise text
+    images, has_list = found
+    if text.images:
+        if images:
+            detail = f"the record has {len(images)} images and the turns name others"
+            raise RowError("conversation_malformed", detail)
+        images, has_list = tuple(context.images.read(one, sample_id) for one in text.images), True
+    check_present(images, record, text)
+    return Sample(
+        sample_id=sample_id,
+        images=images,
+        turns=text.bound(len(images), has_list=has_list),
+        source=context.source,
+        meta=meta,
+    )
+
+
+def _take_id(record: dict[str, Any]) -> str | None:
+    """Pop the id of a record and return it; None if it has none."""
+    for key in ID_KEYS:
+        value = record.get(key)
+        if isinstance(value, float) and value.is_integer():
+            # Tables with a null among the ids have them as floats.
+            record[key] = value = int(value)
+        if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+            return str(record.pop(key))
+    return None
