@@ -248,6 +248,7 @@ def _add_recipe_arguments(
             raise RecipeError(f"no recipe is named; expected {name} RECIPE [key=value …]")
         from consomme.base.recipe import load_recipe, secret_in_override
         from consomme.execution.runs import patience_of
+        from consomme.storage.pins import pins_kept
 
         recipe = load_recipe(schema(), parsed.recipe, parsed.overrides)
         _configure()
@@ -258,7 +259,7 @@ def _add_recipe_arguments(
                     " machine and `ray job list` see it; write ${oc.env:NAME} instead",
                     text.partition("=")[0],
                 )
-        with patience_of(recipe):
+        with patience_of(recipe), pins_kept():
             if dry_run and parsed.is_dry:
                 _show_dry_run(name, _import(dry_run.target)(recipe))
             else:

@@ -109,6 +109,9 @@ class Manifest:
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of inputs, by name."""
 
+    pins: Mapping[str, str] = field(default_factory=dict)
+    """Commits of what was read from the Hugging Face hub, by the URL of repository and branch."""
+
     counts: Mapping[str, int] = field(default_factory=dict)
     """Samples by outcome: `samples`, `kept`, `rejected`, `rejected/<reason>`, …"""
 

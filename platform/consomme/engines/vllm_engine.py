@@ -59,7 +59,7 @@ class EngineOptions(Checked):
     three times as many texts per second then, a few per cent fewer where nothing repeats."""
 
     adapter: str | None = located(None)
-    """Folder of a LoRA in PEFT's format, on local disk, for the language model."""
+    """A LoRA in PEFT's format for the language model; named as a model is."""
 
     own_process: bool | None = runtime(None)
     """Whether the engine runs in a process of its own, which can be killed when it hangs. None: yes

@@ -18,6 +18,7 @@ from consomme.models.imports import (
     operators_missing,
     patch_media_packages,
 )
+from consomme.storage.stores.hub_client import OFFLINE_VARIABLE, is_offline
 
 _SITECUSTOMIZE = '''\
 """Generated: patches imports of media packages with a CPU build of torch in child processes."""
@@ -93,6 +94,8 @@ def prepare_environment() -> bool:
     Returns:
         Whether the patch was needed.
     """
+    # What the user says of the hub still holds for consomme itself, which brings the models.
+    os.environ.setdefault(OFFLINE_VARIABLE, "1" if is_offline() else "0")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")

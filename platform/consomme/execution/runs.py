@@ -10,7 +10,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -27,6 +27,7 @@ from consomme.execution.heartbeat import Heartbeat
 from consomme.storage.identity import PICTURES, check_data, check_outputs, run_of
 from consomme.storage.ledger.run_folder import RunFolder, load_manifest
 from consomme.storage.options import StorageOptions
+from consomme.storage.pins import keep_pins, pinned_as, pins_kept, pins_used
 from consomme.storage.shards import Shard
 from consomme.storage.stores.open import absolute_url, open_store
 from consomme.storage.stores.retries import patience
@@ -41,6 +42,9 @@ _VIEW_VERBS = ("filter", "dedup")
 
 CHANGED = "changed.json"
 """File of a run folder whose inputs changed while the run was reading them."""
+
+PINS = "pins.json"
+"""File of a run folder with the commits of the hub that the run reads, from its start on."""
 
 _MAX_OTHERS = 50
 """Runs of the same name that a new run is compared with."""
@@ -65,6 +69,9 @@ class Run(Generic[R]):
     parents: tuple[Parent, ...]
     resolved: R
     """What the recipe's inputs resolved to: shards, a model folder, …; the verb's own record."""
+
+    pins: Mapping[str, str] = field(default_factory=dict)
+    """Commits of what is read from the hub; see `consomme.storage.pins`."""
 
     reopen: Callable[[], Run[R]] | None = None
     """Resolves the inputs anew, to see at the end whether they changed in the meantime."""
@@ -157,6 +164,9 @@ class Run(Generic[R]):
                 " the same command again"
             )
         self._tell_others()
+        if self.pins:
+            pins = {"fingerprint": self.fingerprint, "pins": dict(self.pins)}
+            self.folder.store.write(PINS, json.dumps(pins, indent=1).encode())
         self.folder.create(to_yaml(self.recipe))
 
     def _tell_others(self) -> None:
@@ -237,6 +247,7 @@ class Run(Generic[R]):
             fingerprint=self.fingerprint,
             recipe=to_written(self.recipe),
             inputs=self.inputs,
+            pins=dict(self.pins),
             counts=counts or {},
             decisions=redact_all(
                 {**(decisions or {}), **({"changed_meanwhile": changed} if changed else {})}
@@ -266,9 +277,64 @@ def once(
         recipe: The checked recipe.
         body: As for `Run.once`.
     """
-    run = open_run(recipe)
-    run.reopen = partial(open_run, recipe)
-    return run.once(body)
+    with pins_kept():
+        run = open_pinned(open_run, recipe)
+        run.reopen = partial(open_run, recipe)
+        return run.once(body)
+
+
+def open_pinned(open_run: Callable[[Any], Run[R]], recipe: Any) -> Run[R]:
+    """Open a run, and have it know the commits of what it reads from the hub.
+
+    A run that was begun goes on with the commits that it began with, though a branch has moved on
+    since; without one that was begun, the latest commits are read.
+
+    Args:
+        open_run: Of the verb; called in a block of `pins_kept`.
+        recipe: The checked recipe.
+    """
+    run = _open_with_pins(open_run, recipe)
+    if not run.pins or run.is_done or run.folder.store.exists(PINS):
+        return run
+    for pins in _pins_of_begun(run):
+        with pinned_as(pins):
+            older = _open_with_pins(open_run, recipe)
+        if older.is_done or not older.folder.store.exists(PINS):
+            continue
+        for name, commit in older.pins.items():
+            if run.pins.get(name) != commit:
+                logger.info(
+                    "%s %s: %s has moved to %s; this run began with %s and goes on with it. To read"
+                    " the new one, delete %s, or name the commit",
+                    run.verb,
+                    recipe.name,
+                    name,
+                    run.pins.get(name, "another commit"),
+                    commit,
+                    older.folder.url,
+                )
+        keep_pins(older.pins)
+        return older
+    return run
+
+
+def _open_with_pins(open_run: Callable[[Any], Run[R]], recipe: Any) -> Run[R]:
+    with pins_used() as used:
+        run = open_run(recipe)
+    run.pins = dict(sorted(used.items()))
+    return run
+
+
+def _pins_of_begun(run: Run[Any]) -> Iterator[dict[str, str]]:
+    """Yield the pins of runs of the same name that are not done and began with others."""
+    place = open_store(join_url(run.recipe.root, run.verb))
+    for entry in islice(place.list_level(f"{run.recipe.name}-"), _MAX_OTHERS):
+        folder = RunFolder.at(join_url(place.url, entry.path.removesuffix("/")))
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, AttributeError):
+            found = json.loads(folder.store.read(PINS))["pins"]
+            pins = {str(name): str(commit) for name, commit in found.items()}
+            if pins.keys() == run.pins.keys() and pins != run.pins and not folder.is_done:
+                yield pins
 
 
 def parents_of(manifests: Iterable[Manifest]) -> tuple[Parent, ...]:

@@ -25,6 +25,7 @@ from consomme.execution.errors import own_errors
 from consomme.execution.private_ray import loopback, private_place
 from consomme.execution.ray_private import ray_private
 from consomme.execution.ray_watch import end_private_ray, watched, watched_start
+from consomme.storage.stores.hub_client import OFFLINE_VARIABLE, is_offline
 from consomme.storage.stores.retries import KNOWN_VARIABLE, PATIENCE_VARIABLE, patience_s
 
 logger = logging.getLogger(__name__)
@@ -136,8 +137,15 @@ def _job_env() -> dict[str, str]:
 
 
 def _storage_env() -> dict[str, str]:
-    """Give workers the patience of the driver, which has reached the storage by now."""
-    return {PATIENCE_VARIABLE: f"{patience_s():g}", KNOWN_VARIABLE: "1"}
+    """Give workers the patience of the driver, which has reached the storage by now.
+
+    They also learn whether the hub may be asked; see `OFFLINE_VARIABLE`.
+    """
+    return {
+        PATIENCE_VARIABLE: f"{patience_s():g}",
+        KNOWN_VARIABLE: "1",
+        OFFLINE_VARIABLE: "1" if is_offline() else "0",
+    }
 
 
 def _init(**options: Any) -> None:

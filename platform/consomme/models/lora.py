@@ -86,13 +86,16 @@ def merge_lora(model: nn.Module) -> nn.Module:
     return model
 
 
-def save_adapter(model: nn.Module, folder: str | Path, base: str) -> Path:
+def save_adapter(
+    model: nn.Module, folder: str | Path, base: str, revision: str | None = None
+) -> Path:
     """Save a model's adapters without the model, in PEFT's format.
 
     Args:
         model: With adapters of one shape.
         folder: Destination of `adapter_config.json` and `adapter_model.safetensors`.
         base: Absolute path or hub id of the model without adapters; PEFT opens it.
+        revision: Its commit on the hub.
 
     Raises:
         CheckpointError: There are no adapters, or several shapes, which most readers refuse.
@@ -125,6 +128,7 @@ def save_adapter(model: nn.Module, folder: str | Path, base: str) -> Path:
             use_dora=has_magnitude,
             target_modules=sorted(modules),
             base_model_name_or_path=base,
+            revision=revision,
             inference_mode=True,
         )
         .to_dict()

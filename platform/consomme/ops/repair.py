@@ -20,7 +20,7 @@ from consomme.storage.identity import PICTURES, data_fingerprints, find_data
 from consomme.storage.ledger import attempts
 from consomme.storage.ledger.run_folder import MANIFEST, RECIPE, RunFolder, load_manifest
 from consomme.storage.ledger.sums import REPORT
-from consomme.storage.model_folder import model_content_hash, model_folder
+from consomme.storage.model_folder import model_hash
 
 _MADE_AGAIN = {
     "prepare": ("data/",),
@@ -291,7 +291,7 @@ def _input_now(manifest: Manifest, key: str) -> str | None:
         engine = recipe.get("engine")
         if isinstance(engine, dict) and engine.get("url"):
             return None  # The model's name on a server.
-        found = model_content_hash(model_folder(value), generates=manifest.verb != "train")
+        found = model_hash(value, generates=manifest.verb != "train")
         before = manifest.inputs[key]
         return before if before.startswith(f"{found}+") else found
     return load_manifest(value).identity

@@ -26,6 +26,7 @@ from consomme.storage.moved import MovedShards
 from consomme.storage.plan import SHARDS, load_shards
 from consomme.storage.readers.parquet import refers_to_files
 from consomme.storage.shards import SHARD_SUFFIXES, Shard, find_shards, shards_fingerprint
+from consomme.storage.stores.hub_place import is_hub_url
 from consomme.storage.stores.listing import list_parallel
 from consomme.storage.stores.local import LocalStore
 from consomme.storage.stores.open import PACKAGE_SCHEME, absolute_url, open_store, split_url
@@ -132,6 +133,8 @@ def pictures_beside(
 
 def run_of(url: str) -> str | None:
     """Find the finished run that a file or folder lies in, at most three levels up."""
+    if is_hub_url(url):
+        return None
     current = absolute_url(url)
     for _ in range(4):
         if open_store(current).exists(MANIFEST):

@@ -1,79 +1,156 @@
-"""Resolve a recipe's model to a local folder, and hash its content.
+"""Resolve a recipe's model to a local folder, and tell it apart from others.
 
-A model in object storage is downloaded once per machine, by `consomme.storage.model_cache`, and
-loaded from there.
+A model in object storage or on the hub is brought to each machine once, by
+`consomme.storage.model_cache`, and loaded from there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 
 import consomme
-from consomme.base.errors import CheckpointError
-from consomme.storage.model_cache import cached_model
+from consomme.base.errors import CheckpointError, RecipeError
+from consomme.storage.hub_models import hub_model
+from consomme.storage.model_files import (
+    MODEL,
+    FolderKind,
+    bring_model,
+    missing_model,
+    pickles_of,
+    refused_pickles,
+)
+from consomme.storage.pins import pin
+from consomme.storage.stores.hub_place import HubPlace, is_hub_url
 from consomme.storage.stores.open import absolute_url, open_store
 from consomme.storage.stores.regular import kind_of
 
 _PACKAGE = "package://"
 
+logger = logging.getLogger(__name__)
 
-def model_folder(model: str) -> str:
-    """Resolve a recipe's model: a folder, a finished train or soup run, or `package://models/nano`.
+
+def model_folder(model: str, *, has_weights: bool = True, kind: FolderKind = MODEL) -> str:
+    """Return the folder of a model on this machine; brings it here if it is not.
+
+    Args:
+        model: A folder, a finished train or soup run, `package://models/nano`, a URL of either in
+            object storage, or a model on the hub: `org/name[@revision]`, `hf://org/name…`.
+        has_weights: False brings no weights from elsewhere: for those who only need configuration,
+            tokenizer and processor.
+        kind: What it is, if it is no whole model.
 
     Returns:
-        Absolute path of a Hugging Face folder on this machine.
+        Absolute path of a Hugging Face folder.
 
     Raises:
-        CheckpointError: There is no config.json, or something in the folder is no file.
+        CheckpointError: There is no such model, or it has no weights that may be opened.
+        RecipeError: The hub has no such model, or this user may not read it.
+        ClusterError: It cannot be brought now; the same command may succeed later.
     """
+    place = hub_place(model)
     if model.startswith(_PACKAGE):
         path = Path(consomme.__file__).parent / model.removeprefix(_PACKAGE)
+    elif place is not None:
+        path = hub_model(pin(place), has_weights=has_weights, kind=kind)
     elif "://" in model:
-        path = _downloaded(model)
+        path = _downloaded(model, kind, has_weights=has_weights)
     else:
         path = Path(model)
-    if not (path / "config.json").exists() and (path / "model" / "config.json").exists():
-        path = path / "model"
-    if not (path / "config.json").exists():
-        raise _missing(model, str(path))
+    if not (path / kind.config).exists() and (path / kind.inside / kind.config).exists():
+        path = path / kind.inside
+    if not (path / kind.config).exists():
+        raise missing_model(model, str(path), kind)
     for entry in sorted([*path.glob("*"), *path.glob("*/*")]):
         # Links are the user's own choice, and all that a cache of the hub has; a pipe would block.
-        if kind := kind_of(entry):
-            raise CheckpointError(f"model: {entry} is {kind}, expected a file; remove it")
+        if other := kind_of(entry):
+            raise CheckpointError(f"{kind.noun}: {entry} is {other}, expected a file; remove it")
     return str(path.resolve())
 
 
-def portable_path(model: str) -> str:
+def hub_place(model: str) -> HubPlace | None:
+    """Return where on the hub a model lies; None if it lies elsewhere.
+
+    A folder comes before a model of the hub that is spelled like it, and it is said.
+
+    Raises:
+        RecipeError: It is an `hf://` URL, but names no model.
+    """
+    if is_hub_url(model):
+        place = HubPlace.parse(model)
+        if place.kind == "dataset":
+            raise RecipeError(f"model: {model} is a data set, expected hf://org/name for a model")
+        return place
+    named = HubPlace.of_model_id(model)
+    if named is None or not Path(model).exists():
+        return named
+    if model not in _told:
+        _told.add(model)
+        logger.info(
+            "model %s is the folder %s; the hub's model of that name would be hf://%s",
+            model,
+            Path(model).resolve(),
+            model,
+        )
+    return None
+
+
+_told: set[str] = set()
+
+
+def portable_path(model: str, kind: FolderKind = MODEL) -> str:
     """Return a path or URL by which another process or machine finds the model.
 
-    That is what workers are given: each node brings a model in object storage once, into its own
-    cache, and a model of the package lies where the package is installed there.
+    That is what workers are given: each node brings a model from elsewhere once, into its own
+    cache, and a model of the package lies where the package is installed there. One on the hub is
+    pinned to the commit that it has now; no weights are brought for that.
 
     Raises:
         CheckpointError: There is no such model.
+        RecipeError: The hub has none.
     """
-    folder = model_folder(model)
+    place = hub_place(model)
+    if place is not None:
+        # What it is and whether it may be opened is known without its weights.
+        hub_model(pin(place), has_weights=False, kind=kind)
+        return pin(place).url
+    folder = model_folder(model, kind=kind)
     return absolute_url(model) if "://" in model else folder
 
 
-def _missing(model: str, found: str) -> CheckpointError:
-    return CheckpointError(
-        f"model: found no config.json in {found}; expected a Hugging Face folder, or the folder of"
-        f" a finished train or soup run, or package://models/nano (the recipe says {model})"
-    )
+def model_hash(model: str, *, generates: bool = True, kind: FolderKind = MODEL) -> str:
+    """Return what tells a model apart: of one on the hub its commit, else its content.
+
+    Args:
+        model: As for `model_folder`.
+        generates: As for `model_content_hash`.
+        kind: As for `model_folder`.
+
+    Returns:
+        A SHA-256 in hexadecimal.
+    """
+    place = hub_place(model)
+    if place is None:
+        return model_content_hash(model_folder(model, kind=kind), generates=generates)
+    return hashlib.sha256(pin(place).url.encode()).hexdigest()
 
 
-def _downloaded(url: str) -> Path:
+def is_on_hub(model: str) -> bool:
+    """Whether a recipe names a model on the hub."""
+    return hub_place(model) is not None
+
+
+def _downloaded(url: str, kind: FolderKind, *, has_weights: bool) -> Path:
     """Download a model from object storage, unless it is in the local cache."""
     store = open_store(url)
-    if not store.exists("config.json"):
-        store = open_store(f"{url.rstrip('/')}/model")
+    if not store.exists(kind.config):
+        store = open_store(f"{url.rstrip('/')}/{kind.inside}")
     files = list(store.list())
-    if "config.json" not in {file.path for file in files}:
-        raise _missing(url, store.url)
-    return cached_model(store, files)
+    if kind.config not in {file.path for file in files}:
+        raise missing_model(url, store.url, kind)
+    return bring_model(store, files, has_weights=has_weights)
 
 
 _GENERATION_CONFIG = "generation_config.json"
@@ -106,6 +183,8 @@ def model_content_hash(folder: str | Path, *, generates: bool = True) -> str:
         and p.name.lower().partition(".")[0] not in _NOTES
     )
     if not any(p.suffix == ".safetensors" for p in files):
+        if found := pickles_of(path.name for path in Path(folder).glob("*")):
+            raise refused_pickles(str(folder), found)
         raise CheckpointError(
             f"{str(folder)!r} holds no *.safetensors file; expected a model folder"
         )

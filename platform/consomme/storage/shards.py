@@ -15,6 +15,8 @@ from pathlib import Path
 from consomme.base.errors import RecipeError
 from consomme.base.sample import printable
 from consomme.base.suggest import did_you_mean
+from consomme.storage.pins import pinned_url
+from consomme.storage.stores.hub_place import is_hub_root, is_hub_url
 from consomme.storage.stores.listing import list_parallel
 from consomme.storage.stores.local import LocalStore
 from consomme.storage.stores.open import absolute_url, open_store, split_url
@@ -102,7 +104,8 @@ def _find_source(inputs: Sequence[str], source: str, input_by_url: dict[str, str
     """List the shards of one data set; `input_by_url` maps all shards so far to their inputs."""
     shards = []
     for text in inputs:
-        patterns = _expand_braces(text)
+        # Workers read the commit that was listed, whatever the branch is then.
+        patterns = _expand_braces(pinned_url(text))
         head = text.partition("{")[0].rpartition("/")[2]
         files = _FileLookup(is_listed=len(patterns) > _MAX_SINGLE_LOOKUPS, head=head)
         for pattern in patterns:
@@ -236,6 +239,8 @@ def _match(pattern: str, text: str, known: _FileLookup) -> list[tuple[str, FileI
 
 
 def _is_bucket(url: str) -> bool:
+    if is_hub_url(url):
+        return is_hub_root(url)
     _, scheme, rest = url.partition("://")
     return bool(scheme) and "/" not in rest
 

@@ -115,7 +115,7 @@ class Transformers(Checked):
     `model_timeout`."""
 
     adapter: str | None = located(None)
-    """Folder of a LoRA in PEFT's format, on local disk, that is merged into the weights."""
+    """A LoRA in PEFT's format that is merged into the weights; named as a model is."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the weights; `auto` is bfloat16 on a GPU and float32 on a CPU."""

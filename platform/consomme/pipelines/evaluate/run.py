@@ -13,7 +13,7 @@ from consomme.pipelines.evaluate.answers import answer_all
 from consomme.pipelines.evaluate.examples import examples_of, write_examples
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe, benchmark_name
 from consomme.storage.ledger.run_folder import RunFolder
-from consomme.storage.model_folder import model_content_hash, model_folder, portable_path
+from consomme.storage.model_folder import model_hash, portable_path
 from consomme.storage.stores.open import absolute_url
 
 
@@ -36,10 +36,10 @@ def run(recipe: EvaluateRecipe) -> Manifest:
 def open_run(recipe: EvaluateRecipe) -> Run[EvaluateInputs]:
     """Resolve the models that the recipe names; writes nothing."""
     models = {label: portable_path(model) for label, model in recipe.models.items()}
-    hashes = {label: model_content_hash(model_folder(model)) for label, model in models.items()}
+    hashes = {label: model_hash(model) for label, model in models.items()}
     inputs = EvaluateInputs(models=models, hashes=hashes)
     by_key = {f"models.{label}": one for label, one in hashes.items()}
-    return Run.open("evaluate", recipe, inputs, inputs=by_key, reads=list(recipe.models.values()))
+    return Run.open("evaluate", recipe, inputs, inputs=by_key, reads=list(models.values()))
 
 
 def _evaluate(run: Run[EvaluateInputs]) -> Manifest:

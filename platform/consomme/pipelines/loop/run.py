@@ -35,6 +35,7 @@ from consomme.pipelines.loop.steps import (
     values_of,
 )
 from consomme.pipelines.verbs import VERBS, recipe_class, resolve
+from consomme.storage.pins import pins_kept
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +46,11 @@ def run(recipe: LoopRecipe) -> Manifest:
     for step in all_steps(recipe):
         check_capacity(step_recipe(step, recipe.root), f"stage {step.name}: ")
     chain = Chain(recipe)
-    with shared_ray():
-        chain.run()
-    # The loop's own run can be opened only when its stages are done, but began before them.
-    manifest = dataclasses.replace(_open(chain), started=started, clock=clock).once(_report)
+    with pins_kept():
+        with shared_ray():
+            chain.run()
+        # The loop's own run can be opened only when its stages are done, but began before them.
+        manifest = dataclasses.replace(_open(chain), started=started, clock=clock).once(_report)
     # A stage of a loop that is done may have been repaired.
     all_found = all(stage.is_found for stage in chain.manifests.values())
     return dataclasses.replace(manifest, is_found=manifest.is_found and all_found)

@@ -20,7 +20,8 @@ from consomme.pipelines.recaption.metrics import check_canaries, metrics_of, mos
 from consomme.pipelines.recaption.recipe import RecaptionRecipe
 from consomme.storage.captions import CAPTIONS, check_units, planned_units, unit_reader
 from consomme.storage.identity import data_fingerprints, find_data
-from consomme.storage.model_folder import model_content_hash, model_folder, portable_path
+from consomme.storage.model_files import ADAPTER
+from consomme.storage.model_folder import model_hash, portable_path
 from consomme.storage.shards import Shard
 from consomme.storage.view import View
 
@@ -34,6 +35,9 @@ class RecaptionInputs:
 
     model: str
     """Where any node finds the model, as `portable_path` has it, or its name on a server."""
+
+    adapter: str | None
+    """Where any node finds the adapter that is merged into it."""
 
     model_hash: str
     """Hash of its content, or its name and the server's URL."""
@@ -50,13 +54,15 @@ def open_run(recipe: RecaptionRecipe) -> Run[RecaptionInputs]:
 
     has_shards = bool(recipe.inputs or recipe.sources)
     engine = GENERATION_ENGINES.build(recipe.engine, "engine")
-    model, inputs = _writer(recipe.model, engine)
+    model, adapter, inputs = _writer(recipe.model, engine)
     runs = {"view": recipe.view, "captions": recipe.captions}
     shards = find_data(recipe.inputs, recipe.source, recipe.sources) if has_shards else []
     if shards:
         inputs |= data_fingerprints(shards, recipe.root, image_root=recipe.reading.image_root)
-    reads = folders_of(shards) if engine.is_remote else [recipe.model, *folders_of(shards)]
-    resolved = RecaptionInputs(shards=shards, model=model, model_hash=inputs["model"])
+    reads = folders_of(shards) if engine.is_remote else [model, *folders_of(shards)]
+    resolved = RecaptionInputs(
+        shards=shards, model=model, adapter=adapter, model_hash=inputs["model"]
+    )
     return Run.open(
         "recaption",
         recipe,
@@ -87,7 +93,14 @@ def _recaption(run: Run[RecaptionInputs]) -> Manifest:
             plan=plan,
             folder=folder,
             kind=CAPTIONS,
-            stage=partial(CaptionStage, recipe, inputs.model, inputs.model_hash, folder=folder),
+            stage=partial(
+                CaptionStage,
+                recipe,
+                inputs.model,
+                inputs.model_hash,
+                adapter=inputs.adapter,
+                folder=folder,
+            ),
             pool=_pool(recipe, engine),
             max_reject_fraction=recipe.max_reject_fraction,
             reading=recipe.reading,
@@ -108,16 +121,17 @@ def _recaption(run: Run[RecaptionInputs]) -> Manifest:
     )
 
 
-def _writer(model: str, engine: Any) -> tuple[str, dict[str, str]]:
-    """Return the model that an engine runs, and the fingerprints of its content."""
+def _writer(model: str, engine: Any) -> tuple[str, str | None, dict[str, str]]:
+    """Return the model and adapter that an engine runs, and the fingerprints of their content."""
     if engine.is_remote:
-        return model, {"model": f"{named(model)} at {named(engine.url)}"}
-    folder = model_folder(model)
-    marks = {"model": model_content_hash(folder)}
-    if engine.adapter:
-        marks["adapter"] = model_content_hash(engine.adapter)
+        return model, None, {"model": f"{named(model)} at {named(engine.url)}"}
+    model = portable_path(model)
+    marks = {"model": model_hash(model)}
+    adapter = engine.adapter and portable_path(engine.adapter, ADAPTER)
+    if adapter:
+        marks["adapter"] = model_hash(adapter, kind=ADAPTER)
         marks["model"] += "+" + marks["adapter"]
-    return portable_path(model), marks
+    return model, adapter, marks
 
 
 def _pool(recipe: RecaptionRecipe, engine: Any) -> ActorPool:

@@ -11,7 +11,8 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
@@ -21,6 +22,7 @@ from consomme.datasets.truth import CAPTION_TRUTHS, CaptionTruth
 from consomme.execution.stage import DecodedSample, Gauge, Outcome, UnitStage, reject_of
 from consomme.pipelines.recaption.shown import blank, groups_of, swap_partners
 from consomme.storage.captions import CAPTION_BEFORE, TURNS, turns_columns
+from consomme.storage.model_files import ADAPTER
 from consomme.storage.model_folder import model_folder
 
 if TYPE_CHECKING:
@@ -55,14 +57,16 @@ class CaptionStage(UnitStage):
         model: str,
         model_hash: str,
         *,
+        adapter: str | None = None,
         folder: RunFolder | None = None,
     ) -> None:
         """Start the engine.
 
         Args:
             recipe: Of the run.
-            model: Folder of the model on this machine, or its name on a server.
+            model: As `model_folder` takes it on any machine, or its name on a server.
             model_hash: Of its content, adapter included.
+            adapter: Of the engine; as `model_folder` takes it on any machine.
             folder: Of the run; the first actor writes the result of its self-check there.
         """
         from consomme.curate.caption.merges import MERGES
@@ -75,6 +79,10 @@ class CaptionStage(UnitStage):
         self.truth = CAPTION_TRUTHS.build(recipe.truth, "truth")
         open_engine = GENERATION_ENGINES.build(recipe.engine, "engine")
         path = model if open_engine.is_remote else model_folder(model)
+        if adapter is not None:
+            local = model_folder(adapter, kind=ADAPTER)
+            # Engines without weights here have no adapter either.
+            open_engine = replace(cast("Any", open_engine), adapter=local)
         self.engine = open_engine(
             path, sampling_of(recipe), model_hash=model_hash, template=recipe.template
         )

@@ -19,7 +19,7 @@ from consomme.pipelines.score.recipe import ScoreRecipe
 from consomme.pipelines.score.stage import TEXT_ONLY, PerplexityStage
 from consomme.storage.captions import check_units, planned_units, unit_reader
 from consomme.storage.identity import data_fingerprints, find_data
-from consomme.storage.model_folder import model_content_hash, model_folder, portable_path
+from consomme.storage.model_folder import model_hash, portable_path
 from consomme.storage.shards import Shard
 
 
@@ -42,19 +42,17 @@ def run(recipe: ScoreRecipe) -> Manifest:
 def open_run(recipe: ScoreRecipe) -> Run[ScoreInputs]:
     """Resolve the inputs of a recipe; writes nothing."""
     shards = find_data(recipe.inputs, recipe.source, recipe.sources)
-    model_hash = model_content_hash(model_folder(recipe.model))
-    inputs = {
-        **data_fingerprints(shards, recipe.root, image_root=recipe.reading.image_root),
-        "model": model_hash,
-    }
+    model = portable_path(recipe.model)
+    data = data_fingerprints(shards, recipe.root, image_root=recipe.reading.image_root)
+    marks = {**data, "model": model_hash(model)}
     return Run.open(
         "score",
         recipe,
-        ScoreInputs(shards=shards, model=portable_path(recipe.model), model_hash=model_hash),
-        inputs=inputs,
+        ScoreInputs(shards=shards, model=model, model_hash=marks["model"]),
+        inputs=marks,
         runs={"captions": recipe.captions},
         data_of=[recipe.captions],
-        reads=[*folders_of(shards), recipe.model],
+        reads=[*folders_of(shards), model],
     )
 
 

@@ -14,7 +14,7 @@ from consomme.soup.ingredients import Ingredient, check_compatible, open_ingredi
 from consomme.soup.mixing import write_soup
 from consomme.soup.search import SEARCHES
 from consomme.storage.ledger.run_folder import RunFolder
-from consomme.storage.model_folder import model_content_hash, model_folder, portable_path
+from consomme.storage.model_folder import model_folder, model_hash, portable_path
 from consomme.storage.output_folder import output_folder
 from consomme.storage.stores.open import absolute_url, open_store
 from consomme.storage.stores.store import join_url
@@ -40,12 +40,10 @@ def open_run(recipe: SoupRecipe) -> Run[SoupInputs]:
     """Resolve the ingredients of a recipe; writes nothing."""
     labels = list(recipe.ingredients)
     models = [portable_path(model) for model in recipe.ingredients.values()]
-    hashes = [model_content_hash(model_folder(model)) for model in models]
+    hashes = [model_hash(model) for model in models]
     inputs = {f"ingredients.{label}": one for label, one in zip(labels, hashes, strict=True)}
     resolved = SoupInputs(models=models, hashes=hashes)
-    return Run.open(
-        "soup", recipe, resolved, inputs=inputs, reads=list(recipe.ingredients.values())
-    )
+    return Run.open("soup", recipe, resolved, inputs=inputs, reads=models)
 
 
 def _soup(run: Run[SoupInputs]) -> Manifest:

@@ -15,21 +15,23 @@ from consomme.base.manifest import Manifest
 from consomme.base.schema import to_plain
 from consomme.base.sealed import sealed
 from consomme.execution.capacity import check_capacity
-from consomme.execution.runs import Run, parents_of
+from consomme.execution.runs import Run, open_pinned, parents_of
 from consomme.pipelines.sweep.plan import SweepPlan
 from consomme.pipelines.sweep.recipe import SweepRecipe
 from consomme.pipelines.sweep.table import best_of, means_over_seeds, terminal_table
 from consomme.pipelines.sweep.tuner import run_sweep
 from consomme.storage.ledger.run_folder import load_manifest
+from consomme.storage.pins import pins_kept
 from consomme.sweep.keys import label
 
 
 def run(recipe: SweepRecipe) -> Manifest:
     """Run every trial that is not done, then compare them."""
-    run = open_run(recipe)
-    for keys in run.resolved.samples:
-        check_capacity(run.resolved.train_recipe(keys), f"trial {label(keys)}: ")
-    return run.once(_sweep)
+    with pins_kept():
+        run = open_pinned(open_run, recipe)
+        for keys in run.resolved.samples:
+            check_capacity(run.resolved.train_recipe(keys), f"trial {label(keys)}: ")
+        return run.once(_sweep)
 
 
 def open_run(recipe: SweepRecipe) -> Run[SweepPlan]:
@@ -46,7 +48,7 @@ def _sweep(run: Run[SweepPlan]) -> Manifest:
 
     recipe, plan = run.recipe, run.resolved
     attempt_no = run.folder.start_attempt()
-    trials = run_sweep(plan, run.folder, attempt_no)
+    trials = run_sweep(plan, run.folder, attempt_no, run.pins)
     done = [trial for trial in trials if trial.state == "done"]
     if not done:
         reasons = "; ".join(f"{t.name}: {t.reason or t.state}" for t in trials[:3])

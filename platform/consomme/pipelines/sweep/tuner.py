@@ -25,13 +25,16 @@ from consomme.sweep.stoppers import Asha
 logger = logging.getLogger(__name__)
 
 
-def run_sweep(plan: SweepPlan, folder: RunFolder, attempt_no: int) -> list[Trial]:
+def run_sweep(
+    plan: SweepPlan, folder: RunFolder, attempt_no: int, pins: Mapping[str, str]
+) -> list[Trial]:
     """Run every trial that is not done, and return all trials.
 
     Args:
         plan: The checked sweep.
         folder: Its run folder.
         attempt_no: Its attempt; another one that begins stops this one.
+        pins: Commits of what its trials read from the hub.
 
     Raises:
         SupersededError: The sweep was started again elsewhere; its trials were aborted.
@@ -41,7 +44,7 @@ def run_sweep(plan: SweepPlan, folder: RunFolder, attempt_no: int) -> list[Trial
     first = source.ask()
     if first is not None:
         with ray_session():
-            _tune(source, first)
+            _tune(source, first, pins)
     folder.check_current(attempt_no)
     return source.study.trials
 
@@ -107,7 +110,7 @@ class SweepTrials:
         return ended
 
 
-def _tune(source: SweepTrials, first: dict[str, Any]) -> None:
+def _tune(source: SweepTrials, first: dict[str, Any], pins: Mapping[str, str]) -> None:
     import ray
 
     study, plan = source.study, source.study.plan
@@ -126,6 +129,7 @@ def _tune(source: SweepTrials, first: dict[str, Any]) -> None:
                 "report_checkpoints": has_stopper,
                 "sweep_url": absolute_url(source.folder.url),
                 "attempt_no": source.attempt_no,
+                "pins": dict(pins),
             },
             resources=_this_node(),
             max_concurrent=plan.recipe.max_concurrent or _max_concurrent(first),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -25,6 +25,7 @@ from consomme.pipelines.train import run as train
 from consomme.pipelines.train.outputs import CURVE
 from consomme.pipelines.train.recipe import TrainRecipe
 from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.pins import pins_kept
 from consomme.storage.stores.store import Store
 
 POLL_INTERVAL_S = 1.0
@@ -47,6 +48,7 @@ class TrialThread:
         *,
         report_checkpoints: bool,
         check: Callable[[], None],
+        pins: Mapping[str, str],
     ) -> None:
         """Start the thread.
 
@@ -55,9 +57,12 @@ class TrialThread:
             benchmarks: Registry nodes of the benchmarks that the model is evaluated on.
             report_checkpoints: Whether to report the loss at every checkpoint, for a stopper.
             check: Raises `SupersededError` if the sweep was started again elsewhere.
+            pins: Commits of what it reads from the hub.
         """
         self.recipe, self.benchmarks, self._check = recipe, benchmarks, check
-        self._store = _store_of_unfinished(recipe) if report_checkpoints else None
+        self._pins = pins
+        with pins_kept(pins):
+            self._store = _store_of_unfinished(recipe) if report_checkpoints else None
         self._num_reported, self._is_trained = 0, False
         self._last_report: Future[dict[str, Any]] = Future()
         # A daemon: after `abort`, the process waits for the training to end, but no longer.
@@ -109,7 +114,7 @@ class TrialThread:
     def _train_and_evaluate(self) -> dict[str, Any]:
         recipe = self.recipe
         try:
-            with own_errors():
+            with own_errors(), pins_kept(self._pins):
                 trained = train.run(recipe)
                 # From here on checkpoints are not reported: stopping would save nothing.
                 self._is_trained = True
@@ -149,6 +154,7 @@ class SweepTrialRunner:
         report_checkpoints: bool,
         sweep_url: str,
         attempt_no: int,
+        pins: Mapping[str, str],
     ) -> None:
         """Prepare for any trial.
 
@@ -159,8 +165,10 @@ class SweepTrialRunner:
             report_checkpoints: Whether to report the loss at every checkpoint.
             sweep_url: Absolute URL of the sweep's run folder.
             attempt_no: Attempt of the sweep; once a later one has begun, trials are aborted.
+            pins: Commits of what trials read from the hub.
         """
         self._sweep, self._attempt_no = RunFolder.at(sweep_url), attempt_no
+        self._pins = pins
         self._cwd, self._benchmarks = cwd, benchmarks
         self._report_checkpoints = report_checkpoints
         self._train: dict[str, Any] = {}
@@ -181,6 +189,7 @@ class SweepTrialRunner:
                 self._benchmarks,
                 report_checkpoints=self._report_checkpoints,
                 check=lambda: self._sweep.check_current(self._attempt_no),
+                pins=self._pins,
             )
         try:
             report = self._thread.next_report()

@@ -48,14 +48,14 @@ def run(recipe: TagRecipe) -> Manifest:
 
 def open_run(recipe: TagRecipe) -> Run[TagInputs]:
     """Resolve the inputs of the recipe; writes nothing."""
-    from consomme.storage.model_folder import model_content_hash, model_folder, portable_path
+    from consomme.storage.model_folder import model_hash, portable_path
 
     taggers = [TAGGERS.build(node, "taggers") for node in recipe.taggers]
     shards = find_data(recipe.inputs, recipe.source, recipe.sources)
     models = {tagger.model: portable_path(tagger.model) for tagger in taggers if tagger.model}
     inputs = data_fingerprints(shards, recipe.root, image_root=recipe.reading.image_root)
     inputs |= {
-        f"taggers[{k}].model": model_content_hash(model_folder(tagger.model))
+        f"taggers[{k}].model": model_hash(models[tagger.model])
         for k, tagger in enumerate(taggers)
         if tagger.model
     }
@@ -69,7 +69,7 @@ def open_run(recipe: TagRecipe) -> Run[TagInputs]:
         recipe,
         TagInputs(shards=shards, taggers=taggers, models=models),
         inputs=inputs,
-        reads=[*folders_of(shards), *models],
+        reads=[*folders_of(shards), *models.values()],
     )
 
 

@@ -11,7 +11,7 @@ from consomme.base.manifest import FileSum
 from consomme.base.places import Scratch
 from consomme.pipelines.train.checkpoint import WEIGHTS, TrainState
 from consomme.pipelines.train.context import TrainContext
-from consomme.storage.model_folder import model_folder
+from consomme.storage.model_folder import hub_place, model_folder
 from consomme.storage.output_folder import output_folder
 
 
@@ -64,7 +64,7 @@ def check_export(context: TrainContext) -> None:
     from consomme.models.chat_prefix import chat_encoder_for
     from consomme.models.weights import check_save_trained, open_processor
 
-    base = model_folder(context.start)
+    base = model_folder(context.start, has_weights=False)
     stop_id = chat_encoder_for(*open_processor(base)).turn_end.last_id
     with Scratch() as scratch:
         check_save_trained(scratch, base, stop_id)
@@ -99,7 +99,9 @@ def export(
             from consomme.models.lora import merge_lora, save_adapter
 
             if context.recipe.save_adapter:
-                save_adapter(model, folder / "adapter", base)
+                on_hub = hub_place(context.start)
+                origin = (on_hub.repo, on_hub.revision) if on_hub else (base, None)
+                save_adapter(model, folder / "adapter", *origin)
             merge_lora(model)
         cast_weights(model, export_dtype(context))
         save_trained(folder / "model", model, base, stop_id)

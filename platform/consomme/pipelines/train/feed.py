@@ -344,7 +344,7 @@ def _chat_encoder(start: str, *template: tuple[str, Any]) -> tuple[Any, int]:
     from consomme.models.chat_prefix import chat_encoder_for
     from consomme.models.weights import open_processor
 
-    config, processor = open_processor(model_folder(start))
+    config, processor = open_processor(model_folder(start, has_weights=False))
     chat = chat_encoder_for(config, processor, dict(template))
     return chat, max_positions(config)
 

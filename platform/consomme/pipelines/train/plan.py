@@ -73,7 +73,7 @@ def plan_of(recipe: TrainRecipe, start: str, machine: Machine) -> ResourcePlan:
         notes.append(
             f"planned for {recipe.num_workers} workers; with fewer, each may need more memory"
         )
-    start = model_folder(start)
+    start = model_folder(start, has_weights=False)
     samples_per_rank = recipe.global_batch / recipe.num_workers
 
     def marked(selected: Sequence[int] | None) -> tuple[Any, Any]:

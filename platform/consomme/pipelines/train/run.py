@@ -13,7 +13,7 @@ from consomme.pipelines.train.curve import read_curve
 from consomme.pipelines.train.outputs import CURVE
 from consomme.pipelines.train.recipe import TrainRecipe
 from consomme.storage.identity import data_fingerprints, find_data
-from consomme.storage.model_folder import model_content_hash, model_folder
+from consomme.storage.model_folder import model_hash, portable_path
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +25,10 @@ def run(recipe: TrainRecipe) -> Manifest:
 
 def open_run(recipe: TrainRecipe) -> Run[None]:
     """Resolve the inputs of a recipe; writes nothing."""
-    start = model_folder(recipe.model)
-    inputs = {"model": model_content_hash(start, generates=False)}
+    start = portable_path(recipe.model)
+    inputs = {"model": model_hash(start, generates=False)}
     runs: dict[str, str | None] = {}
-    reads = [recipe.model]
+    reads = [start]
     named = [(f"data[{k}]", source) for k, source in enumerate(recipe.data)]
     named += [(f"evaluation.data[{k}]", source) for k, source in enumerate(recipe.evaluation.data)]
     for name, source in named:
@@ -40,7 +40,8 @@ def open_run(recipe: TrainRecipe) -> Run[None]:
             reads += folders_of(shards)
         runs |= {f"{name}.view": source.view, f"{name}.captions": source.captions}
     if tuned := recipe.layers.get("tuned"):
-        inputs["layers.tuned"] = model_content_hash(model_folder(tuned), generates=False)
+        tuned = portable_path(tuned)
+        inputs["layers.tuned"] = model_hash(tuned, generates=False)
         reads.append(tuned)
     return Run.open(
         "train",

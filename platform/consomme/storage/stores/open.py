@@ -1,4 +1,4 @@
-"""Open a store by its URL: local disk, S3, GCS, or a folder inside the package.
+"""Open a store by its URL: local disk, S3, GCS, the Hugging Face hub, or a folder of the package.
 
 A store is rooted at a URL and takes relative paths with `/`. It offers only what both file systems
 and object stores can guarantee: atomic whole-file writes, exclusive creation, ranged reads, and
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import consomme
 from consomme.base.errors import RecipeError
+from consomme.storage.stores.hub_place import HubPlace, is_hub_root
 from consomme.storage.stores.local import LocalStore
 from consomme.storage.stores.store import Store, is_safe_path
 
@@ -22,8 +23,8 @@ def open_store(url: str) -> Store:
 
     Args:
         url: A local folder (relative ones count from the current directory, `~` is the home),
-            `s3://bucket/folder`, `gs://bucket/folder`, or `package://x/y` for a folder shipped
-            inside the consomme package.
+            `s3://bucket/folder`, `gs://bucket/folder`, `hf://datasets/org/name@revision/folder`
+            (read only), or `package://x/y` for a folder shipped inside the consomme package.
 
     Raises:
         RecipeError: The scheme is not supported or the path is not allowed.
@@ -40,8 +41,13 @@ def open_store(url: str) -> Store:
         return LocalStore(str(Path(consomme.__path__[0]) / inside), PACKAGE_SCHEME + inside)
     if scheme in _BUCKET_SCHEMES:
         return _open_bucket(url, scheme, rest)
+    if scheme == "hf":
+        from consomme.storage.stores.hub import HubStore
+
+        return HubStore(HubPlace.parse(url))
     raise RecipeError(
-        f"{url}: found {scheme}://, expected a local path, file://, s3://, gs:// or package://"
+        f"{url}: found {scheme}://, expected a local path, file://, s3://, gs://, hf:// or"
+        " package://"
     )
 
 
@@ -60,6 +66,8 @@ def split_url(url: str) -> tuple[Store, str]:
         raise RecipeError(f"{url!r}: found a folder, expected a file")
     if scheme in _BUCKET_SCHEMES and not slash:
         raise RecipeError(f"{url!r}: found a bucket, expected a file in one")
+    if is_hub_root(url):
+        raise RecipeError(f"{url!r}: found a repository, expected a file in one")
     if slash and not folder:
         folder = "/"
     return open_store(f"{scheme}{separator}{folder}" if separator else folder or "."), name

@@ -46,6 +46,16 @@ NETWORK_ERRORS = (
 )
 """Exceptions of HTTP clients when the connection or the body breaks."""
 
+
+class SlowDownError(Exception):
+    """A server is busy, and may say after how many seconds to ask again."""
+
+    def __init__(self, text: str, after_s: float = 0.0) -> None:
+        """Keep the time, 0 if none was named."""
+        super().__init__(text)
+        self.after_s = after_s
+
+
 DEFAULT_PATIENCE_S = 600.0
 """How long to retry if nothing else is said."""
 
@@ -268,7 +278,8 @@ def retry(call: Callable[[], T], url: str, classify: ErrorClassifier, policy: Re
                 raise final from error
             spent_s = now - start
             _give_up(error, url, outage, tries, spent_s, policy)
-            wait_s = min(policy.wait_s(tries), max(0.0, policy.limit_s - spent_s))
+            asked_s = getattr(error, "after_s", 0.0)
+            wait_s = min(max(policy.wait_s(tries), asked_s), max(0.0, policy.limit_s - spent_s))
             _tell(error, name, outage, spent_s, policy)
         else:
             _answered(name, outage, policy)
@@ -297,7 +308,8 @@ def _give_up(
     if host and is_new and spent_s >= min(UNKNOWN_HOST_S, policy.limit_s):
         raise RecipeError(
             f"{url}: the host of the storage cannot be resolved, and was never reached before;"
-            " check the spelling of the endpoint (AWS_ENDPOINT_URL, STORAGE_EMULATOR_HOST) and"
+            " check the spelling of the endpoint (AWS_ENDPOINT_URL, STORAGE_EMULATOR_HOST,"
+            " HF_ENDPOINT) and"
             f" the name server of this machine. The last try ended with {describe(error)}"
         ) from error
     limit_s = policy.limit_s
