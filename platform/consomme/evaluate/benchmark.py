@@ -7,15 +7,16 @@ which model answers.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from PIL import Image
 
 from consomme.base.registry import Registry
 from consomme.base.sample import Turn, place_images
 from consomme.evaluate.metrics import accuracy
+from consomme.storage.stores.open import absolute_url
 
 GREY = (128, 128, 128)
 
@@ -56,7 +57,7 @@ class Benchmark(Protocol):
     max_tokens: int
     """Maximum answer length in tokens."""
 
-    def items(self) -> list[BenchmarkItem]:
+    def items(self) -> Sequence[BenchmarkItem]:
         """All requests, in a fixed order."""
 
     def verdicts(self, answers: Sequence[str]) -> list[float]:
@@ -69,9 +70,50 @@ class Benchmark(Protocol):
 BENCHMARKS: Registry[Benchmark] = Registry("benchmark", "consomme/evaluate/benchmarks.py")
 
 
+@runtime_checkable
+class HasData(Protocol):
+    """A benchmark whose questions stand in files."""
+
+    not_identity: ClassVar[tuple[str, ...]]
+    """Fields that change no answer, given its data's version."""
+
+    def data_version(self) -> str:
+        """Hash of the data."""
+
+    def outcomes(self, answers: Sequence[str]) -> list[float]:
+        """One score in [0, 1] per question; a question may be asked in several requests."""
+
+
 def describe(benchmark: Benchmark) -> str:
-    """Return a canonical text of a benchmark's parameters, for cache keys."""
-    return json.dumps([type(benchmark).__name__, asdict(benchmark)], sort_keys=True)  # type: ignore[call-overload]
+    """Return a canonical text of a benchmark's parameters and data, for cache keys."""
+    values = asdict(benchmark)  # type: ignore[call-overload]
+    if isinstance(benchmark, HasData):
+        values = {k: v for k, v in values.items() if k not in benchmark.not_identity}
+        values["data"] = benchmark.data_version()
+    return json.dumps([type(benchmark).__name__, values], sort_keys=True)
+
+
+def portable_node(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a benchmark's node with paths by which another process finds its files."""
+    paths = {key: absolute_url(str(node[key])) for key in _PATHS if node.get(key)}
+    return {**node, **paths}
+
+
+_PATHS = ("file", "image_root")
+
+
+def data_inputs(nodes: Sequence[Mapping[str, Any]], key: str) -> dict[str, str]:
+    """Return the versions of the data of benchmarks, as inputs of a run.
+
+    Args:
+        nodes: Of the recipe.
+        key: Of the recipe that holds them.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    built = {f"{key}[{k}]": BENCHMARKS.build(node, key) for k, node in enumerate(nodes)}
+    return {name: one.data_version() for name, one in built.items() if isinstance(one, HasData)}
 
 
 def shown(image: Image.Image, blank: bool) -> Image.Image:

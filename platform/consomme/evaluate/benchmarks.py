@@ -20,20 +20,31 @@ from consomme.datasets import emoji, scene_tasks, scenes
 from consomme.datasets.augment import plain_view
 from consomme.datasets.boxes import iou, parse_boxes
 from consomme.datasets.scene_claims import check_caption
-from consomme.evaluate import series
+from consomme.evaluate import file_kinds, series
 from consomme.evaluate.benchmark import (
     BENCHMARKS,
     Benchmark,
     BenchmarkItem,
     accuracy_by_kind,
     accuracy_figures,
+    data_inputs,
     describe,
     mean,
+    portable_node,
     shown,
 )
 from consomme.evaluate.metrics import exact_match
 
-__all__ = ["BENCHMARKS", "Benchmark", "BenchmarkItem", "describe", "series"]
+__all__ = [
+    "BENCHMARKS",
+    "Benchmark",
+    "BenchmarkItem",
+    "data_inputs",
+    "describe",
+    "file_kinds",
+    "portable_node",
+    "series",
+]
 
 CAPTION_PROMPT = "describe the image."
 NAME_PROMPT = "what emoji is this?"

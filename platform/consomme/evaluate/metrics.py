@@ -82,3 +82,23 @@ def accuracy(correct: Sequence[bool] | NDArray[np.bool_]) -> Accuracy:
         low=max(centre - half, 0.0),
         high=min(centre + half, 1.0),
     )
+
+
+NUM_RESAMPLES = 2000
+
+
+def interval_of_mean(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of a mean by the bootstrap; the same values give the same interval.
+
+    Raises:
+        DataError: There is no value.
+    """
+    if not len(values):
+        raise DataError("no question was answered: a mean needs at least one")
+    value_N = np.asarray(values, np.float64)
+    rng = np.random.default_rng(0)
+    means = [
+        value_N[rng.integers(0, len(value_N), len(value_N))].mean() for _ in range(NUM_RESAMPLES)
+    ]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)

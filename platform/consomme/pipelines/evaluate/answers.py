@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ class Answerer:
         """
         from consomme.engines.generation.requests import Request
         from consomme.engines.generation.transformers import TransformersEngine
+        from consomme.evaluate.benchmark import HasData
         from consomme.evaluate.benchmarks import BENCHMARKS
 
         if model != self.model:
@@ -51,8 +53,11 @@ class Answerer:
             self.folder.keep_self_check(self.engine, model_hash)
             self.model = model
         built = BENCHMARKS.build(benchmark)
-        requests = [Request(turns=item.turns, images=item.images) for item in built.items()]
-        answers: list[str] = self.engine.answer(requests, built.max_tokens)
+        requests = (Request(turns=item.turns, images=item.images) for item in built.items())
+        # A question of a user's file that the model cannot be given is answered wrongly.
+        answers: list[str] = self.engine.answer(
+            requests, built.max_tokens, skips_refused=isinstance(built, HasData)
+        )
         return number, answers
 
 
@@ -68,14 +73,19 @@ def answer_all(
     The cache lies in `<root>/cache/answers`, keyed by the content of the model and the benchmark: a
     new checkpoint written to an old path is a new key.
     """
-    from consomme.evaluate.benchmarks import BENCHMARKS, describe
+    from consomme.evaluate.benchmarks import BENCHMARKS, describe, portable_node
 
     cache = ResultCache(open_store(join_url(root, "cache")), "answers")
+    # Describing a benchmark reads its data.
+    described: dict[str, str] = {}
+    for _, _, node in requests:
+        text = json.dumps(node, sort_keys=True)
+        described[text] = described.get(text) or describe(BENCHMARKS.build(node))
     keys = [
         result_key(
             model_hash=print_,
             benchmark=str(node["name"]),
-            benchmark_hash=describe(BENCHMARKS.build(node)),
+            benchmark_hash=described[json.dumps(node, sort_keys=True)],
             decoding={"engine": "transformers", "temperature": 0, "template": dict(template)},
         )
         for _, print_, node in requests
@@ -98,7 +108,7 @@ def answer_all(
                 model, model_hash, node = requests[number]
                 pool.submit(
                     lambda member, given: member.answer.remote(*given),
-                    (number, model, model_hash, dict(node)),
+                    (number, model, model_hash, portable_node(node)),
                 )
             while pool.has_next():
                 number, given = pool.get_next_unordered()

@@ -64,6 +64,13 @@ class EvaluateRecipe(Checked):
 
 def benchmark_name(node: Mapping[str, Any]) -> str:
     """Name a benchmark in tables: its registered name and the parameters that identify it."""
+    if "file" in node:
+        if node.get("label"):
+            return str(node["label"]).replace("/", "-")
+        # What stands in a file is called as the file is.
+        parts = [str(node["file"]).rstrip("/").rpartition("/")[2].partition(".")[0]]
+        parts += [key for key in ("circular", "blank", "text_only") if node.get(key)]
+        return "_".join(parts).replace("/", "-")
     parts = [str(node["name"]), *(str(node[key]) for key in ("style",) if key in node)]
     if node.get("kinds"):
         parts.append("+".join(node["kinds"]))

@@ -38,11 +38,31 @@ def _section(manifest: Manifest) -> page.Section:
                 caption=name,
             )
         )
+        blocks += _comparisons(manifest, name)
         cards = [_card(one) for one in examples if one.meta["benchmark"] == name]
         if cards:
             caption = f"Some questions of {name}, as the models were shown them."
             blocks.append(page.Gallery(items=cards, caption=caption))
     return page.Section(title=f"Evaluation: {manifest.name}", blocks=blocks)
+
+
+def _comparisons(manifest: Manifest, name: str) -> list[page.Block]:
+    """Show the differences of pairs of models; none of one model, or of earlier versions."""
+    found = [c for c in manifest.decisions.get("comparisons", ()) if c["benchmark"] == name]
+    if not found:
+        return []
+    rows: list[Sequence[page.Cell]] = [
+        (
+            " - ".join(reversed(one["models"])),
+            f"{one['difference']:+.3f}",
+            f"{one['low']:+.3f} to {one['high']:+.3f}",
+            f"{one['p_value']:.2g}",
+            f"{one['resolvable']:.3f}",
+        )
+        for one in found
+    ]
+    columns = ("models", "difference", "95 % interval", "p", "smallest that could be shown")
+    return [page.Table(columns=columns, rows=rows, caption=f"{name}: pairs of models.")]
 
 
 def _card(question: Sample) -> page.GalleryItem:

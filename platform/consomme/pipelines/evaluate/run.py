@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from consomme.base.manifest import Manifest
@@ -35,15 +36,20 @@ def run(recipe: EvaluateRecipe) -> Manifest:
 
 def open_run(recipe: EvaluateRecipe) -> Run[EvaluateInputs]:
     """Resolve the models that the recipe names; writes nothing."""
+    from consomme.evaluate.benchmarks import data_inputs
+
     models = {label: portable_path(model) for label, model in recipe.models.items()}
     hashes = {label: model_hash(model) for label, model in models.items()}
     inputs = EvaluateInputs(models=models, hashes=hashes)
     by_key = {f"models.{label}": one for label, one in hashes.items()}
+    by_key |= data_inputs(recipe.benchmarks, "benchmarks")
     return Run.open("evaluate", recipe, inputs, inputs=by_key, reads=list(models.values()))
 
 
 def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
+    from consomme.evaluate.benchmark import HasData
     from consomme.evaluate.benchmarks import BENCHMARKS
+    from consomme.evaluate.comparison import compare
 
     recipe, models, hashes = run.recipe, run.resolved.models, run.resolved.hashes
     benchmarks = [BENCHMARKS.build(node, "benchmarks") for node in recipe.benchmarks]
@@ -65,14 +71,24 @@ def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
             metrics[f"evaluate/{label}/{name}/{figure}"] = value
     by_model = dict(zip(wanted, answers, strict=True))
     examples: list[Sample] = []
+    comparisons: list[dict[str, Any]] = []
     for number, benchmark in enumerate(benchmarks):
         given_by = {label: by_model[label, number] for label in models}
         verdicts = {label: benchmark.verdicts(given) for label, given in given_by.items()}
         examples += examples_of(names[number], benchmark, given_by, verdicts)
+        if isinstance(benchmark, HasData):
+            verdicts = {label: benchmark.outcomes(given) for label, given in given_by.items()}
+        for one, other in itertools.combinations(models, 2):
+            found = asdict(compare(verdicts[one], verdicts[other]))
+            comparisons.append({"benchmark": names[number], "models": [one, other], **found})
     write_examples(run.folder.store, examples)
     return run.finish(
         counts={"models": len(models), "benchmarks": len(benchmarks)},
-        decisions={"results": table, "table": _main_figures(table)},
+        decisions={
+            "results": table,
+            "comparisons": comparisons,
+            "table": _main_figures(table),
+        },
         metrics=metrics,
     )
 

@@ -38,10 +38,13 @@ def run(recipe: SoupRecipe) -> Manifest:
 
 def open_run(recipe: SoupRecipe) -> Run[SoupInputs]:
     """Resolve the ingredients of a recipe; writes nothing."""
+    from consomme.evaluate.benchmarks import data_inputs
+
     labels = list(recipe.ingredients)
     models = [portable_path(model) for model in recipe.ingredients.values()]
     hashes = [model_hash(model) for model in models]
     inputs = {f"ingredients.{label}": one for label, one in zip(labels, hashes, strict=True)}
+    inputs |= data_inputs([recipe.benchmark], "benchmark")
     resolved = SoupInputs(models=models, hashes=hashes)
     return Run.open("soup", recipe, resolved, inputs=inputs, reads=models)
 

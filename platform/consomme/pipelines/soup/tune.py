@@ -187,6 +187,8 @@ def tune_searches(
     """
     import ray
 
+    from consomme.evaluate.benchmarks import portable_node
+
     source = CandidateSource(searches, len(models), cache)
     first = source.ask()
     if first is not None:
@@ -199,7 +201,7 @@ def tune_searches(
                 CandidateRunner,
                 {
                     "models": list(models),
-                    "benchmark": dict(benchmark),
+                    "benchmark": portable_node(benchmark),
                     "model_hash": cache.ingredient_hashes[0],
                     "run_folder": run_folder,
                 },

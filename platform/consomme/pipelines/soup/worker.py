@@ -32,7 +32,6 @@ class CandidateRunner:
             model_hash: Of the content of the first ingredient.
             run_folder: Of the run; the first actor writes the result of its self-check there.
         """
-        from consomme.engines.generation.requests import Request
         from consomme.engines.generation.transformers import TransformersEngine
         from consomme.evaluate.benchmarks import BENCHMARKS
 
@@ -41,9 +40,6 @@ class CandidateRunner:
         run_folder.keep_self_check(self.engine)
         self.ingredients = [open_ingredient(folder, folder) for folder in folders]
         self.benchmark = BENCHMARKS.build(benchmark)
-        self.requests = [
-            Request(turns=item.turns, images=item.images) for item in self.benchmark.items()
-        ]
         self.selection: list[int] = []
 
     def start(self, config: dict[str, Any]) -> None:
@@ -52,11 +48,18 @@ class CandidateRunner:
 
     def step(self) -> dict[str, Any]:
         """Average the selected ingredients and measure the result."""
+        from consomme.engines.generation.requests import Request
+        from consomme.evaluate.benchmark import HasData
         from consomme.soup.mixing import average_ingredients
 
         chosen = [self.ingredients[k] for k in self.selection]
         self.engine.load_weights(dict(average_ingredients(chosen)))
-        answers = self.engine.answer(self.requests, self.benchmark.max_tokens)
+        requests = (
+            Request(turns=item.turns, images=item.images) for item in self.benchmark.items()
+        )
+        answers = self.engine.answer(
+            requests, self.benchmark.max_tokens, skips_refused=isinstance(self.benchmark, HasData)
+        )
         figures = self.benchmark.measure(answers)
         return {SCORE: next(iter(figures.values())), "done": True}
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from consomme.base.errors import CheckpointError, DataError, RecipeError
 from consomme.base.recipe import check_recipe, load_values, recipe_problems
 from consomme.base.suggest import did_you_mean
-from consomme.evaluate.benchmarks import BENCHMARKS, Benchmark
+from consomme.evaluate.benchmarks import BENCHMARKS, Benchmark, data_inputs
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe, benchmark_name
 from consomme.pipelines.train import run as train
 from consomme.pipelines.train.recipe import TrainRecipe
@@ -105,7 +105,7 @@ class SweepPlan:
             metric=metric,
             mode=recipe.mode or ("min" if metric.startswith("train/") else "max"),
             figures=tuple(_figure(name, _main(one)) for name, one in benchmarks.items()),
-            inputs={"trials": digest[:16]},
+            inputs={"trials": digest[:16], **data_inputs(recipe.benchmarks, "benchmarks")},
             hashed_space=hashed_space,
         )
 

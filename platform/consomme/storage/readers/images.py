@@ -189,13 +189,16 @@ def _from_text(text: str) -> bytes | None:
             raise RowError("image_undecodable", detail)
         return _base64(text[head.end() :], "data: URL of ")
     # A path of so many characters has a dot, or is none.
-    if len(text) >= _MIN_BASE64 and _BASE64.fullmatch(text):
+    if (len(text) >= _MIN_BASE64 or text.startswith(_STARTS)) and _BASE64.fullmatch(text):
         return _base64(text, "")
     return None
 
 
 _MIN_BASE64 = 128
 """Fewest characters of a text that may be an image in base64."""
+
+_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
+"""How PNG, JPEG, GIF and WebP begin in base64, however small they are."""
 
 
 def _base64(text: str, what: str) -> bytes:

@@ -1,0 +1,311 @@
+"""Benchmarks whose questions stand in a file: multiple choice, yes or no, and open answers.
+
+Source of the prompts: those of LLaVA-1.5, arXiv 2310.03744, which most VLMs were tuned on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from consomme.base.bounds import PositiveInt
+from consomme.base.checked import rule
+from consomme.evaluate.benchmark import BENCHMARKS, BenchmarkItem, accuracy_by_kind, mean
+from consomme.evaluate.choices import FAILURES, read_choice
+from consomme.evaluate.from_files import (
+    LETTERS,
+    AskedRow,
+    FileBenchmark,
+    LazyItems,
+    filled,
+    prompt_problems,
+)
+from consomme.evaluate.metrics import interval_of_mean, normalise
+from consomme.evaluate.open_answers import judge
+from consomme.evaluate.question_files import QuestionRow, as_list, text_of_cell
+from consomme.evaluate.yes_no import group_accuracy, pope_figures, read_yes_no
+
+
+@BENCHMARKS.register("multiple_choice")
+@dataclass(frozen=True, kw_only=True)
+class MultipleChoice(FileBenchmark):
+    """Questions with options, of which the model writes the letter.
+
+    Options are columns A to Z, of which some may be empty, or a list. The answer is a letter, the
+    text of an option, or, beside a list, its number from 0. What an answer text chooses is read by
+    the rules of `consomme.evaluate.choices`.
+    """
+
+    prompt: str = (
+        "{hint}{question}\n{options}\n"
+        "Answer with the option's letter from the given choices directly."
+    )
+    """What is asked; `{hint}` ends with a line break if there is a hint."""
+
+    circular: bool = False
+    """Ask once for each rotation of the options; a question is right only if all its rotations are,
+    as in MMBench, arXiv 2307.06281."""
+
+    max_tokens: PositiveInt = 16
+    """Maximum answer length in tokens. A model that thinks before it answers needs many more."""
+
+    @rule
+    def _prompt_holds_parts(self) -> Iterator[str]:
+        yield from prompt_problems(self.prompt, ("question", "options"), ("hint",))
+
+    def question_of(self, row: QuestionRow) -> AskedRow:
+        """Read question, options and answer."""
+        options = self._options(row)
+        if len(options) < 2:
+            raise ValueError(f"it has {len(options)} options, expected at least 2")
+        answer = self._text(row, "answer")
+        return AskedRow(
+            row=row,
+            text=self._text(row, "question"),
+            truths=(self._letter(answer, options, row),),
+            category=self._category(row),
+            options=options,
+        )
+
+    def items(self) -> Sequence[BenchmarkItem]:
+        """A request for each question, or for each rotation of its options."""
+        asked = self._asked()
+
+        def make(number: int) -> BenchmarkItem:
+            question, options, letter = asked[number]
+            lines = "\n".join(f"{letter}. {text}" for letter, text in options.items())
+            hint = self._text(question.row, "hint")
+            text = filled(
+                self.prompt,
+                question=question.text,
+                options=lines,
+                hint=f"{hint}\n" if hint else "",
+            )
+            return self._item(replace(question, truths=(f"{letter}. {options[letter]}",)), text)
+
+        return LazyItems(len(asked), make)
+
+    def verdicts(self, answers: Sequence[str]) -> list[float]:
+        """1 where the right option is chosen."""
+        return [
+            float(read_choice(answer, options).choice == letter)
+            for answer, (_, options, letter) in zip(answers, self._asked(), strict=True)
+        ]
+
+    def outcomes(self, answers: Sequence[str]) -> list[float]:
+        """1 where the right option is chosen in each rotation."""
+        right: dict[int, float] = {}
+        for verdict, (question, _, _) in zip(self.verdicts(answers), self._asked(), strict=True):
+            number = question.row.number
+            right[number] = min(right.get(number, 1.0), verdict)
+        return list(right.values())
+
+    def measure(self, answers: Sequence[str]) -> dict[str, float]:
+        """Accuracy, overall and by category; and from how many answers no option could be read."""
+        asked, questions = self._asked(), self.prepared.questions
+        rules = [
+            read_choice(answer, options).rule
+            for answer, (_, options, _) in zip(answers, asked, strict=True)
+        ]
+        unread = {f"num_answers_{name}": float(rules.count(name)) for name in FAILURES}
+        # Guessing has to be right in each rotation.
+        sizes = [len(question.options or ()) for question in questions]
+        chance = mean([(1 / size) ** (size if self.circular else 1) for size in sizes])
+        figures = self._figures(self.outcomes(answers), questions)
+        return figures | {"chance_fraction": chance} | unread
+
+    def _asked(self) -> list[tuple[AskedRow, Mapping[str, str], str]]:
+        """Return question, options and right letter of each request."""
+        asked: list[tuple[AskedRow, Mapping[str, str], str]] = []
+        for question in self.prepared.questions:
+            options = question.options or {}
+            letters, texts = list(options), list(options.values())
+            right = letters.index(question.truths[0])
+            for turn in range(len(letters) if self.circular else 1):
+                turned = texts[turn:] + texts[:turn]
+                letter = letters[(right - turn) % len(letters)]
+                asked.append((question, dict(zip(letters, turned, strict=True)), letter))
+        return asked
+
+    def _options(self, row: QuestionRow) -> dict[str, str]:
+        named = self._cell(row, "options")
+        if isinstance(named, Mapping):
+            # ARC has {"text": […], "label": […]}.
+            labels, texts = as_list(named.get("label", ())), as_list(named.get("text", ()))
+            if texts:
+                return dict(zip(labels or LETTERS, texts, strict=False))
+            return {str(k): text_of_cell(v) for k, v in named.items()}
+        if named is not None and not isinstance(named, str | bytes | int | float):
+            return dict(zip(LETTERS, as_list(named), strict=False))
+        if isinstance(named, str) and len(texts := as_list(named)) > 1:
+            return dict(zip(LETTERS, texts, strict=False))
+        return {
+            letter: text_of_cell(row.cells[letter]) for letter in LETTERS if letter in row.cells
+        }
+
+    def _letter(self, answer: str, options: Mapping[str, str], row: QuestionRow) -> str:
+        bare = answer.strip("()[]. ")
+        if bare in options:
+            return bare
+        if bare.upper() in options:
+            return bare.upper()
+        same = [k for k, text in options.items() if normalise(text) == normalise(answer)]
+        if len(same) == 1:
+            return same[0]
+        is_list = not any(letter in row.cells for letter in LETTERS)
+        if is_list and bare.isdecimal() and int(bare) < len(options):
+            return list(options)[int(bare)]
+        raise ValueError(f"its answer {answer[:60]!r} is none of the options {', '.join(options)}")
+
+
+@BENCHMARKS.register("yes_no")
+@dataclass(frozen=True, kw_only=True)
+class YesNo(FileBenchmark):
+    """Questions that are answered by yes or no, as those of POPE, MME and HallusionBench."""
+
+    prompt: str = "{question}\nAnswer the question using a single word or phrase."
+    """What is asked."""
+
+    pairs: tuple[str, ...] = ()
+    """Columns that tell which questions belong together, such as the image's name: all of them have
+    to be answered rightly to count for `group_accuracy`. That is MME's accuracy+ (by image), and
+    HallusionBench's fAcc (by figure) and qAcc (by question)."""
+
+    max_tokens: PositiveInt = 16
+    """Maximum answer length in tokens."""
+
+    @rule
+    def _prompt_holds_parts(self) -> Iterator[str]:
+        yield from prompt_problems(self.prompt, ("question",), ("hint",))
+
+    def question_of(self, row: QuestionRow) -> AskedRow:
+        """Read question and answer."""
+        answer = self._text(row, "answer")
+        right = {"1": True, "0": False}.get(answer, read_yes_no(answer))
+        if right is None:
+            raise ValueError(f"its answer {answer[:60]!r} is neither yes nor no")
+        return AskedRow(
+            row=row,
+            text=self._text(row, "question"),
+            truths=("yes" if right else "no",),
+            category=self._category(row),
+        )
+
+    def items(self) -> Sequence[BenchmarkItem]:
+        """A request for each question."""
+        questions = self.prepared.questions
+
+        def make(number: int) -> BenchmarkItem:
+            question = questions[number]
+            hint = self._text(question.row, "hint")
+            text = filled(self.prompt, question=question.text, hint=f"{hint}\n" if hint else "")
+            return self._item(question, text)
+
+        return LazyItems(len(questions), make)
+
+    def verdicts(self, answers: Sequence[str]) -> list[float]:
+        """1 where the answer says what is right; what says neither is wrong."""
+        return [
+            float(read_yes_no(answer) is (question.truths[0] == "yes"))
+            for answer, question in zip(answers, self.prepared.questions, strict=True)
+        ]
+
+    def measure(self, answers: Sequence[str]) -> dict[str, float]:
+        """Accuracy, overall and by category; precision, recall and F1 of yes; groups."""
+        questions = self.prepared.questions
+        right = self.verdicts(answers)
+        said = [read_yes_no(answer) for answer in answers]
+        figures = self._figures(right, questions)
+        figures |= pope_figures(said, [question.truths[0] == "yes" for question in questions])
+        figures["num_answers_none"] = float(said.count(None))
+        if not self.pairs:
+            return figures
+        groups = [
+            tuple(text_of_cell(question.row.cells.get(name, "")) for name in self.pairs)
+            for question in questions
+        ]
+        figures["group_accuracy_fraction"] = group_accuracy(right, groups)
+        by_category: dict[str, list[int]] = {}
+        for number, question in enumerate(questions):
+            by_category.setdefault(question.category, []).append(number)
+        # MME's score of a category: accuracy and accuracy+, in percent.
+        for category, numbers in sorted(by_category.items()):
+            verdicts = [right[number] for number in numbers]
+            together = group_accuracy(verdicts, [groups[number] for number in numbers])
+            figures[f"score_{category or 'all'}"] = 100 * (mean(verdicts) + together)
+        figures["score_sum"] = sum(v for k, v in figures.items() if k.startswith("score_"))
+        return figures
+
+
+@BENCHMARKS.register("open")
+@dataclass(frozen=True, kw_only=True)
+class OpenAnswers(FileBenchmark):
+    """Questions whose answers are short texts, judged by a metric of their benchmark."""
+
+    metric: Literal["exact", "vqa", "anls", "relaxed", "number", "contains", "contains_formula"] = (
+        "exact"
+    )
+    """How right an answer is, from 0 to 1; see `consomme.evaluate.open_answers`."""
+
+    prompt: str = "{hint}{question}\nAnswer the question using a single word or phrase."
+    """What is asked."""
+
+    max_tokens: PositiveInt = 32
+    """Maximum answer length in tokens."""
+
+    @rule
+    def _prompt_holds_parts(self) -> Iterator[str]:
+        yield from prompt_problems(self.prompt, ("question",), ("hint",))
+
+    def question_of(self, row: QuestionRow) -> AskedRow:
+        """Read question and answers."""
+        self._text(row, "answer")
+        truths = tuple(text for text in as_list(self._cell(row, "answer")) if text)
+        if not truths:
+            raise ValueError("it has an empty list of answers")
+        return AskedRow(
+            row=row,
+            text=self._text(row, "question"),
+            truths=truths,
+            category=self._category(row),
+        )
+
+    def items(self) -> Sequence[BenchmarkItem]:
+        """A request for each question."""
+        questions = self.prepared.questions
+
+        def make(number: int) -> BenchmarkItem:
+            question = questions[number]
+            hint = self._text(question.row, "hint")
+            text = filled(self.prompt, question=question.text, hint=f"{hint}\n" if hint else "")
+            return self._item(question, text)
+
+        return LazyItems(len(questions), make)
+
+    def verdicts(self, answers: Sequence[str]) -> list[float]:
+        """How right each answer is."""
+        return [
+            judge(self.metric, answer, question.truths)
+            for answer, question in zip(answers, self.prepared.questions, strict=True)
+        ]
+
+    def measure(self, answers: Sequence[str]) -> dict[str, float]:
+        """Mean of the metric, with its interval, overall and by category."""
+        prepared = self.prepared
+        scores = self.verdicts(answers)
+        whole = [*scores, *([0.0] * len(prepared.problems))]
+        low, high = interval_of_mean(whole)
+        figures = {
+            f"{self.metric}_fraction": mean(whole),
+            f"{self.metric}_low_fraction": low,
+            f"{self.metric}_high_fraction": high,
+            "num_questions": float(len(whole)),
+            "num_unreadable_rows": float(len(prepared.problems)),
+        }
+        categories = [question.category for question in prepared.questions]
+        by_kind = accuracy_by_kind(scores, categories) if any(categories) else {}
+        return figures | {
+            name.replace("accuracy_", f"{self.metric}_", 1): value
+            for name, value in by_kind.items()
+        }

@@ -1,0 +1,297 @@
+"""Questions that stand in a file, whatever is asked: rows, images, prompts, figures.
+
+Each row of the file is a question. Rows that cannot be read count as answered wrongly, and are
+counted by themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, overload
+
+from consomme.base.bounds import PositiveInt
+from consomme.base.checked import Checked, rule
+from consomme.base.errors import DataError
+from consomme.base.sample import Content, ImageRef, Turn, content_of
+from consomme.base.schema import located
+from consomme.base.suggest import did_you_mean
+from consomme.evaluate.benchmark import (
+    BenchmarkItem,
+    accuracy_by_kind,
+    accuracy_figures,
+    shown,
+)
+from consomme.evaluate.question_files import (
+    QuestionFile,
+    QuestionRow,
+    decoded,
+    read_question_file,
+    text_of_cell,
+)
+
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "question": ("question", "query", "prompt", "text", "instruction"),
+    "answer": ("answer", "answers", "label", "gt_answer", "target"),
+    "options": ("options", "choices", "multi-choice options"),
+    "hint": ("hint", "context"),
+    "category": ("category", "l2-category", "l2_category", "subject", "task", "question_type"),
+}
+"""Part of a question -> columns that may hold it, in order of preference."""
+
+logger = logging.getLogger(__name__)
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_MARK = re.compile(r"<image(?:[ _]?(\d+))?>", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedRow:
+    """A row as it is asked."""
+
+    row: QuestionRow
+    text: str
+    truths: tuple[str, ...]
+    """Right answers; a letter for multiple choice, `yes` or `no` for these."""
+
+    category: str = ""
+    options: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The questions of a file as a benchmark asks them."""
+
+    questions: tuple[AskedRow, ...]
+    problems: tuple[str, ...]
+    """What is wrong with each row that cannot be asked."""
+
+
+class LazyItems(Sequence[BenchmarkItem]):
+    """Requests that are made when they are asked for, so that few images are in memory."""
+
+    def __init__(self, number: int, make: Callable[[int], BenchmarkItem]) -> None:
+        """Store how each of so many requests is made."""
+        self._number, self._make = number, make
+
+    def __len__(self) -> int:
+        """Return the number of requests."""
+        return self._number
+
+    @overload
+    def __getitem__(self, at: int) -> BenchmarkItem: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[BenchmarkItem]: ...
+    def __getitem__(self, at: int | slice) -> BenchmarkItem | Sequence[BenchmarkItem]:
+        """Make a request, or several."""
+        if isinstance(at, slice):
+            return [self._make(number) for number in range(self._number)[at]]
+        return self._make(range(self._number)[at])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileBenchmark(Checked):
+    """What all benchmarks from files share."""
+
+    not_identity: ClassVar[tuple[str, ...]] = ("file", "label", "image_root")
+    """Fields that change no answer, given `data_version`."""
+
+    file: str = located()
+    """The questions: a TSV, CSV, JSON, JSON lines or Parquet file, or a folder or glob of them;
+    local, in a store, or `hf://datasets/…`. Images stand in it (base64 or bytes), are named by
+    paths, or are those of another row, by its index."""
+
+    label: str = ""
+    """Name of the benchmark in tables; empty takes the file's name."""
+
+    image_root: str | None = located(None)
+    """Folder of images that are named by paths; None: the folder of the file."""
+
+    columns: dict[str, str] = field(default_factory=dict)
+    """Where rows hold what, if not under the common names: question, answer, options, hint,
+    category."""
+
+    where: dict[str, str] = field(default_factory=dict)
+    """Only rows whose columns have these values, such as `{split: dev}`."""
+
+    max_rows: PositiveInt | None = None
+    """Only so many rows, evenly spread; None takes all."""
+
+    blank: bool = False
+    """Show grey images, which gives the accuracy of guessing."""
+
+    text_only: bool = False
+    """Show no images at all."""
+
+    @rule
+    def _known_parts(self) -> Iterator[str]:
+        for part in self.columns:
+            if part not in PARTS:
+                yield f"columns.{part}: unknown{did_you_mean(part, PARTS)}; expected some of" + (
+                    f" {', '.join(PARTS)}"
+                )
+
+    @rule
+    def _one_control(self) -> Iterator[str]:
+        if self.blank and self.text_only:
+            yield "blank, text_only: found both; choose one control"
+
+    def data_version(self) -> str:
+        """Return a hash of the file's rows and images.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        return self.rows.version
+
+    @cached_property
+    def rows(self) -> QuestionFile:
+        """The file, read once for this object.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        return read_question_file(self.file, self.image_root)
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The questions, and what is wrong with the rows that are none.
+
+        Raises:
+            DataError: No row is a question.
+        """
+        return _prepare(self)
+
+    def outcomes(self, answers: Sequence[str]) -> list[float]:
+        """One score in [0, 1] per question."""
+        return self.verdicts(answers)
+
+    def verdicts(self, answers: Sequence[str]) -> list[float]:
+        """One score in [0, 1] per request."""
+        raise NotImplementedError
+
+    def question_of(self, row: QuestionRow) -> AskedRow:
+        """Make a question of a row.
+
+        Raises:
+            ValueError: It is none; the text says why.
+        """
+        raise NotImplementedError
+
+    def _cell(self, row: QuestionRow, part: str) -> Any:
+        names = (self.columns[part],) if part in self.columns else PARTS[part]
+        return next((row.cells[name] for name in names if name in row.cells), None)
+
+    def _category(self, row: QuestionRow) -> str:
+        # Figures are named by it, and their names have parts between slashes.
+        return self._text(row, "category").replace("/", "-")
+
+    def _text(self, row: QuestionRow, part: str) -> str:
+        value = self._cell(row, part)
+        if value is None and part in ("question", "answer"):
+            names = (self.columns[part],) if part in self.columns else PARTS[part]
+            raise ValueError(f"it has no {part}: none of the columns {', '.join(names)}")
+        return "" if value is None else text_of_cell(value)
+
+    def _item(self, question: AskedRow, text: str) -> BenchmarkItem:
+        images = () if self.text_only else decoded(question.row.images)
+        content = _placed(text, len(question.row.images), has_images=not self.text_only)
+        return BenchmarkItem(
+            turns=(Turn(role="user", content=content),),
+            images=tuple(shown(image, self.blank) for image in images),
+            truth=" | ".join(dict.fromkeys(question.truths)),
+        )
+
+    def _figures(self, right: Sequence[float], questions: Sequence[AskedRow]) -> dict[str, float]:
+        """Return accuracy with its interval, and by category; bad rows count as wrong."""
+        prepared = self.prepared
+        figures = accuracy_figures([*right, *([0.0] * len(prepared.problems))])
+        figures["num_unreadable_rows"] = float(len(prepared.problems))
+        categories = [question.category for question in questions]
+        if any(categories):
+            figures |= accuracy_by_kind(right, categories)
+        return figures
+
+
+def _prepare(benchmark: FileBenchmark) -> Prepared:
+    file = benchmark.rows
+    for name in (*benchmark.columns.values(), *benchmark.where):
+        if name not in file.columns:
+            raise DataError(
+                f"{file.url}: found no column {name!r}{did_you_mean(name, file.columns)}; it has"
+                f" {', '.join(file.columns)}"
+            )
+    rows = [
+        row
+        for row in file.rows
+        if all(text_of_cell(row.cells.get(k, "")) == v for k, v in benchmark.where.items())
+    ]
+    if benchmark.max_rows is not None and benchmark.max_rows < len(rows):
+        number = benchmark.max_rows
+        rows = [rows[len(rows) * k // number] for k in range(number)]
+    questions, problems = [], list(file.problems)
+    for row in rows:
+        try:
+            questions.append(benchmark.question_of(row))
+        except ValueError as error:
+            problems.append(f"row {row.number}: {error}")
+    if not questions:
+        found = problems[0] if problems else f"no row where {dict(benchmark.where)}"
+        raise DataError(
+            f"{file.url}: found no question for {type(benchmark).__name__}: {found}. Its columns"
+            f" are {', '.join(file.columns)}; say where it has what: columns={{question: …}}"
+        )
+    if problems:
+        logger.warning(
+            "%s: %d rows cannot be asked and count as wrong; %s",
+            file.url,
+            len(problems),
+            problems[0],
+        )
+    return Prepared(questions=tuple(questions), problems=tuple(problems))
+
+
+def _placed(text: str, num_images: int, *, has_images: bool) -> Content:
+    """Return a text with references to images where its marks stand.
+
+    Images that no mark names stand before the text, as people ask about them. Without images, marks
+    are taken out.
+    """
+    parts: list[str | ImageRef] = []
+    end = 0
+    used: set[int] = set()
+    for match in _MARK.finditer(text):
+        index = int(match[1]) - 1 if match[1] else len(used)
+        if not 0 <= index < num_images:
+            continue
+        parts.append(text[end : match.start()])
+        if has_images:
+            parts.append(ImageRef(index))
+        used.add(index)
+        end = match.end()
+    parts.append(text[end:])
+    if not has_images:
+        return " ".join("".join(str(part) for part in parts).split(" ")).strip()
+    rest = [ImageRef(index) for index in range(num_images) if index not in used]
+    return content_of([*rest, *parts])
+
+
+def filled(prompt: str, **parts: str) -> str:
+    """Fill a prompt; braces in the parts stay as they are."""
+    return re.sub(r"\{(" + "|".join(parts) + r")\}", lambda match: parts[match[1]], prompt).strip()
+
+
+def prompt_problems(prompt: str, needed: Sequence[str], possible: Sequence[str]) -> Iterator[str]:
+    """Yield what is wrong with the places of a prompt."""
+    found = re.findall(r"\{(\w+)\}", prompt)
+    for name in needed:
+        if name not in found:
+            yield f"prompt: found no {{{name}}} in {prompt[:80]!r}"
+    for name in found:
+        if name not in (*needed, *possible):
+            yield f"prompt: found {{{name}}}, expected some of " + ", ".join(
+                f"{{{one}}}" for one in (*needed, *possible)
+            )
