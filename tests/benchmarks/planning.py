@@ -1,4 +1,4 @@
-"""Time and driver memory of planning 10,000 and 100,000 shards.
+"""Time and driver memory of planning 10,000 and 100,000 shards, and of large row groups.
 
     python -m tests.benchmarks.planning SHARDS RUN     # one process per size; started by run.py
 
@@ -80,6 +80,7 @@ def in_a_process(shards_url: str, run_url: str) -> dict[str, Any]:
 
 def rows() -> list[dict[str, Any]]:
     """Measure both sizes on disk and one size on S3."""
+    from tests.benchmarks import row_group
     from tests.support.s3_server import BUCKET, seaweedfs
 
     found = {}
@@ -117,6 +118,7 @@ def rows() -> list[dict[str, Any]]:
             "growth from 10,000 to 100,000 shards"),
         row("planning.shards_per_s_s3", S3_SIZE / on_s3["plan_s"], "shards/s",
             f"server, driver and tasks on {cores} cores"),
+        *row_group.rows(),
     ]  # fmt: skip
 
 

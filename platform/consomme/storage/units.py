@@ -13,6 +13,7 @@ from consomme.storage.readers import parquet, records, webdataset
 from consomme.storage.readers.check import check_sample
 from consomme.storage.readers.record import Context
 from consomme.storage.readers.row import RawRow, RowError
+from consomme.storage.readers.row_groups import open_shard
 from consomme.storage.reading import Reading
 from consomme.storage.shards import Shard, find_shards
 from consomme.storage.stores.open import split_url
@@ -220,8 +221,8 @@ def _raw_rows(unit: Unit) -> list[RawRow]:
     )
     count = unit.num_records or unit.count
     if path.endswith(".parquet"):
-        with store.open(path) as file:
-            return parquet.rows(file, context, start=unit.start, count=count)
+        with open_shard(store, path, unit.shard, unit.start) as reader:
+            return parquet.rows(reader, context, start=unit.start, count=count)
     data = store.read(path, unit.offset, unit.num_bytes)
     if path.endswith(".tar"):
         return webdataset.rows(data, context, offset=unit.offset, count=count)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +21,8 @@ from consomme.base.errors import ClusterError, DataError
 from consomme.storage.readers import parquet
 from consomme.storage.readers.images import read_image
 from consomme.storage.readers.record import Context
+from consomme.storage.readers.row import RawRow
+from consomme.storage.readers.row_groups import ShardReader
 from consomme.storage.stores.local import LocalStore
 
 # --- what the whole file is to blame for -----------------------------------------------------
@@ -100,6 +102,13 @@ class PickledType(pa.ExtensionType):
         return PickledScalar
 
 
+def rows_of(file: BinaryIO, count: int) -> list[RawRow]:
+    """The first rows of a shard in an open file."""
+    reader = ShardReader(file, "s")
+    context = Context(shard="s", store=LocalStore("."), source="web")
+    return parquet.rows(reader, context, start=0, count=count)
+
+
 class PickledScalar(pa.ExtensionScalar):
     def as_py(self, **_: Any) -> Any:
         return pickle.loads(self.value.as_py())
@@ -136,9 +145,7 @@ def test_pickles_are_never_unpickled(tmp_path: Path, name: bytes, is_nested: boo
     with pytest.raises(DataError, match=f"column extra is of the extension type {name.decode()}"):
         outcomes(url)
     with pytest.raises(DataError, match="extension type"), open(url, "rb") as file:
-        parquet.rows(
-            file, Context(shard=url, store=LocalStore("."), source="web"), start=0, count=1
-        )
+        rows_of(file, 1)
     assert not (tmp_path / "executed").exists()
 
 
@@ -179,9 +186,7 @@ def test_a_storage_that_fails_in_the_middle_of_a_shard(tmp_path: Path, error: Ex
     file = FailingFile(sink.getvalue())
     file.error = error
     with pytest.raises(type(error)):
-        parquet.rows(
-            file, Context(shard="s", store=LocalStore("."), source="web"), start=0, count=50
-        )
+        rows_of(file, 50)
 
 
 class WatchedFile(io.BytesIO):
@@ -213,9 +218,7 @@ def test_no_other_thread_reads_a_shard(is_damaged: bool) -> None:
             group.column(1).data_page_offset - 104
         )
     file = WatchedFile(bytes(data))
-    found = parquet.rows(
-        file, Context(shard="s", store=LocalStore("."), source="web"), start=0, count=50
-    )
+    found = rows_of(file, 50)
     assert len(found) == 50
     num_reads = len(file.reads)
     time.sleep(0.3)

@@ -4,8 +4,8 @@ The column `image` or `images` has bytes, Hugging Face structs `{bytes, path}`, 
 the file's folder, or lists of them; a file of conversations may have neither. Other columns are
 identified by name (`TURN_KEYS`, `CAPTION_KEYS`, `ID_KEYS`); the rest is metadata.
 
-A row group is read in small batches. If it cannot be decoded, its remaining rows are rejects; if a
-value cannot be converted, its row is. Problems of the schema are errors of the whole file: a column
+If a row group cannot be decoded, its remaining rows are rejects; if a value cannot be converted,
+its row is. Problems of the schema are errors of the whole file: a column
 of the wrong type or of an extension type. Ray registers an extension type that unpickles what it
 reads, which would execute code from the file; so only Arrow's own extension types are accepted.
 """
@@ -16,24 +16,12 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from consomme.base.errors import ConsommeError, DataError
-from consomme.storage.readers.held_range import HeldRange
+from consomme.base.errors import DataError
 from consomme.storage.readers.names import CAPTION_KEYS, TURN_KEYS
 from consomme.storage.readers.record import Context, record_row
 from consomme.storage.readers.row import RawRow, RowError
-from consomme.storage.readers.text import MAX_SAMPLE_BYTES, check_values, load_json
-
-_BATCH = 256
-"""Maximum rows per decoded batch; fewer if rows are large."""
-
-_BATCH_BYTES = 32 * 2**20
-"""Maximum bytes per decoded batch, by the average row size."""
-
-_WHOLE_BYTES = 128 * 2**20
-"""Row groups up to this size are fetched at once, which takes few requests to an object store."""
-
-_BUFFER = 8 * 2**20
-"""Fetch size within larger row groups; memory is then one page and one batch."""
+from consomme.storage.readers.row_groups import ShardReader
+from consomme.storage.readers.text import check_values, load_json
 
 IMAGE_COLUMNS = ("image", "images")
 
@@ -51,10 +39,10 @@ def plan(file: BinaryIO, shard: str, max_rows: int, max_bytes: int) -> Iterator[
         DataError: The footer is not readable, a required column is missing, or a column has an
             unsupported type.
     """
-    parquet = _open(file, shard)
-    _check_schema(parquet.schema_arrow, shard)
+    reader = ShardReader(file, shard)
+    _check_schema(reader.schema, shard)
     pending_rows = pending_bytes = 0
-    for num_rows, num_bytes in _groups(parquet, file, shard):
+    for num_rows, num_bytes in reader.groups:
         if pending_rows and (
             pending_rows + num_rows > max_rows or pending_bytes + num_bytes > max_bytes
         ):
@@ -119,11 +107,11 @@ def _is_list(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def rows(file: BinaryIO, context: Context, *, start: int, count: int) -> list[RawRow]:
+def rows(reader: ShardReader, context: Context, *, start: int, count: int) -> list[RawRow]:
     """Parse a range of rows.
 
     Args:
-        file: The whole shard.
+        reader: The open shard.
         context: Of the shard.
         start: First row in the shard.
         count: Number of rows.
@@ -131,84 +119,11 @@ def rows(file: BinaryIO, context: Context, *, start: int, count: int) -> list[Ra
     Raises:
         DataError: The shard changed after planning.
     """
-    shard = context.shard
-    held = HeldRange(file)
-    parquet = _open(held, shard)
-    _check_schema(parquet.schema_arrow, shard)
-    raw_rows: list[RawRow] = []
-    position = 0
-    for group, (num_rows, num_bytes) in enumerate(_groups(parquet, file, shard)):
-        first, last = max(start, position), min(start + count, position + num_rows)
-        if first < last:
-            begin, end = first - position, last - position
-            if num_bytes > num_rows * MAX_SAMPLE_BYTES:
-                detail = f"{num_bytes:,} bytes in a row group of {num_rows:,} rows"
-                records: list[Record] = [RowError("record_too_large", detail)] * (end - begin)
-            else:
-                held.release()
-                reader = parquet
-                if num_bytes > _WHOLE_BYTES:
-                    reader = _open(file, shard, is_streamed=True)
-                elif span := _span(parquet, group):
-                    held.hold(*span)
-                records = _read_rows(reader, group, begin, end)
-            for number, record in enumerate(records, start=first):
-                raw_rows.append(_raw_row(record, context, number))
-        position += num_rows
-    return raw_rows
-
-
-def _open(file: BinaryIO | HeldRange, shard: str, *, is_streamed: bool = False) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(
-            file,
-            pre_buffer=False,
-            buffer_size=_BUFFER if is_streamed else 0,
-            page_checksum_verification=True,
-        )
-    # Arrow reports damage by many exception types; `_classify_error` separates storage failures.
-    except Exception as error:
-        raise _classify_error(error, shard, "the footer") from error
-
-
-def _classify_error(error: Exception, shard: str, what: str) -> Exception:
-    """Return a DataError for a damaged file; the error itself if the storage or memory failed."""
-    is_storage = isinstance(error, OSError) and error.errno is not None
-    if is_storage or isinstance(error, ConsommeError | MemoryError):
-        return error
-    return DataError(f"{shard}: not readable as Parquet: {what}: {error}")
-
-
-def _groups(parquet: pq.ParquetFile, file: BinaryIO, shard: str) -> list[tuple[int, int]]:
-    """List rows and uncompressed bytes of the row groups; refuse impossible footers."""
-    meta = parquet.metadata
-    groups = []
-    for index in range(meta.num_row_groups):
-        group = meta.row_group(index)
-        groups.append((group.num_rows, group.total_byte_size))
-    size = file.seek(0, 2)
-    # Each row has a text, so there cannot be more rows than bytes.
-    if any(min(group) < 0 for group in groups) or sum(rows for rows, _ in groups) > size:
-        raise DataError(f"{shard}: not readable as Parquet: the footer states impossible sizes")
-    return groups
-
-
-def _span(parquet: pq.ParquetFile, group: int) -> tuple[int, int] | None:
-    """Return where the bytes of a row group begin and end; None if the footer states no such place.
-
-    Columns that cannot be fetched in this way are read one by one, and say what is wrong.
-    """
-    meta = parquet.metadata.row_group(group)
-    columns = [meta.column(k) for k in range(meta.num_columns)]
-    starts = [
-        min(filter(None, (one.dictionary_page_offset, one.data_page_offset)), default=0)
-        for one in columns
-    ]
-    start = min(starts, default=0)
-    end = max(
-        (at + one.total_compressed_size for at, one in zip(starts, columns, strict=True)), default=0
-    )
-    return (start, end) if 0 < start < end <= start + _WHOLE_BYTES else None
+    _check_schema(reader.schema, context.shard)
+    records: list[Record] = []
+    for part in reader.read(start, count):
+        records += [part] if isinstance(part, RowError) else _to_records(part)
+    return [_raw_row(record, context, number) for number, record in enumerate(records, start)]
 
 
 def _check_schema(schema: pa.Schema, shard: str) -> None:
@@ -270,32 +185,6 @@ def _is_bytes_or_text(kind: pa.DataType) -> bool:
     tests = ("binary", "large_binary", "binary_view", "fixed_size_binary")
     texts = ("string", "large_string", "string_view", "null")
     return any(getattr(pa.types, f"is_{name}")(kind) for name in (*tests, *texts))
-
-
-def _read_rows(parquet: pq.ParquetFile, group: int, begin: int, end: int) -> list[Record]:
-    """Read rows `begin` to `end` of one row group; always returns `end - begin` records."""
-    records: list[Record] = []
-    position = 0
-    meta = parquet.metadata.row_group(group)
-    fitting = _BATCH_BYTES * meta.num_rows // max(1, meta.total_byte_size)
-    size = max(1, min(_BATCH, fitting))
-    try:
-        for batch in parquet.iter_batches(size, row_groups=[group], use_threads=False):
-            first, last = max(begin - position, 0), min(end - position, batch.num_rows)
-            if first < last:
-                records += _to_records(batch.slice(first, last - first))
-            position += batch.num_rows
-            if position >= end:
-                break
-        problem = f"the row group ends after {position} rows"
-    # As in `_open`: many exception types mean damage; anything else is raised again.
-    except Exception as error:
-        classified = _classify_error(error, "", "the row group")
-        if not isinstance(classified, DataError):
-            raise
-        problem = f"the row group cannot be read: {error}"
-    missing = end - begin - len(records)
-    return records + [RowError("record_malformed", problem)] * missing
 
 
 def _to_records(batch: pa.RecordBatch) -> list[Record]:
