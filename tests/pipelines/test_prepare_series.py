@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from tests.support.hub_datasets import opened, pictures_of
 
 from consomme.base.recipe import load_recipe
 from consomme.datasets.sources import SAMPLE_SOURCES
@@ -38,6 +39,8 @@ def test_it_is_read_back_as_it_was_made(tmp_path, name, format_):
         )
     )
     samples, rejects = read_back(done.url)
+    data = opened(f"{done.url}/data", tmp_path / "cache")
+    assert [len(pictures_of(row)) for row in data] == [len(one.images) for one in samples]
     assert rejects == []
     made = list(SAMPLE_SOURCES.build(node)())
     assert [one.sample_id for one in samples] == [one.sample_id for one in made]

@@ -199,8 +199,6 @@ def test_writers_cut_shards_by_rows_and_size(tmp_path: Path) -> None:
     assert len(parquet.close()) == 3
     with pytest.raises(DataError, match="occurs twice"):
         tar_bytes([sample("1"), sample("1")])
-    with pytest.raises(DataError, match="rename the key"):
-        tar_bytes([sample("1", turns="x")])
 
 
 def test_parquet_of_others(tmp_path: Path) -> None:
@@ -562,7 +560,10 @@ def test_a_row_group_that_cannot_be_decoded_costs_its_rows(tmp_path: Path) -> No
 
 
 def test_shards_of_one_image_each_have_the_bytes_of_before() -> None:
-    """The digests are of the shards that were written before samples had several images."""
+    """The digest of the tar is of those that were written before samples had several images.
+
+    That of Parquet changed once since: an image is a struct, and marked as one for `datasets`.
+    """
 
     def one(key: str, name: str, *turns: Turn, **meta: Any) -> Sample:
         image = ImageFile(data=PNG + key[-1:].encode(), name=name)
@@ -575,4 +576,4 @@ def test_shards_of_one_image_each_have_the_bytes_of_before() -> None:
         one("c", "c.png", *caption_turns("x<image>")),
     ]
     digests = [hashlib.sha256(pack(rows)).hexdigest()[:16] for pack in (tar_bytes, parquet_bytes)]
-    assert digests == ["3fc5fae4b8f4e4a6", "d242678d99cd9db9"]
+    assert digests == ["3fc5fae4b8f4e4a6", "ef04418a2f9c0ae8"]

@@ -57,18 +57,20 @@ of `content` are of type `text` or `image`; `image_indices` says which image eac
 is."""
 
 
-def samples_to_table(samples: Iterable[Sample]) -> pa.Table:
-    """Convert samples to an Arrow table.
+def table_schema(samples: Iterable[Sample]) -> pa.Schema:
+    """Return the schema of a table of samples: `SAMPLE_SCHEMA` if all are plain."""
+    return SAMPLE_SCHEMA if all(sample.is_plain for sample in samples) else MANY_IMAGES_SCHEMA
 
-    Its schema is `SAMPLE_SCHEMA` if all samples are plain; else `MANY_IMAGES_SCHEMA`.
-    """
+
+def samples_to_table(samples: Iterable[Sample]) -> pa.Table:
+    """Convert samples to an Arrow table; see `table_schema`."""
     rows = list(samples)
     shared = {
         "sample_id": [sample.sample_id for sample in rows],
         "source": [sample.source for sample in rows],
         "meta": [meta_to_json(sample.meta) for sample in rows],
     }
-    if all(sample.is_plain for sample in rows):
+    if table_schema(rows) is SAMPLE_SCHEMA:
         columns = shared | {
             "image": [sample.images[0].data for sample in rows],
             "image_name": [sample.images[0].name for sample in rows],
@@ -89,12 +91,21 @@ def samples_to_table(samples: Iterable[Sample]) -> pa.Table:
 
 
 def table_to_samples(table: pa.Table) -> list[Sample]:
-    """Convert a table to samples; columns of neither schema are ignored."""
+    """Convert a table to samples; columns of neither schema are ignored.
+
+    In shards, an image is a struct of its bytes and its path.
+    """
     if "images" not in table.column_names:
+        is_struct = pa.types.is_struct(table.schema.field("image").type)
         return [
             Sample(
                 sample_id=row["sample_id"],
-                images=(ImageFile(data=row["image"], name=row["image_name"]),),
+                images=(
+                    ImageFile(
+                        data=row["image"]["bytes"] if is_struct else row["image"],
+                        name=row["image_name"],
+                    ),
+                ),
                 turns=tuple(Turn(role=t["role"], content=t["content"]) for t in row["turns"]),
                 source=row["source"],
                 meta=json.loads(row["meta"]),

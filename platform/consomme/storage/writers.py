@@ -8,21 +8,29 @@ into shards by rows and size.
 import io
 import json
 import tarfile
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from consomme.base.errors import DataError
 from consomme.base.manifest import FileSum
 from consomme.base.sample import ImageFile, Sample, turn_to_json
-from consomme.base.sample_tables import samples_to_table
+from consomme.base.sample_tables import samples_to_table, table_schema
+from consomme.storage.dataset_card import CARD, card, count_fields
+from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.ledger.sums import sum_of
 from consomme.storage.readers.members import IMAGE_EXTENSIONS, OWN_KEY, split_name
 from consomme.storage.stores.store import FileInfo, Store, is_safe_path
 
 _ESCAPES = {ord(char): f"%{ord(char):02X}" for char in '%./\\:*?"<>|\0'}
+
+_CAPTION_KEYS = frozenset({"turns", OWN_KEY})
+_TURN_KEYS = _CAPTION_KEYS | {"system", "tools", "functions"}
+"""Keys of a `.json` that have a meaning beside a caption, or beside turns."""
 
 
 def tar_bytes(samples: Sequence[Sample]) -> bytes:
@@ -34,7 +42,7 @@ def tar_bytes(samples: Sequence[Sample]) -> bytes:
     samples.
 
     Raises:
-        DataError: Two samples have the same id, or metadata uses a reserved key.
+        DataError: Two samples have the same id.
     """
     buffer = io.BytesIO()
     keys: set[str] = set()
@@ -57,7 +65,10 @@ def tar_bytes(samples: Sequence[Sample]) -> bytes:
 
 
 def parquet_bytes(samples: Sequence[Sample], row_group_rows: int = 256) -> bytes:
-    """Serialize samples as one Parquet file; see `samples_to_table` for its schema.
+    """Serialize samples as one Parquet file; see `samples_to_table` for its columns.
+
+    Images are structs of bytes and path, and marked as images for Hugging Face `datasets`, which
+    are loaded as such there.
 
     Args:
         samples: The samples.
@@ -65,10 +76,50 @@ def parquet_bytes(samples: Sequence[Sample], row_group_rows: int = 256) -> bytes
     """
     buffer = io.BytesIO()
     # Images are compressed already, and text is a small part.
-    pq.write_table(
-        samples_to_table(samples), buffer, row_group_size=row_group_rows, compression="none"
-    )
+    table = _with_features(samples_to_table(samples))
+    pq.write_table(table, buffer, row_group_size=row_group_rows, compression="none")
     return buffer.getvalue()
+
+
+def _with_features(table: pa.Table) -> pa.Table:
+    """Mark the images of a table for `datasets`, which wants them nullable and as structs."""
+    name = "images" if "images" in table.column_names else "image"
+    index = table.column_names.index(name)
+    column = table.column(index)
+    if name == "image":
+        names = table.column("image_name").combine_chunks()
+        pixels = column.combine_chunks()
+        column = pa.StructArray.from_arrays([pixels, names], ["bytes", "path"])
+    kind = {"_type": "Image"}
+    features = {"info": {"features": {name: kind if name == "image" else [kind]}}}
+    marked = table.set_column(index, pa.field(name, column.type), column)
+    return marked.replace_schema_metadata({"huggingface": json.dumps(features)})
+
+
+def shard_fields(samples: Sequence[Sample], suffix: str) -> dict[str, float]:
+    """Count the columns or members of a shard, as sums of a unit, for `dataset_card.card`.
+
+    Args:
+        samples: Of the shard.
+        suffix: Of its format.
+    """
+    if suffix == "parquet":
+        return count_fields(table_schema(samples).names)
+    return count_fields(name for sample in samples for name in _member_fields(sample))
+
+
+def write_card(folder: RunFolder, name: str, file_format: str) -> None:
+    """Write the card of the shards that the units of a run wrote; see `dataset_card.card`.
+
+    Args:
+        folder: The run; all its units are committed.
+        name: Title of the card.
+        file_format: A key of `FORMATS`.
+    """
+    suffix, _ = FORMATS[file_format]
+    num_samples = folder.total_counts().get("samples", 0)
+    data = card(name, suffix, folder.total_sums(), num_samples)
+    folder.store.write(f"shards/{CARD}", data)
 
 
 class ShardWriter:
@@ -97,6 +148,8 @@ class ShardWriter:
         self._max_bytes = int(max_mb * 2**20)
         self._samples: list[Sample] = []
         self._num_bytes = 0
+        self._fields: Counter[str] = Counter()
+        self._num_written = 0
         self.sums: dict[str, FileSum] = {}
         """Size and checksum of each shard that is written, by path, in order."""
 
@@ -114,6 +167,18 @@ class ShardWriter:
         if self._samples:
             self._flush()
         return [FileInfo(path=path, size=one.num_bytes) for path, one in self.sums.items()]
+
+    def write_card(self, name: str) -> None:
+        """Write the card of all shards beside them, after `close`; see `dataset_card.card`.
+
+        Args:
+            name: Title of the card.
+        """
+        data = card(name, self.suffix, self._fields, self._num_written)
+        folder, slash, _ = self._prefix.rpartition("/")
+        path = f"{folder}{slash}{CARD}"
+        self._store.write(path, data)
+        self.sums[path] = sum_of(data)
 
     def __enter__(self) -> Self:
         """Return the writer itself."""
@@ -134,6 +199,8 @@ class ShardWriter:
         path = f"{self._prefix}-{len(self.sums):06d}.{self.suffix}"
         self._store.write(path, data)
         self.sums[path] = sum_of(data)
+        self._fields.update(shard_fields(self._samples, self.suffix))
+        self._num_written += len(self._samples)
         self._samples, self._num_bytes = [], 0
 
 
@@ -160,22 +227,41 @@ def _is_caption(sample: Sample) -> bool:
     return is_text and bool(sample.images) and turn.is_labelled and is_unmarked
 
 
+def _member_fields(sample: Sample) -> Iterator[str]:
+    """Yield the names by which `datasets` knows the members of a sample: what follows the key."""
+    key, members = _member_names(sample)
+    for member in members:
+        yield member.rpartition("/")[2].partition(".")[2]
+    is_caption = _is_caption(sample)
+    if is_caption:
+        yield "txt"
+    if _record(sample, key, members, is_caption=is_caption):
+        yield "json"
+
+
 def _member_names(sample: Sample) -> tuple[str, list[str]]:
     """Choose tar key and image member names; those of the sample if a tar allows them."""
     if len(sample.images) == 1:
         name = sample.images[0].name
         key, extension = split_name(name)
         is_image = extension.rpartition(".")[2] in IMAGE_EXTENSIONS
-        if key == sample.sample_id and is_image and is_safe_path(name) and name[:2] != "./":
+        is_kept = is_image and is_safe_path(name) and name[:2] != "./" and not _is_hidden(key)
+        if key == sample.sample_id and is_kept:
             return key, [name]
     key = sample.sample_id
     is_kept = split_name(f"{key}.x") == (key, "x") and is_safe_path(key)
-    if not is_kept or "%" in key or key.startswith("./"):
+    if not is_kept or "%" in key or key.startswith("./") or _is_hidden(key):
         key = key.translate(_ESCAPES)
+        key = f"%5F{key[1:]}" if _is_hidden(key) else key
     suffixes = [_suffix(image) for image in sample.images]
     if len(suffixes) == 1:
         return key, [f"{key}.{suffixes[0]}"]
     return key, [f"{key}.{number}.{suffix}" for number, suffix in enumerate(suffixes)]
+
+
+def _is_hidden(key: str) -> bool:
+    """Whether `datasets` passes over the members of a key, as it does for names of Python's own."""
+    return key.rpartition("/")[2].startswith("__")
 
 
 def _suffix(image: ImageFile) -> str:
@@ -184,18 +270,15 @@ def _suffix(image: ImageFile) -> str:
 
 
 def _record(sample: Sample, key: str, members: list[str], *, is_caption: bool) -> dict[str, Any]:
-    for name in ("turns", OWN_KEY):
-        if name in sample.meta:
-            raise DataError(
-                f"sample {sample.sample_id!r}: metadata has {name!r}, which has a reserved "
-                "meaning in a shard; rename the key"
-            )
+    own: dict[str, Any] = {}
     record = dict(sample.meta)
+    if not (_CAPTION_KEYS if is_caption else _TURN_KEYS).isdisjoint(record):
+        # A reader would take these for parts of the text.
+        own["meta"], record = record, {}
     if not is_caption:
         # In parts, a mark of an image in a text is text.
         has_parts = bool(sample.images) and sample.has_image_marks
         record["turns"] = [turn_to_json(turn, has_parts=has_parts) for turn in sample.turns]
-    own: dict[str, Any] = {}
     if key != sample.sample_id:
         own["sample_id"] = sample.sample_id
     names = [image.name for image in sample.images]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from tests.support.hub_datasets import opened, pictures_of
 
 from consomme.base.errors import DataError, RecipeError
 from consomme.base.hashing import hash_ids
@@ -239,3 +240,5 @@ def test_kept_samples_are_copied_names_and_bytes_as_they_came(
     assert kept
     assert copied == kept
     assert verify(done.url).problems == ()
+    data = opened(f"{done.url}/shards", tmp_path / "cache")
+    assert [len(pictures_of(row)) for row in data] == [len(one.images) for one in kept]

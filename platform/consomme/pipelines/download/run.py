@@ -20,6 +20,7 @@ from consomme.pipelines.download.stage import FetchStage
 from consomme.storage.identity import data_fingerprints, find_data
 from consomme.storage.readers.url_list import plan_urls, read_urls
 from consomme.storage.shards import Shard
+from consomme.storage.writers import write_card
 
 
 def run(recipe: DownloadRecipe) -> Manifest:
@@ -51,6 +52,7 @@ def _download(run: Run[Sequence[Shard]]) -> Manifest:
         run_job(job)
     counts = folder.total_counts()
     check_rejects(counts, recipe.max_reject_fraction, folder.url, recipe.reading, len(shards))
+    write_card(folder, recipe.name, recipe.file_format)
     return run.finish(
         counts=counts,
         metrics={"download/fetched_bytes": folder.total_sums().get("bytes", 0.0)},

@@ -14,7 +14,7 @@ from consomme.base.sample import ImageFile, Reject
 from consomme.execution.stage import BytesStage, Outcome, UnitSample, reject_of
 from consomme.storage.fetch import Fetcher, FetchProblem
 from consomme.storage.ledger.run_folder import SAMPLES
-from consomme.storage.writers import FORMATS
+from consomme.storage.writers import FORMATS, shard_fields
 from consomme.vision.decode import DecodeProblem, decode
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class FetchStage(BytesStage):
             for item, result in kept
         ]
         sums = {"bytes": float(sum(len(result.data) for _, result in kept))}
+        sums |= shard_fields(shard, self.suffix) if shard else {}
         digests = [hashlib.sha256(result.data).hexdigest() for _, result in kept]
         table = pa.table(
             {

@@ -28,6 +28,7 @@ from consomme.pipelines.filter.recipe import FilterRecipe, runs_of
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import pack_rows
 from consomme.storage.view import View
+from consomme.storage.writers import write_card
 
 
 def run(recipe: FilterRecipe) -> Manifest:
@@ -142,3 +143,4 @@ def _copy(recipe: FilterRecipe, folder: RunFolder, view: View) -> None:
             pool=ActorPool(max_actors=recipe.num_actors or num_cpus(), cpus=0.5),
         )
         run_job(job)
+    write_card(folder, recipe.name, recipe.file_format)

@@ -45,6 +45,7 @@ def _prepare(run: Run[None]) -> Manifest:
         digest.update(f"{sample.sample_id}\t{sample.caption}\n".encode())
         writer.write(sample)
     files = writer.close()
+    writer.write_card(recipe.name)
     return run.finish(
         counts=counts,
         outputs={"data": "data"},

@@ -62,6 +62,8 @@ class TarRecord:
             for member, name in zip(members, _names(own, members), strict=True)
         )
         meta = {**record, **aside}
+        if isinstance(own.get("meta"), dict):
+            meta |= own["meta"]
         found: list[Sample | RowError] = []
         for number, text in enumerate(texts):
             if isinstance(text, RowError):
