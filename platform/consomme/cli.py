@@ -40,6 +40,7 @@ consomme {version}: clarify the data, soup the models.
 
   consomme VERB RECIPE [key=value …]
   consomme report|status|verify RUN_FOLDER
+  consomme fetch MODEL
 
 A recipe is a YAML file that fully describes one run. The usual round:
 
@@ -270,17 +271,19 @@ def _add_recipe_arguments(
 
 
 def _add_folder_arguments(parser: _VerbParser, name: str, verb: Verb) -> None:
-    """Declare `RUN_FOLDER [switch=true …]`."""
-    parser.usage = f"consomme {name} RUN_FOLDER{' [switch=true …]' if verb.switches else ''}"
+    """Declare `RUN_FOLDER [switch=true …]`, or what else the verb takes."""
+    metavar, what = verb.argument
+    noun = metavar.lower().replace("_", " ")
+    parser.usage = f"consomme {name} {metavar}{' [switch=true …]' if verb.switches else ''}"
     parser.description = f"{verb.help.capitalize()}."
-    parser.add_argument("folder", metavar="RUN_FOLDER", nargs="?", help="local path or URL")
+    parser.add_argument("folder", metavar=metavar, nargs="?", help=what)
     parser.add_argument("switches", nargs="*", help=argparse.SUPPRESS)
     if "plan" in verb.switches:
         parser.add_argument("--plan", action="store_true", help=argparse.SUPPRESS)
 
     def refuse(text: str) -> str:
         known = ", ".join(f"{key}=true|false" for key in verb.switches) or "nothing more"
-        return f"found {text!r} after the run folder, expected {known}"
+        return f"found {text!r} after the {noun}, expected {known}"
 
     def action(parsed: argparse.Namespace) -> None:
         switches = {}
@@ -292,7 +295,7 @@ def _add_folder_arguments(parser: _VerbParser, name: str, verb: Verb) -> None:
         if getattr(parsed, "plan", False):
             switches["plan"] = True
         if parsed.folder is None:
-            raise RecipeError(f"found nothing, expected one run folder: {parser.usage}")
+            raise RecipeError(f"found nothing, expected one {noun}: {parser.usage}")
         from consomme.storage.stores.retries import patience
 
         _configure()

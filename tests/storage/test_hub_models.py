@@ -15,7 +15,15 @@ from huggingface_hub import snapshot_download
 from tests.support.hub_server import HubServer, folder_files, hub_server
 
 import consomme
-from consomme.base.errors import CheckpointError, ClusterError, RecipeError
+from consomme.base.errors import (
+    EXIT_OK,
+    EXIT_TRY_AGAIN,
+    EXIT_USER,
+    CheckpointError,
+    ClusterError,
+    RecipeError,
+)
+from consomme.cli import run_command
 from consomme.storage import model_cache, model_folder
 from consomme.storage.model_files import ADAPTER
 from consomme.storage.model_folder import model_folder as folder_of
@@ -255,3 +263,47 @@ def test_a_name_that_is_nowhere_says_where_was_looked(hub: HubServer) -> None:
         portable_path("no/such/folder")
     with pytest.raises(RecipeError, match="is a data set, expected hf://org/name"):
         portable_path("hf://datasets/org/name")
+
+
+def test_fetch_brings_a_model_and_says_where_it_is(
+    hub: HubServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = hub.model("org/name").commit(MODEL)
+    assert run_command(["fetch", "org/name"]) == EXIT_OK
+    told = capsys.readouterr().out
+    assert f"is      hf://org/name@{commit}" in told
+    assert f"folder  {folder_of('org/name')}" in told
+    assert "2.6 MB in 3 files" in told
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert run_command(["fetch", f"hf://org/name@{commit}"]) == EXIT_OK
+    assert run_command(["fetch", "package://models/nano"]) == EXIT_OK
+    assert "on this machine already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("status", "model", "code", "said"),
+    [
+        (0, "", EXIT_USER, "expected one model: consomme fetch MODEL"),
+        (0, "org/none", EXIT_USER, "has no model org/none"),
+        (0, "org/name@v9", EXIT_USER, "no revision 'v9'"),
+        (403, "org/name", EXIT_USER, "answers 403"),
+        (503, "org/name", EXIT_TRY_AGAIN, "gave up after"),
+        (429, "org/name", EXIT_TRY_AGAIN, "run the same command again later"),
+    ],
+)
+def test_exit_codes_of_fetch(
+    status: int,
+    model: str,
+    code: int,
+    said: str,
+    hub: HubServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CONSOMME_STORAGE_PATIENCE_S", "0.5")
+    monkeypatch.setattr("consomme.cli._FOLDER_PATIENCE_S", 0.5)
+    hub.model("org/name").commit(MODEL)
+    if status:
+        hub.fail("file:", status, times=1000)
+    assert run_command(["fetch", *filter(None, [model])]) == code
+    assert said in capsys.readouterr().err

@@ -36,13 +36,16 @@ class Verb:
     """What it does, in one line."""
 
     run: str
-    """`module:function` that runs it; takes a recipe, or a run folder if there is no recipe."""
+    """`module:function` that runs it; takes a recipe, or `argument` if there is no recipe."""
 
     open_run: str = ""
     """`module:function` that resolves a recipe to a run and does not start it."""
 
     recipe: str = ""
-    """`module:Class` of its recipe; empty if it takes a run folder instead."""
+    """`module:Class` of its recipe; empty if it takes `argument` instead."""
+
+    argument: tuple[str, str] = ("RUN_FOLDER", "local path or URL")
+    """What follows a verb without a recipe, and what that is."""
 
     switches: Mapping[str, str] = field(default_factory=dict)
     """Switches that may follow a run folder as `name=true` or `name=false`, with their help."""
@@ -134,6 +137,11 @@ VERBS: Mapping[str, Verb] = {
         recipe=f"{_HERE}.train.recipe:TrainRecipe",
         dry_run=_PLAN,
         is_always_dry=True,
+    ),
+    "fetch": Verb(
+        help="bring a model to this machine, from the Hugging Face hub or object storage",
+        run="consomme.ops.fetch:fetch_model",
+        argument=("MODEL", "as a recipe names it: org/name, hf://org/name@revision, a URL, a path"),
     ),
     "report": Verb(help="draw the report of a finished run", run=f"{_HERE}.report.run:run_folder"),
     "status": Verb(

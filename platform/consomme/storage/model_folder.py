@@ -137,9 +137,9 @@ def model_hash(model: str, *, generates: bool = True, kind: FolderKind = MODEL) 
     return hashlib.sha256(pin(place).url.encode()).hexdigest()
 
 
-def is_on_hub(model: str) -> bool:
-    """Whether a recipe names a model on the hub."""
-    return hub_place(model) is not None
+def is_elsewhere(model: str) -> bool:
+    """Whether a model has to be brought to a machine that reads it."""
+    return hub_place(model) is not None or ("://" in model and not model.startswith(_PACKAGE))
 
 
 def _downloaded(url: str, kind: FolderKind, *, has_weights: bool) -> Path:
