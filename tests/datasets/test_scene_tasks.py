@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from consomme.base.errors import RecipeError
-from consomme.datasets.boxes import BOX_PATTERN, LARGEST, parse_boxes
+from consomme.datasets.boxes import BOX_PATTERN, LARGEST, has_only_boxes, parse_boxes
 from consomme.datasets.scene_claims import check_caption
 from consomme.datasets.scene_tasks import TASKS, name_of, scenes_for
 from consomme.datasets.scenes import SIZE_PX, WORDS, Scene, SceneObject, make_scene, questions
@@ -230,6 +230,17 @@ def test_samples_are_conversations_of_questions_or_one_narrative(name):
     assert 25 < num_narrated < 80
     alone = SAMPLE_SOURCES.build({"name": name, "num": 50, "num_turns": 1, "narrate_fraction": 0})
     assert {len(sample.turns) for sample in alone()} == {2}
+
+
+def test_a_specialist_learns_the_prompt_that_it_is_asked_with():
+    values = {"name": "scene_grounding", "num": 20, "narrate_fraction": 1}
+    own = list(SAMPLE_SOURCES.build({**values, "prompt": "Box everything."})())
+    assert {sample.turns[0].content for sample in own} == {"Box everything."}
+    usual = list(SAMPLE_SOURCES.build(values)())
+    assert [one.turns[1] for one in own] == [one.turns[1] for one in usual]
+    assert {sample.turns[0].content for sample in usual} == {TASKS["grounding"].prompt}
+    # What the specialist answers is what the guard asks for.
+    assert all(has_only_boxes(sample.turns[1].content) for sample in usual)
 
 
 def test_no_default_seeds_are_those_of_a_benchmark_or_of_another_source():

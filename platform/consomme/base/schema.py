@@ -319,9 +319,19 @@ def _union(hint: Any, value: Any, path: str) -> tuple[Any, list[str]]:
     for converted, problems in attempts:
         if not problems:
             return converted, []
-    if len(choices) == 1:
-        return attempts[0]
+    likely = attempts if len(choices) == 1 else _likely(choices, attempts, value)
+    if len(likely) == 1:
+        return likely[0]
     return WRONG, [f"{path}: found {_show(value)}, expected {type_name(hint)}"]
+
+
+def _likely(
+    choices: list[Any], attempts: list[tuple[Any, list[str]]], value: Any
+) -> list[tuple[Any, list[str]]]:
+    """Return the attempts with schemas if a mapping is given: their problems say what is wrong."""
+    pairs = zip(choices, attempts, strict=True)
+    is_mapping = isinstance(value, Mapping)
+    return [one for choice, one in pairs if is_mapping and dataclasses.is_dataclass(choice)]
 
 
 def _sequence(hint: Any, value: Any, path: str) -> tuple[Any, list[str]]:

@@ -23,6 +23,8 @@ BOX_PATTERN = rf"\[{_NUMBER}(?:,{_NUMBER}){{3}}\]"
 
 _BOX_TEXT = re.compile(r"\[\s*" + r"\s*,\s*".join(["([0-9]{1,3})"] * 4) + r"\s*\]")
 
+_MEANT = re.compile(r"\[\s*" + r"\s*,\s*".join([r"-?[0-9]+(?:\.[0-9]+)?"] * 4) + r"\s*\]")
+
 
 def scale_box(box_px: tuple[float, float, float, float], width_px: float, height_px: float) -> Box:
     """Convert a box from pixels to 0-999, clipped to the picture."""
@@ -46,6 +48,15 @@ def parse_boxes(text: str) -> list[Box]:
     """
     boxes = [cast(Box, tuple(map(int, match.groups()))) for match in _BOX_TEXT.finditer(text)]
     return [box for box in boxes if box[0] < box[2] and box[1] < box[3]]
+
+
+def has_only_boxes(text: str) -> bool:
+    """Whether a text names a box, and nothing in brackets that is meant as one but is none.
+
+    Meant as one is what has four numbers in it, of any kind.
+    """
+    meant = _MEANT.findall(text)
+    return bool(meant) and len(parse_boxes(text)) == len(meant)
 
 
 def iou(first: Box, second: Box) -> float:

@@ -6,6 +6,7 @@ for a scene, `keywords` and `names` for emoji. Samples of several scenes have `f
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
@@ -14,6 +15,7 @@ from consomme.base.bounds import Fraction, PositiveInt
 from consomme.base.checked import Checked, rule
 from consomme.base.registry import Registry
 from consomme.base.sample import ImageFile, Sample, caption_turns
+from consomme.base.schema import added
 from consomme.base.suggest import did_you_mean
 from consomme.datasets import emoji, scene_series, scene_tasks, scenes
 
@@ -108,6 +110,10 @@ class _Conversations(Checked):
     narrate_fraction: Fraction = 0.25
     """Fraction of samples with the task's prompt and its whole answer instead of questions."""
 
+    prompt: str | None = added(None)
+    """Prompt of those samples, in your own words, which the specialist is then asked with; None:
+    the task's."""
+
     first_seed: int
     """Seed of the first scene; the next ones follow."""
 
@@ -116,6 +122,8 @@ class _Conversations(Checked):
     def __call__(self) -> Iterator[Sample]:
         """Yield the scenes that suit the task, in the order of their seeds."""
         task = scene_tasks.TASKS[self.task]
+        if self.prompt is not None:
+            task = dataclasses.replace(task, prompt=self.prompt)
         for seed, scene in scene_tasks.scenes_for(task, self.first_seed, self.num, self.style):
             key = f"scene-{self.task}-{self.style}-{seed:07d}"
             yield Sample(

@@ -116,6 +116,26 @@ def test_each_failure_has_its_reason(text, finish_reason, reason):
     assert found in GUARD_REASONS
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a cat at [1,2,30,40] and a dog at [ 5, 6, 700, 800 ]", None),
+        ("a cat", "model_output_boxes"),
+        ("a cat at [1,2,30]", "model_output_boxes"),
+        ("a cat at [1,2,30,40], a dog at [30,40,1,2]", "model_output_boxes"),
+        ("a cat at [1,2,30,40], a dog at [0.1,0.2,0.3,0.4]", "model_output_boxes"),
+        ("a cat at [1,2,30,1000]", "model_output_boxes"),
+    ],
+)
+def test_answers_about_places_name_boxes_and_nothing_like_them(text, reason):
+    asked = {"prompt": "where is it?", "original": None}
+    guards = Guards(boxes=True)
+    assert guards(text, "stop", **asked, has_boxes=True) == reason
+    assert guards(text, "stop", **asked) is None
+    assert Guards()(text, "stop", **asked, has_boxes=True) is None
+    assert reason is None or reason in GUARD_REASONS
+
+
 OFF = Guards(
     empty=False,
     truncated=False,

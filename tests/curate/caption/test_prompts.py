@@ -10,17 +10,22 @@ from hypothesis import strategies as st
 
 from consomme.base.errors import RecipeError
 from consomme.base.hashing import hash_ids
+from consomme.base.recipe import check_recipe, fingerprint
+from consomme.base.schema import to_plain
 from consomme.curate.caption.prompt_pools import NAMED_POOLS
 from consomme.curate.caption.prompts import (
     CAPTION_PROMPTS,
     PROMPT_POOLS,
     CaptionPrompt,
+    OwnPrompt,
     caption_prompt,
+    own_prompts,
     resolve_prompts,
     sample_prompts,
 )
 from consomme.datasets.boxes import BOX_PATTERN
 from consomme.datasets.scene_tasks import TASKS
+from consomme.pipelines.recaption.recipe import RecaptionRecipe
 
 DIGEST = "ca939e4d4ee795fb"
 """Of all ids and texts. A new prompt changes it; a prompt that is there may never change."""
@@ -119,3 +124,64 @@ def test_specialists_are_asked_what_their_data_teaches():
         assert caption_prompt(task).text == TASKS[task].prompt
     assert "[xmin,ymin,xmax,ymax]" in caption_prompt("grounding").text
     assert caption_prompt("main_box").pattern == BOX_PATTERN
+
+
+def test_own_words_get_an_id_made_from_them():
+    own = OwnPrompt(text="What is odd here?")
+    same = OwnPrompt(text="What is odd here?")
+    assert own.prompt.prompt_id == same.prompt.prompt_id == "text_8559195b4d3f"
+    assert own.prompt.text_hash == "8559195b4d3f"
+    assert (
+        OwnPrompt(text="What is odd here?", pattern="[a-z]+").prompt.prompt_id
+        != "text_8559195b4d3f"
+    )
+    # A text that has an id keeps it.
+    assert OwnPrompt(text="describe the image.").prompt == caption_prompt("plain")
+    names = ["plain", own, "plain", same, "vila2_long"]
+    found = ["plain", own.prompt.prompt_id, "long_v1", "long_v2", "long_v3"]
+    assert ids(names) == found
+    assert own_prompts(names) == {own.prompt.prompt_id: own.text}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"text": " "}, "expected words"),
+        ({"text": "Fix {caption}."}, r"placeholder {caption}; there are {original}, {written}"),
+        ({"text": "Fix {orginal}."}, r"placeholder {orginal}; did you mean 'original'\?"),
+        ({"text": "Fix { original }."}, r"placeholder { original }"),
+        ({"text": "Fix {}."}, r"placeholder {}"),
+        ({"text": "x", "pattern": "("}, "no regular expression"),
+    ],
+)
+def test_bad_prompts_are_refused_with_what_was_found(values, said):
+    with pytest.raises(RecipeError, match=said):
+        OwnPrompt(**values)
+
+
+def test_braces_that_are_no_placeholder_are_text():
+    own = OwnPrompt(text='Answer as {"objects": [{"name": "…"}]}. Before: {original}')
+    assert own.prompt.fill(original="a dog").endswith("Before: a dog")
+    assert '{"objects"' in own.prompt.text
+
+
+def test_recipes_hold_prompts_of_their_own():
+    values = {"name": "x", "model": "m", "inputs": ["a.tar"]}
+    own = [{"text": "Compare {original} and {written}."}]
+    recipe = check_recipe(RecaptionRecipe, {**values, "prompts": ["plain", {"text": "Why?"}]})
+    assert recipe.prompts == ("plain", OwnPrompt(text="Why?"))
+    again = check_recipe(RecaptionRecipe, to_plain(recipe))
+    assert fingerprint(again, {}) == fingerprint(recipe, {})
+    for prompts, said in (
+        (own, "prompts: text_[0-9a-f]{12} is about two captions"),
+        ([{"txt": "Why?"}], r"prompts\[0\].*txt"),
+        ([{"text": "{x}"}], r"prompts\[0\]: text: found the placeholder {x}"),
+        (["Why not?"], "to ask in your own words, write {text: …}"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            check_recipe(RecaptionRecipe, {**values, "prompts": prompts})
+
+
+def test_recipes_without_such_prompts_keep_their_fingerprints():
+    values = {"name": "x", "model": "m", "inputs": ["a.tar"]}
+    assert fingerprint(check_recipe(RecaptionRecipe, values), {}) == "40307de4"

@@ -61,6 +61,11 @@ def test_all_that_is_said_is_judged_as_it_is():
     assert [choice.question for choice in model.choices] == [f"Fix q\n{text}?"]
 
 
+def test_a_placeholder_that_nothing_is_put_in_for_is_refused():
+    with pytest.raises(RecipeError, match=r"placeholder {txt}; did you mean 'text'"):
+        Grammar(model="m", prompt="Fix {text}, not {txt}")
+
+
 def test_a_text_that_is_too_long_is_one_problem():
     judge = Grammar(model="m").open(lambda _: ByHand(lambda question, answer: 0.5))
     found = judge([tagger_input("a"), tagger_input("long " * 200)])

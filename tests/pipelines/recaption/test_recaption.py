@@ -16,6 +16,7 @@ from tests.support.samples import with_image
 from consomme.base.errors import CheckpointError, DataError
 from consomme.base.sample import ImageFile, Sample, Turn, caption_turns
 from consomme.curate.caption.guards import Guards
+from consomme.curate.caption.prompts import OwnPrompt
 from consomme.datasets import scenes
 from consomme.execution.planning import plan_shards
 from consomme.execution.runs import Run
@@ -330,3 +331,23 @@ def test_metadata_of_others_that_looks_like_that_of_scenes_means_nothing(
     url = recaptioned(recipe(tmp_path, str(tmp_path / "a.tar"), truth={"name": "none"}), nano)
     assert RunFolder.at(url).total_counts()["samples"] == 2
     assert not [name for name in RunFolder.at(url).total_sums() if name.startswith("before_")]
+
+
+def test_a_prompt_of_the_recipe_is_asked_and_named_by_its_content(
+    shards: str, tmp_path: Path, nano: str
+) -> None:
+    own = OwnPrompt(text="describe the image. It came with: {original}")
+    rows = rows_of(recaptioned(recipe(tmp_path, shards, prompts=("plain", own)), nano))
+    assert {row["prompt_id"] for row in rows.values()} == {"plain", own.prompt.prompt_id}
+    hashes = {row["prompt_id"]: row["prompt_hash"] for row in rows.values()}
+    assert hashes[own.prompt.prompt_id] == own.prompt.text_hash
+    assert own.prompt.prompt_id == f"text_{own.prompt.text_hash}"
+
+
+def test_answers_about_places_can_be_checked_for_boxes(
+    shards: str, tmp_path: Path, nano: str
+) -> None:
+    own = OwnPrompt(text="describe the image.", has_boxes=True)
+    options = {"prompts": (own,), "guards": Guards(boxes=True)}
+    rows = rows_of(recaptioned(recipe(tmp_path, shards, **options), nano))
+    assert {row["guard"] for row in rows.values()} == {"model_output_boxes"}

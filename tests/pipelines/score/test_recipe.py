@@ -19,6 +19,8 @@ from consomme.pipelines.score.recipe import ScoreRecipe
         ({"actors_per_gpu": 0}, "actors_per_gpu: found 0, expected at least 1"),
         ({"tensor_parallel": 2}, "set engine: vllm"),
         ({"prompts": {"ocr": ["pool:transcribe"]}}, "did you mean 'transcribe_zh'"),
+        ({"prompt": "Was it {original}?"}, r"prompt: found the placeholder {original}; .* none"),
+        ({"prompts": {"ocr": ["Read {text}."]}}, r"prompts.ocr: found the placeholder {text}"),
     ],
 )
 def test_what_does_not_go_together(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -14,8 +14,10 @@ from typing import TypeVar
 
 from consomme.base.bounds import Fraction, PositiveInt
 from consomme.base.checked import Checked, raised_problems, rule
+from consomme.base.schema import added
 from consomme.curate.caption.refusals import is_refusal
 from consomme.curate.language import check_languages, language_table, num_words, script_of
+from consomme.datasets.boxes import has_only_boxes
 
 GUARD_REASONS = (
     "model_output_empty",
@@ -28,6 +30,7 @@ GUARD_REASONS = (
     "model_output_language",
     "model_output_copy",
     "model_output_repetition",
+    "model_output_boxes",
 )
 """Every reject reason of `Guards`, in the order of the checks."""
 
@@ -104,6 +107,10 @@ class Guards(Checked):
     max_run: PositiveInt | None = 3
     """Maximum number of consecutive repetitions of a phrase."""
 
+    boxes: bool = added(False)
+    """Reject answers to prompts about places (`grounding`, `main_box`, your own with `has_boxes`)
+    that name no box, or one that is none: outside of 0 to 999, or without an area."""
+
     @rule
     def _word_range(self) -> Iterator[str]:
         if self.min_words and self.max_words and self.min_words > self.max_words:
@@ -115,7 +122,13 @@ class Guards(Checked):
             yield from raised_problems(lambda: check_languages((str(self.language),)))
 
     def __call__(
-        self, text: str, finish_reason: str, *, prompt: str, original: str | None
+        self,
+        text: str,
+        finish_reason: str,
+        *,
+        prompt: str,
+        original: str | None,
+        has_boxes: bool = False,
     ) -> str | None:
         """Return the reason to reject a generated text, or None if all checks pass.
 
@@ -124,6 +137,7 @@ class Guards(Checked):
             finish_reason: `stop`, or `length` if the token limit cut it off.
             prompt: The prompt, without chat template.
             original: The text that came with the picture; None if there is none.
+            has_boxes: Whether the prompt asks for boxes.
         """
         words = _words(text)
         checks = (
@@ -136,7 +150,10 @@ class Guards(Checked):
         for reason, is_failed in checks:
             if is_failed:
                 return f"model_output_{reason}"
-        return self._check_length(text) or self._check_content(text, words, prompt, original)
+        found = self._check_length(text) or self._check_content(text, words, prompt, original)
+        if found is None and self.boxes and has_boxes and not has_only_boxes(text):
+            return "model_output_boxes"
+        return found
 
     def _check_length(self, text: str) -> str | None:
         if self.min_words is None and self.max_words is None:

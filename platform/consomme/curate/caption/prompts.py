@@ -1,17 +1,19 @@
 """Caption prompts, each under an id that is stored with every caption's provenance.
 
 A prompt never changes under its id, and the hash of its text is stored next to the id, so a caption
-can always be traced to its prompt. A new wording gets a new id.
+can always be traced to its prompt. A new wording gets a new id; a wording that stands in a recipe
+gets one that is made from its content.
 """
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from consomme.base.checked import Checked, rule
 from consomme.base.errors import RecipeError
 from consomme.base.hashing import mix_hash
 from consomme.base.suggest import did_you_mean
@@ -21,7 +23,10 @@ from consomme.datasets.scene_tasks import TASK_PROMPTS
 
 # Shapes: N samples.
 
-_SLOT = re.compile(r"\{(original|written)\}")
+_SLOTS = ("original", "written")
+_SLOT = re.compile(rf"\{{({'|'.join(_SLOTS)})\}}")
+_PLACEHOLDER = re.compile(r"\{\s*(\w*)\s*\}")
+"""What looks like a slot; other braces, as in an example of JSON, are text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,9 @@ class CaptionPrompt:
     pattern: str = ""
     """Regular expression that the whole answer has to match, for engines with constrained decoding;
     empty for free text."""
+
+    has_boxes: bool = False
+    """Whether the answer says where things are, in boxes; see `Guards.boxes`."""
 
     @property
     def text_hash(self) -> str:
@@ -149,12 +157,14 @@ CAPTION_PROMPTS: dict[str, CaptionPrompt] = {
             text="Where is the main object of the image? Answer with its box.",
             source="own wording",
             pattern=BOX_PATTERN,
+            has_boxes=True,
         ),
         *(
             CaptionPrompt(
                 prompt_id=task,
                 text=text,
                 source=f"own wording, in the substance of the {task} prompt of arXiv 2407.17453",
+                has_boxes=task == "grounding",
             )
             for task, text in TASK_PROMPTS.items()
         ),
@@ -192,11 +202,83 @@ def caption_prompt(prompt_id: str) -> CaptionPrompt:
     return CAPTION_PROMPTS[prompt_id]
 
 
-def resolve_prompts(names: Sequence[str]) -> tuple[CaptionPrompt, ...]:
+@dataclass(frozen=True, kw_only=True)
+class OwnPrompt(Checked):
+    """A prompt that stands in a recipe, in the user's own words."""
+
+    text: str
+    """The user's turn; `{original}` and `{written}` stand for the sample's texts, as in the prompts
+    that have an id."""
+
+    pattern: str = ""
+    """Regular expression that the whole answer has to match, for engines with constrained
+    decoding."""
+
+    has_boxes: bool = False
+    """Whether the answer says where things are, as [xmin,ymin,xmax,ymax] from 0 to 999; see
+    `guards.boxes`."""
+
+    @rule
+    def _text(self) -> Iterator[str]:
+        if not self.text.strip():
+            yield f"text: found {self.text!r}, expected words"
+        yield from placeholder_problems(self.text, _SLOTS, "text")
+
+    @rule
+    def _pattern(self) -> Iterator[str]:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            yield f"pattern: found {self.pattern!r}, which is no regular expression: {error}"
+
+    @property
+    def prompt(self) -> CaptionPrompt:
+        """Return the prompt, under an id that is made from its content."""
+        own = CaptionPrompt(
+            prompt_id=prompt_id_of(self.text, self.pattern),
+            text=self.text,
+            source="the recipe",
+            pattern=self.pattern,
+            has_boxes=self.has_boxes,
+        )
+        named = CAPTION_PROMPTS.get(own.prompt_id)
+        return replace(named, has_boxes=own.has_boxes or named.has_boxes) if named else own
+
+
+def prompt_id_of(text: str, pattern: str = "") -> str:
+    """Return the id of a text: that of the named prompt with the same one, else from its hash."""
+    for named in CAPTION_PROMPTS.values():
+        if (named.text, named.pattern) == (text, pattern):
+            return named.prompt_id
+    content = f"{text}\0{pattern}" if pattern else text
+    return f"text_{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+
+def placeholder_problems(text: str, slots: Sequence[str], where: str) -> Iterator[str]:
+    """Say which placeholders of a text nothing is put in for.
+
+    Args:
+        text: Of a prompt.
+        slots: Names that something is put in for.
+        where: Key of the recipe.
+    """
+    for found in _PLACEHOLDER.finditer(text):
+        if found[0] not in [f"{{{slot}}}" for slot in slots]:
+            known = ", ".join(f"{{{slot}}}" for slot in slots) or "none here"
+            hint = did_you_mean(found[1], slots) if slots else ""
+            yield f"{where}: found the placeholder {found[0]}{hint}; there are {known}"
+
+
+PromptNames = Sequence[str | OwnPrompt]
+"""What a recipe asks with: ids, pools, and prompts of its own."""
+
+
+def resolve_prompts(names: PromptNames) -> tuple[CaptionPrompt, ...]:
     """Return the prompts that a recipe names, each once, in the order they are named.
 
     Args:
-        names: Ids of prompts and names of pools; a pool stands for all of its prompts.
+        names: Ids of prompts, names of pools, which stand for all of their prompts, and prompts in
+            the recipe's own words.
 
     Raises:
         RecipeError: None is named, or some are unknown; the message lists all unknown ones.
@@ -207,15 +289,27 @@ def resolve_prompts(names: Sequence[str]) -> tuple[CaptionPrompt, ...]:
             " 'vila2_long'"
         )
     known = [*CAPTION_PROMPTS, *PROMPT_POOLS]
-    problems = [_unknown(name, known) for name in names if name not in known]
+    problems = [_unknown(n, known) for n in names if isinstance(n, str) and n not in known]
     if problems:
         raise RecipeError.from_problems("prompts", problems)
-    ids = [prompt_id for name in names for prompt_id in PROMPT_POOLS.get(name, (name,))]
-    return tuple(CAPTION_PROMPTS[prompt_id] for prompt_id in dict.fromkeys(ids))
+    found: dict[str, CaptionPrompt] = {}
+    for name in names:
+        if isinstance(name, str):
+            for prompt_id in PROMPT_POOLS.get(name, (name,)):
+                found.setdefault(prompt_id, CAPTION_PROMPTS[prompt_id])
+        else:
+            found.setdefault(name.prompt.prompt_id, name.prompt)
+    return tuple(found.values())
+
+
+def own_prompts(names: PromptNames) -> dict[str, str]:
+    """Return the texts of a recipe's own prompts by their ids."""
+    own = [name.prompt for name in names if not isinstance(name, str)]
+    return {prompt.prompt_id: prompt.text for prompt in own}
 
 
 def sample_prompts(
-    names: Sequence[str], hash_N: NDArray[np.uint64], seed: int
+    names: PromptNames, hash_N: NDArray[np.uint64], seed: int
 ) -> list[CaptionPrompt]:
     """Sample a prompt for each sample, uniformly over all that the names stand for.
 
@@ -230,5 +324,5 @@ def sample_prompts(
 def _unknown(name: str, known: Sequence[str]) -> str:
     return (
         f"unknown caption prompt {name!r}{did_you_mean(name, known)}; known prompts:"
-        f" {', '.join(known)}"
+        f" {', '.join(known)}; to ask in your own words, write {{text: …}}"
     )

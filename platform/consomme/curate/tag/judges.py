@@ -30,6 +30,7 @@ from consomme.base.checked import Checked, rule
 from consomme.base.hashing import hash_ids
 from consomme.base.sample import Sample
 from consomme.base.schema import located
+from consomme.curate.caption.prompts import placeholder_problems
 from consomme.curate.tag.tagger import (
     TAGGERS,
     ChoiceQuestion,
@@ -82,6 +83,7 @@ class Grammar(Checked):
     def _prompt_has_place_for_text(self) -> Iterator[str]:
         if TEXT not in self.prompt:
             yield f"prompt: expected {TEXT} where the text goes; found {self.prompt!r}"
+        yield from placeholder_problems(self.prompt, ("text",), "prompt")
 
     @rule
     def _answers_differ(self) -> Iterator[str]:

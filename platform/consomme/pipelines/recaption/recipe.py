@@ -11,7 +11,7 @@ from consomme.base.checked import Checked, raised_problems, rule
 from consomme.base.needs import Need
 from consomme.base.schema import added, located, runtime, strategy
 from consomme.curate.caption.guards import Guards
-from consomme.curate.caption.prompts import resolve_prompts
+from consomme.curate.caption.prompts import OwnPrompt, resolve_prompts
 from consomme.engines.generation.requests import Sampling, Temperature
 from consomme.storage.options import StorageOptions
 from consomme.storage.reading import Reading
@@ -61,9 +61,9 @@ class RecaptionRecipe(Checked):
     """What runs the model: `vllm`, `transformers` or `openai`; see
     consomme/engines/generation/registry.py."""
 
-    prompts: tuple[str, ...] = ("plain",)
-    """Ids of prompts or of prompt pools; one is drawn for each sample. See
-    consomme/curate/caption/prompts.py."""
+    prompts: tuple[str | OwnPrompt, ...] = ("plain",)
+    """Ids of prompts or of prompt pools, and prompts in your own words, as {text: …}; one is drawn
+    for each sample. See consomme/curate/caption/prompts.py."""
 
     template: dict[str, bool | int | str] = field(default_factory=dict)
     """Options of the model's chat template, such as `{enable_thinking: true}`; thinking is off if

@@ -72,7 +72,9 @@ def _section(manifest: Manifest) -> page.Section:
 def _lead(manifest: Manifest) -> str:
     counts, recipe = manifest.counts, manifest.recipe
     flagged = [(k.partition("/")[2], v) for k, v in counts.items() if k.startswith("guard/")]
-    prompts = ", ".join(recipe["prompts"])
+    named = [one for one in recipe["prompts"] if isinstance(one, str)]
+    own = [f"{name} (“{text}”)" for name, text in manifest.decisions.get("prompts", {}).items()]
+    prompts = ", ".join([*named, *own])
     doubts = ", ".join(f"{reason} {number:,}" for reason, number in sorted(flagged)) or "none"
     return (
         f"`{recipe['model']}` was asked about {counts.get('asked', 0):,} of {counts['samples']:,}"

@@ -10,6 +10,7 @@ from typing import Any
 from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
 from consomme.base.secrets import named
+from consomme.curate.caption.prompts import own_prompts
 from consomme.execution.driver import run_job
 from consomme.execution.job import ActorPool, Job
 from consomme.execution.planning import plan_shards, plan_view
@@ -116,7 +117,10 @@ def _recaption(run: Run[RecaptionInputs]) -> Manifest:
     return run.finish(
         counts=counts,
         metrics=metrics_of(counts, folder.total_sums(), texts),
-        decisions={"most_common": most_common(texts)},
+        decisions={
+            "most_common": most_common(texts),
+            **({"prompts": own} if (own := own_prompts(recipe.prompts)) else {}),
+        },
         outputs={CAPTIONS: "data", "rejects": "rejects"},
     )
 

@@ -215,7 +215,13 @@ class CaptionStage(UnitStage):
         before = text_of_turn(turns[answer])
         texts = [one.text.strip() for one in answers]
         doubts = [
-            self.guards(text, one.finish_reason, prompt=prompt.text, original=before)
+            self.guards(
+                text,
+                one.finish_reason,
+                prompt=prompt.text,
+                original=before,
+                has_boxes=prompt.has_boxes,
+            )
             for text, one in zip(texts, answers, strict=True)
         ]
         guard = next((doubt for doubt in doubts if doubt is not None), None)

@@ -11,6 +11,7 @@ from consomme.base.checked import Checked, raised_problems, rule
 from consomme.base.needs import Need
 from consomme.base.schema import added, located, runtime
 from consomme.curate.caption.prompt_pools import PromptPools
+from consomme.curate.caption.prompts import placeholder_problems
 from consomme.storage.options import StorageOptions
 from consomme.storage.reading import Reading
 from consomme.storage.shards import input_problems
@@ -133,6 +134,13 @@ class ScoreRecipe(Checked):
         yield from raised_problems(
             lambda: PromptPools.read(self.prompts, self.prompt_key, self.prompt)
         )
+
+    @rule
+    def _no_slots(self) -> Iterator[str]:
+        yield from placeholder_problems(self.prompt, (), "prompt")
+        for kind, texts in self.prompts.items():
+            for text in texts:
+                yield from placeholder_problems(text, (), f"prompts.{kind}")
 
     @rule
     def _vllm_options(self) -> Iterator[str]:

@@ -9,6 +9,8 @@ from functools import partial
 
 from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
+from consomme.curate.caption.prompt_pools import PromptPools
+from consomme.curate.caption.prompts import prompt_id_of
 from consomme.execution.driver import run_job
 from consomme.execution.job import ActorPool, Job
 from consomme.execution.planning import plan_shards
@@ -96,8 +98,15 @@ def _score(run: Run[ScoreInputs]) -> Manifest:
             "score/perplexity_per_token": math.exp(sums["nll"] / tokens),
             "score/image_gain_nats": (sums["nll_text"] - nll) / max(seen, 1.0),
         },
+        decisions={"prompts": _prompts(recipe)},
         outputs={"scores": "data", "rejects": "rejects"},
     )
+
+
+def _prompts(recipe: ScoreRecipe) -> dict[str, str]:
+    """Return all prompts of a recipe by id: a name, or one that is made from the text."""
+    pools = PromptPools.read(recipe.prompts, recipe.prompt_key, recipe.prompt).pools
+    return {prompt_id_of(text): text for texts in pools.values() for text in texts}
 
 
 def _pool(recipe: ScoreRecipe) -> ActorPool:
