@@ -105,7 +105,7 @@ def test_commands_load(command: Command) -> None:
     if first == "--help":
         return
     if not verb.recipe:
-        assert first.startswith("runs/")
+        assert first.startswith("runs/") == (verb.argument[0] == "RUN_FOLDER")
         assert all(re.fullmatch(rf"({'|'.join(verb.switches)})=(true|false)", s) for s in rest)
         return
     options = [word for word in rest if word.startswith("-")]
