@@ -1,4 +1,4 @@
-"""Every verb with root, data and model in S3, or on the hub, on nodes that share no disk."""
+"""Every verb on two nodes without a common disk, its data and models in S3 or on the hub."""
 
 from __future__ import annotations
 
@@ -99,44 +99,109 @@ def scored(places: Places, place: str) -> dict[str, Any]:
     }
 
 
+VERBS = (
+    "score",
+    "tag",
+    "dedup",
+    "filter",
+    "train",
+    "recaption",
+    "soup",
+    "evaluate",
+    "sweep",
+)
+ASKED = {"name": "scene_questions", "style": "outline", "num": 2}
+TRAIN: dict[str, Any] = {
+    "num_steps": 2,
+    "global_batch": 4,
+    "checkpoint_every": 1,
+    "export_dtype": "float32",
+}
+ADAPTED = {
+    "language_model": {"state": "lora", "rank": 2},
+    "projector": {"state": "frozen"},
+    "save_adapter": True,
+}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Runs a verb with data and models in one place; runs that it needs are run before, once."""
+
+    places: Places
+    place: str
+    done: dict[str, str]
+
+    def __call__(self, verb: str) -> str:
+        """Run a verb, or find its run; returns the run folder."""
+        if verb not in self.done:
+            recipe = getattr(self, f"_{verb}")()
+            self.done[verb] = run(self.places, verb, f"{verb}-{self.place}", **recipe)["url"]
+        return self.done[verb]
+
+    @property
+    def model(self) -> str:
+        return self.places.models[self.place]
+
+    @property
+    def models(self) -> dict[str, str]:
+        return {"a": self.model, "b": self.places.others[self.place]}
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return {"inputs": [self.places.inputs[self.place]], "unit_rows": PER_SHARD}
+
+    def _score(self) -> dict[str, Any]:
+        return scored(self.places, self.place)
+
+    def _tag(self) -> dict[str, Any]:
+        return {"taggers": [{"name": "embedding", "model": self.model}], **self.data}
+
+    def _dedup(self) -> dict[str, Any]:
+        return self.data
+
+    def _filter(self) -> dict[str, Any]:
+        half = {"name": "highest_fraction", "column": "image_gain", "fraction": 0.5}
+        return {"scores": self("score"), "keep": half}
+
+    def _train(self) -> dict[str, Any]:
+        data = [{"inputs": self.data["inputs"]}]
+        return {"model": self.model, "data": data, "num_workers": 2, **TRAIN, **ADAPTED}
+
+    def _recaption(self) -> dict[str, Any]:
+        # The adapter of a run is one on S3, too.
+        engine = {"name": "transformers", "adapter": self("train")}
+        texts = {"max_tokens": 8, "num_actors": 2, "min_actors": 2}
+        return {"view": self("filter"), "model": self.model, "engine": engine, **texts}
+
+    def _soup(self) -> dict[str, Any]:
+        return {"ingredients": self.models, "benchmark": ASKED, "num_actors": 2}
+
+    def _evaluate(self) -> dict[str, Any]:
+        return {"models": self.models, "benchmarks": [ASKED], "num_actors": 2}
+
+    def _sweep(self) -> dict[str, Any]:
+        data = [{"inputs": self.data["inputs"]}]
+        trial = {"name": f"trial-{self.place}", "model": self.model, "data": data, **TRAIN}
+        space = {"lr": {"name": "choice", "values": [0.0005, 0.001]}}
+        return {"train": trial, "space": space, "benchmarks": [ASKED], "max_concurrent": 1}
+
+
+@pytest.fixture(scope="module", params=["hub", "s3"])
+def matrix(request: pytest.FixtureRequest, places: Places) -> Matrix:
+    return Matrix(places, request.param, {})
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("place", ["s3", "hub"])
-def test_every_verb_on_nodes_that_share_no_disk(place: str, places: Places) -> None:
-    model, other = places.models[place], places.others[place]
-    data = {"inputs": [places.inputs[place]], "unit_rows": PER_SHARD}
-    scores = run(places, "score", f"scores-{place}", **scored(places, place))["url"]
-    tagger = {"name": "embedding", "model": model}
-    run(places, "tag", f"tags-{place}", taggers=[tagger], **data)
-    run(places, "dedup", f"copies-{place}", **data)
-    half = {"name": "highest_fraction", "column": "image_gain", "fraction": 0.5}
-    view = run(places, "filter", f"half-{place}", scores=scores, keep=half)["url"]
-    train: dict[str, Any] = {
-        "num_steps": 2,
-        "global_batch": 4,
-        "checkpoint_every": 1,
-        "export_dtype": "float32",
-        "num_workers": 2,
-        "model": model,
-    }
-    run(places, "train", f"plain-{place}", data=[{"inputs": data["inputs"]}], **train)
-    lora = {
-        "language_model": {"state": "lora", "rank": 2},
-        "projector": {"state": "frozen"},
-        "save_adapter": True,
-    }
-    one = run(places, "train", f"lora-{place}", data=[{"view": view}], **train, **lora)["url"]
-    writer = {"name": "transformers", "adapter": one}
-    texts = {"view": view, "model": model, "engine": writer, "max_tokens": 8, "num_actors": 2}
-    run(places, "recaption", f"texts-{place}", **texts)
-    asked = {"name": "scene_questions", "style": "outline", "num": 2}
-    mixed = {"ingredients": {"a": model, "b": other}, "benchmark": asked}
-    run(places, "soup", f"soup-{place}", num_actors=2, **mixed)
-    models = {"models": {"a": model, "b": other}, "benchmarks": [asked]}
-    run(places, "evaluate", f"answers-{place}", num_actors=2, **models)
-    trial = {"name": "trial", "data": [{"view": view}], **{**train, "num_workers": 1}}
-    space = {"lr": {"name": "choice", "values": [0.0005, 0.001]}}
-    run(places, "sweep", f"rates-{place}", train=trial, space=space, benchmarks=[asked])
-    if place == "hub":
-        # Two nodes; the driver brings all of a model where it writes a soup or exports.
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_on_nodes_that_share_no_disk(verb: str, matrix: Matrix) -> None:
+    assert open_store(matrix(verb)).exists("manifest.json")
+
+
+@pytest.mark.long
+def test_no_model_was_brought_more_than_once_to_a_machine(matrix: Matrix) -> None:
+    """Two nodes; and the driver's, where it writes a soup or the trainings of a sweep are."""
+    if matrix.place == "hub":
         for name in ("nano", "other"):
-            assert places.hub.times(f"org/{name}/{WEIGHTS}") <= 3
+            for path in NANO:
+                assert matrix.places.hub.times(f"org/{name}/{path}") <= 3, path

@@ -69,7 +69,7 @@ class TwoNodes:
             env={**os.environ, **self.env, **env, "RAY_ADDRESS": self.address},
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=900,
             check=False,
         )
         assert done.returncode == 0, f"{verb} {recipe}\n{done.stdout}\n{done.stderr}"
