@@ -83,6 +83,16 @@ class HasData(Protocol):
     def outcomes(self, answers: Sequence[str]) -> list[float]:
         """One score in [0, 1] per question; a question may be asked in several requests."""
 
+    def candidates(self, number: int) -> Mapping[str, str] | None:
+        """Possible answers to a request, of which the most likely one is the model's.
+
+        Returns:
+            What the answer is called -> the text whose likelihood counts; None: the model writes.
+        """
+
+    def choose(self, nlls: Mapping[str, float], number: int) -> str:
+        """Return the name of the answer that a request has, from the nll of each in nats."""
+
 
 def describe(benchmark: Benchmark) -> str:
     """Return a canonical text of a benchmark's parameters and data, for cache keys."""

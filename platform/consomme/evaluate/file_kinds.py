@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from consomme.base.bounds import PositiveInt
@@ -43,6 +44,11 @@ class MultipleChoice(FileBenchmark):
     )
     """What is asked; `{hint}` ends with a line break if there is a hint."""
 
+    answer_by: Literal["generation", "letter_likelihood", "text_likelihood"] = "generation"
+    """What decides: the answer that the model writes; or, without writing, which letter is its most
+    likely answer; or which option's text is, by nats per character, as in the `acc_norm` of
+    language model evaluations. The end of the answer's turn counts as a part of it."""
+
     circular: bool = False
     """Ask once for each rotation of the options; a question is right only if all its rotations are,
     as in MMBench, arXiv 2307.06281."""
@@ -52,7 +58,27 @@ class MultipleChoice(FileBenchmark):
 
     @rule
     def _prompt_holds_parts(self) -> Iterator[str]:
-        yield from prompt_problems(self.prompt, ("question", "options"), ("hint",))
+        # A model that is not to name a letter need not be shown the options.
+        is_free = self.answer_by == "text_likelihood"
+        needed = ("question",) if is_free else ("question", "options")
+        possible = ("hint", "options") if is_free else ("hint",)
+        yield from prompt_problems(self.prompt, needed, possible)
+
+    def candidates(self, number: int) -> Mapping[str, str] | None:
+        """Return the letters, and the text of each that may be likely."""
+        if self.answer_by == "generation":
+            return None
+        _, options, _ = self._asked[number]
+        if self.answer_by == "letter_likelihood":
+            return {letter: letter for letter in options}
+        return options
+
+    def choose(self, nlls: Mapping[str, float], number: int) -> str:
+        """Return the letter of the most likely answer, by letter or by character of its text."""
+        _, options, _ = self._asked[number]
+        is_text = self.answer_by == "text_likelihood"
+        lengths = {letter: len(options[letter]) if is_text else 1 for letter in nlls}
+        return min(nlls, key=lambda letter: nlls[letter] / lengths[letter])
 
     def question_of(self, row: QuestionRow) -> AskedRow:
         """Read question, options and answer."""
@@ -70,7 +96,7 @@ class MultipleChoice(FileBenchmark):
 
     def items(self) -> Sequence[BenchmarkItem]:
         """A request for each question, or for each rotation of its options."""
-        asked = self._asked()
+        asked = self._asked
 
         def make(number: int) -> BenchmarkItem:
             question, options, letter = asked[number]
@@ -90,20 +116,20 @@ class MultipleChoice(FileBenchmark):
         """1 where the right option is chosen."""
         return [
             float(read_choice(answer, options).choice == letter)
-            for answer, (_, options, letter) in zip(answers, self._asked(), strict=True)
+            for answer, (_, options, letter) in zip(answers, self._asked, strict=True)
         ]
 
     def outcomes(self, answers: Sequence[str]) -> list[float]:
         """1 where the right option is chosen in each rotation."""
         right: dict[int, float] = {}
-        for verdict, (question, _, _) in zip(self.verdicts(answers), self._asked(), strict=True):
+        for verdict, (question, _, _) in zip(self.verdicts(answers), self._asked, strict=True):
             number = question.row.number
             right[number] = min(right.get(number, 1.0), verdict)
         return list(right.values())
 
     def measure(self, answers: Sequence[str]) -> dict[str, float]:
         """Accuracy, overall and by category; and from how many answers no option could be read."""
-        asked, questions = self._asked(), self.prepared.questions
+        asked, questions = self._asked, self.prepared.questions
         rules = [
             read_choice(answer, options).rule
             for answer, (_, options, _) in zip(answers, asked, strict=True)
@@ -115,8 +141,9 @@ class MultipleChoice(FileBenchmark):
         figures = self._figures(self.outcomes(answers), questions)
         return figures | {"chance_fraction": chance} | unread
 
+    @cached_property
     def _asked(self) -> list[tuple[AskedRow, Mapping[str, str], str]]:
-        """Return question, options and right letter of each request."""
+        """Question, options and right letter of each request."""
         asked: list[tuple[AskedRow, Mapping[str, str], str]] = []
         for question in self.prepared.questions:
             options = question.options or {}

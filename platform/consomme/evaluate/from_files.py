@@ -169,6 +169,16 @@ class FileBenchmark(Checked):
         """One score in [0, 1] per question."""
         return self.verdicts(answers)
 
+    def candidates(self, number: int) -> Mapping[str, str] | None:
+        """Return possible answers to a request, if likelihood decides; None: the model writes."""
+        del number
+        return None
+
+    def choose(self, nlls: Mapping[str, float], number: int) -> str:
+        """Return the most likely answer."""
+        del number
+        return min(nlls, key=lambda name: nlls[name])
+
     def verdicts(self, answers: Sequence[str]) -> list[float]:
         """One score in [0, 1] per request."""
         raise NotImplementedError

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from consomme.base.errors import DataError
+from consomme.base.sample import Turn
 from consomme.base.telemetry import Progress
 from consomme.evaluate.cache import ResultCache, result_key
 from consomme.execution.session import num_cpus, ray_session
@@ -13,6 +16,8 @@ from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import model_folder
 from consomme.storage.stores.open import open_store
 from consomme.storage.stores.store import join_url
+
+_LOG = logging.getLogger(__name__)
 
 
 class Answerer:
@@ -26,7 +31,7 @@ class Answerer:
             folder: Of the run; the results of self-checks are written there.
         """
         self.template, self.folder = dict(template), folder
-        self.model = ""
+        self.loaded: tuple[str, bool] | None = None
         self.engine: Any = None
 
     def answer(
@@ -41,24 +46,92 @@ class Answerer:
             benchmark: Registry node.
         """
         from consomme.engines.generation.requests import Request
-        from consomme.engines.generation.transformers import TransformersEngine
         from consomme.evaluate.benchmark import HasData
         from consomme.evaluate.benchmarks import BENCHMARKS
 
-        if model != self.model:
-            folder = model_folder(model)
-            self.engine = TransformersEngine(
-                folder, dtype="float32", model_hash=model_hash, template=self.template
-            )
-            self.folder.keep_self_check(self.engine, model_hash)
-            self.model = model
         built = BENCHMARKS.build(benchmark)
+        writes = not (isinstance(built, HasData) and built.candidates(0) is not None)
+        self._load(model, model_hash, writes=writes)
+        if not writes:
+            return number, likeliest_answers(self.engine, built)
         requests = (Request(turns=item.turns, images=item.images) for item in built.items())
         # A question of a user's file that the model cannot be given is answered wrongly.
         answers: list[str] = self.engine.answer(
             requests, built.max_tokens, skips_refused=isinstance(built, HasData)
         )
         return number, answers
+
+    def _load(self, model: str, model_hash: str, *, writes: bool) -> None:
+        """Open a model in the engine that writes, or in the one that scores."""
+        from consomme.curate.perplexity import token_nll
+        from consomme.engines.generation.transformers import TransformersEngine
+        from consomme.engines.scoring.transformers import TransformersScorer
+
+        if self.loaded == (model, writes):
+            return
+        self.engine = self.loaded = None
+        folder = model_folder(model)
+        if writes:
+            self.engine = TransformersEngine(
+                folder, dtype="float32", model_hash=model_hash, template=self.template
+            )
+        else:
+            self.engine = TransformersScorer(
+                folder,
+                token_nll,
+                dtype="float32",
+                model_hash=model_hash,
+                template=self.template,
+                max_caption_tokens=_ANY_LENGTH,
+            )
+        self.folder.keep_self_check(self.engine, model_hash)
+        self.loaded = (model, writes)
+
+
+_ANY_LENGTH = 1 << 30
+"""No limit of our own on the length of an option; the model's limit applies."""
+
+_ITEMS_AT_A_TIME = 64
+
+
+def likeliest_answers(scorer: Any, benchmark: Any) -> list[str]:
+    """Return the most likely answer to each request; empty where the model cannot be asked.
+
+    Raises:
+        DataError: The model can be asked nothing.
+    """
+    from consomme.engines.scoring.requests import NotScored, ScoringRequest
+
+    answers: list[str] = []
+    problem = ""
+    items = benchmark.items()
+    for start in range(0, len(items), _ITEMS_AT_A_TIME):
+        some = items[start : start + _ITEMS_AT_A_TIME]
+        candidates = [benchmark.candidates(start + k) for k in range(len(some))]
+        requests = [
+            ScoringRequest(
+                turns=(*item.turns, Turn(role="assistant", content=text)),
+                images=item.images,
+                keys=tuple((start + k, index) for index in range(len(item.images))) or None,
+            )
+            for k, item in enumerate(some)
+            for text in candidates[k].values()
+        ]
+        scores = iter(scorer.score(requests))
+        for k, names in enumerate(candidates):
+            found = {name: next(scores) for name in names}
+            nlls = {n: one.nll for n, one in found.items() if not isinstance(one, NotScored)}
+            if len(nlls) < len(found):
+                refused = next(one for one in found.values() if isinstance(one, NotScored))
+                problem = problem or f"{refused.reason}: {refused.detail}"
+                answers.append("")
+            else:
+                answers.append(benchmark.choose(nlls, start + k))
+    if not any(answers):
+        raise DataError(f"the model cannot be asked any question of this benchmark: {problem}")
+    if problem:
+        _LOG.warning("%d of %d: %s", answers.count(""), len(answers), problem)
+    return answers
 
 
 def answer_all(

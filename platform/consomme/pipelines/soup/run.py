@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from consomme.base.errors import RecipeError
 from consomme.base.manifest import FileSum, Manifest
 from consomme.execution.runs import Run, once
 from consomme.execution.session import ray_session
@@ -45,6 +46,11 @@ def open_run(recipe: SoupRecipe) -> Run[SoupInputs]:
     hashes = [model_hash(model) for model in models]
     inputs = {f"ingredients.{label}": one for label, one in zip(labels, hashes, strict=True)}
     inputs |= data_inputs([recipe.benchmark], "benchmark")
+    if recipe.benchmark.get("answer_by", "generation") != "generation":
+        raise RecipeError(
+            f"benchmark.answer_by: found {recipe.benchmark['answer_by']}; soups are compared by the"
+            " answers that they write, so use generation"
+        )
     resolved = SoupInputs(models=models, hashes=hashes)
     return Run.open("soup", recipe, resolved, inputs=inputs, reads=models)
 
