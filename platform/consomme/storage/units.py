@@ -62,7 +62,9 @@ def plan_shard(
     """
     store, path = split_url(shard.url)
     units, start = [], 0
-    for count, offset, num_bytes in _ranges(store, path, shard.url, max_rows, max_bytes):
+    for count, offset, num_bytes in _ranges(
+        store, path, shard.url, max_rows, max_bytes, Reading.of_unit(reading)
+    ):
         units.append(
             Unit(
                 unit_id=unit_name(shard, start, reading),
@@ -179,12 +181,12 @@ def _reject(raw: RawRow, source: str, problem: RowError) -> Reject:
 
 
 def _ranges(
-    store: Store, path: str, shard: str, max_rows: int, max_bytes: int
+    store: Store, path: str, shard: str, max_rows: int, max_bytes: int, reading: Reading
 ) -> Iterator[tuple[int, int, int]]:
     """Yield the row count, offset and bytes of each unit of a shard."""
     with store.open(path) as file:
         if path.endswith(".parquet"):
-            for count, num_bytes in parquet.plan(file, shard, max_rows, max_bytes):
+            for count, num_bytes in parquet.plan(file, shard, max_rows, max_bytes, reading):
                 yield count, 0, num_bytes
         elif path.endswith(".tar"):
             rows = webdataset.plan(file, store.size(path), shard)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from consomme.base.sample import ImageFile, Sample
+from consomme.storage.readers.documents import as_document
 from consomme.storage.readers.images import ImagePlace, check_present, take_images
 from consomme.storage.readers.names import (
     CAPTION_KEYS,
@@ -110,6 +111,7 @@ def _samples(
     meta_of: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> list[Sample | RowError]:
     sample_id = _take_id(record) or fallback_id
+    record = as_document(record)
     found = take_images(record, context.images, sample_id)
     names = sorted({*record, *aside})
     texts = take_texts(record, context.reading, sample_id)

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from consomme.base.errors import ConsommeError, DataError
+from consomme.storage.readers.arrow_columns import left_out, tell_left_out
 from consomme.storage.readers.held_range import HeldRange
-from consomme.storage.readers.row import RowError
+from consomme.storage.readers.row import RowError, UnreadableShardError
 from consomme.storage.readers.text import MAX_SAMPLE_BYTES
 from consomme.storage.stores.store import Store
 
@@ -73,14 +74,26 @@ class ShardReader:
             shard: URL of the shard, for messages.
 
         Raises:
-            DataError: The footer is not readable.
+            UnreadableShardError: The footer is not readable.
         """
         self.shard = shard
         self._file = file
         self._held = HeldRange(file)
-        self._parquet = _open(self._held, shard)
-        self.schema: pa.Schema = self._parquet.schema_arrow
-        self.groups = group_sizes(self._parquet, file, shard)
+        self._parquet = _open(self._held)
+        whole: pa.Schema = self._parquet.schema_arrow
+        reasons = left_out(whole)
+        for index, why in reasons.items():
+            tell_left_out(whole.field(index).name, why, shard.rpartition("/")[0])
+        kept = [field for index, field in enumerate(whole) if index not in reasons]
+        self.schema = pa.schema(kept)
+        """Of the columns that are read."""
+
+        self.left_out = {whole.field(index).name: why for index, why in reasons.items()}
+        """Columns that are not read, each with the reason."""
+
+        # Names select by prefix, so that a column may come that is not wanted; see `_wanted`.
+        self._names = list(self.schema.names) if reasons else None
+        self.groups = _group_sizes(self._parquet, file)
         """Rows and uncompressed bytes of the row groups."""
 
         self._starts = [0, *accumulate(rows for rows, _ in self.groups)]
@@ -133,7 +146,7 @@ class ShardReader:
             first = max(begin - place.row, 0)
             taken = min(end - place.row, place.rest.num_rows)
             if first < taken:
-                yield place.rest.slice(first, taken - first)
+                yield self._wanted(place.rest.slice(first, taken - first))
             place.row += taken
             left = place.rest.num_rows - taken
             place.rest = place.rest.slice(taken) if left else None
@@ -142,17 +155,31 @@ class ShardReader:
             self._leave()
         yield from [RowError("record_malformed", problem)] * max(missing, 0)
 
+    def _wanted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Return the columns of a batch that are read."""
+        if self._names is None:
+            return batch
+        kept = left_out(batch.schema)
+        arrays = {
+            field.name: column
+            for index, (field, column) in enumerate(zip(batch.schema, batch.columns, strict=True))
+            if index not in kept and field.name in self._names
+        }
+        return pa.RecordBatch.from_pydict(arrays)
+
     def _enter(self, group: int, *, is_whole: bool) -> None:
         """Begin to decode a row group."""
         self._leave()
         num_rows, num_bytes = self.groups[group]
         reader, limit = self._parquet, _WHOLE_BYTES if is_whole else _KEPT_BYTES
         if num_bytes > limit:
-            reader = _open(HeldRange(self._file), self.shard, is_streamed=True)
+            reader = _open(HeldRange(self._file), is_streamed=True)
         elif span := _span(self._parquet, group, limit):
             self._held.hold(*span)
         size = max(1, min(_BATCH, _BATCH_BYTES * num_rows // max(1, num_bytes)))
-        batches = reader.iter_batches(size, row_groups=[group], use_threads=False)
+        batches = reader.iter_batches(
+            size, row_groups=[group], columns=self._names, use_threads=False
+        )
         self._place = _Place(group=group, batches=batches)
 
     def _leave(self) -> None:
@@ -166,7 +193,7 @@ class ShardReader:
                 place.rest = next(place.batches, None)
             # As in `_open`: many exception types mean damage; anything else is raised again.
             except Exception as error:
-                if not isinstance(classify_error(error, "", "the row group"), DataError):
+                if not isinstance(classify_error(error, "the row group"), DataError):
                     self._leave()
                     raise
                 place.problem = f"the row group cannot be read: {error}"
@@ -201,7 +228,7 @@ def open_shard(store: Store, path: str, shard: str, start: int) -> Iterator[Shar
 
     Raises:
         FileNotFoundError: The shard is gone.
-        DataError: The footer is not readable.
+        UnreadableShardError: The footer is not readable.
     """
     try:
         info = store.info(path)
@@ -215,6 +242,9 @@ def open_shard(store: Store, path: str, shard: str, start: int) -> Iterator[Shar
         file = store.open(path)
         try:
             reader = ShardReader(file, shard)
+        except UnreadableShardError as error:
+            file.close()
+            raise DataError(f"{shard}: {error.detail}; the shard changed after planning") from error
         except BaseException:
             file.close()
             raise
@@ -249,7 +279,7 @@ def _keep(version: _Version, reader: ShardReader) -> None:
         old.close()
 
 
-def _open(file: HeldRange, shard: str, *, is_streamed: bool = False) -> pq.ParquetFile:
+def _open(file: HeldRange, *, is_streamed: bool = False) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(
             file,
@@ -259,18 +289,25 @@ def _open(file: HeldRange, shard: str, *, is_streamed: bool = False) -> pq.Parqu
         )
     # Arrow reports damage by many exception types; `classify_error` separates storage failures.
     except Exception as error:
-        raise classify_error(error, shard, "the footer") from error
+        raise classify_error(error, "the footer") from error
 
 
-def classify_error(error: Exception, shard: str, what: str) -> Exception:
-    """Return a DataError for a damaged file; the error itself if the storage or memory failed."""
+def classify_error(error: Exception, what: str) -> Exception:
+    """Return an UnreadableShardError if a file is damaged.
+
+    If the storage or memory failed, the error itself is returned.
+
+    Args:
+        error: What reading raised.
+        what: Part of the file.
+    """
     is_storage = isinstance(error, OSError) and error.errno is not None
     if is_storage or isinstance(error, ConsommeError | MemoryError):
         return error
-    return DataError(f"{shard}: not readable as Parquet: {what}: {error}")
+    return UnreadableShardError(f"not readable as Parquet: {what}: {error}")
 
 
-def group_sizes(parquet: pq.ParquetFile, file: BinaryIO, shard: str) -> list[tuple[int, int]]:
+def _group_sizes(parquet: pq.ParquetFile, file: BinaryIO) -> list[tuple[int, int]]:
     """List rows and uncompressed bytes of the row groups; refuse impossible footers."""
     meta = parquet.metadata
     groups = []
@@ -280,7 +317,7 @@ def group_sizes(parquet: pq.ParquetFile, file: BinaryIO, shard: str) -> list[tup
     size = file.seek(0, 2)
     # Each row has a text, so there cannot be more rows than bytes.
     if any(min(group) < 0 for group in groups) or sum(rows for rows, _ in groups) > size:
-        raise DataError(f"{shard}: not readable as Parquet: the footer states impossible sizes")
+        raise UnreadableShardError("not readable as Parquet: the footer states impossible sizes")
     return groups
 
 

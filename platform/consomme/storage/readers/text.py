@@ -1,12 +1,16 @@
 """Shared by all formats: limits, JSON, and bytes that are text."""
 
+import functools
 import json
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from consomme.base.errors import DataError
 from consomme.storage.readers.row import RowError
+
+logger = logging.getLogger(__name__)
 
 MAX_TEXT_BYTES = 65_536
 """Maximum text per sample; more is a scraped page, not a caption."""
@@ -63,6 +67,27 @@ def check_values(value: Any) -> None:
                 _not_finite(str(item))
 
 
+def finite(value: Any) -> Any:
+    """Return parsed values as JSON can hold them: what is not finite becomes null, in place.
+
+    Raises:
+        RowError: They are nested too deeply.
+    """
+    pending: list[tuple[Any, int]] = [([value], 0)]
+    wrapped = pending[0][0]
+    while pending:
+        container, depth = pending.pop()
+        if depth > MAX_DEPTH:
+            raise RowError("record_malformed", _TOO_DEEP)
+        items = container.items() if isinstance(container, dict) else enumerate(container)
+        for key, item in list(items):
+            if isinstance(item, dict | list):
+                pending.append((item, depth + 1))
+            elif isinstance(item, float) and not math.isfinite(item):
+                container[key] = _not_a_number(str(item))
+    return wrapped[0]
+
+
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
@@ -74,6 +99,14 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _not_finite(text: str) -> Any:
     raise RowError("meta_not_finite", f"found {text}, which JSON cannot represent")
+
+
+@functools.lru_cache(maxsize=8)
+def _not_a_number(text: str) -> None:
+    """Return null, and say so once in each process."""
+    logger.warning(
+        "metadata: found %s, which JSON cannot represent; such values become null (said once)", text
+    )
 
 
 _TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
