@@ -14,6 +14,7 @@ from consomme.base.errors import ClusterError, RecipeError
 from consomme.base.manifest import Manifest
 from consomme.base.recipe import check_recipe
 from consomme.execution.runs import PINS, Run, once
+from consomme.ops.repair import _changed_inputs
 from consomme.pipelines.score.recipe import ScoreRecipe
 from consomme.pipelines.score.run import open_run
 from consomme.storage import model_cache
@@ -143,6 +144,16 @@ def test_a_local_run_has_no_pins(tmp_path: Path) -> None:
     assert PINS not in manifest.files
 
 
+def test_images_that_lie_on_the_hub_are_pinned(hub: HubServer, tmp_path: Path) -> None:
+    commit = hub.dataset("org/emoji").refs["main"]
+    (tmp_path / "a.jsonl").write_text('{"image": "data/x.png", "caption": "a cat"}\n')
+    reading = {"image_root": "hf://datasets/org/emoji"}
+    run = open_run(recipe(inputs=["a.jsonl"], reading=reading))
+    at = f"hf://datasets/org/emoji@{commit}"
+    assert run.recipe.reading.anywhere().image_root == at
+    assert at in run.recipe.reading.for_units()
+
+
 def test_globs_braces_and_files_of_a_data_set(hub: HubServer) -> None:
     hub.dataset("org/emoji").commit(
         {f"data/part-{k}.parquet": EMOJI for k in range(4)} | {"card.md": b"x"}
@@ -160,3 +171,10 @@ def test_globs_braces_and_files_of_a_data_set(hub: HubServer) -> None:
     assert names("hf://datasets/org/emoji/data/part-3.parquet") == every[3:]
     with pytest.raises(RecipeError, match=r"no such file or folder.*did you mean"):
         names("hf://datasets/org/emoji/dta")
+
+
+def test_a_repair_looks_at_the_commit_that_the_run_read(hub: HubServer) -> None:
+    manifest = once(open_run, recipe(), finished)
+    move(hub)
+    hub.dataset("org/emoji").commit({"data/noto.parquet": EMOJI[:-1] + b"?"})
+    assert list(_changed_inputs(manifest)) == []

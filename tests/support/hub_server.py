@@ -79,6 +79,9 @@ class HubServer:
     failures: list[tuple[str, int, dict[str, str]]] = field(default_factory=list)
     """What comes next for the requests that begin with a prefix: status and headers."""
 
+    expired: bool = False
+    """Whether addresses of large files that were given out before are refused."""
+
     damaged: set[str] = field(default_factory=set)
     """Paths whose bytes are changed on their way."""
 
@@ -283,11 +286,15 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 "X-Linked-Size": str(len(data)),
                 "Location": f"{hub.files_url}/lfs/{kind}/{found['repo']}/{commit}/{quoted}",
             }
+            hub.expired = False
             self._send(302, b"", headers)
 
         def _large(self, path: str, query: dict[str, str]) -> None:
             _, _, kind, org, name, commit, inside = path.split("/", 6)
             inside = urllib.parse.unquote(inside)
+            if hub.expired:
+                self._send(403, b"expired", {})
+                return
             hub.tokens_of_files.append(self.headers.get("Authorization"))
             data = hub.repos[kind, f"{org}/{name}"].commits[commit][inside]
             self._bytes(f"{org}/{name}/{inside}", data, {"ETag": f'"{_sha256(data)}"'})

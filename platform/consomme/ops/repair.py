@@ -21,6 +21,7 @@ from consomme.storage.ledger import attempts
 from consomme.storage.ledger.run_folder import MANIFEST, RECIPE, RunFolder, load_manifest
 from consomme.storage.ledger.sums import REPORT
 from consomme.storage.model_folder import model_hash
+from consomme.storage.pins import pins_kept
 
 _MADE_AGAIN = {
     "prepare": ("data/",),
@@ -263,7 +264,9 @@ def _changed_inputs(manifest: Manifest) -> Iterator[str]:
     """Say which inputs are not what they were, as far as the recipe names them."""
     for key, before in manifest.inputs.items():
         try:
-            now = _input_now(manifest, key)
+            # A repaired run goes on with the commits that it began with.
+            with pins_kept(manifest.pins):
+                now = _input_now(manifest, key)
         except (ConsommeError, OSError) as error:
             yield f"{key} cannot be read ({error})"
             continue

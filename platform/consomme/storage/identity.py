@@ -23,6 +23,7 @@ from consomme.storage.ledger.attempts import OUTPUTS
 from consomme.storage.ledger.run_folder import MANIFEST, RunFolder, load_manifest
 from consomme.storage.ledger.sums import read_sum
 from consomme.storage.moved import MovedShards
+from consomme.storage.pins import portable_url
 from consomme.storage.plan import SHARDS, load_shards
 from consomme.storage.readers.parquet import refers_to_files
 from consomme.storage.shards import SHARD_SUFFIXES, Shard, find_shards, shards_fingerprint
@@ -121,7 +122,7 @@ def pictures_beside(
     found: dict[str, str] = {}
     folders = _folders_with_pictures(loose)
     if image_root is not None:
-        folders = [absolute_url(image_root)]
+        folders = [portable_url(image_root)]
     for folder in folders:
         beside = _Beside(open_store(folder), absolute_url(root))
         if beside.num_files:

@@ -19,6 +19,7 @@ from consomme.base.places import cache_folder
 from consomme.storage.stores.hub import HubStore
 from consomme.storage.stores.hub_client import hub_cache, is_offline
 from consomme.storage.stores.hub_place import HubPlace, is_hub_url
+from consomme.storage.stores.open import absolute_url
 
 Pins = dict[str, str]
 """URL of a repository at a branch or tag -> commit."""
@@ -105,6 +106,11 @@ def pin(place: HubPlace) -> HubPlace:
 def pinned_url(url: str) -> str:
     """Return the URL of data with its commit if it lies on the hub; any other as it is."""
     return pin(HubPlace.parse(url)).url if is_hub_url(url) else url
+
+
+def portable_url(url: str) -> str:
+    """Return a URL of data that other processes and machines find: pinned on the hub."""
+    return absolute_url(pinned_url(url))
 
 
 def _known_commit(place: HubPlace) -> str:

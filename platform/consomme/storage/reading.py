@@ -18,7 +18,7 @@ from consomme.base.checked import Checked, rule
 from consomme.base.sample import REJECT_REASONS
 from consomme.base.schema import added, located, runtime
 from consomme.base.suggest import did_you_mean
-from consomme.storage.stores.open import absolute_url
+from consomme.storage.pins import portable_url
 
 PARTS = ("image", "caption", "conversation", "question", "answer", "system", "id", "url")
 """What `columns` can say where to find; `url` is read by `download` only."""
@@ -96,12 +96,12 @@ class Reading(Checked):
             for field in dataclasses.fields(self)
             if field.name != "allow" and getattr(self, field.name) != getattr(Reading(), field.name)
         }
-        values |= {"image_root": absolute_url(self.image_root)} if self.image_root else {}
+        values |= {"image_root": portable_url(self.image_root)} if self.image_root else {}
         return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     def anywhere(self) -> Self:
         """Return the same with a folder that other processes find, too."""
-        root = self.image_root and absolute_url(self.image_root)
+        root = self.image_root and portable_url(self.image_root)
         return dataclasses.replace(self, image_root=root)
 
     @classmethod

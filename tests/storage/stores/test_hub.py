@@ -122,6 +122,19 @@ def test_ranges_sizes_and_versions(hub: HubServer) -> None:
     assert (root.url, name) == (f"hf://datasets/org/data@{first}", "z.txt")
 
 
+def test_large_files_are_read_where_the_hub_sent_us_before(hub: HubServer) -> None:
+    commit = hub.dataset("org/data").commit(FILES)
+    store = open_store(f"hf://datasets/org/data@{commit}/a b/deep")
+    parts = [store.read("two.parquet", start, 50) for start in range(0, 256, 50)]
+    assert b"".join(parts) == FILES["a b/deep/two.parquet"]
+    assert store.read("two.parquet", 999, 5) == b""
+    asked = "file:org/data/a b/deep/two.parquet"
+    assert hub.requests[asked] == 1
+    hub.expired = True
+    assert store.read("two.parquet", 9, 1) == bytes([9])
+    assert hub.requests[asked] == 2
+
+
 def test_nothing_is_written_to_the_hub(hub: HubServer) -> None:
     hub.dataset("org/data").commit(FILES)
     store = open_store("hf://datasets/org/data")

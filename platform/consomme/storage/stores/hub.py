@@ -7,6 +7,7 @@ file pins first: see `consomme.storage.pins`.
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +25,35 @@ LFS = "sha256:"
 """Begins the version of a file whose SHA-256 the hub knows; that of others is git's."""
 
 _GIT = "git:"
+
+
+_USEFUL = (200, 206, 416)
+_ADDRESS_FOR_S = 300.0
+"""Signed addresses are good for an hour."""
+
+_MAX_ADDRESSES = 1000
+
+
+class _Addresses:
+    """Where large files of a commit lie, for a while; one for all threads of a process."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, float]] = {}
+
+    def get(self, url: str) -> str | None:
+        address, until = self._known.get(url, ("", 0.0))
+        return address if time.monotonic() < until else None
+
+    def keep(self, url: str, address: str) -> None:
+        if len(self._known) >= _MAX_ADDRESSES:
+            self._known.clear()
+        self._known[url] = (address, time.monotonic() + _ADDRESS_FOR_S)
+
+    def drop(self, url: str) -> None:
+        self._known.pop(url, None)
+
+
+_addresses = _Addresses()
 
 
 @dataclass(frozen=True)
@@ -60,15 +90,7 @@ class HubStore:
             return b""
         end = "" if length is None else offset + length - 1
         span = {"Range": f"bytes={offset}-{end}"} if offset or length is not None else {}
-        kind = "datasets/" if self.place.kind == "dataset" else ""
-        inside = quote(self._inside(path))
-        revision = quote(self.place.revision, safe="")
-        url = f"{endpoint()}/{kind}{self.place.repo}/resolve/{revision}/{inside}"
-        try:
-            response = self._request("GET", url, headers=span, is_past_end=bool(span))
-        except FileNotFoundError as error:
-            where = f"{self.url}/{path}"
-            raise FileNotFoundError(errno.ENOENT, "no such file on the hub", where) from error
+        response = self._get_file(path, span)
         if response.status_code == 416:
             return b""
         where = response.headers.get("Content-Range", "")
@@ -77,6 +99,29 @@ class HubStore:
                 f"{self.url}/{path}: requested {span['Range']}, the server sent other bytes; it"
                 " does not serve ranges, use another endpoint"
             )
+        data: bytes = response.content
+        return data
+
+    def _get_file(self, path: str, headers: dict[str, str]) -> Any:
+        """Ask for a file, or a range of it; large ones where the hub sent us before.
+
+        The hub allows so many questions in five minutes, and answers each about a large file with a
+        signed address elsewhere, which may be asked as often as one likes.
+        """
+        kind = "datasets/" if self.place.kind == "dataset" else ""
+        inside, revision = quote(self._inside(path)), quote(self.place.revision, safe="")
+        url = f"{endpoint()}/{kind}{self.place.repo}/resolve/{revision}/{inside}"
+        known = _addresses.get(url) if self.place.is_pinned else None
+        if known is not None:
+            response = self._request("GET", known, headers=headers, is_signed=True)
+            if response.status_code in _USEFUL:
+                return response
+            _addresses.drop(url)
+        try:
+            response = self._request("GET", url, headers=headers)
+        except FileNotFoundError as error:
+            where = f"{self.url}/{path}"
+            raise FileNotFoundError(errno.ENOENT, "no such file on the hub", where) from error
         first = (*response.history, response)[0]
         commit = first.headers.get("X-Repo-Commit")
         if self.place.is_pinned and commit and commit != self.place.revision:
@@ -84,8 +129,9 @@ class HubStore:
                 f"{self.url}/{path}: asked for commit {self.place.revision}, the hub at"
                 f" {endpoint()} sent {commit}"
             )
-        data: bytes = response.content
-        return data
+        if response.history and not str(response.url).startswith(f"{endpoint()}/"):
+            _addresses.keep(url, str(response.url))
+        return response
 
     def read_inside(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return the bytes of a file that data names; a repository holds nothing but files."""
@@ -180,7 +226,7 @@ class HubStore:
         *,
         headers: dict[str, str] | None = None,
         json: Any = None,
-        is_past_end: bool = False,
+        is_signed: bool = False,
     ) -> Any:
         if is_offline():
             raise RecipeError(
@@ -194,7 +240,12 @@ class HubStore:
             self.policy,
             headers=headers,
             json=json,
-            final=lambda response: is_past_end and response.status_code == 416,
+            # 416: a range past the end. A signed address that expired is asked for again.
+            final=lambda response: (
+                response.status_code == 416
+                or (is_signed and response.status_code in (400, 401, 403, 404, 410))
+            ),
+            is_signed=is_signed,
         )
 
     def _tree(self, folder: str, *, is_deep: bool) -> Iterator[dict[str, Any]]:

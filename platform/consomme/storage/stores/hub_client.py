@@ -71,6 +71,7 @@ def hub_request(
     headers: Mapping[str, str] | None = None,
     json: Any = None,
     final: Callable[[Any], bool] = lambda _: False,
+    is_signed: bool = False,
 ) -> Any:
     """Send one request, again while it may succeed; returns the response, its body read.
 
@@ -82,6 +83,7 @@ def hub_request(
         headers: More headers.
         json: Body.
         final: Whether a response that is an error is taken as it is.
+        is_signed: The address carries its own right, so no token is sent.
 
     Raises:
         RecipeError: The hub refuses the request, or has no such repository or revision.
@@ -92,7 +94,8 @@ def hub_request(
 
     def send() -> Any:
         # Of anything but the bytes as they are stored no range could be told.
-        sent = build_hf_headers() | {"Accept-Encoding": "identity"} | dict(headers or {})
+        own = {} if is_signed else build_hf_headers()
+        sent = own | {"Accept-Encoding": "identity"} | dict(headers or {})
         response = _CLIENTS.get().request(method, url, headers=sent, json=json)
         status = int(response.status_code)
         if final(response):
