@@ -94,8 +94,41 @@ class HasData(Protocol):
         """Return the name of the answer that a request has, from the nll of each in nats."""
 
 
+@runtime_checkable
+class HasParts(Protocol):
+    """A benchmark that consists of others, which are asked one after the other."""
+
+    benchmarks: Sequence[Benchmark]
+
+    def identity(self) -> list[Any]:
+        """Return what decides the figures, for cache keys."""
+
+
+def parts_of(benchmark: Benchmark) -> Sequence[Benchmark]:
+    """Return the benchmarks that are asked: the parts, or the benchmark itself."""
+    if isinstance(benchmark, HasParts):
+        return [part for one in benchmark.benchmarks for part in parts_of(one)]
+    return [benchmark]
+
+
+def is_written(benchmark: Benchmark) -> bool:
+    """Whether a model writes all answers, and none is chosen by its likelihood."""
+    return not any(
+        isinstance(one, HasData) and one.candidates(0) is not None for one in parts_of(benchmark)
+    )
+
+
+def outcomes_of(benchmark: Benchmark, answers: Sequence[str]) -> list[float]:
+    """Return one score in [0, 1] per question."""
+    if isinstance(benchmark, HasData):
+        return benchmark.outcomes(answers)
+    return benchmark.verdicts(answers)
+
+
 def describe(benchmark: Benchmark) -> str:
     """Return a canonical text of a benchmark's parameters and data, for cache keys."""
+    if isinstance(benchmark, HasParts):
+        return json.dumps([type(benchmark).__name__, benchmark.identity()], sort_keys=True)
     values = asdict(benchmark)  # type: ignore[call-overload]
     if isinstance(benchmark, HasData):
         values = {k: v for k, v in values.items() if k not in benchmark.not_identity}
@@ -105,8 +138,13 @@ def describe(benchmark: Benchmark) -> str:
 
 def portable_node(node: Mapping[str, Any]) -> dict[str, Any]:
     """Return a benchmark's node with paths by which another process finds its files."""
-    paths = {key: absolute_url(str(node[key])) for key in _PATHS if node.get(key)}
-    return {**node, **paths}
+    found = dict(node)
+    found |= {key: absolute_url(str(node[key])) for key in _PATHS if node.get(key)}
+    if "parts" in node:
+        found["parts"] = [
+            {**part, "benchmark": portable_node(part["benchmark"])} for part in node["parts"]
+        ]
+    return found
 
 
 _PATHS = ("file", "image_root")

@@ -46,19 +46,20 @@ class Answerer:
             benchmark: Registry node.
         """
         from consomme.engines.generation.requests import Request
-        from consomme.evaluate.benchmark import HasData
+        from consomme.evaluate.benchmark import HasData, is_written, parts_of
         from consomme.evaluate.benchmarks import BENCHMARKS
 
-        built = BENCHMARKS.build(benchmark)
-        writes = not (isinstance(built, HasData) and built.candidates(0) is not None)
-        self._load(model, model_hash, writes=writes)
-        if not writes:
-            return number, likeliest_answers(self.engine, built)
-        requests = (Request(turns=item.turns, images=item.images) for item in built.items())
-        # A question of a user's file that the model cannot be given is answered wrongly.
-        answers: list[str] = self.engine.answer(
-            requests, built.max_tokens, skips_refused=isinstance(built, HasData)
-        )
+        answers: list[str] = []
+        for part in parts_of(BENCHMARKS.build(benchmark)):
+            self._load(model, model_hash, writes=is_written(part))
+            if is_written(part):
+                requests = (Request(turns=one.turns, images=one.images) for one in part.items())
+                # A question of a user's file that the model cannot be given is answered wrongly.
+                answers += self.engine.answer(
+                    requests, part.max_tokens, skips_refused=isinstance(part, HasData)
+                )
+            else:
+                answers += likeliest_answers(self.engine, part)
         return number, answers
 
     def _load(self, model: str, model_hash: str, *, writes: bool) -> None:

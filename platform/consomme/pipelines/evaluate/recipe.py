@@ -64,9 +64,9 @@ class EvaluateRecipe(Checked):
 
 def benchmark_name(node: Mapping[str, Any]) -> str:
     """Name a benchmark in tables: its registered name and the parameters that identify it."""
+    if node.get("label"):
+        return str(node["label"]).replace("/", "-")
     if "file" in node:
-        if node.get("label"):
-            return str(node["label"]).replace("/", "-")
         # What stands in a file is called as the file is.
         parts = [str(node["file"]).rstrip("/").rpartition("/")[2].partition(".")[0]]
         parts += [key for key in ("circular", "blank", "text_only") if node.get(key)]

@@ -47,7 +47,7 @@ def open_run(recipe: EvaluateRecipe) -> Run[EvaluateInputs]:
 
 
 def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
-    from consomme.evaluate.benchmark import HasData
+    from consomme.evaluate.benchmark import outcomes_of
     from consomme.evaluate.benchmarks import BENCHMARKS
     from consomme.evaluate.comparison import compare
 
@@ -76,10 +76,9 @@ def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
         given_by = {label: by_model[label, number] for label in models}
         verdicts = {label: benchmark.verdicts(given) for label, given in given_by.items()}
         examples += examples_of(names[number], benchmark, given_by, verdicts)
-        if isinstance(benchmark, HasData):
-            verdicts = {label: benchmark.outcomes(given) for label, given in given_by.items()}
+        outcomes = {label: outcomes_of(benchmark, given) for label, given in given_by.items()}
         for one, other in itertools.combinations(models, 2):
-            found = asdict(compare(verdicts[one], verdicts[other]))
+            found = asdict(compare(outcomes[one], outcomes[other]))
             comparisons.append({"benchmark": names[number], "models": [one, other], **found})
     write_examples(run.folder.store, examples)
     return run.finish(

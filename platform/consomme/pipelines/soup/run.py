@@ -39,17 +39,18 @@ def run(recipe: SoupRecipe) -> Manifest:
 
 def open_run(recipe: SoupRecipe) -> Run[SoupInputs]:
     """Resolve the ingredients of a recipe; writes nothing."""
-    from consomme.evaluate.benchmarks import data_inputs
+    from consomme.evaluate.benchmark import is_written
+    from consomme.evaluate.benchmarks import BENCHMARKS, data_inputs
 
     labels = list(recipe.ingredients)
     models = [portable_path(model) for model in recipe.ingredients.values()]
     hashes = [model_hash(model) for model in models]
     inputs = {f"ingredients.{label}": one for label, one in zip(labels, hashes, strict=True)}
     inputs |= data_inputs([recipe.benchmark], "benchmark")
-    if recipe.benchmark.get("answer_by", "generation") != "generation":
+    if not is_written(BENCHMARKS.build(recipe.benchmark, "benchmark")):
         raise RecipeError(
-            f"benchmark.answer_by: found {recipe.benchmark['answer_by']}; soups are compared by the"
-            " answers that they write, so use generation"
+            "benchmark.answer_by: found answers that are chosen by likelihood; soups are compared"
+            " by what they write, so use generation"
         )
     resolved = SoupInputs(models=models, hashes=hashes)
     return Run.open("soup", recipe, resolved, inputs=inputs, reads=models)

@@ -49,17 +49,17 @@ class CandidateRunner:
     def step(self) -> dict[str, Any]:
         """Average the selected ingredients and measure the result."""
         from consomme.engines.generation.requests import Request
-        from consomme.evaluate.benchmark import HasData
+        from consomme.evaluate.benchmark import HasData, parts_of
         from consomme.soup.mixing import average_ingredients
 
         chosen = [self.ingredients[k] for k in self.selection]
         self.engine.load_weights(dict(average_ingredients(chosen)))
-        requests = (
-            Request(turns=item.turns, images=item.images) for item in self.benchmark.items()
-        )
-        answers = self.engine.answer(
-            requests, self.benchmark.max_tokens, skips_refused=isinstance(self.benchmark, HasData)
-        )
+        answers: list[str] = []
+        for part in parts_of(self.benchmark):
+            requests = (Request(turns=one.turns, images=one.images) for one in part.items())
+            answers += self.engine.answer(
+                requests, part.max_tokens, skips_refused=isinstance(part, HasData)
+            )
         figures = self.benchmark.measure(answers)
         return {SCORE: next(iter(figures.values())), "done": True}
 
