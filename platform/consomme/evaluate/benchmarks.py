@@ -20,7 +20,7 @@ from consomme.datasets import emoji, scene_tasks, scenes
 from consomme.datasets.augment import plain_view
 from consomme.datasets.boxes import iou, parse_boxes
 from consomme.datasets.scene_claims import check_caption
-from consomme.evaluate import file_kinds, series, weighted
+from consomme.evaluate import file_kinds, likelihoods, series, weighted
 from consomme.evaluate.benchmark import (
     BENCHMARKS,
     Benchmark,
@@ -42,6 +42,7 @@ __all__ = [
     "data_inputs",
     "describe",
     "file_kinds",
+    "likelihoods",
     "portable_node",
     "series",
     "weighted",

@@ -122,3 +122,38 @@ def test_a_table_with_long_cells_is_read(colors: str) -> None:
     assert np.isclose(
         build("multiple_choice", colors).measure(["A"] * NUM)["chance_fraction"], 0.25
     )
+
+
+def test_true_captions_are_more_likely_than_swapped_ones(
+    nano: TransformersScorer, tmp_path: Path
+) -> None:
+    """What a model that sees finds easy, and one that is shown grey cannot know."""
+    import base64
+
+    rng, rows = random.Random(0), []
+    for seed in range(710_000, 710_012):
+        scene = scenes.make_scene(seed)
+        caption, color = scenes.caption(scene), scene.objects[0].color
+        other = rng.choice([c for c in COLORS if c not in caption])
+        image = base64.b64encode(scenes.encode(scenes.render(scene))).decode()
+        rows.append(
+            {"image": image, "caption": caption, "negative_caption": caption.replace(color, other)}
+        )
+    path = write_tsv(tmp_path / "swapped.tsv", rows)
+    assert share(nano, build("pairs", path, prompt="describe the image.")) >= 0.9
+    blank = share(nano, build("pairs", path, prompt="describe the image.", blank=True))
+    assert 0.1 <= blank <= 0.9, "chance is 0.5"
+    likely = {
+        name: share_of_characters(nano, write_tsv(tmp_path / f"{name}.tsv", [
+            {"image": row["image"], "question": "describe the image.", "answer": row[name]}
+            for row in rows
+        ]))
+        for name in ("caption", "negative_caption")
+    }  # fmt: skip
+    assert likely["caption"] > likely["negative_caption"]
+
+
+def share_of_characters(scorer: TransformersScorer, path: str) -> float:
+    benchmark = build("likelihood", path)
+    found: float = next(iter(benchmark.measure(likeliest_answers(scorer, benchmark)).values()))
+    return found

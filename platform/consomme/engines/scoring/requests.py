@@ -33,7 +33,8 @@ class ScoringRequest:
 
     images: tuple[Image.Image, ...] = ()
     keys: tuple[object, ...] | None = None
-    """Name the images, aligned with them; an image of several requests is encoded once."""
+    """Names of the images by what is on them, aligned with them: an image of several requests is
+    encoded once, and what was prepared for a name may be used again by later calls."""
 
     @classmethod
     def of_caption(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from PIL import Image
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Turn
@@ -95,6 +98,11 @@ _ANY_LENGTH = 1 << 30
 _ITEMS_AT_A_TIME = 64
 
 
+def _content_key(image: Image.Image) -> tuple[object, ...]:
+    """Name an image by what is on it, as the scorer keeps prepared images by their names."""
+    return image.size, hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+
+
 def likeliest_answers(scorer: Any, benchmark: Any) -> list[str]:
     """Return the most likely answer to each request; empty where the model cannot be asked.
 
@@ -113,9 +121,10 @@ def likeliest_answers(scorer: Any, benchmark: Any) -> list[str]:
             ScoringRequest(
                 turns=(*item.turns, Turn(role="assistant", content=text)),
                 images=item.images,
-                keys=tuple((start + k, index) for index in range(len(item.images))) or None,
+                keys=keys or None,
             )
             for k, item in enumerate(some)
+            for keys in [tuple(map(_content_key, item.images))]
             for text in candidates[k].values()
         ]
         scores = iter(scorer.score(requests))
