@@ -1,5 +1,6 @@
 """Runs that read models and data by name on the hub: what they pin, and what becomes of it."""
 
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -13,11 +14,14 @@ import consomme
 from consomme.base.errors import ClusterError, RecipeError
 from consomme.base.manifest import Manifest
 from consomme.base.recipe import check_recipe
+from consomme.evaluate.benchmark import portable_node
+from consomme.evaluate.question_files import read_question_file
 from consomme.execution.runs import PINS, Run, once
 from consomme.ops.repair import _changed_inputs
 from consomme.pipelines.score.recipe import ScoreRecipe
 from consomme.pipelines.score.run import open_run
 from consomme.storage import model_cache
+from consomme.storage.pins import pins_kept
 
 PACKAGE = Path(consomme.__file__).parent
 NANO = folder_files(PACKAGE / "models" / "nano")
@@ -178,3 +182,17 @@ def test_a_repair_looks_at_the_commit_that_the_run_read(hub: HubServer) -> None:
     move(hub)
     hub.dataset("org/emoji").commit({"data/noto.parquet": EMOJI[:-1] + b"?"})
     assert list(_changed_inputs(manifest)) == []
+
+
+def test_a_benchmark_s_file_on_the_hub_is_pinned(hub: HubServer) -> None:
+    rows = [{"question": "what is it?", "answer": "a cat"}]
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    commit = hub.dataset("org/questions").commit({"test.jsonl": data})
+    file = "hf://datasets/org/questions/test.jsonl"
+    with pins_kept():
+        (row,) = read_question_file(file, None).rows
+        hub.dataset("org/questions").commit({"test.jsonl": b"{}"})
+        node = portable_node({"name": "open_answer", "file": file})
+        assert node["file"] == f"hf://datasets/org/questions@{commit}/test.jsonl"
+        assert read_question_file(file, None).rows == read_question_file(node["file"], None).rows
+    assert "what is it?" in str(row)

@@ -16,7 +16,7 @@ from PIL import Image
 from consomme.base.registry import Registry
 from consomme.base.sample import Turn, place_images
 from consomme.evaluate.metrics import accuracy
-from consomme.storage.stores.open import absolute_url
+from consomme.storage.pins import portable_url
 
 GREY = (128, 128, 128)
 
@@ -139,7 +139,7 @@ def describe(benchmark: Benchmark) -> str:
 def portable_node(node: Mapping[str, Any]) -> dict[str, Any]:
     """Return a benchmark's node with paths by which another process finds its files."""
     found = dict(node)
-    found |= {key: absolute_url(str(node[key])) for key in _PATHS if node.get(key)}
+    found |= {key: portable_url(str(node[key])) for key in _PATHS if node.get(key)}
     if "parts" in node:
         found["parts"] = [
             {**part, "benchmark": portable_node(part["benchmark"])} for part in node["parts"]

@@ -24,6 +24,7 @@ from PIL import Image
 
 from consomme.base.errors import DataError
 from consomme.base.sample import printable
+from consomme.storage.pins import pinned_url
 from consomme.storage.readers.images import ImagePlace
 from consomme.storage.readers.row import RowError
 from consomme.storage.shards import shard_urls
@@ -78,7 +79,8 @@ def read_question_file(file: str, image_root: str | None) -> QuestionFile:
         DataError: It has no rows, or is none of the formats.
         RecipeError: There is no such file.
     """
-    urls = _urls(file)
+    urls = _urls(pinned_url(file))
+    image_root = image_root and pinned_url(image_root)
     digest = hashlib.sha256()
     rows: list[QuestionRow] = []
     problems: list[str] = []

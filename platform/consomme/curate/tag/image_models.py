@@ -44,7 +44,7 @@ class ImageTextSimilarity:
     """
 
     model: str = located()
-    """Hugging Face folder of a dual encoder: align, altclip, chinese_clip, clip, metaclip_2, siglip
+    """A dual encoder, by folder or name: align, altclip, chinese_clip, clip, metaclip_2, siglip
     or siglip2."""
 
     column: str = "similarity"
@@ -117,7 +117,7 @@ class Classifier(Checked):
     """
 
     model: str = located()
-    """Hugging Face folder of an image classifier (AutoModelForImageClassification)."""
+    """An image classifier (AutoModelForImageClassification), by folder or name."""
 
     labels: tuple[str, ...] = ()
     """Labels whose probability becomes COLUMN_score, such as [nsfw] or [watermark]; of several,

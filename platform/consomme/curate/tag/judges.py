@@ -60,7 +60,7 @@ class Grammar(Checked):
     """
 
     model: str = located()
-    """Folder of the judge: a language model, or a VLM, which is shown no picture."""
+    """The judge, by folder or name: a language model, or a VLM, which is shown no picture."""
 
     prompt: str = (
         "Does the following text contain grammar or spelling errors? Answer yes or no.\n\n{text}"
@@ -134,7 +134,7 @@ class Answerable(Checked):
     """
 
     model: str = located()
-    """Folder of the judge: a language model, or a VLM, which is shown no picture."""
+    """The judge, by folder or name: a language model, or a VLM, which is shown no picture."""
 
     answers: tuple[str, ...] = ()
     """Answers that are common in the data, such as [yes, no] or [A, B, C, D]. Wrong answers are

@@ -56,7 +56,7 @@ class Embedding:
     """
 
     model: str = located()
-    """Hugging Face folder of the VLM whose vision encoder and projector are used."""
+    """The VLM whose vision encoder and projector are used, by folder or name."""
 
     column: str = "embedding"
     """Name of the column: a list of float32 for each sample."""
@@ -134,7 +134,7 @@ class Classes(Checked):
     """
 
     model: str = located()
-    """Hugging Face folder of the VLM that answers."""
+    """The VLM that answers, by folder or name."""
 
     question: str
     """The question about each picture."""

@@ -21,7 +21,7 @@ class EvaluateRecipe(Checked):
     """Name of the run."""
 
     models: dict[str, str] = located()
-    """Label -> model: a Hugging Face folder, a run folder, or `package://models/nano`."""
+    """Label -> model: a folder, a run, a URL, `org/name` on the hub, or `package://models/nano`."""
 
     benchmarks: tuple[dict[str, Any], ...] = strategy("consomme.evaluate.benchmarks:BENCHMARKS")
     """Benchmarks; see consomme/evaluate/benchmarks.py."""

@@ -26,8 +26,8 @@ class RecaptionRecipe(Checked):
     """Name of the run."""
 
     model: str = located()
-    """Model that writes: a Hugging Face folder, a run folder, `package://models/nano`; or, for the
-    engine `openai`, the model's name at the endpoint."""
+    """Model that writes: a folder, a run, a URL, `org/name[@revision]` on the hub,
+    `package://models/nano`; or, for the engine `openai`, the model's name at the endpoint."""
 
     view: str | None = located(None)
     """Folder of a finished filter run whose samples get new captions."""

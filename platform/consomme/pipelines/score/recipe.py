@@ -25,7 +25,8 @@ class ScoreRecipe(Checked):
     """Name of the run."""
 
     model: str = located()
-    """The VLM that scores: a Hugging Face folder, or `package://models/nano`, which is included."""
+    """The VLM that scores: a folder, a run, a URL, `org/name[@revision]` on the hub, or
+    `package://models/nano`, which is included."""
 
     inputs: tuple[str, ...] = located(())
     """Shards: files, folders, globs, brace ranges; local, `s3://` or `gs://`."""

@@ -91,7 +91,8 @@ class TrainRecipe(Checked):
     """Name of the run."""
 
     model: str = located()
-    """Model to start from: a Hugging Face folder, a run folder, or `package://models/nano`."""
+    """Model to start from: a folder, a run, a URL, `org/name[@revision]` on the hub, or
+    `package://models/nano`."""
 
     data: tuple[TrainSource, ...]
     """What to train on."""
