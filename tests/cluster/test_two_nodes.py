@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from tests.support.s3_server import BUCKET, S3Server
 import consomme
 from consomme.datasets.sources import SceneSource
 from consomme.storage.stores.open import open_store
+from consomme.storage.stores.store import Store
 from consomme.storage.writers import WebDatasetWriter
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 NANO = folder_files(Path(consomme.__file__).parent / "models" / "nano")
 WEIGHTS = "model.safetensors"
+MODELS = {"nano": NANO, "other": {**NANO, WEIGHTS: NANO[WEIGHTS][:-2] + b"\0\0"}}
 ROWS, PER_SHARD = 24, 4
 
 
@@ -39,46 +42,63 @@ class Places:
     """A second model, by place."""
 
 
+def shards_of(store: Store) -> dict[str, bytes]:
+    """Write the shards of the data set, and return them by path."""
+    writer = WebDatasetWriter(store, "scenes", max_rows=PER_SHARD)
+    for sample in SceneSource(num=ROWS)():
+        writer.write(sample)
+    writer.close()
+    return {file.path: store.read(file.path) for file in store.list()}
+
+
+@contextlib.contextmanager
+def filled_hub(tars: Mapping[str, bytes]) -> Iterator[HubServer]:
+    """Run a hub with the data set and two models."""
+    with hub_server() as hub:
+        hub.dataset("org/scenes").commit({f"data/{path}": data for path, data in tars.items()})
+        for name, files in MODELS.items():
+            hub.model(f"org/{name}").commit(files)
+        yield hub
+
+
 @pytest.fixture(scope="module")
 def places(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
-    folder = tmp_path_factory.mktemp("machines")
-    with hub_server() as hub, pytest.MonkeyPatch.context() as patch:
-        env = {**s3_server.env(), "HF_ENDPOINT": hub.url}
-        for name, value in env.items():
+    root = f"s3://{BUCKET}/two-nodes"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.env().items():
             patch.setenv(name, value)
-        root = f"s3://{BUCKET}/two-nodes"
-        shards = open_store(f"{root}/data")
-        writer = WebDatasetWriter(shards, "scenes", max_rows=PER_SHARD)
-        for sample in SceneSource(num=ROWS)():
-            writer.write(sample)
-        writer.close()
-        tars = {file.path: shards.read(file.path) for file in shards.list()}
-        hub.dataset("org/scenes").commit({f"data/{path}": data for path, data in tars.items()})
-        other = {**NANO, WEIGHTS: NANO[WEIGHTS][:-2] + b"\0\0"}
-        for name, files in (("nano", NANO), ("other", other)):
-            hub.model(f"org/{name}").commit(files)
+        for name, files in MODELS.items():
             for path, data in files.items():
                 open_store(f"{root}/models/{name}").write(path, data)
-        with two_nodes(folder, env) as nodes:
-            yield Places(
-                nodes,
-                hub,
-                f"{root}/runs",
-                {"s3": f"{root}/data", "hub": "hf://datasets/org/scenes/data"},
-                {"s3": f"{root}/models/nano", "hub": "org/nano"},
-                {"s3": f"{root}/models/other", "hub": "hf://org/other@main"},
-            )
+        with filled_hub(shards_of(open_store(f"{root}/data"))) as hub:
+            env = {**s3_server.env(), "HF_ENDPOINT": hub.url}
+            with two_nodes(tmp_path_factory.mktemp("machines"), env) as nodes:
+                yield Places(
+                    nodes,
+                    hub,
+                    f"{root}/runs",
+                    {"s3": f"{root}/data", "hub": "hf://datasets/org/scenes/data"},
+                    {"s3": f"{root}/models/nano", "hub": "org/nano"},
+                    {"s3": f"{root}/models/other", "hub": "hf://org/other@main"},
+                )
 
 
-def test_a_score_run_with_names_of_the_hub(places: Places) -> None:
-    """Each node brings the model once, and the driver none of its weights."""
-    manifest = run(places, "score", "short", **scored(places, "hub"))
-    assert manifest["counts"]["samples"] == ROWS
-    assert set(manifest["pins"]) == {"hf://org/nano@main", "hf://datasets/org/scenes@main"}
-    assert places.hub.times(f"org/nano/{WEIGHTS}") == 2
-    assert places.hub.tokens_of_files
-    used = [len(list(node.glob("cache/consomme/models/*.complete"))) for node in places.nodes.nodes]
-    assert used == [1, 1]
+def test_a_score_run_with_names_of_the_hub(tmp_path: Path) -> None:
+    """Each node brings the model once, and the driver none of its weights.
+
+    The runs lie in a folder that all machines share, as on a network file system.
+    """
+    tars = shards_of(open_store(str(tmp_path / "made")))
+    with filled_hub(tars) as hub, two_nodes(tmp_path, {"HF_ENDPOINT": hub.url}) as nodes:
+        where = {"hub": "hf://datasets/org/scenes/data"}
+        root = str(tmp_path / "shared")
+        places = Places(nodes, hub, root, where, {"hub": "org/nano"}, {})
+        manifest = run(places, "score", "short", **scored(places, "hub"))
+        assert manifest["counts"]["samples"] == ROWS
+        assert set(manifest["pins"]) == {"hf://org/nano@main", "hf://datasets/org/scenes@main"}
+        assert hub.times(f"org/nano/{WEIGHTS}") == 2
+        caches = [list(node.glob("cache/consomme/models/*.complete")) for node in nodes.nodes]
+        assert [len(models) for models in caches] == [1, 1]
 
 
 def run(places: Places, verb: str, name: str, **values: Any) -> dict[str, Any]:

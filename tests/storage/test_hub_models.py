@@ -308,3 +308,16 @@ def test_exit_codes_of_fetch(
         hub.fail("file:", status, times=1000)
     assert run_command(["fetch", *filter(None, [model])]) == code
     assert said in capsys.readouterr().err
+
+
+def test_a_name_without_a_scheme_may_be_a_misspelled_folder(hub: HubServer, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=rf"no folder {tmp_path}/models/mine, so models/mine was"):
+        portable_path("models/mine")
+    commit = hub.model("org/name").commit(MODEL, ref="feature/x")
+    assert portable_path("org/name@feature/x") == f"hf://org/name@{commit}"
+
+
+def test_fetch_brings_an_adapter(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.model("org/lora").commit({"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"})
+    assert run_command(["fetch", "org/lora"]) == EXIT_OK
+    assert "in 2 files" in capsys.readouterr().out

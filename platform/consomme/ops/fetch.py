@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from consomme.base.errors import CheckpointError
+from consomme.storage.model_files import ADAPTER
 from consomme.storage.model_folder import is_elsewhere, model_folder, portable_path
 from consomme.storage.pins import pins_kept
 
 
 def fetch_model(model: str) -> str:
-    """Bring a model here, and say where it is.
+    """Bring a model, or an adapter, here, and say where it is.
 
     Args:
         model: As a recipe names it: on the hub, by URL, or a folder, which stays where it is.
@@ -20,7 +22,7 @@ def fetch_model(model: str) -> str:
         ClusterError: It cannot be brought now.
     """
     with pins_kept():
-        place, folder = portable_path(model), model_folder(model)
+        place, folder = _brought(model)
     files = [path for path in Path(folder).rglob("*") if path.is_file()]
     num_bytes = sum(path.stat().st_size for path in files)
     lines = [
@@ -32,3 +34,15 @@ def fetch_model(model: str) -> str:
     if not is_elsewhere(model):
         lines.append("It was on this machine already; runs read it where it is.")
     return "\n".join(lines)
+
+
+def _brought(model: str) -> tuple[str, str]:
+    """Return the name that workers get, and the folder here."""
+    try:
+        return portable_path(model), model_folder(model)
+    except CheckpointError as error:
+        try:
+            return portable_path(model, ADAPTER), model_folder(model, kind=ADAPTER)
+        except CheckpointError:
+            # It is neither; what is said is about models, as most are.
+            raise error from None

@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 
 import consomme
-from consomme.base.errors import CheckpointError, RecipeError
+from consomme.base.errors import CheckpointError, ClusterError, RecipeError
 from consomme.storage.hub_models import hub_model
 from consomme.storage.model_files import (
     MODEL,
@@ -50,11 +50,11 @@ def model_folder(model: str, *, has_weights: bool = True, kind: FolderKind = MOD
         RecipeError: The hub has no such model, or this user may not read it.
         ClusterError: It cannot be brought now; the same command may succeed later.
     """
-    place = hub_place(model)
+    place = _pinned(model)
     if model.startswith(_PACKAGE):
         path = Path(consomme.__file__).parent / model.removeprefix(_PACKAGE)
     elif place is not None:
-        path = hub_model(pin(place), has_weights=has_weights, kind=kind)
+        path = hub_model(place, has_weights=has_weights, kind=kind)
     elif "://" in model:
         path = _downloaded(model, kind, has_weights=has_weights)
     else:
@@ -100,6 +100,23 @@ def hub_place(model: str) -> HubPlace | None:
 _told: set[str] = set()
 
 
+def _pinned(model: str) -> HubPlace | None:
+    """Return where on the hub a model lies, at its commit; None if it lies elsewhere."""
+    place = hub_place(model)
+    if place is None:
+        return None
+    try:
+        return pin(place)
+    except (RecipeError, ClusterError) as error:
+        if is_hub_url(model):
+            raise
+        # It may as well be the misspelled path of a folder.
+        raise type(error)(
+            f"model: there is no folder {Path(model).absolute()}, so {model} was looked up on the"
+            f" hub. {error}"
+        ) from error
+
+
 def portable_path(model: str, kind: FolderKind = MODEL) -> str:
     """Return a path or URL by which another process or machine finds the model.
 
@@ -111,11 +128,11 @@ def portable_path(model: str, kind: FolderKind = MODEL) -> str:
         CheckpointError: There is no such model.
         RecipeError: The hub has none.
     """
-    place = hub_place(model)
+    place = _pinned(model)
     if place is not None:
         # What it is and whether it may be opened is known without its weights.
-        hub_model(pin(place), has_weights=False, kind=kind)
-        return pin(place).url
+        hub_model(place, has_weights=False, kind=kind)
+        return place.url
     folder = model_folder(model, kind=kind)
     return absolute_url(model) if "://" in model else folder
 
@@ -131,10 +148,10 @@ def model_hash(model: str, *, generates: bool = True, kind: FolderKind = MODEL) 
     Returns:
         A SHA-256 in hexadecimal.
     """
-    place = hub_place(model)
+    place = _pinned(model)
     if place is None:
         return model_content_hash(model_folder(model, kind=kind), generates=generates)
-    return hashlib.sha256(pin(place).url.encode()).hexdigest()
+    return hashlib.sha256(place.url.encode()).hexdigest()
 
 
 def is_elsewhere(model: str) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from consomme.base.recipe import check_recipe
+from consomme.pipelines.loop.pins import begun_pins
 from consomme.pipelines.loop.recipe import LoopRecipe
 from consomme.pipelines.loop.run import Chain
 from consomme.pipelines.loop.steps import (
@@ -18,6 +19,7 @@ from consomme.pipelines.loop.steps import (
 )
 from consomme.pipelines.verbs import VERBS, recipe_class, resolve
 from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.pins import pins_kept
 from consomme.storage.plan import Plan
 
 
@@ -36,7 +38,8 @@ class LoopPlan:
 def plan(recipe: LoopRecipe) -> LoopPlan:
     """Look up which stages are done."""
     look = _PlanWalk(recipe)
-    look.walk()
+    with pins_kept(begun_pins(recipe)):
+        look.walk()
     return LoopPlan(
         name=recipe.name,
         table={

@@ -1,7 +1,8 @@
 """Run a chain of stages from one recipe, each once, in rounds until a metric stops improving.
 
-A loop keeps no state of its own. What is done is what has a run folder, so a loop that was
-interrupted, or gets one more round, goes through the same chain and finds most of it done.
+What is done is what has a run folder, so a loop that was interrupted, or gets one more round, goes
+through the same chain and finds most of it done. All that a loop keeps of itself, until it is done,
+are the commits of what it reads on the hub, without which its stages would not be found again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from consomme.execution.capacity import check_capacity
 from consomme.execution.runs import Run
 from consomme.execution.session import shared_ray
 from consomme.pipelines.loop.chain import Saturation, SummaryRow
+from consomme.pipelines.loop.pins import begun_pins, forget_pins, keep_begun_pins
 from consomme.pipelines.loop.recipe import LoopRecipe
 from consomme.pipelines.loop.rounds import best_of, is_saturated
 from consomme.pipelines.loop.steps import (
@@ -46,11 +48,12 @@ def run(recipe: LoopRecipe) -> Manifest:
     for step in all_steps(recipe):
         check_capacity(step_recipe(step, recipe.root), f"stage {step.name}: ")
     chain = Chain(recipe)
-    with pins_kept():
+    with pins_kept(begun_pins(recipe)):
         with shared_ray():
             chain.run()
         # The loop's own run can be opened only when its stages are done, but began before them.
         manifest = dataclasses.replace(_open(chain), started=started, clock=clock).once(_report)
+    forget_pins(recipe)
     # A stage of a loop that is done may have been repaired.
     all_found = all(stage.is_found for stage in chain.manifests.values())
     return dataclasses.replace(manifest, is_found=manifest.is_found and all_found)
@@ -125,7 +128,10 @@ class Chain:
         node = check_recipe(recipe_class(step.verb), values, f"stage {step.name}")
         logger.info("stage %d: %s %s", len(self.manifests) + 1, step.verb, step.name)
         if not self.only_find:
-            self.manifests[step.name] = resolve(VERBS[step.verb].run)(node)
+            manifest = resolve(VERBS[step.verb].run)(node)
+            self.manifests[step.name] = manifest
+            if not manifest.is_found and manifest.pins:
+                keep_begun_pins(self.recipe, manifest.pins)
             return
         run = resolve(VERBS[step.verb].open_run)(node)
         if not run.is_done:

@@ -80,7 +80,11 @@ class HubPlace:
     @classmethod
     def of_model_id(cls, text: str) -> HubPlace | None:
         """Read `org/name` or `org/name@revision`; None if it is neither, such as a path."""
-        return cls.parse(HUB_SCHEME + text) if _MODEL_ID.fullmatch(text) else None
+        if not _MODEL_ID.fullmatch(text):
+            return None
+        # All that follows the sign is the revision, slashes included.
+        repo, at, revision = text.partition("@")
+        return cls.parse(f"{HUB_SCHEME}{repo}{at}{quote(unquote(revision), safe='')}")
 
     @property
     def is_pinned(self) -> bool:
