@@ -20,6 +20,8 @@ from consomme.execution.runs import PINS, Run, once
 from consomme.ops.repair import _changed_inputs
 from consomme.pipelines.score.recipe import ScoreRecipe
 from consomme.pipelines.score.run import open_run
+from consomme.pipelines.train.plan import plan
+from consomme.pipelines.train.recipe import TrainRecipe
 from consomme.storage import model_cache
 from consomme.storage.pins import pins_kept
 
@@ -196,3 +198,12 @@ def test_a_benchmark_s_file_on_the_hub_is_pinned(hub: HubServer) -> None:
         assert node["file"] == f"hf://datasets/org/questions@{commit}/test.jsonl"
         assert read_question_file(file, None).rows == read_question_file(node["file"], None).rows
     assert "what is it?" in str(row)
+
+
+def test_a_plan_brings_no_weights(hub: HubServer, tmp_path: Path) -> None:
+    data = [{"inputs": ["hf://datasets/org/emoji/data"]}]
+    values = {"name": "x", "root": str(tmp_path), "model": "org/nano", "data": data}
+    planned = plan(check_recipe(TrainRecipe, {**values, "num_steps": 2}))
+    assert planned.table["rows"]
+    assert hub.times("org/nano/config.json") == 1
+    assert not hub.times("org/nano/model.safetensors")

@@ -257,6 +257,25 @@ def test_the_cache_of_huggingface_hub_is_used_if_it_is_whole(
         folder_of("org/name")
 
 
+def test_a_cache_that_others_may_have_written_is_not_used(
+    hub: HubServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub.model("org/name").commit(MODEL)
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "shared"))
+    cache = tmp_path / "shared" / "huggingface" / "hub"
+    snapshot = snapshot_download("org/name", cache_dir=cache, endpoint=hub.url)
+    repo = cache / "models--org--name"
+    repo.chmod(0o777)
+    assert folder_of("org/name") != snapshot
+    assert "is not used: another user may have written" in caplog.text
+    repo.chmod(0o755)
+    assert folder_of("org/name") == snapshot
+
+
 def test_a_name_that_is_nowhere_says_where_was_looked(hub: HubServer) -> None:
     with pytest.raises(RecipeError, match=re.escape(f"the hub at {hub.url} has no model no/such")):
         portable_path("no/such")
@@ -288,6 +307,7 @@ def test_fetch_brings_a_model_and_says_where_it_is(
         (0, "org/none", EXIT_USER, "has no model org/none"),
         (0, "org/name@v9", EXIT_USER, "no revision 'v9'"),
         (403, "org/name", EXIT_USER, "answers 403"),
+        (401, "org/name", EXIT_USER, "answers 401"),
         (503, "org/name", EXIT_TRY_AGAIN, "gave up after"),
         (429, "org/name", EXIT_TRY_AGAIN, "run the same command again later"),
     ],
@@ -305,7 +325,8 @@ def test_exit_codes_of_fetch(
     monkeypatch.setattr("consomme.cli._FOLDER_PATIENCE_S", 0.5)
     hub.model("org/name").commit(MODEL)
     if status:
-        hub.fail("file:", status, times=1000)
+        said_too = "Invalid credentials in Authorization header"
+        hub.fail("file:", status, times=1000, X_Error_Message=said_too)
     assert run_command(["fetch", *filter(None, [model])]) == code
     assert said in capsys.readouterr().err
 

@@ -37,6 +37,8 @@ _NAMED = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")
 
 logger = logging.getLogger(__name__)
 
+_told: set[Path] = set()
+
 
 def hub_model(place: HubPlace, *, has_weights: bool = True, kind: FolderKind = MODEL) -> Path:
     """Return the local folder of a model on the hub; brings it if it is not on this machine.
@@ -98,7 +100,9 @@ def _in_hub_cache(
         is_whole = not has_weights or _has_all_weights(snapshot)
     if not is_whole:
         return None
-    logger.info("%s is read from the cache of huggingface_hub: %s", place.url, snapshot)
+    if snapshot not in _told:
+        _told.add(snapshot)
+        logger.info("%s is read from the cache of huggingface_hub: %s", place.url, snapshot)
     return snapshot
 
 

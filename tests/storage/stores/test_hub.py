@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi, HfFileSystem
 from tests.support.hub_server import HubServer, hub_server
 
 from consomme.base.errors import DataError, RecipeError, StorageAwayError
@@ -89,6 +90,18 @@ def test_files_are_listed_in_byte_order_whatever_the_pages_are(hub: HubServer) -
     assert list(open_store("hf://datasets/org/data/none").list()) == []
     inside = open_store("hf://datasets/org/data/a b")
     assert [file.path for file in inside.list()] == ["deep/two.parquet", "one.txt"]
+
+
+def test_the_library_s_own_file_system_sees_the_same(hub: HubServer) -> None:
+    """So the server of these tests speaks as the hub does."""
+    commit = hub.dataset("org/data").commit(FILES)
+    assert HfApi(endpoint=hub.url).dataset_info("org/data").sha == commit
+    files = HfFileSystem(endpoint=hub.url)
+    root = "datasets/org/data"
+    assert files.find(root) == [f"{root}/{path}" for path in sorted(FILES)]
+    store = open_store(f"hf://{root}")
+    for path, data in FILES.items():
+        assert files.cat(f"{root}/{path}") == store.read(path) == data
 
 
 def test_ranges_sizes_and_versions(hub: HubServer) -> None:
