@@ -64,8 +64,8 @@ def read_ahead(store: Store, work: Work, read: ReadUnit) -> UnitRow:
 def _read_safely(
     store: Store, unit: Unit, read_unit: ReadUnit, gate: ReadWriteGate | None
 ) -> tuple[list[tuple[int, Sample]], list[tuple[int, Reject]]]:
-    """Read a unit; if native code (Parquet) crashes on it, its rows become rejects."""
-    if not unit.shard.endswith(".parquet"):
+    """Read a unit; if native code (Arrow) crashes on it, its rows become rejects."""
+    if not unit.shard.endswith((".parquet", ".arrow")):
         return read_unit(unit)
 
     def read(

@@ -16,6 +16,7 @@ from consomme.base.errors import RecipeError
 from consomme.base.sample import printable
 from consomme.base.suggest import did_you_mean
 from consomme.storage.pins import pinned_url
+from consomme.storage.saved_datasets import only_saved
 from consomme.storage.stores.hub_place import is_hub_root, is_hub_url
 from consomme.storage.stores.listing import list_parallel
 from consomme.storage.stores.local import LocalStore
@@ -23,7 +24,7 @@ from consomme.storage.stores.open import absolute_url, open_store, split_url
 from consomme.storage.stores.regular import kind_of, unsafe_files
 from consomme.storage.stores.store import FileInfo, Store, join_url
 
-SHARD_SUFFIXES = (".tar", ".parquet", ".jsonl", ".json")
+SHARD_SUFFIXES = (".tar", ".parquet", ".arrow", ".jsonl", ".json")
 """Readable formats; the shards of one folder must all have the same suffix."""
 
 logger = logging.getLogger(__name__)
@@ -277,6 +278,7 @@ def _match_folder(pattern: str, text: str) -> list[tuple[str, FileInfo]]:
     listed = [file for file in list_parallel(store) if file.path.endswith(SHARD_SUFFIXES)]
     files = [file for file in listed if not _is_hidden(file.path)]
     _tell_hidden(store, [file.path for file in listed if _is_hidden(file.path)], text)
+    files = only_saved(store, files, text)
     kinds = sorted({file.path.rpartition(".")[2] for file in files})
     if len(kinds) > 1:
         raise RecipeError(

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Reject, Sample, printable
-from consomme.storage.readers import parquet, records, webdataset
+from consomme.storage.readers import arrow_stream, parquet, records, webdataset
 from consomme.storage.readers.check import check_sample
 from consomme.storage.readers.record import Context
 from consomme.storage.readers.row import RawRow, RowError
@@ -188,6 +188,8 @@ def _ranges(
         if path.endswith(".parquet"):
             for count, num_bytes in parquet.plan(file, shard, max_rows, max_bytes, reading):
                 yield count, 0, num_bytes
+        elif path.endswith(".arrow"):
+            yield from arrow_stream.plan(file, shard, max_rows, max_bytes, reading)
         elif path.endswith(".tar"):
             rows = webdataset.plan(file, store.size(path), shard)
             yield from _pack_rows(rows, max_rows, max_bytes)
@@ -225,6 +227,16 @@ def _raw_rows(unit: Unit) -> list[RawRow]:
     if path.endswith(".parquet"):
         with open_shard(store, path, unit.shard, unit.start) as reader:
             return parquet.rows(reader, context, start=unit.start, count=count)
+    if path.endswith(".arrow"):
+        return arrow_stream.rows(
+            store,
+            path,
+            context,
+            offset=unit.offset,
+            num_bytes=unit.num_bytes,
+            start=unit.start,
+            count=count,
+        )
     data = store.read(path, unit.offset, unit.num_bytes)
     if path.endswith(".tar"):
         return webdataset.rows(data, context, offset=unit.offset, count=count)
