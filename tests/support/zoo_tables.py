@@ -67,15 +67,6 @@ BAD_RECORDS: dict[str, tuple[str, RecordBuilder]] = {
         "record_malformed",
         lambda key, _: raw(key, b', "caption": "a", "caption": "b"}'),
     ),
-    "nan": ("meta_not_finite", lambda key, _: raw(key, b', "caption": "a", "score": NaN}')),
-    "infinity": (
-        "meta_not_finite",
-        lambda key, _: raw(key, b', "caption": "a", "s": [-Infinity]}'),
-    ),
-    "number_beyond_floats": (
-        "meta_not_finite",
-        lambda key, _: raw(key, b', "caption": "a", "s": {"x": 1e999}}'),
-    ),
     "line_of_17_megabytes": (
         "record_too_large",
         lambda key, _: record(key, note="x" * 17_000_000),
@@ -178,9 +169,6 @@ BAD_ROWS: dict[str, tuple[str, RowBuilder]] = {
         lambda key, _: row(key, caption=b"a \xed\xa0\x80 cat"),
     ),
     "name_not_utf8": ("record_malformed", lambda key, _: row(key, id=b"\xff")),
-    "nan_column": ("meta_not_finite", lambda key, _: row(key, similarity=float("nan"))),
-    "infinite_column": ("meta_not_finite", lambda key, _: row(key, similarity=float("-inf"))),
-    "nan_in_meta": ("meta_not_finite", lambda key, _: row(key, meta='{"score": NaN}')),
     "meta_not_json": ("record_malformed", lambda key, _: row(key, meta="{score: 1}")),
     "meta_has_a_key_twice": ("record_malformed", lambda key, _: row(key, meta='{"a": 1, "a": 2}')),
     "meta_is_bottomless": ("record_malformed", lambda key, _: row(key, meta="[" * 50_000)),

@@ -201,7 +201,6 @@ BAD_MEMBERS: dict[str, tuple[str, Builder]] = {
         lambda key, _: member("", good_image(key)) + member(f"{key}.txt", b"x"),
     ),
     "json_is_broken": ("record_malformed", lambda key, _: with_json(key, b'{"a": ')),
-    "json_has_nan": ("meta_not_finite", lambda key, _: with_json(key, b'{"score": NaN}')),
     "json_has_a_key_twice": (
         "record_malformed",
         lambda key, _: with_json(key, b'{"url": "a", "url": "b"}'),

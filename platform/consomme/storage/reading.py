@@ -117,12 +117,17 @@ class Reading(Checked):
         }
         return cls(columns=columns, **values)
 
-    def identity(self) -> str:
-        """Return what tells units of the same rows apart; empty if nothing is set.
+    @classmethod
+    @functools.lru_cache(maxsize=64)
+    def identity_of(cls, text: str) -> str:
+        """Return what tells units of the same rows apart, of what they carry; empty for nothing.
 
         Where images lie is left out: data that are moved stay the same data.
+
+        Args:
+            text: What `for_units` wrote.
         """
-        return dataclasses.replace(self, image_root=None).for_units()
+        return dataclasses.replace(cls.of_unit(text), image_root=None).for_units()
 
     def beside_a_view(self, key: str = "reading") -> Iterator[str]:
         """Say what is wrong if these options stand beside a view.

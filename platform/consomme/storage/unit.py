@@ -49,6 +49,9 @@ class Unit:
     layout: str = ""
     """What the shard is, if that is not what its name says: see `consomme.storage.layouts`."""
 
+    repeats: str = ""
+    """Records whose ids occurred earlier in the shard: see `consomme.storage.repeats`."""
+
     num_records: int = 0
     """Records that its rows come from, if a record may give several rows; 0: one each."""
 
@@ -63,7 +66,7 @@ class Unit:
         return cls(**{k: v for k, v in values.items() if k not in OPTIONAL_FIELDS or v is not None})
 
 
-OPTIONAL_FIELDS = ("reading", "layout", "num_records")
+OPTIONAL_FIELDS = ("reading", "layout", "repeats", "num_records")
 """Fields that most units do without; files have them only where they are set."""
 
 UNIT_FIELDS = tuple(field.name for field in dataclasses.fields(Unit))
@@ -93,7 +96,7 @@ def unit_name(shard: Shard, start: int, reading: str = "") -> str:
     """
     file_name = shard.url.rpartition("/")[2]
     identity = f"{shard.source}\t{shard.name}"
-    if options := Reading.of_unit(reading).identity():
+    if options := Reading.identity_of(reading):
         identity += f"\t{options}"
     digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     base_name = re.sub(r"[^A-Za-z0-9_-]+", "_", file_name.rpartition(".")[0] or file_name)[:60]

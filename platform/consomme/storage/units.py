@@ -9,15 +9,15 @@ from dataclasses import replace
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Reject, Sample, printable
-from consomme.storage.readers import arrow_stream, parquet, records, webdataset
+from consomme.storage import formats
+from consomme.storage.layouts import Layout
+from consomme.storage.readers import arrow_stream, parquet
 from consomme.storage.readers.check import check_sample
-from consomme.storage.readers.record import Context
-from consomme.storage.readers.row import RawRow, RowError
-from consomme.storage.readers.row_groups import open_shard
+from consomme.storage.readers.row import Gap, Lost, RawRow, RowError, UnreadableShardError
 from consomme.storage.reading import Reading
+from consomme.storage.repeats import Repeats, repeated_rows, repeats_between
 from consomme.storage.shards import Shard, find_shards
 from consomme.storage.stores.open import split_url
-from consomme.storage.stores.store import Store
 from consomme.storage.unit import MAX_UNIT_BYTES, MAX_UNIT_ROWS, Unit, unit_name
 
 
@@ -57,55 +57,158 @@ def plan_shard(
 ) -> list[Unit]:
     """Split one shard into units; see `plan_units`.
 
-    If each caption of a list is to be a sample, units are read for their captions once, so that
-    every sample has a row.
+    A shard that cannot be opened is one unit of one row, a reject. If each caption of a list is to
+    be a sample, units are read for their captions once, so that every sample has a row.
     """
-    store, path = split_url(shard.url)
-    units, start = [], 0
-    for count, offset, num_bytes in _ranges(
-        store, path, shard.url, max_rows, max_bytes, Reading.of_unit(reading)
-    ):
-        units.append(
-            Unit(
-                unit_id=unit_name(shard, start, reading),
-                source=shard.source,
-                shard=shard.url,
-                start=start,
-                count=count,
-                num_bytes=num_bytes,
-                offset=offset,
-                reading=reading,
-            )
-        )
-        start += count
+    _, path = split_url(shard.url)
+    whole = Unit(
+        unit_id=unit_name(shard, 0, reading),
+        source=shard.source,
+        shard=shard.url,
+        start=0,
+        count=1,
+        num_bytes=shard.size,
+        reading=reading,
+    )
+    try:
+        layout = formats.find_layout(shard.url, Reading.of_unit(reading))
+        whole = replace(whole, layout=layout.for_units(path))
+        units = list(_cut(shard, whole, layout, max_rows, max_bytes))
+    except UnreadableShardError as error:
+        lost = Lost("shard_unreadable", formats.explain(shard.url, error.detail))
+        return [_lost_unit(replace(whole, num_bytes=0), shard, lost, 0)]
     if Reading.of_unit(reading).captions == "each":
         return [part for unit in units for part in _by_samples(shard, unit, max_rows)]
     return units
 
 
+def _cut(
+    shard: Shard, whole: Unit, layout: Layout, max_rows: int, max_bytes: int
+) -> Iterator[Unit]:
+    """Yield the units of a shard's records, and those of what is lost of it."""
+    start, lost = 0, []
+    repeats = Repeats(Reading.of_unit(whole.reading))
+    if layout.kind == "parquet":
+        ranges = _row_groups(shard, max_rows, max_bytes, whole.reading)
+        _add_ids(shard, whole.reading, repeats)
+    elif layout.kind == "arrow":
+        ranges = _batches(shard, max_rows, max_bytes, whole.reading)
+    elif layout.kind in formats.BY_ROW:
+        ranges = _counted(formats.num_records(shard.url, layout), shard.size, max_rows)
+    else:
+        found: list[Lost] = []
+        records = _records_of(formats.spans(shard.url, layout), found, repeats)
+        ranges = _pack_rows(records, max_rows, max_bytes)
+        lost = found
+    units = []
+    for count, offset, num_bytes in ranges:
+        units.append(
+            replace(
+                whole,
+                unit_id=unit_name(shard, start, whole.reading),
+                start=start,
+                count=count,
+                offset=offset,
+                num_bytes=num_bytes,
+            )
+        )
+        start += count
+    yield from repeats.marked(units)
+    for number, one in enumerate(lost):
+        yield _lost_unit(whole, shard, one, start + number)
+
+
+def _records_of(
+    spans: Iterator[formats.Span | Lost | Gap], lost: list[Lost], repeats: Repeats
+) -> Iterator[tuple[int, int] | None]:
+    """Yield offset and end of each record, and None where a unit has to end."""
+    for span in spans:
+        if isinstance(span, Lost):
+            lost.append(span)
+        elif isinstance(span, Gap):
+            yield None
+        else:
+            begin, end, value = span
+            repeats.add(value)
+            yield begin, end
+
+
+def _row_groups(
+    shard: Shard, max_rows: int, max_bytes: int, reading: str
+) -> Iterator[tuple[int, int, int]]:
+    store, path = split_url(shard.url)
+    options = Reading.of_unit(reading)
+    with store.open(path) as file:
+        for count, num_bytes in parquet.plan(file, shard.url, max_rows, max_bytes, options):
+            yield count, 0, num_bytes
+
+
+def _add_ids(shard: Shard, reading: str, repeats: Repeats) -> None:
+    store, path = split_url(shard.url)
+    with store.open(path) as file:
+        for record in parquet.ids(file, shard.url, Reading.of_unit(reading)):
+            repeats.add(record)
+
+
+def _batches(
+    shard: Shard, max_rows: int, max_bytes: int, reading: str
+) -> Iterator[tuple[int, int, int]]:
+    store, path = split_url(shard.url)
+    with store.open(path) as file:
+        yield from arrow_stream.plan(file, shard.url, max_rows, max_bytes, Reading.of_unit(reading))
+
+
+def _counted(num_records: int, size: int, max_rows: int) -> Iterator[tuple[int, int, int]]:
+    for start in range(0, num_records, max_rows):
+        count = min(max_rows, num_records - start)
+        yield count, 0, size * count // num_records
+
+
+def _lost_unit(whole: Unit, shard: Shard, lost: Lost, start: int) -> Unit:
+    layout = Layout(kind="lost", reason=lost.reason, detail=lost.detail)
+    return replace(
+        whole,
+        unit_id=unit_name(shard, start, whole.reading),
+        start=start,
+        count=1,
+        num_bytes=0,
+        layout=layout.for_units(""),
+    )
+
+
 def _by_samples(shard: Shard, unit: Unit, max_rows: int) -> Iterator[Unit]:
     """Split a unit of records into units in which each caption has a row of its own."""
-    raw_rows = _raw_rows(unit)
+    layout = Layout.of_unit(unit.layout, split_url(unit.shard)[1])
+    if layout.kind == "lost":
+        yield unit
+        return
+    raw_rows = formats.raw_rows(unit)
     counts = [raw.count() for raw in raw_rows]
-    first = 0
-    for last in range(1, len(counts) + 1):
-        if last < len(counts) and sum(counts[first : last + 1]) <= max_rows:
+    first, total = 0, 0
+    for last, count in enumerate(counts, start=1):
+        total += count
+        if last < len(counts) and total + counts[last] <= max_rows:
             continue
-        begin = raw_rows[first].begin if first else unit.offset
-        end = raw_rows[last].begin if last < len(counts) else unit.offset + unit.num_bytes
-        # Parquet is addressed by row, and its bytes are an estimate.
-        by_row = unit.num_bytes * (last - first) // len(counts)
-        is_by_row = not raw_rows[-1].begin and len(counts) > 1
+        offset, num_bytes = unit.offset, unit.num_bytes * (last - first) // len(counts)
+        if layout.kind == "arrow":
+            # Record batches are read whole.
+            num_bytes = unit.num_bytes
+        elif layout.kind not in formats.BY_ROW:
+            offset = raw_rows[first].begin if first else unit.offset
+            is_last = last == len(counts)
+            end = unit.offset + unit.num_bytes if is_last else raw_rows[last].begin
+            num_bytes = end - offset
         yield replace(
             unit,
             unit_id=unit_name(shard, unit.start + first, unit.reading),
             start=unit.start + first,
-            count=sum(counts[first:last]),
+            count=total,
             num_records=last - first,
-            offset=unit.offset if is_by_row else begin,
-            num_bytes=by_row if is_by_row else end - begin,
+            offset=offset,
+            num_bytes=num_bytes,
+            repeats=repeats_between(unit.repeats, first, last),
         )
-        first = last
+        first, total = last, 0
 
 
 def read_unit(unit: Unit) -> tuple[list[tuple[int, Sample]], list[tuple[int, Reject]]]:
@@ -119,8 +222,11 @@ def read_unit(unit: Unit) -> tuple[list[tuple[int, Sample]], list[tuple[int, Rej
     Raises:
         DataError: The shard was removed or changed after planning.
     """
+    layout = Layout.of_unit(unit.layout, split_url(unit.shard)[1])
+    if layout.kind == "lost":
+        return [], [(0, _lost(unit, layout))]
     try:
-        raw_rows = _raw_rows(unit)
+        raw_rows = formats.raw_rows(unit)
     except FileNotFoundError as error:
         raise DataError(
             f"{unit.shard}: the shard is gone; it was removed after planning"
@@ -130,12 +236,16 @@ def read_unit(unit: Unit) -> tuple[list[tuple[int, Sample]], list[tuple[int, Rej
     samples: list[tuple[int, Sample]] = []
     rejects: list[tuple[int, Reject]] = []
     row = 0
-    for raw in raw_rows:
+    repeated = repeated_rows(unit.repeats)
+    for number, raw in enumerate(raw_rows):
+        # An id that came before in the shard is made another one by its record's number.
+        suffix = f"@{unit.start + number}" if number in repeated else ""
         for found in _parsed(raw, reading):
             if isinstance(found, RowError):
-                rejects.append((row, _reject(raw, unit.source, found)))
+                rejects.append((row, _reject(raw, unit.source, found, suffix)))
             else:
-                samples.append((row, found))
+                named = replace(found, sample_id=found.sample_id + suffix) if suffix else found
+                samples.append((row, named))
             row += 1
     _check_count(unit, row, unit.count)
     return samples, rejects
@@ -166,13 +276,24 @@ def _check_count(unit: Unit, found: int, planned: int) -> None:
         )
 
 
-def _reject(raw: RawRow, source: str, problem: RowError) -> Reject:
+def _lost(unit: Unit, layout: Layout) -> Reject:
+    name = unit.shard.rstrip("/").rpartition("/")[2]
+    return Reject(
+        sample_id=printable(name),
+        source=unit.source,
+        reason=layout.reason,
+        detail=printable(layout.detail),
+        reference=unit.shard,
+    )
+
+
+def _reject(raw: RawRow, source: str, problem: RowError, suffix: str) -> Reject:
     try:
         own_id = raw.own_id()
     except RowError:
         own_id = ""
     return Reject(
-        sample_id=printable(own_id) or raw.sample_id,
+        sample_id=(printable(own_id) or raw.sample_id) + suffix,
         source=source,
         reason=problem.reason,
         detail=printable(problem.detail),
@@ -180,68 +301,23 @@ def _reject(raw: RawRow, source: str, problem: RowError) -> Reject:
     )
 
 
-def _ranges(
-    store: Store, path: str, shard: str, max_rows: int, max_bytes: int, reading: Reading
-) -> Iterator[tuple[int, int, int]]:
-    """Yield the row count, offset and bytes of each unit of a shard."""
-    with store.open(path) as file:
-        if path.endswith(".parquet"):
-            for count, num_bytes in parquet.plan(file, shard, max_rows, max_bytes, reading):
-                yield count, 0, num_bytes
-        elif path.endswith(".arrow"):
-            yield from arrow_stream.plan(file, shard, max_rows, max_bytes, reading)
-        elif path.endswith(".tar"):
-            rows = webdataset.plan(file, store.size(path), shard)
-            yield from _pack_rows(rows, max_rows, max_bytes)
-        elif path.endswith(".jsonl"):
-            yield from _pack_rows(records.plan_lines(file, shard), max_rows, max_bytes)
-        else:
-            yield from _pack_rows(records.plan_array(file, shard), max_rows, max_bytes)
-
-
 def _pack_rows(
-    rows: Iterable[tuple[int, int]], max_rows: int, max_bytes: int
+    rows: Iterable[tuple[int, int] | None], max_rows: int, max_bytes: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Pack contiguous rows into ranges within both limits."""
+    """Pack contiguous rows into ranges within both limits; a range ends before a None."""
     count, begin, end = 0, 0, 0
-    for row_begin, row_end in rows:
-        if count and (count == max_rows or row_end - begin > max_bytes):
+    for row in rows:
+        if count and (row is None or count == max_rows or row[1] - begin > max_bytes):
             yield count, begin, end - begin
             count = 0
+        if row is None:
+            continue
+        row_begin, row_end = row
         if not count:
             begin = row_begin
         count, end = count + 1, row_end
     if count:
         yield count, begin, end - begin
-
-
-def _raw_rows(unit: Unit) -> list[RawRow]:
-    store, path = split_url(unit.shard)
-    context = Context(
-        shard=unit.shard,
-        store=store,
-        source=unit.source,
-        reading=Reading.of_unit(unit.reading),
-    )
-    count = unit.num_records or unit.count
-    if path.endswith(".parquet"):
-        with open_shard(store, path, unit.shard, unit.start) as reader:
-            return parquet.rows(reader, context, start=unit.start, count=count)
-    if path.endswith(".arrow"):
-        return arrow_stream.rows(
-            store,
-            path,
-            context,
-            offset=unit.offset,
-            num_bytes=unit.num_bytes,
-            start=unit.start,
-            count=count,
-        )
-    data = store.read(path, unit.offset, unit.num_bytes)
-    if path.endswith(".tar"):
-        return webdataset.rows(data, context, offset=unit.offset, count=count)
-    read = records.rows_of_lines if path.endswith(".jsonl") else records.rows_of_array
-    return read(data, context, offset=unit.offset, start=unit.start)
 
 
 def read_samples(units: Mapping[str, Unit], positions: Sequence[tuple[str, int]]) -> list[Sample]:

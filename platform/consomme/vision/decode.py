@@ -9,11 +9,11 @@ file or a web page named .jpg costs one sample and never the process.
 | more than `max_image_bytes` encoded | `image_too_large` |
 | more than `max_image_pixels` by any header, including those inside an icon, a JPEG 2000 box or a \
 TIFF tile | `image_too_large`; no pixel is decoded |
-| PNG text or colour profile that unpacks to more than 1 MB; a JPEG of more than 200 scans; a TIFF \
-of more than 300,000 strips | `image_too_large` |
+| a JPEG of more than 200 scans; a TIFF of more than 300,000 strips | `image_too_large` |
+| PNG text or colour profile that unpacks to more than 1 MB | left out, the picture decoded |
 | file that ends early, including a JPEG that lacks only its end marker | `image_truncated` |
 | JPEG whose codec reports damaged data; any other failure; formats not in `FORMATS` (SVG, EPS, \
-HEIC, PDF, web pages) | `image_undecodable` |
+HEIC, JPEG XL, PDF, web pages) | `image_undecodable`, which names the format |
 | wrong file extension | decoded: the content decides |
 | bytes after the end, filler between JPEG markers, unreadable EXIF | decoded |
 | EXIF or XMP orientation | turned upright |
@@ -40,8 +40,9 @@ from PIL import Image, UnidentifiedImageError
 
 from consomme.base.sample import printable
 from consomme.vision.colour import header_orientation, orientation, to_rgb, upright
-from consomme.vision.headers import check_headers, check_pixels, is_video
+from consomme.vision.headers import check_headers, check_pixels, format_name, is_video
 from consomme.vision.jpeg import decode_jpeg
+from consomme.vision.png import is_png, without_side_chunks
 from consomme.vision.problem import BadImageError, DecodeProblem
 
 __all__ = ["DecodeProblem", "decode", "num_pixels", "shrink_factor", "shrunk", "upright_size"]
@@ -93,6 +94,12 @@ def decode(
         raise
     # Decoders raise many exception types on bad bytes; each means one bad picture.
     except Exception as error:  # noqa: BLE001
+        if _is_side_chunk(data, error):
+            return decode(
+                without_side_chunks(data),
+                max_image_pixels=max_image_pixels,
+                min_side_px=min_side_px,
+            )
         return _problem(data, error)
 
 
@@ -120,11 +127,20 @@ def upright_size(data: bytes) -> tuple[int, int] | DecodeProblem:
         raise
     # As in `decode`: each exception means one bad picture.
     except Exception as error:  # noqa: BLE001
+        if _is_side_chunk(data, error):
+            return upright_size(without_side_chunks(data))
         return _problem(data, error)
+
+
+def _is_side_chunk(data: bytes, error: Exception) -> bool:
+    """Whether a PNG failed by its text or colour profile, which Pillow unpacks up to a limit."""
+    return "MAX_TEXT_" in str(error) and is_png(data)
 
 
 def num_pixels(data: bytes) -> int:
     """Return width times height of a picture that `decode` accepted, from its header."""
+    if is_png(data):
+        return int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big")
     with Image.open(io.BytesIO(data), formats=_formats()) as image:
         return image.width * image.height
 
@@ -182,9 +198,12 @@ def _problem(data: bytes, error: Exception) -> DecodeProblem:
         detail = "a video file, expected an image; write its frames as images, in their order"
         return DecodeProblem(reason="video_unsupported", detail=detail)
     if isinstance(error, UnidentifiedImageError):
+        name = format_name(data)
         detail = f"not a supported image format, begins {data[:12]!r}"
-    if "MAX_TEXT_" in detail:
-        return DecodeProblem(reason="image_too_large", detail=printable(detail))
+        if name:
+            detail = f"{name}, which is not decoded; convert it, for example to JPEG"
+            if "LFS" in name:
+                detail = f"{name}, not the image itself; run: git lfs pull"
     says_truncated = any(word in str(error).lower() for word in ("truncat", "incomplete"))
     missing = _missing_bytes(data)
     scan = data.find(b"\xff\xda") if data.startswith(b"\xff\xd8") else -1

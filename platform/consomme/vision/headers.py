@@ -31,6 +31,18 @@ _VIDEO_STARTS = (
 _IMAGE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"crx ")
 """Kinds of images in the container of MP4; a build of Pillow may lack their codec."""
 
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+
+_NAMED_STARTS = (
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+    (b"%PDF-", "PDF"),
+    (b"8BPS", "Photoshop"),
+    (b"%!PS", "PostScript"),
+    (b"\x1f\x8b", "gzip"),
+    (b"version https://git-lfs", "a Git LFS pointer"),
+)
+
 _TIFF_WIDTHS = {1: 1, 3: 2, 4: 4, 16: 8}
 """Size in bytes of TIFF's unsigned integer types."""
 
@@ -47,6 +59,15 @@ def check_headers(data: bytes, max_image_pixels: int) -> None:
         scans = data.count(b"\xff\xda")
         detail = f"the JPEG has {scans} scans, at most {MAX_SCANS} are decoded"
         raise BadImageError("image_too_large", detail)
+
+
+def format_name(data: bytes) -> str:
+    """Name a format of pictures or documents that is not decoded; empty for any other bytes."""
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
+        return "HEIC"
+    if data[:256].lstrip()[:5].lower() in (b"<svg ", b"<?xml") and b"<svg" in data[:4096].lower():
+        return "SVG"
+    return next((name for start, name in _NAMED_STARTS if data.startswith(start)), "")
 
 
 def is_video(data: bytes) -> bool:

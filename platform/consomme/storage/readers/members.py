@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from consomme.storage.readers.tar import Member
 
 IMAGE_EXTENSIONS = frozenset(
-    "avif bmp gif heic jfif jp2 jpe jpeg jpg png pnm ppm tif tiff webp".split()
+    "avif bmp gif heic heif hif jfif jp2 jpe jpeg jpg jxl png pnm ppm tif tiff webp".split()
 )
 """Extensions of image members, after the last dot."""
 
@@ -16,7 +16,7 @@ VIDEO_EXTENSIONS = frozenset("avi flv m4v mkv mov mp4 mpeg mpg ogv ts webm wmv".
 NUMBERED = re.compile(r"(?:image|img|frame)?[-_]?(\d{1,6})\.[^.]+$")
 """Extension of one image of several."""
 
-TEXT_EXTENSIONS = ("txt", "caption")
+TEXT_EXTENSIONS = ("txt", "caption", "text")
 """Extensions of caption members, in order of preference."""
 
 OWN_KEY = "consomme"
@@ -58,6 +58,11 @@ class MemberGroup:
         return [name for name in self.members if name.rpartition(".")[2] in IMAGE_EXTENSIONS]
 
     @property
+    def has_text(self) -> bool:
+        """Whether it has a member that may hold the text."""
+        return any(name.rpartition(".")[2] in (*TEXT_EXTENSIONS, "json") for name in self.members)
+
+    @property
     def is_complete(self) -> bool:
         """Whether it has an image, and a member that may hold the text."""
         has_text = any(name in self.members for name in (*TEXT_EXTENSIONS, "json"))
@@ -69,3 +74,28 @@ def split_name(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition("/")
     key, _, extension = base.partition(".")
     return (folder + slash + key if key else ""), extension.lower()
+
+
+JUNK = ("thumbs.db", "desktop.ini")
+"""Files that Windows leaves in folders, in lower case."""
+
+
+def by_last_dot(group: MemberGroup) -> dict[str, list[str]] | None:
+    """Return the members of a group by the stems of their extensions, if each is a sample.
+
+    In `v1.0.png`, `v1.0.txt`, `v1.1.png`, … the first dot belongs to the name: then each stem has
+    one image and a text, and no member is without one. This holds for any part of the group, too.
+    """
+    stems: dict[str, list[str]] = {}
+    for name in group.members:
+        stem, dot, _ = name.rpartition(".")
+        if not dot:
+            return None
+        stems.setdefault(stem, []).append(name)
+    for names in stems.values():
+        kinds = [name.rpartition(".")[2] for name in names]
+        if sum(kind in IMAGE_EXTENSIONS for kind in kinds) != 1:
+            return None
+        if not any(kind in (*TEXT_EXTENSIONS, "json") for kind in kinds):
+            return None
+    return stems

@@ -30,7 +30,12 @@ CAPTION_KEYS = ("caption", "text")
 COMMON_CAPTION_KEYS = ("txt", "captions", "sentences", "alt_text", "en_text")
 """More of them."""
 
-QUESTION_KEYS = (("question", "answer"), ("query", "response"), ("instruction", "output"))
+QUESTION_KEYS = (
+    ("question", "answer"),
+    ("query", "response"),
+    ("instruction", "output"),
+    ("prompt", "response"),
+)
 """Keys of a question and its answer, in order of preference."""
 
 ID_KEYS = ("sample_id", "id", "key", "__key__")
@@ -94,6 +99,24 @@ def by_names(record: dict[str, Any], reading: Reading) -> tuple[dict[str, Any], 
                     aside[key] = record.pop(key)
     present = {key: value for key, value in named.items() if value is not None}
     return {**record, **present}, aside
+
+
+def id_of(record: dict[str, Any], reading: Reading) -> str | None:
+    """Return the id of a record; None if it has none.
+
+    Args:
+        record: Of any format; not changed.
+        reading: May name the column of ids.
+    """
+    name = reading.columns.get("id")
+    values = [_pop(dict(record), name)] if isinstance(name, str) else map(record.get, ID_KEYS)
+    for value in values:
+        if isinstance(value, float) and value.is_integer():
+            # Tables with a null among the ids have them as floats.
+            return str(int(value))
+        if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+            return str(value)
+    return None
 
 
 def missing_columns(names: Iterable[str], reading: Reading) -> list[str]:

@@ -14,12 +14,15 @@ from consomme.storage.readers.names import (
     ID_KEYS,
     TURN_KEYS,
     by_names,
+    id_of,
     mapping_hint,
 )
 from consomme.storage.readers.row import RawRow, RowError
-from consomme.storage.readers.turns import Conversation, num_texts, take_texts
+from consomme.storage.readers.turns import Conversation, num_texts, take_texts, with_named_images
 from consomme.storage.reading import Reading
 from consomme.storage.stores.store import Store
+
+_AS_FOUND = Reading()
 
 Load = Callable[[], dict[str, Any]]
 """Returns a record; raises `RowError` if it cannot be parsed."""
@@ -142,6 +145,8 @@ def _sample(
     if isinstance(text, RowError):
         raise text
     images, has_list = found
+    if not images and not text.images:
+        text = with_named_images(text)
     if text.images:
         if images:
             detail = f"the record has {len(images)} images and the turns name others"
@@ -160,10 +165,8 @@ def _sample(
 def _take_id(record: dict[str, Any]) -> str | None:
     """Pop the id of a record and return it; None if it has none."""
     for key in ID_KEYS:
-        value = record.get(key)
-        if isinstance(value, float) and value.is_integer():
-            # Tables with a null among the ids have them as floats.
-            record[key] = value = int(value)
-        if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
-            return str(record.pop(key))
+        found = id_of({key: record.get(key)}, _AS_FOUND)
+        if found is not None:
+            del record[key]
+            return found
     return None

@@ -63,3 +63,16 @@ class RawRow:
 
     begin: int = 0
     """Offset in the shard of its bytes."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What is lost of a shard, beside its records: it becomes one reject."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Bytes of a shard that belong to no record of their own: no unit reaches across them."""

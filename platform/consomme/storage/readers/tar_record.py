@@ -23,6 +23,11 @@ from consomme.storage.readers.text import decode_caption, load_record
 from consomme.storage.readers.turns import Conversation, num_texts, take_texts
 from consomme.storage.reading import as_names
 
+_HINT = (
+    ". If it is elsewhere in the tar: members of a sample have to follow each other, as"
+    " `tar --sort=name -cf NEW.tar FOLDER` writes them"
+)
+
 
 @dataclass
 class TarRecord:
@@ -88,9 +93,12 @@ class TarRecord:
     @cached_property
     def _named(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The JSON member by the canonical names, and what is set aside of it."""
-        if "json" not in self.group.members:
+        members = self.group.members
+        named = [name for name in members if name.rpartition(".")[2] == "json"]
+        found = "json" if "json" in members else (named[0] if len(named) == 1 else None)
+        if found is None:
             return {}, {}
-        return by_names(load_record(self._bytes(self.group.members["json"])), self.context.reading)
+        return by_names(load_record(self._bytes(members[found])), self.context.reading)
 
     def _text_file(self) -> Member | None:
         """Return the member that is the caption; None if the JSON has the text."""
@@ -99,6 +107,10 @@ class TarRecord:
         found = next((name.lower() for name in named if name.lower() in members), None)
         if found is not None:
             return members[found]
+        if named and "json" not in members:
+            listed = ", ".join(sorted(members))
+            detail = f"reading.columns names the caption {named[0]}; found {listed}"
+            raise RowError("caption_missing", detail)
         if {"caption", "conversation", "answer"} & set(columns):
             return None
         if self._named[0].get("turns") is not None:
@@ -111,7 +123,21 @@ class TarRecord:
             caption = decode_caption(self._bytes(file))
             return [Conversation(turns=caption_turns(caption), is_caption=True)]
         # A caption in the JSON beside one in a file is metadata, as img2dataset writes it.
-        return take_texts(record, self.context.reading, self.group.key) or []
+        texts = take_texts(record, self.context.reading, self.group.key)
+        if texts is not None:
+            return texts
+        dotted = [name for name in self.group.members if name.rpartition(".")[2] in TEXT_EXTENSIONS]
+        if len(dotted) > 1:
+            listed = ", ".join(sorted(dotted))
+            raise RowError(
+                "caption_missing",
+                f"found several texts: {listed}; say in the recipe which to take, as in"
+                f" reading.columns: {{caption: {min(dotted)}}}",
+            )
+        if not dotted:
+            return []
+        caption = decode_caption(self._bytes(self.group.members[dotted[0]]))
+        return [Conversation(turns=caption_turns(caption), is_caption=True)]
 
     def _check_complete(
         self, members: Sequence[Member], texts: Sequence[Conversation | RowError]
@@ -124,9 +150,11 @@ class TarRecord:
             raise RowError("video_unsupported", f"found {found}; {remedy}")
         is_conversation = any(isinstance(t, Conversation) and not t.is_caption for t in texts)
         if not members and not is_conversation:
-            raise RowError("image_missing", f"found {found}; no member is an image")
+            detail = f"found {found}; no member is an image{_HINT}"
+            raise RowError("image_missing", detail)
         if not texts:
-            raise RowError("caption_missing", "found no .txt, .caption, or text in .json")
+            detail = f"found {found}; no .txt, .caption, or text in .json{_HINT}"
+            raise RowError("caption_missing", detail)
 
     def _images(self) -> list[Member]:
         """Return the members that are images, in order.

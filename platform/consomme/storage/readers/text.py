@@ -4,10 +4,9 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
-from consomme.base.errors import DataError
 from consomme.storage.readers.row import RowError
 
 logger = logging.getLogger(__name__)
@@ -28,6 +27,27 @@ MAX_DEPTH = 100
 """Maximum nesting of JSON. Python's own limit depends on the caller's stack depth."""
 
 
+UTF8_MARK = b"\xef\xbb\xbf"
+"""Byte order mark, with which Windows begins UTF-8."""
+
+
+def lines_of(file: BinaryIO, offset: int) -> Iterator[tuple[int, int, bytes]]:
+    """Yield offset, end and bytes of each line; for an overlong line, only its first bytes.
+
+    Args:
+        file: Positioned at a line.
+        offset: Offset of that position, from which offsets are counted.
+    """
+    while line := file.readline(MAX_RECORD_BYTES + 2):
+        end = offset + len(line)
+        chunk = line
+        while len(chunk) > MAX_RECORD_BYTES and not chunk.endswith(b"\n"):
+            chunk = file.readline(MAX_RECORD_BYTES + 2)
+            end += len(chunk)
+        yield offset, end, line
+        offset = end
+
+
 def load_record(data: bytes) -> dict[str, Any]:
     """Parse one JSON object."""
     record = load_json(data)
@@ -37,34 +57,43 @@ def load_record(data: bytes) -> dict[str, Any]:
 
 
 def load_json(data: bytes | str) -> Any:
-    """Parse strict JSON: no duplicate keys, no NaN, limited nesting."""
+    """Parse JSON: no duplicate keys, limited nesting; what is not finite becomes null.
+
+    A NaN beside a picture costs the number, not the sample.
+    """
     if len(data) > MAX_RECORD_BYTES:
         detail = f"found {len(data):,} bytes of JSON, at most {MAX_RECORD_BYTES:,} are parsed"
         raise RowError("record_too_large", detail)
     try:
         value = json.loads(
-            data, object_pairs_hook=_reject_duplicate_keys, parse_constant=_not_finite
+            data, object_pairs_hook=_reject_duplicate_keys, parse_constant=_not_a_number
         )
     except RecursionError as error:
         raise RowError("record_malformed", _TOO_DEEP) from error
     except ValueError as error:
         raise RowError("record_malformed", f"not JSON: {error}") from error
-    check_values(value)
-    return value
+    return finite(value)
 
 
-def check_values(value: Any) -> None:
-    """Check that parsed values can be written as JSON again: finite and not nested too deeply."""
+def finite(value: Any) -> Any:
+    """Return parsed values as JSON can hold them: what is not finite becomes null, in place.
+
+    Raises:
+        RowError: They are nested too deeply.
+    """
     pending: list[tuple[Any, int]] = [([value], 0)]
+    wrapped = pending[0][0]
     while pending:
         container, depth = pending.pop()
         if depth > MAX_DEPTH:
             raise RowError("record_malformed", _TOO_DEEP)
-        for item in container.values() if isinstance(container, dict) else container:
+        items = container.items() if isinstance(container, dict) else enumerate(container)
+        for key, item in list(items):
             if isinstance(item, dict | list):
                 pending.append((item, depth + 1))
             elif isinstance(item, float) and not math.isfinite(item):
-                _not_finite(str(item))
+                container[key] = _not_a_number(str(item))
+    return wrapped[0]
 
 
 def finite(value: Any) -> Any:
@@ -97,8 +126,12 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _not_finite(text: str) -> Any:
-    raise RowError("meta_not_finite", f"found {text}, which JSON cannot represent")
+@functools.lru_cache(maxsize=8)
+def _not_a_number(text: str) -> None:
+    """Return null, and say so once in each process."""
+    logger.warning(
+        "metadata: found %s, which JSON cannot represent; such values become null (said once)", text
+    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -113,9 +146,9 @@ _TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 
 
 def decode_caption(data: bytes) -> str:
-    """Decode the bytes of a caption file."""
+    """Decode the bytes of a caption file, without the mark that Windows begins it with."""
     try:
-        return data.decode("utf-8")
+        return data.removeprefix(UTF8_MARK).decode("utf-8")
     except UnicodeDecodeError as error:
         raise RowError("caption_not_utf8", str(error)) from error
 
@@ -127,29 +160,3 @@ def is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def refuse_encoded(start: bytes, shard: str, expected: str) -> None:
-    """Refuse a file that is compressed or UTF-16, going by its first bytes.
-
-    Args:
-        start: At least the first six bytes.
-        shard: URL of the file.
-        expected: Description of the expected content.
-
-    Raises:
-        DataError: The file is compressed or UTF-16, so its rows cannot be addressed by offset.
-    """
-    for magic, name, remedy in _ENCODED:
-        if start.startswith(magic):
-            raise DataError(f"{shard}: found a {name} file, expected {expected}; {remedy}")
-
-
-_ENCODED: Sequence[tuple[bytes, str, str]] = (
-    (b"\x1f\x8b", "gzip", "decompress it"),
-    (b"\x28\xb5\x2f\xfd", "zstd", "decompress it"),
-    (b"BZh", "bzip2", "decompress it"),
-    (b"\xfd7zXZ", "xz", "decompress it"),
-    (b"\xff\xfe", "UTF-16", "write it as UTF-8"),
-    (b"\xfe\xff", "UTF-16", "write it as UTF-8"),
-)

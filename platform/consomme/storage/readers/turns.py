@@ -1,6 +1,7 @@
 """Parse captions and conversations: LLaVA, ShareGPT, chat messages, questions with answers."""
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +26,7 @@ _ROLES = {
     "gpt": "assistant",
     "assistant": "assistant",
     "model": "assistant",
+    "bot": "assistant",
     "system": "system",
     "tool": "tool",
     "observation": "tool",
@@ -39,6 +41,9 @@ _UNSUPPORTED_KEYS = ("tools", "functions")
 
 _UNSUPPORTED_TURN_KEYS = ("tool_calls", "function_call", "reasoning_content", "thinking")
 """Keys of a turn that are part of what was said."""
+
+_NAMED_IMAGE = re.compile(r"(?:Picture ?\d*: ?)?<img>([^<>]{1,4096})</img>\n?")
+"""An image in the text of Qwen-VL's data."""
 
 _ASKED, _ANSWERED = "user", "assistant"
 
@@ -109,6 +114,29 @@ def take_texts(
         return _captions(record.pop(common), common, reading, sample_id)
     conversation = _question_and_answer(record)
     return None if conversation is None else [conversation]
+
+
+def with_named_images(conversation: Conversation) -> Conversation:
+    """Take the images that a text names itself, as Qwen-VL's `<img>images/1.png</img>` does."""
+    images: list[Any] = []
+    turns = []
+    for turn in conversation.turns:
+        if not isinstance(turn.content, str) or not _NAMED_IMAGE.search(turn.content):
+            turns.append(turn)
+            continue
+        # Every second part is what the parentheses hold: a path.
+        pieces = _NAMED_IMAGE.split(turn.content)
+        parts: list[str | ImageRef] = []
+        for number, piece in enumerate(pieces):
+            if number % 2:
+                parts.append(ImageRef(len(images)))
+                images.append(piece.strip())
+            else:
+                parts.append(piece)
+        turns.append(replace(turn, content=content_of(parts)))
+    if not images:
+        return conversation
+    return replace(conversation, turns=tuple(turns), images=images, has_parts=True)
 
 
 def num_texts(record: Mapping[str, Any], reading: Reading) -> int:
@@ -296,6 +324,8 @@ def _parse_turn(index: int, turn: Any, images: list[Any]) -> Turn:
             " another way; write it as text of the assistant, or leave the sample out"
         )
         raise RowError("conversation_unsupported", detail)
+    if isinstance(role, str) and role.lower() in _ROLES:
+        role = role.lower()
     if not isinstance(role, str) or role not in _ROLES:
         raise RowError("conversation_malformed", f"turn {index} is by {role!r}")
     _refuse_fields(turn, _UNSUPPORTED_TURN_KEYS, f"turn {index}")

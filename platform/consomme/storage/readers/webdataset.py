@@ -6,30 +6,58 @@ have none. Members are never unpacked to disk, and paths that lead out of the ta
 """
 
 import io
+import logging
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from consomme.base.sample import printable
-from consomme.storage.readers.members import MemberGroup, split_name
+from consomme.storage.readers.members import JUNK, MemberGroup, by_last_dot, split_name
 from consomme.storage.readers.record import Context
-from consomme.storage.readers.row import RawRow
+from consomme.storage.readers.row import Gap, RawRow, UnreadableShardError
 from consomme.storage.readers.tar import Member, iter_members
 from consomme.storage.readers.tar_record import TarRecord
-from consomme.storage.readers.text import MAX_NAME_BYTES, MAX_SAMPLE_BYTES, refuse_encoded
+from consomme.storage.readers.text import MAX_NAME_BYTES, MAX_SAMPLE_BYTES
 from consomme.storage.stores.store import is_safe_path
 
+logger = logging.getLogger(__name__)
 
-def plan(file: BinaryIO, size: int, shard: str) -> Iterator[tuple[int, int]]:
-    """Yield offset and end of each sample, from the headers alone.
+
+def plan(file: BinaryIO, size: int) -> Iterator[tuple[int, int, str | None] | Gap]:
+    """Yield offset, end and name of each sample, from the headers alone.
 
     For a sample that is too large, the range ends where this is evident.
 
+    Args:
+        file: The tar.
+        size: Its bytes.
+
     Raises:
-        DataError: The tar is compressed, so its members cannot be addressed by offset.
+        UnreadableShardError: There is no header at all, so it is no tar.
     """
-    refuse_encoded(file.read(8), shard, "a plain tar")
-    for group in _group(iter_members(file, size, is_whole=True)):
-        yield group.offset, group.end if group.read_end is None else group.read_end
+    groups = _group(iter_members(file, size, is_whole=True))
+    if groups and all(not group.key for group in groups):
+        raise UnreadableShardError(f"no tar: {groups[0].problem[1] if groups[0].problem else ''}")
+    halves: dict[int, bool] = {}
+    num_apart = 0
+    for group in groups:
+        is_half = bool(group.key) and not group.problem and bool(group.images) != group.has_text
+        has_image = bool(group.images)
+        if is_half and halves.get(hash(group.key), has_image) != has_image:
+            # The other half of a sample that is a row, and a reject, already.
+            num_apart += 1
+            yield Gap()
+            continue
+        if is_half:
+            halves[hash(group.key)] = has_image
+        end = group.end if group.read_end is None else group.read_end
+        yield group.offset, end, group.key or None
+    if num_apart:
+        logger.warning(
+            "%s: the members of %s samples do not follow each other, so they are rejected; sort"
+            " the tar by name, as `tar --sort=name -cf NEW.tar FOLDER` does",
+            printable(str(getattr(file, "name", "a tar"))),
+            f"{num_apart:,}",
+        )
 
 
 def rows(data: bytes, context: Context, *, offset: int, count: int) -> list[RawRow]:
@@ -70,7 +98,8 @@ def _group(members: Iterable[Member]) -> list[MemberGroup]:
             _add(last, member)
             continue
         key, extension = split_name(member.name.removeprefix("./"))
-        if not key and not member.is_cut:
+        is_junk = member.name.rpartition("/")[2].lower() in JUNK
+        if (is_junk or not key) and not member.is_cut:
             # Hidden files, such as those that macOS adds to tars, belong to no sample.
             continue
         if not last or not key or last.key != key or extension in last.members:
@@ -79,7 +108,7 @@ def _group(members: Iterable[Member]) -> list[MemberGroup]:
         last.members[extension] = member
         _add(last, member)
     merged: list[MemberGroup] = []
-    for group in groups:
+    for group in (part for whole in groups for part in _split(whole)):
         is_rest = not (group.images or group.is_damaged or group.is_large or not group.key)
         if merged and merged[-1].is_damaged and is_rest:
             merged[-1].end = group.end
@@ -90,6 +119,28 @@ def _group(members: Iterable[Member]) -> list[MemberGroup]:
     if end and not (merged and (merged[-1].problem or not merged[-1].is_complete)):
         merged.append(end)
     return merged
+
+
+def _split(group: MemberGroup) -> list[MemberGroup]:
+    """Split a group whose names have dots before the last one into its samples."""
+    stems = None if group.problem or group.is_damaged else by_last_dot(group)
+    if not stems:
+        return [group]
+    parts: list[MemberGroup] = []
+    order = [(name.rpartition(".")[0], name) for name in group.members]
+    if [stem for stem, _ in order] != [stem for stem, names in stems.items() for _ in names]:
+        # The members of a sample do not follow each other.
+        return [group]
+    for stem, name in order:
+        member = group.members[name]
+        # The case of letters of the name is that of the member.
+        full = member.name.removeprefix("./")[: -len(name.rpartition(".")[2]) - 1]
+        if not parts or parts[-1].key != full:
+            parts.append(MemberGroup(key=full, offset=member.offset, end=member.end))
+        parts[-1].members[name[len(stem) + 1 :]] = member
+        _add(parts[-1], member)
+    parts[-1].end, parts[-1].read_end = group.end, group.read_end
+    return parts
 
 
 def _add(group: MemberGroup, member: Member) -> None:
