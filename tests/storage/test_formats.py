@@ -76,7 +76,7 @@ TABLE: list[tuple[str, dict[str, Any], int, dict[str, int]]] = [
     ("18-lfs/o.json", {}, 0, {}),
     ("19-pictures/ext.tar", {}, 3, {"image_missing": 6}),
     ("19-pictures/pics.tar", {}, 35, {}),
-    ("19-pictures/pics.tar", {"min_side_px": 50}, 32, {"image_too_small": 3}),
+    ("19-pictures/pics.tar", {"min_side_px": 50}, 29, {"image_too_small": 6}),
     ("20-captions/captions.tar", {}, 16, {}),
     ("23-json/array.jsonl", {}, 3, {}),
     ("23-json/arrayline.jsonl", {}, 3, {}),
@@ -275,7 +275,8 @@ def test_a_file_that_was_cut_says_so_once(tmp_path: Path) -> None:
             samples, rejects = read(tmp_path / "s.json", max_rows)
             assert [one.reason for one in rejects] == ["record_truncated"]
             assert len(samples) == (2 if cut == len(data) - 1 else 1)
-    (tmp_path / "s.jsonl.gz").write_bytes(gzip.compress(lines(RECORDS * 400))[:-900])
+    noise = lines([{**RECORDS[0], "id": f"{k}", "k": hash(str(k))} for k in range(2000)])
+    (tmp_path / "s.jsonl.gz").write_bytes(gzip.compress(noise)[: len(gzip.compress(noise)) // 2])
     samples, rejects = read(tmp_path / "s.jsonl.gz")
     assert samples
     assert rejects[-1].reason == "record_truncated"

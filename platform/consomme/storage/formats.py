@@ -66,9 +66,8 @@ def find_layout(url: str, reading: Reading) -> Layout:
         delimiter, has_header = "", False
         if found.kind == "table":
             file.seek(0)
-            buffered = cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, file)))
-            columns, delimiter, has_header = delimited.header_of(buffered, path)
-            buffered.detach()  # type: ignore[attr-defined]
+            with _by_lines(file) as lines:
+                columns, delimiter, has_header = delimited.header_of(lines, path)
             check_columns(columns, url, reading)
     return Layout(
         kind=found.kind,
@@ -111,14 +110,13 @@ def spans(url: str, layout: Layout) -> Iterator[Span | Lost | Gap]:
         elif layout.kind == "array":
             yield from records.plan_array(file, layout.offset)
         else:
-            # Lines are read many at a time.
-            buffered = file if not layout.compression else _buffered(file)
-            if layout.kind == "table":
-                yield from delimited.plan(
-                    buffered, layout.columns, layout.delimiter, has_header=layout.has_header
-                )
-            else:
-                yield from records.plan_lines(buffered)
+            with _by_lines(file) as lines:
+                if layout.kind == "table":
+                    yield from delimited.plan(
+                        lines, layout.columns, layout.delimiter, has_header=layout.has_header
+                    )
+                else:
+                    yield from records.plan_lines(lines)
         if isinstance(file, Inflated) and file.problem:
             yield Lost("record_truncated", file.problem)
 
@@ -192,5 +190,14 @@ def _content(store: Store, path: str, compression: str) -> Iterator[BinaryIO]:
             yield file
 
 
-def _buffered(file: BinaryIO) -> BinaryIO:
-    return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, file), 1 << 20))
+@contextmanager
+def _by_lines(file: BinaryIO) -> Iterator[BinaryIO]:
+    """Read a file's lines many at a time; the file stays open."""
+    if not isinstance(file, io.RawIOBase):
+        yield file
+        return
+    reader = io.BufferedReader(file, 1 << 20)
+    try:
+        yield cast(BinaryIO, reader)
+    finally:
+        reader.detach()

@@ -116,7 +116,8 @@ class Inflated(io.RawIOBase):
     def _pull(self) -> bool:
         """Unpack some more; false at the end."""
         try:
-            data = self._stream.read(_CHUNK)
+            # `read` would lose what it had unpacked when it comes to the damage.
+            data = getattr(self._stream, "read1", self._stream.read)(_CHUNK)
         except _DAMAGE as error:
             self.problem = (
                 f"the {self._compression} file is damaged after {self._end:,} bytes of content:"
