@@ -21,6 +21,7 @@ from consomme.storage.ledger import attempts
 from consomme.storage.ledger.run_folder import MANIFEST, RECIPE, RunFolder, load_manifest
 from consomme.storage.ledger.sums import REPORT
 from consomme.storage.model_folder import model_hash
+from consomme.storage.patterns import LIST_SUFFIXES, SHARD_SUFFIXES
 from consomme.storage.pins import pins_kept
 
 _MADE_AGAIN = {
@@ -280,7 +281,10 @@ def _input_now(manifest: Manifest, key: str) -> str | None:
     place = key.removesuffix(PICTURES)
     if place == "data":
         shards = find_data(
-            recipe.get("inputs") or [], recipe.get("source", "data"), recipe.get("sources") or {}
+            recipe.get("inputs") or [],
+            recipe.get("source", "data"),
+            recipe.get("sources") or {},
+            LIST_SUFFIXES if manifest.verb == "download" else SHARD_SUFFIXES,
         )
         return data_fingerprints(shards, root, image_root=_image_root(recipe)).get(key)
     value = _value_at(recipe, place)

@@ -5,9 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, BinaryIO, cast
 
-from consomme.storage.layouts import HEAD_BYTES, Layout, kind_by_name, layout_of, refuse
+from consomme.storage.layouts import (
+    HEAD_BYTES,
+    Layout,
+    is_url_text,
+    kind_by_name,
+    layout_of,
+    refuse,
+)
 from consomme.storage.readers import (
     arrow_stream,
     coco,
@@ -18,10 +26,10 @@ from consomme.storage.readers import (
     webdataset,
 )
 from consomme.storage.readers.inflate import Inflated, compression_of, inflated
-from consomme.storage.readers.record import Context
+from consomme.storage.readers.record import Context, Make
 from consomme.storage.readers.row import Gap, Lost, RawRow, UnreadableShardError
 from consomme.storage.readers.row_groups import open_shard
-from consomme.storage.readers.table_columns import check_columns
+from consomme.storage.readers.table_columns import CheckNames, check_columns
 from consomme.storage.reading import Reading
 from consomme.storage.stores.open import split_url
 from consomme.storage.stores.store import Store
@@ -35,12 +43,13 @@ Span = tuple[int, int, Any]
 none."""
 
 
-def find_layout(url: str, reading: Reading) -> Layout:
+def find_layout(url: str, reading: Reading, check: CheckNames = check_columns) -> Layout:
     """Tell what a shard is, from its first bytes.
 
     Args:
         url: Of the shard.
         reading: Of the recipe; names columns of tables.
+        check: Checks the names of the columns of a table.
 
     Raises:
         UnreadableShardError: It is nothing that can be read.
@@ -54,6 +63,9 @@ def find_layout(url: str, reading: Reading) -> Layout:
         return Layout(kind=kind_by_name(path))
     head = store.read(path, 0, HEAD_BYTES)
     compression = compression_of(head)
+    if is_url_text(path):
+        refuse(head)
+        return Layout(kind="table", compression=compression, columns=("url",), delimiter="\t")
     with _content(store, path, compression) as file:
         if compression:
             file.seek(0)
@@ -68,7 +80,7 @@ def find_layout(url: str, reading: Reading) -> Layout:
             file.seek(0)
             with _by_lines(file) as lines:
                 columns, delimiter, has_header = delimited.header_of(lines, path)
-            check_columns(columns, url, reading)
+            check(columns, url, reading)
     return Layout(
         kind=found.kind,
         compression=compression,
@@ -129,8 +141,12 @@ def num_records(url: str, layout: Layout) -> int:
     return folder.count(store)
 
 
-def raw_rows(unit: Unit) -> list[RawRow]:
+def raw_rows(unit: Unit, make: Make | None = None) -> list[RawRow]:
     """Return the records of a unit.
+
+    Args:
+        unit: The unit.
+        make: Makes the samples of a record; None makes those of a data set of images.
 
     Raises:
         FileNotFoundError: The shard is gone.
@@ -138,10 +154,12 @@ def raw_rows(unit: Unit) -> list[RawRow]:
     store, path = split_url(unit.shard)
     reading = Reading.of_unit(unit.reading)
     layout = Layout.of_unit(unit.layout, path)
-    context = _context(unit.shard, unit.source, reading)
+    context = _context(unit.shard, unit.source, reading, make)
+    context = replace(context, columns=layout.columns)
     count = unit.num_records or unit.count
     if layout.kind == "parquet":
         with open_shard(store, path, unit.shard, unit.start) as reader:
+            context = replace(context, columns=tuple(reader.schema.names))
             return parquet.rows(reader, context, start=unit.start, count=count)
     if layout.kind == "arrow":
         return arrow_stream.rows(
@@ -168,8 +186,8 @@ def raw_rows(unit: Unit) -> list[RawRow]:
     return read(data, context, offset=unit.offset, start=unit.start)
 
 
-def _context(url: str, source: str, reading: Reading) -> Context:
-    return Context(shard=url, store=split_url(url)[0], source=source, reading=reading)
+def _context(url: str, source: str, reading: Reading, make: Make | None = None) -> Context:
+    return Context(shard=url, store=split_url(url)[0], source=source, reading=reading, make=make)
 
 
 def _range(store: Store, path: str, compression: str, offset: int, length: int) -> bytes:

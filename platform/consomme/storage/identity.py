@@ -64,7 +64,10 @@ _COARSE_TICK_NS = 2 * _SECOND_NS
 
 
 def find_data(
-    inputs: Sequence[str], source: str = "data", sources: Mapping[str, Sequence[str]] | None = None
+    inputs: Sequence[str],
+    source: str = "data",
+    sources: Mapping[str, Sequence[str]] | None = None,
+    suffixes: tuple[str, ...] = SHARD_SUFFIXES,
 ) -> list[Shard]:
     """List the shards of all named data sets, as `find_shards` does, with versions by content.
 
@@ -72,7 +75,7 @@ def find_data(
         RecipeError: An input matches nothing; see `find_shards`.
         DataError: A shard of a finished run is not what the run wrote.
     """
-    return _named_by_content(find_shards(inputs, source, sources))
+    return _named_by_content(find_shards(inputs, source, sources, suffixes))
 
 
 PICTURES = ".pictures"

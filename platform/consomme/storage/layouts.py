@@ -105,6 +105,11 @@ def kind_by_name(name: str) -> str:
     return next((kind for suffix, kind in _BY_NAME.items() if name.endswith(suffix)), "")
 
 
+def is_url_text(name: str) -> bool:
+    """Whether a file is a list of URLs, one on each line."""
+    return any(name.lower().endswith(f".txt{how}") for how in ("", *COMPRESSED_SUFFIXES))
+
+
 def layout_of(head: bytes, name: str) -> Layout:
     """Tell what a file is by its first bytes; of tables only that they are one.
 

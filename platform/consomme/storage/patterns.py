@@ -24,8 +24,17 @@ from consomme.storage.stores.open import absolute_url, open_store, split_url
 from consomme.storage.stores.regular import kind_of, unsafe_files
 from consomme.storage.stores.store import FileInfo, Store, join_url
 
-SHARD_SUFFIXES = (".tar", ".parquet", ".arrow", ".jsonl", ".json")
+_COMPRESSED = ("", ".gz", ".zst", ".bz2", ".xz")
+_BINARY = (".parquet", ".arrow")
+_TEXTS = tuple(
+    f"{kind}{how}" for kind in (".jsonl", ".ndjson", ".json", ".csv", ".tsv") for how in _COMPRESSED
+)
+
+SHARD_SUFFIXES = (".tar", *_BINARY, *(f".tar{how}" for how in _COMPRESSED[1:]), ".tgz", *_TEXTS)
 """Readable formats; the shards of one folder must all have the same suffix."""
+
+LIST_SUFFIXES = (*_BINARY, *_TEXTS, *(f".txt{how}" for how in _COMPRESSED))
+"""Formats of URL lists."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +46,12 @@ _MAX_NAMED = 200
 """Most missing files that a message names."""
 
 
-def matches(text: str) -> list[tuple[str, FileInfo]]:
+def matches(text: str, suffixes: tuple[str, ...] = SHARD_SUFFIXES) -> list[tuple[str, FileInfo]]:
     """List the shards that one input of a recipe matches, in order, each with its URL.
+
+    Args:
+        text: The input.
+        suffixes: Of the files that are meant.
 
     Raises:
         RecipeError: It matches nothing, or something that is no shard.
@@ -52,7 +65,7 @@ def matches(text: str) -> list[tuple[str, FileInfo]]:
     missing: list[_MissingError] = []
     for pattern in patterns:
         try:
-            found += _match(pattern, text, files)
+            found += _match(pattern, text, files, suffixes)
         except _MissingError as error:
             missing.append(error)
     if len(patterns) == 1 and missing:
@@ -183,24 +196,26 @@ class _FileLookup:
         return self.folders[store.url].get(name)
 
 
-def _match(pattern: str, text: str, known: _FileLookup) -> list[tuple[str, FileInfo]]:
+def _match(
+    pattern: str, text: str, known: _FileLookup, suffixes: tuple[str, ...]
+) -> list[tuple[str, FileInfo]]:
     """List the shards that match one pattern without braces, by URL."""
     if _MAGIC.search(pattern):
-        return _match_glob(pattern, text)
+        return _match_glob(pattern, text, suffixes)
     pattern = _plain(pattern)
     if not pattern.endswith("/") and not _is_bucket(pattern):
         store, name = split_url(pattern)
         file = known.of(pattern)
         if file is not None:
-            if not name.endswith(SHARD_SUFFIXES):
-                raise RecipeError(f"inputs: {text!r}: {_EXPECTED}")
+            if not name.endswith(suffixes):
+                raise RecipeError(f"inputs: {text!r}: {_expected(suffixes)}")
             return [(join_url(store.url, name), file)]
         if isinstance(store, LocalStore) and (kind := kind_of(f"{store.root}/{name}")):
-            raise RecipeError(f"inputs: {text!r} is {kind}; {_EXPECTED}")
-    return _match_folder(pattern, text)
+            raise RecipeError(f"inputs: {text!r} is {kind}; {_expected(suffixes)}")
+    return _match_folder(pattern, text, suffixes)
 
 
-def _match_glob(pattern: str, text: str) -> list[tuple[str, FileInfo]]:
+def _match_glob(pattern: str, text: str, suffixes: tuple[str, ...]) -> list[tuple[str, FileInfo]]:
     """List the shards that a glob matches; folders that it matches if there is no such file."""
     start = _first_magic(pattern)
     base = pattern[:start].rpartition("/")[0]
@@ -220,14 +235,14 @@ def _match_glob(pattern: str, text: str) -> list[tuple[str, FileInfo]]:
             hidden.append(file.path)
         elif is_match:
             files.append(file)
-        elif not files and file.path.endswith(SHARD_SUFFIXES):
+        elif not files and file.path.endswith(suffixes):
             inside.append(file)
     _tell_hidden(store, hidden, text)
     if not files and not inside:
         raise _MissingError(_plain(pattern), f"inputs: {text!r} matches no file")
-    unknown = [file.path for file in files if not file.path.endswith(SHARD_SUFFIXES)]
+    unknown = [file.path for file in files if not file.path.endswith(suffixes)]
     if unknown:
-        raise RecipeError(f"inputs: {text!r} matches {unknown[0]}; {_EXPECTED}")
+        raise RecipeError(f"inputs: {text!r} matches {unknown[0]}; {_expected(suffixes)}")
     _check_safe(store, files or inside, text)
     return [(join_url(store.url, file.path), file) for file in files or inside]
 
@@ -273,13 +288,13 @@ def _first_magic(text: str) -> int:
     return match.start() if match else len(text)
 
 
-def _match_folder(pattern: str, text: str) -> list[tuple[str, FileInfo]]:
+def _match_folder(pattern: str, text: str, suffixes: tuple[str, ...]) -> list[tuple[str, FileInfo]]:
     store = open_store(pattern)
-    listed = [file for file in list_parallel(store) if file.path.endswith(SHARD_SUFFIXES)]
+    listed = [file for file in list_parallel(store) if file.path.endswith(suffixes)]
     files = [file for file in listed if not _is_hidden(file.path)]
     _tell_hidden(store, [file.path for file in listed if _is_hidden(file.path)], text)
     files = only_saved(store, files, text)
-    kinds = sorted({file.path.rpartition(".")[2] for file in files})
+    kinds = sorted({_kind(file.path, suffixes) for file in files})
     if len(kinds) > 1:
         raise RecipeError(
             f"inputs: the folder {text!r} holds {' and '.join(kinds)} files; "
@@ -289,9 +304,9 @@ def _match_folder(pattern: str, text: str) -> list[tuple[str, FileInfo]]:
         _check_safe(store, files, text)
         return [(join_url(store.url, file.path), file) for file in files]
     if next(store.list(), None) is not None:
-        raise RecipeError(f"inputs: the folder {text!r} holds no shard; {_EXPECTED}")
+        raise RecipeError(f"inputs: the folder {text!r} holds no shard; {_expected(suffixes)}")
     if "://" not in store.url and Path(store.url).is_dir():
-        raise RecipeError(f"inputs: the folder {text!r} is empty; {_EXPECTED}")
+        raise RecipeError(f"inputs: the folder {text!r} is empty; {_expected(suffixes)}")
     hint = ""
     if not pattern.endswith("/") and not _is_bucket(pattern):
         parent, name = split_url(pattern)
@@ -300,6 +315,14 @@ def _match_folder(pattern: str, text: str) -> list[tuple[str, FileInfo]]:
         hint = did_you_mean(name, {entry.path.removesuffix("/") for entry in near})
     what = absolute_url(pattern)
     raise _MissingError(what, f"inputs: {what}: no such file or folder{hint}")
+
+
+def _kind(path: str, suffixes: tuple[str, ...]) -> str:
+    """Return the ending of a shard that says its format, without how it is compressed."""
+    ending = max((one for one in suffixes if path.endswith(one)), key=len)
+    return next(
+        (ending.removesuffix(how) for how in _COMPRESSED[1:] if ending.endswith(how)), ending
+    ).lstrip(".")
 
 
 def _check_safe(store: Store, files: Sequence[FileInfo], text: str) -> None:
@@ -314,7 +337,13 @@ def _check_safe(store: Store, files: Sequence[FileInfo], text: str) -> None:
         )
 
 
-_EXPECTED = f"expected files ending in {', '.join(SHARD_SUFFIXES)}"
+def _expected(suffixes: tuple[str, ...]) -> str:
+    """Say which files are meant."""
+    plain = [one for one in suffixes if not one.endswith(_COMPRESSED[1:])]
+    said = f"expected files ending in {', '.join(plain)}, or compressed text"
+    if suffixes == LIST_SUFFIXES:
+        said += "; download takes lists of URLs with captions, and no shards of images"
+    return said
 
 
 def _glob_to_regex(pattern: str) -> str:

@@ -41,7 +41,10 @@ class Shard:
 
 
 def find_shards(
-    inputs: Sequence[str], source: str = "data", sources: Mapping[str, Sequence[str]] | None = None
+    inputs: Sequence[str],
+    source: str = "data",
+    sources: Mapping[str, Sequence[str]] | None = None,
+    suffixes: tuple[str, ...] = SHARD_SUFFIXES,
 ) -> list[Shard]:
     """List the shards of all named data sets, with their sizes and versions, in a fixed order.
 
@@ -49,6 +52,7 @@ def find_shards(
         inputs: Files, folders, globs and brace ranges of the data set called `source`.
         source: Name of that data set.
         sources: Further data sets: inputs by name.
+        suffixes: Of the files that are meant.
 
     Raises:
         RecipeError: No input is given, an input matches nothing, or two match the same shard.
@@ -60,7 +64,7 @@ def find_shards(
     input_by_url: dict[str, str] = {}
     shards: list[Shard] = []
     for name, patterns in inputs_by_name.items():
-        found = _find_source(patterns, name, input_by_url)
+        found = _find_source(patterns, name, input_by_url, suffixes)
         paths = relative_names([shard.url for shard in found])
         shards += [replace(s, name=path) for s, path in zip(found, paths, strict=True)]
     return shards
@@ -84,11 +88,13 @@ def shard_urls(inputs: Sequence[str]) -> list[str]:
     return [shard.url for shard in find_shards(inputs)]
 
 
-def _find_source(inputs: Sequence[str], source: str, input_by_url: dict[str, str]) -> list[Shard]:
+def _find_source(
+    inputs: Sequence[str], source: str, input_by_url: dict[str, str], suffixes: tuple[str, ...]
+) -> list[Shard]:
     """List the shards of one data set; `input_by_url` maps all shards so far to their inputs."""
     shards = []
     for text in inputs:
-        for url, file in matches(text):
+        for url, file in matches(text, suffixes):
             if url in input_by_url:
                 raise RecipeError(
                     f"inputs: {url} is matched by {input_by_url[url]!r} and again by {text!r}; "

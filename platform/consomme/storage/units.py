@@ -13,7 +13,9 @@ from consomme.storage import formats
 from consomme.storage.layouts import Layout
 from consomme.storage.readers import arrow_stream, parquet
 from consomme.storage.readers.check import check_sample
+from consomme.storage.readers.record import Make
 from consomme.storage.readers.row import Gap, Lost, RawRow, RowError, UnreadableShardError
+from consomme.storage.readers.table_columns import CheckNames, check_columns
 from consomme.storage.reading import Reading
 from consomme.storage.repeats import Repeats, repeated_rows, repeats_between
 from consomme.storage.shards import Shard, find_shards
@@ -54,8 +56,16 @@ def plan_shard(
     max_rows: int = MAX_UNIT_ROWS,
     max_bytes: int = MAX_UNIT_BYTES,
     reading: str = "",
+    check: CheckNames = check_columns,
 ) -> list[Unit]:
     """Split one shard into units; see `plan_units`.
+
+    Args:
+        shard: The shard.
+        max_rows: See `plan_units`, as for the next two.
+        max_bytes: See there.
+        reading: See there.
+        check: Checks the names of the columns of a table.
 
     A shard that cannot be opened is one unit of one row, a reject. If each caption of a list is to
     be a sample, units are read for their captions once, so that every sample has a row.
@@ -71,9 +81,9 @@ def plan_shard(
         reading=reading,
     )
     try:
-        layout = formats.find_layout(shard.url, Reading.of_unit(reading))
+        layout = formats.find_layout(shard.url, Reading.of_unit(reading), check)
         whole = replace(whole, layout=layout.for_units(path))
-        units = list(_cut(shard, whole, layout, max_rows, max_bytes))
+        units = list(_cut(shard, whole, layout, max_rows, max_bytes, check))
     except UnreadableShardError as error:
         lost = Lost("shard_unreadable", formats.explain(shard.url, error.detail))
         return [_lost_unit(replace(whole, num_bytes=0), shard, lost, 0)]
@@ -83,16 +93,21 @@ def plan_shard(
 
 
 def _cut(
-    shard: Shard, whole: Unit, layout: Layout, max_rows: int, max_bytes: int
+    shard: Shard,
+    whole: Unit,
+    layout: Layout,
+    max_rows: int,
+    max_bytes: int,
+    check: CheckNames,
 ) -> Iterator[Unit]:
     """Yield the units of a shard's records, and those of what is lost of it."""
     start, lost = 0, []
     repeats = Repeats(Reading.of_unit(whole.reading))
     if layout.kind == "parquet":
-        ranges = _row_groups(shard, max_rows, max_bytes, whole.reading)
+        ranges = _row_groups(shard, max_rows, max_bytes, whole.reading, check)
         _add_ids(shard, whole.reading, repeats)
     elif layout.kind == "arrow":
-        ranges = _batches(shard, max_rows, max_bytes, whole.reading)
+        ranges = _batches(shard, max_rows, max_bytes, whole.reading, check)
     elif layout.kind in formats.BY_ROW:
         ranges = _counted(formats.num_records(shard.url, layout), shard.size, max_rows)
     else:
@@ -134,12 +149,12 @@ def _records_of(
 
 
 def _row_groups(
-    shard: Shard, max_rows: int, max_bytes: int, reading: str
+    shard: Shard, max_rows: int, max_bytes: int, reading: str, check: CheckNames
 ) -> Iterator[tuple[int, int, int]]:
     store, path = split_url(shard.url)
     options = Reading.of_unit(reading)
     with store.open(path) as file:
-        for count, num_bytes in parquet.plan(file, shard.url, max_rows, max_bytes, options):
+        for count, num_bytes in parquet.plan(file, shard.url, max_rows, max_bytes, options, check):
             yield count, 0, num_bytes
 
 
@@ -151,11 +166,12 @@ def _add_ids(shard: Shard, reading: str, repeats: Repeats) -> None:
 
 
 def _batches(
-    shard: Shard, max_rows: int, max_bytes: int, reading: str
+    shard: Shard, max_rows: int, max_bytes: int, reading: str, check: CheckNames
 ) -> Iterator[tuple[int, int, int]]:
     store, path = split_url(shard.url)
     with store.open(path) as file:
-        yield from arrow_stream.plan(file, shard.url, max_rows, max_bytes, Reading.of_unit(reading))
+        options = Reading.of_unit(reading)
+        yield from arrow_stream.plan(file, shard.url, max_rows, max_bytes, options, check)
 
 
 def _counted(num_records: int, size: int, max_rows: int) -> Iterator[tuple[int, int, int]]:
@@ -222,11 +238,24 @@ def read_unit(unit: Unit) -> tuple[list[tuple[int, Sample]], list[tuple[int, Rej
     Raises:
         DataError: The shard was removed or changed after planning.
     """
+    return read_records(unit)
+
+
+def read_records(
+    unit: Unit, make: Make | None = None
+) -> tuple[list[tuple[int, Sample]], list[tuple[int, Reject]]]:
+    """Read one unit, as `read_unit` does.
+
+    Args:
+        unit: The unit.
+        make: Makes the samples of a record, which are not checked then; None makes those of a data
+            set of images.
+    """
     layout = Layout.of_unit(unit.layout, split_url(unit.shard)[1])
     if layout.kind == "lost":
         return [], [(0, _lost(unit, layout))]
     try:
-        raw_rows = formats.raw_rows(unit)
+        raw_rows = formats.raw_rows(unit, make)
     except FileNotFoundError as error:
         raise DataError(
             f"{unit.shard}: the shard is gone; it was removed after planning"
@@ -236,11 +265,11 @@ def read_unit(unit: Unit) -> tuple[list[tuple[int, Sample]], list[tuple[int, Rej
     samples: list[tuple[int, Sample]] = []
     rejects: list[tuple[int, Reject]] = []
     row = 0
-    repeated = repeated_rows(unit.repeats)
+    repeated = repeated_rows(unit.repeats) if make is None else frozenset()
     for number, raw in enumerate(raw_rows):
         # An id that came before in the shard is made another one by its record's number.
         suffix = f"@{unit.start + number}" if number in repeated else ""
-        for found in _parsed(raw, reading):
+        for found in _parsed(raw, reading if make is None else None):
             if isinstance(found, RowError):
                 rejects.append((row, _reject(raw, unit.source, found, suffix)))
             else:
@@ -251,12 +280,19 @@ def read_unit(unit: Unit) -> tuple[list[tuple[int, Sample]], list[tuple[int, Rej
     return samples, rejects
 
 
-def _parsed(raw: RawRow, reading: Reading) -> list[Sample | RowError]:
-    """Parse a record; if it has no samples, return what is wrong once for each of them."""
+def _parsed(raw: RawRow, reading: Reading | None) -> list[Sample | RowError]:
+    """Parse a record; if it has no samples, return what is wrong once for each of them.
+
+    Args:
+        raw: The record.
+        reading: Limits by which samples are checked; None checks none.
+    """
     try:
         found = raw.parse()
     except RowError as problem:
         return [problem] * raw.count()
+    if reading is None:
+        return found
     return [one if isinstance(one, RowError) else _checked(one, reading) for one in found]
 
 

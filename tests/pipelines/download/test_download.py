@@ -1,5 +1,6 @@
 """The verb `download`: URL lists become shards that others read; each bad URL is one reject."""
 
+import gzip
 import http.server
 import threading
 from collections.abc import Iterator
@@ -82,3 +83,41 @@ def test_a_url_list_becomes_shards(tmp_path: Path, site: str, lent_ray: None) ->
         "16": "caption_empty",
     }
     assert download.run(recipe).url == done.url
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.tsv", "list.jsonl", "list.txt", "list.csv.gz"])
+def test_lists_of_all_kinds(tmp_path: Path, site: str, name: str, lent_ray: None) -> None:
+    """One record has a caption in Latin-1, which costs one reject; NaN is null."""
+    by = "\t" if ".tsv" in name else ","
+    rows = [(f"{site}/{number}.png", f"scene {number}") for number in range(4)]
+    if name.endswith(".jsonl"):
+        lines = [b'{"image_url": "%s", "TEXT": "%s", "s": NaN}' % (u.encode(), t.encode())
+                 for u, t in rows]  # fmt: skip
+    elif name.endswith(".txt"):
+        lines = [url.encode() for url, _ in rows]
+    else:
+        lines = [by.join(("link", "TEXT")).encode(), *(by.join(row).encode() for row in rows)]
+    if not name.endswith(".txt"):
+        lines.append(lines[-1].replace(b"scene", b"sc\xe8ne"))
+    data = b"\n".join(lines) + b"\n"
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    recipe = DownloadRecipe(
+        name="urls",
+        root=str(tmp_path / "runs"),
+        inputs=(str(tmp_path / name),),
+        fetch=FetchPolicy(private_hosts=("localhost",), timeout_s=10),
+    )
+    done = download.run(recipe)
+    assert verify(done.url).problems == ()
+    samples = []
+    for unit in plan_units([f"{done.url}/shards"], "data"):
+        found, rejects = read_unit(unit)
+        assert not rejects
+        samples += [sample for _, sample in found]
+    texts = [url if name.endswith(".txt") else text for url, text in rows]
+    assert [(sample.meta["url"], sample.caption) for sample in samples] == [
+        (url, text) for (url, _), text in zip(rows, texts, strict=True)
+    ]
+    if name.endswith(".jsonl"):
+        assert all(sample.meta["s"] is None for sample in samples)
+    assert done.counts.get("rejected", 0) == (0 if name.endswith(".txt") else 1)

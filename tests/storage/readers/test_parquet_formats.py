@@ -431,3 +431,24 @@ def test_shards_that_may_name_files(columns: dict[str, Any], expected: bool) -> 
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink)
     assert refers_to_files(sink) is expected
+
+
+# --- ids that come again ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row_group_rows", [2, 100])
+@pytest.mark.parametrize("column", ["id", "key", "number"])
+def test_repeated_ids_are_kept_whole(tmp_path: Path, column: str, row_group_rows: int) -> None:
+    ids = [7, 7, 8, 9, 7, 8, 10, None]
+    columns = {"image": PICTURES[:1] * 8, "caption": [f"c{n}" for n in range(8)], column: ids}
+    path = table(tmp_path, columns, row_group_size=row_group_rows)
+    mapping = {"columns": {"id": "number"}} if column == "number" else {}
+    found = []
+    for max_rows in (1, 3, 8):
+        samples, rejects = read(path, max_rows, **mapping)
+        assert not rejects
+        assert [sample.caption for sample in samples] == columns["caption"]
+        found.append([sample.sample_id for sample in samples])
+    assert found[0] == found[1] == found[2]
+    assert len(set(found[0])) == 8
+    assert [found[0][k] for k in (0, 2, 3, 6)] == ["7", "8", "9", "10"]

@@ -22,10 +22,10 @@ import pytest
 from consomme.base.errors import CheckpointError, DataError, RecipeError
 from consomme.base.sample import Reject, Sample
 from consomme.storage.model_folder import model_folder
-from consomme.storage.readers.url_list import plan_urls
 from consomme.storage.shards import Shard, find_shards
 from consomme.storage.stores.local import LocalStore
 from consomme.storage.units import plan_shard, plan_units, read_unit
+from consomme.storage.url_lists import plan_urls
 from consomme.storage.view import View
 
 PICTURE = b"\x89PNG\r\n\x1a\n a picture, as far as a reader looks"

@@ -23,7 +23,9 @@ class DownloadRecipe(Checked):
     """Name of the run."""
 
     inputs: tuple[str, ...] = located(())
-    """Parquet files with columns `url` and `caption`; further columns become metadata."""
+    """Lists of URLs with captions: Parquet, CSV, TSV, JSON lines, JSON arrays, COCO annotations, or
+    `.txt` with a URL on each line; also in gzip or zstd. Columns have common names, or those that
+    `reading.columns` gives, as in `{url: link, caption: text_de}`; all others become metadata."""
 
     source: str = "data"
     """Name of the data set in `inputs`."""

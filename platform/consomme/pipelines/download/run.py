@@ -18,8 +18,9 @@ from consomme.execution.session import num_cpus, ray_session
 from consomme.pipelines.download.recipe import DownloadRecipe
 from consomme.pipelines.download.stage import FetchStage
 from consomme.storage.identity import data_fingerprints, find_data
-from consomme.storage.readers.url_list import plan_urls, read_urls
+from consomme.storage.patterns import LIST_SUFFIXES
 from consomme.storage.shards import Shard
+from consomme.storage.url_lists import plan_urls, read_urls
 from consomme.storage.writers import write_card
 
 
@@ -30,7 +31,7 @@ def run(recipe: DownloadRecipe) -> Manifest:
 
 def open_run(recipe: DownloadRecipe) -> Run[Sequence[Shard]]:
     """Resolve the URL lists that the recipe reads; writes nothing."""
-    shards = find_data(recipe.inputs, recipe.source, recipe.sources)
+    shards = find_data(recipe.inputs, recipe.source, recipe.sources, LIST_SUFFIXES)
     inputs = data_fingerprints(shards, recipe.root, image_root=recipe.reading.image_root)
     return Run.open("download", recipe, shards, inputs=inputs, reads=folders_of(shards))
 

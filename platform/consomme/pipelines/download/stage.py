@@ -31,7 +31,10 @@ class FetchStage(BytesStage):
 
     def work(self, samples: Sequence[UnitSample]) -> Outcome:
         """Fetch one unit."""
-        results = self.fetcher.fetch([item.sample.name for item in samples])
+        # Each caption of a picture is a sample, and the picture is fetched once.
+        urls = list(dict.fromkeys(item.sample.name for item in samples))
+        by_url = dict(zip(urls, self.fetcher.fetch(urls), strict=True))
+        results = [by_url[item.sample.name] for item in samples]
         rejects: list[tuple[int, Reject]] = []
         kept = []
         for item, result in zip(samples, results, strict=True):

@@ -26,6 +26,7 @@ from consomme.storage.readers.arrow_columns import (
 from consomme.storage.readers.parquet import check_arrow_schema, table_rows
 from consomme.storage.readers.record import Context
 from consomme.storage.readers.row import RawRow, RowError, UnreadableShardError
+from consomme.storage.readers.table_columns import CheckNames, check_columns
 from consomme.storage.reading import Reading
 from consomme.storage.stores.store import Store
 
@@ -50,7 +51,12 @@ class _Message:
 
 
 def plan(
-    file: BinaryIO, shard: str, max_rows: int, max_bytes: int, reading: Reading
+    file: BinaryIO,
+    shard: str,
+    max_rows: int,
+    max_bytes: int,
+    reading: Reading,
+    check: CheckNames = check_columns,
 ) -> Iterator[tuple[int, int, int]]:
     """Yield row count, offset and bytes of ranges; none is of parts of two record batches.
 
@@ -60,6 +66,7 @@ def plan(
         max_rows: Most rows of a range.
         max_bytes: Most bytes of a range, unless a single row has more.
         reading: Of the recipe.
+        check: Checks the names of the columns.
 
     Raises:
         UnreadableShardError: It is no Arrow file, or ends in the middle of a message.
@@ -70,7 +77,7 @@ def plan(
     schema = _schema(head)
     reasons = {schema.field(index).name: why for index, why in left_out(schema).items()}
     kept = [field for index, field in enumerate(schema) if index not in left_out(schema)]
-    check_arrow_schema(pa.schema(kept), reasons, shard, reading)
+    check_arrow_schema(pa.schema(kept), reasons, shard, reading, check)
     rows = begin = end = 0
     for message in messages:
         if message.kind != _BATCH or not message.num_rows:

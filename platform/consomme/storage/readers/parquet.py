@@ -25,17 +25,28 @@ from consomme.storage.readers.arrow_columns import (
     plain,
     to_records,
 )
-from consomme.storage.readers.names import COMMON_IMAGE_KEYS, IMAGE_KEYS, TURN_KEYS, mapping_hint
+from consomme.storage.readers.names import (
+    COMMON_IMAGE_KEYS,
+    ID_KEYS,
+    IMAGE_KEYS,
+    TURN_KEYS,
+    mapping_hint,
+)
 from consomme.storage.readers.record import Context, record_row
-from consomme.storage.readers.row import RawRow, RowError
+from consomme.storage.readers.row import RawRow, RowError, UnreadableShardError
 from consomme.storage.readers.row_groups import ShardReader
-from consomme.storage.readers.table_columns import check_columns
+from consomme.storage.readers.table_columns import CheckNames, check_columns
 from consomme.storage.readers.text import finite, load_json
 from consomme.storage.reading import Reading, as_names
 
 
 def plan(
-    file: BinaryIO, shard: str, max_rows: int, max_bytes: int, reading: Reading
+    file: BinaryIO,
+    shard: str,
+    max_rows: int,
+    max_bytes: int,
+    reading: Reading,
+    check: CheckNames = check_columns,
 ) -> Iterator[tuple[int, int]]:
     """Yield row counts and bytes of ranges, from the footer alone.
 
@@ -47,7 +58,7 @@ def plan(
         DataError: A required column is missing, or a column of images has an unsupported type.
     """
     reader = ShardReader(file, shard)
-    check_schema(reader, shard, reading)
+    check_schema(reader, shard, reading, check)
     pending_rows = pending_bytes = 0
     for num_rows, num_bytes in reader.groups:
         if pending_rows and (
@@ -65,6 +76,28 @@ def plan(
             pending_rows, pending_bytes = pending_rows + num_rows, pending_bytes + num_bytes
     if pending_rows:
         yield pending_rows, pending_bytes
+
+
+def ids(file: BinaryIO, shard: str, reading: Reading) -> Iterator[dict[str, Any]]:
+    """Yield what each row has in the columns of ids; nothing if there are no such columns.
+
+    Consomme's own shards are not looked at: their ids are unique already.
+
+    Raises:
+        UnreadableShardError: The footer is not readable.
+    """
+    reader = ShardReader(file, shard)
+    names = set(reader.schema.names)
+    named = reading.columns.get("id")
+    wanted = [named] if isinstance(named, str) else [key for key in ID_KEYS if key in names]
+    wanted = [name for name in wanted if name in names]
+    if not wanted or {"sample_id", "source", "meta"} <= names:
+        return
+    try:
+        yield from reader.values(wanted)
+    except UnreadableShardError:
+        # The rows of a damaged row group are rejects when they are read.
+        return
 
 
 def refers_to_files(file: BinaryIO) -> bool:
@@ -125,7 +158,8 @@ def rows(reader: ShardReader, context: Context, *, start: int, count: int) -> li
     Raises:
         DataError: The shard changed after planning.
     """
-    check_schema(reader, context.shard, context.reading)
+    if context.make is None:
+        check_schema(reader, context.shard, context.reading)
     needed = needed_columns(context.reading)
     records: list[Record] = []
     for part in reader.read(start, count):
@@ -144,17 +178,23 @@ def table_rows(records: list[Record], context: Context, start: int) -> list[RawR
     return [_raw_row(record, context, number) for number, record in enumerate(records, start)]
 
 
-def check_schema(reader: ShardReader, shard: str, reading: Reading) -> None:
+def check_schema(
+    reader: ShardReader, shard: str, reading: Reading, check: CheckNames = check_columns
+) -> None:
     """Check that columns make samples, and that those of images can be such.
 
     Raises:
         DataError: They do not; the message names the columns and says how to map them.
     """
-    check_arrow_schema(reader.schema, reader.left_out, shard, reading)
+    check_arrow_schema(reader.schema, reader.left_out, shard, reading, check)
 
 
 def check_arrow_schema(
-    schema: pa.Schema, left_out: Mapping[str, str], shard: str, reading: Reading
+    schema: pa.Schema,
+    left_out: Mapping[str, str],
+    shard: str,
+    reading: Reading,
+    check: CheckNames = check_columns,
 ) -> None:
     """Check the columns of a table, as `check_schema` does.
 
@@ -163,9 +203,12 @@ def check_arrow_schema(
         left_out: Columns that are not, each with the reason.
         shard: URL of the shard.
         reading: Of the recipe.
+        check: Checks the names of the columns.
     """
     try:
-        _check_arrow_schema(schema, shard, reading)
+        check(schema.names, shard, reading)
+        if check is check_columns:
+            _check_images(schema, shard, reading)
     except DataError as error:
         if not left_out:
             raise
@@ -173,8 +216,7 @@ def check_arrow_schema(
         raise DataError(f"{error}. Columns that are not read: {listed}") from error
 
 
-def _check_arrow_schema(schema: pa.Schema, shard: str, reading: Reading) -> None:
-    check_columns(schema.names, shard, reading)
+def _check_images(schema: pa.Schema, shard: str, reading: Reading) -> None:
     named = as_names(reading.columns.get("image", ()))
     for field in schema:
         if field.name in named or (not named and field.name in ("image", "images")):

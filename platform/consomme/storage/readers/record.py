@@ -28,6 +28,16 @@ Load = Callable[[], dict[str, Any]]
 """Returns a record; raises `RowError` if it cannot be parsed."""
 
 
+MetaOf = Callable[[dict[str, Any]], dict[str, Any]]
+"""Makes metadata of what is left of a record."""
+
+Make = Callable[
+    [dict[str, Any], Mapping[str, Any], str, "Context", MetaOf], list[Sample | RowError]
+]
+"""Makes the samples of a record: gets what the recipe names under its canonical names, what it does
+not name though it could be taken for the same, an id for records without one, and the context."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What the records of one shard have in common."""
@@ -43,6 +53,12 @@ class Context:
 
     reading: Reading = field(default_factory=Reading)
     """How records become samples."""
+
+    columns: tuple[str, ...] = ()
+    """Of a table: the names of all columns, whether a row has a value there or not."""
+
+    make: Make | None = None
+    """Makes the samples of a record; None makes those of a data set of images."""
 
     @property
     def images(self) -> ImagePlace:
@@ -94,7 +110,7 @@ def record_row(
 
     def parse() -> list[Sample | RowError]:
         record, aside = named()
-        return _samples(record, aside, fallback_id, context, meta_of)
+        return (context.make or _samples)(record, aside, fallback_id, context, meta_of)
 
     return RawRow(
         sample_id=fallback_id,

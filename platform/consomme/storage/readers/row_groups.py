@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from consomme.base.errors import ConsommeError, DataError
-from consomme.storage.readers.arrow_columns import left_out, tell_left_out
+from consomme.storage.readers.arrow_columns import left_out, tell_left_out, to_records
 from consomme.storage.readers.held_range import HeldRange
 from consomme.storage.readers.row import RowError, UnreadableShardError
 from consomme.storage.readers.text import MAX_SAMPLE_BYTES
@@ -127,6 +127,20 @@ class ShardReader:
                 group, row - self._starts[group], stop - self._starts[group]
             )
             row = stop
+
+    def values(self, columns: list[str]) -> Iterator[dict[str, Any]]:
+        """Yield the values of a few small columns, of all rows in order.
+
+        Raises:
+            UnreadableShardError: They cannot be decoded.
+        """
+        try:
+            for batch in self._parquet.iter_batches(8192, columns=columns, use_threads=False):
+                for record in to_records(batch.select(columns), frozenset()):
+                    yield record if isinstance(record, dict) else {}
+        except Exception as error:
+            # As in `_open`: many exception types mean damage.
+            raise classify_error(error, "the columns of ids") from error
 
     def _group_of(self, row: int) -> int:
         return bisect_right(self._starts, row) - 1

@@ -1,6 +1,6 @@
 """Check that the columns of a table make samples, and say which would, if they do not."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from consomme.base.errors import DataError
 from consomme.storage.readers.names import (
@@ -15,6 +15,9 @@ from consomme.storage.readers.names import (
     missing_columns,
 )
 from consomme.storage.reading import Reading
+
+CheckNames = Callable[[Sequence[str], str, Reading], None]
+"""Checks the names of a table's columns: gets them, the URL of the shard, and the options."""
 
 
 def check_columns(names: Sequence[str], shard: str, reading: Reading) -> None:

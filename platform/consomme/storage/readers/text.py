@@ -96,27 +96,6 @@ def finite(value: Any) -> Any:
     return wrapped[0]
 
 
-def finite(value: Any) -> Any:
-    """Return parsed values as JSON can hold them: what is not finite becomes null, in place.
-
-    Raises:
-        RowError: They are nested too deeply.
-    """
-    pending: list[tuple[Any, int]] = [([value], 0)]
-    wrapped = pending[0][0]
-    while pending:
-        container, depth = pending.pop()
-        if depth > MAX_DEPTH:
-            raise RowError("record_malformed", _TOO_DEEP)
-        items = container.items() if isinstance(container, dict) else enumerate(container)
-        for key, item in list(items):
-            if isinstance(item, dict | list):
-                pending.append((item, depth + 1))
-            elif isinstance(item, float) and not math.isfinite(item):
-                container[key] = _not_a_number(str(item))
-    return wrapped[0]
-
-
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
@@ -124,14 +103,6 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         duplicate = next(name for name in names if names.count(name) > 1)
         raise RowError("record_malformed", f"the key {duplicate!r} occurs twice in one object")
     return record
-
-
-@functools.lru_cache(maxsize=8)
-def _not_a_number(text: str) -> None:
-    """Return null, and say so once in each process."""
-    logger.warning(
-        "metadata: found %s, which JSON cannot represent; such values become null (said once)", text
-    )
 
 
 @functools.lru_cache(maxsize=8)
