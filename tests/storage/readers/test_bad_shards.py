@@ -18,7 +18,7 @@ from tests.support.zoo_read import outcomes, write
 from tests.support.zoo_tables import row, table_of
 
 from consomme.base.errors import ClusterError, DataError
-from consomme.base.sample import Sample
+from consomme.base.sample import Reject, Sample
 from consomme.storage.readers import parquet
 from consomme.storage.readers.images import read_image
 from consomme.storage.readers.record import Context
@@ -39,14 +39,19 @@ from consomme.storage.stores.local import LocalStore
         (b"\xfd7zXZ\0", "xz"),
     ],
 )
-def test_compressed_shards_say_so(tmp_path: Path, name: str, start: bytes, said: str) -> None:
-    with pytest.raises(DataError, match=f"found a {said} file.*decompress it"):
-        outcomes(write(tmp_path, name, start + bytes(100)))
+def test_damaged_compressed_shards_say_so(
+    tmp_path: Path, name: str, start: bytes, said: str
+) -> None:
+    (found,) = outcomes(write(tmp_path, name, start + bytes(100)))
+    assert isinstance(found, Reject)
+    assert (found.sample_id, found.reason) == (name, "shard_unreadable")
+    assert f"the {said} file is damaged" in found.detail
 
 
 def test_utf16_says_so(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"UTF-16.*write it as UTF-8"):
-        outcomes(write(tmp_path, "s.jsonl", '{"id": "a"}\n'.encode("utf-16")))
+    (found,) = outcomes(write(tmp_path, "s.jsonl", '{"id": "a"}\n'.encode("utf-16")))
+    assert isinstance(found, Reject)
+    assert "write it as UTF-8" in found.detail
 
 
 def parquet_of(folder: Path, table: pa.Table) -> str:

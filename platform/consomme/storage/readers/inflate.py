@@ -118,7 +118,10 @@ class Inflated(io.RawIOBase):
         try:
             # `read` would lose what it had unpacked when it comes to the damage.
             data = getattr(self._stream, "read1", self._stream.read)(_CHUNK)
-        except _DAMAGE as error:
+        except (*_DAMAGE, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                # The storage failed, not the file.
+                raise
             self.problem = (
                 f"the {self._compression} file is damaged after {self._end:,} bytes of content:"
                 f" {printable(str(error))}"
