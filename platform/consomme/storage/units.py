@@ -86,7 +86,7 @@ def plan_shard(
         units = list(_cut(shard, whole, layout, max_rows, max_bytes, check))
     except UnreadableShardError as error:
         lost = Lost("shard_unreadable", formats.explain(shard.url, error.detail))
-        return [_lost_unit(replace(whole, num_bytes=0), shard, lost, 0)]
+        return [_lost_unit(whole, shard, lost, 0)]
     if Reading.of_unit(reading).captions == "each":
         return [part for unit in units for part in _by_samples(shard, unit, max_rows)]
     return units
@@ -187,7 +187,7 @@ def _lost_unit(whole: Unit, shard: Shard, lost: Lost, start: int) -> Unit:
         unit_id=unit_name(shard, start, whole.reading),
         start=start,
         count=1,
-        num_bytes=0,
+        num_bytes=shard.size if lost.reason == "shard_unreadable" else 0,
         layout=layout.for_units(""),
     )
 
@@ -319,7 +319,7 @@ def _lost(unit: Unit, layout: Layout) -> Reject:
         source=unit.source,
         reason=layout.reason,
         detail=printable(layout.detail),
-        reference=unit.shard,
+        reference=f"{unit.shard}@{unit.offset}+{unit.num_bytes}",
     )
 
 
