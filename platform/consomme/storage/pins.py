@@ -115,9 +115,14 @@ def portable_url(url: str) -> str:
 
 def _known_commit(place: HubPlace) -> str:
     """Return the commit that this machine knows of a revision."""
+    if place.kind == "dataset":
+        raise RecipeError(
+            f"{place.url}: HF_HUB_OFFLINE is set, and data on the hub are read where they lie;"
+            " unset it, or bring them where the hub can be reached (hf download --repo-type"
+            f" dataset {place.repo} --local-dir FOLDER) and name the folder"
+        )
     key = place.root.url
-    kind = f"{place.kind}s"
-    there = hub_cache() / f"{kind}--{place.repo.replace('/', '--')}" / "refs" / place.revision
+    there = hub_cache() / f"models--{place.repo.replace('/', '--')}" / "refs" / place.revision
     for file in (_ref_file(key), there):
         with contextlib.suppress(OSError, ValueError):
             text = file.read_text().strip()

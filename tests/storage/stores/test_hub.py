@@ -260,6 +260,8 @@ def test_offline_the_hub_is_not_asked(hub: HubServer, monkeypatch: pytest.Monkey
         open_store("hf://org/name").read("config.json")
     with pytest.raises(RecipeError, match="consomme fetch org/name"):
         pins.pin(HubPlace.parse("hf://org/name"))
+    with pytest.raises(RecipeError, match="hf download --repo-type dataset org/data"):
+        pins.pinned_url("hf://datasets/org/data")
     # In workers of a driver that may ask, the variable only keeps other libraries from it.
     monkeypatch.setenv("CONSOMME_HUB_OFFLINE", "0")
     assert open_store("hf://org/name").read("config.json") == b"{}"
