@@ -257,6 +257,20 @@ def test_the_cache_of_huggingface_hub_is_used_if_it_is_whole(
         folder_of("org/name")
 
 
+def test_offline_the_commit_that_was_brought_last_is_read(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = hub.model("org/name")
+    repo.commit(MODEL)
+    folder_of("org/name")
+    later = repo.commit({**MODEL, "tokenizer.json": b"{ }"})
+    cache = Path(os.environ["HF_HOME"]) / "hub"
+    snapshot = snapshot_download("org/name", cache_dir=cache, endpoint=hub.url)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert folder_of("org/name") == snapshot
+    assert portable_path("org/name") == f"hf://org/name@{later}"
+
+
 def test_a_cache_that_others_may_have_written_is_not_used(
     hub: HubServer,
     tmp_path: Path,

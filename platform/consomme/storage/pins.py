@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -123,7 +124,9 @@ def _known_commit(place: HubPlace) -> str:
         )
     key = place.root.url
     there = hub_cache() / f"models--{place.repo.replace('/', '--')}" / "refs" / place.revision
-    for file in (_ref_file(key), there):
+    # Both may know one; what was brought last is what is here.
+    known = [file for file in (_ref_file(key), there) if file.is_file()]
+    for file in sorted(known, key=lambda file: file.stat().st_mtime, reverse=True):
         with contextlib.suppress(OSError, ValueError):
             text = file.read_text().strip()
             commit = str(json.loads(text)["commit"]) if file.suffix == ".json" else text
@@ -143,7 +146,7 @@ def _fetched(place: HubPlace) -> str:
 def _remember(key: str, commit: str) -> None:
     """Keep a commit for when the hub may not be asked."""
     file = _ref_file(key)
-    partial = file.with_name(f"{file.name}.{threading.get_ident()}.partial")
+    partial = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}.partial")
     # A machine without any cache folder can still read from the hub.
     with contextlib.suppress(OSError):
         partial.write_text(json.dumps({"url": key, "commit": commit}))
