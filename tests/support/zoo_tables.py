@@ -172,7 +172,6 @@ BAD_ROWS: dict[str, tuple[str, RowBuilder]] = {
     "meta_not_json": ("record_malformed", lambda key, _: row(key, meta="{score: 1}")),
     "meta_has_a_key_twice": ("record_malformed", lambda key, _: row(key, meta='{"a": 1, "a": 2}')),
     "meta_is_bottomless": ("record_malformed", lambda key, _: row(key, meta="[" * 50_000)),
-    "date_beyond_year_9999": ("record_malformed", lambda key, _: row(key, taken=10**15)),
 }
 """In Parquet: for each name the reason, and how the row is made."""
 

@@ -105,7 +105,8 @@ def _cut(
     repeats = Repeats(Reading.of_unit(whole.reading))
     if layout.kind == "parquet":
         ranges = _row_groups(shard, max_rows, max_bytes, whole.reading, check)
-        _add_ids(shard, whole.reading, repeats)
+        if check is check_columns:
+            _add_ids(shard, whole.reading, repeats)
     elif layout.kind == "arrow":
         ranges = _batches(shard, max_rows, max_bytes, whole.reading, check)
     elif layout.kind in formats.BY_ROW:
