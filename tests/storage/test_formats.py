@@ -22,7 +22,7 @@ from tests.support.zoo_images import good_image
 from consomme.base.errors import DataError
 from consomme.base.sample import Reject, Sample
 from consomme.storage.reading import Reading
-from consomme.storage.shards import Shard
+from consomme.storage.shards import Shard, find_shards
 from consomme.storage.units import plan_shard, read_unit
 
 CASES = Path(__file__).parents[1] / "cases"
@@ -427,3 +427,43 @@ def test_compressed_shards_are_read_on_from_where_they_are(tmp_path: Path) -> No
 
 def replace_source(sample: Sample) -> tuple[Any, ...]:
     return sample.sample_id, sample.turns, sample.images
+
+
+def test_a_folder_of_pictures_with_texts_is_one_shard(tmp_path: Path) -> None:
+    (tmp_path / "cats").mkdir()
+    for name in ("a", "b", "cats/a"):
+        (tmp_path / f"{name}.png").write_bytes(PNG)
+        (tmp_path / f"{name}.txt").write_text(f"text of {name}")
+    (tmp_path / "b.json").write_text('{"year": 2020}')
+    (tmp_path / "c.png").write_bytes(PNG)
+    (shard,) = find_shards([str(tmp_path)])
+    assert find_shards([f"{tmp_path}/"]) == [shard]
+    for max_rows in (1, 2, 1024):
+        samples, rejects = [], []
+        for unit in plan_shard(shard, max_rows):
+            found, lost = read_unit(unit)
+            samples += [one for _, one in found]
+            rejects += [one for _, one in lost]
+        assert [(one.sample_id, one.caption) for one in samples] == [
+            ("a.png", "text of a"),
+            ("b.png", "text of b"),
+            ("cats/a.png", "text of cats/a"),
+        ]
+        assert samples[1].meta == {"year": 2020}
+        assert [(one.sample_id, one.reason) for one in rejects] == [("c.png", "caption_missing")]
+    (tmp_path / "a.txt").write_text("another")
+    assert find_shards([str(tmp_path)])[0].version != shard.version
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_image_folders_of_hugging_face(tmp_path: Path, name: str) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "1.png").write_bytes(PNG)
+    records = [{"file_name": "1.png", "text": "a cat"}]
+    (tmp_path / "train" / name).write_bytes(
+        lines(records) if name.endswith("l") else table(records)
+    )
+    (shard,) = find_shards([str(tmp_path)])
+    (unit,) = plan_shard(shard)
+    ((_, sample),) = read_unit(unit)[0]
+    assert (sample.caption, sample.images[0].data) == ("a cat", PNG)

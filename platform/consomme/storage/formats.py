@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, BinaryIO, cast
 
+from consomme.storage.image_folder import split_shard
 from consomme.storage.layouts import (
     HEAD_BYTES,
     Layout,
@@ -31,7 +32,6 @@ from consomme.storage.readers.row import Gap, Lost, RawRow, UnreadableShardError
 from consomme.storage.readers.row_groups import open_shard
 from consomme.storage.readers.table_columns import CheckNames, check_columns
 from consomme.storage.reading import Reading
-from consomme.storage.stores.open import split_url
 from consomme.storage.stores.store import Store
 from consomme.storage.unit import Unit
 
@@ -55,8 +55,8 @@ def find_layout(url: str, reading: Reading, check: CheckNames = check_columns) -
         UnreadableShardError: It is nothing that can be read.
         DataError: It is a table without the columns that samples need.
     """
-    store, path = split_url(url)
-    if path.endswith("/") or not path:
+    store, path = split_shard(url)
+    if not path:
         return Layout(kind="folder")
     if kind_by_name(path) in ("parquet", "arrow"):
         # Its reader says what is wrong with it; see `explain` for what does not.
@@ -98,7 +98,7 @@ def explain(url: str, detail: str) -> str:
         url: Of the shard.
         detail: What the reader said.
     """
-    store, path = split_url(url)
+    store, path = split_shard(url)
     try:
         refuse(store.read(path, 0, HEAD_BYTES))
     except UnreadableShardError as error:
@@ -113,7 +113,7 @@ def spans(url: str, layout: Layout) -> Iterator[Span | Lost | Gap]:
         url: Of the shard.
         layout: What it is.
     """
-    store, path = split_url(url)
+    store, path = split_shard(url)
     with _content(store, path, layout.compression) as file:
         file.seek(0)
         if layout.kind == "tar":
@@ -135,7 +135,7 @@ def spans(url: str, layout: Layout) -> Iterator[Span | Lost | Gap]:
 
 def num_records(url: str, layout: Layout) -> int:
     """Count the records of a shard that is addressed by row, except Parquet."""
-    store, path = split_url(url)
+    store, path = split_shard(url)
     if layout.kind == "coco":
         return coco.count(_context(url, "", Reading()), path)
     return folder.count(store)
@@ -151,7 +151,7 @@ def raw_rows(unit: Unit, make: Make | None = None) -> list[RawRow]:
     Raises:
         FileNotFoundError: The shard is gone.
     """
-    store, path = split_url(unit.shard)
+    store, path = split_shard(unit.shard)
     reading = Reading.of_unit(unit.reading)
     layout = Layout.of_unit(unit.layout, path)
     context = _context(unit.shard, unit.source, reading, make)
@@ -187,7 +187,7 @@ def raw_rows(unit: Unit, make: Make | None = None) -> list[RawRow]:
 
 
 def _context(url: str, source: str, reading: Reading, make: Make | None = None) -> Context:
-    return Context(shard=url, store=split_url(url)[0], source=source, reading=reading, make=make)
+    return Context(shard=url, store=split_shard(url)[0], source=source, reading=reading, make=make)
 
 
 def _range(store: Store, path: str, compression: str, offset: int, length: int) -> bytes:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from consomme.base.errors import DataError
 from consomme.base.manifest import FileSum, Manifest, load_parent
+from consomme.storage import image_folder
 from consomme.storage.ledger.attempts import OUTPUTS
 from consomme.storage.ledger.run_folder import MANIFEST, RunFolder, load_manifest
 from consomme.storage.ledger.sums import read_sum
@@ -257,7 +258,10 @@ def _versions_now(urls: Sequence[str]) -> dict[str, tuple[int, str]]:
 def _infos(store: Store, names: Iterable[str]) -> Iterator[FileInfo]:
     for name in names:
         with contextlib.suppress(FileNotFoundError):
-            yield replace(store.info(name), path=name)
+            # A folder of images is a shard without a name of its own.
+            file = store.info(name) if name else image_folder.info(store)
+            if file is not None:
+                yield replace(file, path=name)
 
 
 def _named_by_content(shards: Sequence[Shard]) -> list[Shard]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from consomme.base.errors import RecipeError
 from consomme.base.sample import printable
 from consomme.base.suggest import did_you_mean
+from consomme.storage import image_folder
 from consomme.storage.pins import pinned_url
 from consomme.storage.saved_datasets import only_saved
 from consomme.storage.stores.hub_place import is_hub_root, is_hub_url
@@ -294,6 +295,8 @@ def _match_folder(pattern: str, text: str, suffixes: tuple[str, ...]) -> list[tu
     files = [file for file in listed if not _is_hidden(file.path)]
     _tell_hidden(store, [file.path for file in listed if _is_hidden(file.path)], text)
     files = only_saved(store, files, text)
+    if suffixes is SHARD_SUFFIXES:
+        files = _without_notes(store, files)
     kinds = sorted({_kind(file.path, suffixes) for file in files})
     if len(kinds) > 1:
         raise RecipeError(
@@ -303,6 +306,10 @@ def _match_folder(pattern: str, text: str, suffixes: tuple[str, ...]) -> list[tu
     if files:
         _check_safe(store, files, text)
         return [(join_url(store.url, file.path), file) for file in files]
+    pictures = image_folder.info(store) if suffixes is SHARD_SUFFIXES else None
+    if pictures is not None:
+        # A folder of images with their texts is one shard.
+        return [(f"{store.url.rstrip('/')}/", pictures)]
     if next(store.list(), None) is not None:
         raise RecipeError(f"inputs: the folder {text!r} holds no shard; {_expected(suffixes)}")
     if "://" not in store.url and Path(store.url).is_dir():
@@ -315,6 +322,15 @@ def _match_folder(pattern: str, text: str, suffixes: tuple[str, ...]) -> list[tu
         hint = did_you_mean(name, {entry.path.removesuffix("/") for entry in near})
     what = absolute_url(pattern)
     raise _MissingError(what, f"inputs: {what}: no such file or folder{hint}")
+
+
+def _without_notes(store: Store, files: list[FileInfo]) -> list[FileInfo]:
+    """Leave out what is about other files of a folder: tables, and JSON about single images."""
+    if files and all(file.path.endswith(".json") for file in files):
+        stems = image_folder.image_stems(store)
+        return [file for file in files if file.path.removesuffix(".json") not in stems]
+    others = [file for file in files if not file.path.endswith((".csv", ".tsv"))]
+    return others or files
 
 
 def _kind(path: str, suffixes: tuple[str, ...]) -> str:

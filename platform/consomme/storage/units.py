@@ -10,6 +10,7 @@ from dataclasses import replace
 from consomme.base.errors import DataError
 from consomme.base.sample import Reject, Sample, printable
 from consomme.storage import formats
+from consomme.storage.image_folder import split_shard
 from consomme.storage.layouts import Layout
 from consomme.storage.readers import arrow_stream, parquet
 from consomme.storage.readers.check import check_sample
@@ -19,7 +20,6 @@ from consomme.storage.readers.table_columns import CheckNames, check_columns
 from consomme.storage.reading import Reading
 from consomme.storage.repeats import Repeats, repeated_rows, repeats_between
 from consomme.storage.shards import Shard, find_shards
-from consomme.storage.stores.open import split_url
 from consomme.storage.unit import MAX_UNIT_BYTES, MAX_UNIT_ROWS, Unit, unit_name
 
 
@@ -70,7 +70,7 @@ def plan_shard(
     A shard that cannot be opened is one unit of one row, a reject. If each caption of a list is to
     be a sample, units are read for their captions once, so that every sample has a row.
     """
-    _, path = split_url(shard.url)
+    _, path = split_shard(shard.url)
     whole = Unit(
         unit_id=unit_name(shard, 0, reading),
         source=shard.source,
@@ -152,7 +152,7 @@ def _records_of(
 def _row_groups(
     shard: Shard, max_rows: int, max_bytes: int, reading: str, check: CheckNames
 ) -> Iterator[tuple[int, int, int]]:
-    store, path = split_url(shard.url)
+    store, path = split_shard(shard.url)
     options = Reading.of_unit(reading)
     with store.open(path) as file:
         for count, num_bytes in parquet.plan(file, shard.url, max_rows, max_bytes, options, check):
@@ -160,7 +160,7 @@ def _row_groups(
 
 
 def _add_ids(shard: Shard, reading: str, repeats: Repeats) -> None:
-    store, path = split_url(shard.url)
+    store, path = split_shard(shard.url)
     with store.open(path) as file:
         for record in parquet.ids(file, shard.url, Reading.of_unit(reading)):
             repeats.add(record)
@@ -169,7 +169,7 @@ def _add_ids(shard: Shard, reading: str, repeats: Repeats) -> None:
 def _batches(
     shard: Shard, max_rows: int, max_bytes: int, reading: str, check: CheckNames
 ) -> Iterator[tuple[int, int, int]]:
-    store, path = split_url(shard.url)
+    store, path = split_shard(shard.url)
     with store.open(path) as file:
         options = Reading.of_unit(reading)
         yield from arrow_stream.plan(file, shard.url, max_rows, max_bytes, options, check)
@@ -195,7 +195,7 @@ def _lost_unit(whole: Unit, shard: Shard, lost: Lost, start: int) -> Unit:
 
 def _by_samples(shard: Shard, unit: Unit, max_rows: int) -> Iterator[Unit]:
     """Split a unit of records into units in which each caption has a row of its own."""
-    layout = Layout.of_unit(unit.layout, split_url(unit.shard)[1])
+    layout = Layout.of_unit(unit.layout, split_shard(unit.shard)[1])
     if layout.kind == "lost":
         yield unit
         return
@@ -252,7 +252,7 @@ def read_records(
         make: Makes the samples of a record, which are not checked then; None makes those of a data
             set of images.
     """
-    layout = Layout.of_unit(unit.layout, split_url(unit.shard)[1])
+    layout = Layout.of_unit(unit.layout, split_shard(unit.shard)[1])
     if layout.kind == "lost":
         return [], [(0, _lost(unit, layout))]
     try:

@@ -21,9 +21,10 @@ from consomme.base.manifest import FileSum
 from consomme.base.sample import ImageFile, Sample, turn_to_json
 from consomme.base.sample_tables import samples_to_table, table_schema
 from consomme.storage.dataset_card import CARD, card, count_fields
+from consomme.storage.image_folder import IMAGE_EXTENSIONS
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.ledger.sums import sum_of
-from consomme.storage.readers.members import IMAGE_EXTENSIONS, OWN_KEY, split_name
+from consomme.storage.readers.members import OWN_KEY, split_name
 from consomme.storage.stores.store import FileInfo, Store, is_safe_path
 
 _ESCAPES = {ord(char): f"%{ord(char):02X}" for char in '%./\\:*?"<>|\0'}

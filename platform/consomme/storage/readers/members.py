@@ -3,21 +3,14 @@
 import re
 from dataclasses import dataclass, field
 
+from consomme.storage.image_folder import IMAGE_EXTENSIONS, TEXT_EXTENSIONS
 from consomme.storage.readers.tar import Member
-
-IMAGE_EXTENSIONS = frozenset(
-    "avif bmp gif heic heif hif jfif jp2 jpe jpeg jpg jxl png pnm ppm tif tiff webp".split()
-)
-"""Extensions of image members, after the last dot."""
 
 VIDEO_EXTENSIONS = frozenset("avi flv m4v mkv mov mp4 mpeg mpg ogv ts webm wmv".split())
 """Extensions of video members, which are not read."""
 
 NUMBERED = re.compile(r"(?:image|img|frame)?[-_]?(\d{1,6})\.[^.]+$")
 """Extension of one image of several."""
-
-TEXT_EXTENSIONS = ("txt", "caption", "text")
-"""Extensions of caption members, in order of preference."""
 
 OWN_KEY = "consomme"
 """Key of the JSON member for a sample's own names, if they differ from those in the tar."""

@@ -49,6 +49,11 @@ def check_columns(names: Sequence[str], shard: str, reading: Reading) -> None:
     has_text |= bool(lowered & {*CAPTION_KEYS, *COMMON_CAPTION_KEYS})
     has_image = "image" in parts or bool(lowered & {*IMAGE_KEYS, *COMMON_IMAGE_KEYS})
     if not (has_text and (has_image or is_dialogue)):
+        if lowered & {"url", "image_url", "url_link"} and not has_image:
+            raise DataError(
+                f"{shard}: found the columns {listed}: the images are URLs; fetch them first, by"
+                " `consomme download`, which writes shards"
+            )
         captions, turns = " or ".join(CAPTION_KEYS), ", ".join(TURN_KEYS)
         raise DataError(
             f"{shard}: found the columns {listed}; expected image or images, and {captions}; or a"

@@ -8,10 +8,10 @@ from functools import cached_property
 from typing import Any
 
 from consomme.base.sample import ImageFile, Sample, caption_turns
+from consomme.storage.image_folder import TEXT_EXTENSIONS
 from consomme.storage.readers.members import (
     NUMBERED,
     OWN_KEY,
-    TEXT_EXTENSIONS,
     VIDEO_EXTENSIONS,
     MemberGroup,
 )
