@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,15 +28,16 @@ def rows(context: Context, *, start: int, count: int) -> list[RawRow]:
         count: Number of images.
     """
     pairs = pairs_of(context.store.url)[start : start + count]
-    return [
-        record_row(
+    found = []
+    for number, (image, sides) in enumerate(pairs, start):
+        row = record_row(
             context,
             partial(_record, context.store, image, sides),
-            number=start + number,
+            number=number,
             reference=f"{context.shard}{image}",
         )
-        for number, (image, sides) in enumerate(pairs)
-    ]
+        found.append(replace(row, sample_id=image))
+    return found
 
 
 def _record(store: Store, image: str, sides: Sequence[str]) -> dict[str, Any]:
