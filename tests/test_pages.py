@@ -28,6 +28,7 @@ HOUSE = ROOT / "platform/README.md"
 PAGES = (
     README,
     RECIPES,
+    ROOT / "recipes/FORMATS.md",
     *sorted((ROOT / "recipes").glob("*/README.md")),
     *sorted((ROOT / "cluster").glob("*.md")),
     HOUSE,
