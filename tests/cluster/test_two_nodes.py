@@ -89,7 +89,11 @@ def test_a_score_run_with_names_of_the_hub(tmp_path: Path) -> None:
     The runs lie in a folder that all machines share, as on a network file system.
     """
     tars = shards_of(open_store(str(tmp_path / "made")))
-    with filled_hub(tars) as hub, two_nodes(tmp_path, {"HF_ENDPOINT": hub.url}) as nodes:
+    with (
+        filled_hub(tars) as hub,
+        # Two actors do not fit on one node.
+        two_nodes(tmp_path, {"HF_ENDPOINT": hub.url}, num_cpus=1) as nodes,
+    ):
         where = {"hub": "hf://datasets/org/scenes/data"}
         root = str(tmp_path / "shared")
         places = Places(nodes, hub, root, where, {"hub": "org/nano"}, {})

@@ -94,12 +94,13 @@ def environment_of(machine: Path, others: list[Path], hook: Path) -> dict[str, s
 
 
 @contextlib.contextmanager
-def two_nodes(folder: Path, env: Mapping[str, str]) -> Iterator[TwoNodes]:
-    """Start a head and two nodes with a CPU each.
+def two_nodes(folder: Path, env: Mapping[str, str], num_cpus: int = 2) -> Iterator[TwoNodes]:
+    """Start a head and two nodes.
 
     Args:
         folder: Of all machines.
         env: What all of them have: credentials and endpoints.
+        num_cpus: Of each node.
     """
     from ray.cluster_utils import Cluster
 
@@ -129,7 +130,8 @@ def two_nodes(folder: Path, env: Mapping[str, str]) -> Iterator[TwoNodes]:
         },
     )
     nodes = [
-        cluster.add_node(num_cpus=2, env_vars=own[name], wait=False, **shared) for name in names[1:]
+        cluster.add_node(num_cpus=num_cpus, env_vars=own[name], wait=False, **shared)
+        for name in names[1:]
     ]
     try:
         cluster.wait_for_nodes()
