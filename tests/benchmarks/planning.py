@@ -80,7 +80,7 @@ def in_a_process(shards_url: str, run_url: str) -> dict[str, Any]:
 
 def rows() -> list[dict[str, Any]]:
     """Measure both sizes on disk and one size on S3."""
-    from tests.benchmarks import row_group
+    from tests.benchmarks import llava_json, row_group
     from tests.support.s3_server import BUCKET, seaweedfs
 
     found = {}
@@ -119,6 +119,7 @@ def rows() -> list[dict[str, Any]]:
         row("planning.shards_per_s_s3", S3_SIZE / on_s3["plan_s"], "shards/s",
             f"server, driver and tasks on {cores} cores"),
         *row_group.rows(),
+        *llava_json.rows(),
     ]  # fmt: skip
 
 
