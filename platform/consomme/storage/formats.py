@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 from consomme.storage.image_folder import split_shard
 from consomme.storage.layouts import (
     HEAD_BYTES,
-    Layout,
+    ShardLayout,
     is_url_text,
     kind_by_name,
     layout_of,
@@ -43,7 +43,7 @@ Span = tuple[int, int, Any]
 none."""
 
 
-def find_layout(url: str, reading: Reading, check: CheckNames = check_columns) -> Layout:
+def find_layout(url: str, reading: Reading, check: CheckNames = check_columns) -> ShardLayout:
     """Tell what a shard is, from its first bytes.
 
     Args:
@@ -57,15 +57,15 @@ def find_layout(url: str, reading: Reading, check: CheckNames = check_columns) -
     """
     store, path = split_shard(url)
     if not path:
-        return Layout(kind="folder")
+        return ShardLayout(kind="folder")
     if kind_by_name(path) in ("parquet", "arrow"):
         # Its reader says what is wrong with it; see `explain` for what does not.
-        return Layout(kind=kind_by_name(path))
+        return ShardLayout(kind=kind_by_name(path))
     head = store.read(path, 0, HEAD_BYTES)
     compression = compression_of(head)
     if is_url_text(path):
         refuse(head)
-        return Layout(kind="table", compression=compression, columns=("url",), delimiter="\t")
+        return ShardLayout(kind="table", compression=compression, columns=("url",), delimiter="\t")
     with _content(store, path, compression) as file:
         if compression:
             file.seek(0)
@@ -81,7 +81,7 @@ def find_layout(url: str, reading: Reading, check: CheckNames = check_columns) -
             with _by_lines(file) as lines:
                 columns, delimiter, has_header = delimited.header_of(lines, path)
             check(columns, url, reading)
-    return Layout(
+    return ShardLayout(
         kind=found.kind,
         compression=compression,
         columns=tuple(columns),
@@ -106,7 +106,7 @@ def explain(url: str, detail: str) -> str:
     return detail
 
 
-def spans(url: str, layout: Layout) -> Iterator[Span | Lost | Gap]:
+def spans(url: str, layout: ShardLayout) -> Iterator[Span | Lost | Gap]:
     """Yield where the records of a shard are that is addressed by offset, and what is lost of it.
 
     Args:
@@ -133,7 +133,7 @@ def spans(url: str, layout: Layout) -> Iterator[Span | Lost | Gap]:
             yield Lost("record_truncated", file.problem)
 
 
-def num_records(url: str, layout: Layout) -> int:
+def num_records(url: str, layout: ShardLayout) -> int:
     """Count the records of a shard that is addressed by row, except Parquet."""
     store, path = split_shard(url)
     if layout.kind == "coco":
@@ -153,7 +153,7 @@ def raw_rows(unit: Unit, make: Make | None = None) -> list[RawRow]:
     """
     store, path = split_shard(unit.shard)
     reading = Reading.of_unit(unit.reading)
-    layout = Layout.of_unit(unit.layout, path)
+    layout = ShardLayout.of_unit(unit.layout, path)
     context = _context(unit.shard, unit.source, reading, make)
     context = replace(context, columns=layout.columns)
     count = unit.num_records or unit.count

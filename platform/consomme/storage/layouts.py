@@ -55,7 +55,7 @@ _TAR_MAGIC = slice(257, 262)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class ShardLayout:
     """What a shard is."""
 
     kind: str = ""
@@ -110,7 +110,7 @@ def is_url_text(name: str) -> bool:
     return any(name.lower().endswith(f".txt{how}") for how in ("", *COMPRESSED_SUFFIXES))
 
 
-def layout_of(head: bytes, name: str) -> Layout:
+def layout_of(head: bytes, name: str) -> ShardLayout:
     """Tell what a file is by its first bytes; of tables only that they are one.
 
     Args:
@@ -125,11 +125,11 @@ def layout_of(head: bytes, name: str) -> Layout:
     for suffix in COMPRESSED_SUFFIXES:
         plain = plain.removesuffix(suffix)
     if head.startswith(b"PAR1"):
-        return Layout(kind="parquet")
+        return ShardLayout(kind="parquet")
     if head[_TAR_MAGIC] == b"ustar" or plain.endswith((".tar", ".tgz")):
-        return Layout(kind="tar")
+        return ShardLayout(kind="tar")
     if plain.endswith((".csv", ".tsv")):
-        return Layout(kind="table")
+        return ShardLayout(kind="table")
     return _json_layout(head, plain)
 
 
@@ -150,18 +150,18 @@ def refuse(head: bytes) -> None:
         raise UnreadableShardError("text in UTF-16; write it as UTF-8")
 
 
-def _json_layout(head: bytes, name: str) -> Layout:
+def _json_layout(head: bytes, name: str) -> ShardLayout:
     text = head.removeprefix(UTF8_MARK).lstrip(_BLANK)
     begin = len(head) - len(text)
     first = text[1:].lstrip(_BLANK)[:1]
     if text[:1] == b"[" and (name.endswith(".json") or first in (b"{", b"]", b"")):
-        return Layout(kind="array", offset=begin)
+        return ShardLayout(kind="array", offset=begin)
     if text[:1] == b"{" and not _is_line(text):
         inside = _LIST_INSIDE.search(text)
         if len(set(_COCO.findall(text))) > 1 and (inside is None or inside[1] in _COCO_LISTS):
-            return Layout(kind="coco")
+            return ShardLayout(kind="coco")
         if inside is not None:
-            return Layout(kind="array", offset=begin + inside.end())
+            return ShardLayout(kind="array", offset=begin + inside.end())
         raise UnreadableShardError(
             "one JSON object, expected an array of records, an object that holds one, or a record"
             " in each line"
@@ -169,7 +169,7 @@ def _json_layout(head: bytes, name: str) -> Layout:
     if name.endswith(".json") and text[:1] != b"{":
         shown = printable(text[:40].decode("utf-8", "replace"))
         raise UnreadableShardError(f"begins with {shown!r}, expected JSON")
-    return Layout(kind="lines")
+    return ShardLayout(kind="lines")
 
 
 _COCO_LISTS = (b"images", b"annotations", b"licenses", b"categories")

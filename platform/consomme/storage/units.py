@@ -11,7 +11,7 @@ from consomme.base.errors import DataError
 from consomme.base.sample import Reject, Sample, printable
 from consomme.storage import formats
 from consomme.storage.image_folder import split_shard
-from consomme.storage.layouts import Layout
+from consomme.storage.layouts import ShardLayout
 from consomme.storage.readers import arrow_stream, parquet
 from consomme.storage.readers.check import check_sample
 from consomme.storage.readers.record import Make
@@ -95,7 +95,7 @@ def plan_shard(
 def _cut(
     shard: Shard,
     whole: Unit,
-    layout: Layout,
+    layout: ShardLayout,
     max_rows: int,
     max_bytes: int,
     check: CheckNames,
@@ -182,7 +182,7 @@ def _counted(num_records: int, size: int, max_rows: int) -> Iterator[tuple[int, 
 
 
 def _lost_unit(whole: Unit, shard: Shard, lost: Lost, start: int) -> Unit:
-    layout = Layout(kind="lost", reason=lost.reason, detail=lost.detail)
+    layout = ShardLayout(kind="lost", reason=lost.reason, detail=lost.detail)
     return replace(
         whole,
         unit_id=unit_name(shard, start, whole.reading),
@@ -195,7 +195,7 @@ def _lost_unit(whole: Unit, shard: Shard, lost: Lost, start: int) -> Unit:
 
 def _by_samples(shard: Shard, unit: Unit, max_rows: int) -> Iterator[Unit]:
     """Split a unit of records into units in which each caption has a row of its own."""
-    layout = Layout.of_unit(unit.layout, split_shard(unit.shard)[1])
+    layout = ShardLayout.of_unit(unit.layout, split_shard(unit.shard)[1])
     if layout.kind == "lost":
         yield unit
         return
@@ -252,7 +252,7 @@ def read_records(
         make: Makes the samples of a record, which are not checked then; None makes those of a data
             set of images.
     """
-    layout = Layout.of_unit(unit.layout, split_shard(unit.shard)[1])
+    layout = ShardLayout.of_unit(unit.layout, split_shard(unit.shard)[1])
     if layout.kind == "lost":
         return [], [(0, _lost(unit, layout))]
     try:
@@ -313,7 +313,7 @@ def _check_count(unit: Unit, found: int, planned: int) -> None:
         )
 
 
-def _lost(unit: Unit, layout: Layout) -> Reject:
+def _lost(unit: Unit, layout: ShardLayout) -> Reject:
     name = unit.shard.rstrip("/").rpartition("/")[2]
     return Reject(
         sample_id=printable(name),
