@@ -1,7 +1,7 @@
 """Describe shards for Hugging Face `datasets`: features in Parquet, and a card beside the shards.
 
 `datasets` takes the types of columns from the first shard or the first members of a tar, and fails
-on others that differ. The card, `README.md` in the folder of the shards, names the columns of all
+on others that differ. The card, `README.md` beside the shards or above, names the columns of all
 of them, so that `datasets.load_dataset(FOLDER)` opens shards whose samples have different numbers
 of images, captions or conversations. What a sample lacks is None there.
 """
@@ -55,7 +55,9 @@ def count_fields(names: Iterable[str]) -> dict[str, float]:
     return {f"{_FIELD}{name}": float(number) for name, number in sorted(Counter(names).items())}
 
 
-def card(name: str, suffix: str, sums: Mapping[str, float], num_samples: int) -> bytes:
+def card(
+    name: str, suffix: str, sums: Mapping[str, float], num_samples: int, folder: str = ""
+) -> bytes:
     """Return the card of a folder of shards.
 
     Args:
@@ -63,6 +65,8 @@ def card(name: str, suffix: str, sums: Mapping[str, float], num_samples: int) ->
         suffix: Of the shards: `tar` or `parquet`.
         sums: Of all units, with those of `count_fields`.
         num_samples: Samples in all shards.
+        folder: Of the shards, relative to the card, with a slash at its end; empty if they lie
+            beside it.
     """
     names = sorted(key.removeprefix(_FIELD) for key in sums if key.startswith(_FIELD))
     if suffix == "parquet":
@@ -74,7 +78,7 @@ def card(name: str, suffix: str, sums: Mapping[str, float], num_samples: int) ->
         "configs": [
             {
                 "config_name": "default",
-                "data_files": [{"split": "train", "path": f"*.{suffix}"}],
+                "data_files": [{"split": "train", "path": f"{folder}*.{suffix}"}],
             }
         ],
         "dataset_info": {"features": features},

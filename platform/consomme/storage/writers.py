@@ -119,8 +119,9 @@ def write_card(folder: RunFolder, name: str, file_format: str) -> None:
     """
     suffix, _ = FORMATS[file_format]
     num_samples = folder.total_counts().get("samples", 0)
-    data = card(name, suffix, folder.total_sums(), num_samples)
-    folder.store.write(f"shards/{CARD}", data)
+    data = card(name, suffix, folder.total_sums(), num_samples, "shards/")
+    # Beside the shards lie only files that records of units name.
+    folder.store.write(CARD, data)
 
 
 class ShardWriter:

@@ -68,7 +68,7 @@ def test_a_url_list_becomes_shards(tmp_path: Path, site: str, lent_ray: None) ->
         for _, sample in read_unit(unit)[0]
     ]
     assert [sample.caption for sample in samples] == captions[:12]
-    data = opened(f"{done.url}/shards", tmp_path / "cache")
+    data = opened(done.url, tmp_path / "cache")
     assert [(row["txt"], len(pictures_of(row))) for row in data] == [(c, 1) for c in captions[:12]]
     for number, sample in enumerate(samples):
         assert sample.images[0].data == encode(render(make_scene(number)))

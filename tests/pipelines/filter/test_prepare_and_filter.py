@@ -240,5 +240,5 @@ def test_kept_samples_are_copied_names_and_bytes_as_they_came(
     assert kept
     assert copied == kept
     assert verify(done.url).problems == ()
-    data = opened(f"{done.url}/shards", tmp_path / "cache")
+    data = opened(done.url, tmp_path / "cache")
     assert [len(pictures_of(row)) for row in data] == [len(one.images) for one in kept]
