@@ -26,7 +26,7 @@ from consomme.evaluate.metrics import Z_95
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class WeightedPart:
     """One benchmark of a mean."""
 
     benchmark: dict[str, Any] = strategy("consomme.evaluate.benchmarks:BENCHMARKS")
@@ -47,7 +47,7 @@ class Weighted(Checked):
 
     not_identity: ClassVar[tuple[str, ...]] = ("label",)
 
-    parts: tuple[Part, ...]
+    parts: tuple[WeightedPart, ...]
     """Benchmarks and their weights."""
 
     label: str = ""
