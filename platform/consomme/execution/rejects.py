@@ -44,10 +44,9 @@ def check_rejects(
     rejected = reading.unexpected(counts)
     total = counts.get("samples", 0) + rejected
     if total == 0:
-        found = f": all {counts['rejected']:,} were rejected ({top_reasons(counts)})"
-        raise DataError(
-            f"{where}: the inputs hold no samples at all{found if counts.get('rejected') else ''}"
-        )
+        expected = counts.get("rejected", 0)
+        found = f": all {expected:,} were rejected ({top_reasons(counts)})" if expected else ""
+        raise DataError(f"{where}: the inputs hold no samples at all{found}")
     unreadable = 0 if "shard_unreadable" in reading.allow else counts.get(UNREADABLE, 0)
     if num_shards and unreadable > max_reject_fraction * num_shards:
         raise DataError(

@@ -26,7 +26,7 @@ from tests.support.zoo_tar import BAD_MEMBERS, END, member, pair
 
 from consomme.base.errors import DataError
 from consomme.base.sample import REJECT_REASONS, Reject, Sample
-from consomme.storage.readers import records, text, webdataset
+from consomme.storage.readers import text, webdataset
 from consomme.storage.units import plan_units, read_unit
 from consomme.vision.decode import DecodeProblem, decode
 
@@ -275,7 +275,7 @@ def check_shard(area: str, data: bytes, rng: random.Random, folder: Path) -> Non
     path.write_bytes(data)
     # Real budgets are met by large files only.
     webdataset.MAX_SAMPLE_BYTES = rng.choice((128 << 20, 2000))
-    records.MAX_RECORD_BYTES = text.MAX_RECORD_BYTES = rng.choice((16 << 20, 60, 200))
+    text.MAX_RECORD_BYTES = rng.choice((16 << 20, 60, 200))
     found = []
     for limits in ({}, {"max_rows": rng.choice((1, 2, 3))}, {"max_bytes": rng.choice((1, 3000))}):
         try:
