@@ -49,8 +49,8 @@ TABLE: list[tuple[str, dict[str, Any], int, dict[str, int]]] = [
         (
             f"08-llamafactory/mllm.{ending}",
             {},
-            9,
-            {"conversation_malformed": 1, "unsafe_path": 1, "video_unsupported": 1},
+            8,
+            {"conversation_malformed": 2, "unsafe_path": 1, "video_unsupported": 1},
         )
         for ending in ("json", "jsonl")
     ),

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from consomme.base.sample import ImageFile, Sample
+from consomme.base.sample import IMAGE_MARK, ImageFile, Sample
 from consomme.storage.readers.documents import as_document
 from consomme.storage.readers.images import ImagePlace, check_present, take_images
 from consomme.storage.readers.names import (
     CAPTION_KEYS,
     ID_KEYS,
+    IMAGE_KEYS,
     TURN_KEYS,
     by_names,
     id_of,
@@ -131,6 +132,7 @@ def _samples(
 ) -> list[Sample | RowError]:
     sample_id = _take_id(record) or fallback_id
     record = as_document(record)
+    has_no_image = "turns" not in record and any(record.get(key) in ([], ()) for key in IMAGE_KEYS)
     found = take_images(record, context.images, sample_id)
     names = sorted({*record, *aside})
     texts = take_texts(record, context.reading, sample_id)
@@ -139,6 +141,8 @@ def _samples(
         known = ", ".join((*TURN_KEYS, *CAPTION_KEYS))
         detail = f"found {listed} only; expected one of {known}; {mapping_hint(names)}"
         raise RowError("caption_missing", detail)
+    if has_no_image:
+        texts = [_without_marks(text) for text in texts]
     meta = meta_of({**record, **aside})
     samples: list[Sample | RowError] = []
     for number, text in enumerate(texts):
@@ -148,6 +152,27 @@ def _samples(
         except RowError as problem:
             samples.append(problem)
     return samples
+
+
+def _without_marks(text: Conversation | RowError) -> Conversation | RowError:
+    """Refuse a question that begins or ends with a mark, beside a list of images that is empty.
+
+    Its images are lost. A mark within a sentence is text, as is any mark where a record says nothing
+    of images, and in what consomme itself writes.
+    """
+    if isinstance(text, RowError) or text.images or text.has_parts:
+        return text
+    asked = [turn.text.strip() for turn in text.turns if turn.role == "user"]
+    marks = [
+        match[0]
+        for said in asked
+        for match in IMAGE_MARK.finditer(said)
+        if match.start() == 0 or match.end() == len(said)
+    ]
+    if not marks:
+        return text
+    detail = f"found a mark of an image ({marks[0]}) for an empty list of images"
+    return RowError("conversation_malformed", detail)
 
 
 def _sample(
