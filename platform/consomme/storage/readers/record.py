@@ -157,8 +157,8 @@ def _samples(
 def _without_marks(text: Conversation | RowError) -> Conversation | RowError:
     """Refuse a question that begins or ends with a mark, beside a list of images that is empty.
 
-    Its images are lost. A mark within a sentence is text, as is any mark where a record says nothing
-    of images, and in what consomme itself writes.
+    Its images are lost. A mark within a sentence is text, as is any mark where a record says
+    nothing of images, and in what consomme itself writes.
     """
     if isinstance(text, RowError) or text.images or text.has_parts:
         return text
