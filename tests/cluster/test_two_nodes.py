@@ -21,7 +21,7 @@ from consomme.storage.stores.open import open_store
 from consomme.storage.stores.store import Store
 from consomme.storage.writers import WebDatasetWriter
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(1800)]
 
 NANO = folder_files(Path(consomme.__file__).parent / "models" / "nano")
 WEIGHTS = "model.safetensors"
@@ -216,13 +216,11 @@ def matrix(request: pytest.FixtureRequest, places: Places) -> Matrix:
     return Matrix(places, request.param, {})
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_on_nodes_that_share_no_disk(verb: str, matrix: Matrix) -> None:
     assert open_store(matrix(verb)).exists("manifest.json")
 
 
-@pytest.mark.long
 def test_no_model_was_brought_more_than_once_to_a_machine(matrix: Matrix) -> None:
     """Two nodes; and the driver's, where it writes a soup or the trainings of a sweep are."""
     if matrix.place == "hub":
