@@ -35,6 +35,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return is_unasked or None
 
 
+@pytest.fixture(autouse=True)
+def _no_word_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget whether the hub may be asked, which preparing for vLLM keeps for the whole process."""
+    monkeypatch.delenv("CONSOMME_HUB_OFFLINE", raising=False)
+
+
 @pytest.fixture(scope="session")
 def debug_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the debug model; not to be written to."""

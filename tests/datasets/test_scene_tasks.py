@@ -250,8 +250,11 @@ def test_no_default_seeds_are_those_of_a_benchmark_or_of_another_source():
     starts = [SAMPLE_SOURCES.get(name)().first_seed for name in names]
     tested = [
         benchmark.first_seed
-        for benchmark in (BENCHMARKS.get(name)() for name in BENCHMARKS.names())
-        if hasattr(benchmark, "first_seed")
+        for benchmark in (
+            BENCHMARKS.get(name)()
+            for name in BENCHMARKS.names()
+            if hasattr(BENCHMARKS.get(name), "first_seed")
+        )
     ]
     assert len(tested) >= 5
     for first, second in itertools.combinations(sorted({*starts, *tested}), 2):

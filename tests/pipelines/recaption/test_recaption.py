@@ -278,7 +278,7 @@ def test_captions_are_joined_by_unit_or_refused(first: str, shards: str, tmp_pat
     units = plan_units([shards], "data", 10)
     check_units(first, [unit.unit_id for unit in units])
     others = plan_units([shards], "data", 7)
-    with pytest.raises(DataError, match="give the same inputs, source and unit_rows"):
+    with pytest.raises(DataError, match="give the same inputs, source, unit_rows and reading"):
         check_units(first, [unit.unit_id for unit in others])
     assert recaptioned_units(first, sorted({unit.shard for unit in units})) == units
     with pytest.raises(DataError, match="or other shards"):

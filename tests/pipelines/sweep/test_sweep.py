@@ -372,7 +372,7 @@ def test_what_a_training_would_refuse_is_refused_before_any_of_them(
 
 
 def test_other_data_is_another_sweep(tmp_path: Path, data: str) -> None:
-    shard = next(Path(data).iterdir())
+    shard = next(Path(data).glob("*.tar"))
     own = tmp_path / "own" / shard.name
     own.parent.mkdir()
     own.write_bytes(shard.read_bytes())

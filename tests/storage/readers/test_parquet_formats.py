@@ -314,7 +314,7 @@ def tagged(path: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", ["datasets.features.features.Array2DExtensionType", "ray.data.arrow_tensor"]
+    "kind", ["datasets.features.features.Array9DExtensionType", "ray.data.arrow_tensor"]
 )
 def test_a_column_of_an_extension_type_is_left_out(
     tmp_path: Path, kind: str, warnings: Any

@@ -8,6 +8,7 @@ end, as the recipe says.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from consomme.execution.stage import decoded_images, reject_of
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
 from consomme.pipelines.train.shorten import shorter_documents, shorter_turns, with_turns
 from consomme.storage.captions import check_units, recaptioned_units, unit_reader
+from consomme.storage.layouts import ShardLayout
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import Work
 from consomme.storage.units import plan_units
@@ -127,8 +129,11 @@ def plan_source(source: TrainSource, name: str) -> SourcePlan:
         new = {record.unit_id: record.counts.get("new", 0) for record in found}
         rows = {unit: min(count, new.get(unit, 0)) for unit, count in rows.items()}
     works = [work for work in works if rows[work.unit.unit_id]]
-    if not works:
-        raise DataError(f"{name}: {source} holds no samples")
+    layouts = (ShardLayout.of_unit(work.unit.layout, work.unit.shard) for work in works)
+    lost = list(itertools.takewhile(lambda layout: layout.kind == "lost", layouts))
+    if len(lost) == len(works):
+        why = f": {lost[0].reason}: {lost[0].detail}" if lost else ""
+        raise DataError(f"{name}: {source} holds no samples{why}")
     num_rows = max(1, round(sum(rows.values()) * source.fraction))
     return SourcePlan(source=source, works=tuple(works), num_rows=num_rows)
 

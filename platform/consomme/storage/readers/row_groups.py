@@ -27,7 +27,7 @@ from consomme.storage.stores.store import Store
 _BATCH = 256
 """Maximum rows per decoded batch; fewer if rows are large."""
 
-_BATCH_BYTES = 32 * 2**20
+_BATCH_BYTES = 16 * 2**20
 """Maximum bytes per decoded batch, by the average row size."""
 
 _WHOLE_BYTES = 128 * 2**20
