@@ -18,6 +18,7 @@ from consomme.base.secrets import (
     is_secret_name,
     named,
     redact,
+    redact_all,
     redact_output,
     replaced,
     written,
@@ -225,3 +226,15 @@ def test_no_key_of_a_recipe_is_taken_for_a_secret() -> None:
     }
     assert len(fields) > 300
     assert [name for name in sorted(fields) if is_secret_name(name)] == []
+
+
+def test_a_record_has_texts_of_the_environment_as_the_recipe_has_them() -> None:
+    text = from_environment(
+        "what is planted, here?", "what is ${oc.env:PLANTED}, here?", {"PLANTED": "planted"}, "x"
+    )
+    record = {"prompts": {"id": text}, "list": [text], "plain": "what is planted"}
+    assert redact_all(record) == {
+        "prompts": {"id": "what is ${oc.env:PLANTED}, here?"},
+        "list": ["what is ${oc.env:PLANTED}, here?"],
+        "plain": "what is planted",
+    }

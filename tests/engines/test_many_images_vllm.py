@@ -20,7 +20,7 @@ from consomme.engines.scoring.transformers import TransformersScorer
 from consomme.engines.scoring.vllm import VLLMScorer
 from consomme.engines.vllm_engine import EngineOptions
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.long]
 OPTIONS = EngineOptions(kv_cache_gb=0.125, max_num_seqs=8, max_model_len=1024)
 MAX_TOKENS = 12
 SIZES = {"llava": [(32, 32)] * 3, "qwen2_vl": [(32, 32), (64, 32), (48, 80)]}

@@ -18,7 +18,7 @@ from tests.support.family_table import (
     write_family,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 QUICK = (
     "bert", "blip2", "chameleon", "diffusion_gemma", "florence2", "glm5_next", "hunyuan_vl",

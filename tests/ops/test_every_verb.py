@@ -105,6 +105,7 @@ def test_a_training(sparse_recipe, sparse) -> None:
     assert named(run) == []
 
 
+@pytest.mark.long
 def test_models_and_soups_in_a_bucket(s3_root, root, tmp_path, monkeypatch) -> None:
     """Workers are given URLs, and each node brings the models by itself."""
     from consomme.pipelines.evaluate import run as evaluate

@@ -112,6 +112,7 @@ def test_train(sparse_recipe, sparse, s3_root, one_ray, tmp_path):
         model_folder(f"{s3_root}/nothing")
 
 
+@pytest.mark.long
 @pytest.mark.vllm
 def test_recaption(recaption_recipe, recaptions, one_ray, tmp_path):
     is_time = commits(tmp_path, 1)

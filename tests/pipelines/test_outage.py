@@ -16,6 +16,7 @@ from consomme.storage.stores.open import open_store
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
+@pytest.mark.long
 def test_score_outlasts_its_storage(
     score_recipe: ScoreRecipe,
     scores: Manifest,

@@ -15,7 +15,7 @@ from consomme.models.weights import open_model
 from consomme.train.batch_check import LOST, PACKED, PADDED, SINGLE, check_batches, row_layout
 from consomme.train.loop import sum_nll
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 PACKING = {
     "qwen3", "phi3", "cohere2", "granite", "gemma2", "nanochat", "gemma3_text", "mistral", "olmo3",

@@ -183,7 +183,12 @@ def redact(text: str, *, is_record: bool = False) -> str:
 
 
 def redact_all(value: Any) -> Any:
-    """Remove secrets from all texts of a record; keys and numbers stay."""
+    """Remove secrets from all texts of a record; keys and numbers stay.
+
+    A text of the recipe that came from the environment is written as the recipe has it.
+    """
+    if isinstance(value, SecretText):
+        return redact(value.written, is_record=True)
     if isinstance(value, str):
         return redact(value, is_record=True)
     if isinstance(value, Mapping):

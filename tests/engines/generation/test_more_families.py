@@ -17,7 +17,7 @@ from consomme.engines.generation.transformers import TransformersEngine
 from consomme.engines.generation.writing_check import BATCHED, SINGLE
 from consomme.models.weights import open_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 SINGLE_ROWS = {"recurrent_gemma", "minicpmv4_6", "minimax", "rwkv"}
 """Padding on the left changes what they write, or images of two shapes do not go together."""

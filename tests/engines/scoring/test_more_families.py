@@ -16,7 +16,7 @@ from consomme.engines.scoring.transformers import TransformersScorer
 from consomme.engines.scoring.ways import PADDED, SHARED, SINGLE
 from consomme.models.weights import open_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 LONG = "a large red circle and a small blue square beside it and more of it " * 3
 TEXTS = [*CAPTIONS, LONG.strip(), f"{LONG}it is green"]

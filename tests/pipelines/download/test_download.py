@@ -119,5 +119,5 @@ def test_lists_of_all_kinds(tmp_path: Path, site: str, name: str, lent_ray: None
         (url, text) for (url, _), text in zip(rows, texts, strict=True)
     ]
     if name.endswith(".jsonl"):
-        assert all(sample.meta["s"] is None for sample in samples)
+        assert all(sample.meta.get("s") is None for sample in samples)
     assert done.counts.get("rejected", 0) == (0 if name.endswith(".txt") else 1)

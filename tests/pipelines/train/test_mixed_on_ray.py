@@ -19,9 +19,8 @@ def losses(made: Manifest) -> list[float]:
     return [point["loss"] for point in json.loads((Path(made.url) / "curve.json").read_text())]
 
 
-@pytest.mark.parametrize(
-    "pack_tokens", [None, pytest.param(300, marks=pytest.mark.long)], ids=["padded", "packed"]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("pack_tokens", [None, 300], ids=["padded", "packed"])
 def test_two_workers_train_as_one(root: str, tmp_path: Path, pack_tokens: int | None) -> None:
     texts, images = shards(tmp_path / "shards", [mixed(24)[::4], mixed(24)[1:]])
     recipe = TrainRecipe(
