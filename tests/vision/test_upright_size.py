@@ -75,3 +75,11 @@ def test_what_is_no_picture(data: bytes, reason: str) -> None:
     found = upright_size(data)
     assert isinstance(found, DecodeProblem)
     assert found.reason == reason
+
+
+def test_a_text_of_megabytes_is_skipped() -> None:
+    text = b"tEXt" + b"a" * 70 + b"\0" + b"x" * 2_000_000
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    data = encoded(WIDE, "PNG")
+    whole = data[:33] + chunk + data[33:]
+    assert upright_size(whole) == decoded_size(whole) == (61, 37)

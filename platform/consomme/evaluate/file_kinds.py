@@ -221,15 +221,7 @@ class YesNo(FileBenchmark):
 
     def items(self) -> Sequence[BenchmarkItem]:
         """A request for each question."""
-        questions = self.prepared.questions
-
-        def make(number: int) -> BenchmarkItem:
-            question = questions[number]
-            hint = self._text(question.row, "hint")
-            text = filled(self.prompt, question=question.text, hint=f"{hint}\n" if hint else "")
-            return self._item(question, text)
-
-        return LazyItems(len(questions), make)
+        return self._prompted(self.prompt)
 
     def verdicts(self, answers: Sequence[str]) -> list[float]:
         """1 where the answer says what is right; what says neither is wrong."""
@@ -300,15 +292,7 @@ class OpenAnswers(FileBenchmark):
 
     def items(self) -> Sequence[BenchmarkItem]:
         """A request for each question."""
-        questions = self.prepared.questions
-
-        def make(number: int) -> BenchmarkItem:
-            question = questions[number]
-            hint = self._text(question.row, "hint")
-            text = filled(self.prompt, question=question.text, hint=f"{hint}\n" if hint else "")
-            return self._item(question, text)
-
-        return LazyItems(len(questions), make)
+        return self._prompted(self.prompt)
 
     def verdicts(self, answers: Sequence[str]) -> list[float]:
         """How right each answer is."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -93,7 +94,7 @@ class LazyItems(Sequence[BenchmarkItem]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileBenchmark(Checked):
+class FileBenchmark(Checked, ABC):
     """What all benchmarks from files share."""
 
     not_identity: ClassVar[tuple[str, ...]] = ("file", "label", "image_root")
@@ -179,17 +180,17 @@ class FileBenchmark(Checked):
         del number
         return min(nlls, key=lambda name: nlls[name])
 
+    @abstractmethod
     def verdicts(self, answers: Sequence[str]) -> list[float]:
         """One score in [0, 1] per request."""
-        raise NotImplementedError
 
+    @abstractmethod
     def question_of(self, row: QuestionRow) -> AskedRow:
         """Make a question of a row.
 
         Raises:
             ValueError: It is none; the text says why.
         """
-        raise NotImplementedError
 
     def _cell(self, row: QuestionRow, part: str) -> Any:
         names = (self.columns[part],) if part in self.columns else PARTS[part]
@@ -205,6 +206,18 @@ class FileBenchmark(Checked):
             names = (self.columns[part],) if part in self.columns else PARTS[part]
             raise ValueError(f"it has no {part}: none of the columns {', '.join(names)}")
         return "" if value is None else text_of_cell(value)
+
+    def _prompted(self, prompt: str) -> Sequence[BenchmarkItem]:
+        """Return a request for each question: a prompt with the question and its hint filled in."""
+        questions = self.prepared.questions
+
+        def make(number: int) -> BenchmarkItem:
+            question = questions[number]
+            hint = self._text(question.row, "hint")
+            filled_in = filled(prompt, question=question.text, hint=f"{hint}\n" if hint else "")
+            return self._item(question, filled_in)
+
+        return LazyItems(len(questions), make)
 
     def _item(self, question: AskedRow, text: str) -> BenchmarkItem:
         images = () if self.text_only else decoded(question.row.images)

@@ -34,7 +34,9 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from functools import cache
+from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
@@ -46,6 +48,8 @@ from consomme.vision.png import is_png, without_side_chunks
 from consomme.vision.problem import BadImageError, DecodeProblem
 
 __all__ = ["DecodeProblem", "decode", "num_pixels", "shrink_factor", "shrunk", "upright_size"]
+
+_T = TypeVar("_T")
 
 MAX_IMAGE_PIXELS = 64_000_000
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
@@ -84,23 +88,7 @@ def decode(
         return DecodeProblem(
             reason="image_too_large", detail=f"{len(data)} bytes, at most {max_image_bytes}"
         )
-    try:
-        return _decode(data, max_image_pixels, min_side_px)
-    except BadImageError as error:
-        return error.problem
-    except Image.DecompressionBombError as error:
-        return DecodeProblem(reason="image_too_large", detail=printable(str(error)))
-    except MemoryError:
-        raise
-    # Decoders raise many exception types on bad bytes; each means one bad picture.
-    except Exception as error:  # noqa: BLE001
-        if _is_side_chunk(data, error):
-            return decode(
-                without_side_chunks(data),
-                max_image_pixels=max_image_pixels,
-                min_side_px=min_side_px,
-            )
-        return _problem(data, error)
+    return _or_problem(data, lambda given: _decode(given, max_image_pixels, min_side_px))
 
 
 def upright_size(data: bytes) -> tuple[int, int] | DecodeProblem:
@@ -113,22 +101,31 @@ def upright_size(data: bytes) -> tuple[int, int] | DecodeProblem:
     """
     if not data:
         return DecodeProblem(reason="image_empty", detail="0 bytes")
+    return _or_problem(data, _upright_size)
+
+
+def _upright_size(data: bytes) -> tuple[int, int]:
+    check_headers(data, MAX_IMAGE_PIXELS)
+    with Image.open(io.BytesIO(data), formats=_formats()) as image:
+        check_pixels(*image.size, MAX_IMAGE_PIXELS)
+        width, height = image.size
+        return (height, width) if header_orientation(image, data) >= 5 else (width, height)
+
+
+def _or_problem(data: bytes, run: Callable[[bytes], _T]) -> _T | DecodeProblem:
+    """Return what is read of a picture, or why it cannot be read."""
     try:
-        check_headers(data, MAX_IMAGE_PIXELS)
-        with Image.open(io.BytesIO(data), formats=_formats()) as image:
-            check_pixels(*image.size, MAX_IMAGE_PIXELS)
-            width, height = image.size
-            return (height, width) if header_orientation(image, data) >= 5 else (width, height)
+        return run(data)
     except BadImageError as error:
         return error.problem
     except Image.DecompressionBombError as error:
         return DecodeProblem(reason="image_too_large", detail=printable(str(error)))
     except MemoryError:
         raise
-    # As in `decode`: each exception means one bad picture.
+    # Decoders raise many exception types on bad bytes; each means one bad picture.
     except Exception as error:  # noqa: BLE001
         if _is_side_chunk(data, error):
-            return upright_size(without_side_chunks(data))
+            return _or_problem(without_side_chunks(data), run)
         return _problem(data, error)
 
 
