@@ -65,6 +65,8 @@ class _ImageModel:
         for index, image in enumerate(images):
             try:
                 inputs = self.prepare([image])
+            except MemoryError:
+                raise
             # Processors raise many types on images of shapes that they do not take.
             except Exception as error:  # noqa: BLE001
                 detail = f"{image.width} x {image.height} pixels: {error}"
