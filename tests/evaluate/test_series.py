@@ -7,7 +7,8 @@ from consomme.base.sample import ImageRef, turns_of
 from consomme.datasets.scene_series import series_from
 from consomme.datasets.sources import SAMPLE_SOURCES
 from consomme.evaluate.benchmarks import BENCHMARKS
-from consomme.pipelines.evaluate.recipe import EvaluateRecipe, benchmark_name
+from consomme.evaluate.names import benchmark_name
+from consomme.pipelines.evaluate.recipe import EvaluateRecipe
 
 NAMES = {"scene_which": 3, "scene_changes": 2, "scene_documents": 3}
 

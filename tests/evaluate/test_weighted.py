@@ -9,7 +9,8 @@ from tests.evaluate.test_file_kinds import mmbench, write_tsv
 from consomme.base.errors import RecipeError
 from consomme.evaluate.benchmark import describe, is_written, parts_of, portable_node
 from consomme.evaluate.benchmarks import BENCHMARKS
-from consomme.pipelines.evaluate.recipe import EvaluateRecipe, benchmark_name
+from consomme.evaluate.names import benchmark_name
+from consomme.pipelines.evaluate.recipe import EvaluateRecipe
 from consomme.pipelines.evaluate.run import open_run
 
 NANO = "package://models/nano"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from consomme.base.bounds import PositiveInt
 from consomme.base.checked import Checked, rule
 from consomme.base.needs import Need
 from consomme.base.schema import located, runtime, strategy
+from consomme.evaluate.names import benchmark_name
 from consomme.storage.options import StorageOptions
 
 
@@ -60,24 +61,3 @@ class EvaluateRecipe(Checked):
                 f"benchmarks: found {names.count(name)} that are called {name} in tables, so only"
                 " the last one would be shown; evaluate them in recipes of their own"
             )
-
-
-def benchmark_name(node: Mapping[str, Any]) -> str:
-    """Name a benchmark in tables: its registered name and the parameters that identify it."""
-    if node.get("label"):
-        return str(node["label"]).replace("/", "-")
-    if "file" in node:
-        # What stands in a file is called as the file is.
-        parts = [str(node["file"]).rstrip("/").rpartition("/")[2].partition(".")[0]]
-        parts += [key for key in ("circular", "blank", "text_only") if node.get(key)]
-        return "_".join(parts).replace("/", "-")
-    parts = [str(node["name"]), *(str(node[key]) for key in ("style",) if key in node)]
-    if node.get("kinds"):
-        parts.append("+".join(node["kinds"]))
-    if "num_images" in node:
-        parts.append(f"{node['num_images']}_images")
-    if node.get("blank"):
-        parts.append("blank")
-    if node.get("shuffled"):
-        parts.append(f"shuffled_{node['shuffled']}")
-    return "_".join(parts)

@@ -9,10 +9,11 @@ from typing import Any
 
 from consomme.base.manifest import Manifest
 from consomme.base.sample import Sample
+from consomme.evaluate.names import benchmark_name
 from consomme.execution.runs import Run, once
 from consomme.pipelines.evaluate.answers import answer_all
 from consomme.pipelines.evaluate.examples import examples_of, write_examples
-from consomme.pipelines.evaluate.recipe import EvaluateRecipe, benchmark_name
+from consomme.pipelines.evaluate.recipe import EvaluateRecipe
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import model_hash, portable_path
 from consomme.storage.stores.open import absolute_url

@@ -15,7 +15,8 @@ from consomme.base.errors import CheckpointError, DataError, RecipeError
 from consomme.base.recipe import check_recipe, load_values, recipe_problems
 from consomme.base.suggest import did_you_mean
 from consomme.evaluate.benchmarks import BENCHMARKS, Benchmark, data_inputs
-from consomme.pipelines.evaluate.recipe import EvaluateRecipe, benchmark_name
+from consomme.evaluate.names import benchmark_name
+from consomme.pipelines.evaluate.recipe import EvaluateRecipe
 from consomme.pipelines.train import run as train
 from consomme.pipelines.train.recipe import TrainRecipe
 from consomme.sweep.choices import CHOICES, Choice

@@ -1,0 +1,27 @@
+"""What benchmarks are called in tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def benchmark_name(node: Mapping[str, Any]) -> str:
+    """Name a benchmark in tables: its registered name and the parameters that identify it."""
+    if node.get("label"):
+        return str(node["label"]).replace("/", "-")
+    if "file" in node:
+        # What stands in a file is called as the file is.
+        parts = [str(node["file"]).rstrip("/").rpartition("/")[2].partition(".")[0]]
+        parts += [key for key in ("circular", "blank", "text_only") if node.get(key)]
+        return "_".join(parts).replace("/", "-")
+    parts = [str(node["name"]), *(str(node[key]) for key in ("style",) if key in node)]
+    if node.get("kinds"):
+        parts.append("+".join(node["kinds"]))
+    if "num_images" in node:
+        parts.append(f"{node['num_images']}_images")
+    if node.get("blank"):
+        parts.append("blank")
+    if node.get("shuffled"):
+        parts.append(f"shuffled_{node['shuffled']}")
+    return "_".join(parts)
