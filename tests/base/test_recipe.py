@@ -223,8 +223,11 @@ def test_a_field_that_came_later_leaves_fingerprints_as_they_were() -> None:
     @dataclass(frozen=True, kw_only=True)
     class After(Before):
         shape: str = added("round")
+        names: tuple[str, ...] = added(())
 
     assert fingerprint(After(rate=2), {}) == fingerprint(Before(rate=2), {})
+    # A recipe that was parsed has a list where the default is a tuple.
+    assert fingerprint(After(rate=2, names=[]), {}) == fingerprint(Before(rate=2), {})  # type: ignore[arg-type]
     assert fingerprint(After(shape="square"), {}) != fingerprint(Before(), {})
 
 

@@ -168,6 +168,8 @@ def _hashable(value: Any, key: str = "") -> Any:
 def _is_default(field: "dataclasses.Field[Any]", value: Any) -> bool:
     """Whether a value counts like the default of its field, in which it may differ by options."""
     default = default_of(field)
+    if isinstance(value, list | tuple) and isinstance(default, list | tuple):
+        return list(value) == list(default)
     if value == default:
         return True
     return dataclasses.is_dataclass(value) and _hashable(value) == _hashable(default)

@@ -44,7 +44,13 @@ class StrategyParser(Protocol):
         ...
 
 
-def strategy(registry: str, *, default: Any = _NO_DEFAULT, keyed: bool = False) -> Any:
+def strategy(
+    registry: str,
+    *,
+    default: Any = _NO_DEFAULT,
+    keyed: bool = False,
+    was_added: bool = False,
+) -> Any:
     """Declare a `dict[str, Any]` field that holds a strategy's registered name and parameters.
 
     A list field holds several strategies; a `keyed` field maps keys to strategies. The registry is
@@ -57,8 +63,9 @@ def strategy(registry: str, *, default: Any = _NO_DEFAULT, keyed: bool = False) 
             without a default the field is required. A recipe that sets `name` replaces the default
             node; one that sets only parameters changes those and keeps the others.
         keyed: Whether the field maps keys that the user chooses to strategies.
+        was_added: Whether recipes did not have the field before; see `added`.
     """
-    return _field(default, {_REGISTRY: registry, _KEYED: keyed})
+    return _field(default, {_REGISTRY: registry, _KEYED: keyed, _ADDED: was_added})
 
 
 def runtime(default: Any) -> Any:

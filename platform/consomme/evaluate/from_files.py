@@ -166,6 +166,11 @@ class FileBenchmark(Checked, ABC):
         """
         return _prepare(self)
 
+    def texts_of(self, question: AskedRow) -> tuple[str, ...]:
+        """Return all texts of a question that are its own: it, its hint, answers, options."""
+        texts = (question.text, self._text(question.row, "hint"), *question.truths)
+        return tuple(dict.fromkeys(t for t in (*texts, *(question.options or {}).values()) if t))
+
     def outcomes(self, answers: Sequence[str]) -> list[float]:
         """One score in [0, 1] per question."""
         return self.verdicts(answers)

@@ -87,6 +87,9 @@ class SampleHashes:
     image_N: NDArray[np.int32]  # noqa: N815
     """Index of each picture in its sample."""
 
+    place_N: NDArray[np.int32]  # noqa: N815
+    """Place of each picture among those of its unit's file."""
+
     content_N2: Words  # noqa: N815
     phash_N: Words  # noqa: N815
     flipped_N: Words  # noqa: N815
@@ -157,6 +160,7 @@ def join_hashes(tables: Iterable[tuple[Unit, pa.Table]], where: str) -> SampleHa
         found: dict[str, NDArray[np.generic]] = {
             "row": row_N[rows.row_P],
             "image": rows.image_P.astype(np.int32),
+            "place": np.arange(len(rows.row_P), dtype=np.int32),
             "content": _words(rows.column(table, CONTENT_HASH)),
             "phash": hashes("phash"),
             "flipped": hashes("phash_flipped"),
@@ -393,10 +397,10 @@ def _sample_ids(url: str, hashed: SampleHashes, pictures: Index) -> Mapping[int,
     for begin, end, (_, table) in zip(
         hashed.begin_U[:-1].tolist(), hashed.begin_U[1:].tolist(), tables, strict=True
     ):
-        places = np.flatnonzero(is_wanted_N[begin:end])
-        if not len(places):
+        pictures = np.flatnonzero(is_wanted_N[begin:end]) + begin
+        if not len(pictures):
             continue
-        rows = PictureRows.of(table).row_P[places]
+        rows = PictureRows.of(table).row_P[hashed.place_N[pictures]]
         found = table["sample_id"].take(pa.array(rows)).to_pylist()
-        names.update(zip((places + begin).tolist(), found, strict=True))
+        names.update(zip(pictures.tolist(), found, strict=True))
     return names

@@ -73,6 +73,8 @@ def decide_by(
     Raises:
         DataError: The scores are of other data.
     """
+    if recipe.keep_copies:
+        return _all(hashed)
     score_S = None
     if recipe.scores is not None and recipe.best_by is not None:
         score_S = read_scores(recipe.scores, recipe.best_by, hashed)
@@ -95,6 +97,26 @@ def decide_by(
         dropped=drop_samples(begin_S, duplicates, recipe.drop_sample_if),
         num_bare=hashed.num_bare,
         num_unscored=0 if score_S is None else int(np.isnan(score_S).sum()),
+    )
+
+
+def _all(hashed: SampleHashes) -> DedupDecision:
+    """Keep everything, in the order of the data."""
+    number, samples = hashed.num_pictures, len(hashed.first_S)
+    duplicates = Duplicates(
+        representative_N=np.arange(number),
+        distance_N=np.zeros(number, np.uint8),
+        is_exact_N=np.zeros(number, bool),
+        difference_N=np.zeros(number, np.float32),
+    )
+    none_S = np.zeros(samples, bool)
+    return DedupDecision(
+        order_R=np.arange(number),
+        duplicates=duplicates,
+        begin_S=hashed.first_S,
+        dropped=DroppedSamples(is_dropped_S=none_S, is_exact_S=none_S, num_inside=0),
+        num_bare=hashed.num_bare,
+        num_unscored=0,
     )
 
 

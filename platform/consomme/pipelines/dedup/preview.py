@@ -27,6 +27,12 @@ from consomme.curate.dedup.thumbnails import coarse_levels as levels_of
 from consomme.execution.previews import write_preview
 from consomme.execution.stage import DecodedSample, decoded_images
 from consomme.execution.worker import with_id_hash
+from consomme.pipelines.dedup.against import (
+    KnownQuestions,
+    find_contaminated,
+    tables_of,
+    without,
+)
 from consomme.pipelines.dedup.copies import (
     HASH_COLUMNS,
     SampleHashes,
@@ -37,8 +43,8 @@ from consomme.pipelines.dedup.copies import (
 from consomme.pipelines.dedup.decision import DedupDecision, decide_by, describe_best
 from consomme.pipelines.dedup.pictures import FURTHER, FURTHER_THUMBNAILS, THUMBNAIL
 from consomme.pipelines.dedup.recipe import DedupRecipe
-from consomme.pipelines.dedup.report import describe_order
-from consomme.pipelines.dedup.stage import MIN_SIDE_PX, HashStage
+from consomme.pipelines.dedup.report import against_blocks, against_text, describe_order
+from consomme.pipelines.dedup.stage import MIN_SIDE_PX, QUOTES, HashStage
 from consomme.pipelines.dedup.thumbnails import ThumbnailScratch, fill
 from consomme.report import model as page
 from consomme.report.html import render
@@ -115,13 +121,21 @@ def preview(recipe: DedupRecipe) -> DedupPreview:
     Raises:
         DataError: As in the run; or no picture could be read.
     """
+    known = KnownQuestions.of(recipe)
+    contaminated = None
     if recipe.hashes:
         hashed = load_hashes(recipe.hashes)
         what = f"all {hashed.num_samples:,} samples"
+        if known is not None:
+            with ThumbnailScratch(recipe.hashes, hashed) as scratch:
+                contaminated = find_contaminated(
+                    recipe, known, hashed, tables_of(recipe.hashes), scratch.open
+                )
+            hashed = without(hashed, contaminated.rows)
         with ThumbnailScratch(recipe.hashes, hashed) as scratch:
             decision = decide_by(recipe, hashed, scratch.open)
     else:
-        tables, is_all = _hashed_here(recipe)
+        tables, is_all = _hashed_here(recipe, known)
         hashed = join_hashes(tables, _data(recipe))
         number = f"{hashed.num_samples:,} samples"
         what = f"all {number}" if is_all else f"the first {number}; a run finds copies among all"
@@ -129,18 +143,33 @@ def preview(recipe: DedupRecipe) -> DedupPreview:
         def thumbnails(picture_M: Index) -> ThumbnailTable:
             made = np.zeros((len(picture_M), NUM_BYTES), np.uint8)
             table = ThumbnailTable(thumbnail_NB=made, coarse_NB=levels_of(made))
+            # `hashed` as it is when this is called: without what is of a benchmark.
             fill(table, picture_M, hashed, tables)
             return table
 
+        if known is not None:
+            contaminated = find_contaminated(recipe, known, hashed, tables, thumbnails)
+            hashed = without(hashed, contaminated.rows)
         decision = decide_by(recipe, hashed, thumbnails)
     pairs = _pairs(hashed, decision)
     counts = decision.counts
+    if contaminated is not None:
+        counts["of a benchmark"] = contaminated.num_samples
+        counts["samples"] += contaminated.num_samples
     table = {
         "title": "What would be dropped",
         "columns": ["", "samples"],
-        "rows": [[name, f"{counts[name]:,}"] for name in ("samples", "kept", "exact", "near")],
+        "rows": [[name, f"{number:,}"] for name, number in counts.items()],
     }
-    text = render(_page(recipe, hashed, decision, pairs, what))
+    report = _page(recipe, hashed, decision, pairs, what)
+    if contaminated is not None:
+        found = page.Section(
+            title="Benchmarks in the data",
+            lead_text=against_text(contaminated.num_samples),
+            blocks=[against_blocks(contaminated.by_benchmark)],
+        )
+        report = dataclasses.replace(report, sections=[*report.sections, found])
+    text = render(report)
     return DedupPreview(
         name=recipe.name,
         table=table,
@@ -149,9 +178,11 @@ def preview(recipe: DedupRecipe) -> DedupPreview:
     )
 
 
-def _hashed_here(recipe: DedupRecipe) -> tuple[list[tuple[Unit, pa.Table]], bool]:
+def _hashed_here(
+    recipe: DedupRecipe, known: KnownQuestions | None
+) -> tuple[list[tuple[Unit, pa.Table]], bool]:
     """Hash the first pictures; also say whether they are all."""
-    stage, total = HashStage(), 0
+    stage, total = HashStage(known.index if known else None), 0
     done: list[tuple[Unit, pa.Table]] = []
     for unit, rows in _units(recipe):
         if total >= MAX_PICTURES:
@@ -165,7 +196,8 @@ def _hashed_here(recipe: DedupRecipe) -> tuple[list[tuple[Unit, pa.Table]], bool
         ]
         if decoded:
             table = with_id_hash(stage.work(decoded).table, unit.source)
-            names = ["row", *HASH_COLUMNS, THUMBNAIL, FURTHER, FURTHER_THUMBNAILS]
+            optional = [THUMBNAIL, FURTHER, FURTHER_THUMBNAILS, QUOTES]
+            names = ["row", "sample_id", *HASH_COLUMNS, *optional]
             done.append((unit, table.select([n for n in names if n in table.column_names])))
             total += sum(len(item.images) for item in decoded)
     return done, True

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
 from consomme.base.bounds import Fraction, NonNegativeInt, PositiveInt
 from consomme.base.checked import Checked, rule
 from consomme.base.needs import Need
-from consomme.base.schema import added, located, runtime
+from consomme.base.schema import added, located, runtime, strategy
 from consomme.curate.dedup.copies import MAX_DISTANCE
 from consomme.curate.dedup.samples import DropRule
+from consomme.evaluate.names import benchmark_name
 from consomme.storage.options import StorageOptions
 from consomme.storage.reading import Reading
 from consomme.storage.shards import input_problems
@@ -82,6 +83,22 @@ class DedupRecipe(Checked):
     `any_copy`, or the `first_copy`. Samples are decided about from the best to the worst, and
     those without pictures stay. With one picture per sample there is no difference."""
 
+    against: tuple[dict[str, Any], ...] = strategy(
+        "consomme.evaluate.benchmarks:BENCHMARKS", default=(), was_added=True
+    )
+    """Benchmarks whose images and texts must not be in the data. A sample that shows one of the
+    images, or quotes one of the texts, is left out; `contaminated.parquet` says what was found."""
+
+    against_words: PositiveInt | None = added(8)
+    """Texts are compared by runs of so many words; shorter texts are not compared. null: only
+    images are."""
+
+    against_fraction: Annotated[float, Interval(gt=0, le=1)] = added(0.7)
+    """Share of a benchmark's text, in runs of words, that a sample holds if it quotes it."""
+
+    keep_copies: bool = added(False)
+    """Keep copies inside the data: only what is of a benchmark goes."""
+
     unit_rows: PositiveInt = 1024
     """Maximum number of samples per unit, which is what is retried, resumed and committed."""
 
@@ -123,6 +140,29 @@ class DedupRecipe(Checked):
             yield (
                 f"scores and best_by go together: found scores: {self.scores}, best_by:"
                 f" {self.best_by}; name the column that selects the best copy, or leave out both"
+            )
+
+    @rule
+    def _against_what(self) -> Iterator[str]:
+        for number, node in enumerate(self.against):
+            for control in ("blank", "text_only", "shuffled"):
+                if node.get(control):
+                    yield (
+                        f"against[{number}].{control}: found {node[control]}, which shows other"
+                        " images than the benchmark's; leave it out"
+                    )
+        names = [benchmark_name(node) for node in self.against if "name" in node]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield (
+                f"against: found {names.count(name)} that are called {name} in tables; give them"
+                " labels of their own"
+            )
+        if self.keep_copies and not self.against:
+            yield "keep_copies: found true without against, so nothing would go; name benchmarks"
+        if self.against and self.hashes is not None and self.against_words is not None:
+            yield (
+                f"against_words: found {self.against_words} with hashes, which hold no texts; set"
+                " it to null to compare images only, or name inputs"
             )
 
     @rule

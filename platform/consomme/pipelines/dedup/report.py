@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from consomme.base.manifest import Manifest
 from consomme.base.sample import Sample
+from consomme.pipelines.dedup.against import read_contaminated
 from consomme.pipelines.dedup.copies import GROUPS, IMAGE_INDEX
 from consomme.report import model as page
 from consomme.report.samples import sample_card
@@ -64,7 +65,55 @@ def _section(manifest: Manifest) -> page.Section:
             " a difference of 1 is the largest that counts as a copy."
         )
         blocks.append(page.Gallery(items=items, caption=caption))
+    if "against" in decisions:
+        text += " " + against_text(counts["contaminated"])
+        blocks.append(against_blocks(decisions["against"]))
+        blocks += _contaminated(manifest)
     return page.Section(title=f"Dedup: {manifest.name}", lead_text=text, blocks=blocks)
+
+
+def against_text(num_samples: int) -> str:
+    """Say how many samples are of a benchmark."""
+    return (
+        f"{num_samples:,} samples show an image of a benchmark or quote a text of one, and are left"
+        " out."
+    )
+
+
+def against_blocks(by_benchmark: Mapping[str, Mapping[str, int]]) -> page.Block:
+    """Show what was looked for and found of each benchmark."""
+    columns = {
+        "questions": "questions",
+        "images": "images",
+        "texts_compared": "texts compared",
+        "questions_found": "questions found",
+        "samples_by_image": "samples by image",
+        "samples_by_text": "samples by text",
+    }
+    return page.Table(
+        columns=("benchmark", *columns.values()),
+        rows=[(name, *(one[key] for key in columns)) for name, one in by_benchmark.items()],
+    )
+
+
+def _contaminated(manifest: Manifest) -> list[page.Block]:
+    """Show some samples of benchmarks, spread over all that were found."""
+    found = read_contaminated(RunFolder.at(manifest.url))
+    rows = [found[len(found) * k // NUM_GROUPS] for k in range(min(NUM_GROUPS, len(found)))]
+    if not rows:
+        return []
+    items = []
+    for row, sample in zip(rows, _fetch(manifest, rows), strict=True):
+        total, image = len(sample.images), row["image_index"]
+        what = f"quotes {row['quoted_fraction']:.0%} of" if image is None else "shows"
+        lines = [f"{what} question {row['question']} of {row['benchmark']}", row["question_text"]]
+        if row["found_by"] == "near":
+            lines.append(f"{row['distance']} bits apart, difference {row['difference']:.2f}")
+        marked = image if total > 1 else None
+        items.append(
+            sample_card(sample, lines=lines, badge=row["found_by"], badge_kind="bad", marked=marked)
+        )
+    return [page.Gallery(items=items, caption="Samples of benchmarks, some of all.")]
 
 
 def kept_text(counts: Mapping[str, int], decisions: Mapping[str, Any]) -> str:

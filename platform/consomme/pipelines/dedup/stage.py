@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from PIL import Image
@@ -12,7 +13,15 @@ from consomme.execution.stage import DecodedSample, Outcome, UnitStage
 from consomme.pipelines.dedup.pictures import CONTENT_HASH, THUMBNAIL, by_sample
 from consomme.vision.decode import num_pixels
 
+if TYPE_CHECKING:
+    from consomme.curate.dedup.quotes import QuoteIndex
+
 MIN_SIDE_PX = 128
+
+QUOTES = "quotes"
+"""Column of the texts of benchmarks that a sample quotes, if the recipe names benchmarks."""
+
+_QUOTES = pa.list_(pa.struct([("text", pa.int32()), ("fraction", pa.float32())]))
 
 
 class HashStage(UnitStage):
@@ -20,6 +29,10 @@ class HashStage(UnitStage):
 
     # Thumbnails have 64 × 64 pixels; decoding at twice that size or more gives the same ones.
     min_side_px = MIN_SIDE_PX
+
+    def __init__(self, index: QuoteIndex | None = None) -> None:
+        """Take the texts that samples may quote, if any."""
+        self.index = index
 
     def work(self, samples: Sequence[DecodedSample]) -> Outcome:
         """Hash one unit."""
@@ -43,6 +56,15 @@ class HashStage(UnitStage):
             "sample_id": pa.array([item.sample.sample_id for item in samples], pa.string()),
             **by_sample(pictures, [len(item.images) for item in samples]),
         }
+        if self.index is not None:
+            quotes = [
+                [
+                    {"text": number, "fraction": fraction}
+                    for number, fraction in self.index.quoted(t.text for t in item.sample.turns)
+                ]
+                for item in samples
+            ]
+            columns[QUOTES] = pa.array(quotes, _QUOTES)
         return Outcome(table=pa.table(columns))
 
 

@@ -113,7 +113,7 @@ def fill(
         begin, end = np.searchsorted(sorted_M, hashed.begin_U[k : k + 2])
         if begin == end:
             continue
-        places = sorted_M[begin:end] - hashed.begin_U[k]
+        places = hashed.place_N[sorted_M[begin:end]].astype(np.int64)
         rows = PictureRows.of(found)
         if THUMBNAIL in found.column_names:
             thumbnails = _bytes(rows.column(found, THUMBNAIL, places))
