@@ -20,7 +20,7 @@ from consomme.datasets import emoji, scene_tasks, scenes
 from consomme.datasets.augment import plain_view
 from consomme.datasets.boxes import iou, parse_boxes
 from consomme.datasets.scene_claims import check_caption
-from consomme.evaluate import file_kinds, likelihoods, series, weighted
+from consomme.evaluate import captions, file_kinds, grounding, likelihoods, series, weighted
 from consomme.evaluate.benchmark import (
     BENCHMARKS,
     Benchmark,
@@ -39,9 +39,11 @@ __all__ = [
     "BENCHMARKS",
     "Benchmark",
     "BenchmarkItem",
+    "captions",
     "data_inputs",
     "describe",
     "file_kinds",
+    "grounding",
     "likelihoods",
     "portable_node",
     "series",

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consomme.curate.dedup.quotes import QuoteIndex, words_of
+from consomme.base.words import words_of
+from consomme.curate.dedup.quotes import QuoteIndex
 
 LONG = "The small red circle stands to the left of a large green square that is partly hidden."
 

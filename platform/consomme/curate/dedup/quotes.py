@@ -15,25 +15,17 @@ Chowdhery et al., PaLM (2022), section 8, for a share of them, 70 % of those of 
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from consomme.base.words import words_of
+
 # Shapes: T texts, G runs of words, each of one text.
 MAX_SHARED = 10
 """Texts that may hold the same run of words before it is taken for the benchmark's own words."""
-
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # noqa: E501
-_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[^\W_])+")
-
-
-def words_of(text: str) -> list[str]:
-    """Return the words of a text as they are compared."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def run_hashes(text: str, num_words: int) -> set[int]:
