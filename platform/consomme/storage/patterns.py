@@ -227,7 +227,8 @@ def _match_glob(pattern: str, text: str, suffixes: tuple[str, ...]) -> list[tupl
     head = _plain(rest[: _first_magic(rest)])
     wanted = re.compile(_glob_to_regex(rest.rstrip("/")))
     in_folders = re.compile(f"(?:{wanted.pattern})/.*", re.DOTALL)
-    files, inside, hidden = [], [], []
+    files, hidden = [], []
+    folders: dict[str, None] = {}
     for file in list_parallel(store, head):
         is_match = bool(wanted.fullmatch(file.path))
         if not (is_match or in_folders.fullmatch(file.path)):
@@ -236,16 +237,25 @@ def _match_glob(pattern: str, text: str, suffixes: tuple[str, ...]) -> list[tupl
             hidden.append(file.path)
         elif is_match:
             files.append(file)
-        elif not files and file.path.endswith(suffixes):
-            inside.append(file)
+        elif not files:
+            folders[next(name for name in _folders_of(file.path) if wanted.fullmatch(name))] = None
     _tell_hidden(store, hidden, text)
-    if not files and not inside:
+    if not files and not folders:
         raise _MissingError(_plain(pattern), f"inputs: {text!r} matches no file")
+    if not files:
+        urls = [f"{join_url(store.url, name)}/" for name in sorted(folders)]
+        return [shard for url in urls for shard in _match_folder(url, text, suffixes)]
     unknown = [file.path for file in files if not file.path.endswith(suffixes)]
     if unknown:
         raise RecipeError(f"inputs: {text!r} matches {unknown[0]}; {_expected(suffixes)}")
-    _check_safe(store, files or inside, text)
-    return [(join_url(store.url, file.path), file) for file in files or inside]
+    _check_safe(store, files, text)
+    return [(join_url(store.url, file.path), file) for file in files]
+
+
+def _folders_of(path: str) -> list[str]:
+    """Return the folders that a file is in, the outermost first."""
+    parts = path.split("/")
+    return ["/".join(parts[:number]) for number in range(1, len(parts))]
 
 
 def _is_hidden(path: str, pattern: str = "") -> bool:

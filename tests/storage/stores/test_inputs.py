@@ -140,3 +140,15 @@ def test_links_are_checked_in_matched_folders(tmp_path: Path) -> None:
     (tmp_path / "d/a.parquet/1.parquet").symlink_to(tmp_path / "secret.parquet")
     with pytest.raises(RecipeError, match="leads out of the folder"):
         find_shards([str(tmp_path / "d/a.*")])
+
+
+def test_a_pattern_matches_folders_of_images(root: str) -> None:
+    make(root, "cats-1/a.png", "cats-1/a.txt", "cats-2/b.png", "cats-2/b.txt", "dogs/c.png")
+    assert found(root, "cats-*") == ["cats-1/", "cats-2/"]
+
+
+def test_a_pattern_matches_folders_that_datasets_wrote(root: str) -> None:
+    make(root, "part-1/data-0.arrow", "part-1/cache-1.arrow", "part-1/dataset_info.json")
+    state = b'{"_data_files": [{"filename": "data-0.arrow"}]}'
+    open_store(root).write("part-1/state.json", state)
+    assert found(root, "part-*") == ["part-1/data-0.arrow"]
