@@ -3,15 +3,17 @@
 import io
 import random
 import struct
+import tracemalloc
 import zlib
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.support.zoo_images import with_text_bomb
 
 from consomme.base.sample import REJECT_REASONS
-from consomme.vision.decode import DecodeProblem, decode
+from consomme.vision.decode import DecodeProblem, decode, upright_size
 
 RNG = np.random.default_rng(0)
 NOISE = Image.fromarray(RNG.integers(0, 255, (64, 64, 3), dtype=np.uint8))
@@ -193,3 +195,17 @@ def test_damaged_bytes_never_raise() -> None:
                 assert found.mode == "RGB"
     assert reasons <= REJECT_REASONS
     assert "image_undecodable" in reasons
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_a_text_or_profile_that_unpacks_to_much_costs_no_memory(kind: bytes) -> None:
+    """The picture is decoded, and its size read, without what it would unpack to."""
+    data = with_text_bomb(kind)
+    tracemalloc.start()
+    try:
+        assert picture(data).size == (4, 4)
+        assert upright_size(data) == (4, 4)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5_000_000, "what it unpacks to has 50,000,000 bytes"
