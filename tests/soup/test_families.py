@@ -15,7 +15,7 @@ from consomme.engines.generation.transformers import TransformersEngine
 from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.weights import load_tensors, open_keys, open_model, save_vlm
 from consomme.soup.ingredients import open_ingredient
-from consomme.soup.mixing import average_ingredients, write_soup
+from consomme.soup.mixing import ModelMix, average_ingredients, write_soup
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +58,7 @@ def test_a_soup_in_memory_is_the_written_soup(tmp_path: Path, name: str, is_plai
     ]
     ingredients = [open_ingredient(folder) for folder in folders]
     weights = [0.25, 0.75]
-    written = open_model(write_soup(tmp_path / "soup", ingredients, weights))
+    written = open_model(write_soup(tmp_path / "soup", ModelMix.of(ingredients, weights)))
     model, processor = open_model(folders[0])
     alone = logits(model, processor)
     load_tensors(model, dict(average_ingredients(ingredients, weights)))

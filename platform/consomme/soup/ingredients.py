@@ -5,20 +5,16 @@ safetensors files are read, a few kilobytes per model, so opening forty models o
 parameters takes well under a second.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from consomme.base.errors import CheckpointError
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
-"""Files that must be byte-identical: with another token order an average is meaningless."""
-
-VOLATILE_CONFIG = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype"})
-"""Keys of config.json that do not affect the model's architecture."""
+from consomme.soup.arrays import stored_type
 
 _HEADER_LIMIT = 100_000_000
 
@@ -57,10 +53,10 @@ class Ingredient:
     """Stored tensors by name, in the order of their offsets."""
 
     config: Mapping[str, Any]
-    """config.json without volatile keys."""
+    """config.json."""
 
-    tokenizer_hash: str
-    """Hash over the tokenizer files."""
+    has_index: bool
+    """Whether an index says which file holds which tensor."""
 
 
 def open_ingredient(folder: str | Path, name: str = "", source: str = "") -> Ingredient:
@@ -76,16 +72,9 @@ def open_ingredient(folder: str | Path, name: str = "", source: str = "") -> Ing
     """
     path = Path(folder)
     config_file = path / "config.json"
-    if not config_file.is_file():
-        raise CheckpointError(
-            f"ingredient {str(path)!r}: no config.json; expected a Hugging Face model folder"
-        )
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(
-            f"ingredient {str(path)!r}: no *.safetensors file; other formats are not read, because "
-            "loading them can run code. Save the model with safe serialization"
-        )
+    config = _config(config_file)
+    index = _index(path)
+    files = _weight_files(path, index)
     tensors: dict[str, TensorSpec] = {}
     for file in files:
         header, body = read_header(file)
@@ -101,14 +90,20 @@ def open_ingredient(folder: str | Path, name: str = "", source: str = "") -> Ing
                 shape=tuple(entry["shape"]),
                 start=body + entry["data_offsets"][0],
             )
-    config = json.loads(config_file.read_text())
+    lost = sorted(set(index or ()) - tensors.keys())
+    if lost:
+        raise CheckpointError(
+            f"ingredient {str(path)!r}: {len(lost):,} tensors that its index names are in none of"
+            f" its files, such as {lost[0]!r}; copy it again"
+        )
+    _drop_tied_copy(path, tensors, config)
     return Ingredient(
         name=name or path.name,
         folder=path,
         source=source or str(path),
         tensors=tensors,
-        config=_without_volatile(config),
-        tokenizer_hash=_tokenizer_hash(path),
+        config=config,
+        has_index=index is not None,
     )
 
 
@@ -137,64 +132,113 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def check_compatible(ingredients: Sequence[Ingredient]) -> None:
-    """Check that the ingredients can be averaged, by comparing each with the first.
+def _drop_tied_copy(
+    folder: Path, tensors: dict[str, TensorSpec], config: Mapping[str, Any]
+) -> None:
+    """Forget an output matrix that copies the embeddings; most programs do not store it.
+
+    So a model that was saved with it is like one that was saved without it.
+    """
+    flags = [config, *(one for one in config.values() if isinstance(one, dict))]
+    if not any(one.get("tie_word_embeddings") for one in flags):
+        return
+    for head in [name for name in tensors if name.endswith("lm_head.weight")]:
+        spec = tensors[head]
+        same = [
+            name
+            for name, one in tensors.items()
+            if name.endswith(_EMBEDDINGS) and (one.shape, one.dtype) == (spec.shape, spec.dtype)
+        ]
+        if any(_is_equal(folder, spec, tensors[name]) for name in same):
+            del tensors[head]
+
+
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+_COMPARED = 1 << 24
+
+
+def _is_equal(folder: Path, one: TensorSpec, other: TensorSpec) -> bool:
+    """Whether two stored tensors have the same bytes."""
+    left = math.prod(one.shape) * stored_type(one.dtype).itemsize
+    with (folder / one.file).open("rb") as first, (folder / other.file).open("rb") as second:
+        first.seek(one.start)
+        second.seek(other.start)
+        while left > 0:
+            size = min(left, _COMPARED)
+            if first.read(size) != second.read(size):
+                return False
+            left -= size
+    return True
+
+
+_ADAPTER = "adapter_config.json"
+_WHOLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
+
+
+def _config(file: Path) -> dict[str, Any]:
+    folder = file.parent
+    if not file.is_file() and (folder / _ADAPTER).is_file():
+        raise CheckpointError(
+            f"ingredient {str(folder)!r}: an adapter without its model; merge it into its model"
+            " first (peft's merge_and_unload, then save_pretrained)"
+        )
+    if not file.is_file():
+        raise CheckpointError(
+            f"ingredient {str(folder)!r}: no config.json; expected a Hugging Face model folder"
+        )
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not JSON: {error}; copy it again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file}: found {type(config).__name__}, expected an object")
+    if "quantization_config" in config:
+        raise CheckpointError(
+            f"ingredient {str(folder)!r}: a quantised model, whose stored numbers have no average;"
+            " mix the models that were quantised, and quantise the soup"
+        )
+    return config
+
+
+def _index(folder: Path) -> dict[str, str] | None:
+    """Return which file holds which tensor, if there is an index."""
+    file = folder / _INDEX
+    if not file.is_file() or (folder / _WHOLE).is_file():
+        return None
+    try:
+        found: dict[str, str] = json.loads(file.read_text())["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file}: no index of weights: {error!r}; copy it again") from error
+    return found
+
+
+def _weight_files(folder: Path, index: Mapping[str, str] | None) -> list[Path]:
+    """Return the files of the model's weights; others beside them are none of it.
 
     Raises:
-        CheckpointError: There are no ingredients, or two ingredients differ in tensors, shapes,
-            data types, tokenizer or architecture. The message names the first difference.
+        CheckpointError: There are none, or one is missing.
     """
-    if not ingredients:
-        raise CheckpointError("a soup needs at least one ingredient; none was given")
-    first = ingredients[0]
-    for other in ingredients[1:]:
-        difference = _first_difference(first, other)
-        if difference:
-            raise CheckpointError(
-                f"a soup of strangers: {first.name!r} and {other.name!r} cannot be averaged: "
-                f"{difference}. Ingredients must be fine-tunes of one base with one architecture "
-                f"and one tokenizer; leave {other.name!r} out, or train it from the same base"
-            )
-
-
-def _first_difference(first: Ingredient, other: Ingredient) -> str:
-    for key, spec in first.tensors.items():
-        other_spec = other.tensors.get(key)
-        if other_spec is None:
-            return f"tensor {key!r} is missing in the second"
-        if other_spec.shape != spec.shape:
-            return f"tensor {key!r} has shape {list(spec.shape)} against {list(other_spec.shape)}"
-        if other_spec.dtype != spec.dtype:
-            return (
-                f"tensor {key!r} is stored as {spec.dtype} against {other_spec.dtype} "
-                "(save both in the same data type)"
-            )
-    extra = sorted(set(other.tensors) - set(first.tensors))
-    if extra:
-        return f"tensor {extra[0]!r} exists only in the second"
-    for key in sorted(set(first.config) | set(other.config)):
-        if first.config.get(key) != other.config.get(key):
-            ours, theirs = first.config.get(key), other.config.get(key)
-            return f"config.json: {key!r} is {_short(ours)} against {_short(theirs)}"
-    if first.tokenizer_hash != other.tokenizer_hash:
-        return f"their tokenizers differ ({', '.join(TOKENIZER_FILES)})"
-    return ""
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True)
-    return text if len(text) <= 80 else text[:77] + "…"
-
-
-def _without_volatile(config: Any) -> Any:
-    if not isinstance(config, dict):
-        return config
-    return {k: _without_volatile(v) for k, v in config.items() if k not in VOLATILE_CONFIG}
-
-
-def _tokenizer_hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for name in TOKENIZER_FILES:
-        if (folder / name).is_file():
-            digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
-    return digest.hexdigest()
+    if index is not None:
+        names = sorted(set(index.values()))
+    elif (folder / _WHOLE).is_file():
+        names = [_WHOLE]
+    else:
+        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        shards = [name for name in names if _SHARD.fullmatch(name)]
+        if shards:
+            total = int(_SHARD.fullmatch(shards[0])[1])  # type: ignore[index]
+            names = [f"model-{k + 1:05d}-of-{total:05d}.safetensors" for k in range(total)]
+    if not names:
+        raise CheckpointError(
+            f"ingredient {str(folder)!r}: no *.safetensors file; other formats are not read,"
+            " because loading them can run code. Save the model with safe serialization"
+        )
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"ingredient {str(folder)!r}: {len(missing)} of {len(names)} files of weights are"
+            f" missing, such as {missing[0]}; copy it again"
+        )
+    return [folder / name for name in names]

@@ -1,70 +1,131 @@
-"""Average weights in float32, tensor by tensor, with one cast at the end.
+"""Mix the weights of models, tensor by tensor and piece by piece, in memory that does not grow.
 
-The average is a running mean, `mean += (theta - mean) * share`. So the average of equal models is
-that model bit for bit, memory is one accumulator and one tensor for any number of ingredients, and
-no sum can overflow float32. The released POINTS script sums whole models in bfloat16, which loses
-up to eight bits.
+Threads mix pieces of some hundred thousand values, which are written in order, so memory depends on
+the number of models and threads only. What all models have in common, byte for byte, is copied.
+Models are read in the order of their labels, so the order in which they are named makes no
+difference, not even in the last bit.
 """
 
+from __future__ import annotations
+
+import contextlib
 import json
 import math
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from threading import Lock, local
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from consomme.base.errors import CheckpointError, RecipeError
-from consomme.soup.ingredients import Ingredient, TensorSpec, check_compatible
+from consomme.soup.arrays import Floats, Raw, is_float, stored_type, to_floats, to_stored
+from consomme.soup.ingredients import Ingredient, TensorSpec
+from consomme.soup.likeness import check_compatible
+from consomme.soup.methods import METHODS, Average, Mixer, MixMethod
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PIECE = 1 << 18
+"""Values of a piece: a megabyte as float32, which stays in a core's cache."""
+
+_AHEAD = 3
 _COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja")
-_NOT_COPIED = ("soup.json", "manifest.json", "trainer_state.json")
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+_NOT_COPIED = (
+    "soup.json",
+    "manifest.json",
+    "trainer_state.json",
+    "adapter_config.json",
+    "all_results.json",
+    "train_results.json",
+    "eval_results.json",
+)
+INDEX = "model.safetensors.index.json"
 
 
-def mix_tensor(load: Sequence[Callable[[], Tensor]], shares: Sequence[float]) -> Tensor:
-    """Return the weighted average of one tensor, in its own data type.
+@dataclass(frozen=True, kw_only=True)
+class ModelMix:
+    """What is mixed, and how."""
 
-    Args:
-        load: One function per ingredient that loads the tensor; called only for non-zero shares.
-        shares: Non-negative, summing to one.
+    ingredients: tuple[Ingredient, ...]
+    shares: tuple[float, ...]
+    """Of the ingredients, summing to one."""
 
-    Returns:
-        Float tensors averaged in float32 (float64 stays float64) and cast once. Integer and boolean
-        buffers have no meaningful average: those of the first ingredient with a share are returned.
-    """
-    mean: Tensor | None = None
-    total = 0.0
-    dtype = torch.float32
-    for read, share in zip(load, shares, strict=True):
-        if share == 0.0:
-            continue
-        tensor = read()
-        total += share
-        if mean is None:
-            if not tensor.is_floating_point():
-                return tensor.clone()
-            dtype = tensor.dtype
-            accumulator_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-            mean = tensor.to(accumulator_dtype, copy=True)
-        else:
-            mean.lerp_(tensor.to(mean.dtype), share / total)
-    if mean is None:
-        raise RecipeError("every share of the soup is zero; give at least one ingredient a share")
-    return mean.to(dtype)
+    method: MixMethod
+    base: Ingredient | None
+    dtype: str | None
+    """Type of the mixed tensors in notation of safetensors; None: that of the first ingredient."""
+
+    @classmethod
+    def of(
+        cls,
+        ingredients: Sequence[Ingredient],
+        weights: Sequence[float] | None = None,
+        *,
+        method: MixMethod | None = None,
+        base: Ingredient | None = None,
+        dtype: str | None = None,
+    ) -> ModelMix:
+        """Check that models can be mixed.
+
+        Args:
+            ingredients: The models; configuration and tokenizer are those of the first one.
+            weights: Of the models, in any unit; None: equal ones.
+            method: A registered method; None: the weighted average.
+            base: The model that all were tuned from.
+            dtype: See `dtype`.
+
+        Raises:
+            CheckpointError: They cannot be mixed; see `check_compatible`.
+            RecipeError: The weights are none, or the method needs a base.
+        """
+        chosen = Average() if method is None else method
+        if chosen.needs_base and base is None:
+            raise RecipeError(
+                f"base: found none, but {type(chosen).__name__} mixes differences from the model"
+                " that all were tuned from; name it"
+            )
+        check_compatible([*ingredients, *([base] if base else [])])
+        return cls(
+            ingredients=tuple(ingredients),
+            shares=tuple(shares_of(len(ingredients), weights)),
+            method=chosen,
+            base=base,
+            dtype=dtype,
+        )
+
+    @property
+    def used(self) -> list[tuple[Ingredient, float]]:
+        """The models that have a share, by label."""
+        pairs = zip(self.ingredients, self.shares, strict=True)
+        used = [(one, share) for one, share in pairs if share != 0.0]
+        return sorted(used, key=lambda pair: (pair[0].name, pair[0].source))
+
+    @property
+    def first_used(self) -> Ingredient:
+        """The first model with a share, in the order of the recipe."""
+        return next(one for one, s in zip(self.ingredients, self.shares, strict=True) if s)
+
+    def stored_as(self, name: str) -> str:
+        """Return the type in which a tensor is written."""
+        own = self.ingredients[0].tensors[name].dtype
+        return self.dtype if self.dtype and is_float(own) else own
+
+    def tensors(self) -> Iterator[tuple[str, Raw]]:
+        """Yield each mixed tensor, flat and as it is stored, in the order of the first model."""
+        with _Reader(self) as reader:
+            for name in self.ingredients[0].tensors:
+                tensor = reader.open(name)
+                mixed = np.empty(tensor.size, stored_type(self.stored_as(name)))
+                for start, stop, piece in reader.mixed(tensor):
+                    mixed[start:stop] = piece
+                yield name, mixed
 
 
 def shares_of(count: int, weights: Sequence[float] | None) -> list[float]:
@@ -83,53 +144,68 @@ def shares_of(count: int, weights: Sequence[float] | None) -> list[float]:
     return [w / total for w in weights]
 
 
+def mixed_tensors(mixture: ModelMix) -> Iterator[tuple[str, Tensor]]:
+    """Yield the mixed tensors for an engine that holds the model: the same bits as on disk."""
+    import torch
+
+    types = {"BF16": torch.bfloat16}
+    for name, raw in mixture.tensors():
+        shape = mixture.ingredients[0].tensors[name].shape
+        known = types.get(mixture.stored_as(name))
+        tensor = torch.from_numpy(raw.view(np.int16) if known else raw)
+        yield name, (tensor.view(known) if known else tensor).reshape(shape)
+
+
 def average_ingredients(
     ingredients: Sequence[Ingredient], weights: Sequence[float] | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Average checkpoints on disk, tensor by tensor, in the stored order of the first one.
+    """Average models; see `mixed_tensors`.
 
     Raises:
-        CheckpointError: The ingredients cannot be averaged; see `check_compatible`.
+        CheckpointError: They cannot be averaged; see `check_compatible`.
     """
-    check_compatible(ingredients)
-    shares = shares_of(len(ingredients), weights)
-    for name in ingredients[0].tensors:
-        yield name, mix_tensor(_readers(ingredients, name), shares)
+    yield from mixed_tensors(ModelMix.of(ingredients, weights))
 
 
 def write_soup(
     folder: str | Path,
-    ingredients: Sequence[Ingredient],
-    weights: Sequence[float] | None = None,
+    mixture: ModelMix,
     *,
+    max_shard_bytes: int | None = None,
     lineage: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the average as a Hugging Face folder with a `soup.json`.
+    """Write a mixture as a Hugging Face folder with a `soup.json`.
 
-    Weights are split into files as in the first ingredient; its configuration, tokenizer and
-    processor are copied. Weights stream through memory one tensor at a time. `soup.json` is written
+    The configuration, tokenizer and processor of the first model are copied. `soup.json` is written
     last, so a folder that has one is complete.
 
     Args:
         folder: Created if missing.
-        ingredients: Opened checkpoints.
-        weights: One number per ingredient, or None for equal shares.
+        mixture: What is mixed.
+        max_shard_bytes: Largest file of weights, unless a single tensor is larger; None: files as
+            the first model has them.
         lineage: Further content of `soup.json`, such as the decisions of the search.
     """
-    check_compatible(ingredients)
-    shares = shares_of(len(ingredients), weights)
-    target, first = Path(folder), ingredients[0]
+    target, first = Path(folder), mixture.ingredients[0]
     target.mkdir(parents=True, exist_ok=True)
-    for file in sorted({spec.file for spec in first.tensors.values()}):
-        specs = {name: spec for name, spec in first.tensors.items() if spec.file == file}
-        _write_file(target / file, specs, ingredients, shares)
+    files = _files(mixture, max_shard_bytes)
+    with _Reader(mixture) as reader:
+        for file, names in files.items():
+            _write_file(target / file, names, mixture, reader)
     for path in sorted(first.folder.iterdir()):
-        if path.suffix in _COPIED_SUFFIXES and path.name not in _NOT_COPIED:
+        is_copied = path.suffix in _COPIED_SUFFIXES and path.name not in (*_NOT_COPIED, INDEX)
+        if is_copied:
             _replace(target / path.name, path.read_bytes())
+    if mixture.dtype:
+        _set_dtype(target / "config.json", mixture.dtype)
+    if len(files) > 1 or first.has_index:
+        _replace(target / INDEX, _index_of(mixture, files))
     content = {
+        "method": _described(mixture.method),
+        **({"base": mixture.base.source} if mixture.base else {}),
         "ingredients": [
             {"name": i.name, "folder": i.source, "share": share}
-            for i, share in zip(ingredients, shares, strict=True)
+            for i, share in zip(mixture.ingredients, mixture.shares, strict=True)
         ],
         **(lineage or {}),
     }
@@ -137,20 +213,73 @@ def write_soup(
     return target
 
 
-def _write_file(
-    target: Path,
-    specs: Mapping[str, TensorSpec],
-    ingredients: Sequence[Ingredient],
-    shares: Sequence[float],
-) -> None:
-    """Write one safetensors file: the header, then each tensor as soon as it is averaged."""
+def _described(method: MixMethod) -> dict[str, Any]:
+    name = next(name for name in METHODS.names() if type(method) is METHODS.get(name))
+    return {"name": name, **asdict(method)}  # type: ignore[call-overload]
+
+
+def _files(mixture: ModelMix, max_shard_bytes: int | None) -> dict[str, list[str]]:
+    """Return the tensors of each file that is written."""
+    tensors = mixture.ingredients[0].tensors
+    files: dict[str, list[str]] = {}
+    if max_shard_bytes is None:
+        for name, spec in tensors.items():
+            files.setdefault(spec.file, []).append(name)
+        return dict(sorted(files.items()))
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name in tensors:
+        size = _num_bytes(mixture, name)
+        if groups[-1] and filled + size > max_shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    return {
+        f"model-{k + 1:05d}-of-{len(groups):05d}.safetensors": names
+        for k, names in enumerate(groups)
+    }
+
+
+def _num_bytes(mixture: ModelMix, name: str) -> int:
+    shape = mixture.ingredients[0].tensors[name].shape
+    return math.prod(shape) * stored_type(mixture.stored_as(name)).itemsize
+
+
+def _index_of(mixture: ModelMix, files: Mapping[str, Sequence[str]]) -> bytes:
+    total = sum(_num_bytes(mixture, name) for names in files.values() for name in names)
+    where = {name: file for file, names in files.items() for name in names}
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+    return (json.dumps(index, indent=2) + "\n").encode()
+
+
+def _set_dtype(config: Path, dtype: str) -> None:
+    """Let a configuration name the type of the weights beside it, wherever it names one."""
+    name = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}[dtype]
+
+    def changed(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {
+            key: name if key in ("dtype", "torch_dtype") and isinstance(one, str) else changed(one)
+            for key, one in value.items()
+        }
+
+    content = changed(json.loads(config.read_text()))
+    _replace(config, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _write_file(target: Path, names: Sequence[str], mixture: ModelMix, reader: _Reader) -> None:
+    """Write one safetensors file: the header, then the pieces as they are mixed."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, spec in specs.items():
-        size = math.prod(spec.shape) * _dtype(spec.dtype).itemsize
+    for name in names:
+        size = _num_bytes(mixture, name)
         header[name] = {
-            "dtype": spec.dtype,
-            "shape": list(spec.shape),
+            "dtype": mixture.stored_as(name),
+            "shape": list(mixture.ingredients[0].tensors[name].shape),
             "data_offsets": [offset, offset + size],
         }
         offset += size
@@ -158,42 +287,184 @@ def _write_file(
     # The format requires tensor data to be aligned to eight bytes.
     text += b" " * (-len(text) % 8)
     temporary = target.with_suffix(".tmp")
-    with temporary.open("wb") as stream:
+    with temporary.open("wb", buffering=0) as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        for name in specs:
-            mixed = mix_tensor(_readers(ingredients, name), shares)
-            stream.write(mixed.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        for name in names:
+            for _, _, piece in reader.mixed(reader.open(name)):
+                stream.write(piece.view(np.uint8).data)
     temporary.replace(target)
 
 
-def _readers(ingredients: Sequence[Ingredient], name: str) -> list[Callable[[], Tensor]]:
-    """Return one function per ingredient that reads the tensor of this name."""
-    return [partial(_read, i.folder, i.tensors[name]) for i in ingredients]
+class _Reader:
+    """Reads and mixes pieces; a context manager that closes its files and ends its threads."""
+
+    def __init__(self, mixture: ModelMix) -> None:
+        self.mixture = mixture
+        self.models = [one for one, _ in mixture.used]
+        self.shares = [share for _, share in mixture.used]
+        self._files: dict[Path, int] = {}
+
+    def __enter__(self) -> _Reader:
+        self.num_threads = os.cpu_count() or 1
+        self.pool = ThreadPoolExecutor(self.num_threads, "mix")
+        # Of its own: who mixes a piece may wait until the whole tensor was looked at.
+        self.looking = ThreadPoolExecutor(self.num_threads, "look")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+        self.looking.shutdown(cancel_futures=True)
+        for file in self._files.values():
+            os.close(file)
+
+    def open(self, name: str) -> _TensorReader:
+        """Return a tensor of all models."""
+        base = self.mixture.base
+        specs = [one.tensors[name] for one in [*self.models, *([base] if base else [])]]
+        folders = [one.folder for one in [*self.models, *([base] if base else [])]]
+        files = [self._file(f / spec.file) for f, spec in zip(folders, specs, strict=True)]
+        labels = [*(one.name for one in self.models), *([base.name] if base else [])]
+        return _TensorReader(
+            name=name, specs=specs, files=files, labels=labels, has_base=base is not None,
+            pool=self.looking,
+        )  # fmt: skip
+
+    def _file(self, path: Path) -> int:
+        if path not in self._files:
+            self._files[path] = os.open(path, os.O_RDONLY)
+        return self._files[path]
+
+    def mixed(self, tensor: _TensorReader) -> Iterator[tuple[int, int, Raw]]:
+        """Yield start, stop and content of the pieces of a mixed tensor, in order."""
+        stored = self.mixture.stored_as(tensor.name)
+        mix: Callable[[int, int], Raw]
+        if is_float(tensor.specs[0].dtype):
+            mix = _shared_or(tensor, self.mixture.method, self.shares, stored)
+        else:
+            # Whole numbers, such as positions and counters, have no average.
+            mix = partial(tensor.raw, self.models.index(self.mixture.first_used))
+        waiting: deque[tuple[int, int, Future[Raw]]] = deque()
+        for start, stop in tensor.pieces():
+            waiting.append((start, stop, self.pool.submit(mix, start, stop)))
+            if len(waiting) >= _AHEAD * self.num_threads:
+                begin, end, piece = waiting.popleft()
+                yield begin, end, piece.result()
+        for start, stop, piece in waiting:
+            yield start, stop, piece.result()
 
 
-def _read(folder: Path, spec: TensorSpec) -> Tensor:
-    """Read one tensor; memory-mapping whole files would count them all as used memory."""
-    dtype = _dtype(spec.dtype)
-    size = math.prod(spec.shape) * dtype.itemsize
-    if size == 0:
-        return torch.empty(spec.shape, dtype=dtype)
-    content = bytearray(size)
-    with (folder / spec.file).open("rb", buffering=0) as file:
-        file.seek(spec.start)
+def _shared_or(
+    tensor: _TensorReader, method: MixMethod, shares: Sequence[float], stored: str
+) -> Callable[[int, int], Raw]:
+    """Return a function that copies what all models share, and mixes the rest.
+
+    The method is asked when a piece differs first, so frozen parts are read once.
+    """
+    lock = Lock()
+    mixers: list[Mixer] = []
+
+    def mixer() -> Mixer:
+        with lock:
+            if not mixers:
+                mixers.append(method(tensor, shares))
+            return mixers[0]
+
+    def mix(start: int, stop: int) -> Raw:
+        raws = [tensor.raw(k, start, stop) for k in range(len(tensor.specs))]
+        types = {spec.dtype for spec in tensor.specs}
+        is_shared = len(types) == 1 and all(np.array_equal(raws[0], raw) for raw in raws[1:])
+        floats = [
+            to_floats(raw, tensor.specs[k].dtype)
+            for k, raw in enumerate(raws[: 1 if is_shared else None])
+        ]
+        for k, values in enumerate(floats):
+            tensor.check_finite(k, values)
+        if is_shared:
+            return raws[0] if types == {stored} else to_stored(floats[0], stored)
+        with tensor.having(start, stop, floats):
+            return to_stored(mixer()(start, stop), stored)
+
+    return mix
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TensorReader:
+    """One tensor of all models; see `consomme.soup.methods.Values`."""
+
+    name: str
+    specs: Sequence[TensorSpec]
+    """Of the models, and of the base at the end if there is one."""
+
+    files: Sequence[int]
+    labels: Sequence[str]
+    has_base: bool
+    pool: Executor
+    at_hand: local = field(default_factory=local)
+    """Of each thread: the piece that it mixes, already read."""
+
+    @property
+    def models(self) -> Sequence[str]:
+        """Labels of the models, without the base."""
+        return self.labels[: len(self.labels) - self.has_base]
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.specs[0].shape)
+
+    @property
+    def row(self) -> int:
+        """Values of a row."""
+        return self.specs[0].shape[-1] if self.specs[0].shape else 1
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """Yield start and stop of pieces of whole rows."""
+        step = max(1, PIECE // max(1, self.row)) * self.row
+        return ((at, min(at + step, self.size)) for at in range(0, self.size, max(1, step)))
+
+    def read(self, model: int, start: int, stop: int) -> Floats:
+        """Return values of a model; -1 is the base."""
+        if getattr(self.at_hand, "place", None) == (start, stop):
+            floats: Floats = self.at_hand.floats[model]
+            return floats
+        return to_floats(self.raw(model, start, stop), self.specs[model].dtype)
+
+    @contextlib.contextmanager
+    def having(self, start: int, stop: int, floats: Sequence[Floats]) -> Iterator[None]:
+        """Let this thread read a piece from memory; nobody may change it there."""
+        self.at_hand.place, self.at_hand.floats = (start, stop), floats
+        try:
+            yield
+        finally:
+            self.at_hand.place = self.at_hand.floats = None
+
+    def raw(self, model: int, start: int, stop: int) -> Raw:
+        """Return values as they are stored."""
+        spec = self.specs[model]
+        kind = stored_type(spec.dtype)
+        content = np.empty(stop - start, kind)
+        view = memoryview(content.view(np.uint8).data)
         filled = 0
-        while filled < size:
-            count = file.readinto(memoryview(content)[filled:])
+        while filled < len(view):
+            place = spec.start + start * kind.itemsize + filled
+            count = os.preadv(self.files[model], [view[filled:]], place)
             if not count:
-                raise CheckpointError(f"{folder / spec.file}: ended within a tensor; copy it again")
+                raise CheckpointError(
+                    f"{self.labels[model]}: {spec.file} ended within {self.name}; copy it again"
+                )
             filled += count
-    return torch.frombuffer(content, dtype=dtype).reshape(spec.shape)
+        return content
 
-
-def _dtype(name: str) -> torch.dtype:
-    if name not in _DTYPES:
-        known = ", ".join(_DTYPES)
-        raise CheckpointError(f"tensors of type {name} cannot be averaged; expected one of {known}")
-    return _DTYPES[name]
+    def check_finite(self, model: int, values: Floats) -> None:
+        """Refuse values that are no numbers: they would be in the soup, too."""
+        # One number tells: infinite and undefined values stay so in a sum.
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = values.sum(dtype=np.float64)
+        if not np.isfinite(total):
+            raise CheckpointError(
+                f"{self.labels[model]}: {self.name} holds NaN or infinite values; leave this model"
+                " out, or train it again"
+            )
 
 
 def _replace(target: Path, content: bytes) -> None:

@@ -11,8 +11,9 @@ from consomme.execution.runs import Run, once
 from consomme.execution.session import ray_session
 from consomme.pipelines.soup.recipe import SoupRecipe
 from consomme.pipelines.soup.tune import CandidateCache, tune_searches
-from consomme.soup.ingredients import Ingredient, check_compatible, open_ingredient
-from consomme.soup.mixing import write_soup
+from consomme.soup.ingredients import Ingredient, open_ingredient
+from consomme.soup.likeness import check_compatible
+from consomme.soup.mixing import ModelMix, write_soup
 from consomme.soup.search import SEARCHES
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import model_folder, model_hash, portable_path
@@ -103,5 +104,5 @@ def _write(run: RunFolder, path: str, chosen: Sequence[Ingredient]) -> dict[str,
     with output_folder(run.store, path) as output:
         folder = output.folder / path
         folder.parent.mkdir(parents=True, exist_ok=True)
-        write_soup(folder, chosen)
+        write_soup(folder, ModelMix.of(chosen))
     return output.written
