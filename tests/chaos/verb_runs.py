@@ -101,7 +101,7 @@ RESULTS = {
     "score": "score/*/commits/*/*.json",
     "recaption": "recaption/*/commits/*/*.json",
     "soup": "cache/soups/*/*.json",
-    "evaluate": "cache/answers/*/*.json",
+    "evaluate": "evaluate/*/commits/*/*.json",
 }
 """Files by which a run that is not finished shows how far it is."""
 

@@ -186,7 +186,7 @@ VERBS = {
     "tag": "{name: t, taggers: [{name: text}], inputs: [D], min_actors: 999}",
     "dedup": "{name: d, inputs: [D], min_actors: 999}",
     "evaluate": "{name: e, models: {a: package://models/nano, b: package://models/nano,"
-    " c: package://models/nano}, num_actors: 999, benchmarks: [{name: scene_ocr}]}",
+    " c: package://models/nano}, min_actors: 999, benchmarks: [{name: scene_ocr}]}",
     "sweep": "{name: s, train: {name: t, model: package://models/nano, data: [{inputs: [D]}],"
     " global_batch: 500}, space: {num_workers: {name: choice, values: [1, 500]}}}",
     "loop": "{name: l, stages: [{name: p, verb: prepare, recipe: {source: {name: scenes, num: 2}}},"

@@ -101,7 +101,12 @@ def to_request(body: dict[str, Any]) -> Request:
                 images.append(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
             content = content_of(parts)
         turns.append(Turn(role=message["role"], content=content))
-    return Request(turns=tuple(turns), images=tuple(images), seed=body["seed"])
+    return Request(
+        turns=tuple(turns),
+        images=tuple(images),
+        seed=body["seed"],
+        max_tokens=body["max_tokens"],
+    )
 
 
 @contextlib.contextmanager

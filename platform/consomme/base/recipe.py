@@ -50,6 +50,7 @@ __all__ = [
     "recipe_problems",
     "runtime",
     "strategy",
+    "strategy_identity",
     "to_plain",
     "to_written",
     "to_yaml",
@@ -144,6 +145,12 @@ def fingerprint(recipe: Any, inputs: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def strategy_identity(registry: StrategyParser, node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a strategy's node says that determines the output; see `fingerprint`."""
+    found: dict[str, Any] = _hashable_node(registry, node, "")
+    return found
+
+
 def _hashable(value: Any, key: str = "") -> Any:
     """Return plain values without runtime fields and secrets."""
     if isinstance(value, str):
@@ -172,6 +179,8 @@ def _is_default(field: "dataclasses.Field[Any]", value: Any) -> bool:
         return list(value) == list(default)
     if value == default:
         return True
+    if registry_of(field) is not None and value is not None and default is not None:
+        return bool(_hashable_strategy(field, value) == _hashable_strategy(field, default))
     return dataclasses.is_dataclass(value) and _hashable(value) == _hashable(default)
 
 

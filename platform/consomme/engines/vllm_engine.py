@@ -14,13 +14,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from consomme.base.bounds import PositiveFloat, PositiveFraction, PositiveInt
 from consomme.base.checked import Checked
 from consomme.base.errors import CheckpointError, RecipeError
 from consomme.base.process import environment, imports_without_gc
-from consomme.base.schema import located, runtime
+from consomme.base.schema import added, located, runtime
 
 _GIB = 1024**3
 
@@ -60,6 +60,9 @@ class EngineOptions(Checked):
 
     adapter: str | None = located(None)
     """A LoRA in PEFT's format for the language model; named as a model is."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = added("auto")
+    """Of the weights; `auto` is what the model's folder says on a GPU, and float32 on a CPU."""
 
     own_process: bool | None = runtime(None)
     """Whether the engine runs in a process of its own, which can be killed when it hangs. None: yes
@@ -149,6 +152,7 @@ def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) ->
 
     variables: dict[str, str] = {}
     placement: dict[str, Any] = {
+        "dtype": options.dtype,
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "tensor_parallel_size": options.tensor_parallel,
     }
@@ -164,7 +168,7 @@ def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) ->
         set_threads(threads)
         variables["OMP_NUM_THREADS"] = str(threads)
         placement = {
-            "dtype": "float32",
+            "dtype": "float32" if options.dtype == "auto" else options.dtype,
             "enforce_eager": True,
             "kv_cache_memory_bytes": int(options.kv_cache_gb * _GIB),
         }

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
@@ -202,6 +203,20 @@ def test_max_tokens_cut_a_text_off(
     assert isinstance(found, Generation)
     assert (found.num_tokens, found.finish_reason) == (3, "length")
     assert expected[0].text.startswith(found.text)
+
+
+def test_a_request_may_have_a_limit_of_its_own(
+    engine: GenerationEngine, expected: list[Generation]
+) -> None:
+    asked = requests()[:3]
+    limits = (3, None, 5)
+    own = [replace(one, max_tokens=limit) for one, limit in zip(asked, limits, strict=True)]
+    first, second, third = engine.generate(own)
+    assert second == expected[1]
+    for found, whole, limit in ((first, expected[0], 3), (third, expected[2], 5)):
+        assert isinstance(found, Generation)
+        assert found.num_tokens == min(limit, whole.num_tokens)
+        assert whole.text.startswith(found.text)
 
 
 def test_a_bad_request_fails_alone(engine: GenerationEngine, expected: list[Generation]) -> None:

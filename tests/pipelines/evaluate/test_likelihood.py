@@ -15,7 +15,7 @@ from consomme.curate.perplexity import token_nll
 from consomme.datasets import scenes
 from consomme.engines.scoring.transformers import TransformersScorer
 from consomme.models.weights import open_model
-from consomme.pipelines.evaluate.answers import likeliest_answers
+from consomme.pipelines.evaluate.stage import Answer, likely_answers
 from consomme.storage.model_folder import model_folder
 
 pytestmark = pytest.mark.slow
@@ -50,6 +50,12 @@ def colors(tmp_path_factory: pytest.TempPathFactory) -> str:
              "answer": "ABCD"[options.index(asked.answer)]}
         )  # fmt: skip
     return write_tsv(tmp_path_factory.mktemp("colors") / "colors.tsv", rows)
+
+
+def likeliest_answers(scorer: TransformersScorer, benchmark: Any) -> list[str]:
+    items = benchmark.items()
+    found = likely_answers(scorer, benchmark, items, range(len(items)))
+    return [one.text if isinstance(one, Answer) else "" for one in found]
 
 
 def share(scorer: TransformersScorer, benchmark: Any) -> float:

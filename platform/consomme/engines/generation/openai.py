@@ -176,7 +176,7 @@ class OpenAIEngine:
                 raise EngineLostError("the engine was closed")
             start = time.monotonic()
             try:
-                return self._send(messages, request.seed)
+                return self._send(messages, request)
             except self._openai.APITimeoutError as error:
                 last_error, retry_after = str(error), None
                 # Connecting has a shorter time limit, which says nothing about the request.
@@ -198,15 +198,17 @@ class OpenAIEngine:
             f" {printable(last_error)}. Run the same command again when it is back"
         )
 
-    def _send(self, messages: list[dict[str, Any]], seed: int) -> Generation | GenerationFailure:
+    def _send(
+        self, messages: list[dict[str, Any]], request: Request
+    ) -> Generation | GenerationFailure:
         sampling = self.sampling
         answer = self._client.chat.completions.create(
             model=self.model,
             messages=messages,
-            max_tokens=sampling.max_tokens,
+            max_tokens=request.max_tokens or sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            seed=seed,
+            seed=request.seed,
             stop=list(sampling.stop) or None,
             **self._more,
         )

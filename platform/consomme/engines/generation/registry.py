@@ -6,16 +6,20 @@ process that uses it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from consomme.base.bounds import NonNegativeInt, PositiveFloat, PositiveInt
 from consomme.base.checked import Checked, rule
+from consomme.base.errors import RecipeError
 from consomme.base.registry import Registry
 from consomme.base.schema import located, runtime
 from consomme.engines.generation.requests import GenerationEngine, Sampling
 from consomme.engines.vllm_engine import EngineOptions
+
+if TYPE_CHECKING:
+    from consomme.engines.scoring.requests import ScoringEngine
 
 
 class EngineChoice(Protocol):
@@ -23,6 +27,9 @@ class EngineChoice(Protocol):
 
     is_remote: ClassVar[bool]
     """Whether the model runs elsewhere: no weights and no GPU are needed here."""
+
+    has_likelihoods: ClassVar[bool]
+    """Whether `open_scorer` opens anything."""
 
     @property
     def num_gpus(self) -> int:
@@ -49,6 +56,29 @@ class EngineChoice(Protocol):
             template: Options of the model's chat template.
         """
 
+    def open_scorer(
+        self,
+        model_path: str,
+        token_nll: Callable[[Any, Any], Any],
+        *,
+        model_hash: str | None = None,
+        template: Mapping[str, Any] | None = None,
+    ) -> ScoringEngine:
+        """Open the engine that gives the likelihoods of texts, with the same weights.
+
+        Args:
+            model_path: As for an engine that writes.
+            token_nll: See `TransformersScorer`.
+            model_hash: As for an engine that writes.
+            template: As for an engine that writes.
+
+        Raises:
+            RecipeError: There is none.
+        """
+
+
+_ANY_LENGTH = 1 << 30
+"""No limit of our own on the length of a scored text; the model's limit applies."""
 
 GENERATION_ENGINES: Registry[EngineChoice] = Registry(
     "caption engine", "consomme/engines/generation/registry.py"
@@ -61,6 +91,7 @@ class VLLM(EngineOptions):
     """vLLM in the actor: continuous batching, one model on one or more GPUs, or on a CPU."""
 
     is_remote: ClassVar[bool] = False
+    has_likelihoods: ClassVar[bool] = True
 
     deadline_s: PositiveFloat = runtime(600.0)
     """Time limit of one text, in seconds from when the engine starts on it; one that takes longer
@@ -87,15 +118,34 @@ class VLLM(EngineOptions):
         """Open an engine."""
         from consomme.engines.generation.vllm import VLLMEngine
 
-        options = {field.name: getattr(self, field.name) for field in fields(EngineOptions)}
         return VLLMEngine(
             model_path,
             sampling,
-            EngineOptions(**options),
+            self._options(),
             deadline_s=self.deadline_s,
             stall_s=self.stall_s,
             threads=threads,
             template=template,
+        )
+
+    def open_scorer(
+        self,
+        model_path: str,
+        token_nll: Callable[[Any, Any], Any],
+        *,
+        model_hash: str | None = None,
+        template: Mapping[str, Any] | None = None,
+    ) -> ScoringEngine:
+        """Open the engine that scores; vLLM computes the nats itself."""
+        from consomme.engines.scoring.vllm import VLLMScorer
+
+        return VLLMScorer(
+            model_path, max_caption_tokens=_ANY_LENGTH, options=self._options(), template=template
+        )
+
+    def _options(self) -> EngineOptions:
+        return EngineOptions(
+            **{field.name: getattr(self, field.name) for field in fields(EngineOptions)}
         )
 
 
@@ -105,6 +155,7 @@ class Transformers(Checked):
     """transformers in the actor: every family that consomme scores with, in static batches."""
 
     is_remote: ClassVar[bool] = False
+    has_likelihoods: ClassVar[bool] = True
     num_gpus: ClassVar[int] = 1
 
     batch_size: PositiveInt = runtime(64)
@@ -144,6 +195,27 @@ class Transformers(Checked):
             template=template,
         )
 
+    def open_scorer(
+        self,
+        model_path: str,
+        token_nll: Callable[[Any, Any], Any],
+        *,
+        model_hash: str | None = None,
+        template: Mapping[str, Any] | None = None,
+    ) -> ScoringEngine:
+        """Open the engine that scores."""
+        from consomme.engines.scoring.transformers import TransformersScorer
+
+        return TransformersScorer(
+            model_path,
+            token_nll,
+            max_caption_tokens=_ANY_LENGTH,
+            dtype=self.dtype,
+            adapter=self.adapter,
+            model_hash=model_hash,
+            template=template,
+        )
+
 
 @GENERATION_ENGINES.register("openai")
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +223,7 @@ class OpenAI(Checked):
     """A server with OpenAI's interface: vLLM, SGLang, or a service; no weights are needed here."""
 
     is_remote: ClassVar[bool] = True
+    has_likelihoods: ClassVar[bool] = False
     num_gpus: ClassVar[int] = 0
 
     url: str
@@ -200,4 +273,18 @@ class OpenAI(Checked):
             max_retries=self.max_retries,
             detail=self.detail,
             template=template,
+        )
+
+    def open_scorer(
+        self,
+        model_path: str,
+        token_nll: Callable[[Any, Any], Any],
+        *,
+        model_hash: str | None = None,
+        template: Mapping[str, Any] | None = None,
+    ) -> ScoringEngine:
+        """Refuse: a server writes texts, and gives no likelihoods of given ones."""
+        raise RecipeError(
+            f"the engine openai gives no likelihoods of given texts, which {model_path} is asked"
+            " for; use the engine vllm or transformers"
         )

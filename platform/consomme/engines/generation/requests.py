@@ -41,6 +41,9 @@ class Request:
     pattern: str | None = None
     """Regular expression that the whole text has to match."""
 
+    max_tokens: int | None = None
+    """Longest text, in tokens; None: that of the engine's sampling."""
+
     def __post_init__(self) -> None:
         """Check that the model's turn is next."""
         if not self.is_document and (not self.turns or self.turns[-1].role != "user"):

@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -225,9 +225,11 @@ class TransformersEngine:
         check_vision(self.chat.has_vision, requests)
         queued = [
             _QueuedRequest(
-                request=request, sampling=sampling, has_several=not is_simple(request.placed_turns)
+                request=one,
+                sampling=replace(sampling, max_tokens=one.max_tokens or sampling.max_tokens),
+                has_several=not is_simple(one.placed_turns),
             )
-            for request in requests
+            for one in requests
         ]
         for one in queued:
             if one.request.pattern is not None:

@@ -194,14 +194,15 @@ class VLLMEngine:
         num_tokens = len(rendered["prompt_token_ids"])
         if num_tokens >= limit:
             return _too_long(num_tokens, limit)
-        return PreparedRequest(prompt=rendered, params=self._params(request.seed, request.pattern))
+        params = self._params(request.seed, request.pattern, request.max_tokens)
+        return PreparedRequest(prompt=rendered, params=params)
 
-    def _params(self, seed: int, pattern: str | None) -> Any:
+    def _params(self, seed: int, pattern: str | None, max_tokens: int | None = None) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         return SamplingParams(
-            max_tokens=self.sampling.max_tokens,
+            max_tokens=max_tokens or self.sampling.max_tokens,
             temperature=self.sampling.temperature,
             top_p=self.sampling.top_p,
             seed=seed,

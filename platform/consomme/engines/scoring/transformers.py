@@ -44,6 +44,7 @@ from consomme.engines.scoring.requests import (
 from consomme.engines.scoring.vision_cache import VisionFeatureCache
 from consomme.engines.scoring.ways import LOST, PADDED, SHARED, SINGLE, prefix_limits
 from consomme.models import selfcheck
+from consomme.models.adapters import merge_adapter, open_adapter
 from consomme.models.attention import (
     ANY_LENGTH,
     longest_alike,
@@ -100,6 +101,7 @@ class TransformersScorer:
         truncates: bool = False,
         threads: int = 1,
         dtype: str = "auto",
+        adapter: str | None = None,
         model_hash: str | None = None,
         template: Mapping[str, Any] | None = None,
     ) -> None:
@@ -115,8 +117,9 @@ class TransformersScorer:
             threads: torch threads of this process.
             dtype: Of the weights: `float32`, `bfloat16`, `float16`, or `auto`, which is bfloat16 on
                 a GPU and float32 on a CPU.
-            model_hash: Of the folder's content, from `model_content_hash`; the result of the check
-                is cached under it. None checks every time.
+            adapter: Folder of a LoRA in PEFT's format, merged into the weights.
+            model_hash: Of the content of the folder, from `model_content_hash`, and of the adapter;
+                the result of the check is cached under it. None checks every time.
             template: Options of the chat template.
 
         Raises:
@@ -130,6 +133,8 @@ class TransformersScorer:
             dtype = "bfloat16" if self.device.type == "cuda" else "float32"
         with selfcheck.family_faults(f"cannot open the model at {model_path}"):
             self.model, processor = open_model(model_path, getattr(torch, dtype))
+            if adapter is not None:
+                merge_adapter(self.model, open_adapter(adapter))
             self.model.to(self.device)
         family = self.model.config.model_type
         with selfcheck.family_faults(f"cannot score with this {family} model"):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consomme.base.errors import CheckpointError
+from consomme.base.errors import CheckpointError, EngineLostError
 from consomme.base.sample import place_images
 from consomme.engines.scoring.requests import (
     EncodedConversation,
@@ -64,7 +64,7 @@ class VLLMScorer:
             CheckpointError: vLLM or transformers cannot load the folder.
         """
         opened = open_engine(str(model_path), options or EngineOptions(), threads=threads)
-        self._llm, self._adapter = opened.llm, opened.adapter
+        self._opened, self._llm, self._adapter = opened, opened.llm, opened.adapter
         self._max_images = opened.max_images
         self.version = opened.version
         config, processor = open_processor(model_path)
@@ -93,6 +93,7 @@ class VLLMScorer:
 
         Raises:
             CheckpointError: vLLM tokenizes the answer differently than the model's own processor.
+            EngineLostError: vLLM's process has ended.
         """
         encoded = [self._encode(request, index) for index, request in enumerate(requests)]
         prompts, conversations = [], []
@@ -101,13 +102,7 @@ class VLLMScorer:
                 conversations += one.conversations
                 prompts += [self._prompt(request, c) for c in one.conversations]
         with _eager_on_cpu():
-            outputs = (
-                self._llm.generate(
-                    prompts, self._params, use_tqdm=False, lora_request=self._adapter
-                )
-                if prompts
-                else []
-            )
+            outputs = self._generate(prompts) if prompts else []
         nlls = iter([_token_nll(c, out) for c, out in zip(conversations, outputs, strict=True)])
         scores: list[Score | NotScored] = []
         for one in encoded:
@@ -116,6 +111,23 @@ class VLLMScorer:
                 continue
             scores.append(to_score(one, [next(nlls) for _ in one.conversations]))
         return scores
+
+    def _generate(self, prompts: Sequence[dict[str, Any]]) -> Sequence[Any]:
+        """Let vLLM score prompts.
+
+        Raises:
+            EngineLostError: Its process has ended.
+        """
+        try:
+            found: Sequence[Any] = self._llm.generate(
+                prompts, self._params, use_tqdm=False, lora_request=self._adapter
+            )
+        # vLLM raises one of several classes when its process is gone.
+        except Exception as error:
+            if not self._opened.is_dead():
+                raise
+            raise EngineLostError(f"vLLM's process has ended: {error}") from error
+        return found
 
     def _encode(self, request: ScoringRequest, index: int) -> EncodedRequest | NotScored:
         turns = place_images(request.turns, len(request.images))

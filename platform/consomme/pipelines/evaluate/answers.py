@@ -1,201 +1,279 @@
-"""Let models answer the items of benchmarks, on a pool of actors."""
+"""Let models answer benchmarks: from the cache, or as the units of a run on a pool of actors."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from consomme.base.errors import DataError
-from consomme.base.sample import Turn
-from consomme.base.telemetry import Progress
+from consomme.base.errors import DataError, RecipeError
+from consomme.base.recipe import strategy_identity
+from consomme.base.sample import Reject
+from consomme.evaluate.benchmark import (
+    Benchmark,
+    describe,
+    is_written,
+    parts_of,
+    portable_node,
+)
 from consomme.evaluate.cache import ResultCache, result_key
+from consomme.execution.driver import run_job
+from consomme.execution.job import ActorPool, Job
 from consomme.execution.session import num_cpus, ray_session
+from consomme.pipelines.evaluate.asked import Asked, plan_asked, planned_sources, read_numbers
 from consomme.storage.ledger.run_folder import RunFolder
-from consomme.storage.model_folder import model_folder
+from consomme.storage.plan import Plan, read_part
+from consomme.storage.sidecar import iter_columns
 from consomme.storage.stores.open import open_store
 from consomme.storage.stores.store import join_url
 
+if TYPE_CHECKING:
+    from consomme.engines.generation.models import EngineModel
+
 _LOG = logging.getLogger(__name__)
 
+DEFAULT_ENGINE = {"name": "transformers", "dtype": "float32"}
+"""Answers of runs before there was a choice are stored under its name alone."""
 
-class Answerer:
-    """An actor that loads one model at a time and answers benchmarks."""
+CPUS_PER_ACTOR = 0.8
+"""All actors together leave some CPU to what commits and follows."""
 
-    def __init__(self, template: Mapping[str, Any], folder: RunFolder) -> None:
-        """Start without a model.
+PASSING = ("killed_worker", "model_timeout")
+"""Reasons that another try might not have; answers of a model that lack some for these are not
+kept for other runs."""
 
-        Args:
-            template: Options of the models' chat templates.
-            folder: Of the run; the results of self-checks are written there.
-        """
-        self.template, self.folder = dict(template), folder
-        self.loaded: tuple[str, bool] | None = None
-        self.engine: Any = None
 
-    def answer(
-        self, number: int, model: str, model_hash: str, benchmark: dict[str, Any]
-    ) -> tuple[int, list[str]]:
-        """Answer every request of a benchmark with one model; `number` comes back with them.
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """All answers of a model to a benchmark."""
 
-        Args:
-            number: Of the request.
-            model: As `model_folder` takes it on any machine.
-            model_hash: Of its content.
-            benchmark: Registry node.
-        """
-        from consomme.engines.generation.requests import Request
-        from consomme.evaluate.benchmark import HasData, is_written, parts_of
-        from consomme.evaluate.benchmarks import BENCHMARKS
+    texts: Sequence[str]
+    """Of each request; empty where there is none."""
 
-        answers: list[str] = []
-        for part in parts_of(BENCHMARKS.build(benchmark)):
-            self._load(model, model_hash, writes=is_written(part))
-            if is_written(part):
-                requests = (Request(turns=one.turns, images=one.images) for one in part.items())
-                # A question of a user's file that the model cannot be given is answered wrongly.
-                answers += self.engine.answer(
-                    requests, part.max_tokens, skips_refused=isinstance(part, HasData)
-                )
-            else:
-                answers += likeliest_answers(self.engine, part)
-        return number, answers
+    refused: Mapping[int, str] = field(default_factory=dict)
+    """Number of a request without an answer -> reason."""
 
-    def _load(self, model: str, model_hash: str, *, writes: bool) -> None:
-        """Open a model in the engine that writes, or in the one that scores."""
-        from consomme.curate.perplexity import token_nll
-        from consomme.engines.generation.transformers import TransformersEngine
-        from consomme.engines.scoring.transformers import TransformersScorer
+    cut: Sequence[int] = ()
+    """Numbers of those that reached the token limit before their end."""
 
-        if self.loaded == (model, writes):
-            return
-        self.engine = self.loaded = None
-        folder = model_folder(model)
-        if writes:
-            self.engine = TransformersEngine(
-                folder, dtype="float32", model_hash=model_hash, template=self.template
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for the cache."""
+        refused = {str(number): reason for number, reason in self.refused.items()}
+        return {"answers": list(self.texts), "refused": refused, "cut": list(self.cut)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Answers:
+        """Read what `to_dict` wrote; earlier versions kept the texts only."""
+        refused = {int(number): reason for number, reason in values.get("refused", {}).items()}
+        return cls(texts=values["answers"], refused=refused, cut=values.get("cut", ()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One model and one benchmark."""
+
+    label: str
+    """Of the model."""
+
+    model: EngineModel
+    name: str
+    """Of the benchmark in tables."""
+
+    node: Mapping[str, Any]
+    """Of the recipe."""
+
+    benchmark: Benchmark
+    """Built from it."""
+
+    @property
+    def source(self) -> str:
+        """Name in units and rejects."""
+        return f"{self.label}/{self.name}"
+
+    def is_in(self, sources: Collection[str]) -> bool:
+        """Whether some of its parts are among these."""
+        return any(self.source in (one, one.rpartition("/")[0]) for one in sources)
+
+    def asked(self) -> Iterator[Asked]:
+        """Yield the parts that are asked."""
+        parts = parts_of(self.benchmark)
+        for number, part in enumerate(parts):
+            yield Asked(
+                source=self.source + (f"/{number}" if len(parts) > 1 else ""),
+                model=self.model,
+                node=portable_node(self.node),
+                part=number,
+                is_written=is_written(part),
+                num_items=len(part.items()),
             )
-        else:
-            self.engine = TransformersScorer(
-                folder,
-                token_nll,
-                dtype="float32",
-                model_hash=model_hash,
-                template=self.template,
-                max_caption_tokens=_ANY_LENGTH,
-            )
-        self.folder.keep_self_check(self.engine, model_hash)
-        self.loaded = (model, writes)
 
 
-_ANY_LENGTH = 1 << 30
-"""No limit of our own on the length of an option; the model's limit applies."""
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How models are asked."""
 
-_ITEMS_AT_A_TIME = 64
+    engine: Mapping[str, Any]
+    """Node of the recipe."""
 
+    template: Mapping[str, Any]
+    """Options of the models' chat templates."""
 
-def _content_key(image: Image.Image) -> tuple[object, ...]:
-    """Name an image by what is on it, as the scorer keeps prepared images by their names."""
-    return image.size, hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-
-
-def likeliest_answers(scorer: Any, benchmark: Any) -> list[str]:
-    """Return the most likely answer to each request; empty where the model cannot be asked.
-
-    Raises:
-        DataError: The model can be asked nothing.
-    """
-    from consomme.engines.scoring.requests import NotScored, ScoringRequest
-
-    answers: list[str] = []
-    problem = ""
-    items = benchmark.items()
-    for start in range(0, len(items), _ITEMS_AT_A_TIME):
-        some = items[start : start + _ITEMS_AT_A_TIME]
-        candidates = [benchmark.candidates(start + k) for k in range(len(some))]
-        requests = [
-            ScoringRequest(
-                turns=(*item.turns, Turn(role="assistant", content=text)),
-                images=item.images,
-                keys=keys or None,
-            )
-            for k, item in enumerate(some)
-            for keys in [tuple(map(_content_key, item.images))]
-            for text in candidates[k].values()
-        ]
-        scores = iter(scorer.score(requests))
-        for k, names in enumerate(candidates):
-            found = {name: next(scores) for name in names}
-            nlls = {n: one.nll for n, one in found.items() if not isinstance(one, NotScored)}
-            if len(nlls) < len(found):
-                refused = next(one for one in found.values() if isinstance(one, NotScored))
-                problem = problem or f"{refused.reason}: {refused.detail}"
-                answers.append("")
-            else:
-                answers.append(benchmark.choose(nlls, start + k))
-    if not any(answers):
-        raise DataError(f"the model cannot be asked any question of this benchmark: {problem}")
-    if problem:
-        _LOG.warning("%d of %d: %s", answers.count(""), len(answers), problem)
-    return answers
+    num_actors: int | None
+    min_actors: int
+    unit_items: int
+    max_reject_fraction: float
 
 
 def answer_all(
-    root: str,
-    folder: RunFolder,
-    requests: Sequence[tuple[str, str, Mapping[str, Any]]],
-    num_actors: int | None,
-    template: Mapping[str, Any],
-) -> list[list[str]]:
-    """Answer (model, model fingerprint, benchmark) requests, if possible from the cache.
+    root: str, folder: RunFolder, questions: Sequence[Question], asking: Asking
+) -> list[Answers]:
+    """Answer benchmarks; aligned with `questions`.
 
-    The cache lies in `<root>/cache/answers`, keyed by the content of the model and the benchmark: a
-    new checkpoint written to an old path is a new key.
+    Answers are taken from `<root>/cache/answers`, by the content of model and benchmark: a new
+    checkpoint written to an old path is a new key. What is not there is asked in units that are
+    committed in the run's ledger, and put there when all of it is answered.
     """
-    from consomme.evaluate.benchmarks import BENCHMARKS, describe, portable_node
-
     cache = ResultCache(open_store(join_url(root, "cache")), "answers")
-    # Describing a benchmark reads its data.
-    described: dict[str, str] = {}
-    for _, _, node in requests:
-        text = json.dumps(node, sort_keys=True)
-        described[text] = described.get(text) or describe(BENCHMARKS.build(node))
-    keys = [
-        result_key(
-            model_hash=print_,
-            benchmark=str(node["name"]),
-            benchmark_hash=described[json.dumps(node, sort_keys=True)],
-            decoding={"engine": "transformers", "temperature": 0, "template": dict(template)},
-        )
-        for _, print_, node in requests
-    ]
-    known = {key: found for key in dict.fromkeys(keys) if (found := cache.get(key)) is not None}
-    missing = [n for n, key in enumerate(keys) if key not in known]
-    if missing:
-        with ray_session(), Progress(len(missing), "evaluate", "benchmarks") as progress:
-            import ray
+    keys = _keys(questions, asking)
+    # The same may be asked under several labels.
+    first: dict[str, Question] = {}
+    for key, question in zip(keys, questions, strict=True):
+        first.setdefault(key, question)
+    known = {key: Answers.from_dict(one) for key in first if (one := cache.get(key)) is not None}
+    missing = {key: question for key, question in first.items() if key not in known}
+    begun = Plan.load(folder.store)
+    if missing or begun is not None:
+        planned = planned_sources(folder, begun) if begun else set()
+        asked = {
+            key: list(question.asked())
+            for key, question in first.items()
+            if key in missing or question.is_in(planned)
+        }
+        with ray_session():
+            parts = [part for key in asked for part in asked[key]]
+            _ask(folder, plan_asked(folder, parts, asking.unit_items), parts, asking)
+        found = _collect(folder, [part for key in asked for part in asked[key]])
+        for key, some in asked.items():
+            known[key] = _joined([found[part.source] for part in some])
+            if not set(known[key].refused.values()) & set(PASSING):
+                cache.put(key, known[key].to_dict())
+    return [known[key] for key in keys]
 
-            gpus = int(ray.cluster_resources().get("GPU", 0))
-            size = min(len(missing), num_actors or gpus or num_cpus())
-            # "DEFAULT": an actor must not inherit the placement group of a sweep's trial, which
-            # reserves nothing.
-            actor = ray.remote(
-                num_cpus=0.9, num_gpus=1 if gpus else 0, scheduling_strategy="DEFAULT"
-            )(Answerer)
-            pool = ray.util.ActorPool([actor.remote(template, folder) for _ in range(size)])
-            for number in missing:
-                model, model_hash, node = requests[number]
-                pool.submit(
-                    lambda member, given: member.answer.remote(*given),
-                    (number, model, model_hash, portable_node(node)),
-                )
-            while pool.has_next():
-                number, given = pool.get_next_unordered()
-                known[keys[number]] = {"answers": given}
-                cache.put(keys[number], known[keys[number]])
-                progress.advance()
-    return [known[key]["answers"] for key in keys]
+
+def _keys(questions: Sequence[Question], asking: Asking) -> list[str]:
+    from consomme.engines.generation.registry import GENERATION_ENGINES
+
+    identity: Any = strategy_identity(GENERATION_ENGINES, asking.engine)
+    if identity == DEFAULT_ENGINE:
+        identity = DEFAULT_ENGINE["name"]
+    # Describing a benchmark reads its data.
+    described = {id(one.benchmark): describe(one.benchmark) for one in questions}
+    return [
+        result_key(
+            model_hash=one.model.model_hash,
+            benchmark=str(one.node["name"]),
+            benchmark_hash=described[id(one.benchmark)],
+            decoding={"engine": identity, "temperature": 0, "template": dict(asking.template)},
+        )
+        for one in questions
+    ]
+
+
+def _ask(folder: RunFolder, plan: Plan, asked: Sequence[Asked], asking: Asking) -> None:
+    """Do the units of a plan that are not done."""
+    from consomme.pipelines.evaluate.stage import ANSWERS, AnswerStage
+
+    done = folder.done_units()
+    by_source = {one.source: one for one in asked}
+    left = [
+        work.unit.source
+        for part in plan.parts
+        for work in read_part(folder.store, part.path)
+        if work.unit.unit_id not in done
+    ]
+    # Without a unit that is left, no actor starts.
+    first = [by_source[source] for source in dict.fromkeys(left)] or list(asked)
+    job = Job(
+        name="evaluate",
+        plan=plan,
+        folder=folder,
+        kind=ANSWERS,
+        stage=partial(AnswerStage, first, asking.engine, asking.template, folder=folder),
+        pool=_pool(asking, len(left)),
+        max_reject_fraction=asking.max_reject_fraction,
+        read=read_numbers,
+    )
+    run_job(job)
+
+
+def _pool(asking: Asking, num_units: int) -> ActorPool:
+    """One engine per GPU or group of GPUs; without GPUs, one per CPU if it takes one only."""
+    import ray
+
+    from consomme.engines.generation.registry import GENERATION_ENGINES
+
+    engine = GENERATION_ENGINES.build(asking.engine, "engine")
+    gpus = 0 if engine.is_remote else int(ray.cluster_resources().get("GPU", 0))
+    each = engine.num_gpus if gpus else 0
+    if gpus and gpus < each:
+        raise RecipeError(f"engine.tensor_parallel: found {each}, but the cluster has {gpus} GPUs")
+    is_small = asking.engine["name"] == "transformers" and not gpus
+    most = asking.num_actors or (num_cpus() if is_small else max(1, gpus // max(1, each)))
+    return ActorPool(
+        max_actors=max(1, min(most, num_units)),
+        min_actors=asking.min_actors,
+        num_readers=0,
+        cpus=CPUS_PER_ACTOR,
+        gpus=float(each),
+    )
+
+
+def _collect(folder: RunFolder, asked: Sequence[Asked]) -> dict[str, Answers]:
+    """Read all answers and rejects of a ledger whose units are done, by source.
+
+    Raises:
+        DataError: A model can be asked nothing of a benchmark.
+    """
+    from consomme.pipelines.evaluate.stage import ANSWERS
+
+    texts: dict[str, dict[int, str]] = {one.source: {} for one in asked}
+    cut: dict[str, list[int]] = {one.source: [] for one in asked}
+    for record, table in iter_columns(folder.url, ["answer", "is_cut"], ANSWERS):
+        source = record.unit.source
+        for row in table.to_pylist():
+            texts[source][int(row["sample_id"])] = row["answer"]
+            if row["is_cut"]:
+                cut[source].append(int(row["sample_id"]))
+    rejects: dict[str, dict[int, Reject]] = {one.source: {} for one in asked}
+    for reject in folder.rejects():
+        rejects[reject.source][int(reject.sample_id)] = reject
+    found = {}
+    for one in asked:
+        refused = rejects[one.source]
+        lost = set(range(one.num_items)) - set(texts[one.source]) - set(refused)
+        assert not lost, f"{folder.url}: {one.source} has no answer to {sorted(lost)[:5]}"
+        if refused:
+            number, reject = min(refused.items())
+            detail = f"{one.source}: question {number}: {reject.reason}: {reject.detail}"
+            if len(refused) == one.num_items:
+                raise DataError(f"no question can be put to this model; {detail}")
+            _LOG.warning("%d of %d are not answered; %s", len(refused), one.num_items, detail)
+        found[one.source] = Answers(
+            texts=[texts[one.source].get(number, "") for number in range(one.num_items)],
+            refused={number: reject.reason for number, reject in sorted(refused.items())},
+            cut=sorted(cut[one.source]),
+        )
+    return found
+
+
+def _joined(parts: Sequence[Answers]) -> Answers:
+    """Join the answers to the parts of a benchmark."""
+    starts = [sum(len(one.texts) for one in parts[:k]) for k in range(len(parts))]
+    pairs = list(zip(starts, parts, strict=True))
+    return Answers(
+        texts=[text for one in parts for text in one.texts],
+        refused={start + n: why for start, one in pairs for n, why in one.refused.items()},
+        cut=[start + n for start, one in pairs for n in one.cut],
+    )

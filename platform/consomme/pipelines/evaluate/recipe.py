@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from consomme.base.bounds import PositiveInt
+from consomme.base.bounds import Fraction, PositiveInt
 from consomme.base.checked import Checked, rule
 from consomme.base.needs import Need
 from consomme.base.schema import located, runtime, strategy
@@ -31,22 +31,58 @@ class EvaluateRecipe(Checked):
     """Options of the models' chat templates, such as `{enable_thinking: true}`; thinking is off if
     it is not named here."""
 
+    engine: dict[str, Any] = strategy(
+        "consomme.engines.generation.registry:GENERATION_ENGINES",
+        default={"name": "transformers", "dtype": "float32"},
+        was_added=True,
+    )
+    """What runs the models: `transformers`, `vllm` or `openai`; see
+    consomme/engines/generation/registry.py. Its `dtype` has to be named: answers are cached, and it
+    decides them."""
+
     root: str = runtime("runs")
     """Where run folders are created: a local path or a URL."""
 
     storage: StorageOptions = runtime(StorageOptions())
     """How patient the run is with its storage."""
 
+    unit_items: PositiveInt = runtime(64)
+    """Maximum number of requests per unit, which is what is retried, resumed and committed."""
+
+    max_reject_fraction: Fraction = runtime(1.0)
+    """The run fails if more than this share of all requests cannot be answered. Those that cannot
+    be are answered wrongly, and are counted; a benchmark of which nothing can be asked always fails
+    the run."""
+
     num_actors: PositiveInt | None = runtime(None)
-    """Number of actors; None: one per GPU, or one per CPU."""
+    """Maximum number of engines; None: one per GPU, or per group of GPUs. Without GPUs: one per CPU
+    for transformers, else one."""
+
+    min_actors: PositiveInt = runtime(1)
+    """Minimum number of engines; the pool scales between the two with the work and the nodes."""
 
     def needs(self, num_gpus: float) -> Iterator[Need]:
-        """Yield what the run claims: all its actors at once, but no more than it has work for."""
-        if self.num_actors:
-            count = min(self.num_actors, len(self.models) * len(self.benchmarks))
-            gpus = 1.0 if num_gpus else 0.0
-            key = f"num_actors={self.num_actors}"
-            yield Need(key=key, count=count, cpus=0.9, gpus=gpus)
+        """Yield what the run claims at least: the smallest pool of engines."""
+        each = float(self.engine.get("tensor_parallel") or 1)
+        is_remote = self.engine.get("name") == "openai"
+        yield Need(
+            key=f"min_actors={self.min_actors}",
+            count=self.min_actors,
+            cpus=0.8,
+            gpus=each if num_gpus and not is_remote else 0.0,
+        )
+        if each > 1 and not num_gpus:
+            yield Need(key=f"engine.tensor_parallel={each:g}", count=self.min_actors, gpus=each)
+
+    @rule
+    def _named_dtype(self) -> Iterator[str]:
+        yield from dtype_problems(self.engine, "engine")
+
+    @rule
+    def _known_likelihoods(self) -> Iterator[str]:
+        if self.engine.get("name") == "openai":
+            for k, node in enumerate(self.benchmarks):
+                yield from likelihood_problems(node, f"benchmarks[{k}]")
 
     @rule
     def _has_models(self) -> Iterator[str]:
@@ -61,3 +97,25 @@ class EvaluateRecipe(Checked):
                 f"benchmarks: found {names.count(name)} that are called {name} in tables, so only"
                 " the last one would be shown; evaluate them in recipes of their own"
             )
+
+
+def dtype_problems(engine: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Yield why the answers of an engine cannot be known by its settings."""
+    if engine.get("dtype", "float32") == "auto":
+        yield (
+            f"{where}.dtype: found auto, which depends on the machine; answers are cached by what"
+            " decides them, so name it: float32, bfloat16 or float16"
+        )
+
+
+def likelihood_problems(node: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Yield why a benchmark cannot be put to an engine that only writes."""
+    how = node.get("answer_by", "generation")
+    if node.get("name") in ("likelihood", "pairs") or how != "generation":
+        what = f"answer_by {how}" if how != "generation" else f"the kind {node['name']}"
+        yield (
+            f"{where}: {what} needs likelihoods of given texts, which the engine openai does not"
+            " give; use {name: transformers} or {name: vllm}, or answer_by: generation"
+        )
+    for k, part in enumerate(node.get("parts", ())):
+        yield from likelihood_problems(part["benchmark"], f"{where}.parts[{k}].benchmark")

@@ -3,87 +3,105 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from consomme.base.manifest import Manifest
 from consomme.base.sample import Sample
 from consomme.evaluate.names import benchmark_name
 from consomme.execution.runs import Run, once
-from consomme.pipelines.evaluate.answers import answer_all
+from consomme.pipelines.evaluate.answers import Asking, Question, answer_all
 from consomme.pipelines.evaluate.examples import examples_of, write_examples
+from consomme.pipelines.evaluate.kept import answer_rows, write_answers
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe
 from consomme.storage.ledger.run_folder import RunFolder
-from consomme.storage.model_folder import model_hash, portable_path
 from consomme.storage.stores.open import absolute_url
+
+if TYPE_CHECKING:
+    from consomme.engines.generation.models import EngineModel
+    from consomme.evaluate.benchmark import Benchmark
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateInputs:
-    """The resolved inputs of an evaluate recipe, by the label of each model."""
+    """The resolved inputs of an evaluate recipe."""
 
-    models: Mapping[str, str]
-    """Where any node finds the models; see `portable_path`."""
-
-    hashes: Mapping[str, str]
-    """Hashes of their content."""
+    models: Mapping[str, EngineModel]
+    """By the label of each model."""
 
 
 def run(recipe: EvaluateRecipe) -> Manifest:
-    """Evaluate every model on every benchmark."""
+    """Evaluate every model on every benchmark; running again does what is missing."""
     return once(open_run, recipe, _evaluate)
 
 
 def open_run(recipe: EvaluateRecipe) -> Run[EvaluateInputs]:
     """Resolve the models that the recipe names; writes nothing."""
+    from consomme.engines.generation.models import find_model
+    from consomme.engines.generation.registry import GENERATION_ENGINES
     from consomme.evaluate.benchmarks import data_inputs
 
-    models = {label: portable_path(model) for label, model in recipe.models.items()}
-    hashes = {label: model_hash(model) for label, model in models.items()}
-    inputs = EvaluateInputs(models=models, hashes=hashes)
-    by_key = {f"models.{label}": one for label, one in hashes.items()}
+    engine = GENERATION_ENGINES.build(recipe.engine, "engine")
+    models = {label: find_model(model, engine) for label, model in recipe.models.items()}
+    by_key = {
+        f"models.{label}" if mark == "model" else mark: one
+        for label, model in models.items()
+        for mark, one in model.marks.items()
+    }
     by_key |= data_inputs(recipe.benchmarks, "benchmarks")
-    return Run.open("evaluate", recipe, inputs, inputs=by_key, reads=list(models.values()))
+    reads = [] if engine.is_remote else [one.model for one in models.values()]
+    return Run.open("evaluate", recipe, EvaluateInputs(models=models), inputs=by_key, reads=reads)
 
 
 def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
-    from consomme.evaluate.benchmark import outcomes_of
+    from consomme.evaluate.benchmark import HasData
     from consomme.evaluate.benchmarks import BENCHMARKS
-    from consomme.evaluate.comparison import compare
 
-    recipe, models, hashes = run.recipe, run.resolved.models, run.resolved.hashes
-    benchmarks = [BENCHMARKS.build(node, "benchmarks") for node in recipe.benchmarks]
-    wanted = [(label, number) for label in models for number in range(len(benchmarks))]
-    answers = answer_all(
-        recipe.root,
-        RunFolder.at(absolute_url(run.folder.url)),
-        [(models[label], hashes[label], recipe.benchmarks[number]) for label, number in wanted],
-        recipe.num_actors,
-        recipe.template,
+    recipe, models = run.recipe, run.resolved.models
+    questions = [
+        Question(label=label, model=model, name=benchmark_name(node), node=node, benchmark=one)
+        for node in recipe.benchmarks
+        for one in [BENCHMARKS.build(node, "benchmarks")]
+        for label, model in models.items()
+    ]
+    asking = Asking(
+        engine=recipe.engine,
+        template=recipe.template,
+        num_actors=recipe.num_actors,
+        min_actors=recipe.min_actors,
+        unit_items=recipe.unit_items,
+        max_reject_fraction=recipe.max_reject_fraction,
     )
+    folder = RunFolder.at(absolute_url(run.folder.url))
+    answers = answer_all(recipe.root, folder, questions, asking)
     table: dict[str, dict[str, dict[str, float]]] = {label: {} for label in models}
-    metrics: dict[str, float] = {}
-    names = [benchmark_name(node) for node in recipe.benchmarks]
-    for (label, number), given in zip(wanted, answers, strict=True):
-        name = names[number]
-        table[label][name] = benchmarks[number].measure(given)
-        for figure, value in table[label][name].items():
-            metrics[f"evaluate/{label}/{name}/{figure}"] = value
-    by_model = dict(zip(wanted, answers, strict=True))
     examples: list[Sample] = []
+    rows: list[dict[str, Any]] = []
     comparisons: list[dict[str, Any]] = []
-    for number, benchmark in enumerate(benchmarks):
-        given_by = {label: by_model[label, number] for label in models}
-        verdicts = {label: benchmark.verdicts(given) for label, given in given_by.items()}
-        examples += examples_of(names[number], benchmark, given_by, verdicts)
-        outcomes = {label: outcomes_of(benchmark, given) for label, given in given_by.items()}
-        for one, other in itertools.combinations(models, 2):
-            found = asdict(compare(outcomes[one], outcomes[other]))
-            comparisons.append({"benchmark": names[number], "models": [one, other], **found})
+    for number in range(0, len(questions), len(models)):
+        some = questions[number : number + len(models)]
+        given = {one.label: answers[number + k] for k, one in enumerate(some)}
+        name, benchmark = some[0].name, some[0].benchmark
+        for label, one in given.items():
+            table[label][name] = benchmark.measure(one.texts)
+            if isinstance(benchmark, HasData):
+                table[label][name]["num_refused"] = float(len(one.refused))
+        verdicts = {label: benchmark.verdicts(one.texts) for label, one in given.items()}
+        texts = {label: one.texts for label, one in given.items()}
+        examples += examples_of(name, benchmark, texts, verdicts)
+        rows += answer_rows(name, benchmark, given, verdicts)
+        comparisons += _comparisons(name, benchmark, texts)
     write_examples(run.folder.store, examples)
+    write_answers(run.folder.store, rows)
+    metrics = {
+        f"evaluate/{label}/{name}/{figure}": value
+        for label, by_name in table.items()
+        for name, figures in by_name.items()
+        for figure, value in figures.items()
+    }
     return run.finish(
-        counts={"models": len(models), "benchmarks": len(benchmarks)},
+        counts={"models": len(models), "benchmarks": len(recipe.benchmarks)},
         decisions={
             "results": table,
             "comparisons": comparisons,
@@ -91,6 +109,19 @@ def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
         },
         metrics=metrics,
     )
+
+
+def _comparisons(
+    name: str, benchmark: Benchmark, answers: Mapping[str, Sequence[str]]
+) -> Iterator[dict[str, Any]]:
+    """Compare each pair of models on one benchmark."""
+    from consomme.evaluate.benchmark import outcomes_of
+    from consomme.evaluate.comparison import compare
+
+    outcomes = {label: outcomes_of(benchmark, given) for label, given in answers.items()}
+    for one, other in itertools.combinations(answers, 2):
+        found = asdict(compare(outcomes[one], outcomes[other]))
+        yield {"benchmark": name, "models": [one, other], **found}
 
 
 def _main_figures(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:

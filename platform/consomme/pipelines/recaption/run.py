@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
-from consomme.base.secrets import named
 from consomme.curate.caption.prompts import own_prompts
 from consomme.execution.driver import run_job
 from consomme.execution.job import ActorPool, Job
@@ -21,10 +20,11 @@ from consomme.pipelines.recaption.metrics import check_canaries, metrics_of, mos
 from consomme.pipelines.recaption.recipe import RecaptionRecipe
 from consomme.storage.captions import CAPTIONS, check_units, planned_units, unit_reader
 from consomme.storage.identity import data_fingerprints, find_data
-from consomme.storage.model_files import ADAPTER
-from consomme.storage.model_folder import model_hash, portable_path
 from consomme.storage.shards import Shard
 from consomme.storage.view import View
+
+if TYPE_CHECKING:
+    from consomme.engines.generation.models import EngineModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +34,8 @@ class RecaptionInputs:
     shards: Sequence[Shard]
     """Empty if a view says which samples are recaptioned."""
 
-    model: str
-    """Where any node finds the model, as `portable_path` has it, or its name on a server."""
-
-    adapter: str | None
-    """Where any node finds the adapter that is merged into it."""
-
-    model_hash: str
-    """Hash of its content, or its name and the server's URL."""
+    model: EngineModel
+    """What the engine runs."""
 
 
 def run(recipe: RecaptionRecipe) -> Manifest:
@@ -51,19 +45,19 @@ def run(recipe: RecaptionRecipe) -> Manifest:
 
 def open_run(recipe: RecaptionRecipe) -> Run[RecaptionInputs]:
     """Check the recipe and resolve its inputs; writes nothing."""
+    from consomme.engines.generation.models import find_model
     from consomme.engines.generation.registry import GENERATION_ENGINES
 
     has_shards = bool(recipe.inputs or recipe.sources)
     engine = GENERATION_ENGINES.build(recipe.engine, "engine")
-    model, adapter, inputs = _writer(recipe.model, engine)
+    model = find_model(recipe.model, engine)
+    inputs = dict(model.marks)
     runs = {"view": recipe.view, "captions": recipe.captions}
     shards = find_data(recipe.inputs, recipe.source, recipe.sources) if has_shards else []
     if shards:
         inputs |= data_fingerprints(shards, recipe.root, image_root=recipe.reading.image_root)
-    reads = folders_of(shards) if engine.is_remote else [model, *folders_of(shards)]
-    resolved = RecaptionInputs(
-        shards=shards, model=model, adapter=adapter, model_hash=inputs["model"]
-    )
+    reads = folders_of(shards) if engine.is_remote else [model.model, *folders_of(shards)]
+    resolved = RecaptionInputs(shards=shards, model=model)
     return Run.open(
         "recaption",
         recipe,
@@ -94,14 +88,7 @@ def _recaption(run: Run[RecaptionInputs]) -> Manifest:
             plan=plan,
             folder=folder,
             kind=CAPTIONS,
-            stage=partial(
-                CaptionStage,
-                recipe,
-                inputs.model,
-                inputs.model_hash,
-                adapter=inputs.adapter,
-                folder=folder,
-            ),
+            stage=partial(CaptionStage, recipe, inputs.model, folder=folder),
             pool=_pool(recipe, engine),
             max_reject_fraction=recipe.max_reject_fraction,
             reading=recipe.reading,
@@ -123,19 +110,6 @@ def _recaption(run: Run[RecaptionInputs]) -> Manifest:
         },
         outputs={CAPTIONS: "data", "rejects": "rejects"},
     )
-
-
-def _writer(model: str, engine: Any) -> tuple[str, str | None, dict[str, str]]:
-    """Return the model and adapter that an engine runs, and the fingerprints of their content."""
-    if engine.is_remote:
-        return model, None, {"model": f"{named(model)} at {named(engine.url)}"}
-    model = portable_path(model)
-    marks = {"model": model_hash(model)}
-    adapter = engine.adapter and portable_path(engine.adapter, ADAPTER)
-    if adapter:
-        marks["adapter"] = model_hash(adapter, kind=ADAPTER)
-        marks["model"] += "+" + marks["adapter"]
-    return model, adapter, marks
 
 
 def _pool(recipe: RecaptionRecipe, engine: Any) -> ActorPool:

@@ -8,31 +8,27 @@ resumed.
 from __future__ import annotations
 
 import math
-import threading
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from consomme.base.sample import Sample, Turn
 from consomme.base.sample_tables import SAMPLE_SCHEMA
 from consomme.datasets.truth import CAPTION_TRUTHS, CaptionTruth
+from consomme.execution.queue_monitor import QueueMonitor
 from consomme.execution.stage import DecodedSample, Gauge, Outcome, UnitStage, reject_of
 from consomme.pipelines.recaption.shown import blank, groups_of, swap_partners
 from consomme.storage.captions import CAPTION_BEFORE, TURNS, turns_columns
-from consomme.storage.model_files import ADAPTER
-from consomme.storage.model_folder import model_folder
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from consomme.curate.caption.prompts import CaptionPrompt
+    from consomme.engines.generation.models import EngineModel
     from consomme.engines.generation.requests import (
         Generation,
         GenerationFailure,
-        QueueLoad,
         Request,
     )
     from consomme.pipelines.recaption.recipe import RecaptionRecipe
@@ -43,8 +39,6 @@ if TYPE_CHECKING:
 _CHOICE, _PROMPT, _SEED = 101, 102, 103
 """Offsets of the recipe's seed, which make these choices independent of each other."""
 
-QUEUE_INTERVAL_S = 0.5
-
 
 class CaptionStage(UnitStage):
     """Generate one text per sample; starts one engine per actor."""
@@ -54,37 +48,28 @@ class CaptionStage(UnitStage):
     def __init__(
         self,
         recipe: RecaptionRecipe,
-        model: str,
-        model_hash: str,
+        model: EngineModel,
         *,
-        adapter: str | None = None,
         folder: RunFolder | None = None,
     ) -> None:
         """Start the engine.
 
         Args:
             recipe: Of the run.
-            model: As `model_folder` takes it on any machine, or its name on a server.
-            model_hash: Of its content, adapter included.
-            adapter: Of the engine; as `model_folder` takes it on any machine.
+            model: As `find_model` found it.
             folder: Of the run; the first actor writes the result of its self-check there.
         """
         from consomme.curate.caption.merges import MERGES
         from consomme.engines.generation.registry import GENERATION_ENGINES
         from consomme.pipelines.recaption.recipe import sampling_of
 
-        self.recipe, self.model_hash = recipe, model_hash
+        self.recipe, self.model_hash = recipe, model.model_hash
         self.merge = MERGES.build(recipe.merge, "merge")
         self.guards = recipe.guards
         self.truth = CAPTION_TRUTHS.build(recipe.truth, "truth")
-        open_engine = GENERATION_ENGINES.build(recipe.engine, "engine")
-        path = model if open_engine.is_remote else model_folder(model)
-        if adapter is not None:
-            local = model_folder(adapter, kind=ADAPTER)
-            # Engines without weights here have no adapter either.
-            open_engine = replace(cast("Any", open_engine), adapter=local)
+        path, open_engine = model.local(GENERATION_ENGINES.build(recipe.engine, "engine"))
         self.engine = open_engine(
-            path, sampling_of(recipe), model_hash=model_hash, template=recipe.template
+            path, sampling_of(recipe), model_hash=self.model_hash, template=recipe.template
         )
         if folder is not None:
             folder.keep_self_check(self.engine)
@@ -314,29 +299,6 @@ OWN: dict[str, pa.DataType] = {
     "canary_swap": pa.string(),
 }
 """Columns with a value per sample."""
-
-
-class QueueMonitor:
-    """Samples the length of an engine's queue, in a thread."""
-
-    def __init__(self, load: Callable[[], QueueLoad], interval_s: float = QUEUE_INTERVAL_S) -> None:
-        self._load, self._interval_s = load, interval_s
-        self._seen: list[Gauge] = []
-        self._lock = threading.Lock()
-        threading.Thread(target=self._sample, name="queue", daemon=True).start()
-
-    def _sample(self) -> None:
-        while True:
-            time.sleep(self._interval_s)
-            load, now = self._load(), time.time()
-            with self._lock:
-                self._seen += [(now, "running", load.running), (now, "waiting", load.waiting)]
-
-    def take(self) -> list[Gauge]:
-        """Return the measurements since the last call."""
-        with self._lock:
-            seen, self._seen = self._seen, []
-        return seen
 
 
 def text_of_turn(turn: Turn) -> str:

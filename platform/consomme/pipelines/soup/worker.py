@@ -56,7 +56,7 @@ class CandidateRunner:
         self.engine.load_weights(dict(average_ingredients(chosen)))
         answers: list[str] = []
         for part in parts_of(self.benchmark):
-            requests = (Request(turns=one.turns, images=one.images) for one in part.items())
+            requests = (Request(turns=one.turns, images=tuple(one.images)) for one in part.items())
             answers += self.engine.answer(
                 requests, part.max_tokens, skips_refused=isinstance(part, HasData)
             )
