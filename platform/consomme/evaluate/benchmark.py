@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from PIL import Image
 
 from consomme.base.registry import Registry
 from consomme.base.sample import Turn, place_images
+from consomme.base.schema import default_of, is_added
 from consomme.evaluate.metrics import accuracy
 from consomme.storage.pins import portable_url
 
@@ -29,8 +30,8 @@ class BenchmarkItem:
     """Ends with the user; or the beginning of a document. See `consomme.base.sample` for where
     images stand."""
 
-    images: tuple[Image.Image, ...]
-    """Any number of them."""
+    images: Sequence[Image.Image]
+    """Any number of them; those of files are decoded when they are asked for."""
 
     truth: str
     """A right answer, as people read it."""
@@ -130,6 +131,10 @@ def describe(benchmark: Benchmark) -> str:
     if isinstance(benchmark, HasParts):
         return json.dumps([type(benchmark).__name__, benchmark.identity()], sort_keys=True)
     values = asdict(benchmark)  # type: ignore[call-overload]
+    for field in fields(benchmark):  # type: ignore[arg-type]
+        # What was answered before there was such a field is still known.
+        if is_added(field) and getattr(benchmark, field.name) == default_of(field):
+            del values[field.name]
     if isinstance(benchmark, HasData):
         values = {k: v for k, v in values.items() if k not in benchmark.not_identity}
         values["data"] = benchmark.data_version()
@@ -147,7 +152,7 @@ def portable_node(node: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-_PATHS = ("file", "image_root")
+_PATHS = ("file", "image_root", "shots_from")
 
 
 def data_inputs(nodes: Sequence[Mapping[str, Any]], key: str) -> dict[str, str]:

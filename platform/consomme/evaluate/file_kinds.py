@@ -5,8 +5,9 @@ Source of the prompts: those of LLaVA-1.5, arXiv 2310.03744, which most VLMs wer
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -100,17 +101,27 @@ class MultipleChoice(FileBenchmark):
 
         def make(number: int) -> BenchmarkItem:
             question, options, letter = asked[number]
-            lines = "\n".join(f"{letter}. {text}" for letter, text in options.items())
-            hint = self._text(question.row, "hint")
-            text = filled(
-                self.prompt,
-                question=question.text,
-                options=lines,
-                hint=f"{hint}\n" if hint else "",
-            )
-            return self._item(replace(question, truths=(f"{letter}. {options[letter]}",)), text)
+            text = self._asks(question, options)
+            return self._item(question, text, truth=f"{letter}. {options[letter]}")
 
         return LazyItems(len(asked), make)
+
+    def _asks(self, question: AskedRow, options: Mapping[str, str]) -> str:
+        lines = "\n".join(f"{letter}. {text}" for letter, text in options.items())
+        hint = self._text(question.row, "hint")
+        return filled(
+            self.prompt,
+            question=question.text,
+            options=lines,
+            hint=f"{hint}\n" if hint else "",
+        )
+
+    def shown_shot(self, question: AskedRow) -> tuple[str, str]:
+        """Return the question with its options, and the letter, or the text if that decides."""
+        options = question.options or {}
+        (letter,) = question.truths
+        answer = options[letter] if self.answer_by == "text_likelihood" else letter
+        return self._asks(question, options), answer
 
     def verdicts(self, answers: Sequence[str]) -> list[float]:
         """1 where the right option is chosen."""
@@ -223,6 +234,10 @@ class YesNo(FileBenchmark):
         """A request for each question."""
         return self._prompted(self.prompt)
 
+    def shown_shot(self, question: AskedRow) -> tuple[str, str]:
+        """Return the question, and yes or no."""
+        return self._filled(self.prompt, question), question.truths[0].capitalize()
+
     def verdicts(self, answers: Sequence[str]) -> list[float]:
         """1 where the answer says what is right; what says neither is wrong."""
         return [
@@ -293,6 +308,11 @@ class OpenAnswers(FileBenchmark):
     def items(self) -> Sequence[BenchmarkItem]:
         """A request for each question."""
         return self._prompted(self.prompt)
+
+    def shown_shot(self, question: AskedRow) -> tuple[str, str]:
+        """Return the question, and the answer that most annotators gave."""
+        ((answer, _),) = Counter(question.truths).most_common(1)
+        return self._filled(self.prompt, question), answer
 
     def verdicts(self, answers: Sequence[str]) -> list[float]:
         """How right each answer is."""

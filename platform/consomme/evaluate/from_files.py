@@ -6,6 +6,7 @@ counted by themselves.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from abc import ABC, abstractmethod
@@ -14,11 +15,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, overload
 
-from consomme.base.bounds import PositiveInt
+from PIL import Image
+
+from consomme.base.bounds import NonNegativeInt, PositiveInt
 from consomme.base.checked import Checked, rule
 from consomme.base.errors import DataError
 from consomme.base.sample import Content, ImageRef, Turn, content_of
-from consomme.base.schema import located
+from consomme.base.schema import added, located
 from consomme.base.suggest import did_you_mean
 from consomme.evaluate.benchmark import (
     BenchmarkItem,
@@ -26,6 +29,7 @@ from consomme.evaluate.benchmark import (
     accuracy_figures,
     shown,
 )
+from consomme.evaluate.few_shot import draw_rows
 from consomme.evaluate.question_files import (
     QuestionFile,
     QuestionRow,
@@ -93,11 +97,34 @@ class LazyItems(Sequence[BenchmarkItem]):
         return self._make(range(self._number)[at])
 
 
+class LazyImages(Sequence[Image.Image]):
+    """Images that are decoded when they are asked for, or grey ones of their sizes."""
+
+    def __init__(self, encoded: Sequence[bytes], *, blank: bool) -> None:
+        """Store the encoded images."""
+        self._encoded, self._blank = encoded, blank
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._encoded)
+
+    @overload
+    def __getitem__(self, at: int) -> Image.Image: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Image.Image]: ...
+    def __getitem__(self, at: int | slice) -> Image.Image | Sequence[Image.Image]:
+        """Decode an image, or several."""
+        if isinstance(at, slice):
+            return LazyImages(self._encoded[at], blank=self._blank)
+        (image,) = decoded([self._encoded[at]])
+        return shown(image, self._blank)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FileBenchmark(Checked, ABC):
     """What all benchmarks from files share."""
 
-    not_identity: ClassVar[tuple[str, ...]] = ("file", "label", "image_root")
+    not_identity: ClassVar[tuple[str, ...]] = ("file", "label", "image_root", "shots_from")
     """Fields that change no answer, given `data_version`."""
 
     file: str = located()
@@ -127,6 +154,18 @@ class FileBenchmark(Checked, ABC):
     text_only: bool = False
     """Show no images at all."""
 
+    shots: NonNegativeInt = added(0)
+    """Other questions that are shown with their answers before each question, as turns of the
+    conversation. They are drawn for each question anew: never the question itself, nor one with an
+    image of its own, pixel for pixel."""
+
+    shots_from: str | None = located(None)
+    """A file of questions to draw `shots` from, such as the training split; None: the file itself,
+    of which `where` holds."""
+
+    shots_seed: int = added(0)
+    """Seed of the drawing."""
+
     @rule
     def _known_parts(self) -> Iterator[str]:
         for part in self.columns:
@@ -140,13 +179,74 @@ class FileBenchmark(Checked, ABC):
         if self.blank and self.text_only:
             yield "blank, text_only: found both; choose one control"
 
+    @rule
+    def _shots_are_asked_for(self) -> Iterator[str]:
+        if not self.shots and (self.shots_from or self.shots_seed):
+            yield "shots_from, shots_seed: found one of them, but shots is 0, so none is shown"
+
     def data_version(self) -> str:
-        """Return a hash of the file's rows and images.
+        """Return a hash of the file's rows and images, and of those that shots are drawn from.
 
         Raises:
             DataError: It cannot be read.
         """
-        return self.rows.version
+        if not self.has_shots_elsewhere:
+            return self.rows.version
+        versions = f"{self.rows.version}\n{self._shot_rows.version}"
+        return hashlib.sha256(versions.encode()).hexdigest()
+
+    @property
+    def has_shots_elsewhere(self) -> bool:
+        """Whether shots are drawn from another file."""
+        return self.shots_from not in (None, self.file)
+
+    @cached_property
+    def _shot_rows(self) -> QuestionFile:
+        if not self.has_shots_elsewhere:
+            return self.rows
+        return read_question_file(str(self.shots_from), self.image_root)
+
+    @cached_property
+    def _shot_pool(self) -> list[tuple[AskedRow, str, str]]:
+        """Questions that may be shots, what each asks, and its answer."""
+        pool = []
+        for row in self._shot_rows.rows:
+            if not self.has_shots_elsewhere and not self._holds(row):
+                continue
+            try:
+                question = self.question_of(row)
+            except ValueError:
+                continue
+            pool.append((question, *self.shown_shot(question)))
+        return pool
+
+    def _shots_of(self, question: AskedRow) -> list[tuple[AskedRow, str, str]]:
+        """Draw the shots of a question."""
+        if not self.shots:
+            return []
+        pool = self._shot_pool
+        rows = [(one.row, text) for one, text, _ in pool]
+        own_text, _ = self.shown_shot(question)
+        drawn = draw_rows(
+            question.row,
+            own_text,
+            rows,
+            self.shots,
+            seed=self.shots_seed,
+            is_own_file=not self.has_shots_elsewhere,
+        )
+        return [pool[index] for index in drawn]
+
+    def shown_shot(self, question: AskedRow) -> tuple[str, str]:
+        """Return what a question asks and its right answer, as they are shown before another one.
+
+        Kinds whose questions have no one answer in words refuse shots in their rules.
+        """
+        raise NotImplementedError(type(self).__name__)
+
+    def _holds(self, row: QuestionRow) -> bool:
+        """Whether a row is one of those that are asked."""
+        return all(text_of_cell(row.cells.get(k, "")) == v for k, v in self.where.items())
 
     @cached_property
     def rows(self) -> QuestionFile:
@@ -218,19 +318,32 @@ class FileBenchmark(Checked, ABC):
 
         def make(number: int) -> BenchmarkItem:
             question = questions[number]
-            hint = self._text(question.row, "hint")
-            filled_in = filled(prompt, question=question.text, hint=f"{hint}\n" if hint else "")
-            return self._item(question, filled_in)
+            return self._item(question, self._filled(prompt, question))
 
         return LazyItems(len(questions), make)
 
-    def _item(self, question: AskedRow, text: str) -> BenchmarkItem:
-        images = () if self.text_only else decoded(question.row.images)
-        content = _placed(text, len(question.row.images), has_images=not self.text_only)
+    def _filled(self, prompt: str, question: AskedRow) -> str:
+        hint = self._text(question.row, "hint")
+        return filled(prompt, question=question.text, hint=f"{hint}\n" if hint else "")
+
+    def _item(self, question: AskedRow, text: str, *, truth: str = "") -> BenchmarkItem:
+        turns: list[Turn] = []
+        images: list[bytes] = []
+
+        def ask(row: QuestionRow, asked: str) -> None:
+            has_images = not self.text_only
+            content = _placed(asked, len(row.images), has_images=has_images, first=len(images))
+            turns.append(Turn(role="user", content=content))
+            images.extend(row.images if has_images else ())
+
+        for shot, shot_text, answer in self._shots_of(question):
+            ask(shot.row, shot_text)
+            turns.append(Turn(role="assistant", content=answer))
+        ask(question.row, text)
         return BenchmarkItem(
-            turns=(Turn(role="user", content=content),),
-            images=tuple(shown(image, self.blank) for image in images),
-            truth=" | ".join(dict.fromkeys(question.truths)),
+            turns=tuple(turns),
+            images=LazyImages(images, blank=self.blank) if images else (),
+            truth=truth or " | ".join(dict.fromkeys(question.truths)),
         )
 
     def _figures(self, right: Sequence[float], questions: Sequence[AskedRow]) -> dict[str, float]:
@@ -252,11 +365,7 @@ def _prepare(benchmark: FileBenchmark) -> Prepared:
                 f"{file.url}: found no column {name!r}{did_you_mean(name, file.columns)}; it has"
                 f" {', '.join(file.columns)}"
             )
-    rows = [
-        row
-        for row in file.rows
-        if all(text_of_cell(row.cells.get(k, "")) == v for k, v in benchmark.where.items())
-    ]
+    rows = [row for row in file.rows if benchmark._holds(row)]
     if benchmark.max_rows is not None and benchmark.max_rows < len(rows):
         number = benchmark.max_rows
         rows = [rows[len(rows) * k // number] for k in range(number)]
@@ -282,11 +391,17 @@ def _prepare(benchmark: FileBenchmark) -> Prepared:
     return Prepared(questions=tuple(questions), problems=tuple(problems))
 
 
-def _placed(text: str, num_images: int, *, has_images: bool) -> Content:
+def _placed(text: str, num_images: int, *, has_images: bool, first: int = 0) -> Content:
     """Return a text with references to images where its marks stand.
 
     Images that no mark names stand before the text, as people ask about them. Without images, marks
     are taken out.
+
+    Args:
+        text: With marks, or without.
+        num_images: Images that it is about.
+        has_images: Whether they are shown.
+        first: Index of the first of them in the conversation.
     """
     parts: list[str | ImageRef] = []
     end = 0
@@ -297,13 +412,13 @@ def _placed(text: str, num_images: int, *, has_images: bool) -> Content:
             continue
         parts.append(text[end : match.start()])
         if has_images:
-            parts.append(ImageRef(index))
+            parts.append(ImageRef(first + index))
         used.add(index)
         end = match.end()
     parts.append(text[end:])
     if not has_images:
         return " ".join("".join(str(part) for part in parts).split(" ")).strip()
-    rest = [ImageRef(index) for index in range(num_images) if index not in used]
+    rest = [ImageRef(first + index) for index in range(num_images) if index not in used]
     return content_of([*rest, *parts])
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
+from consomme.base.checked import rule
 from consomme.evaluate.benchmark import (
     BENCHMARKS,
     BenchmarkItem,
@@ -78,6 +79,10 @@ class Likelihood(_ByLikelihood):
             category=self._category(row),
         )
 
+    def shown_shot(self, question: AskedRow) -> tuple[str, str]:
+        """Return what is asked, and the given answer."""
+        return question.text, question.truths[0]
+
     def items(self) -> Sequence[BenchmarkItem]:
         """A request for each text."""
         questions = self.prepared.questions
@@ -140,6 +145,11 @@ class Pairs(_ByLikelihood):
 
     prompt: str = "Describe the image."
     """What is asked; captions are answers to it."""
+
+    @rule
+    def _no_shots(self) -> Iterator[str]:
+        if self.shots:
+            yield f"shots: found {self.shots}, but captions in pairs are compared without any"
 
     def question_of(self, row: QuestionRow) -> AskedRow:
         """Read the captions, the true one first; of two images, in their order."""
