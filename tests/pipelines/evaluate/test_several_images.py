@@ -11,7 +11,7 @@ from consomme.engines.generation.requests import Request, Sampling
 from consomme.engines.generation.transformers import TransformersEngine
 from consomme.evaluate.benchmarks import BENCHMARKS
 from consomme.execution.stage import DecodedSample
-from consomme.pipelines.evaluate.answers import DEFAULT_ENGINE, Question
+from consomme.pipelines.evaluate.answers import DEFAULT_ENGINE, AskedBenchmark
 from consomme.pipelines.evaluate.asked import read_numbers
 from consomme.pipelines.evaluate.stage import AnswerStage
 from consomme.pipelines.soup.worker import SCORE, CandidateRunner
@@ -37,7 +37,7 @@ def answers_to(nodes: list[dict[str, Any]], folder: Path) -> list[list[str]]:
     asked = [
         part
         for k, node in enumerate(nodes)
-        for part in Question(
+        for part in AskedBenchmark(
             label="nano", model=model, name=str(k), node=node, benchmark=BENCHMARKS.build(node)
         ).asked()
     ]

@@ -71,7 +71,7 @@ class Answers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class AskedBenchmark:
     """One model and one benchmark."""
 
     label: str
@@ -127,7 +127,7 @@ class Asking:
 
 
 def answer_all(
-    root: str, folder: RunFolder, questions: Sequence[Question], asking: Asking
+    root: str, folder: RunFolder, questions: Sequence[AskedBenchmark], asking: Asking
 ) -> list[Answers]:
     """Answer benchmarks; aligned with `questions`.
 
@@ -138,7 +138,7 @@ def answer_all(
     cache = ResultCache(open_store(join_url(root, "cache")), "answers")
     keys = _keys(questions, asking)
     # The same may be asked under several labels.
-    first: dict[str, Question] = {}
+    first: dict[str, AskedBenchmark] = {}
     for key, question in zip(keys, questions, strict=True):
         first.setdefault(key, question)
     known = {key: Answers.from_dict(one) for key in first if (one := cache.get(key)) is not None}
@@ -162,7 +162,7 @@ def answer_all(
     return [known[key] for key in keys]
 
 
-def _keys(questions: Sequence[Question], asking: Asking) -> list[str]:
+def _keys(questions: Sequence[AskedBenchmark], asking: Asking) -> list[str]:
     from consomme.engines.generation.registry import GENERATION_ENGINES
 
     identity: Any = strategy_identity(GENERATION_ENGINES, asking.engine)

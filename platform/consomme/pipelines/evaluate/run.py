@@ -11,7 +11,7 @@ from consomme.base.manifest import Manifest
 from consomme.base.sample import Sample
 from consomme.evaluate.names import benchmark_name
 from consomme.execution.runs import Run, once
-from consomme.pipelines.evaluate.answers import Asking, Question, answer_all
+from consomme.pipelines.evaluate.answers import AskedBenchmark, Asking, answer_all
 from consomme.pipelines.evaluate.examples import examples_of, write_examples
 from consomme.pipelines.evaluate.kept import answer_rows, write_answers
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe
@@ -60,7 +60,9 @@ def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
 
     recipe, models = run.recipe, run.resolved.models
     questions = [
-        Question(label=label, model=model, name=benchmark_name(node), node=node, benchmark=one)
+        AskedBenchmark(
+            label=label, model=model, name=benchmark_name(node), node=node, benchmark=one
+        )
         for node in recipe.benchmarks
         for one in [BENCHMARKS.build(node, "benchmarks")]
         for label, model in models.items()
