@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from tests.evaluate.test_file_kinds import in_text, write_tsv
 
+from consomme.ops.verify import verify
 from consomme.pipelines.evaluate import run as evaluate
 from consomme.pipelines.evaluate.examples import read_examples
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe
@@ -42,6 +43,8 @@ def test_files_are_evaluated_cached_and_watched(tmp_path: Path, lent_ray: None) 
     for one in first.decisions["comparisons"]:
         assert (one["models"], one["difference"], one["p_value"]) == (["one", "two"], 0, 1)
     assert len(first.decisions["comparisons"]) == 3
+    assert RunFolder.at(first.url).store.exists("export/one/one_said.tsv")
+    assert verify(first.url).problems == ()
     examples = read_examples(RunFolder.at(first.url).store)
     assert {one.meta["expected"] for one in examples if one.meta["benchmark"] == "said"} == {
         "A",

@@ -13,6 +13,7 @@ from consomme.evaluate.names import benchmark_name
 from consomme.execution.runs import Run, once
 from consomme.pipelines.evaluate.answers import AskedBenchmark, Asking, answer_all
 from consomme.pipelines.evaluate.examples import examples_of, write_examples
+from consomme.pipelines.evaluate.export import write_export
 from consomme.pipelines.evaluate.kept import answer_rows, write_answers
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe
 from consomme.storage.ledger.run_folder import RunFolder
@@ -96,6 +97,8 @@ def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
         comparisons += _comparisons(name, benchmark, texts)
     write_examples(run.folder.store, examples)
     write_answers(run.folder.store, rows)
+    nodes = {one.name: one.node for one in questions}
+    write_export(run.folder.store, table, nodes, rows, recipe.models)
     metrics = {
         f"evaluate/{label}/{name}/{figure}": value
         for label, by_name in table.items()
@@ -103,7 +106,8 @@ def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
         for figure, value in figures.items()
     }
     return run.finish(
-        counts={"models": len(models), "benchmarks": len(recipe.benchmarks)},
+        counts=folder.total_counts()
+        | {"models": len(models), "benchmarks": len(recipe.benchmarks)},
         decisions={
             "results": table,
             "comparisons": comparisons,
