@@ -14,6 +14,7 @@ from consomme.vision.decode import DecodeProblem, decode
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
+@pytest.mark.long
 def test_killers_are_found_and_everybody_else_comes_through(
     tmp_path: Path, one_ray: dict[str, str]
 ) -> None:

@@ -36,7 +36,12 @@ def unharmed(place: matrix.Arena) -> bool:
 
 # Seeds of moments that are not all in the first second, when nothing has begun.
 @pytest.mark.parametrize(
-    ("kind", "number", "seed"), [("driver", 2, 4), ("interrupt", 1, 3), ("worker", 2, 0)]
+    ("kind", "number", "seed"),
+    [
+        ("driver", 2, 4),
+        pytest.param("interrupt", 1, 3, marks=pytest.mark.long),
+        ("worker", 2, 0),
+    ],
 )
 def test_deaths_on_local_storage_change_nothing(
     local: matrix.Arena,

@@ -79,6 +79,7 @@ def make_plan(folder: RunFolder) -> Plan:
     return plan
 
 
+@pytest.mark.long
 def test_reading_waits_for_a_stage_that_stalls(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     notes.mkdir()

@@ -89,6 +89,7 @@ def test_scores_and_a_view(score_recipe, scores, view) -> None:
     redone(Path(view.url), lambda: run_verb("filter", **recipe), "view.parquet")
 
 
+@pytest.mark.long
 def test_a_training(sparse_recipe, sparse) -> None:
     from consomme.pipelines.train import run as train
 

@@ -80,6 +80,7 @@ def test_every_file_that_the_run_did_not_write_is_named(sound: Path, path: str) 
     assert named(sound) == []
 
 
+@pytest.mark.long
 def test_the_same_in_a_bucket(s3_root: str) -> None:
     url = prepared(s3_root).url
     store = open_store(url)

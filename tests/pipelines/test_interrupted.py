@@ -88,6 +88,7 @@ def test_score(score_recipe, scores, one_ray, tmp_path):
     assert files(run_below(tmp_path / "torn"), *parts) == files(Path(scores.url), *parts)
 
 
+@pytest.mark.long
 def test_train(sparse_recipe, sparse, s3_root, one_ray, tmp_path):
     """With checkpoints and the model in object storage."""
 

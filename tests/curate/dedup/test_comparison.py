@@ -48,11 +48,18 @@ def copies_among(
     )
 
 
+SHORT = ("text_pages", "radiographs")
+"""Kinds that every run of the tests takes; the others are for long ones."""
+
+
 def difference(one: Image.Image, other: Image.Image) -> float:
     return float(differences(make_thumbnails([one]), make_thumbnails([other]))[0])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in SHORT else pytest.param(kind, marks=pytest.mark.long) for kind in KINDS],
+)
 def test_different_pictures_of_one_kind_all_stay(kind: str) -> None:
     found = copies_among([render(kind, seed) for seed in range(250)])
     assert found.is_kept_N.all()

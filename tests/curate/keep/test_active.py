@@ -76,6 +76,7 @@ def test_badge_is_k_means_plus_plus_on_gradient_embeddings() -> None:
     assert chosen({"name": "badge", "samples": 25, "seed": 2}, scores, hashes) == set(picked)
 
 
+@pytest.mark.long
 def test_badge_draws_in_proportion_to_the_squared_distance() -> None:
     # One class is certain enough that distances are those of the embeddings, up to a factor. The
     # first choice is the longest; the others lie 1, 2 and 3 away from it.

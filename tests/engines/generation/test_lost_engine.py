@@ -17,11 +17,11 @@ from consomme.engines.generation.vllm import VLLMEngine
 from consomme.engines.vllm_engine import EngineOptions
 from consomme.storage.model_folder import model_folder
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.long]
 STALL_S = 2.0
 
 
-@pytest.fixture(params=["hangs", pytest.param("dies", marks=pytest.mark.long)])
+@pytest.fixture(params=["hangs", "dies"])
 def failing_engine(request: pytest.FixtureRequest) -> Iterator[tuple[str, VLLMEngine]]:
     engine = VLLMEngine(
         model_folder("package://models/nano"),

@@ -435,6 +435,7 @@ def test_trials_with_the_same_run_end_together(tmp_path: Path, data: str) -> Non
     assert study.num_ended == 2
 
 
+@pytest.mark.long
 def test_all_shipped_recipes_are_plans(data: str, tmp_path: Path) -> None:
     for path in sorted(Path("recipes/sweep").glob("*.yaml")):
         settings = [f"train.data=[{{inputs: [{data}]}}]", f"root={tmp_path}"]

@@ -135,6 +135,7 @@ def test_how_rows_were_made_is_kept(cared: Manifest) -> None:
     assert cared.decisions["rows"] == "packed rows"
 
 
+@pytest.mark.long
 def test_a_family_that_cannot_be_packed_is_trained_unpacked(
     train_recipe: TrainRecipe, tmp_path: Path
 ) -> None:
@@ -151,6 +152,7 @@ def test_a_family_that_cannot_be_packed_is_trained_unpacked(
     assert "both directions" in note
 
 
+@pytest.mark.long
 def test_a_model_that_cannot_run_stops_every_worker_before_the_first_step(
     train_recipe: TrainRecipe, tmp_path: Path
 ) -> None:
@@ -188,6 +190,7 @@ def test_a_run_that_diverges_goes_back_and_on_with_other_samples(
     assert "went back to a checkpoint: step" in page
 
 
+@pytest.mark.long
 def test_a_training_that_is_started_again_elsewhere_stops(
     sparse_recipe: TrainRecipe, sparse: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
