@@ -50,7 +50,11 @@ def logits(model: Any, processor: Any) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("is_plain", [True, False], ids=["transformers", "consomme"])
+@pytest.mark.parametrize(
+    "is_plain",
+    [True, pytest.param(False, marks=pytest.mark.long)],
+    ids=["transformers", "consomme"],
+)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_soup_in_memory_is_the_written_soup(tmp_path: Path, name: str, is_plain: bool) -> None:
     folders = [

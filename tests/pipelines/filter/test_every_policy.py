@@ -170,7 +170,17 @@ def test_every_policy_is_tried() -> None:
     assert set(NODES) == set(KEEP_POLICIES.names())
 
 
-@pytest.mark.parametrize("name", NODES)
+SHORT = (
+    "lowest_fraction", "random_count", "band", "token_budget", "per_stratum", "all_of", "balance",
+    "k_center",
+)  # fmt: skip
+"""One policy of each kind, which every run of the tests takes; the others are for long ones."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in NODES],
+)
 def test_the_choice_is_the_same_from_any_files(name: str, layouts: list[Layout]) -> None:
     first, *others = [choice(layout, {"name": name, **NODES[name]}) for layout in layouts]
     assert 0 < len(first[0]) < NUM

@@ -131,7 +131,7 @@ def gcs_env() -> Iterator[dict[str, str]]:
         yield env
 
 
-@pytest.fixture(params=["local", "seaweedfs", "moto", "gcs"])
+@pytest.fixture(params=["local", "seaweedfs", pytest.param("moto", marks=pytest.mark.long), "gcs"])
 def root(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """URL of an empty folder on each kind of storage in turn."""
     if request.param == "local":
