@@ -119,7 +119,7 @@ class ModelMix:
 
     def tensors(self) -> Iterator[tuple[str, Raw]]:
         """Yield each mixed tensor, flat and as it is stored, in the order of the first model."""
-        with _Reader(self) as reader:
+        with MixReader(self) as reader:
             for name in self.ingredients[0].tensors:
                 tensor = reader.open(name)
                 mixed = np.empty(tensor.size, stored_type(self.stored_as(name)))
@@ -189,7 +189,7 @@ def write_soup(
     target, first = Path(folder), mixture.ingredients[0]
     target.mkdir(parents=True, exist_ok=True)
     files = _files(mixture, max_shard_bytes)
-    with _Reader(mixture) as reader:
+    with MixReader(mixture) as reader:
         for file, names in files.items():
             _write_file(target / file, names, mixture, reader)
     for path in sorted(first.folder.iterdir()):
@@ -271,7 +271,7 @@ def _set_dtype(config: Path, dtype: str) -> None:
     _replace(config, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _write_file(target: Path, names: Sequence[str], mixture: ModelMix, reader: _Reader) -> None:
+def _write_file(target: Path, names: Sequence[str], mixture: ModelMix, reader: MixReader) -> None:
     """Write one safetensors file: the header, then the pieces as they are mixed."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -295,7 +295,7 @@ def _write_file(target: Path, names: Sequence[str], mixture: ModelMix, reader: _
     temporary.replace(target)
 
 
-class _Reader:
+class MixReader:
     """Reads and mixes pieces; a context manager that closes its files and ends its threads."""
 
     def __init__(self, mixture: ModelMix) -> None:
@@ -304,7 +304,8 @@ class _Reader:
         self.shares = [share for _, share in mixture.used]
         self._files: dict[Path, int] = {}
 
-    def __enter__(self) -> _Reader:
+    def __enter__(self) -> MixReader:
+        """Start the threads."""
         self.num_threads = os.cpu_count() or 1
         self.pool = ThreadPoolExecutor(self.num_threads, "mix")
         # Of its own: who mixes a piece may wait until the whole tensor was looked at.
@@ -312,19 +313,20 @@ class _Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """End the threads and close the files."""
         self.pool.shutdown(cancel_futures=True)
         self.looking.shutdown(cancel_futures=True)
         for file in self._files.values():
             os.close(file)
 
-    def open(self, name: str) -> _TensorReader:
+    def open(self, name: str) -> MixedTensor:
         """Return a tensor of all models."""
         base = self.mixture.base
         specs = [one.tensors[name] for one in [*self.models, *([base] if base else [])]]
         folders = [one.folder for one in [*self.models, *([base] if base else [])]]
         files = [self._file(f / spec.file) for f, spec in zip(folders, specs, strict=True)]
         labels = [*(one.name for one in self.models), *([base.name] if base else [])]
-        return _TensorReader(
+        return MixedTensor(
             name=name, specs=specs, files=files, labels=labels, has_base=base is not None,
             pool=self.looking,
         )  # fmt: skip
@@ -334,7 +336,7 @@ class _Reader:
             self._files[path] = os.open(path, os.O_RDONLY)
         return self._files[path]
 
-    def mixed(self, tensor: _TensorReader) -> Iterator[tuple[int, int, Raw]]:
+    def mixed(self, tensor: MixedTensor) -> Iterator[tuple[int, int, Raw]]:
         """Yield start, stop and content of the pieces of a mixed tensor, in order."""
         stored = self.mixture.stored_as(tensor.name)
         mix: Callable[[int, int], Raw]
@@ -354,7 +356,7 @@ class _Reader:
 
 
 def _shared_or(
-    tensor: _TensorReader, method: MixMethod, shares: Sequence[float], stored: str
+    tensor: MixedTensor, method: MixMethod, shares: Sequence[float], stored: str
 ) -> Callable[[int, int], Raw]:
     """Return a function that copies what all models share, and mixes the rest.
 
@@ -388,7 +390,7 @@ def _shared_or(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TensorReader:
+class MixedTensor:
     """One tensor of all models; see `consomme.soup.methods.Values`."""
 
     name: str
