@@ -143,5 +143,5 @@ def test_recipes_of_before_are_the_same(colors: str) -> None:
     assert fingerprint(plain, {}) != fingerprint(build("open", colors, shots=4), {})
     with pytest.raises(RecipeError, match="shots is 0"):
         build("open", colors, shots_seed=1)
-    with pytest.raises(RecipeError, match="captions in pairs are compared without any"):
+    with pytest.raises(RecipeError, match="questions of this kind are asked without any"):
         build("pairs", colors, shots=1)

@@ -126,8 +126,14 @@ def outcomes_of(benchmark: Benchmark, answers: Sequence[str]) -> list[float]:
     return benchmark.verdicts(answers)
 
 
-def describe(benchmark: Benchmark) -> str:
-    """Return a canonical text of a benchmark's parameters and data, for cache keys."""
+def describe(benchmark: Benchmark, *, without: Sequence[str] = ()) -> str:
+    """Return a canonical text of a benchmark's parameters and data, for cache keys.
+
+    Args:
+        benchmark: The benchmark.
+        without: Fields that do not count, such as those that decide verdicts and no answers; of one
+            that has parts, all fields of these count.
+    """
     if isinstance(benchmark, HasParts):
         return json.dumps([type(benchmark).__name__, benchmark.identity()], sort_keys=True)
     values = asdict(benchmark)  # type: ignore[call-overload]
@@ -138,6 +144,7 @@ def describe(benchmark: Benchmark) -> str:
     if isinstance(benchmark, HasData):
         values = {k: v for k, v in values.items() if k not in benchmark.not_identity}
         values["data"] = benchmark.data_version()
+    values = {k: v for k, v in values.items() if k not in without}
     return json.dumps([type(benchmark).__name__, values], sort_keys=True)
 
 

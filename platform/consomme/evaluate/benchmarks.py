@@ -20,7 +20,16 @@ from consomme.datasets import emoji, scene_tasks, scenes
 from consomme.datasets.augment import plain_view
 from consomme.datasets.boxes import iou, parse_boxes
 from consomme.datasets.scene_claims import check_caption
-from consomme.evaluate import captions, file_kinds, grounding, likelihoods, series, weighted
+from consomme.evaluate import (
+    captions,
+    file_kinds,
+    grounding,
+    judging,
+    likelihoods,
+    open_kind,
+    series,
+    weighted,
+)
 from consomme.evaluate.benchmark import (
     BENCHMARKS,
     Benchmark,
@@ -44,7 +53,9 @@ __all__ = [
     "describe",
     "file_kinds",
     "grounding",
+    "judging",
     "likelihoods",
+    "open_kind",
     "portable_node",
     "series",
     "weighted",

@@ -52,6 +52,10 @@ class CaptionReferences(FileBenchmark):
         """A request for each image."""
         return self._prompted(self.prompt)
 
+    def shown_shot(self, question: AskedRow) -> tuple[str, str]:
+        """Return the prompt, and the first caption."""
+        return self.prompt, question.truths[0]
+
     def verdicts(self, answers: Sequence[str]) -> list[float]:
         """CIDEr-D of each caption as a share of its largest value."""
         return [value / CIDER_LARGEST for value in self._cider(answers)]

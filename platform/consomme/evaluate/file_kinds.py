@@ -1,11 +1,10 @@
-"""Benchmarks whose questions stand in a file: multiple choice, yes or no, and open answers.
+"""Benchmarks whose questions stand in a file: multiple choice, and yes or no.
 
 Source of the prompts: those of LLaVA-1.5, arXiv 2310.03744, which most VLMs were tuned on.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,19 +12,27 @@ from typing import Literal
 
 from consomme.base.bounds import PositiveInt
 from consomme.base.checked import rule
-from consomme.evaluate.benchmark import BENCHMARKS, BenchmarkItem, accuracy_by_kind, mean
-from consomme.evaluate.choices import FAILURES, read_choice
+from consomme.base.schema import added
+from consomme.evaluate.benchmark import BENCHMARKS, BenchmarkItem, mean
+from consomme.evaluate.choices import FAILURES, ChoiceReading, read_choice
 from consomme.evaluate.from_files import (
     LETTERS,
     AskedRow,
     FileBenchmark,
-    LazyItems,
     filled,
     prompt_problems,
 )
-from consomme.evaluate.metrics import interval_of_mean, normalise
-from consomme.evaluate.open_answers import judge
+from consomme.evaluate.judging import (
+    CHOICE_PROMPT,
+    Judge,
+    judge_problems,
+    judged_figures,
+    split_reply,
+)
+from consomme.evaluate.lazy import LazyItems
+from consomme.evaluate.metrics import normalise
 from consomme.evaluate.question_files import QuestionRow, as_list, text_of_cell
+from consomme.evaluate.thoughts import without_thoughts
 from consomme.evaluate.yes_no import group_accuracy, pope_figures, read_yes_no
 
 
@@ -56,6 +63,17 @@ class MultipleChoice(FileBenchmark):
 
     max_tokens: PositiveInt = 16
     """Maximum answer length in tokens. A model that thinks before it answers needs many more."""
+
+    judge: Judge | None = added(None)
+    """A model that reads which option an answer chooses, where the rules read none; None: such an
+    answer is wrong."""
+
+    @rule
+    def _judges_what_is_written(self) -> Iterator[str]:
+        if self.judge and self.answer_by != "generation":
+            yield f"judge: found one, but with answer_by {self.answer_by} nothing is written"
+        if self.judge and self.judge.prompt:
+            yield from judge_problems(self.judge.prompt, ("question", "answer"), ("options",))
 
     @rule
     def _prompt_holds_parts(self) -> Iterator[str]:
@@ -126,9 +144,37 @@ class MultipleChoice(FileBenchmark):
     def verdicts(self, answers: Sequence[str]) -> list[float]:
         """1 where the right option is chosen."""
         return [
-            float(read_choice(answer, options).choice == letter)
-            for answer, (_, options, letter) in zip(answers, self._asked, strict=True)
+            float(reading.choice == letter)
+            for reading, (_, _, letter) in zip(self._readings(answers), self._asked, strict=True)
         ]
+
+    def to_judge(self, answers: Sequence[str]) -> dict[int, str]:
+        """Return what the judge is asked about answers from which no option is read."""
+        assert self.judge is not None
+        return {
+            number: filled(
+                self.judge.prompt or CHOICE_PROMPT,
+                question=question.text,
+                options="\n".join(f"{letter}. {text}" for letter, text in options.items()),
+                answer=said,
+            )
+            for number, (answer, (question, options, _)) in enumerate(
+                zip(answers, self._asked, strict=True)
+            )
+            if (said := without_thoughts(answer)) and not read_choice(said, options).choice
+        }
+
+    def _readings(self, answers: Sequence[str]) -> list[ChoiceReading]:
+        """Return what each answer is read as; by the judge if by no rule."""
+        found = []
+        for text, (_, options, _) in zip(answers, self._asked, strict=True):
+            answer, reply = split_reply(text, self.judge)
+            reading = read_choice(answer, options)
+            if reading.choice is None and reply is not None:
+                by_judge = read_choice(reply, options)
+                reading = by_judge if by_judge.choice else reading
+            found.append(reading)
+        return found
 
     def outcomes(self, answers: Sequence[str]) -> list[float]:
         """1 where the right option is chosen in each rotation."""
@@ -140,17 +186,15 @@ class MultipleChoice(FileBenchmark):
 
     def measure(self, answers: Sequence[str]) -> dict[str, float]:
         """Accuracy, overall and by category; and from how many answers no option could be read."""
-        asked, questions = self._asked, self.prepared.questions
-        rules = [
-            read_choice(answer, options).rule
-            for answer, (_, options, _) in zip(answers, asked, strict=True)
-        ]
+        questions = self.prepared.questions
+        rules = [reading.rule for reading in self._readings(answers)]
         unread = {f"num_answers_{name}": float(rules.count(name)) for name in FAILURES}
         # Guessing has to be right in each rotation.
         sizes = [len(question.options or ()) for question in questions]
         chance = mean([(1 / size) ** (size if self.circular else 1) for size in sizes])
         figures = self._figures(self.outcomes(answers), questions)
-        return figures | {"chance_fraction": chance} | unread
+        judged = judged_figures(answers, self.judge)
+        return figures | {"chance_fraction": chance} | unread | judged
 
     @cached_property
     def _asked(self) -> list[tuple[AskedRow, Mapping[str, str], str]]:
@@ -270,73 +314,3 @@ class YesNo(FileBenchmark):
             figures[f"score_{category or 'all'}"] = 100 * (mean(verdicts) + together)
         figures["score_sum"] = sum(v for k, v in figures.items() if k.startswith("score_"))
         return figures
-
-
-@BENCHMARKS.register("open")
-@dataclass(frozen=True, kw_only=True)
-class OpenAnswers(FileBenchmark):
-    """Questions whose answers are short texts, judged by a metric of their benchmark."""
-
-    metric: Literal["exact", "vqa", "anls", "relaxed", "number", "contains", "contains_formula"] = (
-        "exact"
-    )
-    """How right an answer is, from 0 to 1; see `consomme.evaluate.open_answers`."""
-
-    prompt: str = "{hint}{question}\nAnswer the question using a single word or phrase."
-    """What is asked."""
-
-    max_tokens: PositiveInt = 32
-    """Maximum answer length in tokens."""
-
-    @rule
-    def _prompt_holds_parts(self) -> Iterator[str]:
-        yield from prompt_problems(self.prompt, ("question",), ("hint",))
-
-    def question_of(self, row: QuestionRow) -> AskedRow:
-        """Read question and answers."""
-        self._text(row, "answer")
-        truths = tuple(text for text in as_list(self._cell(row, "answer")) if text)
-        if not truths:
-            raise ValueError("it has an empty list of answers")
-        return AskedRow(
-            row=row,
-            text=self._text(row, "question"),
-            truths=truths,
-            category=self._category(row),
-        )
-
-    def items(self) -> Sequence[BenchmarkItem]:
-        """A request for each question."""
-        return self._prompted(self.prompt)
-
-    def shown_shot(self, question: AskedRow) -> tuple[str, str]:
-        """Return the question, and the answer that most annotators gave."""
-        ((answer, _),) = Counter(question.truths).most_common(1)
-        return self._filled(self.prompt, question), answer
-
-    def verdicts(self, answers: Sequence[str]) -> list[float]:
-        """How right each answer is."""
-        return [
-            judge(self.metric, answer, question.truths)
-            for answer, question in zip(answers, self.prepared.questions, strict=True)
-        ]
-
-    def measure(self, answers: Sequence[str]) -> dict[str, float]:
-        """Mean of the metric, with its interval, overall and by category."""
-        prepared = self.prepared
-        scores = self.verdicts(answers)
-        whole = [*scores, *([0.0] * len(prepared.problems))]
-        low, high = interval_of_mean(whole)
-        figures = {
-            f"{self.metric}_fraction": mean(whole),
-            f"{self.metric}_low_fraction": low,
-            f"{self.metric}_high_fraction": high,
-            "num_questions": float(len(whole)),
-            "num_unreadable_rows": float(len(prepared.problems)),
-        }
-        categories = [question.category for question in prepared.questions]
-        by_kind = accuracy_by_kind(scores, categories) if any(categories) else {}
-        return figures | {
-            name.replace("accuracy_", f"{self.metric}_", 1): value
-            for name, value in by_kind.items()
-        }

@@ -10,12 +10,10 @@ import hashlib
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, overload
-
-from PIL import Image
+from typing import Any, ClassVar
 
 from consomme.base.bounds import NonNegativeInt, PositiveInt
 from consomme.base.checked import Checked, rule
@@ -27,13 +25,12 @@ from consomme.evaluate.benchmark import (
     BenchmarkItem,
     accuracy_by_kind,
     accuracy_figures,
-    shown,
 )
 from consomme.evaluate.few_shot import draw_rows
+from consomme.evaluate.lazy import LazyImages, LazyItems
 from consomme.evaluate.question_files import (
     QuestionFile,
     QuestionRow,
-    decoded,
     read_question_file,
     text_of_cell,
 )
@@ -73,51 +70,6 @@ class Prepared:
     questions: tuple[AskedRow, ...]
     problems: tuple[str, ...]
     """What is wrong with each row that cannot be asked."""
-
-
-class LazyItems(Sequence[BenchmarkItem]):
-    """Requests that are made when they are asked for, so that few images are in memory."""
-
-    def __init__(self, number: int, make: Callable[[int], BenchmarkItem]) -> None:
-        """Store how each of so many requests is made."""
-        self._number, self._make = number, make
-
-    def __len__(self) -> int:
-        """Return the number of requests."""
-        return self._number
-
-    @overload
-    def __getitem__(self, at: int) -> BenchmarkItem: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[BenchmarkItem]: ...
-    def __getitem__(self, at: int | slice) -> BenchmarkItem | Sequence[BenchmarkItem]:
-        """Make a request, or several."""
-        if isinstance(at, slice):
-            return [self._make(number) for number in range(self._number)[at]]
-        return self._make(range(self._number)[at])
-
-
-class LazyImages(Sequence[Image.Image]):
-    """Images that are decoded when they are asked for, or grey ones of their sizes."""
-
-    def __init__(self, encoded: Sequence[bytes], *, blank: bool) -> None:
-        """Store the encoded images."""
-        self._encoded, self._blank = encoded, blank
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self._encoded)
-
-    @overload
-    def __getitem__(self, at: int) -> Image.Image: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Image.Image]: ...
-    def __getitem__(self, at: int | slice) -> Image.Image | Sequence[Image.Image]:
-        """Decode an image, or several."""
-        if isinstance(at, slice):
-            return LazyImages(self._encoded[at], blank=self._blank)
-        (image,) = decoded([self._encoded[at]])
-        return shown(image, self._blank)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +136,11 @@ class FileBenchmark(Checked, ABC):
         if not self.shots and (self.shots_from or self.shots_seed):
             yield "shots_from, shots_seed: found one of them, but shots is 0, so none is shown"
 
+    @rule
+    def _shots_can_be_shown(self) -> Iterator[str]:
+        if self.shots and type(self).shown_shot is FileBenchmark.shown_shot:
+            yield f"shots: found {self.shots}, but questions of this kind are asked without any"
+
     def data_version(self) -> str:
         """Return a hash of the file's rows and images, and of those that shots are drawn from.
 
@@ -240,7 +197,7 @@ class FileBenchmark(Checked, ABC):
     def shown_shot(self, question: AskedRow) -> tuple[str, str]:
         """Return what a question asks and its right answer, as they are shown before another one.
 
-        Kinds whose questions have no one answer in words refuse shots in their rules.
+        Kinds that do not say so refuse shots.
         """
         raise NotImplementedError(type(self).__name__)
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
-from consomme.base.checked import rule
 from consomme.evaluate.benchmark import (
     BENCHMARKS,
     BenchmarkItem,
@@ -20,7 +19,8 @@ from consomme.evaluate.benchmark import (
     accuracy_figures,
     mean,
 )
-from consomme.evaluate.from_files import AskedRow, FileBenchmark, LazyItems, filled
+from consomme.evaluate.from_files import AskedRow, FileBenchmark, filled
+from consomme.evaluate.lazy import LazyItems
 from consomme.evaluate.metrics import interval_of_mean
 from consomme.evaluate.question_files import QuestionRow, as_list, text_of_cell
 
@@ -145,11 +145,6 @@ class Pairs(_ByLikelihood):
 
     prompt: str = "Describe the image."
     """What is asked; captions are answers to it."""
-
-    @rule
-    def _no_shots(self) -> Iterator[str]:
-        if self.shots:
-            yield f"shots: found {self.shots}, but captions in pairs are compared without any"
 
     def question_of(self, row: QuestionRow) -> AskedRow:
         """Read the captions, the true one first; of two images, in their order."""

@@ -193,4 +193,6 @@ METRICS: Mapping[str, Callable[[str, Sequence[str]], float]] = {
 
 def judge(metric: str, answer: str, truths: Sequence[str]) -> float:
     """Judge an answer, without the thoughts before it, by a metric of `METRICS`."""
-    return METRICS[metric](without_thoughts(answer), truths)
+    said = without_thoughts(answer)
+    # The words of some right answers are all left out by a normalisation; no answer is not right.
+    return METRICS[metric](said, truths) if said else 0.0

@@ -10,8 +10,9 @@ from consomme.engines.generation.registry import GENERATION_ENGINES
 from consomme.engines.generation.requests import Request, Sampling
 from consomme.engines.generation.transformers import TransformersEngine
 from consomme.evaluate.benchmarks import BENCHMARKS
+from consomme.evaluate.engine_rules import DEFAULT_ENGINE
 from consomme.execution.stage import DecodedSample
-from consomme.pipelines.evaluate.answers import DEFAULT_ENGINE, AskedBenchmark
+from consomme.pipelines.evaluate.answers import AskedBenchmark
 from consomme.pipelines.evaluate.asked import read_numbers
 from consomme.pipelines.evaluate.stage import AnswerStage
 from consomme.pipelines.soup.worker import SCORE, CandidateRunner

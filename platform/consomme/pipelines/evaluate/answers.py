@@ -19,6 +19,7 @@ from consomme.evaluate.benchmark import (
     portable_node,
 )
 from consomme.evaluate.cache import ResultCache, result_key
+from consomme.evaluate.engine_rules import DEFAULT_ENGINE
 from consomme.execution.driver import run_job
 from consomme.execution.job import ActorPool, Job
 from consomme.execution.session import num_cpus, ray_session
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-DEFAULT_ENGINE = {"name": "transformers", "dtype": "float32"}
-"""Answers of runs before there was a choice are stored under its name alone."""
-
 CPUS_PER_ACTOR = 0.8
 """All actors together leave some CPU to what commits and follows."""
+
+NO_ANSWER = ("judge",)
+"""Fields of benchmarks that decide verdicts, and no answers."""
 
 PASSING = ("killed_worker", "model_timeout")
 """Reasons that another try might not have; answers of a model that lack some for these are not
@@ -166,10 +167,11 @@ def _keys(questions: Sequence[AskedBenchmark], asking: Asking) -> list[str]:
     from consomme.engines.generation.registry import GENERATION_ENGINES
 
     identity: Any = strategy_identity(GENERATION_ENGINES, asking.engine)
+    # Answers of runs before there was a choice are stored under its name alone.
     if identity == DEFAULT_ENGINE:
         identity = DEFAULT_ENGINE["name"]
     # Describing a benchmark reads its data.
-    described = {id(one.benchmark): describe(one.benchmark) for one in questions}
+    described = {id(one.benchmark): describe(one.benchmark, without=NO_ANSWER) for one in questions}
     return [
         result_key(
             model_hash=one.model.model_hash,

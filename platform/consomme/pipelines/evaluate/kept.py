@@ -26,13 +26,15 @@ SCHEMA = pa.schema(
         pa.field("question", pa.string()),
         pa.field("truth", pa.string()),
         pa.field("answer", pa.string()),
+        pa.field("judged", pa.string()),
         pa.field("verdict", pa.float64()),
         pa.field("refused", pa.string()),
         pa.field("is_cut", pa.bool_()),
     ]
 )
 """`number` is of the request, from 0; `question` has `<image>` where images stand, and other turns
-than the last one with their roles; `answer` is null where `refused` says why there is none."""
+than the last one with their roles; `answer` is null where `refused` says why there is none;
+`judged` is what a judge wrote about it, null if none was asked."""
 
 
 def write_answers(store: Store, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -52,6 +54,7 @@ def answer_rows(
     benchmark: Benchmark,
     answers: Mapping[str, Answers],
     verdicts: Mapping[str, Sequence[float]],
+    replies: Mapping[str, Mapping[int, str]],
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of one benchmark.
 
@@ -60,6 +63,7 @@ def answer_rows(
         benchmark: The benchmark.
         answers: Of each model, by its label.
         verdicts: The same.
+        replies: Of judges, by the label of the model and the number of the request.
     """
     asked = [(question_text(item.placed_turns), item.truth) for item in benchmark.items()]
     for label, given in answers.items():
@@ -73,6 +77,7 @@ def answer_rows(
                 "question": question,
                 "truth": truth,
                 "answer": None if refused else given.texts[number],
+                "judged": replies[label].get(number),
                 "verdict": verdicts[label][number],
                 "refused": refused,
                 "is_cut": number in cut,

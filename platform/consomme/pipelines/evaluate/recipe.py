@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,11 @@ from consomme.base.bounds import Fraction, PositiveInt
 from consomme.base.checked import Checked, rule
 from consomme.base.needs import Need
 from consomme.base.schema import located, runtime, strategy
+from consomme.evaluate.engine_rules import (
+    DEFAULT_ENGINE,
+    dtype_problems,
+    likelihood_problems,
+)
 from consomme.evaluate.names import benchmark_name
 from consomme.storage.options import StorageOptions
 
@@ -33,7 +38,7 @@ class EvaluateRecipe(Checked):
 
     engine: dict[str, Any] = strategy(
         "consomme.engines.generation.registry:GENERATION_ENGINES",
-        default={"name": "transformers", "dtype": "float32"},
+        default=DEFAULT_ENGINE,
         was_added=True,
     )
     """What runs the models: `transformers`, `vllm` or `openai`; see
@@ -97,25 +102,3 @@ class EvaluateRecipe(Checked):
                 f"benchmarks: found {names.count(name)} that are called {name} in tables, so only"
                 " the last one would be shown; evaluate them in recipes of their own"
             )
-
-
-def dtype_problems(engine: Mapping[str, Any], where: str) -> Iterator[str]:
-    """Yield why the answers of an engine cannot be known by its settings."""
-    if engine.get("dtype", "float32") == "auto":
-        yield (
-            f"{where}.dtype: found auto, which depends on the machine; answers are cached by what"
-            " decides them, so name it: float32, bfloat16 or float16"
-        )
-
-
-def likelihood_problems(node: Mapping[str, Any], where: str) -> Iterator[str]:
-    """Yield why a benchmark cannot be put to an engine that only writes."""
-    how = node.get("answer_by", "generation")
-    if node.get("name") in ("likelihood", "pairs") or how != "generation":
-        what = f"answer_by {how}" if how != "generation" else f"the kind {node['name']}"
-        yield (
-            f"{where}: {what} needs likelihoods of given texts, which the engine openai does not"
-            " give; use {name: transformers} or {name: vllm}, or answer_by: generation"
-        )
-    for k, part in enumerate(node.get("parts", ())):
-        yield from likelihood_problems(part["benchmark"], f"{where}.parts[{k}].benchmark")

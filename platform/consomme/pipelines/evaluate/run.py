@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from consomme.base.manifest import Manifest
 from consomme.base.sample import Sample
 from consomme.evaluate.names import benchmark_name
 from consomme.execution.runs import Run, once
+from consomme.execution.session import ray_session
 from consomme.pipelines.evaluate.answers import AskedBenchmark, Asking, answer_all
 from consomme.pipelines.evaluate.examples import examples_of, write_examples
 from consomme.pipelines.evaluate.export import write_export
@@ -41,7 +43,8 @@ def open_run(recipe: EvaluateRecipe) -> Run[EvaluateInputs]:
     """Resolve the models that the recipe names; writes nothing."""
     from consomme.engines.generation.models import find_model
     from consomme.engines.generation.registry import GENERATION_ENGINES
-    from consomme.evaluate.benchmarks import data_inputs
+    from consomme.evaluate.benchmarks import BENCHMARKS, data_inputs
+    from consomme.pipelines.evaluate.judges import judges_of
 
     engine = GENERATION_ENGINES.build(recipe.engine, "engine")
     models = {label: find_model(model, engine) for label, model in recipe.models.items()}
@@ -51,6 +54,14 @@ def open_run(recipe: EvaluateRecipe) -> Run[EvaluateInputs]:
         for mark, one in model.marks.items()
     }
     by_key |= data_inputs(recipe.benchmarks, "benchmarks")
+    by_key |= {
+        f"benchmarks[{k}].judge[{number}].{mark}": one
+        for k, node in enumerate(recipe.benchmarks)
+        for number, judge in enumerate(judges_of(BENCHMARKS.build(node, "benchmarks")))
+        for mark, one in find_model(
+            judge.model, GENERATION_ENGINES.build(judge.engine, "judge.engine")
+        ).marks.items()
+    }
     reads = [] if engine.is_remote else [one.model for one in models.values()]
     return Run.open("evaluate", recipe, EvaluateInputs(models=models), inputs=by_key, reads=reads)
 
@@ -58,6 +69,7 @@ def open_run(recipe: EvaluateRecipe) -> Run[EvaluateInputs]:
 def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
     from consomme.evaluate.benchmark import HasData
     from consomme.evaluate.benchmarks import BENCHMARKS
+    from consomme.pipelines.evaluate.judges import judge_all, judges_of
 
     recipe, models = run.recipe, run.resolved.models
     questions = [
@@ -77,7 +89,12 @@ def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
         max_reject_fraction=recipe.max_reject_fraction,
     )
     folder = RunFolder.at(absolute_url(run.folder.url))
-    answers = answer_all(recipe.root, folder, questions, asking)
+    has_judge = any(judges_of(one.benchmark) for one in questions)
+    # Judges are asked on the same Ray.
+    with ray_session() if has_judge else contextlib.nullcontext():
+        answers = answer_all(recipe.root, folder, questions, asking)
+        written = [one.texts for one in answers]
+        judged, judges = judge_all(folder, recipe, questions, written, _run_again)
     table: dict[str, dict[str, dict[str, float]]] = {label: {} for label in models}
     examples: list[Sample] = []
     rows: list[dict[str, Any]] = []
@@ -85,16 +102,18 @@ def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
     for number in range(0, len(questions), len(models)):
         some = questions[number : number + len(models)]
         given = {one.label: answers[number + k] for k, one in enumerate(some)}
+        read = {one.label: judged[number + k] for k, one in enumerate(some)}
         name, benchmark = some[0].name, some[0].benchmark
-        for label, one in given.items():
+        for label, one in read.items():
             table[label][name] = benchmark.measure(one.texts)
             if isinstance(benchmark, HasData):
-                table[label][name]["num_refused"] = float(len(one.refused))
-        verdicts = {label: benchmark.verdicts(one.texts) for label, one in given.items()}
+                table[label][name]["num_refused"] = float(len(given[label].refused))
+        verdicts = {label: benchmark.verdicts(one.texts) for label, one in read.items()}
         texts = {label: one.texts for label, one in given.items()}
         examples += examples_of(name, benchmark, texts, verdicts)
-        rows += answer_rows(name, benchmark, given, verdicts)
-        comparisons += _comparisons(name, benchmark, texts)
+        replies = {label: one.replies for label, one in read.items()}
+        rows += answer_rows(name, benchmark, given, verdicts, replies)
+        comparisons += _comparisons(name, benchmark, {k: one.texts for k, one in read.items()})
     write_examples(run.folder.store, examples)
     write_answers(run.folder.store, rows)
     nodes = {one.name: one.node for one in questions}
@@ -111,10 +130,16 @@ def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
         decisions={
             "results": table,
             "comparisons": comparisons,
+            **({"judges": judges} if judges else {}),
             "table": _main_figures(table),
         },
         metrics=metrics,
     )
+
+
+def _run_again(recipe: EvaluateRecipe) -> Manifest:
+    """Let a judge answer, in a run of its own."""
+    return run(recipe)
 
 
 def _comparisons(

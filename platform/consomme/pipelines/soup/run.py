@@ -40,7 +40,7 @@ def run(recipe: SoupRecipe) -> Manifest:
 
 def open_run(recipe: SoupRecipe) -> Run[SoupInputs]:
     """Resolve the ingredients of a recipe; writes nothing."""
-    from consomme.evaluate.benchmark import is_written
+    from consomme.evaluate.benchmark import is_written, parts_of
     from consomme.evaluate.benchmarks import BENCHMARKS, data_inputs
 
     labels = list(recipe.ingredients)
@@ -52,6 +52,11 @@ def open_run(recipe: SoupRecipe) -> Run[SoupInputs]:
         raise RecipeError(
             "benchmark.answer_by: found answers that are chosen by likelihood; soups are compared"
             " by what they write, so use generation"
+        )
+    if any(getattr(one, "judge", None) for one in parts_of(BENCHMARKS.build(recipe.benchmark))):
+        raise RecipeError(
+            "benchmark.judge: found one, but candidates of a soup are scored where they are made;"
+            " leave it out, or choose another metric"
         )
     resolved = SoupInputs(models=models, hashes=hashes)
     return Run.open("soup", recipe, resolved, inputs=inputs, reads=models)
