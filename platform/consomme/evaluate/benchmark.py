@@ -151,12 +151,19 @@ def describe(benchmark: Benchmark, *, without: Sequence[str] = ()) -> str:
 def portable_node(node: Mapping[str, Any]) -> dict[str, Any]:
     """Return a benchmark's node with paths by which another process finds its files."""
     found = dict(node)
-    found |= {key: portable_url(str(node[key])) for key in _PATHS if node.get(key)}
+    given = {key: node.get(key) or _default(str(node["name"]), key) for key in _PATHS}
+    found |= {key: portable_url(str(value)) for key, value in given.items() if value}
     if "parts" in node:
         found["parts"] = [
             {**part, "benchmark": portable_node(part["benchmark"])} for part in node["parts"]
         ]
     return found
+
+
+def _default(name: str, key: str) -> Any:
+    """Return where a benchmark lies if its node does not say so; presets know."""
+    fields = getattr(BENCHMARKS.get(name), "__dataclass_fields__", {})
+    return fields[key].default if key in fields and isinstance(fields[key].default, str) else None
 
 
 _PATHS = ("file", "image_root", "shots_from")

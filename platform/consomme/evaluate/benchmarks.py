@@ -27,6 +27,7 @@ from consomme.evaluate import (
     judging,
     likelihoods,
     open_kind,
+    presets,
     series,
     weighted,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "likelihoods",
     "open_kind",
     "portable_node",
+    "presets",
     "series",
     "weighted",
 ]

@@ -31,6 +31,7 @@ from consomme.evaluate.judging import (
 )
 from consomme.evaluate.lazy import LazyItems
 from consomme.evaluate.metrics import normalise
+from consomme.evaluate.open_answers import judge as score_of
 from consomme.evaluate.question_files import QuestionRow, as_list, text_of_cell
 from consomme.evaluate.thoughts import without_thoughts
 from consomme.evaluate.yes_no import group_accuracy, pope_figures, read_yes_no
@@ -68,12 +69,25 @@ class MultipleChoice(FileBenchmark):
     """A model that reads which option an answer chooses, where the rules read none; None: such an
     answer is wrong."""
 
+    open_prompt: str | None = added(None)
+    """What rows without options are asked, as MMMU has some: right is an answer that equals a right
+    one, or ends with the same number. None: such rows cannot be asked."""
+
     @rule
     def _judges_what_is_written(self) -> Iterator[str]:
         if self.judge and self.answer_by != "generation":
             yield f"judge: found one, but with answer_by {self.answer_by} nothing is written"
         if self.judge and self.judge.prompt:
             yield from judge_problems(self.judge.prompt, ("question", "answer"), ("options",))
+
+    @rule
+    def _open_rows_are_written(self) -> Iterator[str]:
+        if self.open_prompt is None:
+            return
+        if self.answer_by != "generation":
+            yield f"open_prompt: found one, but with answer_by {self.answer_by} nothing is written"
+        for problem in prompt_problems(self.open_prompt, ("question",), ("hint",)):
+            yield f"open_{problem}"
 
     @rule
     def _prompt_holds_parts(self) -> Iterator[str]:
@@ -102,6 +116,17 @@ class MultipleChoice(FileBenchmark):
     def question_of(self, row: QuestionRow) -> AskedRow:
         """Read question, options and answer."""
         options = self._options(row)
+        if not options and self.open_prompt is not None:
+            self._text(row, "answer")
+            truths = tuple(text for text in as_list(self._cell(row, "answer")) if text)
+            if not truths:
+                raise ValueError("it has neither options nor an answer")
+            return AskedRow(
+                row=row,
+                text=self._text(row, "question"),
+                truths=truths,
+                category=self._category(row),
+            )
         if len(options) < 2:
             raise ValueError(f"it has {len(options)} options, expected at least 2")
         answer = self._text(row, "answer")
@@ -119,34 +144,39 @@ class MultipleChoice(FileBenchmark):
 
         def make(number: int) -> BenchmarkItem:
             question, options, letter = asked[number]
-            text = self._asks(question, options)
-            return self._item(question, text, truth=f"{letter}. {options[letter]}")
+            truth = f"{letter}. {options[letter]}" if options else " | ".join(question.truths)
+            return self._item(question, self._asks(question, options), truth=truth)
 
         return LazyItems(len(asked), make)
 
     def _asks(self, question: AskedRow, options: Mapping[str, str]) -> str:
-        lines = "\n".join(f"{letter}. {text}" for letter, text in options.items())
         hint = self._text(question.row, "hint")
-        return filled(
-            self.prompt,
-            question=question.text,
-            options=lines,
-            hint=f"{hint}\n" if hint else "",
-        )
+        parts = {"question": question.text, "hint": f"{hint}\n" if hint else ""}
+        if not options and self.open_prompt is not None:
+            return filled(self.open_prompt, **parts)
+        lines = "\n".join(f"{letter}. {text}" for letter, text in options.items())
+        return filled(self.prompt, options=lines, **parts)
 
     def shown_shot(self, question: AskedRow) -> tuple[str, str]:
         """Return the question with its options, and the letter, or the text if that decides."""
         options = question.options or {}
-        (letter,) = question.truths
+        letter = question.truths[0]
         answer = options[letter] if self.answer_by == "text_likelihood" else letter
         return self._asks(question, options), answer
 
     def verdicts(self, answers: Sequence[str]) -> list[float]:
-        """1 where the right option is chosen."""
-        return [
-            float(reading.choice == letter)
-            for reading, (_, _, letter) in zip(self._readings(answers), self._asked, strict=True)
-        ]
+        """1 where the right option is chosen, or the answer of a row without options is right."""
+        found = []
+        readings = self._readings(answers)
+        for text, reading, (question, _, letter) in zip(
+            answers, readings, self._asked, strict=True
+        ):
+            if reading is not None:
+                found.append(float(reading.choice == letter))
+                continue
+            said, _ = split_reply(text, self.judge)
+            found.append(score_of("number", said, question.truths))
+        return found
 
     def to_judge(self, answers: Sequence[str]) -> dict[int, str]:
         """Return what the judge is asked about answers from which no option is read."""
@@ -161,13 +191,18 @@ class MultipleChoice(FileBenchmark):
             for number, (answer, (question, options, _)) in enumerate(
                 zip(answers, self._asked, strict=True)
             )
-            if (said := without_thoughts(answer)) and not read_choice(said, options).choice
+            if options
+            and (said := without_thoughts(answer))
+            and not read_choice(said, options).choice
         }
 
-    def _readings(self, answers: Sequence[str]) -> list[ChoiceReading]:
-        """Return what each answer is read as; by the judge if by no rule."""
-        found = []
+    def _readings(self, answers: Sequence[str]) -> list[ChoiceReading | None]:
+        """Return what each answer is read as, by the judge if by no rule; None without options."""
+        found: list[ChoiceReading | None] = []
         for text, (_, options, _) in zip(answers, self._asked, strict=True):
+            if not options:
+                found.append(None)
+                continue
             answer, reply = split_reply(text, self.judge)
             reading = read_choice(answer, options)
             if reading.choice is None and reply is not None:
@@ -187,11 +222,11 @@ class MultipleChoice(FileBenchmark):
     def measure(self, answers: Sequence[str]) -> dict[str, float]:
         """Accuracy, overall and by category; and from how many answers no option could be read."""
         questions = self.prepared.questions
-        rules = [reading.rule for reading in self._readings(answers)]
+        rules = [one.rule for one in self._readings(answers) if one is not None]
         unread = {f"num_answers_{name}": float(rules.count(name)) for name in FAILURES}
         # Guessing has to be right in each rotation.
         sizes = [len(question.options or ()) for question in questions]
-        chance = mean([(1 / size) ** (size if self.circular else 1) for size in sizes])
+        chance = mean([(1 / n) ** (n if self.circular else 1) if n else 0.0 for n in sizes])
         figures = self._figures(self.outcomes(answers), questions)
         judged = judged_figures(answers, self.judge)
         return figures | {"chance_fraction": chance} | unread | judged
@@ -203,6 +238,9 @@ class MultipleChoice(FileBenchmark):
         for question in self.prepared.questions:
             options = question.options or {}
             letters, texts = list(options), list(options.values())
+            if not options:
+                asked.append((question, {}, ""))
+                continue
             right = letters.index(question.truths[0])
             for turn in range(len(letters) if self.circular else 1):
                 turned = texts[turn:] + texts[:turn]
