@@ -108,6 +108,13 @@ def bench_recaption() -> list[Row]:
     return ray_recaption.rows()
 
 
+def bench_evaluate() -> list[Row]:
+    """Compare evaluation under Ray with vLLM alone, and two actors with one."""
+    from tests.benchmarks import ray_evaluate
+
+    return ray_evaluate.rows()
+
+
 def bench_self_augment() -> list[Row]:
     """Run the VILA² loop with three seeds; an interrupted loop is resumed."""
     from tests.benchmarks import self_augment
@@ -210,6 +217,7 @@ AREAS: dict[str, Callable[[], Iterable[Row]]] = {
     "score": bench_score,
     "selfcheck": bench_selfcheck,
     "recaption": bench_recaption,
+    "evaluate": bench_evaluate,
     "noise_detection": bench_noise_detection,
     "self_augment": bench_self_augment,
     "visual_region": bench_visual_region,

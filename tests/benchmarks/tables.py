@@ -25,6 +25,7 @@ FIGURE_AREAS = (
     "score",
     "score_gpu",
     "recaption",
+    "evaluate",
     "filter",
     "io",
     "planning",

@@ -1,6 +1,7 @@
-"""Kill or stop what writes captions, in the middle of a run: the engine, its actor, the driver.
+"""Kill or stop what writes texts, in the middle of a run: the engine, its actor, the driver.
 
     python -m tests.chaos.engines [number=3] [kinds=engine,hang,actor,driver] [seed=1]
+                                  [verbs=recaption,evaluate]
 
 The engine is vLLM in a process of its own, as on a GPU. A disturbed run is compared with an
 undisturbed one, file by file. Writes `tests/benchmarks/results/engine_chaos.json`. Some minutes per
@@ -24,7 +25,8 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "engine_chaos.j
 STALL_S = 15
 ENGINE = "VLLM::EngineCore"
 ACTOR = "ray::MapWorker"
-RECIPE = """
+RECIPES = {
+    "recaption": """
 name: captions
 root: {root}
 inputs: [{data}]
@@ -33,7 +35,19 @@ unit_rows: 32
 max_tokens: 48
 max_reject_fraction: 0.2
 engine: {{name: vllm, own_process: true, stall_s: {stall_s}, max_num_seqs: 8, kv_cache_gb: 0.25}}
-"""
+""",
+    "evaluate": """
+name: answers
+root: {root}
+models: {{nano: package://models/nano}}
+unit_items: 16
+benchmarks:
+- {{name: scene_captions, num: 192, max_tokens: 48}}
+- {{name: scene_ocr, num: 32}}
+engine: {{name: vllm, dtype: float32, own_process: true, stall_s: {stall_s}, max_num_seqs: 8,
+  kv_cache_gb: 0.25}}
+""",
+}
 
 
 def named(pid: int, name: str) -> list[int]:
@@ -50,15 +64,15 @@ def named(pid: int, name: str) -> list[int]:
 
 
 def commits(root: Path) -> int:
-    return len(list(root.glob("recaption/*/commits/*/*.json")))
+    return len(list(root.glob("*/*/commits/*/*.json")))
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
     (run,) = [path.parent for path in root.glob("*/*/manifest.json")]
     return {
         str(path.relative_to(run)): path.read_bytes()
-        for part in ("commits", "data", "rejects", "plan")
-        for path in sorted((run / part).rglob("*"))
+        for part in ("commits", "data", "rejects", "plan", "answers.parquet", "export")
+        for path in sorted([run / part, *(run / part).rglob("*")])
         if path.is_file()
     }
 
@@ -96,22 +110,24 @@ def disturbed(runs: harness.Runs, kind: str, number: int, rng: random.Random) ->
     return done, root
 
 
-def main(arguments: list[str]) -> int:
-    options = {"number": "3", "kinds": "engine,hang,actor,driver", "seed": "1"}
-    options |= dict(argument.split("=", 1) for argument in arguments)
-    folder = harness.new_folder("consomme-engines-")
-    harness.write_shards(str(folder / "shards"), 16)
-    recipe = RECIPE.format(root="{root}", data=folder / "shards" / "tar", stall_s=STALL_S)
-    runs = harness.Runs("recaption", recipe, folder)
+def measure(
+    verb: str, kinds: list[str], number: int, seed: str, folder: Path
+) -> tuple[Counter[str], int, int]:
+    """Disturb runs of a verb; returns blows by kind, files that differ, and runs."""
+    if verb == "recaption":
+        harness.write_shards(str(folder / "shards"), 16)
+    data = folder / "shards" / "tar"
+    recipe = RECIPES[verb].format(root="{root}", data=data, stall_s=STALL_S)
+    runs = harness.Runs(verb, recipe, folder)
     calm = runs.fresh()
-    assert runs.start(calm).wait(600) == 0, calm
+    assert runs.start(calm).wait(900) == 0, calm
     expected = snapshot(calm)
     kills: Counter[str] = Counter()
     differing = num_runs = 0
-    for kind in options["kinds"].split(","):
-        rng = random.Random(f"{options['seed']}-{kind}")
-        while kills[kind] < int(options["number"]):
-            done, root = disturbed(runs, kind, int(options["number"]) - kills[kind], rng)
+    for kind in kinds:
+        rng = random.Random(f"{seed}-{kind}")
+        while kills[kind] < number:
+            done, root = disturbed(runs, kind, number - kills[kind], rng)
             kills[kind] += done
             num_runs += 1
             found = snapshot(root)
@@ -119,9 +135,26 @@ def main(arguments: list[str]) -> int:
                 found.get(p) != expected.get(p) for p in found.keys() | expected.keys()
             )
             sys.stdout.write(
-                f"{kind}: {kills[kind]} in {num_runs} runs, {differing} files differ\n"
+                f"{verb}, {kind}: {kills[kind]} in {num_runs} runs, {differing} files differ\n"
             )
             sys.stdout.flush()
+    return kills, differing, num_runs
+
+
+def main(arguments: list[str]) -> int:
+    options = {"number": "3", "kinds": "engine,hang,actor,driver", "seed": "1"}
+    options |= {"verbs": ",".join(RECIPES)}
+    options |= dict(argument.split("=", 1) for argument in arguments)
+    kills: Counter[str] = Counter()
+    differing = num_runs = 0
+    for verb in options["verbs"].split(","):
+        folder = harness.new_folder(f"consomme-engines-{verb}-")
+        found = measure(
+            verb, options["kinds"].split(","), int(options["number"]), options["seed"], folder
+        )
+        kills += found[0]
+        differing += found[1]
+        num_runs += found[2]
     rows = [
         ("engine_chaos.kills", sum(kills.values()), "kills", json.dumps(dict(kills))),
         ("engine_chaos.differing_bytes", differing, "files", f"{num_runs} runs"),

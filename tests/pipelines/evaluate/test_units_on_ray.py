@@ -152,3 +152,56 @@ def test_a_benchmark_of_which_nothing_can_be_asked_fails(tmp_path: Path, lent_ra
         evaluate.run(
             recipe(tmp_path, long, benchmarks=({"name": "multiple_choice", "file": long},))
         )
+
+
+def test_judges_answer_in_a_run_of_their_own(tmp_path: Path, lent_ray: None) -> None:
+    """The judge is a server that says B of one model's answers; the nano VLM never writes one."""
+    rows = [
+        {"question": "what color is it?", "image": in_text(color), "A": "warm", "B": "cold",
+         "answer": letter}
+        for color, letter in [("red", "A"), ("blue", "B")]
+    ]  # fmt: skip
+    vet = [{"question": "what color is it?", "image": in_text("red"), "answer": "red"}]
+    choices = write_tsv(tmp_path / "choices.tsv", rows)
+    with serving() as server:
+
+        def says(handler: Any, body: dict[str, Any]) -> bool:
+            text = body["messages"][-1]["content"]
+            said = "0.25" if text.endswith("Score:") else "B"
+            message = {"role": "assistant", "content": said}
+            handler.reply(200, {
+                "id": "1", "object": "chat.completion", "created": 1, "model": body["model"],
+                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+            })  # fmt: skip
+            return True
+
+        server.tricks.append(says)
+        judge = {
+            "model": "reader",
+            "engine": {"name": "openai", "url": server.url, "max_retries": 0},
+        }
+        benchmarks = (
+            {"name": "multiple_choice", "file": choices, "judge": judge,
+             "prompt": "{options} describe the image.{question}"},
+            {"name": "open", "file": write_tsv(tmp_path / "vet.tsv", vet), "metric": "judge",
+             "judge": judge, "prompt": "{question}"},
+        )  # fmt: skip
+        asked = recipe(tmp_path, choices, benchmarks=benchmarks, name="judged")
+        done = evaluate.run(asked)
+        num_asked = len(server.asked)
+        rows_kept = read_answers(RunFolder.at(done.url).store).to_pylist()
+        unread = [row for row in rows_kept[:2] if row["judged"] is not None]
+        assert all(row["judged"] == "B" for row in unread)
+        assert rows_kept[2]["judged"] == "0.25"
+        assert done.metrics["evaluate/nano/vet/judge_fraction"] == 0.25
+        assert done.metrics["evaluate/nano/choices/num_judged"] == len(unread)
+        (told,) = done.decisions["judges"]
+        assert told["model"] == f"reader at {server.url}"
+        assert told["asked"] == {"nano/choices": len(unread), "nano/vet": 1}
+        judge_run = RunFolder.at(str(tmp_path / told["run"])).manifest()
+        assert judge_run.recipe["benchmarks"][0]["name"] == "prompts"
+        # Another run with the same answers asks nobody.
+        again = evaluate.run(recipe(tmp_path, choices, benchmarks=benchmarks, name="again"))
+        assert len(server.asked) == num_asked
+    assert kept(again.url) == kept(done.url)

@@ -18,6 +18,7 @@ from consomme.base.sample import ImageFile, Sample, Turn, caption_turns
 from consomme.curate.caption.guards import Guards
 from consomme.curate.caption.prompts import OwnPrompt
 from consomme.datasets import scenes
+from consomme.engines.generation.models import EngineModel
 from consomme.execution.planning import plan_shards
 from consomme.execution.runs import Run
 from consomme.execution.worker import UnitWorker
@@ -93,7 +94,8 @@ def recaptioned(recipe: RecaptionRecipe, model: str) -> str:
     folder = opened.folder
     plan_shards_here(folder, recipe)
     number = folder.start_attempt()
-    stage = partial(CaptionStage, recipe, model, model_content_hash(model), folder=folder)
+    found = EngineModel(model=model, adapter=None, marks={"model": model_content_hash(model)})
+    stage = partial(CaptionStage, recipe, found, folder=folder)
     job = job_of(stage, folder, CAPTIONS, read=unit_reader(recipe.captions))
     worker = UnitWorker(job, number)
     for unit in plan_units(recipe.inputs, "data", recipe.unit_rows):
