@@ -100,7 +100,7 @@ def outcome_of(verb: str, root: Path) -> Outcome:
 RESULTS = {
     "score": "score/*/commits/*/*.json",
     "recaption": "recaption/*/commits/*/*.json",
-    "soup": "cache/soups/*/*.json",
+    "soup": "cache/answers/*/*.json",
     "evaluate": "evaluate/*/commits/*/*.json",
 }
 """Files by which a run that is not finished shows how far it is."""
@@ -206,7 +206,7 @@ CASES = {
             "benchmark": flow({"name": "scene_questions", "num": 12}),
             "searches": flow([{"name": "uniform"}, {"name": "maximum"}, {"name": "greedy"}]),
         },
-        cached("soups"),
+        cached("answers"),
     ),
     "evaluate": Case(
         lambda folder: {

@@ -126,6 +126,14 @@ def outcomes_of(benchmark: Benchmark, answers: Sequence[str]) -> list[float]:
     return benchmark.verdicts(answers)
 
 
+def main_figure(benchmark: Benchmark) -> str:
+    """Return the name of a benchmark's main figure, by measuring empty answers.
+
+    Figures that were stored have lost their order.
+    """
+    return next(iter(benchmark.measure([""] * len(benchmark.items()))))
+
+
 def describe(benchmark: Benchmark, *, without: Sequence[str] = ()) -> str:
     """Return a canonical text of a benchmark's parameters and data, for cache keys.
 

@@ -43,6 +43,7 @@ from consomme.evaluate.benchmark import (
     portable_node,
     shown,
 )
+from consomme.evaluate.disjoint import name_of, scene_names
 from consomme.evaluate.metrics import exact_match
 
 __all__ = [
@@ -120,6 +121,10 @@ class SceneQuestions(Checked):
             if not self.kinds or question.kind in self.kinds
         ]
 
+    def question_names(self) -> list[frozenset[str]]:
+        """Name the scene of each question; see `consomme.evaluate.disjoint`."""
+        return [scene_names([self.first_seed + number]) for number, _ in self._questions()]
+
     def items(self) -> list[BenchmarkItem]:
         """All questions."""
         pictures = _scene_pictures(self.first_seed, self.num, self.style)
@@ -163,6 +168,10 @@ class SceneCaptions(Checked):
 
     max_tokens: PositiveInt = 64
     """Maximum caption length in tokens."""
+
+    def question_names(self) -> list[frozenset[str]]:
+        """Name the scenes; see `consomme.evaluate.disjoint`."""
+        return [scene_names([self.first_seed + number]) for number in range(self.num)]
 
     def items(self) -> list[BenchmarkItem]:
         """One request per scene."""
@@ -223,12 +232,19 @@ class _SceneTask(Checked):
 
     task: ClassVar[str]
 
+    def _seeds(self) -> list[tuple[int, scenes.Scene]]:
+        task = scene_tasks.TASKS[self.task]
+        return list(scene_tasks.scenes_for(task, self.first_seed, self.num, self.style))
+
     def _questions(self) -> list[tuple[scenes.Scene, scenes.Question]]:
         task = scene_tasks.TASKS[self.task]
-        task_scenes = scene_tasks.scenes_for(task, self.first_seed, self.num, self.style)
         return [
-            (scene, question) for seed, scene in task_scenes for question in task.ask(scene, seed)
+            (scene, question) for seed, scene in self._seeds() for question in task.ask(scene, seed)
         ]
+
+    def question_names(self) -> list[frozenset[str]]:
+        """Name the scenes; see `consomme.evaluate.disjoint`."""
+        return [scene_names([seed]) for seed, _ in self._seeds()]
 
     def items(self) -> list[BenchmarkItem]:
         """All questions."""
@@ -322,6 +338,10 @@ class EmojiNames(Checked):
 
     def _entries(self) -> tuple[emoji.Emoji, ...]:
         return emoji.load(self.style)[self.first :: self.every]
+
+    def question_names(self) -> list[frozenset[str]]:
+        """Name the pictures; see `consomme.evaluate.disjoint`."""
+        return [frozenset([name_of("emoji", one.sample_id)]) for one in self._entries()]
 
     def items(self) -> list[BenchmarkItem]:
         """One request per emoji."""

@@ -26,11 +26,14 @@ from consomme.evaluate.benchmark import (
     accuracy_by_kind,
     accuracy_figures,
 )
+from consomme.evaluate.disjoint import name_of
 from consomme.evaluate.few_shot import draw_rows
 from consomme.evaluate.lazy import LazyImages, LazyItems
 from consomme.evaluate.question_files import (
+    IMAGE_COLUMNS,
     QuestionFile,
     QuestionRow,
+    is_image_column,
     read_question_file,
     text_of_cell,
 )
@@ -228,6 +231,10 @@ class FileBenchmark(Checked, ABC):
         texts = (question.text, self._text(question.row, "hint"), *question.truths)
         return tuple(dict.fromkeys(t for t in (*texts, *(question.options or {}).values()) if t))
 
+    def question_names(self) -> list[frozenset[str]]:
+        """Name each question by what is asked, and by its row; see `consomme.evaluate.disjoint`."""
+        return [_names(question) for question in self.prepared.questions]
+
     def outcomes(self, answers: Sequence[str]) -> list[float]:
         """One score in [0, 1] per question."""
         return self.verdicts(answers)
@@ -312,6 +319,27 @@ class FileBenchmark(Checked, ABC):
         if any(categories):
             figures |= accuracy_by_kind(right, categories)
         return figures
+
+
+_NOT_CONTENT = ("index", "id", "split", *IMAGE_COLUMNS)
+"""Columns that say where a row stands, and not what it asks."""
+
+
+def _names(question: AskedRow) -> frozenset[str]:
+    images = question.row.images
+    options = question.options or {}
+    truths = [options.get(truth, truth) for truth in question.truths]
+    cells = {
+        name: text_of_cell(value)
+        for name, value in question.row.cells.items()
+        if name.lower() not in _NOT_CONTENT and not is_image_column(name)
+    }
+    return frozenset(
+        [
+            name_of("asked", question.text, *sorted(options.values()), *sorted(truths), *images),
+            name_of("row", *(part for key in sorted(cells) for part in (key, cells[key])), *images),
+        ]
+    )
 
 
 def _prepare(benchmark: FileBenchmark) -> Prepared:

@@ -206,7 +206,7 @@ def _row(
     cells = {
         str(name): value
         for name, value in record.items()
-        if not _is_empty(value) and not (_holds_images(str(name)) and not _is_name(value))
+        if not _is_empty(value) and not (is_image_column(str(name)) and not _is_name(value))
     }
     return QuestionRow(number=number, cells=cells, images=tuple(images))
 
@@ -240,7 +240,8 @@ def _image_values(
     return [value]
 
 
-def _holds_images(name: str) -> bool:
+def is_image_column(name: str) -> bool:
+    """Whether a column holds images, or says which."""
     return name in IMAGE_COLUMNS or _NUMBERED.match(name) is not None
 
 

@@ -25,6 +25,7 @@ from consomme.evaluate.benchmark import (
     accuracy_figures,
     shown,
 )
+from consomme.evaluate.disjoint import scene_names
 from consomme.evaluate.metrics import exact_match
 
 Shuffled = Literal["items", "order"]
@@ -90,6 +91,16 @@ class _SceneSeries(Checked):
             self.task, self.first_seed, self.num, self.style, self.num_scenes
         )
         return [one for _, one in found if not self.kinds or one.kind in self.kinds]
+
+    def question_names(self) -> list[frozenset[str]]:
+        """Name the scenes of each question; see `consomme.evaluate.disjoint`."""
+        return [
+            scene_names(range(seed, seed + self.num_scenes))
+            for seed, one in scene_series.series_from(
+                self.task, self.first_seed, self.num, self.style, self.num_scenes
+            )
+            if not self.kinds or one.kind in self.kinds
+        ]
 
     def items(self) -> list[BenchmarkItem]:
         """All questions."""

@@ -177,7 +177,9 @@ _NOT_MODEL = ("soup.json", "manifest.json", "trainer_state.json")
 _CHUNK_BYTES = 1 << 22
 
 
-def model_content_hash(folder: str | Path, *, generates: bool = True) -> str:
+def model_content_hash(
+    folder: str | Path, *, generates: bool = True, has_weights: bool = True
+) -> str:
     """Return the SHA-256 of all files of a model folder that determine the model's output.
 
     Weights, configuration, tokenizer, processor and chat template count; records of the model's
@@ -187,6 +189,8 @@ def model_content_hash(folder: str | Path, *, generates: bool = True) -> str:
         folder: The model folder.
         generates: Whether the model writes text. If not, as in training, the tokens that end a text
             are all that counts of its generation config.
+        has_weights: Whether weights count; without them, models with one hash differ in nothing
+            but their weights.
 
     Raises:
         CheckpointError: The folder holds no safetensors file.
@@ -207,6 +211,8 @@ def model_content_hash(folder: str | Path, *, generates: bool = True) -> str:
         )
     digest = hashlib.sha256()
     for path in files:
+        if path.suffix == ".safetensors" and not has_weights:
+            continue
         if path.name == _GENERATION_CONFIG and not generates:
             digest.update(f"eos_token_id {_eos_token_id(path)}\n".encode())
             continue

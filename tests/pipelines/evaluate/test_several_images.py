@@ -1,5 +1,6 @@
 """Actors of evaluate and of soup answer questions about several images, and continue documents."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from consomme.execution.stage import DecodedSample
 from consomme.pipelines.evaluate.answers import AskedBenchmark
 from consomme.pipelines.evaluate.asked import read_numbers
 from consomme.pipelines.evaluate.stage import AnswerStage
-from consomme.pipelines.soup.worker import SCORE, CandidateRunner
+from consomme.pipelines.soup.worker import ANSWERS, CandidateRunner
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import model_content_hash, model_folder
 from consomme.storage.unit import Unit
@@ -77,9 +78,11 @@ def test_an_answer_to_each_question_is_that_of_the_engine(tmp_path: Path, model_
 def test_a_soup_is_scored_on_them(tmp_path: Path, model_hash: str) -> None:
     node = {"name": "scene_documents", "num": 2, "max_tokens": 8}
     runner = CandidateRunner(
-        [NANO, NANO], node, model_hash=model_hash, run_folder=RunFolder.at(str(tmp_path))
+        [NANO, NANO], [node], model_hash=model_hash, run_folder=RunFolder.at(str(tmp_path))
     )
-    runner.start({"selection": [0, 1]})
+    runner.start({"selection": [0, 1], "numbers": [0]})
     done = runner.step()
     assert done["done"]
-    assert 0 <= done[SCORE] <= 1
+    answers = json.loads(done[ANSWERS])["0"]["answers"]
+    assert len(answers) == len(BENCHMARKS.build(node).items())
+    assert any(answers)

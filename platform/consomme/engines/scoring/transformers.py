@@ -56,7 +56,7 @@ from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.encoded import EncodedChat, Pixels
 from consomme.models.layout import is_simple
 from consomme.models.selfcheck import SelfCheck
-from consomme.models.weights import open_model
+from consomme.models.weights import load_tensors, open_model
 
 # Shapes: B rows, T token positions, S scored tokens of all rows, V vocabulary.
 
@@ -345,6 +345,14 @@ class TransformersScorer:
         if self.vision_cache is None or self.way == SINGLE:
             return {}
         return self.vision_cache.encode(images)
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace the model's weights by others of the same architecture, in place.
+
+        Args:
+            weights: By the names of a checkpoint folder's tensors.
+        """
+        load_tensors(self.model, weights)
 
     @torch.inference_mode()
     def score(self, requests: Sequence[ScoringRequest]) -> list[Score | NotScored]:

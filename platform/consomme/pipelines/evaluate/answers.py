@@ -157,7 +157,7 @@ def answer_all(
             _ask(folder, plan_asked(folder, parts, asking.unit_items), parts, asking)
         found = _collect(folder, [part for key in asked for part in asked[key]])
         for key, some in asked.items():
-            known[key] = _joined([found[part.source] for part in some])
+            known[key] = joined([found[part.source] for part in some])
             if not set(known[key].refused.values()) & set(PASSING):
                 cache.put(key, known[key].to_dict())
     return [known[key] for key in keys]
@@ -270,7 +270,7 @@ def _collect(folder: RunFolder, asked: Sequence[Asked]) -> dict[str, Answers]:
     return found
 
 
-def _joined(parts: Sequence[Answers]) -> Answers:
+def joined(parts: Sequence[Answers]) -> Answers:
     """Join the answers to the parts of a benchmark."""
     starts = [sum(len(one.texts) for one in parts[:k]) for k in range(len(parts))]
     pairs = list(zip(starts, parts, strict=True))

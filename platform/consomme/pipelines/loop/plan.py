@@ -8,7 +8,7 @@ from typing import Any
 from consomme.base.recipe import check_recipe
 from consomme.pipelines.loop.pins import begun_pins
 from consomme.pipelines.loop.recipe import LoopRecipe
-from consomme.pipelines.loop.run import Chain
+from consomme.pipelines.loop.run import Chain, measured_by
 from consomme.pipelines.loop.steps import (
     LoopStep,
     first_steps,
@@ -64,6 +64,7 @@ class _PlanWalk:
         return len(self.chain.manifests)
 
     def walk(self) -> None:
+        self.chain.check_disjoint()
         for step in first_steps(self.recipe):
             self.see(step)
         rounds = self.recipe.rounds
@@ -74,9 +75,10 @@ class _PlanWalk:
             if is_known and not self.chain.wants_more:
                 break
             number += 1
-            for step in round_steps(self.recipe, number):
+            steps = round_steps(self.recipe, number)
+            for step in steps:
                 self.see(step)
-            is_known = is_known and f"{rounds.stages[-1].name}-{number}" in self.chain.manifests
+            is_known = is_known and steps[-1].name in self.chain.manifests
             if is_known:
                 self.chain.end_round()
         if rounds and rounds.early_stop:
@@ -85,7 +87,7 @@ class _PlanWalk:
             if number > self.chain.last:
                 self.notes.append(
                     f"rounds {self.chain.last + 1} to {number} run unless"
-                    f" {rounds.early_stop.metric} stops improving before"
+                    f" {measured_by(rounds.early_stop)} stops improving before"
                 )
         best = self.chain.best if is_known else number
         for step in last_steps(self.recipe, best, number):

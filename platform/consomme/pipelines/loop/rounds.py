@@ -11,7 +11,7 @@ def is_saturated(values: Sequence[float | None], stop: Saturation) -> bool:
     """Whether the last `patience` rounds did not beat the best round before them.
 
     Args:
-        values: Of the start (None if unknown) and of each round.
+        values: Of the start (None if unknown) and of each round (None if it may not be chosen).
         stop: The rule.
     """
     return _since_best(values, stop)[1] >= stop.patience
@@ -27,8 +27,10 @@ def _since_best(values: Sequence[float | None], stop: Saturation) -> tuple[int, 
     sign = 1.0 if stop.better == "higher" else -1.0
     best, best_value, stale = 0, values[0], 0
     for number, value in enumerate(values[1:], 1):
-        assert value is not None
-        if best_value is None or sign * (value - best_value) > stop.min_gain:
+        is_better = value is not None and (
+            best_value is None or sign * (value - best_value) > stop.min_gain
+        )
+        if is_better:
             best, best_value, stale = number, value, 0
         else:
             stale += 1

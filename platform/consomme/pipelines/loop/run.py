@@ -20,10 +20,20 @@ from consomme.base.manifest import Manifest
 from consomme.base.recipe import check_recipe
 from consomme.base.sealed import sealed
 from consomme.base.suggest import did_you_mean
+from consomme.evaluate.guards import GuardFinding, check_kept
+from consomme.evaluate.names import benchmark_name
 from consomme.execution.capacity import check_capacity
 from consomme.execution.runs import Run
 from consomme.execution.session import shared_ray
 from consomme.pipelines.loop.chain import Saturation, SummaryRow
+from consomme.pipelines.loop.choice import (
+    CHOICE,
+    benchmarks_of,
+    chain_problems,
+    round_findings,
+    round_value,
+    start_value,
+)
 from consomme.pipelines.loop.pins import begun_pins, forget_pins, keep_begun_pins
 from consomme.pipelines.loop.recipe import LoopRecipe
 from consomme.pipelines.loop.rounds import best_of, is_saturated
@@ -32,6 +42,7 @@ from consomme.pipelines.loop.steps import (
     all_steps,
     first_steps,
     last_steps,
+    references,
     round_steps,
     step_recipe,
     values_of,
@@ -112,19 +123,29 @@ class Chain:
         return {name: manifest.url for name, manifest in self.manifests.items()}
 
     def run(self) -> None:
-        """Run everything, in order."""
+        """Run everything, in order.
+
+        Raises:
+            RecipeError: What chooses in one stage reports in it or another one.
+            DataError: Every round lost more than the guards allow.
+        """
+        self.check_disjoint()
         for step in first_steps(self.recipe):
             self.do(step)
         while self.wants_more:
             for step in round_steps(self.recipe, self.last + 1):
                 self.do(step)
             self.end_round()
+        self._check_kept()
         for step in last_steps(self.recipe, self.best, self.last):
             self.do(step)
 
     def do(self, step: LoopStep) -> None:
         """Run one stage, or find its finished run."""
         values = values_of(step, self.urls, self.recipe.root)
+        if references([one.node for one in benchmarks_of(step.verb, "", step.recipe).all]):
+            # Its questions are made by the loop itself, and are there only now.
+            self.check_disjoint()
         node = check_recipe(recipe_class(step.verb), values, f"stage {step.name}")
         logger.info("stage %d: %s %s", len(self.manifests) + 1, step.verb, step.name)
         if not self.only_find:
@@ -137,6 +158,62 @@ class Chain:
         if not run.is_done:
             raise DataError(f"stage {step.name} is not done: {run.folder.url}; run the loop")
         self.manifests[step.name] = run.folder.manifest()
+
+    def check_disjoint(self) -> None:
+        """Check that nothing chooses and reports, as far as the benchmarks' files are there.
+
+        Raises:
+            RecipeError: Something does.
+        """
+        if self.recipe.reports_what_it_chose_by:
+            return
+        stages = [
+            (step.name, step.verb, step.where, self._known_values(step))
+            for step in all_steps(self.recipe)
+        ]
+        problems = list(
+            chain_problems(self.recipe, stages, is_there=lambda node: not references(node))
+        )
+        if problems:
+            raise RecipeError.from_problems(f"loop {self.recipe.name}", problems)
+
+    def _known_values(self, step: LoopStep) -> Mapping[str, Any]:
+        """Return a step's recipe, resolved if everything that it refers to is done."""
+        needed = [step.names[name] for name in references(step.recipe)]
+        if all(name in self.manifests for name in needed):
+            return values_of(step, self.urls, self.recipe.root)
+        return step.recipe
+
+    def _check_kept(self) -> None:
+        """Refuse rounds of which every one lost more than the guards allow, if they say so."""
+        stop = self.recipe.rounds and self.recipe.rounds.early_stop
+        if not stop or not stop.guards or self.last == 0:
+            return
+        if not any(map(self.passes, self._numbers)):
+            best = max(self._numbers, key=lambda n: (self.score(n), -n))
+            check_kept(stop.guards, [one.plain() for one in self.findings(best)])
+            logger.warning("loop: every round lost more than its guards allow: the start is best")
+
+    def score(self, number: int) -> float:
+        """Return the main figure of a round on the benchmark that chooses."""
+        stop = self.recipe.rounds.early_stop if self.recipe.rounds else None
+        assert stop is not None
+        return round_value(stop, self.manifests[f"{CHOICE}-{number}"])
+
+    def passes(self, number: int) -> bool:
+        """Whether the model of a round has lost no more than the guards allow."""
+        return all(finding.passes for finding in self.findings(number))
+
+    @property
+    def _numbers(self) -> range:
+        return range(1, self.last + 1)
+
+    def findings(self, number: int) -> list[GuardFinding]:
+        """Return what the model of a round has kept of the start, for each guard."""
+        stop = self.recipe.rounds and self.recipe.rounds.early_stop
+        if not stop or not stop.guards:
+            return []
+        return round_findings(stop, self.manifests[f"{CHOICE}-{number}"])
 
     def end_round(self) -> None:
         """Count a round as done."""
@@ -159,11 +236,13 @@ class Chain:
         stop = self.recipe.rounds and self.recipe.rounds.early_stop
         if not stop:
             return []
+        if stop.benchmark is not None:
+            # A round that lost too much is no improvement, and never the best.
+            values = [self.score(n) if self.passes(n) else None for n in self._numbers]
+            return [start_value(stop, self.manifests), *values]
+        assert stop.metric is not None
         start = figure(stop.start, self.manifests) if stop.start else None
-        later = [
-            figure(_of_round(stop.metric, number), self.manifests)
-            for number in range(1, self.last + 1)
-        ]
+        later = [figure(_of_round(stop.metric, n), self.manifests) for n in self._numbers]
         return [start, *later]
 
     @property
@@ -175,9 +254,11 @@ class Chain:
     def verdict(self, stop: Saturation) -> str:
         """Describe the early-stopping metric of the rounds so far."""
         values = " → ".join("–" if value is None else f"{value:.4g}" for value in self.values)
+        lost = [one.line for one in self.findings(self.last) if not one.passes]
+        text = "; ".join([f"{measured_by(stop)} {values}", *lost])
         if is_saturated(self.values, stop):
-            return f"{stop.metric} {values}: saturated, round {self.best} is the best"
-        return f"{stop.metric} {values}"
+            return f"{text}: saturated, round {self.best} is the best"
+        return text
 
     def rounds(self) -> dict[str, Any]:
         """Return what the manifest records about the rounds; empty without rounds."""
@@ -197,12 +278,21 @@ class Chain:
         if rounds.early_stop:
             is_over = is_saturated(self.values, rounds.early_stop)
             found |= {
-                "metric": rounds.early_stop.metric,
+                "metric": measured_by(rounds.early_stop),
                 "values": self.values,
                 "best": self.best,
                 "ended": "saturated" if is_over else "all rounds were run",
             }
+            if rounds.early_stop.guards:
+                scores = [self.score(n) for n in self._numbers]
+                findings = [[one.plain() for one in self.findings(n)] for n in self._numbers]
+                found |= {"scores": scores, "guards": findings}
         return found
+
+
+def measured_by(stop: Saturation) -> str:
+    """Name what rounds are compared by."""
+    return stop.metric or (benchmark_name(stop.benchmark) if stop.benchmark else "")
 
 
 def figure(source: str, manifests: Mapping[str, Manifest]) -> float:

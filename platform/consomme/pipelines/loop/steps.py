@@ -22,6 +22,7 @@ from consomme.base.recipe import check_recipe, recipe_problems
 from consomme.base.secrets import replaced
 from consomme.base.suggest import did_you_mean
 from consomme.pipelines.loop.chain import LoopChain, LoopRounds, LoopStage, SummaryRow
+from consomme.pipelines.loop.choice import CHOICE, round_stage, start_stage
 from consomme.pipelines.verbs import recipe_class
 from consomme.storage.stores.store import join_url
 
@@ -57,7 +58,11 @@ class LoopStep:
 def first_steps(recipe: LoopChain) -> list[LoopStep]:
     """Return the stages before the rounds."""
     names = {stage.name: stage.name for stage in recipe.stages}
-    return _steps("stages", recipe.stages, names, recipe.values)
+    steps = _steps("stages", recipe.stages, names, recipe.values)
+    stop = recipe.rounds.early_stop if recipe.rounds else None
+    if stop is not None and (added := start_stage(stop)):
+        steps += _added(added, added.name, names, recipe.values)
+    return steps
 
 
 def round_steps(recipe: LoopChain, number: int) -> list[LoopStep]:
@@ -71,7 +76,25 @@ def round_steps(recipe: LoopChain, number: int) -> list[LoopStep]:
     else:
         names |= {f"previous:{s.name}": f"{s.name}-{number - 1}" for s in rounds.stages}
     values = {**recipe.values, "round": number}
-    return _steps("rounds.stages", rounds.stages, names, values)
+    steps = _steps("rounds.stages", rounds.stages, names, values)
+    if rounds.early_stop and (added := round_stage(rounds.early_stop)):
+        steps += _added(added, f"{CHOICE}-{number}", names, values)
+    return steps
+
+
+def _added(
+    stage: LoopStage, name: str, names: Mapping[str, str], values: Mapping[str, Any]
+) -> list[LoopStep]:
+    """Return the step of a stage that `early_stop` adds."""
+    return [
+        LoopStep(
+            name=name,
+            verb=stage.verb,
+            recipe=_filled(stage.recipe, values),
+            names=names,
+            where=f"rounds.early_stop ({name})",
+        )
+    ]
 
 
 def last_steps(recipe: LoopChain, best: int, last: int) -> list[LoopStep]:
@@ -165,7 +188,7 @@ def round_problems(recipe: LoopChain, rounds: LoopRounds) -> Iterator[str]:
             yield f"rounds.initial: {name!r} is no stage of the rounds{did_you_mean(name, inside)}"
         if target not in before:
             yield f"rounds.initial.{name}: no stage {target!r}{did_you_mean(target, before)}"
-    if rounds.early_stop:
+    if rounds.early_stop and rounds.early_stop.metric:
         yield from _stage_problems("rounds.early_stop.metric", rounds.early_stop.metric, inside)
         if rounds.early_stop.start:
             yield from _stage_problems("rounds.early_stop.start", rounds.early_stop.start, before)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from consomme.report import model as page
+from consomme.report.guards import guard_tables
 
 
 def rounds_section(rounds: Mapping[str, Any]) -> page.Section:
@@ -24,6 +25,8 @@ def rounds_section(rounds: Mapping[str, Any]) -> page.Section:
             f" `{rounds['metric']}` went {values} (the start first); {best} is the best."
         )
     blocks: list[page.Block] = []
+    for number, findings in enumerate(rounds.get("guards", ()), 1):
+        blocks += guard_tables(findings, f"Round {number}: what its model has kept of the start.")
     rows = rounds["table"]
     if rows:
         heads = ("figure", "start", *(f"round {n}" for n in range(1, num + 1)))

@@ -8,7 +8,8 @@ from typing import Any
 
 from consomme.base.bounds import PositiveInt
 from consomme.base.checked import Checked, rule
-from consomme.base.schema import located, runtime, strategy
+from consomme.base.schema import added, located, runtime, strategy
+from consomme.evaluate.guards import Guard
 from consomme.storage.options import StorageOptions
 
 
@@ -23,7 +24,24 @@ class SoupRecipe(Checked):
     """Label -> model: models fine-tuned from the same checkpoint."""
 
     benchmark: dict[str, Any] = strategy("consomme.evaluate.benchmarks:BENCHMARKS")
-    """Held-out benchmark that decides which ingredients are used; report results on another one."""
+    """Held-out benchmark that decides which ingredients are used, by its main figure; `weighted`
+    takes several. A `likelihood` of held-out answers chooses by their loss."""
+
+    report: tuple[dict[str, Any], ...] = strategy(
+        "consomme.evaluate.benchmarks:BENCHMARKS", default=(), was_added=True
+    )
+    """Benchmarks that report the soup of each search and the best single ingredient, and choose
+    nothing; their questions must not be among those of `benchmark`."""
+
+    reports_what_it_chose_by: bool = runtime(False)
+    """Allow `report` to have questions of `benchmark`."""
+
+    base: str | None = located(None)
+    """The model that the ingredients were tuned from, which `guards` compare with."""
+
+    guards: tuple[Guard, ...] = added(())
+    """Benchmarks, such as one of texts alone, on which a soup may be only so much worse than
+    `base`; candidates that lose more are not chosen."""
 
     root: str = runtime("runs")
     """Where run folders are created: a local path or a URL."""
@@ -48,3 +66,13 @@ class SoupRecipe(Checked):
     def _has_searches(self) -> Iterator[str]:
         if not self.searches:
             yield "searches: found none, expected at least one {name: …}"
+
+    @rule
+    def _guards_have_a_base(self) -> Iterator[str]:
+        if self.guards and self.base is None:
+            yield (
+                "base: missing; guards say how much a soup may be worse than the model that its"
+                " ingredients were tuned from, so name that model"
+            )
+        if self.base is not None and not self.guards:
+            yield "base: found a model, but no guards that compare with it"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from consomme.base.manifest import Manifest
 from consomme.report import model as page
+from consomme.report.guards import guard_tables
 
 
 def sections(runs: Sequence[Manifest], every_run: Mapping[str, Manifest]) -> list[page.Section]:
@@ -21,6 +23,8 @@ def _section(manifest: Manifest) -> page.Section:
         items = []
         for step in result["trace"]:
             candidate = " + ".join(labels[k] for k in step["members"])
+            if step.get("fails_guards"):
+                candidate += " (lost more than the guards allow)"
             items.append(
                 page.SearchStep(
                     candidate=candidate,
@@ -36,4 +40,24 @@ def _section(manifest: Manifest) -> page.Section:
         f"{name} {result['score']:.3f}" for name, result in manifest.decisions["searches"].items()
     )
     text = f"Best single ingredient {best:.3f}; {scores}, on the held-out set used for the choice."
+    for name, result in manifest.decisions["searches"].items():
+        blocks += guard_tables(result.get("guards", ()), f"{name}: kept of the base model")
+    blocks += _reported(manifest.decisions)
     return page.Section(title=f"Soup: {manifest.name}", lead_text=text, blocks=blocks)
+
+
+def _reported(decisions: Mapping[str, Any]) -> list[page.Block]:
+    """Tabulate the main figures of the benchmarks that chose nothing; none without any."""
+    table, main = decisions.get("report", {}), decisions.get("main_figures", {})
+    if not table:
+        return []
+    return [
+        page.Table(
+            columns=("model", *(f"{name}: {figure}" for name, figure in main.items())),
+            rows=[
+                (label, *(row[name][figure] for name, figure in main.items()))
+                for label, row in table.items()
+            ],
+            caption="Benchmarks that did not choose.",
+        )
+    ]

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from consomme.base.errors import RecipeError
 from consomme.base.manifest import FileSum, Manifest
+from consomme.evaluate.disjoint import NamedBenchmark, check_disjoint
 from consomme.execution.runs import Run, once
 from consomme.execution.session import ray_session
+from consomme.pipelines.soup.candidates import CHOICE, CandidateCache
 from consomme.pipelines.soup.recipe import SoupRecipe
-from consomme.pipelines.soup.tune import CandidateCache, tune_searches
+from consomme.pipelines.soup.tune import tune_searches
 from consomme.soup.ingredients import Ingredient, open_ingredient
 from consomme.soup.likeness import check_compatible
 from consomme.soup.mixing import ModelMix, write_soup
-from consomme.soup.search import SEARCHES
+from consomme.soup.search import SEARCHES, SoupResult
 from consomme.storage.ledger.run_folder import RunFolder
-from consomme.storage.model_folder import model_folder, model_hash, portable_path
+from consomme.storage.model_folder import (
+    model_content_hash,
+    model_folder,
+    model_hash,
+    portable_path,
+)
 from consomme.storage.output_folder import output_folder
-from consomme.storage.stores.open import absolute_url, open_store
+from consomme.storage.stores.open import absolute_url
 from consomme.storage.stores.store import join_url
 
 
@@ -32,6 +41,12 @@ class SoupInputs:
     hashes: list[str]
     """Hashes of their content."""
 
+    base: str | None = None
+    """The model that guards compare with, as `models`."""
+
+    base_hash: str | None = None
+    """Hash of its content."""
+
 
 def run(recipe: SoupRecipe) -> Manifest:
     """Run every search and write the soups; the best one becomes the model of the run."""
@@ -39,69 +54,154 @@ def run(recipe: SoupRecipe) -> Manifest:
 
 
 def open_run(recipe: SoupRecipe) -> Run[SoupInputs]:
-    """Resolve the ingredients of a recipe; writes nothing."""
-    from consomme.evaluate.benchmark import is_written, parts_of
+    """Resolve the ingredients of a recipe; writes nothing.
+
+    Raises:
+        RecipeError: What chooses has questions that report.
+    """
+    from consomme.evaluate.benchmark import parts_of
     from consomme.evaluate.benchmarks import BENCHMARKS, data_inputs
 
+    if not recipe.reports_what_it_chose_by:
+        check_disjoint(
+            [NamedBenchmark(key="benchmark", node=recipe.benchmark)],
+            [
+                NamedBenchmark(key=f"report[{number}]", node=node)
+                for number, node in enumerate(recipe.report)
+            ],
+            where=f"soup {recipe.name}",
+        )
     labels = list(recipe.ingredients)
     models = [portable_path(model) for model in recipe.ingredients.values()]
     hashes = [model_hash(model) for model in models]
     inputs = {f"ingredients.{label}": one for label, one in zip(labels, hashes, strict=True)}
     inputs |= data_inputs([recipe.benchmark], "benchmark")
-    if not is_written(BENCHMARKS.build(recipe.benchmark, "benchmark")):
-        raise RecipeError(
-            "benchmark.answer_by: found answers that are chosen by likelihood; soups are compared"
-            " by what they write, so use generation"
-        )
     if any(getattr(one, "judge", None) for one in parts_of(BENCHMARKS.build(recipe.benchmark))):
         raise RecipeError(
             "benchmark.judge: found one, but candidates of a soup are scored where they are made;"
             " leave it out, or choose another metric"
         )
-    resolved = SoupInputs(models=models, hashes=hashes)
-    return Run.open("soup", recipe, resolved, inputs=inputs, reads=models)
+    inputs |= data_inputs([guard.benchmark for guard in recipe.guards], "guards")
+    inputs |= data_inputs(recipe.report, "report")
+    base = portable_path(recipe.base) if recipe.base else None
+    base_hash = model_hash(base) if base else None
+    if base_hash:
+        inputs["base"] = base_hash
+    resolved = SoupInputs(models=models, hashes=hashes, base=base, base_hash=base_hash)
+    reads = [*models, *([base] if base else [])]
+    return Run.open("soup", recipe, resolved, inputs=inputs, reads=reads)
 
 
 def _soup(run: Run[SoupInputs]) -> Manifest:
     recipe, models, hashes = run.recipe, run.resolved.models, run.resolved.hashes
     labels = list(recipe.ingredients)
+    folders = [model_folder(model) for model in models]
     opened = [
-        open_ingredient(model_folder(model), label, model)
-        for model, label in zip(models, labels, strict=True)
+        open_ingredient(folder, label, model)
+        for folder, label, model in zip(folders, labels, models, strict=True)
     ]
     check_compatible(opened)
-    cache = CandidateCache(open_store(join_url(recipe.root, "cache")), hashes, recipe.benchmark)
+    frames = [model_content_hash(folder, has_weights=False) for folder in folders]
+    cache = CandidateCache(
+        join_url(recipe.root, "cache"),
+        hashes,
+        recipe.benchmark,
+        guards=recipe.guards,
+        report=recipe.report,
+        base_hash=run.resolved.base_hash,
+        shares_answers=[frame == frames[0] for frame in frames],
+    )
     searches = {str(n["name"]): SEARCHES.build(n, "searches") for n in recipe.searches}
     with ray_session():
-        results = tune_searches(
+        outcome = tune_searches(
             searches,
             models,
-            recipe.benchmark,
             cache,
             recipe.num_actors,
             RunFolder.at(absolute_url(run.folder.url)),
+            run.resolved.base,
         )
-    best = max(results, key=lambda name: results[name].score)
+    results, best = outcome.results, outcome.best
     written: dict[str, FileSum] = {}
     for name, result in results.items():
         written |= _write(run.folder, f"{name}/model", [opened[k] for k in result.chosen])
     written |= _write(run.folder, "model", [opened[k] for k in results[best].chosen])
-    singles = {labels[k]: cache.scores[(k,)] for k in range(len(labels)) if (k,) in cache.scores}
-    metrics = {f"soup/{name}_score_fraction": result.score for name, result in results.items()}
+    singles = {
+        labels[k]: cache.score((k,))
+        for k in range(len(labels))
+        if not cache.missing((k,), cache.choosing)
+    }
+    metrics = {
+        f"soup/{name}_score_fraction": cache.score(result.chosen)
+        for name, result in results.items()
+    }
     if singles:
         metrics["soup/best_single_score_fraction"] = max(singles.values())
+    reported = _reported(cache, results)
+    for label, table in reported.items():
+        for benchmark, figures in table.items():
+            for figure, value in figures.items():
+                metrics[f"soup/report/{label}/{benchmark}/{figure}"] = value
     return run.finish(
         counts={"ingredients": len(labels), "evaluations": cache.num_scored},
         decisions={
             "best": best,
             "singles": singles,
             "labels": labels,
-            "searches": {name: asdict(result) for name, result in results.items()},
+            "searches": {name: _told(result, cache) for name, result in results.items()},
+            "chosen_by": cache.name(CHOICE),
+            **({"report": reported, "main_figures": cache.main_figures} if reported else {}),
+            **({"ignores_guards": outcome.ignores_guards} if recipe.guards else {}),
         },
         metrics=metrics,
         outputs={"model": "model"} | {name: f"{name}/model" for name in results},
         written=written,
     )
+
+
+def _told(result: SoupResult, cache: CandidateCache) -> dict[str, Any]:
+    """Return a search's result as plain values, with scores as they were measured.
+
+    To the search, a candidate that lost more than a guard allows has a score of minus infinity.
+    """
+    trace = [
+        {
+            **asdict(step),
+            "score": cache.score(step.members),
+            "best_before": step.best_before if _is_finite(step.best_before) else None,
+            **({} if cache.passes(step.members) else {"fails_guards": True}),
+        }
+        for step in result.trace
+    ]
+    told = {
+        **asdict(result),
+        "score": cache.score(result.chosen),
+        "single_scores": {k: cache.score((k,)) for k in result.single_scores},
+        "trace": trace,
+    }
+    if cache.guards:
+        told["guards"] = [finding.plain() for finding in cache.findings(result.chosen)]
+    return told
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _reported(
+    cache: CandidateCache, results: Mapping[str, SoupResult]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return figures by model and benchmark of those that only report; empty without any."""
+    models = {name: result.chosen for name, result in results.items()}
+    for result in results.values():
+        if result.best_single:
+            models["best_single"] = (result.best_single[0],)
+    if not cache.reporting:
+        return {}
+    return {
+        label: {cache.name(number): cache.figures(one, number) for number in cache.reporting}
+        for label, one in models.items()
+    }
 
 
 def _write(run: RunFolder, path: str, chosen: Sequence[Ingredient]) -> dict[str, FileSum]:

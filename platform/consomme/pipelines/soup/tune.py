@@ -1,75 +1,46 @@
-"""Search soups with Ray Tune: every new candidate becomes a trial; scores are cached by content."""
+"""Search soups with Ray Tune: what is not known of a candidate becomes a trial."""
 
 from __future__ import annotations
 
+import json
+import logging
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from queue import Queue
 from typing import Any
 
-from consomme.base.errors import EXIT_USER, ClusterError, ConsommeError
+from consomme.base.errors import EXIT_USER, ClusterError, ConsommeError, DataError
 from consomme.base.telemetry import Progress
-from consomme.evaluate.cache import ResultCache, result_key, soup_content_hash
+from consomme.evaluate.guards import refusal
 from consomme.execution.session import num_cpus
 from consomme.execution.tune import run_trials
-from consomme.pipelines.soup.worker import SCORE, CandidateRunner
+from consomme.pipelines.evaluate.answers import Answers
+from consomme.pipelines.soup.candidates import CandidateCache, Selection
+from consomme.pipelines.soup.worker import ANSWERS, CandidateRunner
 from consomme.soup.search import SoupResult, SoupSearch
 from consomme.storage.ledger.run_folder import RunFolder
-from consomme.storage.stores.store import Store
 
-Selection = tuple[int, ...]
-"""A candidate soup: indices of its ingredients, ascending."""
+logger = logging.getLogger(__name__)
+
+_Asked = tuple[Selection, tuple[int, ...]]
+"""A candidate, and the numbers of the benchmarks that it is asked."""
 
 
-class CandidateCache:
-    """Scores of candidates, stored under the content of their ingredients and the benchmark."""
+@dataclass(frozen=True, kw_only=True)
+class SearchOutcome:
+    """The results of all searches, and the name of the best one."""
 
-    def __init__(
-        self, store: Store, ingredient_hashes: Sequence[str], benchmark: Mapping[str, Any]
-    ) -> None:
-        """Open the cache.
-
-        Args:
-            store: Where results of all runs are cached.
-            ingredient_hashes: Content hash of each ingredient.
-            benchmark: Registry node of the held-out set.
-        """
-        from consomme.evaluate.benchmarks import BENCHMARKS, describe
-
-        self.results, self.ingredient_hashes = ResultCache(store, "soups"), ingredient_hashes
-        self.benchmark_name = str(benchmark["name"])
-        self.benchmark_hash = describe(BENCHMARKS.build(benchmark))
-        self.scores: dict[Selection, float] = {}
-        self.num_scored = 0
-
-    def _key(self, selection: Selection) -> str:
-        shares = [1 / len(selection)] * len(selection)
-        return result_key(
-            model_hash=soup_content_hash([self.ingredient_hashes[k] for k in selection], shares),
-            benchmark=self.benchmark_name,
-            benchmark_hash=self.benchmark_hash,
-            decoding={"engine": "transformers", "temperature": 0, "template": {}},
-        )
-
-    def get(self, selection: Selection) -> float | None:
-        """Return the score of a candidate if this run or another one has scored it."""
-        if selection not in self.scores:
-            stored = self.results.get(self._key(selection))
-            if stored is not None:
-                self.scores[selection] = float(stored["score"])
-        return self.scores.get(selection)
-
-    def put(self, selection: Selection, score: float) -> None:
-        """Store a new score."""
-        self.scores[selection] = score
-        self.num_scored += 1
-        self.results.put(self._key(selection), {"score": score})
+    results: Mapping[str, SoupResult]
+    best: str
+    ignores_guards: bool = False
+    """Whether every result lost more than the guards allow, and `otherwise` is `warn`."""
 
 
 class CandidateSource:
-    """Runs searches in a thread and turns what they want scored into trials.
+    """Runs searches in a thread and turns what they want to know into trials.
 
     A search is plain code that calls `score(selection)`, which blocks until the score is there. The
     first request for a single ingredient requests all of them, so they are scored in parallel.
@@ -83,18 +54,18 @@ class CandidateSource:
         Args:
             searches: The strategies by name.
             num_ingredients: How many there are to choose from.
-            cache: Known scores; new ones are added.
+            cache: What is known; new answers are added.
         """
         self.is_finished = False
         self.progress: Progress | None = None
         self._num_ingredients, self._cache = num_ingredients, cache
-        self._requests: Queue[list[Selection] | None] = Queue()
-        """Candidates to score, as many at a time as can be scored in parallel; None at the end."""
+        self._requests: Queue[list[_Asked] | None] = Queue()
+        """Candidates to ask, as many at a time as can be asked in parallel; None at the end."""
 
-        self._waiting: deque[Selection] = deque()
+        self._waiting: deque[_Asked] = deque()
         self._num_running = 0
-        self._scores: dict[Selection, Future[float]] = {}
-        self._results: Future[dict[str, SoupResult]] = Future()
+        self._answered: dict[_Asked, Future[None]] = {}
+        self._outcome: Future[SearchOutcome] = Future()
         threading.Thread(target=self._search, args=(searches,), daemon=True).start()
 
     def ask(self) -> dict[str, Any] | None:
@@ -105,84 +76,140 @@ class CandidateSource:
             self._receive()
         if not self._waiting:
             return None
-        selection = self._waiting.popleft()
+        selection, numbers = self._waiting.popleft()
         self._num_running += 1
-        return {"selection": list(selection)}
+        return {"selection": list(selection), "numbers": list(numbers)}
 
     def _receive(self) -> None:
-        selections = self._requests.get()
-        self.is_finished = selections is None
-        self._waiting += selections or []
+        asked = self._requests.get()
+        self.is_finished = asked is None
+        self._waiting += asked or []
 
     def tell(self, config: dict[str, Any], result: Mapping[str, Any] | None) -> None:
-        """Pass the score of a candidate to the search that waits for it."""
+        """Pass the answers of a candidate to the search that waits for them."""
         self._num_running -= 1
         selection = tuple(config["selection"])
-        if result is None or SCORE not in result:
+        asked = (selection, tuple(config["numbers"]))
+        if result is None or ANSWERS not in result:
             failure = ClusterError(f"scoring {selection} failed; see the worker's log")
-            self._scores[selection].set_exception(failure)
+            self._answered[asked].set_exception(failure)
             return
-        self._cache.put(selection, float(result[SCORE]))
+        answers = json.loads(result[ANSWERS])
+        self._cache.put(
+            selection, {int(number): Answers.from_dict(given) for number, given in answers.items()}
+        )
         if self.progress is not None:
             self.progress.advance()
-        self._scores[selection].set_result(float(result[SCORE]))
+        self._answered[asked].set_result(None)
 
-    def results(self) -> dict[str, SoupResult]:
+    def outcome(self) -> SearchOutcome:
         """Return the result of every search.
 
         Raises:
             ClusterError: A trial failed, or Ray Tune ended before the searches did.
+            DataError: Every result lost more than the guards allow.
         """
-        wait([self._results], timeout=5)
-        if not self._results.done():
+        wait([self._outcome], timeout=5)
+        if not self._outcome.done():
             raise ClusterError("Ray Tune ended before the search did; run the same command again")
-        return self._results.result()
+        return self._outcome.result()
 
     def _search(self, searches: Mapping[str, SoupSearch]) -> None:
         try:
-            count = self._num_ingredients
-            self._results.set_result({n: s(count, self._score) for n, s in searches.items()})
-        except BaseException as error:  # noqa: BLE001 - raised again by `results`
-            self._results.set_exception(error)
+            outcome = self._searched(searches)
+            singles = [one.best_single for one in outcome.results.values() if one.best_single]
+            reported = [one.chosen for one in outcome.results.values()]
+            reported += [(number,) for number, _ in singles]
+            self._ask([(one, self._cache.reporting) for one in reported])
+            self._outcome.set_result(outcome)
+        except BaseException as error:  # noqa: BLE001 - raised again by `outcome`
+            self._outcome.set_exception(error)
         self._requests.put(None)
 
+    def _searched(self, searches: Mapping[str, SoupSearch]) -> SearchOutcome:
+        """Run the searches; without regard to guards if nothing else can be chosen.
+
+        Raises:
+            DataError: Nothing passes, and a guard refuses that.
+        """
+        cache, count = self._cache, self._num_ingredients
+        results = {name: search(count, self._score) for name, search in searches.items()}
+        best = max(results, key=lambda name: results[name].score)
+        if cache.passes(results[best].chosen):
+            return SearchOutcome(results=results, best=best)
+        results = {name: search(count, self._plain_score) for name, search in searches.items()}
+        best = max(results, key=lambda name: results[name].score)
+        findings = cache.findings(results[best].chosen)
+        if problem := refusal(cache.guards, [one.plain() for one in findings]):
+            raise DataError(problem)
+        for finding in findings:
+            logger.warning("soup: no candidate passes: %s", finding.line)
+        return SearchOutcome(results=results, best=best, ignores_guards=True)
+
     def _score(self, selection: Selection) -> float:
-        known = self._cache.get(selection)
-        if known is not None:
-            return known
+        self._measure(selection)
+        return self._cache.guarded_score(selection)
+
+    def _plain_score(self, selection: Selection) -> float:
+        self._measure(selection)
+        return self._cache.score(selection)
+
+    def _measure(self, selection: Selection) -> None:
+        """Have a candidate answer what chooses; with the first single, all of them and the base."""
+        choosing, base = self._cache.choosing, self._cache.base
         singles = [(k,) for k in range(self._num_ingredients)] if len(selection) == 1 else []
-        requests = [
-            request
-            for request in dict.fromkeys([selection, *singles])
-            if request not in self._scores and self._cache.get(request) is None
+        wanted = [(one, choosing) for one in dict.fromkeys([selection, *singles])]
+        if base is not None:
+            wanted.append((base, choosing[1:]))
+        self._ask(wanted, needed=(selection, base))
+
+    def _ask(
+        self,
+        wanted: Iterable[tuple[Selection, Sequence[int]]],
+        needed: Sequence[Selection | None] | None = None,
+    ) -> None:
+        """Have candidates answer what they have not answered yet, in parallel.
+
+        Args:
+            wanted: Candidates, and the numbers of benchmarks.
+            needed: Those to wait for; None waits for all.
+        """
+        asked = [
+            (selection, tuple(missing))
+            for selection, numbers in dict.fromkeys((one, tuple(n)) for one, n in wanted)
+            if (missing := self._cache.missing(selection, numbers))
         ]
-        if requests:
-            self._scores |= {request: Future() for request in requests}
-            self._requests.put(requests)
-        return self._scores[selection].result()
+        new = [one for one in asked if one not in self._answered]
+        if new:
+            self._answered |= {one: Future() for one in new}
+            self._requests.put(new)
+        for one in asked:
+            if needed is None or one[0] in needed:
+                self._answered[one].result()
 
 
 def tune_searches(
     searches: Mapping[str, SoupSearch],
     models: Sequence[str],
-    benchmark: Mapping[str, Any],
     cache: CandidateCache,
     num_actors: int | None,
     run_folder: RunFolder,
-) -> dict[str, SoupResult]:
+    base: str | None = None,
+) -> SearchOutcome:
     """Run the searches, one after the other, with Ray Tune scoring their candidates.
 
     Args:
         searches: The strategies by name.
         models: The ingredients, as `model_folder` takes them on any machine.
-        benchmark: Registry node of the held-out set.
-        cache: Scores that are known already.
+        cache: What is known already; knows the benchmarks.
         num_actors: Maximum number of candidates scored at the same time; None takes one per GPU,
             or one per CPU.
         run_folder: Of the run.
+        base: The model that guards compare with, as `models`.
 
     Raises:
         CheckpointError: An ingredient is unsuitable, as a trial found.
+        DataError: Every candidate lost more than the guards allow.
         ClusterError: A trial failed for a reason that is not the recipe's.
     """
     import ray
@@ -201,15 +228,17 @@ def tune_searches(
                 CandidateRunner,
                 {
                     "models": list(models),
-                    "benchmark": portable_node(benchmark),
+                    "benchmarks": [portable_node(node) for node in cache.nodes],
                     "model_hash": cache.ingredient_hashes[0],
                     "run_folder": run_folder,
+                    "base": base,
+                    "base_hash": cache.base_hash,
                 },
                 resources={"CPU": 0.9, "GPU": 1.0 if num_gpus else 0.0},
                 max_concurrent=num_actors or num_gpus or num_cpus(),
             )
-        # `results` only knows that a trial failed; trying again cannot help against these.
+        # `outcome` only knows that a trial failed; trying again cannot help against these.
         for error in errors:
             if isinstance(error, ConsommeError) and error.exit_code == EXIT_USER:
                 raise error
-    return source.results()
+    return source.outcome()

@@ -1,67 +1,89 @@
-"""Score candidate soups in a Ray actor: average in memory, then run the benchmark."""
+"""Ask candidate soups in a Ray actor: average in memory, then answer benchmarks."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
+from consomme.pipelines.evaluate.in_memory import InMemoryAnswerer
 from consomme.soup.ingredients import open_ingredient
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import model_folder
 
-SCORE = "score"
-"""Key of a report: the main figure of the benchmark."""
+ANSWERS = "answers"
+"""Key of a report: the answers to each benchmark that was asked, by its number, as JSON."""
 
 
 class CandidateRunner:
-    """Scores one candidate soup per trial; the engine stays loaded between trials."""
+    """Asks one candidate soup per trial; the engines stay loaded between trials."""
 
     def __init__(
         self,
         models: Sequence[str],
-        benchmark: Mapping[str, Any],
+        benchmarks: Sequence[Mapping[str, Any]],
         *,
         model_hash: str,
         run_folder: RunFolder,
+        base: str | None = None,
+        base_hash: str | None = None,
     ) -> None:
-        """Load the engine, and check it with the first ingredient; all have one architecture.
+        """Open the ingredients; all have the architecture of the first one.
 
         Args:
             models: All ingredients, as `model_folder` takes them on any machine.
-            benchmark: Registry node of the held-out set.
+            benchmarks: Registry nodes, by number.
             model_hash: Of the content of the first ingredient.
-            run_folder: Of the run; the first actor writes the result of its self-check there.
+            run_folder: Of the run; the first actor writes the results of self-checks there.
+            base: The model that guards compare with, as `models`.
+            base_hash: Of its content.
         """
-        from consomme.engines.generation.transformers import TransformersEngine
+        folders = [model_folder(model) for model in models]
+        self.run_folder = run_folder
+        self.answerer = InMemoryAnswerer(
+            folders[0], model_hash=model_hash, template={}, run=run_folder
+        )
+        self.ingredients = [open_ingredient(folder, folder) for folder in folders]
+        self.nodes, self.base, self.base_hash = benchmarks, base, base_hash
+        self.selection: list[int] = []
+        self.numbers: list[int] = []
+
+    @cached_property
+    def benchmarks(self) -> list[Any]:
+        """The benchmarks by number."""
         from consomme.evaluate.benchmarks import BENCHMARKS
 
-        folders = [model_folder(model) for model in models]
-        self.engine = TransformersEngine(folders[0], dtype="float32", model_hash=model_hash)
-        run_folder.keep_self_check(self.engine)
-        self.ingredients = [open_ingredient(folder, folder) for folder in folders]
-        self.benchmark = BENCHMARKS.build(benchmark)
-        self.selection: list[int] = []
+        return [BENCHMARKS.build(node) for node in self.nodes]
 
     def start(self, config: dict[str, Any]) -> None:
-        """Take the selection of ingredients to score from `config["selection"]`."""
-        self.selection = config["selection"]
+        """Take from `config` the `selection` of ingredients, and `numbers` of benchmarks."""
+        self.selection, self.numbers = config["selection"], config["numbers"]
 
     def step(self) -> dict[str, Any]:
-        """Average the selected ingredients and measure the result."""
-        from consomme.engines.generation.requests import Request
-        from consomme.evaluate.benchmark import HasData, parts_of
+        """Average the selected ingredients and let the result answer."""
+        answerer = self._opened()
+        answers = {
+            number: answerer.answer(self.benchmarks[number]).to_dict() for number in self.numbers
+        }
+        return {ANSWERS: json.dumps(answers), "done": True}
+
+    def _opened(self) -> InMemoryAnswerer:
         from consomme.soup.mixing import average_ingredients
 
-        chosen = [self.ingredients[k] for k in self.selection]
-        self.engine.load_weights(dict(average_ingredients(chosen)))
-        answers: list[str] = []
-        for part in parts_of(self.benchmark):
-            requests = (Request(turns=one.turns, images=tuple(one.images)) for one in part.items())
-            answers += self.engine.answer(
-                requests, part.max_tokens, skips_refused=isinstance(part, HasData)
+        if self.selection == [len(self.ingredients)]:
+            assert self.base is not None
+            assert self.base_hash is not None
+            # It may have another dtype, tokenizer or template than what was made of it.
+            return InMemoryAnswerer(
+                model_folder(self.base),
+                model_hash=self.base_hash,
+                template={},
+                run=self.run_folder,
             )
-        figures = self.benchmark.measure(answers)
-        return {SCORE: next(iter(figures.values())), "done": True}
+        chosen = [self.ingredients[k] for k in self.selection]
+        self.answerer.load_weights(lambda: dict(average_ingredients(chosen)))
+        return self.answerer
 
     def stop(self) -> None:
-        """Keep the engine for the next trial."""
+        """Keep the engines for the next trial."""

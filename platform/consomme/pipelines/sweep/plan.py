@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from consomme.base.errors import CheckpointError, DataError, RecipeError
 from consomme.base.recipe import check_recipe, load_values, recipe_problems
 from consomme.base.suggest import did_you_mean
+from consomme.evaluate.benchmark import main_figure
 from consomme.evaluate.benchmarks import BENCHMARKS, Benchmark, data_inputs
+from consomme.evaluate.disjoint import NamedBenchmark, shared_problems
 from consomme.evaluate.names import benchmark_name
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe
+from consomme.pipelines.sweep.evaluations import evaluations_of
 from consomme.pipelines.train import run as train
 from consomme.pipelines.train.recipe import TrainRecipe
 from consomme.sweep.choices import CHOICES, Choice
@@ -30,7 +33,16 @@ if TYPE_CHECKING:
 LOSS_METRIC = "train/last_loss_nats"
 """Metric of a sweep without benchmarks."""
 
-TRAIN_METRICS = (LOSS_METRIC, "train/first_loss_nats", "train/step_s", "train/peak_bytes")
+EVAL_METRIC = "eval/best_loss_nats"
+"""Metric of trainings that have `evaluation.data`."""
+
+TRAIN_METRICS = (
+    LOSS_METRIC,
+    EVAL_METRIC,
+    "train/first_loss_nats",
+    "train/step_s",
+    "train/peak_bytes",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +105,10 @@ class SweepPlan:
             names = ", ".join(benchmarks)
             checks.problems[f"benchmarks: two of them have the same name, of {names}"] = None
         metric = _metric(recipe, benchmarks, checks)
+        if len({benchmark_name(guard.benchmark) for guard in recipe.guards}) < len(recipe.guards):
+            checks.problems["guards: two of their benchmarks have the same name"] = None
+        if not recipe.reports_what_it_chose_by:
+            checks.problems |= dict.fromkeys(_shared(recipe, base, metric))
         if checks.problems:
             raise RecipeError.from_problems("sweep", list(checks.problems))
         every = base.get("checkpoint_every", TrainRecipe.checkpoint_every)
@@ -104,9 +120,13 @@ class SweepPlan:
             searcher=searcher,
             stopper=stopper,
             metric=metric,
-            mode=recipe.mode or ("min" if metric.startswith("train/") else "max"),
-            figures=tuple(_figure(name, _main(one)) for name, one in benchmarks.items()),
-            inputs={"trials": digest[:16], **data_inputs(recipe.benchmarks, "benchmarks")},
+            mode=recipe.mode or ("min" if metric.startswith(("train/", "eval/")) else "max"),
+            figures=tuple(_figure(name, main_figure(one)) for name, one in benchmarks.items()),
+            inputs={
+                "trials": digest[:16],
+                **data_inputs(recipe.benchmarks, "benchmarks"),
+                **data_inputs([guard.benchmark for guard in recipe.guards], "guards"),
+            },
             hashed_space=hashed_space,
         )
 
@@ -133,36 +153,9 @@ class SweepPlan:
         """Return the fingerprint of a trial's train run."""
         return train.open_run(self.train_recipe(keys)).fingerprint
 
-    def evaluation_recipe(
-        self, name: str, model: str, template: Mapping[str, Any]
-    ) -> EvaluateRecipe | None:
-        """Return the evaluate recipe for the model of a trial; None without benchmarks."""
-        return evaluation_recipe(name, model, self.recipe.benchmarks, self.recipe.root, template)
-
-
-def evaluation_recipe(
-    name: str, model: str, benchmarks: Any, root: str, template: Mapping[str, Any]
-) -> EvaluateRecipe | None:
-    """Return the recipe that `consomme evaluate` would need for one trained model.
-
-    Args:
-        name: Of the train run.
-        model: Its folder.
-        benchmarks: Registry nodes; None is returned if there are none.
-        root: Where run folders are made.
-        template: Options of the chat template that it was trained with.
-    """
-    if not benchmarks:
-        return None
-    return EvaluateRecipe(
-        name=name,
-        models={"model": model},
-        benchmarks=tuple(benchmarks),
-        root=root,
-        template=dict(template),
-        # Trials run in parallel, so each evaluation gets one actor.
-        num_actors=1,
-    )
+    def evaluations_of(self, recipe: TrainRecipe, model: str) -> list[EvaluateRecipe]:
+        """Return the evaluations of a trial's model; see the function of this name."""
+        return evaluations_of(recipe, model, self.recipe.benchmarks, self.recipe.guards)
 
 
 def trial_values(
@@ -251,7 +244,11 @@ def _metric(recipe: SweepRecipe, benchmarks: Mapping[str, Benchmark], checks: _T
     wanted = recipe.metric
     if wanted is None:
         name = next(iter(benchmarks), None)
-        return LOSS_METRIC if name is None else _figure(name, _main(benchmarks[name]))
+        return LOSS_METRIC if name is None else _figure(name, main_figure(benchmarks[name]))
+    if wanted == EVAL_METRIC and not (checks.base.get("evaluation") or {}).get("data"):
+        checks.problems[
+            f"metric: found {wanted}, but the train recipe has no evaluation.data to measure it on"
+        ] = None
     if wanted in TRAIN_METRICS:
         return wanted
     name, _, figure = wanted.partition("/")
@@ -261,7 +258,7 @@ def _metric(recipe: SweepRecipe, benchmarks: Mapping[str, Benchmark], checks: _T
         checks.problems[f"metric: unknown {wanted!r}{hint}"] = None
         return LOSS_METRIC
     if not figure:
-        return _figure(name, _main(benchmarks[name]))
+        return _figure(name, main_figure(benchmarks[name]))
     figures = _figures(benchmarks[name])
     if figure not in figures:
         hint = did_you_mean(figure, figures) or f"; expected one of {', '.join(figures)}"
@@ -269,12 +266,21 @@ def _metric(recipe: SweepRecipe, benchmarks: Mapping[str, Benchmark], checks: _T
     return _figure(name, figure)
 
 
+def _shared(recipe: SweepRecipe, base: Mapping[str, Any], metric: str) -> Iterator[str]:
+    """Yield where questions that report are among those that choose a trial or a checkpoint."""
+    nodes = [
+        NamedBenchmark(key=f"benchmarks[{number}]", node=node)
+        for number, node in enumerate(recipe.benchmarks)
+    ]
+    compares = [one for one in nodes if metric.startswith(_figure(benchmark_name(one.node), ""))]
+    reports = [one for one in nodes if one not in compares]
+    if node := (base.get("evaluation") or {}).get("benchmark"):
+        compares.append(NamedBenchmark(key="train.evaluation.benchmark", node=node))
+    yield from shared_problems(compares, reports)
+
+
 def _figure(name: str, figure: str) -> str:
     return f"evaluate/model/{name}/{figure}"
-
-
-def _main(benchmark: Benchmark) -> str:
-    return _figures(benchmark)[0]
 
 
 def _figures(benchmark: Benchmark) -> list[str]:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from consomme.base.bounds import PositiveInt
 from consomme.base.checked import Checked
-from consomme.base.schema import located, runtime, strategy
+from consomme.base.schema import added, located, runtime, strategy
+from consomme.evaluate.guards import Guard
 from consomme.storage.options import StorageOptions
 
 
@@ -33,11 +34,21 @@ class SweepRecipe(Checked):
 
     metric: str | None = None
     """Metric that compares trials: the name of a benchmark as in tables, for its main figure;
-    `benchmark/figure` for another figure; or `train/last_loss_nats`, `train/step_s`,
-    `train/peak_bytes`. null: the first benchmark, or the training loss if there is none."""
+    `benchmark/figure` for another figure; `eval/best_loss_nats`, the loss on `evaluation.data` of
+    the train recipe; or `train/last_loss_nats`, `train/step_s`, `train/peak_bytes`. null: the first
+    benchmark, or the training loss if there is none. The other benchmarks report; their questions
+    must not be among those of the one that compares."""
 
     mode: Literal["max", "min"] | None = None
-    """Which direction is better; null: `min` for metrics that begin with `train/`, else `max`."""
+    """Which direction is better; null: `min` for metrics that begin with `train/` or `eval/`, else
+    `max`."""
+
+    reports_what_it_chose_by: bool = runtime(False)
+    """Allow benchmarks that report to have questions of the one that compares."""
+
+    guards: tuple[Guard, ...] = added(())
+    """Benchmarks, such as one of texts alone, on which a trained model may be only so much worse
+    than the model that its training starts from; trials that lose more are not the best."""
 
     searcher: dict[str, Any] = strategy(
         "consomme.sweep.searchers:SEARCHERS", default={"name": "grid"}

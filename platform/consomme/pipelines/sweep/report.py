@@ -12,6 +12,7 @@ from consomme.pipelines.sweep.table import (
     metric_headers,
 )
 from consomme.report import model as page
+from consomme.report.guards import guard_tables
 from consomme.report.html import render
 from consomme.sweep.keys import format_value
 
@@ -72,7 +73,15 @@ def sweep_sections(description: str, decisions: Mapping[str, Any]) -> list[page.
         blocks=[*_seed_means_table(decisions["means"], figures), *_cost_plots(decisions)],
     )
     table = page.Section(title="Trials", blocks=_trial_tables(trials, figures, decisions["best"]))
-    return [first, table]
+    kept = [
+        block
+        for trial in trials
+        for block in guard_tables(trial.get("findings", ()), f"trial {trial['number']}")
+    ]
+    if not kept:
+        return [first, table]
+    lead = "What each trained model has kept of its start; trials that lost too much are not best."
+    return [first, table, page.Section(title="Guards", lead_text=lead, blocks=kept)]
 
 
 def _metric_name(metric: str) -> str:

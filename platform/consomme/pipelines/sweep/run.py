@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from typing import Any
 
 from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
 from consomme.base.schema import to_plain
 from consomme.base.sealed import sealed
+from consomme.evaluate.guards import check_kept
 from consomme.execution.capacity import check_capacity
 from consomme.execution.runs import Run, open_pinned, parents_of
 from consomme.pipelines.sweep.plan import SweepPlan
@@ -23,6 +25,8 @@ from consomme.pipelines.sweep.tuner import run_sweep
 from consomme.storage.ledger.run_folder import load_manifest
 from consomme.storage.pins import pins_kept
 from consomme.sweep.keys import label
+
+logger = logging.getLogger(__name__)
 
 
 def run(recipe: SweepRecipe) -> Manifest:
@@ -53,15 +57,21 @@ def _sweep(run: Run[SweepPlan]) -> Manifest:
     if not done:
         reasons = "; ".join(f"{t.name}: {t.reason or t.state}" for t in trials[:3])
         raise RecipeError(f"none of {len(trials)} trials finished: {reasons}")
-    urls = dict.fromkeys(url for trial in done for url in (trial.train, trial.evaluate) if url)
+    urls = dict.fromkeys(
+        url for trial in done for url in (trial.train, trial.evaluate, trial.guards) if url
+    )
     run.parents = parents_of(map(load_manifest, urls))
-    best = best_of(done, plan.mode)
+    best = best_of([trial for trial in done if trial.passes] or done, plan.mode)
+    check_kept(recipe.guards, best.findings)
+    if not best.passes:
+        logger.warning("sweep: no trial passes its guards; the best is %s", best.reason)
     decisions: dict[str, Any] = {
         "metric": plan.metric,
         "mode": plan.mode,
         "figures": list(plan.figures),
         "trials": to_plain(trials),
         "best": best.number,
+        **({"ignores_guards": not best.passes} if recipe.guards else {}),
         "means": to_plain(means_over_seeds(done)),
         "table": terminal_table(recipe.name, trials, plan.figures),
     }

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from consomme.base.manifest import Manifest
 from consomme.base.secrets import redact
+from consomme.evaluate.guards import GuardFinding
 from consomme.pipelines.evaluate import run as evaluate
+from consomme.pipelines.sweep.evaluations import guard_findings
 from consomme.pipelines.sweep.plan import SweepPlan
 from consomme.pipelines.sweep.trial import Trial, checkpoint_losses
 from consomme.pipelines.train import run as train
@@ -49,7 +52,7 @@ class SweepStudy:
             if trial.state == "stopped":
                 self.search.tell(trial.number, None)
             elif trial.state == "done" and self._find_done(trial):
-                self.search.tell(trial.number, trial.value)
+                self.search.tell(trial.number, self.trials[trial.number].told_value)
             else:
                 # Failed trials are retried: the cause may be gone.
                 self._retries.append(trial.number)
@@ -95,26 +98,41 @@ class SweepStudy:
         if not training.is_done:
             return None
         trained = training.folder.manifest()
-        recipe = self.plan.evaluation_recipe(trained.name, trained.url, train_recipe.template)
-        if recipe is None:
-            return self.with_results(trial, trained, None)
-        evaluation = evaluate.open_run(recipe)
-        if not evaluation.is_done:
-            return None
-        return self.with_results(trial, trained, evaluation.folder.manifest())
+        found = []
+        for recipe in self.plan.evaluations_of(train_recipe, trained.url):
+            evaluation = evaluate.open_run(recipe)
+            if not evaluation.is_done:
+                return None
+            found.append(evaluation.folder.manifest())
+        return self.with_results(trial, trained, found)
 
-    def with_results(self, trial: Trial, trained: Manifest, evaluated: Manifest | None) -> Trial:
-        """Return a trial as done, with the metrics of its runs."""
-        metrics = {**trained.metrics, **(evaluated.metrics if evaluated else {})}
+    def with_results(self, trial: Trial, trained: Manifest, evaluated: Sequence[Manifest]) -> Trial:
+        """Return a trial as done, with the metrics of its runs.
+
+        Args:
+            trial: The trial.
+            trained: Its training.
+            evaluated: Its evaluations, in the order of `SweepPlan.evaluations_of`.
+        """
+        recipe = self.plan.recipe
+        urls = [manifest.url for manifest in evaluated]
+        measured = evaluated[0] if recipe.benchmarks else None
+        guarded = evaluated[-1] if recipe.guards else None
+        metrics = {**trained.metrics, **(measured.metrics if measured else {})}
         metrics |= {
             name: float(trained.decisions[name]) for name in ("optimizer_bytes", "num_trainable")
         }
+        findings = guard_findings(recipe.guards, guarded) if guarded else []
+        for finding in findings:
+            metrics[f"guards/{finding.benchmark}/difference"] = finding.difference
         return replace(
             trial,
             state="done",
-            reason="",
+            reason="" if all(one.passes for one in findings) else _lost(findings),
             train=trained.url,
-            evaluate=evaluated.url if evaluated else "",
+            evaluate=urls[0] if measured else "",
+            guards=urls[-1] if guarded else "",
+            findings=[finding.plain() for finding in findings],
             value=metrics[self.plan.metric],
             rungs=self._losses_at_rungs(trained.url) or trial.rungs,
             metrics=metrics,
@@ -158,11 +176,15 @@ class SweepStudy:
             ended = replace(trial, number=other.number, keys=other.keys)
             self.trials[other.number] = ended
             self._write(ended)
-            self.search.tell(other.number, ended.value)
+            self.search.tell(other.number, ended.told_value)
 
     def _write(self, trial: Trial) -> None:
         content = {**asdict(trial), "reason": redact(trial.reason)}
         self.store.write(_path(trial.number), json.dumps(content, indent=1).encode())
+
+
+def _lost(findings: Sequence[GuardFinding]) -> str:
+    return "; ".join(f"lost more than allowed: {one.line}" for one in findings if not one.passes)
 
 
 def _path(number: int) -> str:

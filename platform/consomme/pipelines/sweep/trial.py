@@ -31,14 +31,30 @@ class Trial:
     evaluate: str = ""
     """Folder of the evaluate run; empty if there is no benchmark."""
 
+    guards: str = ""
+    """Folder of the evaluate run of its guards; empty if there are none."""
+
     value: float | None = None
     """Value of the sweep's metric, if the trial is done."""
+
+    findings: list[dict[str, Any]] = field(default_factory=list)
+    """What it has kept of each guard's benchmark; see `GuardFinding.plain`."""
 
     rungs: dict[str, float] = field(default_factory=dict)
     """Step -> loss, at the rungs of the stopper that the trial has reached."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of both runs, and `optimizer_bytes` and `num_trainable` of the training."""
+
+    @property
+    def passes(self) -> bool:
+        """Whether it has lost no more than the guards allow."""
+        return all(finding["passes"] for finding in self.findings)
+
+    @property
+    def told_value(self) -> float | None:
+        """The value that the searcher learns: none if the trial may not be the best."""
+        return self.value if self.passes else None
 
     @property
     def name(self) -> str:

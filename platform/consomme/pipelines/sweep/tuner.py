@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -99,7 +100,7 @@ class SweepTrials:
         if report.get("failure"):
             ended = replace(trial, state="failed", reason=report["failure"])
         elif report.get("train"):
-            evaluated = load_manifest(report["evaluate"]) if report["evaluate"] else None
+            evaluated = [load_manifest(url) for url in json.loads(report["evaluate"])]
             ended = self.study.with_results(trial, load_manifest(report["train"]), evaluated)
         else:
             num_steps = self.study.plan.train_recipe(trial.keys).num_steps
@@ -126,6 +127,7 @@ def _tune(source: SweepTrials, first: dict[str, Any], pins: Mapping[str, str]) -
                 "cwd": os.getcwd(),
                 "address": "" if is_private() else ray.get_runtime_context().gcs_address,
                 "benchmarks": list(plan.recipe.benchmarks),
+                "guards": list(plan.recipe.guards),
                 "report_checkpoints": has_stopper,
                 "sweep_url": absolute_url(source.folder.url),
                 "attempt_no": source.attempt_no,

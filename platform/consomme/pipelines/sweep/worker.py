@@ -19,7 +19,7 @@ from consomme.base.recipe import check_recipe
 from consomme.execution.errors import own_errors
 from consomme.execution.ray_private import TRAIN_SNAPSHOT
 from consomme.pipelines.evaluate import run as evaluate
-from consomme.pipelines.sweep.plan import evaluation_recipe
+from consomme.pipelines.sweep.evaluations import evaluations_of
 from consomme.pipelines.sweep.trial import LOSS_KEY, STEP_KEY, checkpoint_losses, is_final
 from consomme.pipelines.train import run as train
 from consomme.pipelines.train.outputs import CURVE
@@ -45,6 +45,7 @@ class TrialThread:
         self,
         recipe: TrainRecipe,
         benchmarks: Any,
+        guards: Any,
         *,
         report_checkpoints: bool,
         check: Callable[[], None],
@@ -55,11 +56,13 @@ class TrialThread:
         Args:
             recipe: The trial's train recipe.
             benchmarks: Registry nodes of the benchmarks that the model is evaluated on.
+            guards: What it may not lose.
             report_checkpoints: Whether to report the loss at every checkpoint, for a stopper.
             check: Raises `SupersededError` if the sweep was started again elsewhere.
             pins: Commits of what it reads from the hub.
         """
         self.recipe, self.benchmarks, self._check = recipe, benchmarks, check
+        self.guards = guards
         self._pins = pins
         with pins_kept(pins):
             self._store = _store_of_unfinished(recipe) if report_checkpoints else None
@@ -74,8 +77,8 @@ class TrialThread:
         Checkpoints of an earlier attempt are reported again, because a stopper needs them.
 
         Returns:
-            Step and loss. The last report also has `train` and `evaluate`, the folders of the runs,
-            or `failure`, the reason why there are none.
+            Step and loss. The last report also has `train`, the folder of the run, and `evaluate`,
+            those of its evaluations as JSON; or `failure`, the reason why there are none.
 
         Raises:
             ClusterError: The infrastructure failed, not the trial.
@@ -118,10 +121,12 @@ class TrialThread:
                 trained = train.run(recipe)
                 # From here on checkpoints are not reported: stopping would save nothing.
                 self._is_trained = True
-                evaluation = evaluation_recipe(
-                    recipe.name, trained.url, self.benchmarks, recipe.root, recipe.template
-                )
-                evaluated = evaluate.run(evaluation) if evaluation else None
+                evaluated = [
+                    evaluate.run(evaluation).url
+                    for evaluation in evaluations_of(
+                        recipe, trained.url, self.benchmarks, self.guards
+                    )
+                ]
         except (ClusterError, SupersededError):
             raise
         except ConsommeError as error:
@@ -130,7 +135,7 @@ class TrialThread:
             STEP_KEY: recipe.num_steps,
             LOSS_KEY: trained.metrics["train/last_loss_nats"],
             "train": trained.url,
-            "evaluate": evaluated.url if evaluated else "",
+            "evaluate": json.dumps(evaluated),
         }
 
     def abort(self) -> None:
@@ -150,6 +155,7 @@ class SweepTrialRunner:
         cwd: str,
         address: str,
         benchmarks: Any,
+        guards: Any,
         *,
         report_checkpoints: bool,
         sweep_url: str,
@@ -162,6 +168,7 @@ class SweepTrialRunner:
             cwd: Folder that relative paths start from.
             address: Ray cluster; empty if Ray is private to the sweep.
             benchmarks: Registry nodes of the benchmarks that models are evaluated on.
+            guards: What they may not lose.
             report_checkpoints: Whether to report the loss at every checkpoint.
             sweep_url: Absolute URL of the sweep's run folder.
             attempt_no: Attempt of the sweep; once a later one has begun, trials are aborted.
@@ -169,7 +176,7 @@ class SweepTrialRunner:
         """
         self._sweep, self._attempt_no = RunFolder.at(sweep_url), attempt_no
         self._pins = pins
-        self._cwd, self._benchmarks = cwd, benchmarks
+        self._cwd, self._benchmarks, self._guards = cwd, benchmarks, guards
         self._report_checkpoints = report_checkpoints
         self._train: dict[str, Any] = {}
         self._thread: TrialThread | None = None
@@ -187,6 +194,7 @@ class SweepTrialRunner:
             self._thread = TrialThread(
                 check_recipe(TrainRecipe, self._train),
                 self._benchmarks,
+                self._guards,
                 report_checkpoints=self._report_checkpoints,
                 check=lambda: self._sweep.check_current(self._attempt_no),
                 pins=self._pins,

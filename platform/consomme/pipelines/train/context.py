@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from consomme.base.manifest import FileSum
+from consomme.evaluate.benchmark import portable_node
 from consomme.execution.session import is_private
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import portable_path
 from consomme.storage.shards import shard_urls
 from consomme.storage.stores.open import absolute_url
+from consomme.storage.stores.store import join_url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,9 @@ class TrainContext:
     attempt_no: int = 0
     """Number of this attempt in the ledger; 0 if there is no ledger."""
 
+    cache_url: str = ""
+    """Where answers to benchmarks are cached."""
+
     @classmethod
     def resolve(
         cls, recipe: TrainRecipe, folder: RunFolder, model_hash: str, attempt_no: int
@@ -52,6 +57,7 @@ class TrainContext:
             is_private=is_private(),
             model_hash=model_hash,
             attempt_no=attempt_no,
+            cache_url=join_url(absolute_url(recipe.root), "cache"),
         )
 
     @property
@@ -123,6 +129,10 @@ class TrainResult:
     exported_step: int | None = None
     """Step of the exported checkpoint with `export_checkpoint=best`; set by the driver."""
 
+    choice: dict[str, Any] | None = None
+    """How checkpoints compare by benchmark and guards, and which one is exported; set by the
+    driver."""
+
     flops_per_token: float = 0.0
     """As planned: operations per position, forward and backward; set by the driver."""
 
@@ -135,8 +145,9 @@ class TrainResult:
         plain = dataclasses.asdict(self)
         for name in ("counts", "peak_bytes", "written"):
             del plain[name]
-        if self.exported_step is None:
-            del plain["exported_step"]
+        for name in ("exported_step", "choice"):
+            if plain[name] is None:
+                del plain[name]
         return plain
 
 
@@ -153,7 +164,14 @@ def with_absolute_paths(recipe: TrainRecipe) -> TrainRecipe:
         )
 
     evaluation = dataclasses.replace(
-        recipe.evaluation, data=tuple(map(absolute, recipe.evaluation.data))
+        recipe.evaluation,
+        data=tuple(map(absolute, recipe.evaluation.data)),
+        benchmark=recipe.evaluation.benchmark and portable_node(recipe.evaluation.benchmark),
+        guards=tuple(
+            dataclasses.replace(guard, benchmark=portable_node(guard.benchmark))
+            for guard in recipe.evaluation.guards
+        ),
+        report=tuple(map(portable_node, recipe.evaluation.report)),
     )
     layers = recipe.layers
     if tuned := layers.get("tuned"):

@@ -16,12 +16,20 @@ from consomme.base.errors import ConsommeError
 from consomme.base.manifest import FileSum
 from consomme.base.schema import to_plain
 from consomme.base.telemetry import Progress
+from consomme.execution.errors import own_errors
 from consomme.execution.runs import Run
+from consomme.pipelines.train.asking import ask_exported, ask_start
 from consomme.pipelines.train.checkpoint import CHECKPOINTS
+from consomme.pipelines.train.choice import (
+    CheckpointChoice,
+    choose_checkpoint,
+    score_attribute,
+    score_order,
+)
 from consomme.pipelines.train.context import TrainContext, TrainResult
 from consomme.pipelines.train.curve import CurveFile
 from consomme.pipelines.train.export import check_export, export_checkpoint
-from consomme.pipelines.train.outputs import EVAL_LOSS, PLAN
+from consomme.pipelines.train.outputs import PLAN
 from consomme.pipelines.train.progress import StepMonitor
 from consomme.pipelines.train.recipe import TrainRecipe
 
@@ -52,6 +60,7 @@ def fit_on_ray(run: Run[Any], attempt_no: int) -> TrainResult:
     machine = machine_of_cluster(use_gpu)
     plan = _plan(context, machine)
     check_export(context)
+    start = _ask_start(context, use_gpu=use_gpu)
     with (
         opened(
             recipe.trackers, run.folder.url, recipe.name, run.fingerprint, to_plain(recipe)
@@ -64,10 +73,16 @@ def fit_on_ray(run: Run[Any], attempt_no: int) -> TrainResult:
     if isinstance(result, ConsommeError):
         raise result
     context.check_current()
-    step, written = _export_best(context, ended.best_checkpoints)
+    choice = choose_checkpoint(context, ended.best_checkpoints)
+    step, written = _export_best(context, choice)
+    evaluation = recipe.evaluation
+    told = choice.told(start) if evaluation.asks or evaluation.report else None
+    if told is not None and evaluation.report:
+        told["report"] = _remote(context, ask_exported, use_gpu=use_gpu)
     return dataclasses.replace(
         result,
         exported_step=step,
+        choice=told,
         written=written or result.written,
         flops_per_token=plan.flops_per_token,
         gpu_name=machine.gpu_name,
@@ -127,16 +142,54 @@ def _trainer(context: TrainContext, machine: Machine, monitor: StepMonitor) -> A
             failure_config=FailureConfig(max_failures=2),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=recipe.keep_checkpoints,
-                checkpoint_score_attribute=EVAL_LOSS if recipe.evaluation.data else None,
-                checkpoint_score_order="min",
+                checkpoint_score_attribute=score_attribute(recipe),
+                checkpoint_score_order=score_order(recipe),
             ),
         ),
-        validation_config=_validation(context) if recipe.evaluation.data else None,
+        validation_config=(
+            _validation(context, use_gpu=use_gpu) if recipe.evaluation.is_wanted else None
+        ),
     )
 
 
-def _export_best(context: TrainContext, checkpoints: Any) -> tuple[int | None, dict[str, FileSum]]:
-    """Export the checkpoint with the least evaluation loss, if the recipe says so.
+def _ask_start(context: TrainContext, *, use_gpu: bool) -> dict[str, Any] | None:
+    """Let the model that training starts from answer; None if checkpoints answer nothing.
+
+    Before the first step, so that a benchmark that the model cannot be asked ends the run here.
+    """
+    if not context.recipe.evaluation.asks:
+        return None
+    found: dict[str, Any] = _remote(context, ask_start, use_gpu=use_gpu)
+    return found
+
+
+def _remote(context: TrainContext, action: Callable[..., Any], *, use_gpu: bool) -> Any:
+    """Run something that answers benchmarks as a Ray task with the resources of evaluation."""
+    import ray
+
+    with own_errors():
+        return ray.get(
+            ray.remote(action).options(**_task_options(context, use_gpu=use_gpu)).remote(context)
+        )
+
+
+def _task_options(context: TrainContext, *, use_gpu: bool) -> dict[str, Any]:
+    evaluation = context.recipe.evaluation
+    options: dict[str, Any] = {
+        "num_cpus": evaluation.cpus,
+        "num_gpus": evaluation.gpus,
+        "max_retries": 2,
+    }
+    if use_gpu and not evaluation.gpus:
+        # A task that claims no GPU may still see those that training holds.
+        options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+    return options
+
+
+def _export_best(
+    context: TrainContext, choice: CheckpointChoice
+) -> tuple[int | None, dict[str, FileSum]]:
+    """Export the checkpoint that was chosen, if the recipe says so.
 
     Returns:
         Its step, and the sums of the exported files.
@@ -145,10 +198,8 @@ def _export_best(context: TrainContext, checkpoints: Any) -> tuple[int | None, d
 
     if context.recipe.export_checkpoint != "best":
         return None, {}
-    losses = {checkpoint: metrics[EVAL_LOSS] for checkpoint, metrics in checkpoints}
-    best = min(losses, key=lambda one: losses[one])
     export = ray.remote(export_checkpoint).options(num_cpus=1)
-    exported: tuple[int, dict[str, FileSum]] = ray.get(export.remote(best, context))
+    exported: tuple[int, dict[str, FileSum]] = ray.get(export.remote(choice.checkpoint, context))
     return exported
 
 
@@ -165,20 +216,15 @@ def _plan(context: TrainContext, machine: Machine) -> ResourcePlan:
     return plan
 
 
-def _validation(context: TrainContext) -> Any:
+def _validation(context: TrainContext, *, use_gpu: bool) -> Any:
     """Have each checkpoint evaluated by a Ray task of its own."""
     from ray.train import ValidationConfig
 
     from consomme.pipelines.train.evaluation import evaluate_checkpoint
 
-    evaluation = context.recipe.evaluation
     return ValidationConfig(
         fn=functools.partial(evaluate_checkpoint, context=context),
-        ray_remote_kwargs={
-            "num_cpus": evaluation.cpus,
-            "num_gpus": evaluation.gpus,
-            "max_retries": 2,
-        },
+        ray_remote_kwargs=_task_options(context, use_gpu=use_gpu),
     )
 
 

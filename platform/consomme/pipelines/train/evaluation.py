@@ -1,4 +1,4 @@
-"""Evaluate checkpoints while training continues: the loss on samples that are not trained on.
+"""Evaluate checkpoints while training continues: loss, a benchmark, guards.
 
 A Ray task of its own evaluates each checkpoint, on CPUs or GPUs that training does not hold, so
 training does not wait for it.
@@ -7,32 +7,76 @@ training does not wait for it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from consomme.base.errors import ClusterError, ConsommeError
+from consomme.pipelines.train.asking import ask_trained
 from consomme.pipelines.train.batches import Collator
 from consomme.pipelines.train.checkpoint import WEIGHTS, TrainState
 from consomme.pipelines.train.context import TrainContext
 from consomme.pipelines.train.export import export_dtype, open_trained
-from consomme.pipelines.train.outputs import EVAL_LOSS, EVALUATIONS
+from consomme.pipelines.train.outputs import CHOICE, EVAL_LOSS, EVALUATIONS, LOST
 from consomme.pipelines.train.recipe import TrainRecipe
 from consomme.pipelines.train.samples import PreparedSample, Preparer, plan_source
 from consomme.storage.ledger.run_folder import SELF_CHECK
 
 
 def evaluate_checkpoint(checkpoint: Any, *, context: TrainContext) -> dict[str, float]:
-    """Measure the loss of a checkpoint, and write it into the run folder.
+    """Measure a checkpoint, and write what was found into the run folder.
 
     Args:
         checkpoint: Ray Train's, with `WEIGHTS`.
         context: The run's.
 
     Returns:
-        `eval_loss_nats`: mean nats per labelled token.
+        What checkpoints are compared by: `eval_loss_nats`, mean nats per labelled token, or
+        `CHOICE`.
     """
-    import torch
     from safetensors.torch import load_file
+
+    evaluation = context.recipe.evaluation
+    with checkpoint.as_directory() as path:
+        state = TrainState.load(Path(path))
+        weights = load_file(Path(path) / WEIGHTS)
+    found: dict[str, Any] = {"step": state.step}
+    try:
+        if evaluation.data:
+            found |= _loss(context, state.layers or (), weights)
+        if evaluation.asks:
+            found |= ask_trained(context, state.layers or (), weights)
+    except ClusterError:
+        raise
+    except ConsommeError as error:
+        # Ray Train would only log it; the driver raises it at the end of training.
+        found |= {"error": str(error)}
+    name = f"{EVALUATIONS}/{state.step:08d}.json"
+    context.folder.store.write(name, json.dumps(found).encode())
+    return compared_by(found)
+
+
+def compared_by(found: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a checkpoint is compared by, as Ray Train's metrics; see `CHOICE`.
+
+    Args:
+        found: What its evaluation wrote.
+    """
+    if "error" in found:
+        return {}
+    loss = {EVAL_LOSS: float(found["loss"])} if "loss" in found else {}
+    if "score" not in found and "guards" not in found:
+        return loss
+    value = found["score"] if "score" in found else -found.get("loss", 0.0)
+    is_kept = all(guard["passes"] for guard in found.get("guards", ()))
+    return {**loss, CHOICE: float(value) - (0.0 if is_kept else LOST)}
+
+
+def _loss(
+    context: TrainContext, layers: Sequence[int], weights: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Measure the loss on held-out samples."""
+    import torch
 
     from consomme.models.attention import max_positions
     from consomme.models.batches import IGNORE_INDEX, Batcher
@@ -47,10 +91,7 @@ def evaluate_checkpoint(checkpoint: Any, *, context: TrainContext) -> dict[str, 
     # A task that claims no GPU may still see those that training holds.
     device = torch.device("cuda" if recipe.evaluation.gpus else "cpu")
     torch.set_num_threads(max(1, int(recipe.evaluation.cpus)))
-    with checkpoint.as_directory() as path:
-        state = TrainState.load(Path(path))
-        weights = load_file(Path(path) / WEIGHTS)
-    model, processor, has_adapters = open_trained(context, state.layers or (), weights)
+    model, processor, has_adapters = open_trained(context, layers, weights)
     if has_adapters:
         merge_lora(model)
     # What is evaluated is the model that would be exported.
@@ -76,10 +117,7 @@ def evaluate_checkpoint(checkpoint: Any, *, context: TrainContext) -> dict[str, 
             batch = collator.collate([samples[k] for k in indices])
             num_tokens += int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
             nll += float(sum_nll(model, {k: v.to(device) for k, v in batch.items()}))
-    loss = nll / num_tokens
-    found = {"step": state.step, "loss": loss, "samples": len(samples)}
-    context.folder.store.write(f"{EVALUATIONS}/{state.step:08d}.json", json.dumps(found).encode())
-    return {EVAL_LOSS: loss}
+    return {"loss": nll / num_tokens, "samples": len(samples)}
 
 
 def _samples(recipe: TrainRecipe, preparer: Preparer) -> Iterator[PreparedSample]:

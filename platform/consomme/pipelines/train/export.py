@@ -86,26 +86,39 @@ def export(
     Raises:
         SupersededError: The run was started again elsewhere; nothing was written.
     """
+    context.check_current()
+    with output_folder(context.folder.store, "model", "adapter") as output:
+        write_trained(context, layers, weights, output.folder)
+    return output.written
+
+
+def write_trained(
+    context: TrainContext, layers: Sequence[int], weights: Mapping[str, Any], folder: Path
+) -> None:
+    """Write the trained model as `model/` of a folder on this machine, and its adapter if asked.
+
+    Args:
+        context: The run's.
+        layers: As in `open_trained`.
+        weights: As in `open_trained`.
+        folder: Where to.
+    """
     from consomme.models.chat_prefix import chat_encoder_for
     from consomme.models.weights import cast_weights, save_trained
 
-    context.check_current()
     base = model_folder(context.start)
     model, processor, has_adapters = open_trained(context, layers, weights)
     stop_id = chat_encoder_for(model.config, processor).turn_end.last_id
-    with output_folder(context.folder.store, "model", "adapter") as output:
-        folder = output.folder
-        if has_adapters:
-            from consomme.models.lora import merge_lora, save_adapter
+    if has_adapters:
+        from consomme.models.lora import merge_lora, save_adapter
 
-            if context.recipe.save_adapter:
-                on_hub = hub_place(context.start)
-                origin = (on_hub.repo, on_hub.revision) if on_hub else (base, None)
-                save_adapter(model, folder / "adapter", *origin)
-            merge_lora(model)
-        cast_weights(model, export_dtype(context))
-        save_trained(folder / "model", model, base, stop_id)
-    return output.written
+        if context.recipe.save_adapter:
+            on_hub = hub_place(context.start)
+            origin = (on_hub.repo, on_hub.revision) if on_hub else (base, None)
+            save_adapter(model, folder / "adapter", *origin)
+        merge_lora(model)
+    cast_weights(model, export_dtype(context))
+    save_trained(folder / "model", model, base, stop_id)
 
 
 def export_checkpoint(checkpoint: Any, context: TrainContext) -> tuple[int, dict[str, FileSum]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from consomme.storage.ledger.run_folder import RunFolder
 
@@ -12,6 +13,15 @@ CURVE = "curve.json"
 
 EVAL_LOSS = "eval_loss_nats"
 """Metric by which checkpoints are compared: mean nats per labelled token of `evaluation.data`."""
+
+
+CHOICE = "choice"
+"""Metric by which checkpoints are compared if a benchmark or a guard takes part; higher is better.
+The main figure, or minus the loss, less `LOST` if the checkpoint lost more than a guard allows."""
+
+
+LOST = 1e6
+"""More than any figure or loss."""
 
 
 TRAINABLE = "trainable.json"
@@ -26,7 +36,7 @@ EVALUATIONS = "evaluations"
 """Folder with the evaluation of each checkpoint."""
 
 
-def evaluations(folder: RunFolder) -> list[dict[str, float]]:
+def evaluations(folder: RunFolder) -> list[dict[str, Any]]:
     """Read the evaluations so far, by step."""
     paths = sorted(info.path for info in folder.store.list(f"{EVALUATIONS}/"))
     return [json.loads(folder.store.read(path)) for path in paths]

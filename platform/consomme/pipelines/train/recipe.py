@@ -20,6 +20,8 @@ from consomme.base.checked import Checked, rule
 from consomme.base.needs import Need
 from consomme.base.schema import added, located, registry_of, runtime, strategy
 from consomme.base.suggest import did_you_mean
+from consomme.evaluate.guards import Guard
+from consomme.evaluate.names import benchmark_name
 from consomme.storage.options import StorageOptions
 from consomme.storage.reading import Reading
 from consomme.train.parts import FROZEN, FULL, NAMEABLE_PARTS, Part, Trainability
@@ -68,19 +70,82 @@ class TrainSource(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Checked):
-    """Held-out samples on which checkpoints are evaluated while training continues."""
+    """How checkpoints are measured while training continues: loss, a benchmark, and guards."""
 
     data: tuple[TrainSource, ...] = ()
-    """Held-out samples; none disables the evaluation."""
+    """Held-out samples whose loss is measured; none measures no loss."""
 
     max_samples: PositiveInt = 256
     """Maximum number of samples, the same number from each source; always the same samples."""
+
+    benchmark: dict[str, Any] | None = strategy(
+        "consomme.evaluate.benchmarks:BENCHMARKS", default=None, was_added=True
+    )
+    """Benchmark that checkpoints, as they would be exported, and the model that training starts
+    from answer. With `export_checkpoint: best` its main figure chooses, instead of the loss;
+    `weighted` takes several."""
+
+    guards: tuple[Guard, ...] = added(())
+    """Benchmarks, such as one of texts alone, on which a checkpoint may be only so much worse than
+    the model that training starts from; with `export_checkpoint: best` those that lose more are not
+    chosen, with `last` the last one is judged."""
+
+    every_steps: PositiveInt | None = added(None)
+    """Steps between evaluations, for each of which a checkpoint is saved; None: evaluate each
+    checkpoint. The last step is always evaluated."""
+
+    at_steps: tuple[PositiveInt, ...] = added(())
+    """Evaluate at these steps, and at the last one, instead of `every_steps`."""
+
+    report: tuple[dict[str, Any], ...] = strategy(
+        "consomme.evaluate.benchmarks:BENCHMARKS", default=(), was_added=True
+    )
+    """Benchmarks that report the exported model and choose nothing; their questions must not be
+    among those of `benchmark`."""
+
+    reports_what_it_chose_by: bool = runtime(False)
+    """Allow `report` to have questions of `benchmark`."""
 
     cpus: NonNegativeFloat = 1.0
     """CPUs claimed for evaluation, in addition to those of training."""
 
     gpus: NonNegativeFloat = 0.0
     """GPUs claimed for evaluation, in addition to those of training."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether checkpoints are evaluated at all."""
+        return bool(self.data or self.asks)
+
+    @property
+    def asks(self) -> bool:
+        """Whether checkpoints answer benchmarks."""
+        return self.benchmark is not None or bool(self.guards)
+
+    @property
+    def has_own_steps(self) -> bool:
+        """Whether the recipe says at which steps; otherwise every checkpoint is evaluated."""
+        return self.every_steps is not None or bool(self.at_steps)
+
+    def is_due(self, step: int, num_steps: int) -> bool:
+        """Whether the recipe names a step of a run of `num_steps`."""
+        if not self.is_wanted or not self.has_own_steps:
+            return False
+        is_named = step in self.at_steps or bool(self.every_steps and step % self.every_steps == 0)
+        return is_named or step == num_steps
+
+    @rule
+    def _steps_of_something(self) -> Iterator[str]:
+        if self.every_steps is not None and self.at_steps:
+            yield "every_steps, at_steps: found both; choose one"
+        if self.has_own_steps and not self.is_wanted:
+            yield "every_steps, at_steps: found one, but no data, benchmark or guards to measure"
+
+    @rule
+    def _guards_have_names(self) -> Iterator[str]:
+        names = [benchmark_name(guard.benchmark) for guard in self.guards]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield f"guards: two are called {name}; give one a label"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,8 +299,8 @@ class TrainRecipe(Checked):
     """Loss on held-out samples at each checkpoint, measured while training continues."""
 
     export_checkpoint: Literal["last", "best"] = "last"
-    """Which checkpoint becomes the model: the last one, or the one with the lowest loss in
-    `evaluation`."""
+    """Which checkpoint becomes the model: the last one, or the best one in `evaluation`: the one
+    with the highest main figure of its `benchmark`, else the one with the lowest loss."""
 
     export_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of the exported weights; auto takes that of the model that training starts from.
@@ -283,7 +348,7 @@ class TrainRecipe(Checked):
         else:
             key = f"{name}={count}, cpus_per_worker={self.cpus_per_worker:g}"
             yield Need(key=key, count=count, cpus=self.cpus_per_worker)
-        if self.evaluation.data:
+        if self.evaluation.is_wanted:
             yield Need(
                 key=f"evaluation.cpus={self.evaluation.cpus:g},"
                 f" evaluation.gpus={self.evaluation.gpus:g}",
@@ -353,12 +418,18 @@ class TrainRecipe(Checked):
 
     @rule
     def _best_needs_evaluation(self) -> Iterator[str]:
-        if self.export_checkpoint == "best" and not self.evaluation.data:
+        can_compare = self.evaluation.data or self.evaluation.benchmark is not None
+        if self.export_checkpoint == "best" and not can_compare:
             yield (
-                "export_checkpoint: found best, but evaluation.data is empty, so no checkpoint is"
-                " better than another; name samples to measure them on, or set"
-                " export_checkpoint=last"
+                "export_checkpoint: found best, but evaluation has neither data nor a benchmark, so"
+                " no checkpoint is better than another; name some, or set export_checkpoint=last"
             )
+
+    @rule
+    def _steps_of_the_run(self) -> Iterator[str]:
+        late = [step for step in self.evaluation.at_steps if step > self.num_steps]
+        if late:
+            yield f"evaluation.at_steps: found {late[0]}, but the run has {self.num_steps} steps"
 
     @rule
     def _rotation(self) -> Iterator[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from consomme.base.manifest import Manifest
 from consomme.pipelines.train.outputs import PLAN, evaluations
 from consomme.report import model as page
+from consomme.report.guards import guard_tables
 from consomme.storage.ledger.run_folder import SELF_CHECK, RunFolder
 from consomme.train.parts import Summary, TrainableRow, summarise
 
@@ -83,7 +84,8 @@ def _section(manifests: Sequence[Manifest]) -> page.Section:
         curves[manifest.name] = _smooth(points)
         if evaluated := evaluations(RunFolder.at(manifest.url)):
             label = f"{manifest.name}, held-out samples"
-            curves[label] = [(point["step"], point["loss"]) for point in evaluated]
+            losses = [(point["step"], point["loss"]) for point in evaluated if "loss" in point]
+            curves |= {label: losses} if losses else {}
     strip = page.LayerStrip(
         rows=[(m.name, m.decisions["num_layers"], m.decisions["layers"]) for m in manifests],
         caption="Layers of the language model that received updates.",
@@ -135,8 +137,38 @@ def _section(manifests: Sequence[Manifest]) -> page.Section:
             *plan_tables(manifests),
             strip,
             parts,
+            *(block for manifest in manifests for block in _choice(manifest)),
         ],
     )
+
+
+def _choice(manifest: Manifest) -> list[page.Block]:
+    """Show how checkpoints compare by a benchmark, and what the exported one has kept."""
+    choice = manifest.decisions.get("choice")
+    if not choice:
+        return []
+    points = [("start", choice["start"]), *((one["step"], one) for one in choice["checkpoints"])]
+    figure = next((one["figure"] for _, one in points if "figure" in one), None)
+    columns = ["step", "loss", *([figure] if figure else []), "guards"]
+    rows: list[list[page.Cell]] = []
+    for step, one in points:
+        lost = [g["benchmark"] for g in one.get("guards", ()) if not g["passes"]]
+        kept = f"lost: {', '.join(lost)}" if lost else ("kept" if one.get("guards") else "")
+        scores: list[page.Cell] = [one.get("score")] if figure else []
+        rows.append([step, one.get("loss"), *scores, kept])
+    chosen = [number for number, (step, _) in enumerate(points) if step == choice["step"]]
+    caption = f"{manifest.name}: checkpoints; exported is step {choice['step']}, by {choice['by']}."
+    table = page.Table(columns=columns, rows=rows, highlight=chosen, caption=caption)
+    kept_of = f"{manifest.name}: what the exported model has kept of its start."
+    reported = [
+        page.Table(
+            columns=("figure", "value"),
+            rows=list(figures.items()),
+            caption=f"{manifest.name}: {name}, which chose nothing.",
+        )
+        for name, figures in choice.get("report", {}).items()
+    ]
+    return [table, *guard_tables(choice.get("guards", ()), kept_of), *reported]
 
 
 def _slower_rows(manifests: Sequence[Manifest]) -> list[str]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from consomme.base.manifest import Manifest
 from consomme.base.telemetry import MetricsLog
+from consomme.evaluate.disjoint import NamedBenchmark, check_disjoint
+from consomme.evaluate.guards import check_kept
 from consomme.execution.runs import Run, folders_of, once
 from consomme.execution.session import ray_session
 from consomme.pipelines.train.checkpoint import uploaded_sums
@@ -19,12 +23,37 @@ logger = logging.getLogger(__name__)
 
 
 def run(recipe: TrainRecipe) -> Manifest:
-    """Train; an interrupted run resumes from its last checkpoint when started again."""
-    return once(open_run, recipe, _train)
+    """Train; an interrupted run resumes from its last checkpoint when started again.
+
+    Raises:
+        DataError: Every checkpoint lost more than a guard allows, or that of a run that is done.
+    """
+    manifest = once(open_run, recipe, _train)
+    # It may have been done while guards only warned.
+    kept = manifest.decisions.get("choice", {}).get("guards", ())
+    check_kept(recipe.evaluation.guards, kept)
+    return manifest
 
 
 def open_run(recipe: TrainRecipe) -> Run[None]:
-    """Resolve the inputs of a recipe; writes nothing."""
+    """Resolve the inputs of a recipe; writes nothing.
+
+    Raises:
+        RecipeError: What chooses a checkpoint has questions that report.
+    """
+    from consomme.evaluate.benchmarks import data_inputs
+
+    evaluation = recipe.evaluation
+    chooses = [evaluation.benchmark] if evaluation.benchmark is not None else []
+    if not evaluation.reports_what_it_chose_by:
+        check_disjoint(
+            [NamedBenchmark(key="evaluation.benchmark", node=node) for node in chooses],
+            [
+                NamedBenchmark(key=f"evaluation.report[{number}]", node=node)
+                for number, node in enumerate(evaluation.report)
+            ],
+            where=f"train {recipe.name}",
+        )
     start = portable_path(recipe.model)
     inputs = {"model": model_hash(start, generates=False)}
     runs: dict[str, str | None] = {}
@@ -39,6 +68,10 @@ def open_run(recipe: TrainRecipe) -> Run[None]:
             )
             reads += folders_of(shards)
         runs |= {f"{name}.view": source.view, f"{name}.captions": source.captions}
+    inputs |= data_inputs(chooses, "evaluation.benchmark")
+    guarded = [guard.benchmark for guard in evaluation.guards]
+    inputs |= data_inputs(guarded, "evaluation.guards")
+    inputs |= data_inputs(evaluation.report, "evaluation.report")
     if tuned := recipe.layers.get("tuned"):
         tuned = portable_path(tuned)
         inputs["layers.tuned"] = model_hash(tuned, generates=False)
@@ -70,7 +103,9 @@ def _train(run: Run[None]) -> Manifest:
             for name, value in step_metrics(point).items():
                 log.log(name, value, int(point["step"]))
         for point in (found := evaluations(run.folder)):
-            log.log("eval/loss_nats", point["loss"], int(point["step"]))
+            for name, key in (("eval/loss_nats", "loss"), ("eval/score_fraction", "score")):
+                if key in point:
+                    log.log(name, point[key], int(point["step"]))
     times = sorted(point["seconds"] for point in curve)
     tokens_per_s = sum(p["num_positions"] for p in curve) / sum(times)
     run.folder.check_current(attempt_no)
@@ -84,9 +119,27 @@ def _train(run: Run[None]) -> Manifest:
             "train/peak_bytes": result.peak_bytes,
             "train/tokens_per_s": tokens_per_s,
         }
-        | ({"eval/best_loss_nats": min(p["loss"] for p in found)} if found else {})
+        | _best_of(found)
+        | _reported((result.choice or {}).get("report", {}))
         | utilization(recipe, result.gpu_name, result.flops_per_token, tokens_per_s),
         outputs={"model": "model", "curve": CURVE, "rejects": "rejects"}
         | ({"adapter": "adapter"} if recipe.save_adapter else {}),
         written=result.written | uploaded_sums(run.folder.store),
     )
+
+
+def _best_of(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the least loss and the highest score of all checkpoints that were evaluated."""
+    losses = [point["loss"] for point in evaluated if "loss" in point]
+    scores = [point["score"] for point in evaluated if "score" in point]
+    return ({"eval/best_loss_nats": min(losses)} if losses else {}) | (
+        {"eval/best_score_fraction": max(scores)} if scores else {}
+    )
+
+
+def _reported(table: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {
+        f"report/{name}/{figure}": value
+        for name, figures in table.items()
+        for figure, value in figures.items()
+    }

@@ -327,6 +327,7 @@ class TrainWorker:
         is_saved = (
             report.step % self.recipe.checkpoint_every == 0
             or report.step == self.recipe.num_steps
+            or self.recipe.evaluation.is_due(report.step, self.recipe.num_steps)
             or self._is_preempted(report.step)
         )
         if is_saved or report.step >= self._next_report:
@@ -387,7 +388,10 @@ class TrainWorker:
         # Ray Train uploads the folder in the background, and deletes it afterwards.
         scratch = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=process_scratch()))
         self.sharded.save(scratch)
-        is_evaluated = bool(self.recipe.evaluation.data)
+        evaluation = self.recipe.evaluation
+        is_evaluated = evaluation.is_wanted and (
+            not evaluation.has_own_steps or evaluation.is_due(report.step, self.recipe.num_steps)
+        )
         if is_evaluated:
             weights = self.sharded.trainable_state_dict()
             if self.rank == 0:

@@ -1,0 +1,178 @@
+"""Answer benchmarks in this process, with weights that may be exchanged between two of them.
+
+For those who choose among models that are not written anywhere: soups, and checkpoints of a
+training. They answer with the engine that `evaluate` takes if none is named, and their answers go
+into its cache under the same keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from consomme.base.errors import DataError
+from consomme.evaluate.benchmark import Benchmark, is_written, parts_of
+from consomme.evaluate.cache import ResultCache, result_key
+from consomme.evaluate.engine_rules import DEFAULT_ENGINE
+from consomme.pipelines.evaluate.answers import PASSING, Answers, joined
+from consomme.pipelines.evaluate.stage import Answer, Refusal, likely_answers, written_answers
+from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.stores.open import open_store
+
+
+class InMemoryAnswerer:
+    """One model in the engine that writes, and in the one that scores, each opened when needed."""
+
+    def __init__(
+        self, folder: str, *, model_hash: str, template: Mapping[str, Any], run: RunFolder
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            folder: Of the model, on this machine.
+            model_hash: Of its content; self-checks are cached under it.
+            template: Options of its chat template.
+            run: Where the results of self-checks are kept.
+        """
+        self.folder, self.model_hash, self.run = folder, model_hash, run
+        self.template = dict(template)
+        self._weights: Callable[[], Mapping[str, Any]] | None = None
+        self._engines: dict[bool, Any] = {}
+        """By whether it writes."""
+
+    def load_weights(self, weights: Callable[[], Mapping[str, Any]]) -> None:
+        """Replace the model's weights by others of the same architecture.
+
+        Args:
+            weights: Makes them, by the names of a checkpoint folder's tensors; called for each
+                engine, and not kept in memory.
+        """
+        self._weights = weights
+        for engine in self._engines.values():
+            engine.load_weights(weights())
+
+    def answer(self, benchmark: Benchmark) -> Answers:
+        """Answer every request of a benchmark.
+
+        Raises:
+            DataError: The model can be asked nothing.
+        """
+        return joined([self._answer(part) for part in parts_of(benchmark)])
+
+    def _answer(self, part: Benchmark) -> Answers:
+        answer = written_answers if is_written(part) else likely_answers
+        items = part.items()
+        engine = self._engine(writes=is_written(part))
+        found = answer(engine, part, items, range(len(items)))
+        refused = {k: one for k, one in enumerate(found) if isinstance(one, Refusal)}
+        if len(refused) == len(found):
+            why = refused[0]
+            raise DataError(
+                f"no question of {type(part).__name__} can be put to this model; {why.reason}:"
+                f" {why.detail}"
+            )
+        return Answers(
+            texts=[one.text if isinstance(one, Answer) else "" for one in found],
+            refused={k: one.reason for k, one in refused.items()},
+            cut=[k for k, one in enumerate(found) if isinstance(one, Answer) and one.is_cut],
+        )
+
+    def _engine(self, *, writes: bool) -> Any:
+        if writes in self._engines:
+            return self._engines[writes]
+        from consomme.curate.perplexity import token_nll
+        from consomme.engines.generation.registry import GENERATION_ENGINES
+        from consomme.engines.generation.requests import Sampling
+
+        choice = GENERATION_ENGINES.build(DEFAULT_ENGINE, "engine")
+        options: dict[str, Any] = {"model_hash": self.model_hash, "template": self.template}
+        engine: Any
+        if writes:
+            engine = choice(self.folder, Sampling(), **options)
+        else:
+            engine = choice.open_scorer(self.folder, token_nll, **options)
+        self.run.keep_self_check(engine, self.model_hash)
+        if self._weights is not None:
+            engine.load_weights(self._weights())
+        self._engines[writes] = engine
+        return engine
+
+
+class AnswerCache:
+    """Answers of models by the content of model and benchmark, in the cache of `evaluate`."""
+
+    def __init__(self, url: str, template: Mapping[str, Any]) -> None:
+        """Open the cache.
+
+        Args:
+            url: `<root>/cache`.
+            template: Options of the models' chat templates.
+        """
+        self._results, self._template = ResultCache(open_store(url), "answers"), dict(template)
+
+    def get(self, model_hash: str, node: Mapping[str, Any], described: str) -> Answers | None:
+        """Return the answers of a model if it was asked before.
+
+        Args:
+            model_hash: Of its content.
+            node: Of the benchmark.
+            described: What `describe` says of it.
+        """
+        stored = self._results.get(self._key(model_hash, node, described))
+        return None if stored is None else Answers.from_dict(stored)
+
+    def put(
+        self, model_hash: str, node: Mapping[str, Any], described: str, answers: Answers
+    ) -> None:
+        """Store answers, unless some are missing for a reason that another try might not have."""
+        if not set(answers.refused.values()) & set(PASSING):
+            self._results.put(self._key(model_hash, node, described), answers.to_dict())
+
+    def _key(self, model_hash: str, node: Mapping[str, Any], described: str) -> str:
+        return result_key(
+            model_hash=model_hash,
+            benchmark=str(node["name"]),
+            benchmark_hash=described,
+            decoding={
+                "engine": DEFAULT_ENGINE["name"],
+                "temperature": 0,
+                "template": self._template,
+            },
+        )
+
+
+def answer_folder(
+    cache: AnswerCache,
+    folder: str,
+    model_hash: str,
+    nodes: Sequence[Mapping[str, Any]],
+    *,
+    template: Mapping[str, Any],
+    run: RunFolder,
+) -> list[Sequence[str]]:
+    """Answer benchmarks with a model, if possible from the cache.
+
+    Args:
+        cache: Of answers.
+        folder: Of the model, on this machine.
+        model_hash: Of its content.
+        nodes: Registry nodes.
+        template: Options of its chat template.
+        run: Where the results of self-checks are kept.
+
+    Returns:
+        The answers to each, empty where there is none.
+    """
+    from consomme.evaluate.benchmarks import BENCHMARKS, describe
+
+    answerer = InMemoryAnswerer(folder, model_hash=model_hash, template=template, run=run)
+    found = []
+    for node in nodes:
+        benchmark = BENCHMARKS.build(node)
+        described = describe(benchmark)
+        answers = cache.get(model_hash, node, described)
+        if answers is None:
+            answers = answerer.answer(benchmark)
+            cache.put(model_hash, node, described, answers)
+        found.append(answers.texts)
+    return found
