@@ -136,6 +136,13 @@ def bench_several_images() -> list[Row]:
     return several_images.rows()
 
 
+def bench_merge() -> list[Row]:
+    """Mix models with every method, and with mergekit."""
+    from tests.benchmarks import merge
+
+    return merge.rows()
+
+
 def bench_stream() -> list[Row]:
     """Measure what packing saves, and how long resuming takes far into the data."""
     from tests.benchmarks import streaming
@@ -222,6 +229,7 @@ AREAS: dict[str, Callable[[], Iterable[Row]]] = {
     "self_augment": bench_self_augment,
     "visual_region": bench_visual_region,
     "several_images": bench_several_images,
+    "merge": bench_merge,
     "stream": bench_stream,
     "filter": bench_filter,
     "io": bench_io,

@@ -37,6 +37,7 @@ FIGURE_AREAS = (
     "train",
     "train_gpu",
     "train_chaos",
+    "merge",
     "stream",
     "decode",
     "dedup",

@@ -14,13 +14,21 @@ from consomme.base.errors import DataError
 from consomme.storage.stores.store import Store
 
 
-def soup_content_hash(ingredient_hashes: Sequence[str], shares: Sequence[float]) -> str:
-    """Return the hash of an average without writing it, from its ingredients' hashes and shares.
+def soup_content_hash(
+    ingredient_hashes: Sequence[str], shares: Sequence[float], method: Sequence[Any] = ()
+) -> str:
+    """Return the hash of a soup without writing it, from its ingredients' hashes and shares.
 
     The order of ingredients does not matter; those with a share of zero are ignored.
+
+    Args:
+        ingredient_hashes: Of their content.
+        shares: Of the ingredients.
+        method: What else decides how they are mixed; nothing for an average.
     """
     parts = sorted((h, share) for h, share in zip(ingredient_hashes, shares, strict=True) if share)
-    return hashlib.sha256(_canonical({"soup": parts})).hexdigest()
+    content = {"soup": parts} | ({"method": list(method)} if method else {})
+    return hashlib.sha256(_canonical(content)).hexdigest()
 
 
 def result_key(

@@ -89,6 +89,11 @@ _DRY_RUNS = {
         target=f"{_HERE}.dedup.preview:preview",
         help="show on a page which pairs would be called copies, and write no run folder",
     ),
+    "soup": DryRun(
+        option="--preview",
+        target=f"{_HERE}.soup.preview:preview",
+        help="show whether the models can be mixed and how far each moved, and mix nothing",
+    ),
     "train": _PLAN,
     "loop": DryRun(
         option="--plan",

@@ -46,6 +46,9 @@ _NOT_COPIED = (
     "train_results.json",
     "eval_results.json",
 )
+STORED_AS = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+"""Type as configurations name it -> as safetensors does."""
+
 INDEX = "model.safetensors.index.json"
 
 
@@ -257,7 +260,7 @@ def _index_of(mixture: ModelMix, files: Mapping[str, Sequence[str]]) -> bytes:
 
 def _set_dtype(config: Path, dtype: str) -> None:
     """Let a configuration name the type of the weights beside it, wherever it names one."""
-    name = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}[dtype]
+    name = next(name for name, stored in STORED_AS.items() if stored == dtype)
 
     def changed(value: Any) -> Any:
         if not isinstance(value, dict):

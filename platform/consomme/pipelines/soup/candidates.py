@@ -38,6 +38,7 @@ class CandidateCache:
         report: Sequence[Mapping[str, Any]] = (),
         base_hash: str | None = None,
         shares_answers: Sequence[bool] | None = None,
+        method: Sequence[Any] = (),
     ) -> None:
         """Open the cache.
 
@@ -51,7 +52,9 @@ class CandidateCache:
             shares_answers: Whether each ingredient alone answers as `evaluate` has it answer, so
                 that both may share its answers. It does if it differs from the first one, in whose
                 engine candidates answer, in nothing but its weights. None: all do.
+            method: What else decides how candidates are mixed; nothing for an average.
         """
+        self._method = method
         self._cache, self.ingredient_hashes = AnswerCache(cache_url, {}), ingredient_hashes
         self.guards, self.base_hash = tuple(guards), base_hash
         self.nodes = [benchmark, *(guard.benchmark for guard in guards), *report]
@@ -99,10 +102,12 @@ class CandidateCache:
         if selection == self.base:
             assert self.base_hash is not None
             return self.base_hash
-        if len(selection) == 1 and self._shares[selection[0]]:
+        # Other methods change a model that is mixed alone, too.
+        if len(selection) == 1 and self._shares[selection[0]] and not self._method:
             return self.ingredient_hashes[selection[0]]
         shares = [1 / len(selection)] * len(selection)
-        return soup_content_hash([self.ingredient_hashes[k] for k in selection], shares)
+        hashes = [self.ingredient_hashes[k] for k in selection]
+        return soup_content_hash(hashes, shares, self._method)
 
     def get(self, selection: Selection, number: int) -> Answers | None:
         """Return the answers of a candidate if this run or another one has asked it."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from consomme.base.bounds import PositiveInt
+from consomme.base.bounds import NonNegativeFloat, PositiveFloat, PositiveInt
 from consomme.base.checked import Checked, rule
 from consomme.base.schema import added, located, runtime, strategy
+from consomme.base.suggest import did_you_mean
 from consomme.evaluate.guards import Guard
+from consomme.soup.methods import METHODS
 from consomme.storage.options import StorageOptions
+
+DEFAULT_SEARCHES: tuple[dict[str, Any], ...] = ({"name": "uniform"}, {"name": "greedy"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +27,26 @@ class SoupRecipe(Checked):
     ingredients: dict[str, str] = located()
     """Label -> model: models fine-tuned from the same checkpoint."""
 
-    benchmark: dict[str, Any] = strategy("consomme.evaluate.benchmarks:BENCHMARKS")
+    benchmark: dict[str, Any] | None = strategy(
+        "consomme.evaluate.benchmarks:BENCHMARKS", default=None
+    )
     """Held-out benchmark that decides which ingredients are used, by its main figure; `weighted`
-    takes several. A `likelihood` of held-out answers chooses by their loss."""
+    takes several. A `likelihood` of held-out answers chooses by their loss. None: all ingredients
+    are mixed, by their `weights`, and nothing is measured."""
+
+    method: dict[str, Any] = strategy(
+        "consomme.soup.methods:METHODS", default={"name": "average"}, was_added=True
+    )
+    """How weights are mixed; see consomme/soup/methods.py."""
+
+    weights: dict[str, NonNegativeFloat] = added({})
+    """Label -> weight, in any unit, if there is no benchmark; empty: equal ones."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = added(None)
+    """Type of the mixed weights; None: that of the first ingredient."""
+
+    max_shard_gb: PositiveFloat | None = added(None)
+    """Largest file of weights, in GB (10^9 bytes); None: files as the first ingredient has them."""
 
     report: tuple[dict[str, Any], ...] = strategy(
         "consomme.evaluate.benchmarks:BENCHMARKS", default=(), was_added=True
@@ -37,7 +58,8 @@ class SoupRecipe(Checked):
     """Allow `report` to have questions of `benchmark`."""
 
     base: str | None = located(None)
-    """The model that the ingredients were tuned from, which `guards` compare with."""
+    """The model that the ingredients were tuned from, which `guards` compare with, and which some
+    methods take differences from."""
 
     guards: tuple[Guard, ...] = added(())
     """Benchmarks, such as one of texts alone, on which a soup may be only so much worse than
@@ -50,7 +72,7 @@ class SoupRecipe(Checked):
     """How patient the run is with its storage."""
 
     searches: tuple[dict[str, Any], ...] = strategy(
-        "consomme.soup.search:SEARCHES", default=({"name": "uniform"}, {"name": "greedy"})
+        "consomme.soup.search:SEARCHES", default=DEFAULT_SEARCHES
     )
     """Ways to choose ingredients; the best result of all becomes the soup."""
 
@@ -74,5 +96,40 @@ class SoupRecipe(Checked):
                 "base: missing; guards say how much a soup may be worse than the model that its"
                 " ingredients were tuned from, so name that model"
             )
-        if self.base is not None and not self.guards:
-            yield "base: found a model, but no guards that compare with it"
+        needs_base = METHODS.get(str(self.method["name"])).needs_base
+        if needs_base and self.base is None:
+            yield (
+                f"base: missing; {self.method['name']} mixes differences from the model that the"
+                " ingredients were tuned from, so name that model"
+            )
+        if self.base is not None and not (self.guards or needs_base):
+            yield (
+                f"base: found a model, but neither guards that compare with it, nor a method that"
+                f" mixes differences from it: {self.method['name']}"
+            )
+
+    @rule
+    def _nothing_measured_without_benchmark(self) -> Iterator[str]:
+        if self.benchmark is not None:
+            if self.weights:
+                yield "weights: found some with a benchmark, but searches mix in equal parts"
+            return
+        if self.guards or self.report:
+            yield (
+                "benchmark: missing; guards and report measure what a search chooses by it. Without"
+                " one all ingredients are mixed, and `consomme evaluate` measures the soup"
+            )
+        # A node that was read from a recipe has all parameters.
+        if [one["name"] for one in self.searches] != [one["name"] for one in DEFAULT_SEARCHES]:
+            yield "benchmark: missing; searches choose by it"
+
+    @rule
+    def _weights_of_ingredients(self) -> Iterator[str]:
+        if not self.weights:
+            return
+        for label in self.weights.keys() - self.ingredients.keys():
+            yield f"weights.{label}: no such ingredient{did_you_mean(label, self.ingredients)}"
+        for label in self.ingredients.keys() - self.weights.keys():
+            yield f"weights.{label}: missing; give each ingredient a weight, 0 leaves it out"
+        if not sum(self.weights.values()):
+            yield "weights: found only zeros"

@@ -18,6 +18,8 @@ def sections(runs: Sequence[Manifest], every_run: Mapping[str, Manifest]) -> lis
 def _section(manifest: Manifest) -> page.Section:
     """Return the section of one soup run."""
     labels = manifest.decisions["labels"]
+    if "searches" not in manifest.decisions:
+        return _mixed(manifest)
     blocks: list[page.Block] = []
     for name, result in manifest.decisions["searches"].items():
         items = []
@@ -44,6 +46,22 @@ def _section(manifest: Manifest) -> page.Section:
         blocks += guard_tables(result.get("guards", ()), f"{name}: kept of the base model")
     blocks += _reported(manifest.decisions)
     return page.Section(title=f"Soup: {manifest.name}", lead_text=text, blocks=blocks)
+
+
+def _mixed(manifest: Manifest) -> page.Section:
+    """Return the section of a soup that nothing was measured for."""
+    decisions = manifest.decisions
+    method = ", ".join(f"{key} {value}" for key, value in decisions["method"].items())
+    return page.Section(
+        title=f"Soup: {manifest.name}",
+        lead_text=f"All ingredients, mixed by {method}. Nothing was measured.",
+        blocks=[
+            page.Table(
+                columns=("ingredient", "share"),
+                rows=[(label, f"{share:.4f}") for label, share in decisions["shares"].items()],
+            )
+        ],
+    )
 
 
 def _reported(decisions: Mapping[str, Any]) -> list[page.Block]:

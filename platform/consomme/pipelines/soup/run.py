@@ -16,8 +16,8 @@ from consomme.pipelines.soup.candidates import CHOICE, CandidateCache
 from consomme.pipelines.soup.recipe import SoupRecipe
 from consomme.pipelines.soup.tune import tune_searches
 from consomme.soup.ingredients import Ingredient, open_ingredient
-from consomme.soup.likeness import check_compatible
-from consomme.soup.mixing import ModelMix, write_soup
+from consomme.soup.methods import METHODS, MixMethod
+from consomme.soup.mixing import STORED_AS, ModelMix, shares_of, write_soup
 from consomme.soup.search import SEARCHES, SoupResult
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import (
@@ -62,7 +62,7 @@ def open_run(recipe: SoupRecipe) -> Run[SoupInputs]:
     from consomme.evaluate.benchmark import parts_of
     from consomme.evaluate.benchmarks import BENCHMARKS, data_inputs
 
-    if not recipe.reports_what_it_chose_by:
+    if recipe.benchmark is not None and not recipe.reports_what_it_chose_by:
         check_disjoint(
             [NamedBenchmark(key="benchmark", node=recipe.benchmark)],
             [
@@ -75,12 +75,14 @@ def open_run(recipe: SoupRecipe) -> Run[SoupInputs]:
     models = [portable_path(model) for model in recipe.ingredients.values()]
     hashes = [model_hash(model) for model in models]
     inputs = {f"ingredients.{label}": one for label, one in zip(labels, hashes, strict=True)}
-    inputs |= data_inputs([recipe.benchmark], "benchmark")
-    if any(getattr(one, "judge", None) for one in parts_of(BENCHMARKS.build(recipe.benchmark))):
-        raise RecipeError(
-            "benchmark.judge: found one, but candidates of a soup are scored where they are made;"
-            " leave it out, or choose another metric"
-        )
+    if recipe.benchmark is not None:
+        inputs |= data_inputs([recipe.benchmark], "benchmark")
+        parts = parts_of(BENCHMARKS.build(recipe.benchmark, "benchmark"))
+        if any(getattr(one, "judge", None) for one in parts):
+            raise RecipeError(
+                "benchmark.judge: found one, but candidates of a soup are scored where they are"
+                " made; leave it out, or choose another metric"
+            )
     inputs |= data_inputs([guard.benchmark for guard in recipe.guards], "guards")
     inputs |= data_inputs(recipe.report, "report")
     base = portable_path(recipe.base) if recipe.base else None
@@ -100,7 +102,10 @@ def _soup(run: Run[SoupInputs]) -> Manifest:
         open_ingredient(folder, label, model)
         for folder, label, model in zip(folders, labels, models, strict=True)
     ]
-    check_compatible(opened)
+    mixer = SoupWriter.of(recipe, run.folder, run.resolved.base)
+    if recipe.benchmark is None:
+        return _mixed(run, mixer, opened)
+    mixer.mix(opened)
     frames = [model_content_hash(folder, has_weights=False) for folder in folders]
     cache = CandidateCache(
         join_url(recipe.root, "cache"),
@@ -108,24 +113,26 @@ def _soup(run: Run[SoupInputs]) -> Manifest:
         recipe.benchmark,
         guards=recipe.guards,
         report=recipe.report,
-        base_hash=run.resolved.base_hash,
+        base_hash=run.resolved.base_hash if recipe.guards else None,
         shares_answers=[frame == frames[0] for frame in frames],
+        method=_method(run),
     )
     searches = {str(n["name"]): SEARCHES.build(n, "searches") for n in recipe.searches}
     with ray_session():
         outcome = tune_searches(
             searches,
-            models,
+            dict(zip(labels, models, strict=True)),
             cache,
             recipe.num_actors,
             RunFolder.at(absolute_url(run.folder.url)),
             run.resolved.base,
+            {"method": recipe.method, "dtype": mixer.dtype},
         )
     results, best = outcome.results, outcome.best
     written: dict[str, FileSum] = {}
     for name, result in results.items():
-        written |= _write(run.folder, f"{name}/model", [opened[k] for k in result.chosen])
-    written |= _write(run.folder, "model", [opened[k] for k in results[best].chosen])
+        written |= mixer.write(f"{name}/model", [opened[k] for k in result.chosen])
+    written |= mixer.write("model", [opened[k] for k in results[best].chosen])
     singles = {
         labels[k]: cache.score((k,))
         for k in range(len(labels))
@@ -204,10 +211,76 @@ def _reported(
     }
 
 
-def _write(run: RunFolder, path: str, chosen: Sequence[Ingredient]) -> dict[str, FileSum]:
-    """Write one soup into the run folder; returns the sums of its files."""
-    with output_folder(run.store, path) as output:
-        folder = output.folder / path
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        write_soup(folder, ModelMix.of(chosen))
-    return output.written
+def _method(run: Run[SoupInputs]) -> list[Any]:
+    """Return what else than ingredients and shares decides a soup; nothing for an average."""
+    recipe = run.recipe
+    if recipe.method["name"] == "average":
+        return [recipe.dtype] if recipe.dtype else []
+    # What is dropped at random depends on the labels.
+    labelled = sorted(zip(run.resolved.hashes, recipe.ingredients, strict=True))
+    return [recipe.method, run.resolved.base_hash, labelled, recipe.dtype]
+
+
+def _mixed(run: Run[SoupInputs], mixer: SoupWriter, opened: Sequence[Ingredient]) -> Manifest:
+    """Mix all ingredients by their weights; nothing is measured."""
+    recipe = run.recipe
+    weights = [recipe.weights[one.name] for one in opened] if recipe.weights else None
+    shares = shares_of(len(opened), weights)
+    return run.finish(
+        counts={"ingredients": len(opened)},
+        decisions={
+            "labels": list(recipe.ingredients),
+            "shares": dict(zip(recipe.ingredients, shares, strict=True)),
+            "method": recipe.method,
+        },
+        outputs={"model": "model"},
+        written=mixer.write("model", opened, weights),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoupWriter:
+    """Writes soups of some ingredients into a run folder, as a recipe says."""
+
+    folder: RunFolder
+    method: MixMethod
+    base: Ingredient | None
+    """What the method takes differences from, if it does."""
+
+    dtype: str | None
+    max_shard_bytes: int | None
+
+    @classmethod
+    def of(cls, recipe: SoupRecipe, folder: RunFolder, base: str | None) -> SoupWriter:
+        """Open the base, if the method needs one."""
+        method = METHODS.build(recipe.method, "method")
+        origin = None
+        if base is not None and method.needs_base:
+            origin = open_ingredient(model_folder(base), "base", base)
+        largest = recipe.max_shard_gb
+        return cls(
+            folder=folder,
+            method=method,
+            base=origin,
+            dtype=STORED_AS[recipe.dtype] if recipe.dtype else None,
+            max_shard_bytes=None if largest is None else int(largest * 1e9),
+        )
+
+    def mix(self, chosen: Sequence[Ingredient], weights: Sequence[float] | None = None) -> ModelMix:
+        """Return how some ingredients are mixed.
+
+        Raises:
+            CheckpointError: They cannot be.
+        """
+        return ModelMix.of(chosen, weights, method=self.method, base=self.base, dtype=self.dtype)
+
+    def write(
+        self, path: str, chosen: Sequence[Ingredient], weights: Sequence[float] | None = None
+    ) -> dict[str, FileSum]:
+        """Write a soup and return the sums of its files."""
+        mix = self.mix(chosen, weights)
+        with output_folder(self.folder.store, path) as output:
+            folder = output.folder / path
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            write_soup(folder, mix, max_shard_bytes=self.max_shard_bytes)
+        return output.written

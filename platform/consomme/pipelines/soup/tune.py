@@ -190,22 +190,24 @@ class CandidateSource:
 
 def tune_searches(
     searches: Mapping[str, SoupSearch],
-    models: Sequence[str],
+    models: Mapping[str, str],
     cache: CandidateCache,
     num_actors: int | None,
     run_folder: RunFolder,
     base: str | None = None,
+    how: Mapping[str, Any] | None = None,
 ) -> SearchOutcome:
     """Run the searches, one after the other, with Ray Tune scoring their candidates.
 
     Args:
         searches: The strategies by name.
-        models: The ingredients, as `model_folder` takes them on any machine.
+        models: The ingredients by label, as `model_folder` takes them on any machine.
         cache: What is known already; knows the benchmarks.
         num_actors: Maximum number of candidates scored at the same time; None takes one per GPU,
             or one per CPU.
         run_folder: Of the run.
-        base: The model that guards compare with, as `models`.
+        base: The model that guards compare with and differences are taken from, as `models`.
+        how: The `method` (registry node) and `dtype` of mixed weights; None: averages.
 
     Raises:
         CheckpointError: An ingredient is unsuitable, as a trial found.
@@ -227,12 +229,13 @@ def tune_searches(
                 first,
                 CandidateRunner,
                 {
-                    "models": list(models),
+                    "models": dict(models),
                     "benchmarks": [portable_node(node) for node in cache.nodes],
                     "model_hash": cache.ingredient_hashes[0],
                     "run_folder": run_folder,
                     "base": base,
                     "base_hash": cache.base_hash,
+                    **(how or {}),
                 },
                 resources={"CPU": 0.9, "GPU": 1.0 if num_gpus else 0.0},
                 max_concurrent=num_actors or num_gpus or num_cpus(),

@@ -9,6 +9,7 @@ from typing import Any
 
 from consomme.pipelines.evaluate.in_memory import InMemoryAnswerer
 from consomme.soup.ingredients import open_ingredient
+from consomme.soup.methods import METHODS
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import model_folder
 
@@ -21,30 +22,43 @@ class CandidateRunner:
 
     def __init__(
         self,
-        models: Sequence[str],
+        models: Mapping[str, str],
         benchmarks: Sequence[Mapping[str, Any]],
         *,
         model_hash: str,
         run_folder: RunFolder,
         base: str | None = None,
         base_hash: str | None = None,
+        method: Mapping[str, Any] | None = None,
+        dtype: str | None = None,
     ) -> None:
         """Open the ingredients; all have the architecture of the first one.
 
         Args:
-            models: All ingredients, as `model_folder` takes them on any machine.
+            models: All ingredients by label, as `model_folder` takes them on any machine.
             benchmarks: Registry nodes, by number.
             model_hash: Of the content of the first ingredient.
             run_folder: Of the run; the first actor writes the results of self-checks there.
-            base: The model that guards compare with, as `models`.
+            base: The model that guards compare with and differences are taken from, as `models`.
             base_hash: Of its content.
+            method: Registry node of how weights are mixed; None: averaged.
+            dtype: Of the mixed weights, in notation of safetensors; None: as they are stored.
         """
-        folders = [model_folder(model) for model in models]
+        folders = [model_folder(model) for model in models.values()]
         self.run_folder = run_folder
         self.answerer = InMemoryAnswerer(
             folders[0], model_hash=model_hash, template={}, run=run_folder
         )
-        self.ingredients = [open_ingredient(folder, folder) for folder in folders]
+        # Labels decide the order of sums and what is drawn, here as where a soup is written.
+        self.ingredients = [
+            open_ingredient(folder, label, model)
+            for folder, (label, model) in zip(folders, models.items(), strict=True)
+        ]
+        self.dtype = dtype
+        self.method = METHODS.build(method or {"name": "average"})
+        self.origin = None
+        if base and self.method.needs_base:
+            self.origin = open_ingredient(model_folder(base), "base")
         self.nodes, self.base, self.base_hash = benchmarks, base, base_hash
         self.selection: list[int] = []
         self.numbers: list[int] = []
@@ -69,7 +83,7 @@ class CandidateRunner:
         return {ANSWERS: json.dumps(answers), "done": True}
 
     def _opened(self) -> InMemoryAnswerer:
-        from consomme.soup.mixing import average_ingredients
+        from consomme.soup.mixing import ModelMix, mixed_tensors
 
         if self.selection == [len(self.ingredients)]:
             assert self.base is not None
@@ -82,7 +96,8 @@ class CandidateRunner:
                 run=self.run_folder,
             )
         chosen = [self.ingredients[k] for k in self.selection]
-        self.answerer.load_weights(lambda: dict(average_ingredients(chosen)))
+        mix = ModelMix.of(chosen, method=self.method, base=self.origin, dtype=self.dtype)
+        self.answerer.load_weights(lambda: dict(mixed_tensors(mix)))
         return self.answerer
 
     def stop(self) -> None:
