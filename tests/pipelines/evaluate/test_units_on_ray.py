@@ -205,3 +205,15 @@ def test_judges_answer_in_a_run_of_their_own(tmp_path: Path, lent_ray: None) -> 
         again = evaluate.run(recipe(tmp_path, choices, benchmarks=benchmarks, name="again"))
         assert len(server.asked) == num_asked
     assert kept(again.url) == kept(done.url)
+
+
+@pytest.mark.vllm
+@pytest.mark.long
+def test_vllm_answers_and_scores_as_transformers_does(
+    undisturbed: Any, file: str, tmp_path: Path, lent_ray: None
+) -> None:
+    """One actor opens the engine that writes, then the one that scores."""
+    engine = {"name": "vllm", "dtype": "float32", "kv_cache_gb": 0.25}
+    done = evaluate.run(recipe(tmp_path, file, engine=engine))
+    expected = read_answers(RunFolder.at(undisturbed.url).store).to_pylist()
+    assert read_answers(RunFolder.at(done.url).store).to_pylist() == expected

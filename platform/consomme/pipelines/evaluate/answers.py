@@ -13,6 +13,7 @@ from consomme.base.recipe import strategy_identity
 from consomme.base.sample import Reject
 from consomme.evaluate.benchmark import (
     Benchmark,
+    HasData,
     describe,
     is_written,
     parts_of,
@@ -108,6 +109,7 @@ class AskedBenchmark:
                 part=number,
                 is_written=is_written(part),
                 num_items=len(part.items()),
+                version=part.data_version() if isinstance(part, HasData) else "",
             )
 
 
@@ -152,10 +154,12 @@ def answer_all(
             for key, question in first.items()
             if key in missing or question.is_in(planned)
         }
-        with ray_session():
-            parts = [part for key in asked for part in asked[key]]
-            _ask(folder, plan_asked(folder, parts, asking.unit_items), parts, asking)
-        found = _collect(folder, [part for key in asked for part in asked[key]])
+        parts = [part for key in asked for part in asked[key]]
+        plan = plan_asked(folder, parts, asking.unit_items)
+        if not folder.is_closed:
+            with ray_session():
+                _ask(folder, plan, parts, asking)
+        found = _collect(folder, parts)
         for key, some in asked.items():
             known[key] = joined([found[part.source] for part in some])
             if not set(known[key].refused.values()) & set(PASSING):

@@ -39,13 +39,25 @@ class Asked:
     """Whether the model writes its answers; otherwise their likelihood is asked for."""
 
     num_items: int
+    version: str
+    """Hash of its data; empty if it has none."""
 
     def build(self) -> Benchmark:
-        """Build the part."""
-        from consomme.evaluate.benchmark import parts_of
+        """Build the part.
+
+        Raises:
+            DataError: Its data are not what they were when the run began.
+        """
+        from consomme.evaluate.benchmark import HasData, parts_of
         from consomme.evaluate.benchmarks import BENCHMARKS
 
-        return parts_of(BENCHMARKS.build(self.node))[self.part]
+        part = parts_of(BENCHMARKS.build(self.node))[self.part]
+        if isinstance(part, HasData) and part.data_version() != self.version:
+            raise DataError(
+                f"{self.source}: its questions changed while they were answered; run the same"
+                " command again to begin anew, in another folder"
+            )
+        return part
 
     @property
     def engine_key(self) -> tuple[str, bool]:
