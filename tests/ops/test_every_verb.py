@@ -90,6 +90,19 @@ def test_scores_and_a_view(score_recipe, scores, view) -> None:
 
 
 @pytest.mark.long
+def test_an_evaluation(root) -> None:
+    from consomme.pipelines.evaluate import run as evaluate
+    from consomme.pipelines.evaluate.recipe import EvaluateRecipe
+
+    benchmarks = ({"name": "scene_captions", "num": 6, "max_tokens": 8},)
+    recipe = EvaluateRecipe(
+        name="redone", root=root, models={"m": NANO}, benchmarks=benchmarks, unit_items=3
+    )
+    run = Path(evaluate.run(recipe).url)
+    check_every_file(run)
+    redone(run, lambda: evaluate.run(recipe), "data/*-000000003-*", "answers.parquet")
+
+
 def test_a_training(sparse_recipe, sparse) -> None:
     from consomme.pipelines.train import run as train
 
