@@ -162,5 +162,5 @@ def test_what_a_trial_finds_wrong_with_a_model_is_the_users_to_mend(
     searches = {"uniform": UniformSoup()}
     run = RunFolder.at(str(tmp_path / "run"))
     with pytest.raises(CheckpointError, match=r"linear_1\.weight is missing") as caught:
-        tune_searches(searches, [str(folder)] * 3, cache, 1, run)
+        tune_searches(searches, dict.fromkeys("abc", str(folder)), cache, 1, run)
     assert caught.value.exit_code == 2
