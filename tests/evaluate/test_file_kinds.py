@@ -2,7 +2,9 @@
 
 import base64
 import csv
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,40 @@ def test_several_images_at_their_marks_as_mmmu_has_them(tmp_path: Path) -> None:
         "?\nA. yes\nB. ",
         ImageRef(0),
     )
+
+
+def test_webdataset_with_several_images_and_texts(tmp_path: Path) -> None:
+    file = tmp_path / "bench-000.tar"
+    members = {
+        "a/q1.json": json.dumps({"question": "same?", "answer": "yes"}).encode(),
+        "a/q1.0.png": picture("red"),
+        "a/q1.1.png": picture("blue"),
+        "a/q2.question": "which color?\u2028Look.".encode(),
+        "a/q2.answer": b"red",
+        "a/q2.PNG": picture("red"),
+        "a/.hidden": b"x",
+    }
+    with tarfile.open(file, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    benchmark = BENCHMARKS.build({"name": "open", "file": str(file), "prompt": "{question}"})
+    items = benchmark.items()
+    assert [len(one.images) for one in items] == [2, 1]
+    assert [one.truth for one in items] == ["yes", "red"]
+    assert items[1].prompt.startswith("which color?\u2028")
+    file.write_bytes(file.read_bytes()[:700])
+    with pytest.raises(DataError, match="found a damaged tar"):
+        BENCHMARKS.build({"name": "open", "file": str(file)}).items()
+
+
+def test_other_line_ends_inside_of_texts_end_no_line(tmp_path: Path) -> None:
+    file = tmp_path / "bench.jsonl"
+    rows = [{"question": f"what\u2028is {k}\x85?", "answer": str(k)} for k in range(3)]
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    benchmark = BENCHMARKS.build({"name": "open", "file": str(file)})
+    assert [one.truth for one in benchmark.items()] == ["0", "1", "2"]
 
 
 def test_parquet_with_numbered_images_and_listed_options(tmp_path: Path) -> None:

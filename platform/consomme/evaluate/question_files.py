@@ -1,4 +1,4 @@
-"""Read a file of questions: TSV, CSV, JSON, JSON lines or Parquet, with images in it or beside it.
+"""Read a file of questions: a table, JSON, Parquet or WebDataset, with images in it or beside it.
 
 A cell may hold an image in base64 (the TSV files of VLMEvalKit), the index of another row that has
 it, a path, encoded bytes, or a list of these; `image_1`, `image_2` and so on hold one each.
@@ -14,6 +14,7 @@ import io
 import json
 import re
 import sys
+import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,6 +132,9 @@ def _records(data: bytes, url: str) -> Iterator[dict[str, Any]]:
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{url}: found a damaged Parquet file: {error}") from error
         return
+    if data[257:262] == b"ustar":
+        yield from _tar_records(data, url)
+        return
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -142,11 +146,50 @@ def _records(data: bytes, url: str) -> Iterator[dict[str, Any]]:
         yield from _table_records(text, url)
 
 
+def _tar_records(data: bytes, url: str) -> Iterator[dict[str, Any]]:
+    """Parse a WebDataset: members of one name up to its first dot are a question.
+
+    A `.json` member has its columns, images are its images in the order of the members, and other
+    texts are columns that are called like their endings.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            for member in tar:
+                folder, _, name = member.name.rpartition("/")
+                stem, _, ending = name.partition(".")
+                file = tar.extractfile(member) if member.isfile() and stem and ending else None
+                if file is None:
+                    continue
+                record = found.setdefault(f"{folder}/{stem}".strip("/"), {})
+                _add_member(record, ending.lower(), file.read(), f"{url}: {member.name}")
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{url}: found a damaged tar: {error}") from error
+    for key, record in found.items():
+        yield {"index": key, **record}
+
+
+def _add_member(record: dict[str, Any], ending: str, content: bytes, where: str) -> None:
+    """Add a member of a WebDataset to its question."""
+    if ending.rpartition(".")[2] in _IMAGE_ENDINGS:
+        record.setdefault("images", []).append(content)
+        return
+    try:
+        text = content.decode("utf-8-sig")
+        record.update(json.loads(text) if ending == "json" else {ending: text})
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{where}: found neither text nor an object of JSON: {error}") from error
+
+
+_IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2")
+
+
 def _json_records(text: str, url: str) -> Iterator[dict[str, Any]]:
     try:
         found = json.loads(text)
     except ValueError:
-        lines = [line for line in text.splitlines() if line.strip()]
+        # Other line ends, such as U+2028, may stand inside of texts.
+        lines = [line for line in text.split("\n") if line.strip()]
         try:
             found = [json.loads(line) for line in lines]
         except ValueError as error:
