@@ -42,7 +42,7 @@ root: {root}
 models: {{nano: package://models/nano}}
 unit_items: 16
 benchmarks:
-- {{name: scene_captions, num: 192, max_tokens: 48}}
+- {{name: scene_captions, num: 640, max_tokens: 48}}
 - {{name: scene_ocr, num: 32}}
 engine: {{name: vllm, dtype: float32, own_process: true, stall_s: {stall_s}, max_num_seqs: 8,
   kv_cache_gb: 0.25}}

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 ANSWERS = "answers"
 """Kind of the files with the answers of a unit."""
 
-_KEPT_BENCHMARKS = 2
-"""Benchmarks whose questions an actor keeps: units of two may be answered at the same time."""
+_KEPT_BENCHMARKS = 3
+"""Benchmarks whose questions an actor keeps: its units may be of so many at the same time."""
 
 _PIXELS_AT_A_TIME = 200_000_000
 """Of decoded images that wait in memory: 600 MB."""
