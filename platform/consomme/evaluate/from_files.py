@@ -83,7 +83,7 @@ class FileBenchmark(Checked, ABC):
     """Fields that change no answer, given `data_version`."""
 
     file: str = located()
-    """The questions: TSV, CSV, JSON, JSON lines, Parquet or WebDataset; or a folder or glob of some;
+    """The questions: TSV, CSV, JSON, JSON lines, Parquet or WebDataset; or a folder or glob of it;
     local, in a store, or `hf://datasets/…`. Images stand in it (base64 or bytes), are named by
     paths, or are those of another row, by its index."""
 
