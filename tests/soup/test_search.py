@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consomme.base.errors import DataError, RecipeError
-from consomme.soup.search import SEARCHES, GreedySoup, MaximumSoup, UniformSoup
+from consomme.soup.search import (
+    SEARCHES,
+    BeamSoup,
+    ExhaustiveSoup,
+    GreedySoup,
+    LeaveOneOut,
+    MaximumSoup,
+    RandomSoups,
+    UniformSoup,
+)
 
 SINGLES = [0.60, 0.70, 0.65, 0.50]
 PAIRS = {(1, 2): 0.70, (0, 1, 2): 0.72, (0, 1, 2, 3): 0.71, (0, 1): 0.71}
@@ -70,3 +79,85 @@ def test_impossible_requests_say_what_is_wrong():
     with pytest.raises(RecipeError, match="greedy"):
         SEARCHES.build({"name": "gready"})
     assert SEARCHES.build({"name": "greedy", "accept": ">"}) == GreedySoup(accept=">")
+
+
+TABLE = {
+    (0,): 0.5, (1,): 0.6, (2,): 0.4,
+    (0, 1): 0.55, (0, 2): 0.8, (1, 2): 0.6,
+    (0, 1, 2): 0.7,
+}  # fmt: skip
+
+
+def test_leave_one_out_takes_away_what_hurts_most() -> None:
+    result = LeaveOneOut()(3, TABLE.__getitem__)
+    # All: 0.7; without 1: 0.8, the best; then neither 0 nor 2 alone is better.
+    assert (result.chosen, result.score) == ((0, 2), 0.8)
+    assert [(s.members, s.candidate, s.accepted) for s in result.trace] == [
+        ((0, 1, 2), None, True),
+        ((0, 2), 1, True),
+        ((1, 2), 0, False),
+        ((0, 1), 2, False),
+        ((0,), 2, False),
+        ((2,), 0, False),
+    ]
+    flat = dict.fromkeys(TABLE, 0.5)
+    assert LeaveOneOut()(3, flat.__getitem__).chosen == (0, 1, 2)
+    assert LeaveOneOut(accept=">=")(3, flat.__getitem__).chosen == (2,)
+
+
+def test_beam_finds_what_greedy_walks_past() -> None:
+    assert GreedySoup()(3, TABLE.__getitem__).chosen == (1, 2)
+    assert BeamSoup(width=1)(3, TABLE.__getitem__).chosen == (1,)
+    result = BeamSoup(width=2)(3, TABLE.__getitem__)
+    assert (result.chosen, result.score) == ((0, 2), 0.8)
+    assert [s.members for s in result.trace if s.accepted] == [(1,), (0, 2)]
+
+
+def test_exhaustive_is_the_best_of_all_and_of_equal_ones_the_smallest() -> None:
+    result = ExhaustiveSoup()(3, TABLE.__getitem__)
+    assert (result.chosen, result.num_evaluations) == ((0, 2), 7)
+    assert ExhaustiveSoup()(3, lambda _: 0.5).chosen == (0,)
+    with pytest.raises(RecipeError, match="found 13 ingredients, which have 8,191 selections"):
+        ExhaustiveSoup()(13, lambda _: 0.5)
+
+
+def test_random_scores_so_many_different_selections() -> None:
+    result = RandomSoups(num=5, seed=3)(6, lambda members: float(sum(members)))
+    scored = [step.members for step in result.trace]
+    assert len(set(scored)) == len(scored) == result.num_evaluations == 5
+    assert result.score == max(sum(members) for members in scored)
+    again = RandomSoups(num=5, seed=3)(6, lambda members: float(sum(members)))
+    assert again.trace == result.trace
+    assert RandomSoups(num=50)(3, lambda _: 0.1).num_evaluations == 7
+
+
+@given(st.integers(1, 6), st.randoms(use_true_random=False))
+def test_no_search_beats_all_selections_and_none_is_below_its_own_trace(count, random) -> None:
+    scores: dict[tuple[int, ...], float] = {}
+
+    def noisy(members: tuple[int, ...]) -> float:
+        return scores.setdefault(members, random.choice([0.1, 0.2, 0.3]))
+
+    best = ExhaustiveSoup()(count, noisy)
+    for search in (LeaveOneOut(), BeamSoup(width=2), RandomSoups(num=9), GreedySoup()):
+        result = search(count, noisy)
+        assert result.score <= best.score
+        assert result.score == scores[result.chosen]
+        accepted = [step.score for step in result.trace if step.accepted]
+        assert result.score >= max(accepted)
+
+
+def test_what_will_be_asked_for_is_said_before() -> None:
+    class Scores:
+        def __init__(self) -> None:
+            self.told: list[tuple[int, ...]] = []
+
+        def ahead(self, selections: list[tuple[int, ...]]) -> None:
+            self.told += selections
+
+        def __call__(self, members: tuple[int, ...]) -> float:
+            return TABLE[members]
+
+    scores = Scores()
+    ExhaustiveSoup()(3, scores)
+    assert set(scores.told) == set(TABLE)

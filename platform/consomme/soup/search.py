@@ -5,17 +5,24 @@ the score (higher is better). Every selection is scored once, and every decision
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from itertools import combinations
+from random import Random
+from typing import Annotated, Literal, Protocol
 
-from consomme.base.bounds import PositiveInt
+from annotated_types import Interval
+
+from consomme.base.bounds import NonNegativeInt, PositiveInt
 from consomme.base.checked import Checked
 from consomme.base.errors import DataError, RecipeError
 from consomme.base.registry import Registry
 
 ScoreFunction = Callable[[tuple[int, ...]], float]
-"""Scores the average of the ingredients with these indices, ascending; higher is better."""
+"""Scores the average of the ingredients with these indices, ascending; higher is better.
+
+It may have a method `ahead`, which takes selections that will be asked for next, so that they can
+be scored at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +158,153 @@ class GreedySoup:
         return cached.result(pool, trace)
 
 
+@SEARCHES.register("leave_one_out")
+@dataclass(frozen=True, kw_only=True)
+class LeaveOneOut:
+    """Start with all ingredients and leave out, one after the other, the one that hurts most.
+
+    It ends when leaving out any of them makes the rest worse, or no better with `>`. At most
+    count * (count + 1) / 2 evaluations.
+    """
+
+    accept: Literal[">=", ">"] = ">"
+    """`>=` also leaves out ingredients that make no difference."""
+
+    def __call__(self, count: int, score: ScoreFunction) -> SoupResult:
+        """Leave out ingredients."""
+        cached = _CachedScores(score, count)
+        pool = tuple(range(count))
+        trace = [cached.step(pool, candidate=None, best_before=None, accepted=True)]
+        while len(pool) > 1:
+            rest = {index: tuple(k for k in pool if k != index) for index in pool}
+            cached.ahead(rest.values())
+            before = cached(pool)
+            order = _ranked({index: cached(members) for index, members in rest.items()})
+            after = cached(rest[order[0]])
+            accepted = after >= before if self.accept == ">=" else after > before
+            trace += [
+                cached.step(
+                    rest[index],
+                    candidate=index,
+                    best_before=before,
+                    accepted=accepted and index == order[0],
+                )
+                for index in order
+            ]
+            if not accepted:
+                break
+            pool = rest[order[0]]
+        return cached.result(pool, trace)
+
+
+@SEARCHES.register("beam")
+@dataclass(frozen=True, kw_only=True)
+class BeamSoup(Checked):
+    """Grow several soups at a time: of each size, the best `width` of all that one more makes.
+
+    With a width of 1 it adds what helps most at each step, which greedy does not look for. It ends
+    when a size brings nothing better than what was found. At most width * count**2 evaluations.
+    """
+
+    width: PositiveInt = 3
+    """Soups of each size that are grown."""
+
+    def __call__(self, count: int, score: ScoreFunction) -> SoupResult:
+        """Grow soups."""
+        cached = _CachedScores(score, count)
+        trace = cached.score_singles()
+        best: tuple[int, ...] = (_ranked(cached.singles())[0],)
+        beam: list[tuple[int, ...]] = [(k,) for k in _ranked(cached.singles())[: self.width]]
+        for _ in range(count - 1):
+            grown = sorted(
+                {
+                    tuple(sorted((*members, k)))
+                    for members in beam
+                    for k in range(count)
+                    if k not in members
+                }
+            )
+            cached.ahead(grown)
+            beam = sorted(grown, key=lambda members: (-cached(members), members))[: self.width]
+            better = cached(beam[0]) > cached(best)
+            trace += [
+                cached.step(
+                    members,
+                    candidate=None,
+                    best_before=cached(best),
+                    accepted=better and members == beam[0],
+                )
+                for members in beam
+            ]
+            if not better:
+                break
+            best = beam[0]
+        return cached.result(best, trace)
+
+
+@SEARCHES.register("exhaustive")
+@dataclass(frozen=True, kw_only=True)
+class ExhaustiveSoup(Checked):
+    """Score every selection: 2**count - 1 evaluations. The best; of equal ones the smallest."""
+
+    max_ingredients: Annotated[int, Interval(ge=1, le=20)] = 12
+    """More ingredients are refused: each doubles the evaluations."""
+
+    def __call__(self, count: int, score: ScoreFunction) -> SoupResult:
+        """Score all.
+
+        Raises:
+            RecipeError: There are more ingredients than allowed.
+        """
+        if count > self.max_ingredients:
+            raise RecipeError(
+                f"exhaustive: found {count} ingredients, which have {2**count - 1:,} selections;"
+                f" expected at most {self.max_ingredients} (max_ingredients), or take beam"
+            )
+        every = [s for size in range(1, count + 1) for s in combinations(range(count), size)]
+        return _best_of(every, count, score)
+
+
+@SEARCHES.register("random")
+@dataclass(frozen=True, kw_only=True)
+class RandomSoups(Checked):
+    """Score random selections, each ingredient in with probability one half; the best of them.
+
+    What any search has to beat with as many evaluations.
+    """
+
+    num: PositiveInt = 20
+    """Different selections; all, if there are not so many."""
+
+    seed: NonNegativeInt = 0
+    """Of the selections."""
+
+    def __call__(self, count: int, score: ScoreFunction) -> SoupResult:
+        """Score some."""
+        rng = Random(self.seed)
+        every = 2**count - 1
+        drawn: dict[tuple[int, ...], None] = {}
+        while len(drawn) < min(self.num, every):
+            members = tuple(k for k in range(count) if rng.random() < 0.5)
+            if members:
+                drawn[members] = None
+        return _best_of(sorted(drawn, key=lambda one: (len(one), one)), count, score)
+
+
+def _best_of(selections: Sequence[tuple[int, ...]], count: int, score: ScoreFunction) -> SoupResult:
+    """Score selections, the smallest first, and choose the best; of equal ones the first."""
+    cached = _CachedScores(score, count)
+    cached.ahead(selections)
+    trace: list[SoupStep] = []
+    best = selections[0]
+    for number, members in enumerate(selections):
+        before = cached(best) if number else None
+        accepted = before is None or cached(members) > before
+        trace.append(cached.step(members, candidate=None, best_before=before, accepted=accepted))
+        best = members if accepted else best
+    return cached.result(best, trace)
+
+
 class _CachedScores:
     """Scores each selection once and caches the score."""
 
@@ -171,6 +325,12 @@ class _CachedScores:
                 )
             self._known[members] = value
         return self._known[members]
+
+    def ahead(self, selections: Iterable[tuple[int, ...]]) -> None:
+        """Say which selections will be asked for, if that is of use."""
+        tell = getattr(self._score, "ahead", None)
+        if tell is not None:
+            tell([one for one in selections if one not in self._known])
 
     def step(
         self,

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from queue import Queue
@@ -133,11 +133,13 @@ class CandidateSource:
             DataError: Nothing passes, and a guard refuses that.
         """
         cache, count = self._cache, self._num_ingredients
-        results = {name: search(count, self._score) for name, search in searches.items()}
+        score = _AskedScores(self._measure, cache.guarded_score, self._measure_ahead)
+        results = {name: search(count, score) for name, search in searches.items()}
         best = max(results, key=lambda name: results[name].score)
         if cache.passes(results[best].chosen):
             return SearchOutcome(results=results, best=best)
-        results = {name: search(count, self._plain_score) for name, search in searches.items()}
+        score = _AskedScores(self._measure, cache.score, self._measure_ahead)
+        results = {name: search(count, score) for name, search in searches.items()}
         best = max(results, key=lambda name: results[name].score)
         findings = cache.findings(results[best].chosen)
         if problem := refusal(cache.guards, [one.plain() for one in findings]):
@@ -146,13 +148,9 @@ class CandidateSource:
             logger.warning("soup: no candidate passes: %s", finding.line)
         return SearchOutcome(results=results, best=best, ignores_guards=True)
 
-    def _score(self, selection: Selection) -> float:
-        self._measure(selection)
-        return self._cache.guarded_score(selection)
-
-    def _plain_score(self, selection: Selection) -> float:
-        self._measure(selection)
-        return self._cache.score(selection)
+    def _measure_ahead(self, selections: Sequence[Selection]) -> None:
+        """Have candidates answer what chooses, and do not wait for them."""
+        self._ask([(one, self._cache.choosing) for one in selections], needed=())
 
     def _measure(self, selection: Selection) -> None:
         """Have a candidate answer what chooses; with the first single, all of them and the base."""
@@ -186,6 +184,19 @@ class CandidateSource:
         for one in asked:
             if needed is None or one[0] in needed:
                 self._answered[one].result()
+
+
+@dataclass(frozen=True)
+class _AskedScores:
+    """The score of a candidate, which is asked when it is needed or before."""
+
+    measure: Callable[[Selection], None]
+    score: Callable[[Selection], float]
+    ahead: Callable[[Sequence[Selection]], None]
+
+    def __call__(self, selection: Selection) -> float:
+        self.measure(selection)
+        return self.score(selection)
 
 
 def tune_searches(
