@@ -24,6 +24,8 @@ ANY_NUMBER = {
     "seed": "seeds are hashed",
     "first_seed": "seeds are hashed",
     "noise_seed": "seeds are hashed",
+    "shots_seed": "seeds are hashed",
+    "scale": "a negative scale takes away what a model learned; a rule refuses infinity",
     "Term.weight": "a negative weight reverses a score; a rule refuses 0",
     "PerStratum.edges": "values of an arbitrary column",
     "Threshold.min": "value of an arbitrary column",
@@ -197,7 +199,7 @@ def test_rules_across_fields_are_reported_with_bounds_and_typing_errors() -> Non
         "num_steps: found 'many'",
         "micro_batch: found 0",
         "min_workers: found 3, expected 1 to num_workers=2",
-        "export_checkpoint: found best, but evaluation.data is empty",
+        "export_checkpoint: found best, but evaluation has neither data nor a benchmark",
     ]
     assert len(problems) == len(starts), problems
     for start in starts:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
-from consomme.base.bounds import PositiveInt
+from consomme.base.bounds import PositiveFloat, PositiveInt
 from consomme.base.checked import rule
 from consomme.evaluate.benchmark import (
     BENCHMARKS,
@@ -84,12 +84,12 @@ class Grounding(FileBenchmark):
     prompt: str = "Give the bounding box of: {question}"
     """What is asked. Models were tuned on prompts of their own; take the one of the model."""
 
-    answer_scale: float | Literal["pixels"] = 1000.0
+    answer_scale: PositiveFloat | Literal["pixels"] = 1000.0
     """What the right and the lower edge are in answers: 1000 (Qwen2-VL, InternVL), 999 (VILA²'s
     specialist), 100, 1 (LLaVA), or `pixels` of the image as it is in the file. Qwen2.5-VL writes
     pixels of the image that its processor made, which can be told only if nothing is resized."""
 
-    box_scale: float | Literal["pixels"] = "pixels"
+    box_scale: PositiveFloat | Literal["pixels"] = "pixels"
     """The same in the file."""
 
     box_is: Literal["corners", "size"] = "corners"
@@ -104,13 +104,6 @@ class Grounding(FileBenchmark):
     @rule
     def _prompt_holds_parts(self) -> Iterator[str]:
         yield from prompt_problems(self.prompt, ("question",), ())
-
-    @rule
-    def _positive_scales(self) -> Iterator[str]:
-        for name in ("answer_scale", "box_scale"):
-            value = getattr(self, name)
-            if not isinstance(value, str) and not (math.isfinite(value) and value > 0):
-                yield f"{name}: found {value}, expected more than 0, or pixels"
 
     def question_of(self, row: QuestionRow) -> AskedRow:
         """Read the text and its box."""
