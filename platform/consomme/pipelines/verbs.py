@@ -148,6 +148,11 @@ VERBS: Mapping[str, Verb] = {
         run="consomme.ops.fetch:fetch_model",
         argument=("MODEL", "as a recipe names it: org/name, hf://org/name@revision, a URL, a path"),
     ),
+    "inspect": Verb(
+        help="show a model's parts, parameters, chat template, and what trains by default",
+        run="consomme.ops.inspection:inspect_model",
+        argument=("MODEL", "as a recipe names it: org/name, hf://org/name@revision, a URL, a path"),
+    ),
     "report": Verb(help="draw the report of a finished run", run=f"{_HERE}.report.run:run_folder"),
     "status": Verb(
         help="show the state of a run from its folder alone, while it runs or after",
