@@ -77,10 +77,23 @@ def load_recipe(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
     """
     values, problems = _read_values(Path(path), overrides)
     problems += _redacted(values)
+    _find_modules(values, Path(path).parent)
     recipe, found = parse(schema, values)
     if problems or found:
         raise RecipeError.from_problems(str(path), [*problems, *found])
     return cast(T, recipe)
+
+
+def _find_modules(values: Any, folder: Path) -> None:
+    """Take modules that are not in the current directory from beside the recipe."""
+    modules = values.get("modules") if isinstance(values, dict) else None
+    if isinstance(modules, list):
+        values["modules"] = [
+            str(folder / one)
+            if isinstance(one, str) and not Path(one).exists() and (folder / one).is_file()
+            else one
+            for one in modules
+        ]
 
 
 def load_values(path: str | Path) -> dict[str, Any]:

@@ -5,10 +5,11 @@ recipe. A registry is filled by importing the modules that define its strategies
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 from consomme.base.errors import RecipeError
+from consomme.base.own_modules import claim, unpacked
 from consomme.base.schema import parse
 from consomme.base.suggest import did_you_mean
 
@@ -22,11 +23,13 @@ class Registry(Generic[T]):
     Args:
         kind: Kind of strategy for messages, such as `"keep policy"`.
         module: File that defines them, for messages, such as `"consomme/curate/keep/policy.py"`.
+        needed: Attributes and methods that a class of a user has to have.
     """
 
-    def __init__(self, kind: str, module: str = "") -> None:
+    def __init__(self, kind: str, module: str = "", needed: Sequence[str] = ()) -> None:
         self.kind = kind
         self.module = module
+        self.needed = tuple(needed)
         self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[C]], type[C]]:
@@ -34,17 +37,32 @@ class Registry(Generic[T]):
 
         Raises:
             TypeError: The class is not a dataclass, or the name is taken; both are our own bugs.
+            RecipeError: A user's module takes a name that exists, or its class lacks something.
         """
 
         def add(cls: type[C]) -> type[C]:
             if not dataclasses.is_dataclass(cls):
                 raise TypeError(f"{self.kind} {name!r}: {cls.__qualname__} is not a dataclass")
-            if name in self._classes and self._classes[name].__qualname__ != cls.__qualname__:
+            is_taken = name in self._classes
+            if claim(
+                self.kind, name, is_taken=is_taken, forget=lambda: self._classes.pop(name, None)
+            ):
+                self._check_own(name, cls)
+            elif is_taken and self._classes[name].__qualname__ != cls.__qualname__:
                 raise TypeError(f"{self.kind} {name!r} is registered twice")
             self._classes[name] = cast(type[T], cls)
             return cls
 
         return add
+
+    def _check_own(self, name: str, cls: type[Any]) -> None:
+        known = {one.name for one in dataclasses.fields(cls)}
+        missing = [one for one in self.needed if one not in known and not hasattr(cls, one)]
+        if missing:
+            raise RecipeError(
+                f"registers the {self.kind} {name!r}, whose {cls.__qualname__} has no"
+                f" {', no '.join(missing)}"
+            )
 
     def build(self, node: Mapping[str, Any], path: str = "") -> T:
         """Build the strategy that a recipe node describes.
@@ -81,6 +99,10 @@ class Registry(Generic[T]):
             return None, [f"{where}: found {node!r}, expected a mapping; write {{name: {node}}}"]
         if not isinstance(node, Mapping):
             return None, [f"{where}: found {node!r}, expected {{name: …}} with {self._choices()}"]
+        try:
+            node = unpacked(node)
+        except RecipeError as error:
+            return None, [f"{where}: {error}"]
         name = node.get("name")
         if name is None:
             return None, [f"{where}.name: missing; expected {self._choices()}"]

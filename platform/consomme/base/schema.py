@@ -26,6 +26,7 @@ from typing import (
 from consomme.base.bounds import bound_problems, hints_of, interval_of, interval_text
 from consomme.base.checked import WRONG, is_usable, rule_problems
 from consomme.base.errors import ConsommeError, RecipeError
+from consomme.base.own_modules import module_problems
 from consomme.base.suggest import did_you_mean
 
 _REGISTRY = "consomme.registry"
@@ -33,6 +34,7 @@ _KEYED = "consomme.keyed"
 _RUNTIME = "consomme.runtime"
 _LOCATED = "consomme.located"
 _ADDED = "consomme.added"
+_MODULES = "consomme.modules"
 _NO_DEFAULT: Any = object()
 
 
@@ -83,6 +85,15 @@ def located(default: Any = _NO_DEFAULT) -> Any:
     names it among the run's inputs. So data that are moved stay the same data.
     """
     return _field(default, {_LOCATED: True})
+
+
+def own_modules() -> Any:
+    """Declare a field with the user's modules that register what other fields name.
+
+    They are loaded before the other fields are read. The verb names their contents among the run's
+    inputs; see `consomme.base.own_modules`.
+    """
+    return _field((), {_LOCATED: True, _MODULES: True})
 
 
 def added(default: Any) -> Any:
@@ -155,6 +166,8 @@ def _parse(schema: type[Any], values: Any, path: str) -> tuple[Any, list[str]]:
         for key in values
         if key not in fields
     ]
+    for name in (name for name, field in fields.items() if field.metadata.get(_MODULES)):
+        problems += module_problems(values.get(name), _join(path, name))
     arguments: dict[str, Any] = {}
     wrong: set[str] = set()
     for name, field in fields.items():

@@ -13,10 +13,13 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from PIL import Image
 
+from consomme.base.errors import RecipeError
+from consomme.base.own_modules import OWN_MODULE, OwnModule, own_module_of
 from consomme.base.registry import Registry
 from consomme.base.sample import Turn, place_images
 from consomme.base.schema import default_of, is_added
 from consomme.evaluate.metrics import accuracy
+from consomme.evaluate.open_answers import METRICS
 from consomme.storage.pins import portable_url
 
 GREY = (128, 128, 128)
@@ -68,7 +71,11 @@ class Benchmark(Protocol):
         """Metrics by name; the first one is the main metric, higher is better."""
 
 
-BENCHMARKS: Registry[Benchmark] = Registry("benchmark", "consomme/evaluate/benchmarks.py")
+BENCHMARKS: Registry[Benchmark] = Registry(
+    "benchmark",
+    "consomme/evaluate/benchmarks.py",
+    needed=("max_tokens", "items", "verdicts", "measure"),
+)
 
 
 @runtime_checkable
@@ -142,8 +149,10 @@ def describe(benchmark: Benchmark, *, without: Sequence[str] = ()) -> str:
         without: Fields that do not count, such as those that decide verdicts and no answers; of one
             that has parts, all fields of these count.
     """
+    own = _own_modules(benchmark)
     if isinstance(benchmark, HasParts):
-        return json.dumps([type(benchmark).__name__, benchmark.identity()], sort_keys=True)
+        named = [type(benchmark).__name__, benchmark.identity()]
+        return json.dumps([*named, *(one.content for one in own)], sort_keys=True)
     values = asdict(benchmark)  # type: ignore[call-overload]
     for field in fields(benchmark):  # type: ignore[arg-type]
         # What was answered before there was such a field is still known.
@@ -153,7 +162,19 @@ def describe(benchmark: Benchmark, *, without: Sequence[str] = ()) -> str:
         values = {k: v for k, v in values.items() if k not in benchmark.not_identity}
         values["data"] = benchmark.data_version()
     values = {k: v for k, v in values.items() if k not in without}
-    return json.dumps([type(benchmark).__name__, values], sort_keys=True)
+    named = [type(benchmark).__name__, values]
+    return json.dumps([*named, *(one.content for one in own)], sort_keys=True)
+
+
+def _own_modules(
+    benchmark: Benchmark | type[Benchmark], metric: str | None = None
+) -> list[OwnModule]:
+    """Return the modules of a user that define a benchmark, its bases, or its metric."""
+    cls = benchmark if isinstance(benchmark, type) else type(benchmark)
+    metric = metric or getattr(benchmark, "metric", None)
+    defined = [*cls.__mro__, *([METRICS[metric]] if metric in METRICS else [])]
+    found = [own_module_of(one) for one in defined]
+    return list({one.path: one for one in found if one is not None}.values())
 
 
 def portable_node(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,6 +182,14 @@ def portable_node(node: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(node)
     given = {key: node.get(key) or _default(str(node["name"]), key) for key in _PATHS}
     found |= {key: portable_url(str(value)) for key, value in given.items() if value}
+    cls = BENCHMARKS.get(str(node["name"])) if node.get("name") in BENCHMARKS.names() else None
+    if cls is not None and (own := _own_modules(cls, node.get("metric"))):
+        if len(own) > 1:
+            raise RecipeError(
+                f"benchmark {node['name']!r} needs {' and '.join(one.path for one in own)};"
+                " expected a benchmark and its metric in one file, which goes to workers with it"
+            )
+        found[OWN_MODULE] = own[0].to_dict()
     if "parts" in node:
         found["parts"] = [
             {**part, "benchmark": portable_node(part["benchmark"])} for part in node["parts"]

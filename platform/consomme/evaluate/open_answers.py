@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 
 from rapidfuzz.distance import Levenshtein
 
+from consomme.base.own_modules import claim
 from consomme.evaluate.metrics import exact_match
 from consomme.evaluate.thoughts import without_thoughts
 
@@ -179,7 +180,9 @@ def contains_formula(answer: str, truths: Sequence[str]) -> float:
     return float(any("".join(truth.split()) in said for truth in truths))
 
 
-METRICS: Mapping[str, Callable[[str, Sequence[str]], float]] = {
+Metric = Callable[[str, Sequence[str]], float]
+
+METRICS: dict[str, Metric] = {
     "exact": exact,
     "vqa": vqa,
     "anls": anls,
@@ -189,6 +192,24 @@ METRICS: Mapping[str, Callable[[str, Sequence[str]], float]] = {
     "contains_formula": contains_formula,
 }
 """Name in recipes -> metric of an answer, given the right ones (at least one)."""
+
+
+def register_metric(name: str) -> Callable[[Metric], Metric]:
+    """Register a metric of a user's module.
+
+    Args:
+        name: In recipes: `{name: open, metric: NAME, …}`.
+
+    Raises:
+        RecipeError: The name exists.
+    """
+
+    def add(metric: Metric) -> Metric:
+        claim("metric", name, is_taken=name in METRICS, forget=lambda: METRICS.pop(name, None))
+        METRICS[name] = metric
+        return metric
+
+    return add
 
 
 def judge(metric: str, answer: str, truths: Sequence[str]) -> float:

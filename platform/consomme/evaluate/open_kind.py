@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from consomme.base.bounds import PositiveInt
 from consomme.base.checked import rule
 from consomme.base.schema import added
+from consomme.base.suggest import did_you_mean
 from consomme.evaluate.benchmark import BENCHMARKS, BenchmarkItem, accuracy_by_kind, mean
 from consomme.evaluate.from_files import AskedRow, FileBenchmark, filled, prompt_problems
 from consomme.evaluate.judging import (
@@ -22,6 +22,7 @@ from consomme.evaluate.judging import (
     split_reply,
 )
 from consomme.evaluate.metrics import interval_of_mean
+from consomme.evaluate.open_answers import METRICS
 from consomme.evaluate.open_answers import judge as score_of
 from consomme.evaluate.question_files import QuestionRow, as_list
 from consomme.evaluate.thoughts import without_thoughts
@@ -35,11 +36,10 @@ SHORT_WORDS = 3
 class OpenAnswers(FileBenchmark):
     """Questions whose answers are short texts, judged by a metric of their benchmark."""
 
-    metric: Literal[
-        "exact", "vqa", "anls", "relaxed", "number", "contains", "contains_formula", "judge"
-    ] = "exact"
-    """How right an answer is, from 0 to 1; see `consomme.evaluate.open_answers`. With `judge`, the
-    judge says so, as in MM-Vet."""
+    metric: str = "exact"
+    """How right an answer is, from 0 to 1: `exact`, `vqa`, `anls`, `relaxed`, `number`, `contains`,
+    `contains_formula`, or one that a module of yours registers; see
+    `consomme.evaluate.open_answers`. With `judge`, the judge says so, as in MM-Vet."""
 
     prompt: str = "{hint}{question}\nAnswer the question using a single word or phrase."
     """What is asked."""
@@ -50,6 +50,15 @@ class OpenAnswers(FileBenchmark):
     judge: Judge | None = added(None)
     """The model that says how right an answer is, if that is the metric; for other metrics, the one
     that finds the short answer in answers of more than three words, as MathVista has it."""
+
+    @rule
+    def _known_metric(self) -> Iterator[str]:
+        known = (*METRICS, "judge")
+        if self.metric not in known:
+            hint = did_you_mean(self.metric, known)
+            yield f"metric: unknown {self.metric!r}{hint or '; expected one of '}" + (
+                "" if hint else ", ".join(known)
+            )
 
     @rule
     def _judge_for_its_metric(self) -> Iterator[str]:

@@ -186,10 +186,11 @@ def test_the_best_by_a_users_file(
         tmp_path,
         data,
         num_workers=num_workers,
+        cpus_per_worker=0.5,
         parallelism={"name": parallelism},
         checkpoint_every=4,
         export_checkpoint="best",
-        evaluation=Evaluation(benchmark=own, at_steps=(1, 3), report=(reported,)),
+        evaluation=Evaluation(benchmark=own, at_steps=(1, 3), report=(reported,), cpus=0.5),
     )
     done = train.run(wanted)
     choice = done.decisions["choice"]

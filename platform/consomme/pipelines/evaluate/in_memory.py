@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from consomme.base.errors import DataError
-from consomme.evaluate.benchmark import Benchmark, is_written, parts_of
+from consomme.base.errors import DataError, RecipeError
+from consomme.evaluate.benchmark import BENCHMARKS, Benchmark, is_written, parts_of
 from consomme.evaluate.cache import ResultCache, result_key
 from consomme.evaluate.engine_rules import DEFAULT_ENGINE
 from consomme.pipelines.evaluate.answers import PASSING, Answers, joined
@@ -163,7 +163,7 @@ def answer_folder(
     Returns:
         The answers to each, empty where there is none.
     """
-    from consomme.evaluate.benchmarks import BENCHMARKS, describe
+    from consomme.evaluate.benchmarks import describe
 
     answerer = InMemoryAnswerer(folder, model_hash=model_hash, template=template, run=run)
     found = []
@@ -176,3 +176,20 @@ def answer_folder(
             cache.put(model_hash, node, described, answers)
         found.append(answers.texts)
     return found
+
+
+def check_needs_no_judge(nodes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that benchmarks are answered without another model that reads the answers.
+
+    Args:
+        nodes: Registry nodes by their key in the recipe.
+
+    Raises:
+        RecipeError: One has a judge.
+    """
+    for key, node in nodes.items():
+        if any(getattr(one, "judge", None) for one in parts_of(BENCHMARKS.build(node, key))):
+            raise RecipeError(
+                f"{key}.judge: found one, but candidates are scored where they are made; leave it"
+                " out, or choose another metric"
+            )

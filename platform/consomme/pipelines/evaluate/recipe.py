@@ -9,7 +9,7 @@ from typing import Any
 from consomme.base.bounds import Fraction, PositiveInt
 from consomme.base.checked import Checked, rule
 from consomme.base.needs import Need
-from consomme.base.schema import located, runtime, strategy
+from consomme.base.schema import located, own_modules, runtime, strategy
 from consomme.evaluate.engine_rules import (
     DEFAULT_ENGINE,
     dtype_problems,
@@ -28,6 +28,10 @@ class EvaluateRecipe(Checked):
 
     models: dict[str, str] = located()
     """Label -> model: a folder, a run, a URL, `org/name` on the hub, or `package://models/nano`."""
+
+    modules: tuple[str, ...] = own_modules()
+    """Python files of yours that register benchmarks or metrics: paths from the current directory,
+    or beside the recipe. Their text goes to workers; what they import has to be installed there."""
 
     benchmarks: tuple[dict[str, Any], ...] = strategy("consomme.evaluate.benchmarks:BENCHMARKS")
     """Benchmarks; see consomme/evaluate/benchmarks.py."""

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from consomme.base.manifest import Manifest
+from consomme.base.own_modules import module_inputs
 from consomme.base.sample import Sample
 from consomme.evaluate.names import benchmark_name
 from consomme.execution.runs import Run, once
@@ -53,6 +54,7 @@ def open_run(recipe: EvaluateRecipe) -> Run[EvaluateInputs]:
         for label, model in models.items()
         for mark, one in model.marks.items()
     }
+    by_key |= module_inputs(recipe.modules)
     by_key |= data_inputs(recipe.benchmarks, "benchmarks")
     by_key |= {
         f"benchmarks[{k}].judge[{number}].{mark}": one

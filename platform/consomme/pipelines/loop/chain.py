@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from consomme.base.bounds import PositiveInt
 from consomme.base.checked import Checked, rule
-from consomme.base.schema import added, located, runtime, strategy
+from consomme.base.schema import added, located, own_modules, runtime, strategy
 from consomme.evaluate.guards import Guard
 from consomme.evaluate.names import benchmark_name
 from consomme.storage.options import StorageOptions
@@ -134,6 +134,11 @@ class LoopChain(Checked):
 
     name: str
     """Name of the loop's own run."""
+
+    modules: tuple[str, ...] = own_modules()
+    """Python files of yours that register benchmarks or metrics: paths from the current directory,
+    or beside the recipe. All stages that evaluate or choose know them. Their text goes to workers;
+    what they import has to be installed there."""
 
     stages: tuple[LoopStage, ...]
     """Stages in the order in which they run; before the rounds, if there are any."""

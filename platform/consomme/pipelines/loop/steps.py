@@ -58,10 +58,10 @@ class LoopStep:
 def first_steps(recipe: LoopChain) -> list[LoopStep]:
     """Return the stages before the rounds."""
     names = {stage.name: stage.name for stage in recipe.stages}
-    steps = _steps("stages", recipe.stages, names, recipe.values)
+    steps = _steps("stages", recipe.stages, names, recipe.values, recipe.modules)
     stop = recipe.rounds.early_stop if recipe.rounds else None
     if stop is not None and (added := start_stage(stop)):
-        steps += _added(added, added.name, names, recipe.values)
+        steps += _added(added, added.name, names, recipe.values, recipe.modules)
     return steps
 
 
@@ -76,21 +76,25 @@ def round_steps(recipe: LoopChain, number: int) -> list[LoopStep]:
     else:
         names |= {f"previous:{s.name}": f"{s.name}-{number - 1}" for s in rounds.stages}
     values = {**recipe.values, "round": number}
-    steps = _steps("rounds.stages", rounds.stages, names, values)
+    steps = _steps("rounds.stages", rounds.stages, names, values, recipe.modules)
     if rounds.early_stop and (added := round_stage(rounds.early_stop)):
-        steps += _added(added, f"{CHOICE}-{number}", names, values)
+        steps += _added(added, f"{CHOICE}-{number}", names, values, recipe.modules)
     return steps
 
 
 def _added(
-    stage: LoopStage, name: str, names: Mapping[str, str], values: Mapping[str, Any]
+    stage: LoopStage,
+    name: str,
+    names: Mapping[str, str],
+    values: Mapping[str, Any],
+    modules: Sequence[str],
 ) -> list[LoopStep]:
     """Return the step of a stage that `early_stop` adds."""
     return [
         LoopStep(
             name=name,
             verb=stage.verb,
-            recipe=_filled(stage.recipe, values),
+            recipe=_with_modules(stage.verb, _filled(stage.recipe, values), modules),
             names=names,
             where=f"rounds.early_stop ({name})",
         )
@@ -103,22 +107,38 @@ def last_steps(recipe: LoopChain, best: int, last: int) -> list[LoopStep]:
     for stage in recipe.rounds.stages if recipe.rounds else ():
         names[f"best:{stage.name}"] = f"{stage.name}-{best}" if best else _start(recipe, stage)
         names[f"last:{stage.name}"] = f"{stage.name}-{last}"
-    return _steps("after", recipe.after, names, recipe.values)
+    return _steps("after", recipe.after, names, recipe.values, recipe.modules)
 
 
 def _steps(
-    key: str, stages: Sequence[LoopStage], names: Mapping[str, str], values: Mapping[str, Any]
+    key: str,
+    stages: Sequence[LoopStage],
+    names: Mapping[str, str],
+    values: Mapping[str, Any],
+    modules: Sequence[str],
 ) -> list[LoopStep]:
     return [
         LoopStep(
             name=names[stage.name],
             verb=stage.verb,
-            recipe=_filled(stage.recipe, values),
+            recipe=_with_modules(stage.verb, _filled(stage.recipe, values), modules),
             names=names,
             where=f"{key}[{number}] ({stage.name})",
         )
         for number, stage in enumerate(stages)
     ]
+
+
+_ASKING_VERBS = ("evaluate", "soup", "train")
+"""Verbs whose recipes name benchmarks and modules."""
+
+
+def _with_modules(
+    verb: str, recipe: Mapping[str, Any], modules: Sequence[str]
+) -> Mapping[str, Any]:
+    if not modules or verb not in _ASKING_VERBS:
+        return recipe
+    return {**recipe, "modules": list(dict.fromkeys([*modules, *recipe.get("modules", ())]))}
 
 
 def _start(recipe: LoopChain, stage: LoopStage) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from consomme.base.bounds import NonNegativeFloat, PositiveFloat, PositiveInt
 from consomme.base.checked import Checked, rule
-from consomme.base.schema import added, located, runtime, strategy
+from consomme.base.schema import added, located, own_modules, runtime, strategy
 from consomme.base.suggest import did_you_mean
 from consomme.evaluate.guards import Guard
 from consomme.soup.methods import METHODS
@@ -26,6 +26,10 @@ class SoupRecipe(Checked):
 
     ingredients: dict[str, str] = located()
     """Label -> model: models fine-tuned from the same checkpoint."""
+
+    modules: tuple[str, ...] = own_modules()
+    """Python files of yours that register benchmarks or metrics: paths from the current directory,
+    or beside the recipe. Their text goes to workers; what they import has to be installed there."""
 
     benchmark: dict[str, Any] | None = strategy(
         "consomme.evaluate.benchmarks:BENCHMARKS", default=None

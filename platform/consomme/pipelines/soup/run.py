@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from consomme.base.errors import RecipeError
 from consomme.base.manifest import FileSum, Manifest
+from consomme.base.own_modules import module_inputs
 from consomme.evaluate.disjoint import NamedBenchmark, check_disjoint
 from consomme.execution.runs import Run, once
 from consomme.execution.session import ray_session
@@ -59,9 +59,10 @@ def open_run(recipe: SoupRecipe) -> Run[SoupInputs]:
     Raises:
         RecipeError: What chooses has questions that report.
     """
-    from consomme.evaluate.benchmark import parts_of
-    from consomme.evaluate.benchmarks import BENCHMARKS, data_inputs
+    from consomme.evaluate.benchmarks import data_inputs
+    from consomme.pipelines.evaluate.in_memory import check_needs_no_judge
 
+    modules = module_inputs(recipe.modules)
     if recipe.benchmark is not None and not recipe.reports_what_it_chose_by:
         check_disjoint(
             [NamedBenchmark(key="benchmark", node=recipe.benchmark)],
@@ -75,14 +76,16 @@ def open_run(recipe: SoupRecipe) -> Run[SoupInputs]:
     models = [portable_path(model) for model in recipe.ingredients.values()]
     hashes = [model_hash(model) for model in models]
     inputs = {f"ingredients.{label}": one for label, one in zip(labels, hashes, strict=True)}
+    inputs |= modules
     if recipe.benchmark is not None:
         inputs |= data_inputs([recipe.benchmark], "benchmark")
-        parts = parts_of(BENCHMARKS.build(recipe.benchmark, "benchmark"))
-        if any(getattr(one, "judge", None) for one in parts):
-            raise RecipeError(
-                "benchmark.judge: found one, but candidates of a soup are scored where they are"
-                " made; leave it out, or choose another metric"
-            )
+    check_needs_no_judge(
+        {
+            **({"benchmark": recipe.benchmark} if recipe.benchmark is not None else {}),
+            **{f"guards[{k}].benchmark": one.benchmark for k, one in enumerate(recipe.guards)},
+            **{f"report[{k}]": node for k, node in enumerate(recipe.report)},
+        }
+    )
     inputs |= data_inputs([guard.benchmark for guard in recipe.guards], "guards")
     inputs |= data_inputs(recipe.report, "report")
     base = portable_path(recipe.base) if recipe.base else None

@@ -36,6 +36,7 @@ def evaluations_of(
     shared: dict[str, Any] = {
         "root": recipe.root,
         "template": dict(recipe.template),
+        "modules": recipe.modules,
         "num_actors": 1,
     }
     found = []

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from consomme.base.errors import CheckpointError, DataError, RecipeError
+from consomme.base.own_modules import module_inputs
 from consomme.base.recipe import check_recipe, load_values, recipe_problems
 from consomme.base.suggest import did_you_mean
 from consomme.evaluate.benchmark import main_figure
@@ -77,6 +78,7 @@ class SweepPlan:
         Raises:
             RecipeError: Lists all problems.
         """
+        modules = module_inputs(recipe.modules)
         base = _base(recipe)
         space = {key: CHOICES.build(node, f"space.{key}") for key, node in recipe.space.items()}
         searcher = SEARCHERS.build(recipe.searcher, "searcher")
@@ -124,6 +126,7 @@ class SweepPlan:
             figures=tuple(_figure(name, main_figure(one)) for name, one in benchmarks.items()),
             inputs={
                 "trials": digest[:16],
+                **modules,
                 **data_inputs(recipe.benchmarks, "benchmarks"),
                 **data_inputs([guard.benchmark for guard in recipe.guards], "guards"),
             },
@@ -222,6 +225,9 @@ def _is_inside(one: str, other: str) -> bool:
 def _base(recipe: SweepRecipe) -> dict[str, Any]:
     """Return the train recipe that trials modify: a file with changes, or plain keys."""
     changes = {key: value for key, value in recipe.train.items() if key != "recipe"}
+    if recipe.modules:
+        own = [*recipe.modules, *changes.get("modules", ())]
+        changes["modules"] = list(dict.fromkeys(own))
     file = recipe.train.get("recipe")
     if file is None:
         return changes

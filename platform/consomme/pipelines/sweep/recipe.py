@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from consomme.base.bounds import PositiveInt
 from consomme.base.checked import Checked
-from consomme.base.schema import added, located, runtime, strategy
+from consomme.base.schema import added, located, own_modules, runtime, strategy
 from consomme.evaluate.guards import Guard
 from consomme.storage.options import StorageOptions
 
@@ -26,6 +26,10 @@ class SweepRecipe(Checked):
     space: dict[str, dict[str, Any]] = strategy("consomme.sweep.choices:CHOICES", keyed=True)
     """Dotted key of the train recipe (`lr`, `layers`, `layers.fraction`, `data.0.fraction`) ->
     values to try; see consomme/sweep/choices.py."""
+
+    modules: tuple[str, ...] = own_modules()
+    """Python files of yours that register benchmarks or metrics: paths from the current directory,
+    or beside the recipe. Their text goes to workers; what they import has to be installed there."""
 
     benchmarks: tuple[dict[str, Any], ...] = strategy(
         "consomme.evaluate.benchmarks:BENCHMARKS", default=()

@@ -18,7 +18,7 @@ from consomme.base.bounds import (
 )
 from consomme.base.checked import Checked, rule
 from consomme.base.needs import Need
-from consomme.base.schema import added, located, registry_of, runtime, strategy
+from consomme.base.schema import added, located, own_modules, registry_of, runtime, strategy
 from consomme.base.suggest import did_you_mean
 from consomme.evaluate.guards import Guard
 from consomme.evaluate.names import benchmark_name
@@ -294,6 +294,10 @@ class TrainRecipe(Checked):
     min_workers: PositiveInt | None = runtime(None)
     """Start, and continue, with fewer workers than `num_workers`, but at least this many, while the
     cluster has no room for more; None waits for all."""
+
+    modules: tuple[str, ...] = own_modules()
+    """Python files of yours that register benchmarks or metrics: paths from the current directory,
+    or beside the recipe. Their text goes to workers; what they import has to be installed there."""
 
     evaluation: Evaluation = field(default_factory=Evaluation)
     """Loss on held-out samples at each checkpoint, measured while training continues."""

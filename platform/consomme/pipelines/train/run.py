@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from consomme.base.manifest import Manifest
+from consomme.base.own_modules import module_inputs
 from consomme.base.telemetry import MetricsLog
 from consomme.evaluate.disjoint import NamedBenchmark, check_disjoint
 from consomme.evaluate.guards import check_kept
@@ -42,9 +43,19 @@ def open_run(recipe: TrainRecipe) -> Run[None]:
         RecipeError: What chooses a checkpoint has questions that report.
     """
     from consomme.evaluate.benchmarks import data_inputs
+    from consomme.pipelines.evaluate.in_memory import check_needs_no_judge
 
+    modules = module_inputs(recipe.modules)
     evaluation = recipe.evaluation
     chooses = [evaluation.benchmark] if evaluation.benchmark is not None else []
+    guards = enumerate(evaluation.guards)
+    check_needs_no_judge(
+        {
+            **{f"evaluation.benchmark[{k}]": node for k, node in enumerate(chooses)},
+            **{f"evaluation.guards[{k}].benchmark": one.benchmark for k, one in guards},
+            **{f"evaluation.report[{k}]": node for k, node in enumerate(evaluation.report)},
+        }
+    )
     if not evaluation.reports_what_it_chose_by:
         check_disjoint(
             [NamedBenchmark(key="evaluation.benchmark", node=node) for node in chooses],
@@ -68,7 +79,7 @@ def open_run(recipe: TrainRecipe) -> Run[None]:
             )
             reads += folders_of(shards)
         runs |= {f"{name}.view": source.view, f"{name}.captions": source.captions}
-    inputs |= data_inputs(chooses, "evaluation.benchmark")
+    inputs |= modules | data_inputs(chooses, "evaluation.benchmark")
     guarded = [guard.benchmark for guard in evaluation.guards]
     inputs |= data_inputs(guarded, "evaluation.guards")
     inputs |= data_inputs(evaluation.report, "evaluation.report")
