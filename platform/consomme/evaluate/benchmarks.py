@@ -6,9 +6,11 @@ with several images per question; `benchmark` defines the interface.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import ClassVar, Literal
 
 from PIL import Image
@@ -25,6 +27,7 @@ from consomme.evaluate import (
     file_kinds,
     grounding,
     judging,
+    language,
     likelihoods,
     open_kind,
     presets,
@@ -56,6 +59,7 @@ __all__ = [
     "file_kinds",
     "grounding",
     "judging",
+    "language",
     "likelihoods",
     "open_kind",
     "portable_node",
@@ -147,6 +151,58 @@ class SceneQuestions(Checked):
         right = self.verdicts(answers)
         kinds = [question.kind for _, question in self._questions()]
         return accuracy_figures(right) | accuracy_by_kind(right, kinds)
+
+
+@BENCHMARKS.register("scene_choices")
+@dataclass(frozen=True, kw_only=True)
+class SceneChoices(SceneQuestions):
+    """The questions of `scene_questions`, each with all answers that its kind has as options.
+
+    The answer is the option that is most likely by character; the model writes nothing.
+    """
+
+    not_identity: ClassVar[tuple[str, ...]] = ()
+
+    @cached_property
+    def _asked(self) -> list[tuple[str, str]]:
+        """Kind and answer of each question."""
+        return [(question.kind, question.answer) for _, question in self._questions()]
+
+    @cached_property
+    def _options(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, dict[str, None]] = {}
+        for kind, answer in self._asked:
+            found.setdefault(kind, {})[answer] = None
+        return {kind: tuple(sorted(answers)) for kind, answers in found.items()}
+
+    def data_version(self) -> str:
+        """Return a hash of questions and options."""
+        return hashlib.sha256(repr(self._asked).encode()).hexdigest()
+
+    def candidates(self, number: int) -> Mapping[str, str]:
+        """Return all answers to this kind of question."""
+        return {answer: answer for answer in self._options[self._asked[number][0]]}
+
+    def choose(self, nlls: Mapping[str, float], number: int) -> str:
+        """Return the answer that is most likely by character."""
+        del number
+        return min(nlls, key=lambda answer: nlls[answer] / len(answer))
+
+    def outcomes(self, answers: Sequence[str]) -> list[float]:
+        """1 where the answer is correct; each question is asked once."""
+        return self.verdicts(answers)
+
+    def measure(self, answers: Sequence[str]) -> dict[str, float]:
+        """Accuracy, overall and by kind; of guessing, and of the most frequent answer to each."""
+        right = self.verdicts(answers)
+        kinds = [kind for kind, _ in self._asked]
+        most = {kind: Counter(a for k, a in self._asked if k == kind) for kind in self._options}
+        fixed = sum(max(counts.values()) for counts in most.values()) / len(self._asked)
+        guessed = {
+            "chance_fraction": mean([1 / len(self._options[kind]) for kind in kinds]),
+            "accuracy_of_fixed_answers_fraction": fixed,
+        }
+        return accuracy_figures(right) | guessed | accuracy_by_kind(right, kinds)
 
 
 @BENCHMARKS.register("scene_captions")
