@@ -151,7 +151,7 @@ def describe(benchmark: Benchmark, *, without: Sequence[str] = ()) -> str:
     """
     own = _own_modules(benchmark)
     if isinstance(benchmark, HasParts):
-        named = [type(benchmark).__name__, benchmark.identity()]
+        named: list[Any] = [type(benchmark).__name__, benchmark.identity()]
         return json.dumps([*named, *(one.content for one in own)], sort_keys=True)
     values = asdict(benchmark)  # type: ignore[call-overload]
     for field in fields(benchmark):  # type: ignore[arg-type]

@@ -78,7 +78,10 @@ def test_an_answer_to_each_question_is_that_of_the_engine(tmp_path: Path, model_
 def test_a_soup_is_scored_on_them(tmp_path: Path, model_hash: str) -> None:
     node = {"name": "scene_documents", "num": 2, "max_tokens": 8}
     runner = CandidateRunner(
-        [NANO, NANO], [node], model_hash=model_hash, run_folder=RunFolder.at(str(tmp_path))
+        {"a": NANO, "b": NANO},
+        [node],
+        model_hash=model_hash,
+        run_folder=RunFolder.at(str(tmp_path)),
     )
     runner.start({"selection": [0, 1], "numbers": [0]})
     done = runner.step()
