@@ -206,6 +206,13 @@ def bench_dedup_kinds() -> Iterable[Row]:
     return dedup_by_kind.measure()
 
 
+def bench_decontaminate() -> Iterable[Row]:
+    """Find what is of a benchmark: recall by edit, and what is found wrongly."""
+    from tests.benchmarks import decontaminate
+
+    return decontaminate.rows()
+
+
 def bench_train() -> list[Row]:
     """Compare the training loop with a hand-written one, and layer selections with all layers."""
     from tests.benchmarks import training
@@ -238,6 +245,7 @@ AREAS: dict[str, Callable[[], Iterable[Row]]] = {
     "decode": bench_decode,
     "dedup": bench_dedup,
     "dedup_kinds": bench_dedup_kinds,
+    "decontaminate": bench_decontaminate,
     "train": bench_train,
     "quickstart": bench_quickstart,
 }

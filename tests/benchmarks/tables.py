@@ -42,6 +42,7 @@ FIGURE_AREAS = (
     "decode",
     "dedup",
     "dedup_kinds",
+    "decontaminate",
 )
 """Areas whose figures the benchmark page lists one per line."""
 
