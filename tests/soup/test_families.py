@@ -15,7 +15,8 @@ from consomme.engines.generation.transformers import TransformersEngine
 from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.weights import load_tensors, open_keys, open_model, save_vlm
 from consomme.soup.ingredients import open_ingredient
-from consomme.soup.mixing import ModelMix, average_ingredients, write_soup
+from consomme.soup.mixing import ModelMix, average_ingredients
+from consomme.soup.writing import write_soup
 
 pytestmark = pytest.mark.slow
 

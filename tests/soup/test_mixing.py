@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from consomme.base.errors import CheckpointError, RecipeError
 from consomme.soup import mixing
+from consomme.soup.formulas import karcher_mean
 from consomme.soup.ingredients import open_ingredient
-from consomme.soup.methods import METHODS, karcher_mean
-from consomme.soup.mixing import ModelMix, average_ingredients, mixed_tensors, write_soup
+from consomme.soup.methods import METHODS
+from consomme.soup.mixing import ModelMix, average_ingredients, mixed_tensors
+from consomme.soup.writing import write_soup
 
 CONFIG = {"architectures": ["X"], "hidden_size": 4, "transformers_version": "5.19.0"}
 State = dict[str, torch.Tensor]
@@ -350,6 +353,23 @@ def test_soup_json_tells_where_it_came_from(tmp_path: Path) -> None:
     assert record["method"] == {"name": "average"}
     assert record["search"] == "greedy"
     assert not (soup / "optimizer.pt").exists()
+
+
+def test_the_card_names_what_was_mixed(tmp_path: Path) -> None:
+    folders = [checkpoint(tmp_path / n, state(i)) for i, n in enumerate(("emoji", "scenes"))]
+    (folders[0] / "README.md").write_text("the card of an ingredient")
+    opened = [
+        open_ingredient(folders[0], "emoji", "org/emoji@0123abc"),
+        open_ingredient(folders[1], "scenes", "s3://bucket/scenes"),
+    ]
+    method = METHODS.build({"name": "ties", "density": 0.5})
+    mix = ModelMix.of(opened, [1, 3], method=method, base=open_ingredient(folders[0], "base"))
+    card = (write_soup(tmp_path / "soup", mix) / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["base_model"] == ["org/emoji"]
+    assert "merge" in front["tags"]
+    assert "| scenes | s3://bucket/scenes | 0.7500 |" in card
+    assert '`ties` with `{"scale": 1.0, "density": 0.5}`' in card
 
 
 def test_methods_that_need_a_base_say_so(tmp_path: Path) -> None:

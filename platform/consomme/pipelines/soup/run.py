@@ -17,8 +17,9 @@ from consomme.pipelines.soup.recipe import SoupRecipe
 from consomme.pipelines.soup.tune import tune_searches
 from consomme.soup.ingredients import Ingredient, open_ingredient
 from consomme.soup.methods import METHODS, MixMethod
-from consomme.soup.mixing import STORED_AS, ModelMix, shares_of, write_soup
+from consomme.soup.mixing import STORED_AS, ModelMix, shares_of
 from consomme.soup.search import SEARCHES, SoupResult
+from consomme.soup.writing import write_soup
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import (
     model_content_hash,
