@@ -100,7 +100,9 @@ def test_an_evaluation(root) -> None:
     )
     run = Path(evaluate.run(recipe).url)
     check_every_file(run)
-    redone(run, lambda: evaluate.run(recipe), "data/*-000000003-*", "answers.parquet")
+    redone(
+        run, lambda: evaluate.run(recipe), "data/*-000000003-*", "answers.parquet", "plan/plan.json"
+    )
 
 
 def test_a_training(sparse_recipe, sparse) -> None:

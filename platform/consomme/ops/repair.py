@@ -28,6 +28,7 @@ _MADE_AGAIN = {
     "prepare": ("data/",),
     "filter": ("view.parquet",),
     "dedup": ("view.parquet", "groups.parquet"),
+    "evaluate": ("answers.parquet", "examples.parquet", "export/", "judge/"),
     "soup": ("",),
     "loop": ("summary.json", REPORT),
     "sweep": ("trials.json", REPORT, "attempts/"),

@@ -146,9 +146,8 @@ def answer_all(
         first.setdefault(key, question)
     known = {key: Answers.from_dict(one) for key in first if (one := cache.get(key)) is not None}
     missing = {key: question for key, question in first.items() if key not in known}
-    begun = Plan.load(folder.store)
-    if missing or begun is not None:
-        planned = planned_sources(folder, begun) if begun else set()
+    planned = planned_sources(folder)
+    if missing or planned:
         asked = {
             key: list(question.asked())
             for key, question in first.items()

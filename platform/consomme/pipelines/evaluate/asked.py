@@ -78,14 +78,15 @@ def plan_asked(folder: RunFolder, asked: Sequence[Asked], unit_items: int) -> Pl
     Raises:
         DataError: All units of the run are done, but it lacks answers.
     """
-    plan = Plan.load(folder.store) or Plan(parts=(), num_shards=0)
-    planned = planned_sources(folder, plan)
-    new = [one for one in asked if one.source not in planned]
-    if not new and plan.parts:
+    begun, planned = Plan.load(folder.store), planned_sources(folder)
+    plan = begun or Plan(parts=(), num_shards=0)
+    new = [one for one in asked if begun is None or one.source not in planned]
+    if not new:
         return plan
-    if folder.is_closed:
+    lost = [one.source for one in new if one.source not in planned]
+    if folder.is_closed and lost:
         raise DataError(
-            f"{folder.url}: answers of {', '.join(one.source for one in new)} were in the cache"
+            f"{folder.url}: answers of {', '.join(lost)} were in the cache"
             " when this run began, and are not any more; delete the folder, and run the same"
             " command again"
         )
@@ -96,13 +97,16 @@ def plan_asked(folder: RunFolder, asked: Sequence[Asked], unit_items: int) -> Pl
     parts = list(plan.parts)
     while chunk := list(islice(works, UNITS_PER_PART)):
         parts.append(write_part(folder.store, len(parts), chunk))
-    plan = Plan(parts=tuple(parts), num_shards=len(planned) + len(new))
+    plan = Plan(parts=tuple(parts), num_shards=plan.num_shards + len(new))
     plan.save(folder.store)
     return plan
 
 
-def planned_sources(folder: RunFolder, plan: Plan) -> set[str]:
-    """Return what the units of a plan ask."""
+def planned_sources(folder: RunFolder) -> set[str]:
+    """Return what the units of a run ask; without a plan, if it is lost, what its records say."""
+    plan = Plan.load(folder.store)
+    if plan is None:
+        return {record.unit.source for record in folder.iter_commits()}
     return {work.unit.source for part in plan.parts for work in read_part(folder.store, part.path)}
 
 

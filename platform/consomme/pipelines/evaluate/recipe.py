@@ -9,7 +9,7 @@ from typing import Any
 from consomme.base.bounds import Fraction, PositiveInt
 from consomme.base.checked import Checked, rule
 from consomme.base.needs import Need
-from consomme.base.schema import located, own_modules, runtime, strategy
+from consomme.base.schema import added, located, own_modules, runtime, strategy
 from consomme.evaluate.engine_rules import (
     DEFAULT_ENGINE,
     dtype_problems,
@@ -55,7 +55,7 @@ class EvaluateRecipe(Checked):
     storage: StorageOptions = runtime(StorageOptions())
     """How patient the run is with its storage."""
 
-    unit_items: PositiveInt = runtime(64)
+    unit_items: PositiveInt = added(64)
     """Maximum number of requests per unit, which is what is retried, resumed and committed."""
 
     max_reject_fraction: Fraction = runtime(1.0)
