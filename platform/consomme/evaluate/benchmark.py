@@ -199,6 +199,8 @@ def portable_node(node: Mapping[str, Any]) -> dict[str, Any]:
 
 def _default(name: str, key: str) -> Any:
     """Return where a benchmark lies if its node does not say so; presets know."""
+    if name not in BENCHMARKS.names():
+        return None
     fields = getattr(BENCHMARKS.get(name), "__dataclass_fields__", {})
     return fields[key].default if key in fields and isinstance(fields[key].default, str) else None
 
