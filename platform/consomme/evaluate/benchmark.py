@@ -162,8 +162,8 @@ def describe(benchmark: Benchmark, *, without: Sequence[str] = ()) -> str:
         values = {k: v for k, v in values.items() if k not in benchmark.not_identity}
         values["data"] = benchmark.data_version()
     values = {k: v for k, v in values.items() if k not in without}
-    named = [type(benchmark).__name__, values]
-    return json.dumps([*named, *(one.content for one in own)], sort_keys=True)
+    named_values: list[Any] = [type(benchmark).__name__, values]
+    return json.dumps([*named_values, *(one.content for one in own)], sort_keys=True)
 
 
 def _own_modules(
