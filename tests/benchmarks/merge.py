@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -240,9 +240,8 @@ def mergekit_folder(scratch: Path) -> Path:
     return venv / "bin"
 
 
-def rows(rounds: int = ROUNDS) -> list[dict[str, Any]]:
+def rows(rounds: int = ROUNDS) -> Iterator[dict[str, Any]]:
     """Measure all methods on four small models, and averages of three large ones."""
-    found = []
     with tempfile.TemporaryDirectory() as scratch:
         tool = mergekit_folder(Path(scratch))
         for size, shape, count, methods in (
@@ -252,8 +251,7 @@ def rows(rounds: int = ROUNDS) -> list[dict[str, Any]]:
             folder = Path(scratch, size)
             make_models(folder, shape, count)
             for method in methods:
-                found += _compared(folder, size, method, count, rounds, tool)
-    return found
+                yield from _compared(folder, size, method, count, rounds, tool)
 
 
 def _compared(

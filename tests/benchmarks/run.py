@@ -136,7 +136,7 @@ def bench_several_images() -> list[Row]:
     return several_images.rows()
 
 
-def bench_merge() -> list[Row]:
+def bench_merge() -> Iterator[Row]:
     """Mix models with every method, and with mergekit."""
     from tests.benchmarks import merge
 
