@@ -6,10 +6,12 @@ import pytest
 from tests.evaluate.test_file_kinds import in_text, write_tsv
 
 from consomme.ops.verify import verify
+from consomme.pipelines.evaluate import report as evaluate_report
 from consomme.pipelines.evaluate import run as evaluate
 from consomme.pipelines.evaluate.examples import read_examples
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe
-from consomme.storage.ledger.run_folder import RunFolder
+from consomme.report import model as page
+from consomme.storage.ledger.run_folder import RunFolder, load_manifest
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -40,6 +42,10 @@ def test_files_are_evaluated_cached_and_watched(tmp_path: Path, lent_ray: None) 
     file = write_tsv(tmp_path / "colors.tsv", rows)
     first = evaluate.run(recipe(tmp_path, file))
     assert set(first.decisions["results"]["one"]) == {"colors", "colors_blank", "said"}
+    assert first.decisions["main_figures"]["said"] == "exact_fraction"
+    (section,) = evaluate_report.sections([load_manifest(first.url)], {})
+    columns = [block.columns for block in section.blocks if isinstance(block, page.Table)]
+    assert ("model", "exact") in [names[:2] for names in columns]
     for one in first.decisions["comparisons"]:
         assert (one["models"], one["difference"], one["p_value"]) == (["one", "two"], 0, 1)
     assert len(first.decisions["comparisons"]) == 3

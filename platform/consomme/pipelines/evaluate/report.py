@@ -24,6 +24,9 @@ def _section(manifest: Manifest) -> page.Section:
     names = list(dict.fromkeys(name for row in table.values() for name in row))
     for name in names:
         figures = list(next(row[name] for row in table.values() if name in row))
+        # A stored manifest has its keys sorted; runs of earlier versions do not say which is first.
+        main = manifest.decisions.get("main_figures", {}).get(name)
+        figures.sort(key=lambda figure: figure != main)
         blocks.append(
             page.Table(
                 columns=(

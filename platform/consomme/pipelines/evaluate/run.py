@@ -133,6 +133,9 @@ def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
             "results": table,
             "comparisons": comparisons,
             **({"judges": judges} if judges else {}),
+            "main_figures": {
+                name: next(iter(figures)) for name, figures in next(iter(table.values())).items()
+            },
             "table": _main_figures(table),
         },
         metrics=metrics,
