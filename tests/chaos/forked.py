@@ -23,6 +23,7 @@ _MODULES = [
     "consomme.pipelines.recaption.run",
     "consomme.pipelines.score.run",
     "consomme.pipelines.soup.run",
+    "consomme.pipelines.soup.searched",
     "consomme.pipelines.train.run",
     "ray.data",
 ]

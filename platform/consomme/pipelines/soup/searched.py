@@ -1,0 +1,148 @@
+"""Search for the best soup: Ray Tune scores candidates in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from consomme.base.manifest import FileSum, Manifest
+from consomme.execution.runs import Run
+from consomme.execution.session import ray_session
+from consomme.pipelines.soup.candidates import CHOICE, CandidateCache
+from consomme.pipelines.soup.tune import tune_searches
+from consomme.pipelines.soup.writer import SoupInputs, SoupWriter
+from consomme.soup.ingredients import Ingredient
+from consomme.soup.search import SEARCHES, SoupResult
+from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.model_folder import model_content_hash
+from consomme.storage.stores.open import absolute_url
+from consomme.storage.stores.store import join_url
+
+
+def search_soups(run: Run[SoupInputs], mixer: SoupWriter, opened: Sequence[Ingredient]) -> Manifest:
+    """Run every search and write the soups.
+
+    Args:
+        run: Whose recipe has a benchmark.
+        mixer: Of the run.
+        opened: The ingredients, in the order of the recipe.
+    """
+    recipe, models, hashes = run.recipe, run.resolved.models, run.resolved.hashes
+    assert recipe.benchmark is not None
+    labels = list(recipe.ingredients)
+    mixer.mix(opened)
+    frames = [model_content_hash(one.folder, has_weights=False) for one in opened]
+    cache = CandidateCache(
+        join_url(recipe.root, "cache"),
+        hashes,
+        recipe.benchmark,
+        guards=recipe.guards,
+        report=recipe.report,
+        base_hash=run.resolved.base_hash if recipe.guards else None,
+        shares_answers=[frame == frames[0] for frame in frames],
+        method=_method(run),
+    )
+    searches = {str(n["name"]): SEARCHES.build(n, "searches") for n in recipe.searches}
+    with ray_session():
+        outcome = tune_searches(
+            searches,
+            dict(zip(labels, models, strict=True)),
+            cache,
+            recipe.num_actors,
+            RunFolder.at(absolute_url(run.folder.url)),
+            run.resolved.base,
+            {"method": recipe.method, "dtype": mixer.dtype},
+        )
+    results, best = outcome.results, outcome.best
+    written: dict[str, FileSum] = {}
+    for name, result in results.items():
+        written |= mixer.write(f"{name}/model", [opened[k] for k in result.chosen])
+    written |= mixer.write("model", [opened[k] for k in results[best].chosen])
+    singles = {
+        labels[k]: cache.score((k,))
+        for k in range(len(labels))
+        if not cache.missing((k,), cache.choosing)
+    }
+    metrics = {
+        f"soup/{name}_score_fraction": cache.score(result.chosen)
+        for name, result in results.items()
+    }
+    if singles:
+        metrics["soup/best_single_score_fraction"] = max(singles.values())
+    reported = _reported(cache, results)
+    for label, table in reported.items():
+        for benchmark, figures in table.items():
+            for figure, value in figures.items():
+                metrics[f"soup/report/{label}/{benchmark}/{figure}"] = value
+    return run.finish(
+        counts={"ingredients": len(labels), "evaluations": cache.num_scored},
+        decisions={
+            "best": best,
+            "singles": singles,
+            "labels": labels,
+            "searches": {name: _told(result, cache) for name, result in results.items()},
+            "chosen_by": cache.name(CHOICE),
+            **({"report": reported, "main_figures": cache.main_figures} if reported else {}),
+            **({"ignores_guards": outcome.ignores_guards} if recipe.guards else {}),
+        },
+        metrics=metrics,
+        outputs={"model": "model"} | {name: f"{name}/model" for name in results},
+        written=written,
+    )
+
+
+def _told(result: SoupResult, cache: CandidateCache) -> dict[str, Any]:
+    """Return a search's result as plain values, with scores as they were measured.
+
+    To the search, a candidate that lost more than a guard allows has a score of minus infinity.
+    """
+    trace = [
+        {
+            **asdict(step),
+            "score": cache.score(step.members),
+            "best_before": step.best_before if _is_finite(step.best_before) else None,
+            **({} if cache.passes(step.members) else {"fails_guards": True}),
+        }
+        for step in result.trace
+    ]
+    told = {
+        **asdict(result),
+        "score": cache.score(result.chosen),
+        "single_scores": {k: cache.score((k,)) for k in result.single_scores},
+        "trace": trace,
+    }
+    if cache.guards:
+        told["guards"] = [finding.plain() for finding in cache.findings(result.chosen)]
+    return told
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _reported(
+    cache: CandidateCache, results: Mapping[str, SoupResult]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return figures by model and benchmark of those that only report; empty without any."""
+    models = {name: result.chosen for name, result in results.items()}
+    for result in results.values():
+        if result.best_single:
+            models["best_single"] = (result.best_single[0],)
+    if not cache.reporting:
+        return {}
+    return {
+        label: {cache.name(number): cache.figures(one, number) for number in cache.reporting}
+        for label, one in models.items()
+    }
+
+
+def _method(run: Run[SoupInputs]) -> list[Any]:
+    """Return what else than ingredients and shares decides a soup; nothing for an average."""
+    recipe = run.recipe
+    if recipe.method["name"] == "average":
+        return [recipe.dtype] if recipe.dtype else []
+    # What is dropped at random depends on the labels.
+    labelled = sorted(zip(run.resolved.hashes, recipe.ingredients, strict=True))
+    return [recipe.method, run.resolved.base_hash, labelled, recipe.dtype]

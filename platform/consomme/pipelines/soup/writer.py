@@ -1,0 +1,81 @@
+"""What a soup run has resolved, and how it writes soups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from consomme.base.manifest import FileSum
+from consomme.pipelines.soup.recipe import SoupRecipe
+from consomme.soup.ingredients import Ingredient, open_ingredient
+from consomme.soup.methods import METHODS, MixMethod
+from consomme.soup.mixing import STORED_AS, ModelMix
+from consomme.soup.writing import write_soup
+from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.model_folder import model_folder
+from consomme.storage.output_folder import output_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoupInputs:
+    """The ingredients, in the order of the recipe."""
+
+    models: list[str]
+    """Where any node finds them; see `portable_path`."""
+
+    hashes: list[str]
+    """Hashes of their content."""
+
+    base: str | None = None
+    """The model that guards compare with, as `models`."""
+
+    base_hash: str | None = None
+    """Hash of its content."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoupWriter:
+    """Writes soups of some ingredients into a run folder, as a recipe says."""
+
+    folder: RunFolder
+    method: MixMethod
+    base: Ingredient | None
+    """What the method takes differences from, if it does."""
+
+    dtype: str | None
+    max_shard_bytes: int | None
+
+    @classmethod
+    def of(cls, recipe: SoupRecipe, folder: RunFolder, base: str | None) -> SoupWriter:
+        """Open the base, if the method needs one."""
+        method = METHODS.build(recipe.method, "method")
+        origin = None
+        if base is not None and method.needs_base:
+            origin = open_ingredient(model_folder(base), "base", base)
+        largest = recipe.max_shard_gb
+        return cls(
+            folder=folder,
+            method=method,
+            base=origin,
+            dtype=STORED_AS[recipe.dtype] if recipe.dtype else None,
+            max_shard_bytes=None if largest is None else int(largest * 1e9),
+        )
+
+    def mix(self, chosen: Sequence[Ingredient], weights: Sequence[float] | None = None) -> ModelMix:
+        """Return how some ingredients are mixed.
+
+        Raises:
+            CheckpointError: They cannot be.
+        """
+        return ModelMix.of(chosen, weights, method=self.method, base=self.base, dtype=self.dtype)
+
+    def write(
+        self, path: str, chosen: Sequence[Ingredient], weights: Sequence[float] | None = None
+    ) -> dict[str, FileSum]:
+        """Write a soup and return the sums of its files."""
+        mix = self.mix(chosen, weights)
+        with output_folder(self.folder.store, path) as output:
+            folder = output.folder / path
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            write_soup(folder, mix, max_shard_bytes=self.max_shard_bytes)
+        return output.written
