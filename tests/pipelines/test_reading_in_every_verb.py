@@ -86,5 +86,5 @@ def test_options_of_reading_go_with_the_data(
         assert verify(trained.url).problems == ()
     for done in (scores, copies, view, new, also):
         assert verify(done.url).problems == ()
-    written = run_verb("score", name="copied", model=NANO, inputs=[f"{view.url}/data"], root=root)
+    written = run_verb("score", name="copied", model=NANO, inputs=[f"{view.url}/shards"], root=root)
     assert written.counts["samples"] == NUM
