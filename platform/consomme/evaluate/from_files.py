@@ -202,7 +202,7 @@ class FileBenchmark(Checked, ABC):
 
         Kinds that do not say so refuse shots.
         """
-        raise NotImplementedError(type(self).__name__)
+        raise TypeError(f"{type(self).__name__} shows no shots")
 
     def _holds(self, row: QuestionRow) -> bool:
         """Whether a row is one of those that are asked."""
