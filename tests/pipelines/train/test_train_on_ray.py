@@ -115,7 +115,10 @@ def test_metrics_reached_the_tracker(cared: Manifest) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"export_checkpoint": "best", "evaluation": Evaluation()}, "evaluation has neither data nor a benchmark"),
+        (
+            {"export_checkpoint": "best", "evaluation": Evaluation()},
+            "evaluation has neither data nor a benchmark",
+        ),
         ({"min_workers": 3}, r"min_workers: found 3, expected 1 to num_workers=1"),
         ({"keep_checkpoints": 0}, "keep_checkpoints: found 0, expected at least 1"),
         ({"pack_tokens": 0}, "pack_tokens: found 0"),
