@@ -19,6 +19,7 @@ def make_adapter(
     rank: int = 4,
     alpha: int = 6,
     strength: float = 0.3,
+    seed: int = 0,
     **config: Any,
 ) -> dict[str, torch.Tensor]:
     """Write the folder.
@@ -30,12 +31,13 @@ def make_adapter(
         rank: The same for all modules.
         alpha: The product is scaled by `alpha / rank`.
         strength: Standard deviation of the numbers.
+        seed: Of the numbers.
         **config: Further keys of `adapter_config.json`.
 
     Returns:
         Module name -> product to add to its weight.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     tensors, products = {}, {}
     for name in modules:
         outputs, inputs = model.get_submodule(name).weight.shape

@@ -5,16 +5,21 @@ safetensors files are read, a few kilobytes per model, so opening forty models o
 parameters takes well under a second.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from consomme.base.errors import CheckpointError
-from consomme.soup.arrays import stored_type
+from consomme.soup.arrays import Floats, stored_type
 
 _HEADER_LIMIT = 100_000_000
 
@@ -57,6 +62,32 @@ class Ingredient:
 
     has_index: bool
     """Whether an index says which file holds which tensor."""
+
+    updates: Mapping[str, LowRank] = field(default_factory=dict)
+    """Of an adapter: what it adds to some tensors. All else is that of the model it is for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """A product that is added to a matrix of O x I values."""
+
+    a_RI: NDArray[np.float64]  # noqa: N815
+    b_OR: NDArray[np.float64]  # noqa: N815
+    """Scaled."""
+
+    def add_to(self, values: Floats, start: int) -> Floats:
+        """Return whole rows of the matrix, flat, with the product added.
+
+        It is summed in float64 and rounded once, so it does not depend on how many rows there are.
+
+        Args:
+            values: The rows, flat.
+            start: Place of the first value in the matrix.
+        """
+        width = self.a_RI.shape[1]
+        first = start // width
+        product = self.b_OR[first : first + len(values) // width] @ self.a_RI
+        return (values + product.reshape(-1)).astype(values.dtype)
 
 
 def open_ingredient(folder: str | Path, name: str = "", source: str = "") -> Ingredient:
@@ -172,6 +203,7 @@ def _is_equal(folder: Path, one: TensorSpec, other: TensorSpec) -> bool:
 
 
 _ADAPTER = "adapter_config.json"
+_ADAPTER_WEIGHTS = "adapter_model"
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
@@ -181,8 +213,8 @@ def _config(file: Path) -> dict[str, Any]:
     folder = file.parent
     if not file.is_file() and (folder / _ADAPTER).is_file():
         raise CheckpointError(
-            f"ingredient {str(folder)!r}: an adapter without its model; merge it into its model"
-            " first (peft's merge_and_unload, then save_pretrained)"
+            f"ingredient {str(folder)!r}: an adapter without its model; expected a model, or the"
+            " adapter as an ingredient of a soup whose base is its model"
         )
     if not file.is_file():
         raise CheckpointError(
@@ -225,7 +257,8 @@ def _weight_files(folder: Path, index: Mapping[str, str] | None) -> list[Path]:
     elif (folder / _WHOLE).is_file():
         names = [_WHOLE]
     else:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        files = (path.name for path in folder.glob("*.safetensors"))
+        names = sorted(name for name in files if not name.startswith(_ADAPTER_WEIGHTS))
         shards = [name for name in names if _SHARD.fullmatch(name)]
         if shards:
             total = int(_SHARD.fullmatch(shards[0])[1])  # type: ignore[index]

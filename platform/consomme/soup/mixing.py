@@ -25,7 +25,7 @@ import numpy as np
 from consomme.base.errors import CheckpointError, RecipeError
 from consomme.soup.arrays import Floats, Raw, is_float, stored_type, to_floats, to_stored
 from consomme.soup.formulas import Mixer
-from consomme.soup.ingredients import Ingredient, TensorSpec
+from consomme.soup.ingredients import Ingredient, LowRank, TensorSpec
 from consomme.soup.likeness import check_compatible
 from consomme.soup.methods import Average, MixMethod
 
@@ -185,14 +185,19 @@ class MixReader:
     def open(self, name: str) -> MixedTensor:
         """Return a tensor of all models."""
         base = self.mixture.base
-        specs = [one.tensors[name] for one in [*self.models, *([base] if base else [])]]
-        folders = [one.folder for one in [*self.models, *([base] if base else [])]]
-        files = [self._file(f / spec.file) for f, spec in zip(folders, specs, strict=True)]
-        labels = [*(one.name for one in self.models), *([base.name] if base else [])]
+        sources = [*self.models, *([base] if base else [])]
+        specs = [one.tensors[name] for one in sources]
         return MixedTensor(
-            name=name, specs=specs, files=files, labels=labels, has_base=base is not None,
+            name=name,
+            specs=specs,
+            files=[
+                self._file(one.folder / spec.file) for one, spec in zip(sources, specs, strict=True)
+            ],
+            labels=[one.name for one in sources],
+            updates=[one.updates.get(name) for one in sources],
+            has_base=base is not None,
             pool=self.looking,
-        )  # fmt: skip
+        )
 
     def _file(self, path: Path) -> int:
         if path not in self._files:
@@ -237,10 +242,13 @@ def _shared_or(
     def mix(start: int, stop: int) -> Raw:
         raws = [tensor.raw(k, start, stop) for k in range(len(tensor.specs))]
         types = {spec.dtype for spec in tensor.specs}
-        is_shared = len(types) == 1 and all(np.array_equal(raws[0], raw) for raw in raws[1:])
+        is_shared = (
+            len(types) == 1
+            and not any(tensor.updates)
+            and all(np.array_equal(raws[0], raw) for raw in raws[1:])
+        )
         floats = [
-            to_floats(raw, tensor.specs[k].dtype)
-            for k, raw in enumerate(raws[: 1 if is_shared else None])
+            tensor.floats(k, raw, start) for k, raw in enumerate(raws[: 1 if is_shared else None])
         ]
         for k, values in enumerate(floats):
             tensor.check_finite(k, values)
@@ -262,6 +270,9 @@ class MixedTensor:
 
     files: Sequence[int]
     labels: Sequence[str]
+    updates: Sequence[LowRank | None]
+    """What adapters add, of those that are one."""
+
     has_base: bool
     pool: Executor
     at_hand: local = field(default_factory=local)
@@ -292,7 +303,13 @@ class MixedTensor:
         if getattr(self.at_hand, "place", None) == (start, stop):
             floats: Floats = self.at_hand.floats[model]
             return floats
-        return to_floats(self.raw(model, start, stop), self.specs[model].dtype)
+        return self.floats(model, self.raw(model, start, stop), start)
+
+    def floats(self, model: int, raw: Raw, start: int) -> Floats:
+        """Return stored values of a model as numbers to compute with, with its adapter."""
+        values = to_floats(raw, self.specs[model].dtype)
+        update = self.updates[model]
+        return values if update is None else update.add_to(values, start)
 
     @contextlib.contextmanager
     def having(self, start: int, stop: int, floats: Sequence[Floats]) -> Iterator[None]:

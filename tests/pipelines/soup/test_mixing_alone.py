@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.soup.test_adapter_ingredients import low_rank, matrix_of
 from tests.soup.test_mixing import checkpoint, state
 
 from consomme.base.errors import CheckpointError, RecipeError
@@ -15,6 +16,7 @@ from consomme.cli import run_command
 from consomme.ops.verify import verify
 from consomme.pipelines.soup import report as soup_report
 from consomme.pipelines.soup import run as soup
+from consomme.pipelines.soup.opening import open_models
 from consomme.pipelines.soup.recipe import SoupRecipe
 from consomme.soup.ingredients import open_ingredient
 from consomme.soup.methods import METHODS
@@ -125,7 +127,6 @@ def test_an_interrupted_write_is_written_again(tmp_path: Path, models: dict[str,
     ("options", "message"),
     [
         ({"method": {"name": "ties"}}, "base: missing; ties mixes differences"),
-        ({"base": "x"}, "base: found a model, but neither guards"),
         ({"weights": {"one": 1, "two": 1}}, "weights.three: missing"),
         ({"weights": {"one": 1, "two": 1, "tree": 1}}, "no such ingredient; did you mean 'three'"),
         ({"weights": {"one": 0, "two": 0, "three": 0}}, "weights: found only zeros"),
@@ -151,3 +152,39 @@ def test_strangers_are_refused_before_anything_is_written(
     with pytest.raises(CheckpointError, match=r"'a.weight' has shape \[5, 4\] against \[6, 4\]"):
         soup.run(strange)
     assert np.size(list((tmp_path / "runs").rglob("model*"))) == 0
+
+
+def test_adapters_are_ingredients_of_their_base(tmp_path: Path, models: dict[str, str]) -> None:
+    base = open_ingredient(models["base"])
+    module, shape = matrix_of(base)
+    for seed in (1, 2):
+        low_rank(tmp_path / f"lora{seed}", seed, shape, module)
+    asked = {"first": str(tmp_path / "lora1"), "second": str(tmp_path / "lora2")}
+    with pytest.raises(RecipeError, match=r"base: missing; ingredients.first is an adapter"):
+        soup.run(recipe(tmp_path, models, ingredients=asked))
+    asked["whole"] = models["one"]
+    with pytest.raises(RecipeError, match="base: found a model, but no guards"):
+        soup.run(recipe(tmp_path, models, base=models["base"]))
+    done = soup.run(recipe(tmp_path, models, ingredients=asked, base=models["base"]))
+    assert verify(done.url).problems == ()
+    opened = open_models(asked, models["base"])
+    found = dict(mixed_tensors(ModelMix.of(opened.ingredients)))
+    written = load_file(Path(done.url, "model", "model.safetensors"))
+    assert all(torch.equal(tensor, found[name]) for name, tensor in written.items())
+    told = json.loads(Path(done.url, "model", "soup.json").read_text())
+    assert [one["folder"] for one in told["ingredients"]] == list(asked.values())
+    assert soup.run(recipe(tmp_path, models, ingredients=asked, base=models["base"])).is_found
+    # Another adapter, and the same one of another model, are other runs.
+    other = recipe(tmp_path, models, ingredients=asked, base=models["two"])
+    assert soup.open_run(other).folder.url != done.url
+
+
+def test_an_adapter_that_names_another_model_is_refused(
+    tmp_path: Path, models: dict[str, str]
+) -> None:
+    module, shape = matrix_of(open_ingredient(models["base"]))
+    low_rank(tmp_path / "lora", 1, shape, module, base=models["two"])
+    asked = {"lora": str(tmp_path / "lora"), "one": models["one"]}
+    with pytest.raises(CheckpointError, match=r"ingredients.lora: .* was trained on .*two"):
+        soup.run(recipe(tmp_path, models, ingredients=asked, base=models["base"]))
+    assert soup.run(recipe(tmp_path, models, ingredients=asked, base=models["two"])).url

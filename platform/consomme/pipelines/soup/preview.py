@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from consomme.execution.previews import write_preview
+from consomme.pipelines.soup.opening import check_base, open_models
 from consomme.pipelines.soup.recipe import SoupRecipe
 from consomme.report import model as page
 from consomme.report.html import render
 from consomme.soup.doctor import LayerMoves, moves, summary
-from consomme.soup.ingredients import open_ingredient
 from consomme.soup.mixing import ModelMix
-from consomme.storage.model_folder import model_folder
 
 MAX_SHOWN = 12
 """Layers on the terminal; the page has all of them."""
@@ -45,11 +44,10 @@ def preview(recipe: SoupRecipe) -> SoupPreview:
     Raises:
         CheckpointError: They cannot be mixed.
     """
-    opened = [
-        open_ingredient(model_folder(model), label, model)
-        for label, model in recipe.ingredients.items()
-    ]
-    base = open_ingredient(model_folder(recipe.base), "base", recipe.base) if recipe.base else None
+    for label, model in recipe.ingredients.items():
+        check_base(model, recipe.base, label)
+    models = open_models(recipe.ingredients, recipe.base)
+    opened, base = models.ingredients, models.base
     mix = ModelMix.of(opened, base=base)
     found = moves(mix)
     labels = [one.name for one, _ in mix.used]

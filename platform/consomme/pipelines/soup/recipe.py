@@ -25,7 +25,8 @@ class SoupRecipe(Checked):
     """Name of the run."""
 
     ingredients: dict[str, str] = located()
-    """Label -> model: models fine-tuned from the same checkpoint."""
+    """Label -> model: models fine-tuned from the same checkpoint, or LoRA adapters of `base`, in
+    PEFT's format."""
 
     modules: tuple[str, ...] = own_modules()
     """Python files of yours that register benchmarks or metrics: paths from the current directory,
@@ -62,8 +63,8 @@ class SoupRecipe(Checked):
     """Allow `report` to have questions of `benchmark`."""
 
     base: str | None = located(None)
-    """The model that the ingredients were tuned from, which `guards` compare with, and which some
-    methods take differences from."""
+    """The model that the ingredients were tuned from, which `guards` compare with, which some
+    methods take differences from, and which adapters are added to."""
 
     guards: tuple[Guard, ...] = added(())
     """Benchmarks, such as one of texts alone, on which a soup may be only so much worse than
@@ -105,11 +106,6 @@ class SoupRecipe(Checked):
             yield (
                 f"base: missing; {self.method['name']} mixes differences from the model that the"
                 " ingredients were tuned from, so name that model"
-            )
-        if self.base is not None and not (self.guards or needs_base):
-            yield (
-                f"base: found a model, but neither guards that compare with it, nor a method that"
-                f" mixes differences from it: {self.method['name']}"
             )
 
     @rule

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
 from consomme.base.own_modules import module_inputs
 from consomme.execution.runs import Run, once
+from consomme.pipelines.soup.opening import hash_of, located, open_models
 from consomme.pipelines.soup.recipe import SoupRecipe
 from consomme.pipelines.soup.writer import SoupInputs, SoupWriter
-from consomme.soup.ingredients import Ingredient, open_ingredient
+from consomme.soup.ingredients import Ingredient
+from consomme.soup.methods import METHODS
 from consomme.soup.mixing import shares_of
-from consomme.storage.model_folder import model_folder, model_hash, portable_path
+from consomme.storage.model_files import ADAPTER, FolderKind
+from consomme.storage.model_folder import model_hash, portable_path
 
 
 def run(recipe: SoupRecipe) -> Manifest:
@@ -27,19 +31,33 @@ def open_run(recipe: SoupRecipe) -> Run[SoupInputs]:
         RecipeError: What chooses has questions that report.
     """
     labels = list(recipe.ingredients)
-    models = [portable_path(model) for model in recipe.ingredients.values()]
-    hashes = [model_hash(model) for model in models]
+    base = portable_path(recipe.base) if recipe.base else None
+    models, kinds, hashes = [], [], []
+    for label, model in recipe.ingredients.items():
+        kind = located(model)[1]
+        kinds.append(kind)
+        models.append(portable_path(model, kind))
+        hashes.append(hash_of(models[-1], base, label))
+    _check_base_is_used(recipe, kinds)
     inputs = {f"ingredients.{label}": one for label, one in zip(labels, hashes, strict=True)}
     inputs |= module_inputs(recipe.modules)
     if recipe.benchmark is not None:
         inputs |= _benchmark_inputs(recipe, recipe.benchmark)
-    base = portable_path(recipe.base) if recipe.base else None
     base_hash = model_hash(base) if base else None
     if base_hash:
         inputs["base"] = base_hash
     resolved = SoupInputs(models=models, hashes=hashes, base=base, base_hash=base_hash)
     reads = [*models, *([base] if base else [])]
     return Run.open("soup", recipe, resolved, inputs=inputs, reads=reads)
+
+
+def _check_base_is_used(recipe: SoupRecipe, kinds: Sequence[FolderKind]) -> None:
+    needs_base = METHODS.get(str(recipe.method["name"])).needs_base
+    if recipe.base is not None and not (recipe.guards or needs_base or ADAPTER in kinds):
+        raise RecipeError(
+            "base: found a model, but no guards that compare with it, no adapters that are added to"
+            f" it, and {recipe.method['name']} mixes no differences from it; leave base out"
+        )
 
 
 def _benchmark_inputs(recipe: SoupRecipe, benchmark: Mapping[str, Any]) -> dict[str, str]:
@@ -64,11 +82,9 @@ def _benchmark_inputs(recipe: SoupRecipe, benchmark: Mapping[str, Any]) -> dict[
 
 def _soup(run: Run[SoupInputs]) -> Manifest:
     recipe, models = run.recipe, run.resolved.models
-    opened = [
-        open_ingredient(model_folder(model), label, model)
-        for label, model in zip(recipe.ingredients, models, strict=True)
-    ]
-    mixer = SoupWriter.of(recipe, run.folder, run.resolved.base)
+    found = open_models(dict(zip(recipe.ingredients, models, strict=True)), run.resolved.base)
+    opened = found.ingredients
+    mixer = SoupWriter.of(recipe, run.folder, found)
     if recipe.benchmark is None:
         return _mixed(run, mixer, opened)
     # Ray takes longer to import than some models to mix.

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from consomme.pipelines.evaluate.in_memory import InMemoryAnswerer
-from consomme.soup.ingredients import open_ingredient
+from consomme.pipelines.soup.opening import open_models
 from consomme.soup.methods import METHODS
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import model_folder
@@ -44,21 +44,16 @@ class CandidateRunner:
             method: Registry node of how weights are mixed; None: averaged.
             dtype: Of the mixed weights, in notation of safetensors; None: as they are stored.
         """
-        folders = [model_folder(model) for model in models.values()]
+        # Labels decide the order of sums and what is drawn, here as where a soup is written.
+        opened = open_models(models, base)
+        self.ingredients = opened.ingredients
         self.run_folder = run_folder
         self.answerer = InMemoryAnswerer(
-            folders[0], model_hash=model_hash, template={}, run=run_folder
+            str(self.ingredients[0].folder), model_hash=model_hash, template={}, run=run_folder
         )
-        # Labels decide the order of sums and what is drawn, here as where a soup is written.
-        self.ingredients = [
-            open_ingredient(folder, label, model)
-            for folder, (label, model) in zip(folders, models.items(), strict=True)
-        ]
         self.dtype = dtype
         self.method = METHODS.build(method or {"name": "average"})
-        self.origin = None
-        if base and self.method.needs_base:
-            self.origin = open_ingredient(model_folder(base), "base")
+        self.origin = opened.base_of(self.method)
         self.nodes, self.base, self.base_hash = benchmarks, base, base_hash
         self.selection: list[int] = []
         self.numbers: list[int] = []

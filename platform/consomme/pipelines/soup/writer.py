@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from consomme.base.manifest import FileSum
+from consomme.pipelines.soup.opening import OpenedModels
 from consomme.pipelines.soup.recipe import SoupRecipe
-from consomme.soup.ingredients import Ingredient, open_ingredient
+from consomme.soup.ingredients import Ingredient
 from consomme.soup.methods import METHODS, MixMethod
 from consomme.soup.mixing import STORED_AS, ModelMix
 from consomme.soup.writing import write_soup
 from consomme.storage.ledger.run_folder import RunFolder
-from consomme.storage.model_folder import model_folder
 from consomme.storage.output_folder import output_folder
 
 
@@ -46,17 +46,14 @@ class SoupWriter:
     max_shard_bytes: int | None
 
     @classmethod
-    def of(cls, recipe: SoupRecipe, folder: RunFolder, base: str | None) -> SoupWriter:
-        """Open the base, if the method needs one."""
+    def of(cls, recipe: SoupRecipe, folder: RunFolder, opened: OpenedModels) -> SoupWriter:
+        """Return what writes soups of a recipe into a folder."""
         method = METHODS.build(recipe.method, "method")
-        origin = None
-        if base is not None and method.needs_base:
-            origin = open_ingredient(model_folder(base), "base", base)
         largest = recipe.max_shard_gb
         return cls(
             folder=folder,
             method=method,
-            base=origin,
+            base=opened.base_of(method),
             dtype=STORED_AS[recipe.dtype] if recipe.dtype else None,
             max_shard_bytes=None if largest is None else int(largest * 1e9),
         )
