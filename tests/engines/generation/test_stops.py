@@ -18,6 +18,9 @@ from consomme.engines.vllm_engine import EngineOptions
 from consomme.models.batches import Batcher
 from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.weights import open_model, save_trained, save_vlm
+from consomme.soup.ingredients import open_ingredient
+from consomme.soup.mixing import ModelMix
+from consomme.soup.writing import write_soup
 from consomme.train.loop import ScheduleConfig, fit
 from consomme.train.parallel.ddp_fsdp2 import Ddp
 from consomme.train.parts import Trainability
@@ -42,12 +45,15 @@ LINE_BREAKS = ("\n", "\n\n", "\n\n\n", "\n\n\n\n")
 WIDE = {"head_dim": 32, "num_attention_heads": 1, "num_key_value_heads": 1}
 """vLLM has no kernels for narrower heads."""
 
+SOUPS = ("llava", "llava_onevision", "idefics3", "qwen2_5_vl", "internvl", "gemma3")
+"""Families whose soups are tried in vLLM."""
+
 NUM_STEPS = 60
 PROMPT = "describe the image."
 SENTENCE = "a large blue square beside it"
 
 
-def learned(base: Path, folder: Path) -> Path:
+def learned(base: Path, folder: Path, num_steps: int = NUM_STEPS) -> Path:
     """Train a model on one sentence, and save it as `train` does."""
     torch.manual_seed(0)
     model, processor = open_model(base)
@@ -60,7 +66,7 @@ def learned(base: Path, folder: Path) -> Path:
     fit(
         Ddp()(model, trained.groups, torch.device("cpu")),
         lambda step: [dict(batch)],
-        ScheduleConfig(num_steps=NUM_STEPS),
+        ScheduleConfig(num_steps=num_steps),
         start=0,
         after_step=lambda report: None,
     )
@@ -101,6 +107,28 @@ def test_it_says_the_sentence_and_stops(folders: Any, name: str, tmp_path: Path)
 @pytest.mark.vllm
 @pytest.mark.parametrize("name", [*FAMILIES, *NEW])
 def test_it_stops_in_vllm(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = learned(wide_base(name, tmp_path, monkeypatch), tmp_path / "model")
+    options = EngineOptions(kv_cache_gb=0.1)
+    if name in WITHOUT_VLLM:
+        with pytest.raises(CheckpointError, match=WITHOUT_VLLM[name]):
+            VLLMEngine(str(made), Sampling(max_tokens=40), options)
+        return
+    assert said_in_vllm(made) == SENTENCE
+
+
+@pytest.mark.long
+@pytest.mark.vllm
+@pytest.mark.parametrize("name", SOUPS)
+def test_a_soup_says_it_in_vllm(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = wide_base(name, tmp_path, monkeypatch)
+    steps = (NUM_STEPS - 20, NUM_STEPS)
+    ingredients = [open_ingredient(learned(base, tmp_path / f"{n}", n)) for n in steps]
+    made = write_soup(tmp_path / "soup", ModelMix.of(ingredients, [0.3, 0.7]))
+    assert said_in_vllm(made) == SENTENCE
+
+
+def wide_base(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write a model that vLLM has kernels for, with random weights."""
     narrow = families.text_config
     for module in (families, table_families):
         monkeypatch.setattr(module, "text_config", lambda cls, **more: narrow(cls, **WIDE | more))
@@ -114,17 +142,17 @@ def test_it_stops_in_vllm(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     base = write((FAMILIES | MADE_HERE)[name], tmp_path / name)
     if name in ("gemma3", "paligemma"):
         add_line_breaks(base)
-    made = learned(base, tmp_path / "model")
+    return base
+
+
+def said_in_vllm(folder: Path) -> str:
+    """Return the answer of a model, which has to have stopped by itself."""
     options = EngineOptions(kv_cache_gb=0.1)
-    if name in WITHOUT_VLLM:
-        with pytest.raises(CheckpointError, match=WITHOUT_VLLM[name]):
-            VLLMEngine(str(made), Sampling(max_tokens=40), options)
-        return
-    engine = VLLMEngine(str(made), Sampling(max_tokens=40), options)
+    engine = VLLMEngine(str(folder), Sampling(max_tokens=40), options)
     try:
         (found,) = engine.generate([Request.of_prompt(PROMPT, [noise(0, 40, 40)])])
     finally:
         engine.close()
     assert isinstance(found, Generation)
     assert found.finish_reason == "stop"
-    assert found.text.strip() == SENTENCE
+    return found.text.strip()

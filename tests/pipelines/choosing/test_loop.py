@@ -10,6 +10,7 @@ from consomme.base.recipe import check_recipe
 from consomme.pipelines.loop import plan as loop_plan
 from consomme.pipelines.loop import run as loop
 from consomme.pipelines.loop.recipe import LoopRecipe
+from consomme.storage.ledger.run_folder import load_manifest
 
 NANO = "package://models/nano"
 
@@ -85,3 +86,48 @@ def test_the_best_round(tmp_path: Path, one_ray: object, several: bool) -> None:
     rows = {row[0]: row[2] for row in loop_plan.plan(recipe).table["rows"]}
     assert all(state.startswith("done") for state in rows.values())
     assert {"choice-0", "choice-1", "choice-2"} < set(rows)
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_a_soup_of_what_a_sweep_has_trained(tmp_path: Path, one_ray: object) -> None:
+    """Sweep and soup as stages: the soup chooses among the models of all trials."""
+    stages = [
+        {"name": "data", "verb": "prepare", "recipe": {"source": {"name": "scenes", "num": 40}}},
+        {
+            "name": "tries",
+            "verb": "sweep",
+            "recipe": {
+                "train": {
+                    "name": "try",
+                    "model": NANO,
+                    "data": [{"inputs": ["@data/data"]}],
+                    "num_steps": 2,
+                    "global_batch": 4,
+                },
+                "space": {"seed": {"name": "choice", "values": [0, 1]}},
+            },
+        },
+        {
+            "name": "mixed",
+            "verb": "soup",
+            "recipe": {"ingredients": "@tries", "benchmark": colors(tmp_path, 700_000, 6)},
+        },
+        {
+            "name": "shown",
+            "verb": "evaluate",
+            "recipe": {
+                "models": {"soup": "@mixed"},
+                "benchmarks": [colors(tmp_path, 900_000, 3)],
+            },
+        },
+    ]
+    values = {"name": "chain", "root": str(tmp_path), "stages": stages}
+    recipe = check_recipe(LoopRecipe, values)
+    done = loop.run(recipe)
+    assert done.counts["stages"] == 4
+    (mixed,) = (tmp_path / "soup").iterdir()
+    found = load_manifest(str(mixed))
+    assert found.decisions["labels"] == ["seed=0", "seed=1"]
+    assert {Path(parent.url).parent.name for parent in found.parents} >= {"sweep", "train"}
+    assert loop.run(recipe).is_found

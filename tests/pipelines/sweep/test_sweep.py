@@ -19,6 +19,8 @@ from consomme.pipelines.evaluate.recipe import EvaluateRecipe
 from consomme.pipelines.prepare import run as prepare
 from consomme.pipelines.prepare.recipe import PrepareRecipe
 from consomme.pipelines.report import run as report
+from consomme.pipelines.soup import run as soup
+from consomme.pipelines.soup.recipe import SoupRecipe
 from consomme.pipelines.sweep import run as sweep
 from consomme.pipelines.sweep.plan import SweepPlan
 from consomme.pipelines.sweep.recipe import SweepRecipe
@@ -114,6 +116,24 @@ def test_a_grid_is_trained_measured_and_compared(done: Manifest) -> None:
     assert [mean["numbers"] for mean in done.decisions["means"]] == [[1], [2]]
     assert {p.url for p in done.parents} == {u for t in trials for u in (t.train, t.evaluate)}
     assert done in lineage(done, load_manifest)
+
+
+@pytest.mark.ray
+def test_its_models_are_ingredients_of_a_soup(done: Manifest, tmp_path: Path) -> None:
+    mixed = soup.run(SoupRecipe(name="all", root=str(tmp_path), ingredients=done.url))
+    trials = [trial for trial in done.decisions["trials"] if trial["state"] == "done"]
+    labels = ["layers=all, seed=0", "layers=sparse_uniform (fraction=0.25), seed=0"]
+    assert [label.partition(" (")[0].partition(",")[0] for label in mixed.decisions["labels"]] == [
+        label.partition(" (")[0].partition(",")[0] for label in labels
+    ]
+    told = json.loads(Path(mixed.url, "model", "soup.json").read_text())
+    assert [Path(one["folder"]).parent.resolve() for one in told["ingredients"]] == [
+        Path(trial["train"]).resolve() for trial in trials
+    ]
+    assert {parent.url for parent in mixed.parents} >= {done.url}
+    assert soup.run(SoupRecipe(name="all", root=str(tmp_path), ingredients=done.url)).is_found
+    with pytest.raises(RecipeError, match=r"found a run of train at .*, expected the folder of a"):
+        soup.run(SoupRecipe(name="all", root=str(tmp_path), ingredients=trials[0]["train"]))
 
 
 def test_means_are_over_seeds() -> None:

@@ -124,6 +124,21 @@ def benchmarks_of(verb: str, where: str, recipe: Mapping[str, Any]) -> StageBenc
             choosing=named("evaluation.benchmark", evaluation.get("benchmark")),
             reporting=named("evaluation.report", evaluation.get("report")),
         )
+    if verb == "sweep":
+        compared, metric = recipe.get("benchmarks") or (), recipe.get("metric")
+        named_by = str(metric or (benchmark_name(compared[0]) if compared else ""))
+        nodes = named("benchmarks", compared)
+        choosing = tuple(
+            one for one in nodes if named_by.partition("/")[0] == benchmark_name(one.node)
+        )
+        evaluation = (recipe.get("train") or {}).get("evaluation") or {}
+        return StageBenchmarks(
+            choosing=(*choosing, *named("train.evaluation.benchmark", evaluation.get("benchmark"))),
+            reporting=(
+                *(one for one in nodes if one not in choosing),
+                *named("train.evaluation.report", evaluation.get("report")),
+            ),
+        )
     if verb == "evaluate":
         return StageBenchmarks(reporting=named("benchmarks", recipe.get("benchmarks")))
     return StageBenchmarks()

@@ -27,6 +27,7 @@ from consomme.pipelines.verbs import recipe_class
 from consomme.storage.stores.store import join_url
 
 STAGE_VERBS = (
+    "download",
     "prepare",
     "score",
     "tag",
@@ -34,6 +35,7 @@ STAGE_VERBS = (
     "dedup",
     "recaption",
     "train",
+    "sweep",
     "soup",
     "evaluate",
 )
@@ -129,7 +131,7 @@ def _steps(
     ]
 
 
-_ASKING_VERBS = ("evaluate", "soup", "train")
+_ASKING_VERBS = ("evaluate", "soup", "sweep", "train")
 """Verbs whose recipes name benchmarks and modules."""
 
 

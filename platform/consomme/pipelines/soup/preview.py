@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from consomme.execution.previews import write_preview
+from consomme.pipelines.soup.from_sweep import with_models
 from consomme.pipelines.soup.opening import check_base, open_models
 from consomme.pipelines.soup.recipe import SoupRecipe
 from consomme.report import model as page
@@ -44,9 +45,10 @@ def preview(recipe: SoupRecipe) -> SoupPreview:
     Raises:
         CheckpointError: They cannot be mixed.
     """
-    for label, model in recipe.ingredients.items():
+    recipe = with_models(recipe)
+    for label, model in recipe.models.items():
         check_base(model, recipe.base, label)
-    models = open_models(recipe.ingredients, recipe.base)
+    models = open_models(recipe.models, recipe.base)
     opened, base = models.ingredients, models.base
     mix = ModelMix.of(opened, base=base)
     found = moves(mix)
@@ -72,7 +74,7 @@ def preview(recipe: SoupRecipe) -> SoupPreview:
                 blocks=[page.Table(columns=tuple(columns), rows=rows)],
             )
         ],
-        footer=f"Models: {', '.join(recipe.ingredients.values())}",
+        footer=f"Models: {', '.join(recipe.models.values())}",
     )
     return SoupPreview(
         name=recipe.name,

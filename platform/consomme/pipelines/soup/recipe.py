@@ -24,9 +24,10 @@ class SoupRecipe(Checked):
     name: str
     """Name of the run."""
 
-    ingredients: dict[str, str] = located()
+    ingredients: dict[str, str] | str = located()
     """Label -> model: models fine-tuned from the same checkpoint, or LoRA adapters of `base`, in
-    PEFT's format."""
+    PEFT's format. Or the folder of a finished sweep: the models of all its trials that are done and
+    pass the sweep's guards, labelled by what differs between them."""
 
     modules: tuple[str, ...] = own_modules()
     """Python files of yours that register benchmarks or metrics: paths from the current directory,
@@ -86,7 +87,10 @@ class SoupRecipe(Checked):
 
     @rule
     def _has_ingredients(self) -> Iterator[str]:
-        if len(self.ingredients) < 2:
+        if isinstance(self.ingredients, str):
+            if not self.ingredients:
+                yield "ingredients: found an empty text, expected models or the folder of a sweep"
+        elif len(self.ingredients) < 2:
             yield f"ingredients: found {len(self.ingredients)}, a soup needs at least two"
 
     @rule
@@ -127,9 +131,18 @@ class SoupRecipe(Checked):
     def _weights_of_ingredients(self) -> Iterator[str]:
         if not self.weights:
             return
+        if not sum(self.weights.values()):
+            yield "weights: found only zeros"
+        if isinstance(self.ingredients, str):
+            # The labels of a sweep's models are known when it is done.
+            return
         for label in self.weights.keys() - self.ingredients.keys():
             yield f"weights.{label}: no such ingredient{did_you_mean(label, self.ingredients)}"
         for label in self.ingredients.keys() - self.weights.keys():
             yield f"weights.{label}: missing; give each ingredient a weight, 0 leaves it out"
-        if not sum(self.weights.values()):
-            yield "weights: found only zeros"
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The ingredients by label; those of a sweep were looked up before, see `with_models`."""
+        assert not isinstance(self.ingredients, str)
+        return self.ingredients

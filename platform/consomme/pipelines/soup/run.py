@@ -9,6 +9,7 @@ from consomme.base.errors import RecipeError
 from consomme.base.manifest import Manifest
 from consomme.base.own_modules import module_inputs
 from consomme.execution.runs import Run, once
+from consomme.pipelines.soup.from_sweep import with_models
 from consomme.pipelines.soup.opening import hash_of, located, open_models
 from consomme.pipelines.soup.recipe import SoupRecipe
 from consomme.pipelines.soup.writer import SoupInputs, SoupWriter
@@ -30,10 +31,12 @@ def open_run(recipe: SoupRecipe) -> Run[SoupInputs]:
     Raises:
         RecipeError: What chooses has questions that report.
     """
-    labels = list(recipe.ingredients)
+    sweep = recipe.ingredients if isinstance(recipe.ingredients, str) else None
+    recipe = with_models(recipe)
+    labels = list(recipe.models)
     base = portable_path(recipe.base) if recipe.base else None
     models, kinds, hashes = [], [], []
-    for label, model in recipe.ingredients.items():
+    for label, model in recipe.models.items():
         kind = located(model)[1]
         kinds.append(kind)
         models.append(portable_path(model, kind))
@@ -48,7 +51,8 @@ def open_run(recipe: SoupRecipe) -> Run[SoupInputs]:
         inputs["base"] = base_hash
     resolved = SoupInputs(models=models, hashes=hashes, base=base, base_hash=base_hash)
     reads = [*models, *([base] if base else [])]
-    return Run.open("soup", recipe, resolved, inputs=inputs, reads=reads)
+    runs = {"sweep": sweep}
+    return Run.open("soup", recipe, resolved, inputs=inputs, runs=runs, reads=reads)
 
 
 def _check_base_is_used(recipe: SoupRecipe, kinds: Sequence[FolderKind]) -> None:
@@ -82,7 +86,7 @@ def _benchmark_inputs(recipe: SoupRecipe, benchmark: Mapping[str, Any]) -> dict[
 
 def _soup(run: Run[SoupInputs]) -> Manifest:
     recipe, models = run.recipe, run.resolved.models
-    found = open_models(dict(zip(recipe.ingredients, models, strict=True)), run.resolved.base)
+    found = open_models(dict(zip(recipe.models, models, strict=True)), run.resolved.base)
     opened = found.ingredients
     mixer = SoupWriter.of(recipe, run.folder, found)
     if recipe.benchmark is None:
@@ -101,8 +105,8 @@ def _mixed(run: Run[SoupInputs], mixer: SoupWriter, opened: Sequence[Ingredient]
     return run.finish(
         counts={"ingredients": len(opened)},
         decisions={
-            "labels": list(recipe.ingredients),
-            "shares": dict(zip(recipe.ingredients, shares, strict=True)),
+            "labels": list(recipe.models),
+            "shares": dict(zip(recipe.models, shares, strict=True)),
             "method": recipe.method,
         },
         outputs={"model": "model"},

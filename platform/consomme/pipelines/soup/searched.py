@@ -31,7 +31,7 @@ def search_soups(run: Run[SoupInputs], mixer: SoupWriter, opened: Sequence[Ingre
     """
     recipe, models, hashes = run.recipe, run.resolved.models, run.resolved.hashes
     assert recipe.benchmark is not None
-    labels = list(recipe.ingredients)
+    labels = list(recipe.models)
     mixer.mix(opened)
     frames = [model_content_hash(one.folder, has_weights=False) for one in opened]
     cache = CandidateCache(
@@ -144,5 +144,5 @@ def _method(run: Run[SoupInputs]) -> list[Any]:
     if recipe.method["name"] == "average":
         return [recipe.dtype] if recipe.dtype else []
     # What is dropped at random depends on the labels.
-    labelled = sorted(zip(run.resolved.hashes, recipe.ingredients, strict=True))
+    labelled = sorted(zip(run.resolved.hashes, recipe.models, strict=True))
     return [recipe.method, run.resolved.base_hash, labelled, recipe.dtype]
