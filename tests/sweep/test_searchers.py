@@ -8,7 +8,8 @@ import pytest
 
 from consomme.base.errors import RecipeError
 from consomme.sweep.choices import CHOICES, Choice
-from consomme.sweep.searchers import SEARCHERS, Keys, Search
+from consomme.sweep.registry import SEARCHERS
+from consomme.sweep.searchers import Keys, Search
 
 LR = {"name": "log_uniform", "low": 1e-5, "high": 1e-2}
 LAYERS = {"name": "choice", "values": [{"name": "all"}, {"name": "hybrid"}]}
@@ -42,7 +43,7 @@ def test_a_grid_has_every_combination_once_in_order() -> None:
 
 
 def test_a_grid_of_a_range_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"every number of lr.*num_trials"):
+    with pytest.raises(RecipeError, match=r"every value of lr.*num_trials"):
         SEARCHERS.build({"name": "grid"}).list_trials(space(lr=LR, layers=LAYERS))
 
 
@@ -110,3 +111,90 @@ def test_invalid_choices_are_refused(node: dict[str, Any], message: str) -> None
     (problem,) = CHOICES.problems(node, "space.lr")
     assert message in problem
     assert problem.startswith("space.lr")
+
+
+DATA = {"name": "additions", "always": ["base"], "candidates": ["a", "b", "c", "d"]}
+WORTH = {"base": 0.5, "a": 0.1, "b": -0.05, "c": 0.02, "d": 0.0}
+
+
+def worth(keys: Keys) -> float:
+    """`c` helps only without `a`."""
+    data = keys["data"]
+    return sum(WORTH[one] for one in data) - 0.05 * ("a" in data and "c" in data)
+
+
+def forward(**nodes: dict[str, Any]) -> Search:
+    node = {"name": "forward_selection"}
+    return SEARCHERS.build(node).start(space(**{"data": DATA, **nodes}), "max")
+
+
+def test_forward_selection_keeps_what_helps() -> None:
+    asked = run(forward(seed={"name": "choice", "values": [3]}), worth)
+    assert all(keys["seed"] == 3 for keys in asked)
+    # `a` stays; neither `b` nor `c` improves on it; nor does `d`, which changes nothing.
+    assert [keys["data"] for keys in asked] == [
+        ["base"],
+        ["base", "a"],
+        ["base", "a", "b"],
+        ["base", "a", "c"],
+        ["base", "a", "d"],
+    ]
+    node = SEARCHERS.build({"name": "forward_selection"})
+    assert node.count_trials(space(data=DATA)) == 5
+    least = node.start(space(data=DATA), "min")
+    assert [keys["data"] for keys in run(least, worth)] == [
+        ["base"], ["base", "a"], ["base", "b"], ["base", "b", "c"], ["base", "b", "d"],
+    ]  # fmt: skip
+    empty = node.start(space(data={**DATA, "always": []}), "max")
+    assert [keys["data"] for keys in run(empty, worth)][:3] == [["a"], ["a", "b"], ["a", "c"]]
+
+
+def test_forward_selection_waits_and_goes_on_where_it_was() -> None:
+    search = forward()
+    first = search.ask()
+    assert first == {"data": ["base"]}
+    assert search.ask() is None
+    assert search.is_waiting
+    search.tell(0, 0.5)
+    second = search.ask()
+    assert second == {"data": ["base", "a"]}
+    # A trial that failed adds nothing, until it is tried again and succeeds.
+    search.tell(1, None)
+    third = search.ask()
+    assert third == {"data": ["base", "b"]}
+    again = forward()
+    for keys in (first, second, third):
+        again.replay(keys)
+    again.tell(0, 0.5)
+    assert again.is_waiting
+    again.tell(1, 0.6)
+    assert again.ask() == {"data": ["base", "a", "b"]}
+    again.tell(3, 0.1)
+    rest = run(again, worth, start=4)
+    assert [keys["data"] for keys in rest] == [["base", "a", "c"], ["base", "a", "d"]]
+    assert not again.is_waiting
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [{"data": LR}, {"more": DATA}, {"lr": LR}, {"layers": LAYERS}],
+    ids=["none", "two", "range", "several"],
+)
+def test_forward_selection_adds_to_one_list(nodes: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match="forward_selection adds to one list"):
+        SEARCHERS.build({"name": "forward_selection"}).list_trials(space(**{"data": DATA, **nodes}))
+
+
+@pytest.mark.parametrize("searcher", ["random", "optuna"])
+def test_other_searchers_draw_additions_too(searcher: str) -> None:
+    node = SEARCHERS.build({"name": searcher, "num_trials": 20})
+    asked = run(node.start(space(data={**DATA, "always": []}), "max"), worth)
+    drawn = {tuple(keys["data"]) for keys in asked}
+    assert len(drawn) > 4
+    assert () not in drawn
+    if searcher == "optuna":
+        again = node.start(space(data={**DATA, "always": []}), "max")
+        for number, keys in enumerate(asked[:10]):
+            again.replay(keys)
+            again.tell(number, worth(keys))
+        assert run(again, worth, start=10) == asked[10:]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from pathlib import Path
 
 import consomme
@@ -216,11 +217,36 @@ def model_content_hash(
         if path.name == _GENERATION_CONFIG and not generates:
             digest.update(f"eos_token_id {_eos_token_id(path)}\n".encode())
             continue
-        inner = hashlib.sha256()
-        with path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                inner.update(chunk)
-        digest.update(f"{path.name}\0{inner.hexdigest()}\n".encode())
+        digest.update(f"{path.name}\0{_file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+_SUMS: dict[tuple[str, ...], str] = {}
+"""SHA-256 of files that this process has read, by path and state."""
+
+_MAX_SUMS = 10_000
+_SETTLED_S = 2.0
+"""A file that was changed just now may be changed again within one tick of the file system."""
+
+
+def _file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file; one that has not changed is read once by a process.
+
+    A run asks again at its end whether its inputs are still what they were.
+    """
+    state = path.stat()
+    parts = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    key = (str(path.resolve()), *map(str, parts))
+    if key in _SUMS:
+        return _SUMS[key]
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    if time.time() - max(state.st_mtime, state.st_ctime) > _SETTLED_S:
+        if len(_SUMS) >= _MAX_SUMS:
+            _SUMS.clear()
+        _SUMS[key] = digest.hexdigest()
     return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -84,6 +84,73 @@ class ListChoice(Checked):
     def suggest(self, trial: OptunaTrial, key: str) -> Any:
         """Let Optuna suggest an index, because it does not accept mappings as values."""
         return self.values[trial.suggest_categorical(key, list(range(len(self.values))))]
+
+
+@CHOICES.register("additions")
+@dataclass(frozen=True, kw_only=True)
+class AdditionsChoice(Checked):
+    """A list, such as `data`, that some candidates may be added to, each or not."""
+
+    candidates: tuple[Any, ...]
+    """Entries that may be added, in the order in which they are tried."""
+
+    always: tuple[Any, ...] = ()
+    """Entries that are in the list anyway, before those that are added."""
+
+    @rule
+    def _candidates_are_unique(self) -> Iterator[str]:
+        if not self.candidates:
+            yield "candidates: found none, expected at least one"
+        every = [*self.always, *self.candidates]
+        repeated = [value for k, value in enumerate(every) if value in every[:k]]
+        if repeated:
+            yield f"candidates: found {repeated[0]!r} more than once"
+
+    @property
+    def listed(self) -> None:
+        """None: there are too many combinations."""
+        return
+
+    @property
+    def samples(self) -> tuple[Any, ...]:
+        """The list with each single candidate."""
+        return tuple(self.value({k}) for k in range(len(self.candidates)))
+
+    def value(self, added: Set[int]) -> list[Any]:
+        """Return the list with some candidates, by number."""
+        return [*self.always, *(one for k, one in enumerate(self.candidates) if k in added)]
+
+    def added_in(self, value: Sequence[Any]) -> frozenset[int]:
+        """Return the numbers of the candidates in a list."""
+        return frozenset(k for k, one in enumerate(self.candidates) if one in value)
+
+    def draw(self, rng: random.Random) -> Any:
+        """Draw each candidate with probability one half; one of them if the list were empty."""
+        added = {k for k in range(len(self.candidates)) if rng.random() < 0.5}
+        if not (added or self.always):
+            added = {rng.randrange(len(self.candidates))}
+        return self.value(added)
+
+    def suggest(self, trial: OptunaTrial, key: str) -> Any:
+        """Let Optuna say of each candidate whether it is added.
+
+        Of a list that would be empty without any, it says first which is the first one.
+        """
+        added, start = set[int](), 0
+        if not self.always:
+            first = trial.suggest_categorical(f"{key}.first", list(range(len(self.candidates))))
+            added, start = {first}, first + 1
+        for k in range(start, len(self.candidates)):
+            if trial.suggest_categorical(f"{key}[{k}]", [False, True]):
+                added.add(k)
+        return self.value(added)
+
+    def suggested(self, key: str, value: Sequence[Any]) -> dict[str, Any]:
+        """Return what Optuna had said of a value, by the names in `suggest`."""
+        added, start, said = self.added_in(value), 0, dict[str, Any]()
+        if not self.always:
+            said[f"{key}.first"], start = min(added), min(added) + 1
+        return said | {f"{key}[{k}]": k in added for k in range(start, len(self.candidates))}
 
 
 @dataclass(frozen=True, kw_only=True)

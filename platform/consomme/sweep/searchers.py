@@ -16,7 +16,7 @@ from consomme.base.bounds import NonNegativeInt, PositiveInt
 from consomme.base.checked import Checked
 from consomme.base.errors import RecipeError
 from consomme.base.registry import Registry
-from consomme.sweep.choices import Choice, ListChoice
+from consomme.sweep.choices import AdditionsChoice, Choice, ListChoice
 
 Keys = dict[str, Any]
 """One trial: recipe key -> value."""
@@ -29,7 +29,11 @@ class Search(Protocol):
     """A running search."""
 
     def ask(self) -> Keys | None:
-        """Return the next trial; None if there is none left."""
+        """Return the next trial; None if there is none left, or none at the moment."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the next trial depends on a result that is still to come."""
 
     def tell(self, number: int, value: float | None) -> None:
         """Receive the result of a trial.
@@ -49,6 +53,9 @@ class Searcher(Protocol):
     def list_trials(self, space: Space) -> list[Keys] | None:
         """List all trials; None if later trials depend on the results of earlier ones."""
 
+    def count_trials(self, space: Space) -> int:
+        """Return how many trials there will be."""
+
     def start(self, space: Space, mode: Mode) -> Search:
         """Start a search."""
 
@@ -58,6 +65,8 @@ SEARCHERS: Registry[Searcher] = Registry("searcher", "consomme/sweep/searchers.p
 
 class _ListSearch:
     """Returns the trials of a list in order."""
+
+    is_waiting = False
 
     def __init__(self, trials: list[Keys]) -> None:
         self._trials, self._next = trials, 0
@@ -89,11 +98,15 @@ class Grid:
         ranges = [key for key, choice in space.items() if choice.listed is None]
         if ranges:
             raise RecipeError(
-                f"searcher: a grid cannot try every number of {', '.join(ranges)}; list values as"
+                f"searcher: a grid cannot try every value of {', '.join(ranges)}; list values as"
                 " {name: choice, values: […]}, or take {name: random, num_trials: …}"
             )
         values = [choice.listed or () for choice in space.values()]
         return [dict(zip(space, one, strict=True)) for one in itertools.product(*values)]
+
+    def count_trials(self, space: Space) -> int:
+        """Return the number of combinations."""
+        return len(self.list_trials(space))
 
     def start(self, space: Space, mode: Mode) -> Search:
         """Start at the first trial."""
@@ -109,6 +122,10 @@ class _SamplingSearcher(Checked):
 
     seed: int = 0
     """Random seed."""
+
+    def count_trials(self, space: Space) -> int:
+        """Return the given number."""
+        return self.num_trials
 
 
 @SEARCHERS.register("random")
@@ -155,6 +172,8 @@ class Optuna(_SamplingSearcher):
 class _OptunaSearch:
     """An Optuna study in which every suggestion has its own seed."""
 
+    is_waiting = False
+
     def __init__(self, settings: Optuna, space: Space, mode: Mode) -> None:
         import optuna
 
@@ -187,12 +206,17 @@ class _OptunaSearch:
             self._study.tell(self._trials[number], value)
 
     def replay(self, keys: Keys) -> None:
-        self._study.enqueue_trial(
-            {key: _optuna_value(choice, keys[key]) for key, choice in self._space.items()}
-        )
+        known: dict[str, Any] = {}
+        for key, choice in self._space.items():
+            known |= _optuna_values(choice, key, keys[key])
+        self._study.enqueue_trial(known)
         self.ask()
 
 
-def _optuna_value(choice: Choice, value: Any) -> Any:
-    """Return a value as Optuna stores it: an index, see `ListChoice.suggest`."""
-    return choice.values.index(value) if isinstance(choice, ListChoice) else value
+def _optuna_values(choice: Choice, key: str, value: Any) -> dict[str, Any]:
+    """Return a value as Optuna stores it, see the methods `suggest` of choices."""
+    if isinstance(choice, ListChoice):
+        return {key: choice.values.index(value)}
+    if isinstance(choice, AdditionsChoice):
+        return choice.suggested(key, value)
+    return {key: value}

@@ -1,6 +1,7 @@
 """Sweeps: trials are ordinary runs and are reused; recipes are checked before Ray starts."""
 
 import json
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -134,6 +135,34 @@ def test_its_models_are_ingredients_of_a_soup(done: Manifest, tmp_path: Path) ->
     assert soup.run(SoupRecipe(name="all", root=str(tmp_path), ingredients=done.url)).is_found
     with pytest.raises(RecipeError, match=r"found a run of train at .*, expected the folder of a"):
         soup.run(SoupRecipe(name="all", root=str(tmp_path), ingredients=trials[0]["train"]))
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_forward_selection_of_data_sets(data: str, tmp_path: Path) -> None:
+    entry = {"inputs": [data]}
+    fractions = [{**entry, "fraction": share} for share in (0.5, 0.25)]
+    node = {"name": "additions", "always": [entry], "candidates": fractions}
+    options: dict[str, Any] = {
+        "name": "select",
+        "train": base(data),
+        "space": {"data": node},
+        "searcher": {"name": "forward_selection"},
+    }
+    done = sweep.run(recipe(tmp_path, data, **options))
+    trials = done.decisions["trials"]
+    assert done.counts == {"trials": 3, "done": 3, "stopped": 0, "failed": 0}
+    assert [len(trial["keys"]["data"]) for trial in trials[:2]] == [1, 2]
+    gained = trials[1]["value"] > trials[0]["value"]
+    assert trials[2]["keys"]["data"] == [entry, *fractions[:gained], fractions[1]]
+    assert sweep.run(recipe(tmp_path, data, **options)).is_found
+    # The same data elsewhere is the same sweep.
+    moved = str(tmp_path / "moved")
+    shutil.copytree(data, moved)
+    there = [{**one, "inputs": [moved]} for one in (entry, *fractions)]
+    node = {**node, "always": there[:1], "candidates": there[1:]}
+    again = recipe(tmp_path, data, **{**options, "space": {"data": node}})
+    assert sweep.open_run(again).fingerprint == done.fingerprint
 
 
 def test_means_are_over_seeds() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,18 +44,27 @@ def _is_only_adapter(folder: Path) -> bool:
     return all(file.name.startswith("adapter_model") for file in folder.glob("*.safetensors"))
 
 
-def hash_of(model: str, base: str | None, label: str) -> str:
-    """Return what tells an ingredient apart: its content, for an adapter with that of its base.
+def hashes_of(models: Mapping[str, str], base: str | None) -> list[str]:
+    """Return what tells each ingredient apart: its content, for an adapter with that of its base.
 
     Args:
-        model: As for `model_folder`.
+        models: Label -> model, as for `model_folder`.
         base: The model that adapters are for.
-        label: Of the ingredient.
 
     Raises:
         RecipeError: An adapter has no base.
         CheckpointError: An adapter was trained on another model.
     """
+    # Before anything is mixed, reading all weights takes longer than all else.
+    with ThreadPoolExecutor(os.cpu_count() or 1, "hash") as pool:
+        waiting = [
+            pool.submit(copy_context().run, _hash_of, model, base, label)
+            for label, model in models.items()
+        ]
+        return [one.result() for one in waiting]
+
+
+def _hash_of(model: str, base: str | None, label: str) -> str:
     if check_base(model, base, label) is MODEL:
         return model_hash(model)
     assert base is not None
@@ -112,7 +124,7 @@ class OpenedModels:
 
 
 def open_models(models: Mapping[str, str], base: str | None) -> OpenedModels:
-    """Open ingredients that have passed `hash_of`.
+    """Open ingredients that have passed `hashes_of`.
 
     Args:
         models: Label -> model, as for `model_folder`.

@@ -10,7 +10,7 @@ from consomme.base.manifest import Manifest
 from consomme.base.own_modules import module_inputs
 from consomme.execution.runs import Run, once
 from consomme.pipelines.soup.from_sweep import with_models
-from consomme.pipelines.soup.opening import hash_of, located, open_models
+from consomme.pipelines.soup.opening import hashes_of, located, open_models
 from consomme.pipelines.soup.recipe import SoupRecipe
 from consomme.pipelines.soup.writer import SoupInputs, SoupWriter
 from consomme.soup.ingredients import Ingredient
@@ -35,12 +35,9 @@ def open_run(recipe: SoupRecipe) -> Run[SoupInputs]:
     recipe = with_models(recipe)
     labels = list(recipe.models)
     base = portable_path(recipe.base) if recipe.base else None
-    models, kinds, hashes = [], [], []
-    for label, model in recipe.models.items():
-        kind = located(model)[1]
-        kinds.append(kind)
-        models.append(portable_path(model, kind))
-        hashes.append(hash_of(models[-1], base, label))
+    kinds = [located(model)[1] for model in recipe.models.values()]
+    models = list(map(portable_path, recipe.models.values(), kinds))
+    hashes = hashes_of(dict(zip(labels, models, strict=True)), base)
     _check_base_is_used(recipe, kinds)
     inputs = {f"ingredients.{label}": one for label, one in zip(labels, hashes, strict=True)}
     inputs |= module_inputs(recipe.modules)

@@ -23,13 +23,17 @@ from consomme.pipelines.evaluate.recipe import EvaluateRecipe
 from consomme.pipelines.sweep.evaluations import evaluations_of
 from consomme.pipelines.train import run as train
 from consomme.pipelines.train.recipe import TrainRecipe
-from consomme.sweep.choices import CHOICES, Choice
+from consomme.sweep.choices import CHOICES, AdditionsChoice, Choice, ListChoice
 from consomme.sweep.keys import label, merged, set_value
-from consomme.sweep.searchers import SEARCHERS, Keys, Searcher
+from consomme.sweep.registry import SEARCHERS
+from consomme.sweep.searchers import Keys, Searcher
 from consomme.sweep.stoppers import STOPPERS, Stopper
 
 if TYPE_CHECKING:
     from consomme.pipelines.sweep.recipe import SweepRecipe
+
+_NAME_DATA = ("values", "always", "candidates")
+"""Parameters of choices whose values may name data, which are the same wherever they lie."""
 
 LOSS_METRIC = "train/last_loss_nats"
 """Metric of a sweep without benchmarks."""
@@ -95,10 +99,11 @@ class SweepPlan:
         first = {key: choice.samples[0] for key, choice in space.items() if choice.samples}
         hashed_space = dict(recipe.space)
         for key, choice in space.items():
-            if "values" in recipe.space[key]:
+            if isinstance(choice, ListChoice | AdditionsChoice):
                 marks = [checks.fingerprint({**first, key: v}, stopper) for v in choice.samples]
                 values = [f"{number} {mark}" for number, mark in enumerate(marks)]
-                hashed_space[key] = {**recipe.space[key], "values": values}
+                named = {k: v for k, v in recipe.space[key].items() if k not in _NAME_DATA}
+                hashed_space[key] = {**named, "values": values}
         benchmarks = {
             benchmark_name(node): BENCHMARKS.build(node, f"benchmarks[{number}]")
             for number, node in enumerate(recipe.benchmarks)
@@ -136,8 +141,7 @@ class SweepPlan:
     @property
     def num_trials(self) -> int:
         """Total number of trials."""
-        trials = self.searcher.list_trials(self.space)
-        return self.recipe.searcher["num_trials"] if trials is None else len(trials)
+        return self.searcher.count_trials(self.space)
 
     @property
     def samples(self) -> list[Keys]:

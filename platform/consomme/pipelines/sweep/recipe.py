@@ -55,7 +55,7 @@ class SweepRecipe(Checked):
     than the model that its training starts from; trials that lose more are not the best."""
 
     searcher: dict[str, Any] = strategy(
-        "consomme.sweep.searchers:SEARCHERS", default={"name": "grid"}
+        "consomme.sweep.registry:SEARCHERS", default={"name": "grid"}
     )
     """Which trials to run, and in which order."""
 

@@ -62,6 +62,11 @@ class SweepStudy:
         """Number of trials that are done, stopped or failed."""
         return sum(trial.state != "asked" for trial in self.trials)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the next trial depends on the result of one that is running."""
+        return self.search.is_waiting
+
     def ask(self) -> Trial | None:
         """Return the next trial that has to run, after writing it; None if there is none left.
 

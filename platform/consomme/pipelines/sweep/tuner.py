@@ -53,9 +53,6 @@ def run_sweep(
 class SweepTrials:
     """Gives the trials of a study to Ray Tune, and their reports to the study."""
 
-    is_finished = True
-    """`ask` returns None only when there is no trial left, or none for this attempt."""
-
     def __init__(self, study: SweepStudy, folder: RunFolder, attempt_no: int) -> None:
         """Wrap a study; set `progress` to show how many trials have ended.
 
@@ -66,6 +63,13 @@ class SweepTrials:
         """
         self.study, self.folder, self.attempt_no = study, folder, attempt_no
         self.progress: Progress | None = None
+        self._has_lost = False
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no trial is left, or none for this attempt."""
+        # What waits for a trial whose process was lost goes on when the sweep is resumed.
+        return self._has_lost or not self.study.is_waiting or self._is_overtaken()
 
     def ask(self) -> dict[str, Any] | None:
         """Return number and train recipe of the next trial; None if there is none left."""
@@ -80,6 +84,7 @@ class SweepTrials:
         if result is None or self._is_overtaken():
             # The infrastructure failed, not the trial: it runs again when the sweep is resumed.
             # Or a later attempt runs it.
+            self._has_lost = True
             return
         self.study.tell(self._ended(self.study.trials[config["number"]], result))
         if self.progress is not None:
