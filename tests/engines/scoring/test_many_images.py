@@ -1,6 +1,7 @@
 """Samples of any number of images, in their places: scores equal a naive float64 reference."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,15 @@ def test_scores_equal_a_naive_reference(folders: Any, tmp_path: Path, name: str)
                 assert found.nll_text == pytest.approx(sum(nll for nll, _ in blind), rel=1e-4)
             else:
                 assert found.nll_text is None
+    # Without the pass over the text alone, all else is the same.
+    both = scorer.score(requests)
+    alone = scorer.score([replace(request, scores_text=False) for request in requests])
+    for one, other in zip(both, alone, strict=True):
+        assert isinstance(one, Score)
+        assert isinstance(other, Score)
+        assert other.nll_text is None
+        assert other.nll == pytest.approx(one.nll, rel=1e-5)
+        assert [turn.nll_text for turn in other.turns] == [None] * len(one.turns)
 
 
 MARKS = {

@@ -36,6 +36,9 @@ class ScoringRequest:
     """Names of the images by what is on them, aligned with them: an image of several requests is
     encoded once, and what was prepared for a name may be used again by later calls."""
 
+    scores_text: bool = True
+    """Score the text without the images, too, which costs another pass over it."""
+
     @classmethod
     def of_caption(
         cls, prompt: str, caption: str, image: Image.Image | None = None
@@ -65,7 +68,8 @@ class Score:
     """Given all images and text before each token."""
 
     nll_text: float | None
-    """Given the text before each token only; None for a conversation without images."""
+    """Given the text before each token only; None for a conversation without images, or if nobody
+    asked for it."""
 
     num_tokens: int
     """Scored tokens: each answer, and the token that ends its turn."""
@@ -128,9 +132,12 @@ class EncodedRequest:
     """One request in tokens."""
 
     conversations: list[EncodedConversation]
-    """First with the images, if there are any and the model has a vision encoder; then without."""
+    """First with the images, if there are any and the model has a vision encoder; then without, if
+    that is asked for."""
 
-    has_images: bool
+    has_text_score: bool
+    """Whether there are images, and the score without them is asked for."""
+
     is_truncated: bool
 
 
@@ -159,6 +166,8 @@ def encode_request(
             with_images = chat.encode(turns, request.images, cached)
             shown = tuple(keys[k] for turn in turns for k in turn.image_indices)
             conversations.insert(0, EncodedConversation(chat=with_images, image_keys=shown))
+            if not request.scores_text:
+                del conversations[1:]
     except DataError as error:
         return NotScored(reason=refusal_reason(error), detail=str(error))
     num_tokens = conversations[0].chat.num_tokens
@@ -174,7 +183,7 @@ def encode_request(
         return NotScored(reason="sequence_too_long", detail=detail)
     return EncodedRequest(
         conversations=conversations,
-        has_images=bool(request.images),
+        has_text_score=bool(request.images) and request.scores_text,
         is_truncated=is_truncated,
     )
 
@@ -218,11 +227,11 @@ def to_score(request: EncodedRequest, nlls: Sequence[Tensor]) -> Score:
     nll_text = float(nlls[-1].double().sum())
     return Score(
         nll=float(nlls[0].double().sum()),
-        nll_text=nll_text if request.has_images else None,
+        nll_text=nll_text if request.has_text_score else None,
         num_tokens=sum(sizes[0]),
         max_token_nll=float(nlls[0].max()),
         turns=tuple(
-            TurnScore(nll=nll, nll_text=text if request.has_images else None, num_tokens=size)
+            TurnScore(nll=nll, nll_text=text if request.has_text_score else None, num_tokens=size)
             for nll, text, size in zip(by_span[0], by_span[-1], sizes[0], strict=True)
         ),
         is_truncated=request.is_truncated,

@@ -187,6 +187,7 @@ def likely_answers(
                 turns=(*item.turns, Turn(role="assistant", content=text)),
                 images=images,
                 keys=keys or None,
+                scores_text=False,
             )
             for (item, images), texts in zip(some, candidates, strict=True)
             for keys in [tuple(map(_content_key, images))]
