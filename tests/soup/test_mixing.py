@@ -387,3 +387,12 @@ def test_what_is_no_number_is_refused(tmp_path: Path, value: float) -> None:
         with pytest.raises(CheckpointError, match=r"m\d: a.weight holds NaN or infinite"):
             soup_of(folder, states)
         assert not (folder / "soup" / "soup.json").exists()
+
+
+def test_values_beyond_the_range_of_a_type_are_refused(tmp_path: Path) -> None:
+    large = [{"w": torch.full((4,), value).bfloat16()} for value in (7e4, 8e4)]
+    opened = [open_ingredient(checkpoint(tmp_path / str(k), one)) for k, one in enumerate(large)]
+    for models in (opened, opened[:1] * 2):
+        with pytest.raises(CheckpointError, match="w has mixed values beyond the range of F16"):
+            list(ModelMix.of(models, dtype="F16").tensors())
+        assert list(ModelMix.of(models, dtype="F32").tensors())

@@ -62,6 +62,14 @@ def to_floats(raw: Raw, name: str) -> Floats:
     return raw.reshape(-1) if name in ("F32", "F64") else raw.reshape(-1).astype(np.float32)
 
 
+def all_finite(raw: Raw, name: str) -> bool:
+    """Whether no stored number is infinite or undefined."""
+    if name == "BF16":
+        exponent = np.uint16(0x7F80)
+        return not ((raw & exponent) == exponent).any()
+    return bool(np.isfinite(raw).all())
+
+
 def to_stored(values: Floats, name: str) -> Raw:
     """Round to a stored type, to the nearest and ties to even; too large a number gets infinite."""
     if name != "BF16":

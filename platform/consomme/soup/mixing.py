@@ -23,7 +23,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from consomme.base.errors import CheckpointError, RecipeError
-from consomme.soup.arrays import Floats, Raw, is_float, stored_type, to_floats, to_stored
+from consomme.soup.arrays import (
+    Floats,
+    Raw,
+    all_finite,
+    is_float,
+    stored_type,
+    to_floats,
+    to_stored,
+)
 from consomme.soup.formulas import Mixer
 from consomme.soup.ingredients import Ingredient, LowRank, TensorSpec
 from consomme.soup.likeness import check_compatible
@@ -252,10 +260,16 @@ def _shared_or(
         ]
         for k, values in enumerate(floats):
             tensor.check_finite(k, values)
+        if is_shared and types == {stored}:
+            return raws[0]
         if is_shared:
-            return raws[0] if types == {stored} else to_stored(floats[0], stored)
-        with tensor.having(start, stop, floats):
-            return to_stored(mixer()(start, stop), stored)
+            mixed = floats[0]
+        else:
+            with tensor.having(start, stop, floats):
+                mixed = mixer()(start, stop)
+        found = to_stored(mixed, stored)
+        tensor.check_in_range(found, stored)
+        return found
 
     return mix
 
@@ -337,12 +351,17 @@ class MixedTensor:
             filled += count
         return content
 
+    def check_in_range(self, mixed: Raw, stored: str) -> None:
+        """Refuse mixed values that are too large for the type in which they are stored."""
+        if not all_finite(mixed, stored):
+            raise CheckpointError(
+                f"{self.name} has mixed values beyond the range of {stored}; set dtype=bfloat16 or"
+                " float32"
+            )
+
     def check_finite(self, model: int, values: Floats) -> None:
         """Refuse values that are no numbers: they would be in the soup, too."""
-        # One number tells: infinite and undefined values stay so in a sum.
-        with np.errstate(invalid="ignore", over="ignore"):
-            total = values.sum(dtype=np.float64)
-        if not np.isfinite(total):
+        if not np.isfinite(values).all():
             raise CheckpointError(
                 f"{self.labels[model]}: {self.name} holds NaN or infinite values; leave this model"
                 " out, or train it again"
