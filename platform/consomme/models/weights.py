@@ -23,6 +23,7 @@ from consomme.base.errors import CheckpointError
 from consomme.models.checkpoint_keys import rewrite_for_vllm
 from consomme.models.imports import import_transformers
 from consomme.models.side_files import carry_over, carry_over_generation_config
+from consomme.models.tiling.register import registered_transformers
 
 
 def save_vlm(folder: str | Path, model: Any, processor: Any) -> Path:
@@ -239,7 +240,7 @@ def _load_vlm(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def _load_processor(path: Path) -> Any:
-    hf = import_transformers()
+    hf = registered_transformers()
     try:
         return hf.AutoProcessor.from_pretrained(path, local_files_only=True, backend="pil")
     except ImportError:
