@@ -52,6 +52,8 @@ REGISTRIES = {
     "consomme.sweep.searchers:SEARCHERS": "sweep",
     "consomme.sweep.stoppers:STOPPERS": "sweep",
     "consomme.soup.search:SEARCHES": "soup",
+    "consomme.assemble.choices:CONNECTORS": "assemble",
+    "consomme.assemble.choices:FUSIONS": "assemble",
 }
 """Registry -> the verb whose page names its strategies."""
 

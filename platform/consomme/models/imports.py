@@ -48,7 +48,8 @@ _LOCK = threading.RLock()
 def import_transformers() -> Any:
     """Return the `transformers` module, any class of which can be imported.
 
-    The first call in a process patches what has to be patched and imports what all models need.
+    The first call in a process patches what has to be patched, imports what all models need, and
+    makes our own VLMs known to the `Auto` classes.
     """
     with _LOCK:
         _import_modeling()
@@ -71,6 +72,10 @@ def _import_modeling() -> None:
         patch_media_packages()
         # Every model class needs it; it is most of the import time.
         import transformers.modeling_utils  # noqa: F401
+
+        from consomme.models.consomme_vlm.registration import register
+
+        register()
 
 
 def patch_media_packages() -> bool:

@@ -126,6 +126,7 @@ VERBS: Mapping[str, Verb] = {
         "filter": "choose samples exactly, and write a view of them",
         "dedup": "find copies of pictures, exact and near, and keep the best of each",
         "recaption": "write new captions for the samples of a view with a model",
+        "assemble": "build a VLM from a vision encoder, a connector and a language model",
         "train": "fine-tune a model on views, all layers or selected ones",
         "evaluate": "evaluate models on benchmarks",
         "sweep": "train and evaluate with different values of any keys of a train recipe",

@@ -1,0 +1,206 @@
+"""Open the parts of an assembly, or make them from shapes with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from consomme.assemble.choices import LanguageShape, VisionShape
+from consomme.base.errors import CheckpointError, RecipeError
+from consomme.models.imports import import_transformers
+from consomme.models.weights import checkpoint_errors, open_model, stored_dtype
+
+CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
+
+_MEANS: Mapping[str, tuple[list[float], list[float]]] = {
+    CLIP: ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
+    SIGLIP: ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+}
+"""Mean and deviation of pixels that the families were trained with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionPart:
+    """A vision encoder of square images."""
+
+    model: Any
+    """A `CLIPVisionModel` or `SiglipVisionModel`."""
+
+    mean: list[float]
+    std: list[float]
+
+    @property
+    def family(self) -> str:
+        """Its `model_type`."""
+        return str(self.model.config.model_type)
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether its first token stands for no patch."""
+        return self.family == CLIP
+
+    @property
+    def side(self) -> int:
+        """Patches in each direction."""
+        return int(self.model.config.image_size // self.model.config.patch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguagePart:
+    """A causal language model with its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+    @property
+    def width(self) -> int:
+        """Width of its layers."""
+        return int(self.model.config.hidden_size)
+
+
+def open_vision(folder: str | Path, dtype: torch.dtype | None = None) -> VisionPart:
+    """Open a CLIP or SigLIP of fixed resolution, alone or with its text half; or a VLM's encoder.
+
+    Args:
+        folder: A Hugging Face folder.
+        dtype: Of the weights; None keeps that of the folder.
+
+    Raises:
+        CheckpointError: It holds no such encoder.
+    """
+    hf = import_transformers()
+    dtype = dtype or stored_dtype(folder)
+    with checkpoint_errors(folder) as path:
+        config = hf.AutoConfig.from_pretrained(path, local_files_only=True)
+        classes = {"clip": hf.CLIPVisionModel, "siglip": hf.SiglipVisionModel}
+        classes |= {CLIP: hf.CLIPVisionModel, SIGLIP: hf.SiglipVisionModel}
+        if config.model_type in classes:
+            encoder = classes[config.model_type].from_pretrained(
+                path, dtype=dtype, local_files_only=True, use_safetensors=True
+            )
+        elif type(config) in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            encoder = _encoder_of(open_model(folder, dtype)[0], folder)
+        else:
+            raise _no_encoder(folder, config.model_type)
+    mean, std = _pixel_scale(path, encoder.config.model_type)
+    return VisionPart(model=_square(encoder, folder).eval(), mean=mean, std=std)
+
+
+def _encoder_of(vlm: Any, folder: str | Path) -> Any:
+    """Return the CLIP or SigLIP encoder inside a VLM."""
+    for module in vlm.modules():
+        config = getattr(module, "config", None)
+        if hasattr(module, "post_init") and getattr(config, "model_type", "") in (CLIP, SIGLIP):
+            return module
+    raise _no_encoder(folder, vlm.config.model_type)
+
+
+def _no_encoder(folder: str | Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"vision_encoder: found a {found} model at {folder}, expected CLIP or SigLIP (also SigLIP 2"
+        " of a fixed resolution), alone or inside a VLM: others have other inputs than square"
+        " images"
+    )
+
+
+def _square(encoder: Any, folder: str | Path) -> Any:
+    config = encoder.config
+    if config.image_size % config.patch_size:
+        raise CheckpointError(
+            f"vision_encoder: the encoder at {folder} takes images of {config.image_size} px with"
+            f" patches of {config.patch_size} px, expected a multiple"
+        )
+    return encoder
+
+
+def _pixel_scale(path: Path, family: str) -> tuple[list[float], list[float]]:
+    """Return mean and deviation of pixels by the folder's image processor, or the family's."""
+    hf = import_transformers()
+    if (path / "preprocessor_config.json").exists() or (path / "processor_config.json").exists():
+        images = hf.AutoImageProcessor.from_pretrained(path, local_files_only=True, backend="pil")
+        return list(images.image_mean), list(images.image_std)
+    return _MEANS[family]
+
+
+def random_vision(shape: VisionShape, dtype: torch.dtype) -> VisionPart:
+    """Make a vision encoder of the current random state."""
+    hf = import_transformers()
+    sizes = {
+        "hidden_size": shape.width,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "image_size": shape.image_px,
+        "patch_size": shape.patch_px,
+    }
+    if shape.family == "clip":
+        model = hf.CLIPVisionModel(hf.CLIPVisionConfig(**sizes, projection_dim=shape.width))
+    else:
+        model = hf.SiglipVisionModel(hf.SiglipVisionConfig(**sizes, vision_use_head=False))
+    mean, std = _MEANS[model.config.model_type]
+    return VisionPart(model=model.to(dtype).eval(), mean=mean, std=std)
+
+
+def open_language(folder: str | Path, dtype: torch.dtype | None = None) -> LanguagePart:
+    """Open a causal language model of any family with its tokenizer.
+
+    Args:
+        folder: A Hugging Face folder.
+        dtype: Of the weights; None keeps that of the folder.
+
+    Raises:
+        CheckpointError: It is no causal language model.
+    """
+    hf = import_transformers()
+    with checkpoint_errors(folder) as path:
+        config = hf.AutoConfig.from_pretrained(path, local_files_only=True)
+        if type(config) in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            raise CheckpointError(
+                f"language_model: found a {config.model_type}, which takes images already, at"
+                f" {folder}; expected a causal language model"
+            )
+    model, tokenizer = open_model(folder, dtype or stored_dtype(folder))
+    return LanguagePart(model=model, tokenizer=tokenizer)
+
+
+def random_language(shape: LanguageShape, tokenizer: Any, dtype: torch.dtype) -> LanguagePart:
+    """Make a language model of the current random state, with a row for each token.
+
+    Raises:
+        RecipeError: transformers has no causal model of this family, or it has other sizes.
+    """
+    hf = import_transformers()
+    wanted = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+    }
+    more = {
+        "num_key_value_heads": shape.kv_heads or shape.heads,
+        "intermediate_size": shape.ffn,
+        "max_position_embeddings": shape.max_positions,
+        "tie_word_embeddings": shape.tied,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    try:
+        config = hf.AutoConfig.for_model(shape.family, **wanted, **more)
+        model = hf.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecipeError(
+            f"language_shape.family: cannot make a {shape.family} of these sizes: {error}; expected"
+            " the model_type of a causal language model of transformers"
+        ) from error
+    for name, value in wanted.items():
+        if getattr(config, name, None) != value:
+            raise RecipeError(
+                f"language_shape: a {shape.family} has {name}={getattr(config, name, None)}, not"
+                f" {value}: its config names sizes in its own way; choose another family"
+            )
+    return LanguagePart(model=model.eval(), tokenizer=tokenizer)

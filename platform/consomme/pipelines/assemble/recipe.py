@@ -1,0 +1,111 @@
+"""The recipe of `assemble`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from consomme.assemble.choices import LanguageShape, VisionShape
+from consomme.base.bounds import Fraction, PositiveInt
+from consomme.base.checked import Checked, rule
+from consomme.base.schema import located, runtime, strategy
+from consomme.storage.options import StorageOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssembleRecipe(Checked):
+    """The parts of a VLM, and how they are put together."""
+
+    name: str
+    """Name of the run."""
+
+    root: str = runtime("runs")
+    """Where run folders are created: a local path or a URL."""
+
+    storage: StorageOptions = runtime(StorageOptions())
+    """How patient the run is with its storage."""
+
+    vision_encoder: str | None = located(None)
+    """A CLIP or SigLIP (SigLIP 2 of a fixed resolution too), or a VLM whose encoder it is: a
+    folder, a run, a URL, or a model of the hub. None: random weights of `vision_shape`."""
+
+    vision_shape: VisionShape | None = None
+    """Sizes of an encoder with random weights."""
+
+    ocr_encoder: str | None = located(None)
+    """A second encoder of the same shape, such as one trained to read; the features of both are
+    averaged before the connector. None: there is none."""
+
+    general_weight: Fraction = 0.5
+    """Share of the first encoder in the average; 1 leaves the second one out of it.
+
+    Source: POINTS (arXiv 2409.04828), f = w · f_general + (1 - w) · f_ocr."""
+
+    language_model: str | None = located(None)
+    """A causal language model with its tokenizer, named as `vision_encoder`. None: random weights
+    of `language_shape`."""
+
+    language_shape: LanguageShape | None = None
+    """Sizes of a language model with random weights."""
+
+    tokenizer: str | None = located(None)
+    """The model whose tokenizer a language model with random weights gets."""
+
+    connector: dict[str, Any] = strategy(
+        "consomme.assemble.choices:CONNECTORS", default={"name": "mlp"}
+    )
+    """What turns the encoder's features into image tokens; see consomme/assemble/choices.py."""
+
+    fusion: dict[str, Any] = strategy(
+        "consomme.assemble.choices:FUSIONS", default={"name": "autoregressive"}
+    )
+    """How the language model sees them; see consomme/assemble/choices.py."""
+
+    vision_layer: Literal[-1, -2] = -1
+    """Layer of the encoder whose features are used; LLaVA and POINTS use the penultimate one."""
+
+    image_px: PositiveInt | None = None
+    """Longest side of an image, where its shape is kept (Idefics2) or where it is cut into tiles
+    (Idefics3). None: that of the encoder, or twice it with `split`."""
+
+    split: bool = False
+    """Cut images into tiles that are encoded too: four and the whole with a `perceiver`, a grid of
+    the encoder's squares and the whole with `linear` and `pixel_shuffle`."""
+
+    pad_tokens_to: PositiveInt = 64
+    """The number of rows of tokens is rounded up to a multiple of this."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of all weights; None: that of the language model."""
+
+    seed: int = 0
+    """Of everything that is random."""
+
+    @rule
+    def _has_parts(self) -> Iterator[str]:
+        for name, shape in (
+            ("vision_encoder", self.vision_shape),
+            ("language_model", self.language_shape),
+        ):
+            given = getattr(self, name)
+            other = name.partition("_")[0] + "_shape"
+            if (given is None) == (shape is None):
+                found = "both" if given else "neither"
+                yield f"{name}: found {found} of {name} and {other}, expected one of them"
+
+    @rule
+    def _random_language_has_tokens(self) -> Iterator[str]:
+        if (self.language_shape is None) != (self.tokenizer is None):
+            yield (
+                "tokenizer: expected a model's name together with language_shape, and none without"
+                " it: a language model that is opened has its own"
+            )
+
+    @rule
+    def _tiles_have_a_connector(self) -> Iterator[str]:
+        if self.split and self.connector["name"] in ("mlp", "average"):
+            yield (
+                f"split: the connector {self.connector['name']} has no tiles; use linear,"
+                " pixel_shuffle or perceiver"
+            )
