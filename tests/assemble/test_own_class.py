@@ -50,7 +50,7 @@ FAMILIES = ("llama", "qwen2", "mistral", "gpt_neox", "gpt2", "gemma2", "phi", "o
 def open_gates(made: Any) -> Any:
     """Let images through the gated blocks."""
     with torch.no_grad():
-        for block in made.model.cross_blocks:
+        for block in getattr(made.model, "cross_blocks", ()):
             block.attention_gate.fill_(0.8)
             block.mlp_gate.fill_(0.5)
             enlarge(block)
@@ -305,3 +305,75 @@ def test_a_wrong_number_of_placeholders_is_refused() -> None:
     row = inputs(made.model, made.processor)
     with pytest.raises(ValueError, match="found 4 placeholders of images, expected 8"):
         made.model(**{**row, "pixel_values": torch.cat([row["pixel_values"]] * 2)})
+
+
+CATTY = {"name": "catty", "tile_px": 32, "max_tiles": 4}
+
+
+@pytest.mark.parametrize(
+    ("connector", "kind", "plan"),
+    [
+        (MlpConnector(), "llava", {}),
+        (PixelShuffleConnector(layers=2), "consomme_vlm", {}),
+        (PERCEIVER, "consomme_vlm", {"fusion": CROSS}),
+    ],
+)
+def test_images_are_cut_by_a_tiling(
+    connector: Any, kind: str, plan: dict[str, Any], tmp_path: Path
+) -> None:
+    made = made_of(connector, tiling=CATTY, **plan)
+    open_gates(made)
+    assert made.kind == kind
+    folder = save_vlm(tmp_path / "model", made.model, made.processor)
+    check_folder(folder, made)
+    check_writes(made, folder)
+    grids = made.processor.image_processor.tiling_with()
+    for number, image in enumerate(make_images()):
+        row = inputs(made.model, made.processor, number)
+        count = int((row["input_ids"] == made.model.config.image_token_id).sum())
+        assert count == grids.plan(*image.size).num_encoded * made.num_tokens
+        assert len(row["pixel_values"]) == grids.plan(*image.size).num_encoded
+
+
+@pytest.mark.parametrize(
+    ("tiling", "said"),
+    [
+        ({"name": "catty"}, "tiling.tile_px: found 336, expected 32"),
+        ({"name": "native", "tile_px": 32, "patch_px": 8}, "keeps shapes"),
+    ],
+)
+def test_tilings_that_do_not_fit_are_refused(tiling: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        made_of(MlpConnector(), tiling=tiling)
+
+
+def assemblies() -> dict[str, Any]:
+    return {
+        "idefics3": lambda: made_of(PixelShuffleConnector(), is_split=True, image_px=64),
+        "idefics2": lambda: made_of(PERCEIVER, is_split=True),
+        "own": lambda: made_of(AverageConnector(), vision("clip"), language("gpt_neox")),
+        "two encoders": lambda: made_of(MlpConnector(), vision("clip"), ocr=vision("clip", 5)),
+        "cross": lambda: open_gates(made_of(PERCEIVER, vision("clip"), fusion=CROSS)),
+        "cross gemma2": lambda: open_gates(
+            made_of(PERCEIVER, say=language("gemma2"), fusion=CROSS)
+        ),
+        "catty": lambda: made_of(PixelShuffleConnector(layers=2), tiling=CATTY),
+        "cross catty": lambda: open_gates(made_of(PERCEIVER, fusion=CROSS, tiling=CATTY)),
+    }
+
+
+@pytest.mark.parametrize("verb", ["score", "anatomy", "train", "pack", "write"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "cross" else (pytest.mark.long,))
+        for name in assemblies()
+    ],
+)
+def test_verbs_give_what_plain_forward_passes_give(name: str, verb: str, tmp_path: Path) -> None:
+    """As for the families of the table: scores, gradients by part, losses and texts."""
+    from tests.support.family_table import OK, run_cell
+
+    made = assemblies()[name]()
+    cell = run_cell(verb, save_vlm(tmp_path / "model", made.model, made.processor))
+    assert (cell.state, cell.detail) == (OK, "")

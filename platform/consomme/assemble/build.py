@@ -5,7 +5,7 @@ A class of transformers is taken wherever one holds the parts as they are; why o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,7 @@ from consomme.assemble.text import add_tokens, set_template
 from consomme.base.errors import RecipeError
 from consomme.models.attention import max_positions
 from consomme.models.chat_prefix import chat_encoder_for
+from consomme.vision.tiling.registry import TILINGS
 
 ROOM = 64
 """Positions for words that a language model has to have besides those for an image."""
@@ -54,6 +55,9 @@ class AssemblyPlan:
     if it is split."""
 
     is_split: bool = False
+    tiling: Mapping[str, Any] | None = None
+    """How images are cut into squares: `{name: …, field: …}`; None for what `is_split` says."""
+
     multiple: int = 64
     """The number of rows of tokens is rounded up to one of this."""
 
@@ -104,6 +108,8 @@ def choose_class(
     if isinstance(connector, (LinearConnector, PerceiverConnector)) or shuffles:
         if reason := why_not_idefics(vision, connector, language):
             reasons.append(reason)
+        if plan.tiling is not None:
+            reasons.append("Idefics2 and Idefics3 cut images in their own ways")
         if plan.vision_layer != -1:
             reasons.append("Idefics2 and Idefics3 take the features of the encoder's last layer")
         kind = "idefics2" if isinstance(connector, PerceiverConnector) else "idefics3"
@@ -152,7 +158,8 @@ def assemble(
     if plan.fusion.is_cross_attention:
         # They stay out of the text, where one placeholder stands for all.
         num_tokens = 1
-    check_room(plan, num_tokens, language)
+    num_tiles = num_encoded(plan, vision)
+    check_room(num_tiles, num_tokens, language)
     new_tokens = add_tokens(language, tokens_of(kind, is_split=plan.is_split), plan.multiple)
     template = set_template(language, IMAGE)
     if ocr is not None:
@@ -168,6 +175,7 @@ def assemble(
         num_tokens=num_tokens,
         image_px=plan.image_px or vision.model.config.image_size * (1 + plan.is_split),
         is_split=plan.is_split,
+        tiling=plan.tiling,
     )
     model.eval()
     model.generation_config = language.model.generation_config
@@ -210,18 +218,42 @@ def _build(
     )
 
 
-def check_room(plan: AssemblyPlan, num_tokens: int, language: LanguagePart) -> None:
+def num_encoded(plan: AssemblyPlan, vision: VisionPart) -> int:
+    """Return the most squares that an image of usual shape is cut into, the whole one among them.
+
+    Raises:
+        RecipeError: A tiling cuts what the encoder does not take.
+    """
+    if plan.tiling is None:
+        return 5 if plan.is_split else 1
+    tiling = TILINGS.build(dict(plan.tiling), "tiling")
+    side = vision.model.config.image_size
+    if not tiling.has_one_size:
+        raise RecipeError(
+            f"tiling: {plan.tiling['name']} keeps shapes, expected one that cuts squares: CLIP and"
+            " SigLIP take squares. Idefics2 (connector=perceiver with a SigLIP, no tiling) keeps"
+            " shapes"
+        )
+    if tiling.tile_px != side:
+        raise RecipeError(
+            f"tiling.tile_px: found {tiling.tile_px}, expected {side}, the side of the encoder"
+        )
+    shapes = ((1, 1), (4, 3), (3, 4), (16, 9), (9, 16))
+    sizes = [(k * side * w // h, k * side) for k in (1, 2, 4) for w, h in shapes]
+    return max(tiling.plan(width, height).num_encoded for width, height in sizes)
+
+
+def check_room(num_tiles: int, num_tokens: int, language: LanguagePart) -> None:
     """Check that an image and a few words fit into the language model's positions.
 
     Raises:
         RecipeError: They do not.
     """
-    tiles = 5 if plan.is_split else 1
-    needed, found = tiles * num_tokens + ROOM, max_positions(language.model.config)
+    needed, found = num_tiles * num_tokens + ROOM, max_positions(language.model.config)
     if needed > found:
         raise RecipeError(
             f"language_model: has {found} positions, expected {needed} at least: an image takes"
-            f" {tiles} × {num_tokens} tokens. Use a connector with fewer tokens (pixel_shuffle,"
+            f" {num_tiles} × {num_tokens} tokens. Use a connector with fewer tokens (pixel_shuffle,"
             " perceiver, average), fusion={name: cross_attention}, or another language model"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -195,6 +196,7 @@ def build_processor(
     num_tokens: int,
     image_px: int,
     is_split: bool,
+    tiling: Mapping[str, Any] | None = None,
 ) -> Any:
     """Build the processor of an assembled standard class.
 
@@ -205,11 +207,23 @@ def build_processor(
         template: Chat template.
         num_tokens: Image tokens of an image, or of a tile.
         image_px: Longest side of an image.
-        is_split: Whether images are cut into tiles too.
+        is_split: Whether Idefics2 or Idefics3 cuts images into tiles too.
+        tiling: How others cut them; None for not at all.
     """
+    # Their modules import transformers.
+    from consomme.models.tiling.image_processor import ConsommeTilingImageProcessor
+    from consomme.models.tiling.processor import ConsommeTilingProcessor
+
     hf = import_transformers()
     side = vision.model.config.image_size
     pixels = {"image_mean": vision.mean, "image_std": vision.std, "do_convert_rgb": True}
+    if tiling is not None:
+        images = ConsommeTilingImageProcessor(
+            tiling=dict(tiling), image_mean=vision.mean, image_std=vision.std
+        )
+        return ConsommeTilingProcessor(
+            images, language.tokenizer, chat_template=template, tokens_per_tile=num_tokens
+        )
     if kind == "llava":
         square = {"height": side, "width": side}
         return hf.LlavaProcessor(

@@ -65,6 +65,12 @@ class AssembleRecipe(Checked):
     vision_layer: Literal[-1, -2] = -1
     """Layer of the encoder whose features are used; LLaVA and POINTS use the penultimate one."""
 
+    tiling: dict[str, Any] | None = strategy(
+        "consomme.vision.tiling.registry:TILINGS", default=None
+    )
+    """How images are cut into squares of the encoder, see consomme/vision/tiling; its `tile_px` is
+    the encoder's side. None: the whole image is squashed to a square, or what `split` says."""
+
     image_px: PositiveInt | None = None
     """Longest side of an image, where its shape is kept (Idefics2) or where it is cut into tiles
     (Idefics3). None: that of the encoder, or twice it with `split`."""
@@ -103,9 +109,14 @@ class AssembleRecipe(Checked):
             )
 
     @rule
+    def _cut_one_way(self) -> Iterator[str]:
+        if self.split and self.tiling is not None:
+            yield "split, tiling: found both, expected one: split is Idefics2's and Idefics3's own"
+
+    @rule
     def _tiles_have_a_connector(self) -> Iterator[str]:
         if self.split and self.connector["name"] in ("mlp", "average"):
             yield (
-                f"split: the connector {self.connector['name']} has no tiles; use linear,"
-                " pixel_shuffle or perceiver"
+                f"split: no class of transformers with the connector {self.connector['name']} has"
+                " tiles of its own; use tiling={name: split, …}"
             )

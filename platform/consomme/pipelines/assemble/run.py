@@ -60,6 +60,7 @@ def _assemble(run: Run[PartPaths]) -> Manifest:
         image_px=recipe.image_px,
         is_split=recipe.split,
         multiple=recipe.pad_tokens_to,
+        tiling=recipe.tiling,
         general_weight=recipe.general_weight,
     )
     made = assemble(plan, **parts, seed=recipe.seed)
