@@ -47,6 +47,7 @@ REASON_MEANINGS: Mapping[str, str] = {
     "record_malformed": "the record cannot be parsed, or a part of it has the wrong type",
     "record_too_large": "more bytes in one record than a reader loads into memory",
     "record_truncated": "the shard ends, or the next record starts, before the end of this one",
+    "region_unreadable": "the boxes of the regions that guide the model cannot be read",
     "score_not_finite": "the model's score is NaN or infinite",
     "sequence_too_long": "more tokens than the model accepts",
     "shard_unreadable": "a whole file that cannot be opened: damaged, empty, or not what it says",

@@ -180,6 +180,12 @@ def _outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, floa
     ]
 
 
+def outline_of(item: SceneObject) -> list[float]:
+    """Return the outline of an object as x1, y1, x2, y2, … in pixels."""
+    points = _outline(item.shape, *item.center_px, item.radius_px)
+    return [edge for point in points for edge in point]
+
+
 def render(scene: Scene) -> Image.Image:
     """Draw a scene as a 60 px RGB picture, antialiased by drawing at four times the size."""
     zoom = 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,58 +21,10 @@ from consomme.evaluate.benchmark import (
 from consomme.evaluate.from_files import AskedRow, FileBenchmark, prompt_problems
 from consomme.evaluate.question_files import QuestionRow
 from consomme.evaluate.thoughts import without_thoughts
+from consomme.vision.boxes import FractionBox, box_in, is_outside, overlap
 from consomme.vision.decode import DecodeProblem, upright_size
 
-FractionBox = tuple[float, float, float, float]
-"""Left, top, right and bottom edge as fractions of width and height."""
-
 _BOXES = ("bbox", "box", "answer", "solution")
-_NUMBER = r"-?\d+(?:\.\d+)?"
-_FOUR = re.compile(rf"(?<![\w.-]){_NUMBER}(?:[\s,;()\[\]]+{_NUMBER}){{3}}(?![\w])")
-_LOCATIONS = re.compile(r"(?:<loc(\d{4})>\s*){4}")
-_NUM_LOCATIONS = 1024
-_SLACK = 0.05
-
-
-def box_in(text: str, scale: float | tuple[float, float]) -> FractionBox | None:
-    """Return the first box that a text names, or None.
-
-    Four numbers in a row are left, top, right and bottom, in any brackets: `[1, 2, 3, 4]`,
-    `(1,2),(3,4)`, `{"bbox_2d": [1, 2, 3, 4]}`. Four `<loc0123>` are top, left, bottom and right, of
-    1024, as PaliGemma writes them. Corners in the wrong order are no box.
-
-    Args:
-        text: An answer.
-        scale: What the right and the lower edge are, such as 1000; or width and height.
-    """
-    match = _LOCATIONS.search(text)
-    if match is not None:
-        places = [int(one) / _NUM_LOCATIONS for one in re.findall(r"\d{4}", match[0])]
-        top, left, bottom, right = places
-    else:
-        found = _FOUR.search(text)
-        if found is None:
-            return None
-        width, height = scale if isinstance(scale, tuple) else (scale, scale)
-        numbers = [float(one) for one in re.findall(_NUMBER, found[0])]
-        left, right = numbers[0] / width, numbers[2] / width
-        top, bottom = numbers[1] / height, numbers[3] / height
-    return (left, top, right, bottom) if left < right and top < bottom else None
-
-
-def overlap(one: FractionBox, other: FractionBox) -> float:
-    """Return intersection over union."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = ((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
-    return width * height / (math.fsum(areas) - width * height)
-
-
-def _is_outside(box: FractionBox) -> bool:
-    """Whether a box reaches so far beyond the image that its scale is another one."""
-    return min(box) < -_SLACK or max(box) > 1 + _SLACK
 
 
 @BENCHMARKS.register("grounding")
@@ -139,7 +90,7 @@ class Grounding(FileBenchmark):
         figures["num_unreadable_rows"] = float(len(bad))
         boxes = [box for _, box in found]
         figures["num_answers_none"] = float(boxes.count(None))
-        figures["num_answers_outside"] = float(sum(b is not None and _is_outside(b) for b in boxes))
+        figures["num_answers_outside"] = float(sum(b is not None and is_outside(b) for b in boxes))
         categories = [question.category for question in prepared.questions]
         if any(categories):
             figures |= accuracy_by_kind(right, categories)
@@ -169,7 +120,7 @@ class Grounding(FileBenchmark):
         value: Any = next((row.cells[name] for name in names if name in row.cells), None)
         if value is None:
             raise ValueError(f"it has no box: none of the columns {', '.join(names)}")
-        numbers = [float(one) for one in re.findall(_NUMBER, str(value))]
+        numbers = [float(one) for one in re.findall(r"-?\d+(?:\.\d+)?", str(value))]
         if len(numbers) != 4:
             raise ValueError(f"found {str(value)[:60]!r} as its box, expected four numbers")
         if self.box_is == "size":
@@ -177,7 +128,7 @@ class Grounding(FileBenchmark):
         box = box_in(" ".join(f"{one:f}" for one in numbers), self._scale(self.box_scale, row))
         if box is None:
             raise ValueError(f"found the box {numbers}, expected one with an area")
-        if _is_outside(box):
+        if is_outside(box):
             raise ValueError(
                 f"found the box {numbers}, which reaches beyond the image; box_scale is"
                 f" {self.box_scale} and box_is is {self.box_is}"

@@ -1,4 +1,4 @@
-"""Open the two kinds of image models that are no VLM: dual encoders and image classifiers."""
+"""Open image models that are no VLM: dual encoders, image classifiers and object detectors."""
 
 from __future__ import annotations
 
@@ -69,6 +69,35 @@ def open_image_classifier(folder: str | Path, dtype: torch.dtype) -> tuple[Any, 
             path, local_files_only=True, backend="pil"
         )
         return model, processor
+
+
+def open_object_detector(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any, bool]:
+    """Open a model that finds boxes of objects in an image.
+
+    Returns:
+        (model in eval mode, processor, whether it is asked in words). Without words, the processor
+        is an image processor, and the model has labels of its own.
+
+    Raises:
+        CheckpointError: It is another kind of model, or a tensor is missing.
+    """
+    hf = import_transformers()
+    with checkpoint_errors(folder) as path:
+        config = hf.AutoConfig.from_pretrained(path, local_files_only=True)
+        if type(config) in hf.MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING:
+            model = _open(hf.AutoModelForZeroShotObjectDetection, path, dtype)
+            processor = hf.AutoProcessor.from_pretrained(path, local_files_only=True, backend="pil")
+            return model, processor, True
+        if type(config) not in hf.MODEL_FOR_OBJECT_DETECTION_MAPPING:
+            raise CheckpointError(
+                f"found a {config.model_type} model at {path}, expected an object detector"
+                " (AutoModelForObjectDetection or AutoModelForZeroShotObjectDetection)"
+            )
+        model = _open(hf.AutoModelForObjectDetection, path, dtype)
+        processor = hf.AutoImageProcessor.from_pretrained(
+            path, local_files_only=True, backend="pil"
+        )
+        return model, processor, False
 
 
 def labels_of(model: Any) -> tuple[str, ...]:

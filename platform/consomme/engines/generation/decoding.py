@@ -191,7 +191,7 @@ def generate(
     stop_ids: Sequence[int],
     pad_id: int,
     processors: Sequence[Any],
-    criteria: RowStoppingCriteria,
+    criteria: Callable[..., Tensor],
 ) -> Tensor:
     """Generate with exactly these settings; the model folder's generation config is ignored.
 

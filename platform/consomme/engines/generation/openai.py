@@ -33,6 +33,7 @@ from consomme.engines.generation.requests import (
     QueueLoad,
     Request,
     Sampling,
+    check_unguided,
 )
 
 _REQUEST_ERRORS = (400, 413, 415, 422)
@@ -109,6 +110,7 @@ class OpenAIEngine:
 
     def generate(self, requests: Sequence[Request]) -> list[Generation | GenerationFailure]:
         """Generate texts; see `GenerationEngine.generate`."""
+        check_unguided(requests, "OpenAI's interface")
         if any(request.pattern is not None for request in requests):
             raise RecipeError(
                 "OpenAI's interface cannot make a whole text match a pattern; generate with"

@@ -16,8 +16,9 @@ from PIL import Image
 
 from consomme.base.bounds import PositiveFraction, PositiveInt
 from consomme.base.checked import Checked
-from consomme.base.errors import CheckpointError
+from consomme.base.errors import CheckpointError, RecipeError
 from consomme.base.sample import REJECT_REASONS, Turn, is_document, place_images
+from consomme.engines.contrast import NEEDS_LOGITS, Contrast
 
 Temperature = Annotated[float, Interval(ge=0, le=2)]
 """0 is greedy and repeatable; 2 is the limit of the engines."""
@@ -43,6 +44,9 @@ class Request:
 
     max_tokens: int | None = None
     """Longest text, in tokens; None: that of the engine's sampling."""
+
+    contrast: Contrast | None = None
+    """Masked images that each token is compared with; see `consomme.engines.contrast`."""
 
     def __post_init__(self) -> None:
         """Check that the model's turn is next."""
@@ -165,3 +169,13 @@ def check_vision(has_vision: bool, requests: Sequence[Request]) -> None:
             "the model has no vision encoder, but found a request with an image; expected the"
             " folder of a VLM"
         )
+
+
+def check_unguided(requests: Sequence[Request], engine: str) -> None:
+    """Refuse requests with a contrast for an engine that gives no logits.
+
+    Raises:
+        RecipeError: A request has one.
+    """
+    if any(one.contrast is not None for one in requests):
+        raise RecipeError(NEEDS_LOGITS.format(engine=engine))

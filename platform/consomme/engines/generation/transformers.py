@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from consomme.base.errors import CheckpointError, DataError, EngineLostError
+from consomme.engines.contrast import DIFFERENT_TOKENS, Contrast, effective
 from consomme.engines.generation.decoding import (
     GumbelLogitsProcessor,
     RegexCompiler,
@@ -29,6 +30,7 @@ from consomme.engines.generation.decoding import (
     generate,
     version,
 )
+from consomme.engines.generation.guided_decoding import GuidanceLogitsProcessor, generate_in_turns
 from consomme.engines.generation.requests import (
     Generation,
     GenerationFailure,
@@ -47,7 +49,7 @@ from consomme.models.adapters import merge_adapter, open_adapter
 from consomme.models.attention import max_positions
 from consomme.models.batches import Batcher
 from consomme.models.chat_prefix import chat_encoder_for
-from consomme.models.encoded import EncodedPrompt, refusal_reason
+from consomme.models.encoded import EncodedPrompt, ImageRefusedError, refusal_reason
 from consomme.models.layout import is_simple
 from consomme.models.selfcheck import SelfCheck
 from consomme.models.weights import load_tensors, open_model
@@ -71,6 +73,10 @@ class _QueuedRequest:
     request: Request
     sampling: Sampling
     prompt: EncodedPrompt | None = None
+    contrast: Contrast | None = None
+    masked: EncodedPrompt | None = None
+    """The prompt with masked images, if there is a contrast."""
+
     grammar: Any = None
     has_several: bool = False
     """Whether it has several images, or one that is not at the beginning."""
@@ -80,7 +86,8 @@ class _QueuedRequest:
     @property
     def batch_key(self) -> tuple[Any, ...]:
         """Requests with equal keys may share a batch."""
-        return (self.sampling, not self.request.images, self.has_several)
+        alpha = self.contrast and self.contrast.alpha
+        return (self.sampling, not self.request.images, self.has_several, alpha)
 
 
 class TransformersEngine:
@@ -228,6 +235,7 @@ class TransformersEngine:
                 request=one,
                 sampling=replace(sampling, max_tokens=one.max_tokens or sampling.max_tokens),
                 has_several=not is_simple(one.placed_turns),
+                contrast=effective(one.contrast, one.images),
             )
             for one in requests
         ]
@@ -323,6 +331,8 @@ class TransformersEngine:
         images = [image.convert("RGB") for image in queued.request.images]
         try:
             prompt = self.chat.encode_prompt(queued.request.turns, images)
+            if queued.contrast is not None:
+                queued.masked = self._encode_masked(queued, prompt)
         except DataError as error:
             queued.result.set_result(
                 GenerationFailure(reason=refusal_reason(error), detail=str(error))
@@ -333,6 +343,15 @@ class TransformersEngine:
             detail = f"{length} tokens, the model has {self.max_positions} positions"
             queued.result.set_result(GenerationFailure(reason="sequence_too_long", detail=detail))
         queued.prompt = prompt
+
+    def _encode_masked(self, queued: _QueuedRequest, plain: EncodedPrompt) -> EncodedPrompt:
+        assert queued.contrast is not None
+        images = [image.convert("RGB") for image in queued.contrast.images]
+        masked = self.chat.encode_prompt(queued.request.turns, images)
+        if masked.input_ids != plain.input_ids:
+            sizes = {"masked": len(masked.input_ids), "plain": len(plain.input_ids)}
+            raise ImageRefusedError(DIFFERENT_TOKENS.format(**sizes))
+        return masked
 
     def _serve(self, batch: Sequence[_QueuedRequest]) -> None:
         if batch:
@@ -345,32 +364,66 @@ class TransformersEngine:
         self, batch: Sequence[_QueuedRequest]
     ) -> list[Generation | GenerationFailure]:
         prompts = [one.prompt for one in batch if one.prompt is not None]
-        inputs = self._inputs(prompts)
+        masked = [one.masked for one in batch if one.masked is not None]
         sampling = batch[0].sampling
-        width = inputs["input_ids"].shape[1]
+        width = max(len(one.input_ids) for one in prompts)
         limits = [
             min(sampling.max_tokens, self.max_positions - len(one.input_ids)) for one in prompts
         ]
         criteria = RowStoppingCriteria(
             width, limits, sampling.stop, self._decode_ids, self.deadline_s
         )
+        contrast = batch[0].contrast
+        if contrast is None:
+            output_BT = self._run(prompts, self._processors(batch), max(limits), criteria)
+        elif self.check.way == SINGLE or self._is_alone(batch[0]):
+            output_BT = generate_in_turns(
+                lambda first, end: self._run(
+                    prompts, self._processors(batch, first), max(limits), end
+                ),
+                lambda first, end: self._run(
+                    masked, self._processors(batch, first), max(limits), end
+                ),
+                contrast.alpha,
+                criteria,
+            )
+        else:
+            criteria.limits *= 2
+            guide = GuidanceLogitsProcessor(contrast.alpha)
+            processors = self._processors([*batch, *batch], [guide])
+            output_BT = self._run([*prompts, *masked], processors, max(limits), criteria)
+        rows = output_BT[: len(batch), width:].tolist()
+        return [self._result(row, ids, sampling.stop, criteria) for row, ids in enumerate(rows)]
+
+    def _processors(self, rows: Sequence[_QueuedRequest], guides: Sequence[Any] = ()) -> list[Any]:
+        """Return what changes the logits of a batch; what guides stands before the sampling."""
+        sampling = rows[0].sampling
         processors: list[Any] = []
-        if any(one.grammar is not None for one in batch):
-            processors.append(RegexLogitsProcessor([one.grammar for one in batch]))
+        if any(one.grammar is not None for one in rows):
+            processors.append(RegexLogitsProcessor([one.grammar for one in rows]))
+        processors += guides
         if sampling.temperature > 0:
-            seeds = [one.request.seed for one in batch]
+            seeds = [one.request.seed for one in rows]
             processors.append(GumbelLogitsProcessor(seeds, sampling.temperature, sampling.top_p))
-        output_BT = generate(
+        return processors
+
+    def _run(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        processors: Sequence[Any],
+        max_new_tokens: int,
+        criteria: Any,
+    ) -> Tensor:
+        """Run one batch; returns its rows (B, T)."""
+        return generate(
             self.model,
-            inputs,
-            max_new_tokens=max(limits),
+            self._inputs(prompts),
+            max_new_tokens=max_new_tokens,
             stop_ids=self._stop_ids,
             pad_id=self._batcher.pad_id,
             processors=processors,
             criteria=criteria,
         )
-        rows = output_BT[:, width:].tolist()
-        return [self._result(row, ids, sampling.stop, criteria) for row, ids in enumerate(rows)]
 
     def _inputs(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:
         """Collate prompts, padded on the left, on the model's device."""

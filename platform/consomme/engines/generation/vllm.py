@@ -18,6 +18,7 @@ from consomme.engines.generation.requests import (
     QueueLoad,
     Request,
     Sampling,
+    check_unguided,
     check_vision,
 )
 from consomme.engines.generation.vllm_loop import EngineLoop, PreparedRequest
@@ -96,6 +97,7 @@ class VLLMEngine:
 
     def generate(self, requests: Sequence[Request]) -> list[Generation | GenerationFailure]:
         """Generate texts; see `GenerationEngine.generate`."""
+        check_unguided(requests, "vLLM")
         check_vision(self.chat.has_vision, requests)
         for pattern in {one.pattern for one in requests} - self._verified_patterns:
             if pattern is not None:

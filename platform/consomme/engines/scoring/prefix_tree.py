@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consomme.engines.scoring.requests import EncodedConversation
+from consomme.engines.scoring.requests import EncodedConversation, MaskedImages
 from consomme.models.encoded import Pixels, pad_token_inputs
 
 # Shapes: B rows, T token positions, A position axes: 1, or 3 with multimodal RoPE.
@@ -60,6 +60,9 @@ class PrefixTree:
     has_late_images: bool = False
     """Whether an image stands in its only suffix; its positions are the family's own then."""
 
+    masked: MaskedImages | None = None
+    """What the second branch of all its conversations sees, under guidance."""
+
     def __len__(self) -> int:
         """Return the number of tokens in the row."""
         return len(self.ids) + sum(len(suffix.ids) for suffix in self.suffixes)
@@ -68,6 +71,14 @@ class PrefixTree:
     def is_single(self) -> bool:
         """Whether it has one suffix, so the row is a plain sequence."""
         return len(self.suffixes) == 1
+
+    def masked_branch(self) -> PrefixTree:
+        """Return the same row with masked images."""
+        assert self.masked is not None
+        tree = self._with(self.suffixes)
+        tree.image_keys, tree.images = self.masked.image_keys, self.masked.chat.images
+        tree.has_late_images = self.has_late_images
+        return tree
 
     def halves(self) -> list[PrefixTree]:
         """Return two trees with the same prefix and half of the suffixes each."""
@@ -82,6 +93,7 @@ class PrefixTree:
             image_keys=self.image_keys,
             images=self.images,
             suffixes=suffixes,
+            masked=self.masked,
         )
 
 
@@ -123,7 +135,9 @@ def build_trees(
             spans=chat.spans,
         )
         is_shared = limits is not None and not chat.has_late_images
-        key = (conversation.image_keys, prefix) if is_shared else index
+        masked = conversation.masked
+        seen = (conversation.image_keys, masked and (masked.image_keys, masked.alpha))
+        key = (*seen, prefix) if is_shared else index
         first_of.setdefault(key, conversation)
         suffixes = suffixes_of.setdefault(key, {})
         suffixes.setdefault((suffix.ids, *suffix.spans), suffix).indices.append(index)
@@ -143,6 +157,7 @@ def build_trees(
                     images=first.images,
                     suffixes=row,
                     has_late_images=first.has_late_images,
+                    masked=first_of[key].masked,
                 )
             )
     return trees

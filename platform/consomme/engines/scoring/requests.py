@@ -7,6 +7,7 @@ every engine, so engines are interchangeable.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,9 +17,10 @@ from torch import Tensor, split
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Turn, place_images
+from consomme.engines.contrast import DIFFERENT_TOKENS, Contrast, effective
 from consomme.models.chat import ChatEncoder
 from consomme.models.chat_prefix import PrefixChatEncoder
-from consomme.models.encoded import EncodedChat, refusal_reason
+from consomme.models.encoded import EncodedChat, ImageRefusedError, refusal_reason
 
 # Shapes: S scored tokens, which are the labelled tokens of a conversation.
 
@@ -38,6 +40,10 @@ class ScoringRequest:
 
     scores_text: bool = True
     """Score the text without the images, too, which costs another pass over it."""
+
+    contrast: Contrast | None = None
+    """Masked images that each token is compared with. Its score is then that of the guided
+    distribution, softmax((1 + alpha) a - alpha b), and has no `nll_text`."""
 
     @classmethod
     def of_caption(
@@ -102,6 +108,20 @@ class ScoringEngine(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskedImages:
+    """What another branch of a conversation sees, whose tokens are the same."""
+
+    alpha: float
+    """Strength of the guidance."""
+
+    chat: EncodedChat
+    """The conversation with masked images."""
+
+    image_keys: tuple[object, ...]
+    """Name its images, as in `EncodedConversation`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncodedConversation:
     """One conversation in tokens, with its images or without."""
 
@@ -111,6 +131,9 @@ class EncodedConversation:
 
     num_truncated: int = 0
     """Tokens that were removed at the end."""
+
+    masked: MaskedImages | None = None
+    """The same conversation's second branch under guidance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,19 +178,20 @@ def encode_request(
         index: Names its images, if they have no keys.
         limits: What is too long.
     """
+    contrast = effective(request.contrast, request.images) if chat.has_vision else None
     try:
         turns = place_images(request.turns, len(request.images))
-        conversations = [EncodedConversation(chat=chat.encode(turns, shows_images=False))]
-        if request.images and chat.has_vision:
-            unnamed = [("unnamed", index, n) for n in range(len(request.images))]
-            keys = unnamed if request.keys is None else request.keys
-            # Images without a name are prepared anew in every call.
-            cached = [None] * len(unnamed) if request.keys is None else keys
-            with_images = chat.encode(turns, request.images, cached)
-            shown = tuple(keys[k] for turn in turns for k in turn.image_indices)
-            conversations.insert(0, EncodedConversation(chat=with_images, image_keys=shown))
-            if not request.scores_text:
-                del conversations[1:]
+        if contrast is not None:
+            conversations = [_encode_branches(chat, turns, request, index, contrast)]
+        else:
+            conversations = [EncodedConversation(chat=chat.encode(turns, shows_images=False))]
+            if request.images and chat.has_vision:
+                keys, cached = _keys_of(request, index)
+                with_images = chat.encode(turns, request.images, cached)
+                shown = tuple(keys[k] for turn in turns for k in turn.image_indices)
+                conversations.insert(0, EncodedConversation(chat=with_images, image_keys=shown))
+                if not request.scores_text:
+                    del conversations[1:]
     except DataError as error:
         return NotScored(reason=refusal_reason(error), detail=str(error))
     num_tokens = conversations[0].chat.num_tokens
@@ -183,31 +207,78 @@ def encode_request(
         return NotScored(reason="sequence_too_long", detail=detail)
     return EncodedRequest(
         conversations=conversations,
-        has_text_score=bool(request.images) and request.scores_text,
+        has_text_score=bool(request.images) and request.scores_text and contrast is None,
         is_truncated=is_truncated,
+    )
+
+
+def _keys_of(request: ScoringRequest, index: int) -> tuple[Sequence[object], Sequence[object]]:
+    """Return names of a request's images, and those by which prepared ones are found again."""
+    unnamed = [("unnamed", index, n) for n in range(len(request.images))]
+    if request.keys is None:
+        # Images without a name are prepared anew in every call.
+        return unnamed, [None] * len(unnamed)
+    return request.keys, request.keys
+
+
+def _encode_branches(
+    chat: ChatEncoder | PrefixChatEncoder,
+    turns: Sequence[Turn],
+    request: ScoringRequest,
+    index: int,
+    contrast: Contrast,
+) -> EncodedConversation:
+    """Encode a conversation with its images, and with masked ones."""
+    keys, cached = _keys_of(request, index)
+    masked_keys: list[object] = []
+    for key, plain, masked in zip(keys, request.images, contrast.images, strict=True):
+        digest = hashlib.blake2b(masked.tobytes(), digest_size=16).digest()
+        masked_keys.append(key if masked is plain else ("masked", key, digest))
+    masked_cached = cached if request.keys is None else masked_keys
+    plain_chat = chat.encode(turns, request.images, cached)
+    masked_chat = chat.encode(turns, contrast.images, masked_cached)
+    if masked_chat.input_ids != plain_chat.input_ids:
+        sizes = {"masked": len(masked_chat.input_ids), "plain": len(plain_chat.input_ids)}
+        raise ImageRefusedError(DIFFERENT_TOKENS.format(**sizes))
+    order = [k for turn in turns for k in turn.image_indices]
+    return EncodedConversation(
+        chat=plain_chat,
+        image_keys=tuple(keys[k] for k in order),
+        masked=MaskedImages(
+            alpha=contrast.alpha,
+            chat=masked_chat,
+            image_keys=tuple(masked_keys[k] for k in order),
+        ),
     )
 
 
 def _truncate(conversation: EncodedConversation, num_tokens: int) -> EncodedConversation:
     """Keep the first labelled tokens of a conversation, and nothing after them."""
-    chat = conversation.chat
+    masked = conversation.masked
+    if masked is not None:
+        masked = dataclasses.replace(masked, chat=_cut(masked.chat, num_tokens))
+    chat = _cut(conversation.chat, num_tokens)
+    return EncodedConversation(
+        chat=chat,
+        image_keys=conversation.image_keys,
+        num_truncated=len(conversation.chat.input_ids) - len(chat.input_ids),
+        masked=masked,
+    )
+
+
+def _cut(chat: EncodedChat, num_tokens: int) -> EncodedChat:
     left, spans = num_tokens, []
     for begin, end in chat.spans:
         if left > 0:
             spans.append((begin, min(end, begin + left)))
             left -= end - begin
     stop = spans[-1][1]
-    truncated = dataclasses.replace(
+    return dataclasses.replace(
         chat,
         input_ids=chat.input_ids[:stop],
         spans=spans,
         token_types=chat.token_types[:stop],
         token_inputs={name: value[:stop] for name, value in chat.token_inputs.items()},
-    )
-    return EncodedConversation(
-        chat=truncated,
-        image_keys=conversation.image_keys,
-        num_truncated=len(chat.input_ids) - stop,
     )
 
 

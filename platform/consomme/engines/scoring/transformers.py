@@ -28,9 +28,16 @@ import torch
 from torch import Tensor
 
 from consomme.base.errors import CheckpointError, DataError
+from consomme.engines.guided_logits import guided_logits
 from consomme.engines.memory import batch_by_budget, halve_on_oom
 from consomme.engines.scoring.logits import PositionLogits
-from consomme.engines.scoring.prefix_tree import PrefixLimits, PrefixTree, batch_trees, build_trees
+from consomme.engines.scoring.prefix_tree import (
+    PrefixLimits,
+    PrefixTree,
+    TreeBatch,
+    batch_trees,
+    build_trees,
+)
 from consomme.engines.scoring.requests import (
     EncodedConversation,
     EncodedRequest,
@@ -53,7 +60,7 @@ from consomme.models.attention import (
     windows,
 )
 from consomme.models.chat_prefix import chat_encoder_for
-from consomme.models.encoded import EncodedChat, Pixels
+from consomme.models.encoded import Pixels
 from consomme.models.layout import is_simple
 from consomme.models.selfcheck import SelfCheck
 from consomme.models.weights import load_tensors, open_model
@@ -399,11 +406,12 @@ class TransformersScorer:
             window.conversations += encoded.conversations
             images = window.shared if _has_several(request) else window.images
             for conversation in encoded.conversations:
-                pairs = zip(conversation.image_keys, conversation.chat.images, strict=False)
-                for key, pixels in pairs:
-                    if key not in images:
-                        images[key] = pixels.to(self.model.dtype)
-                        num_values += pixels.num_values
+                for one in (conversation, conversation.masked):
+                    pairs = zip(one.image_keys, one.chat.images, strict=False) if one else ()
+                    for key, pixels in pairs:
+                        if key not in images:
+                            images[key] = pixels.to(self.model.dtype)
+                            num_values += pixels.num_values
         if window.conversations:
             yield window
 
@@ -416,7 +424,7 @@ class TransformersScorer:
             For each conversation the nll of its scored tokens (S,), on the CPU.
         """
         if self.way == SINGLE:
-            return [self._nll_alone(one.chat) for one in conversations]
+            return [self._nll_alone(one) for one in conversations]
         limits = self.prefix_limits if self.way == SHARED else None
         nlls: dict[int, Tensor] = {}
         trees = []
@@ -426,7 +434,7 @@ class TransformersScorer:
             is_apart = len(tree.image_keys) > 1 or tree.has_late_images
             runs_alone = is_apart and (not chat.images or self._way_of_several() == SINGLE)
             if len(tree) > self._max_batched or runs_alone:
-                nlls |= {index: self._nll_alone(conversations[index].chat) for index in indices}
+                nlls |= {index: self._nll_alone(conversations[index]) for index in indices}
             else:
                 trees.append(tree)
         trees.sort(key=lambda tree: (len(tree), tree.suffixes[0].ids, tree.suffixes[0].indices))
@@ -437,7 +445,7 @@ class TransformersScorer:
         elif any(tree.has_late_images for tree in trees):
             # Positions of images in a suffix are the family's own, so no others may be given.
             groups = [[t for t in trees if t.has_late_images is kind] for kind in (False, True)]
-        for group in groups:
+        for group in _by_guidance(groups):
             for batch in batch_by_budget([len(tree) for tree in group], self.token_budget):
                 batch_of_trees = [group[k] for k in batch]
                 parts = halve_on_oom(
@@ -452,7 +460,26 @@ class TransformersScorer:
         self, trees: Sequence[PrefixTree], features: dict[object, list[Tensor]]
     ) -> list[Tensor]:
         """Return the nll of the scored tokens, (S,) float32 on the CPU, suffix by suffix."""
-        batch = batch_trees(trees, self._image_positions if self._rope_index else None)
+        batch = self._batch(trees)
+        passes = [self._tree_inputs(trees, batch, features)]
+        masked = trees[0].masked
+        if masked is not None:
+            branch = [tree.masked_branch() for tree in trees]
+            passes.append(self._tree_inputs(branch, self._batch(branch), features))
+        alpha = masked.alpha if masked else 0.0
+        nll_S = self._nll(passes, batch.rows, batch.predictors, batch.labels, alpha)
+        return list(torch.split(nll_S, batch.counts))
+
+    def _batch(self, trees: Sequence[PrefixTree]) -> TreeBatch:
+        return batch_trees(trees, self._image_positions if self._rope_index else None)
+
+    def _tree_inputs(
+        self,
+        trees: Sequence[PrefixTree],
+        batch: TreeBatch,
+        features: dict[object, list[Tensor]],
+    ) -> dict[str, Any]:
+        """Return the inputs of `forward` of a batch."""
         inputs: dict[str, Any] = {"input_ids": batch.ids_BT, "attention_mask": batch.mask}
         if batch.positions is not None:
             inputs["position_ids"] = batch.positions
@@ -467,29 +494,45 @@ class TransformersScorer:
             inputs["mm_encoder_outputs"] = {
                 "image": self.vision_cache.join([features[key] for key in keys])
             }
-        nll_S = self._nll(inputs, batch.rows, batch.predictors, batch.labels)
-        return list(torch.split(nll_S, batch.counts))
+        return inputs
 
-    def _nll_alone(self, chat: EncodedChat) -> Tensor:
+    def _nll_alone(self, conversation: EncodedConversation) -> Tensor:
         """Return the nll (S,) of the scored tokens of one conversation by its plain forward."""
+        chat, masked = conversation.chat, conversation.masked
         scored = [t for begin, end in chat.spans for t in range(begin, end)]
         labels = [chat.input_ids[t] for t in scored]
-        inputs = selfcheck.plain_inputs(self.model, chat)
-        return self._nll(inputs, [0] * len(scored), [t - 1 for t in scored], labels)
+        passes = [selfcheck.plain_inputs(self.model, chat)]
+        if masked is not None:
+            passes.append(selfcheck.plain_inputs(self.model, masked.chat))
+        alpha = masked.alpha if masked else 0.0
+        return self._nll(passes, [0] * len(scored), [t - 1 for t in scored], labels, alpha)
 
     def _nll(
         self,
-        inputs: dict[str, Any],
+        passes: Sequence[dict[str, Any]],
         rows: Sequence[int],
         predictors: Sequence[int],
         labels: Sequence[int],
+        alpha: float,
     ) -> Tensor:
-        """Return the nll of scored tokens, (S,) float32 on the CPU."""
+        """Return the nll of scored tokens, (S,) float32 on the CPU.
+
+        Args:
+            passes: Inputs of `forward`; under guidance also those with masked images.
+            rows: Row of each scored token.
+            predictors: Position of the token that predicts it.
+            labels: Its id.
+            alpha: Strength of the guidance.
+        """
         rows_S = torch.tensor(rows, device=self.device)
         predictors_S = torch.tensor(predictors, device=self.device)
         labels_S = torch.tensor(labels, device=self.device)
         nlls, begin = [], 0
-        for logits_SV in self._logits(inputs, rows_S, predictors_S):
+        branches = (self._logits(inputs, rows_S, predictors_S) for inputs in passes)
+        for chunks in zip(*branches, strict=True):
+            logits_SV = chunks[0]
+            for masked_SV in chunks[1:]:
+                logits_SV = guided_logits(logits_SV, masked_SV, alpha)
             end = begin + len(logits_SV)
             nlls.append(self.token_nll(logits_SV, labels_S[begin:end]))
             begin = end
@@ -514,6 +557,14 @@ class TransformersScorer:
 def _has_several(request: ScoringRequest) -> bool:
     """Whether a request has several images, or one that is not at the beginning."""
     return len(request.images) > 1 or not is_simple(request.turns)
+
+
+def _by_guidance(groups: Sequence[Sequence[PrefixTree]]) -> Iterator[list[PrefixTree]]:
+    """Divide groups of trees by the strength of their guidance; their order stays."""
+    for group in groups:
+        alphas = [tree.masked and tree.masked.alpha for tree in group]
+        for alpha in dict.fromkeys(alphas):
+            yield [tree for tree, one in zip(group, alphas, strict=True) if one == alpha]
 
 
 def _keep(kept: dict[object, list[Tensor]], used: dict[object, list[Tensor]]) -> None:

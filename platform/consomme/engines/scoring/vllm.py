@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consomme.base.errors import CheckpointError, EngineLostError
+from consomme.base.errors import CheckpointError, EngineLostError, RecipeError
 from consomme.base.sample import place_images
+from consomme.engines.contrast import NEEDS_LOGITS
 from consomme.engines.scoring.requests import (
     EncodedConversation,
     EncodedRequest,
@@ -94,7 +95,10 @@ class VLLMScorer:
         Raises:
             CheckpointError: vLLM tokenizes the answer differently than the model's own processor.
             EngineLostError: vLLM's process has ended.
+            RecipeError: A request has a contrast.
         """
+        if any(request.contrast is not None for request in requests):
+            raise RecipeError(NEEDS_LOGITS.format(engine="vLLM"))
         encoded = [self._encode(request, index) for index, request in enumerate(requests)]
         prompts, conversations = [], []
         for request, one in zip(requests, encoded, strict=True):
