@@ -44,6 +44,7 @@ REGISTRIES = {
     "consomme.engines.generation.registry:GENERATION_ENGINES": "recaption",
     "consomme.datasets.truth:CAPTION_TRUTHS": "recaption",
     "consomme.evaluate.benchmarks:BENCHMARKS": "evaluate",
+    "consomme.vision.guidance:BOX_SOURCES": "evaluate",
     "consomme.datasets.sources:SAMPLE_SOURCES": "prepare",
     "consomme.train.layers:LAYER_SELECTORS": "train",
     "consomme.train.parallel.registry:PARALLELISMS": "train",

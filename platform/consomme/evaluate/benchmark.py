@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from PIL import Image
 
+from consomme.base.checked import Checked
 from consomme.base.errors import RecipeError
 from consomme.base.own_modules import OWN_MODULE, OwnModule, own_module_of
 from consomme.base.registry import Registry
 from consomme.base.sample import Turn, place_images
-from consomme.base.schema import default_of, is_added
+from consomme.base.schema import added, default_of, is_added
 from consomme.evaluate.metrics import accuracy
 from consomme.evaluate.open_answers import METRICS
 from consomme.storage.pins import portable_url
+from consomme.vision.guidance import Guidance, guidance_inputs, portable_guidance
 
 GREY = (128, 128, 128)
 
@@ -39,10 +41,21 @@ class BenchmarkItem:
     truth: str
     """A right answer, as people read it."""
 
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """What else is known: the cells of its row, or the `boxes` of a scene."""
+
     @classmethod
-    def of_prompt(cls, prompt: str, image: Image.Image, *, truth: str) -> Self:
+    def of_prompt(
+        cls,
+        prompt: str,
+        image: Image.Image,
+        *,
+        truth: str,
+        meta: Mapping[str, Any] | None = None,
+    ) -> Self:
         """Build a question about one image."""
-        return cls(turns=(Turn(role="user", content=prompt),), images=(image,), truth=truth)
+        turns = (Turn(role="user", content=prompt),)
+        return cls(turns=turns, images=(image,), truth=truth, meta=meta or {})
 
     @property
     def prompt(self) -> str:
@@ -53,6 +66,21 @@ class BenchmarkItem:
     def placed_turns(self) -> tuple[Turn, ...]:
         """The turns with a reference to each image."""
         return place_images(self.turns, len(self.images))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidable(Checked):
+    """Base of benchmarks whose questions can be asked with a region taken away for comparison."""
+
+    guidance: Guidance | None = added(None)
+    """Guides the model by regions of the images, as in CRG (arXiv 2403.02325): how strongly, what
+    is masked, and where the boxes are from; see consomme/vision/guidance.py. None: not guided."""
+
+
+def guidance_of(benchmark: Any) -> Guidance | None:
+    """Return how a benchmark guides the model, if it does."""
+    found = getattr(benchmark, "guidance", None)
+    return found if isinstance(found, Guidance) else None
 
 
 class Benchmark(Protocol):
@@ -154,10 +182,13 @@ def describe(benchmark: Benchmark, *, without: Sequence[str] = ()) -> str:
         named: list[Any] = [type(benchmark).__name__, benchmark.identity()]
         return json.dumps([*named, *(one.content for one in own)], sort_keys=True)
     values = asdict(benchmark)  # type: ignore[call-overload]
-    for field in fields(benchmark):  # type: ignore[arg-type]
+    for one in fields(benchmark):  # type: ignore[arg-type]
         # What was answered before there was such a field is still known.
-        if is_added(field) and getattr(benchmark, field.name) == default_of(field):
-            del values[field.name]
+        if is_added(one) and getattr(benchmark, one.name) == default_of(one):
+            del values[one.name]
+    guidance = guidance_of(benchmark)
+    if guidance is not None:
+        values["guidance"] = guidance.identity()
     if isinstance(benchmark, HasData):
         values = {k: v for k, v in values.items() if k not in benchmark.not_identity}
         values["data"] = benchmark.data_version()
@@ -190,6 +221,8 @@ def portable_node(node: Mapping[str, Any]) -> dict[str, Any]:
                 " expected a benchmark and its metric in one file, which goes to workers with it"
             )
         found[OWN_MODULE] = own[0].to_dict()
+    if node.get("guidance"):
+        found["guidance"] = portable_guidance(node["guidance"])
     if "parts" in node:
         found["parts"] = [
             {**part, "benchmark": portable_node(part["benchmark"])} for part in node["parts"]
@@ -219,7 +252,11 @@ def data_inputs(nodes: Sequence[Mapping[str, Any]], key: str) -> dict[str, str]:
         DataError: A file cannot be read.
     """
     built = {f"{key}[{k}]": BENCHMARKS.build(node, key) for k, node in enumerate(nodes)}
-    return {name: one.data_version() for name, one in built.items() if isinstance(one, HasData)}
+    found = {name: one.data_version() for name, one in built.items() if isinstance(one, HasData)}
+    for name, benchmark in built.items():
+        for number, part in enumerate(parts_of(benchmark)):
+            found |= guidance_inputs(guidance_of(part), f"{name}.guidance[{number}]")
+    return found
 
 
 def shown(image: Image.Image, blank: bool) -> Image.Image:

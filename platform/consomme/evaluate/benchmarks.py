@@ -16,14 +16,16 @@ from typing import ClassVar, Literal
 from PIL import Image
 
 from consomme.base.bounds import NonNegativeInt, PositiveInt
-from consomme.base.checked import Checked, rule
+from consomme.base.checked import rule
 from consomme.base.suggest import did_you_mean
 from consomme.datasets import emoji, scene_tasks, scenes
 from consomme.datasets.augment import plain_view
 from consomme.datasets.boxes import iou, parse_boxes
 from consomme.datasets.scene_claims import check_caption
+from consomme.datasets.scene_regions import named_regions
 from consomme.evaluate import (
     captions,
+    compositional,
     file_kinds,
     grounding,
     judging,
@@ -31,6 +33,7 @@ from consomme.evaluate import (
     likelihoods,
     open_kind,
     presets,
+    scene_pairs,
     series,
     weighted,
 )
@@ -38,6 +41,7 @@ from consomme.evaluate.benchmark import (
     BENCHMARKS,
     Benchmark,
     BenchmarkItem,
+    Guidable,
     accuracy_by_kind,
     accuracy_figures,
     data_inputs,
@@ -54,6 +58,7 @@ __all__ = [
     "Benchmark",
     "BenchmarkItem",
     "captions",
+    "compositional",
     "data_inputs",
     "describe",
     "file_kinds",
@@ -64,6 +69,7 @@ __all__ = [
     "open_kind",
     "portable_node",
     "presets",
+    "scene_pairs",
     "series",
     "weighted",
 ]
@@ -84,7 +90,7 @@ def _scene_pictures(first_seed: int, num: int, style: str) -> tuple[Image.Image,
 
 @BENCHMARKS.register("scene_questions")
 @dataclass(frozen=True, kw_only=True)
-class SceneQuestions(Checked):
+class SceneQuestions(Guidable):
     """Questions on rendered scenes, scored by exact match."""
 
     num: PositiveInt = 100
@@ -115,6 +121,9 @@ class SceneQuestions(Checked):
                     f" {', '.join(scenes.QUESTION_KINDS)}"
                 )
 
+    def _scene(self, number: int) -> scenes.Scene:
+        return scenes.make_scene(self.first_seed + number, self.style)
+
     def _questions(self) -> list[tuple[int, scenes.Question]]:
         return [
             (number, question)
@@ -134,7 +143,10 @@ class SceneQuestions(Checked):
         pictures = _scene_pictures(self.first_seed, self.num, self.style)
         return [
             BenchmarkItem.of_prompt(
-                question.question, shown(pictures[number], self.blank), truth=question.answer
+                question.question,
+                shown(pictures[number], self.blank),
+                truth=question.answer,
+                meta={"boxes": named_regions(self._scene(number), question.question)},
             )
             for number, question in self._questions()
         ]
@@ -207,7 +219,7 @@ class SceneChoices(SceneQuestions):
 
 @BENCHMARKS.register("scene_captions")
 @dataclass(frozen=True, kw_only=True)
-class SceneCaptions(Checked):
+class SceneCaptions(Guidable):
     """Captions of rendered scenes, checked claim by claim."""
 
     num: PositiveInt = 100
@@ -237,6 +249,7 @@ class SceneCaptions(Checked):
                 CAPTION_PROMPT,
                 shown(picture, self.blank),
                 truth=scenes.caption(self._scene(number)),
+                meta={"boxes": named_regions(self._scene(number), CAPTION_PROMPT)},
             )
             for number, picture in enumerate(pictures)
         ]
@@ -268,7 +281,7 @@ class SceneCaptions(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SceneTask(Checked):
+class _SceneTask(Guidable):
     """Base of the benchmarks on the specialists' tasks."""
 
     num: PositiveInt = 100
@@ -310,7 +323,12 @@ class _SceneTask(Checked):
             if scene not in pictures:
                 pictures[scene] = shown(scenes.render(scene), self.blank)
             items.append(
-                BenchmarkItem.of_prompt(question.question, pictures[scene], truth=question.answer)
+                BenchmarkItem.of_prompt(
+                    question.question,
+                    pictures[scene],
+                    truth=question.answer,
+                    meta={"boxes": named_regions(scene, question.question)},
+                )
             )
         return items
 
@@ -374,7 +392,7 @@ def _is_right(answer: str, truth: str) -> bool:
 
 @BENCHMARKS.register("emoji_names")
 @dataclass(frozen=True, kw_only=True)
-class EmojiNames(Checked):
+class EmojiNames(Guidable):
     """Naming emoji pictures, scored by exact match."""
 
     style: str = emoji.HELD_OUT_STYLE

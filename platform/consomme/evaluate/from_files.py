@@ -16,13 +16,14 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from consomme.base.bounds import NonNegativeInt, PositiveInt
-from consomme.base.checked import Checked, rule
+from consomme.base.checked import rule
 from consomme.base.errors import DataError
 from consomme.base.sample import Content, ImageRef, Turn, content_of
 from consomme.base.schema import added, located
 from consomme.base.suggest import did_you_mean
 from consomme.evaluate.benchmark import (
     BenchmarkItem,
+    Guidable,
     accuracy_by_kind,
     accuracy_figures,
 )
@@ -37,6 +38,7 @@ from consomme.evaluate.question_files import (
     read_question_file,
     text_of_cell,
 )
+from consomme.vision.guidance import DataBoxes
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "question": ("question", "query", "prompt", "text", "instruction"),
@@ -76,7 +78,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileBenchmark(Checked, ABC):
+class FileBenchmark(Guidable, ABC):
     """What all benchmarks from files share."""
 
     not_identity: ClassVar[tuple[str, ...]] = ("file", "label", "image_root", "shots_from")
@@ -138,6 +140,13 @@ class FileBenchmark(Checked, ABC):
     def _shots_are_asked_for(self) -> Iterator[str]:
         if not self.shots and (self.shots_from or self.shots_seed):
             yield "shots_from, shots_seed: found one of them, but shots is 0, so none is shown"
+
+    @rule
+    def _only_the_question_is_guided(self) -> Iterator[str]:
+        if self.guidance and self.shots:
+            yield f"guidance, shots: found {self.shots} shots, whose images have no boxes; drop one"
+        if self.guidance and self.text_only:
+            yield "guidance, text_only: found both, but no image is shown; choose one"
 
     @rule
     def _shots_can_be_shown(self) -> Iterator[str]:
@@ -308,6 +317,7 @@ class FileBenchmark(Checked, ABC):
             turns=tuple(turns),
             images=LazyImages(images, blank=self.blank) if images else (),
             truth=truth or " | ".join(dict.fromkeys(question.truths)),
+            meta=question.row.cells,
         )
 
     def _figures(self, right: Sequence[float], questions: Sequence[AskedRow]) -> dict[str, float]:
@@ -344,7 +354,9 @@ def _names(question: AskedRow) -> frozenset[str]:
 
 def _prepare(benchmark: FileBenchmark) -> Prepared:
     file = benchmark.rows
-    for name in (*benchmark.columns.values(), *benchmark.where):
+    boxes = benchmark.guidance and benchmark.guidance.source()
+    of_boxes = (boxes.column,) if isinstance(boxes, DataBoxes) else ()
+    for name in (*benchmark.columns.values(), *benchmark.where, *of_boxes):
         if name not in file.columns:
             raise DataError(
                 f"{file.url}: found no column {name!r}{did_you_mean(name, file.columns)}; it has"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
+from consomme.base.errors import DataError
 from consomme.evaluate.benchmark import (
     BENCHMARKS,
     BenchmarkItem,
@@ -23,6 +24,7 @@ from consomme.evaluate.from_files import AskedRow, FileBenchmark, filled
 from consomme.evaluate.lazy import LazyItems
 from consomme.evaluate.metrics import interval_of_mean
 from consomme.evaluate.question_files import QuestionRow, as_list, text_of_cell
+from consomme.vision.guidance import DataBoxes
 
 _CAPTIONS = ("caption_0", "caption_1")
 _TRUE = ("caption", "true_caption", "caption_correct", "positive_caption")
@@ -34,6 +36,9 @@ class _ByLikelihood(FileBenchmark):
     """What benchmarks have in common whose answers are likelihoods."""
 
     max_tokens: ClassVar[int] = 0
+
+    candidates_name_regions: ClassVar[bool] = True
+    """Whether detectors look for what each candidate names, and not for what is asked."""
 
     def choose(self, nlls: Mapping[str, float], number: int) -> str:
         """Return all likelihoods."""
@@ -181,11 +186,26 @@ class Pairs(_ByLikelihood):
 
         def make(number: int) -> BenchmarkItem:
             question, image = asked[number]
-            row = replace(question.row, images=(question.row.images[image],))
+            row = self._row_of(question.row, image)
             truth = (question.options or {})[str(image)]
             return self._item(replace(question, row=row, truths=(truth,)), self.prompt)
 
         return LazyItems(len(asked), make)
+
+    def _row_of(self, row: QuestionRow, image: int) -> QuestionRow:
+        """Return a row with one of its images, and with the boxes of that image."""
+        cells = dict(row.cells)
+        boxes = self.guidance and self.guidance.source()
+        if len(row.images) > 1 and isinstance(boxes, DataBoxes) and boxes.column in cells:
+            value = cells[boxes.column]
+            value = json.loads(value) if isinstance(value, str) else value
+            if len(value) != len(row.images):
+                raise DataError(
+                    f"{self.file}: row {row.number}: {boxes.column}: found {len(value)} lists of"
+                    f" boxes, expected one for each of {len(row.images)} images"
+                )
+            cells[boxes.column] = value[image]
+        return replace(row, images=(row.images[image],), cells=cells)
 
     def candidates(self, number: int) -> Mapping[str, str]:
         """Return all captions of the row."""

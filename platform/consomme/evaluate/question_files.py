@@ -69,18 +69,21 @@ class QuestionFile:
     """Hash of all rows and images."""
 
 
-def read_question_file(file: str, image_root: str | None) -> QuestionFile:
+def read_question_file(
+    file: str, image_root: str | None, image_columns: Sequence[str] = IMAGE_COLUMNS
+) -> QuestionFile:
     """Read a file, or all files of a folder or glob.
 
     Args:
         file: Local path or URL.
         image_root: Folder of images that rows name by paths; None: the folder of the file.
+        image_columns: Columns that may hold the images of a row.
 
     Raises:
         DataError: It has no rows, or is none of the formats.
         RecipeError: There is no such file.
     """
-    urls = _urls(pinned_url(file))
+    urls = question_urls(file)
     image_root = image_root and pinned_url(image_root)
     digest = hashlib.sha256()
     rows: list[QuestionRow] = []
@@ -98,7 +101,7 @@ def read_question_file(file: str, image_root: str | None) -> QuestionFile:
         for record in records:
             number = len(rows) + len(problems)
             try:
-                row = _row(number, record, by_index, place)
+                row = _row(number, record, by_index, place, image_columns)
             except RowError as error:
                 problems.append(f"row {number}: {error.reason}: {error.detail}")
                 continue
@@ -117,7 +120,9 @@ def read_question_file(file: str, image_root: str | None) -> QuestionFile:
     )
 
 
-def _urls(file: str) -> list[str]:
+def question_urls(file: str) -> list[str]:
+    """Return the files that a path, a URL, a folder or a glob names."""
+    file = pinned_url(file)
     store, path = split_url(file)
     return [file] if path and store.exists(path) else shard_urls([file])
 
@@ -238,9 +243,10 @@ def _row(
     record: Mapping[str, Any],
     by_index: Mapping[str, Mapping[str, Any]],
     place: ImagePlace,
+    image_columns: Sequence[str],
 ) -> QuestionRow:
     images = []
-    for value in _image_values(record, by_index, frozenset()):
+    for value in _image_values(record, by_index, frozenset(), image_columns):
         data = place.read(value, str(number)).data
         problem = decode(data)
         if isinstance(problem, DecodeProblem):
@@ -255,7 +261,10 @@ def _row(
 
 
 def _image_values(
-    record: Mapping[str, Any], by_index: Mapping[str, Mapping[str, Any]], seen: frozenset[str]
+    record: Mapping[str, Any],
+    by_index: Mapping[str, Mapping[str, Any]],
+    seen: frozenset[str],
+    columns: Sequence[str],
 ) -> list[Any]:
     """Return what a row says about its images, in order."""
     numbered = {
@@ -265,7 +274,7 @@ def _image_values(
     }
     if numbered:
         return [numbered[key] for key in sorted(numbered)]
-    value = next((record[k] for k in IMAGE_COLUMNS if not _is_empty(record.get(k))), None)
+    value = next((record[k] for k in columns if not _is_empty(record.get(k))), None)
     if value is None:
         return []
     if isinstance(value, str) and value.lstrip().startswith("["):
@@ -277,7 +286,7 @@ def _image_values(
         if reference in seen or str(record.get("index")) == reference:
             detail = f"its image is that of row {reference}, which has none"
             raise RowError("image_missing", detail)
-        return _image_values(by_index[reference], by_index, seen | {reference})
+        return _image_values(by_index[reference], by_index, seen | {reference}, columns)
     if isinstance(value, str) and re.fullmatch(r"\d{1,18}", value):
         raise RowError("image_missing", f"its image is that of row {value}, which is not there")
     return [value]

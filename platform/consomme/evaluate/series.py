@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
 
-from PIL import Image
-
 from consomme.base.bounds import PositiveInt
-from consomme.base.checked import Checked, rule
+from consomme.base.checked import rule
 from consomme.base.suggest import did_you_mean
 from consomme.datasets import scene_series, scenes
+from consomme.datasets.scene_regions import named_regions
 from consomme.evaluate.benchmark import (
     BENCHMARKS,
     BenchmarkItem,
+    Guidable,
     accuracy_by_kind,
     accuracy_figures,
     shown,
@@ -34,7 +34,7 @@ last."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SceneSeries(Checked):
+class _SceneSeries(Guidable):
     """Base of the benchmarks on several scenes."""
 
     num: PositiveInt = 300
@@ -104,19 +104,20 @@ class _SceneSeries(Checked):
 
     def items(self) -> list[BenchmarkItem]:
         """All questions."""
-        images = [tuple(self._images(one)) for one in self._series]
+        shown_scenes = [one.scenes for one in self._series]
         if self.shuffled == "items":
-            images = [*images[1:], *images[:1]]
+            shown_scenes = [*shown_scenes[1:], *shown_scenes[:1]]
         elif self.shuffled == "order":
-            images = [(*own[1:], *own[:1]) for own in images]
+            shown_scenes = [(*own[1:], *own[:1]) for own in shown_scenes]
         return [
-            BenchmarkItem(turns=one.prompt, images=own, truth=one.answer)
-            for one, own in zip(self._series, images, strict=True)
+            BenchmarkItem(
+                turns=one.prompt,
+                images=tuple(shown(scenes.render(scene), self.blank) for scene in own),
+                truth=one.answer,
+                meta={"boxes": [named_regions(scene, one.prompt[-1].text) for scene in own]},
+            )
+            for one, own in zip(self._series, shown_scenes, strict=True)
         ]
-
-    def _images(self, series: scene_series.SceneSeries) -> Iterator[Image.Image]:
-        for scene in series.scenes:
-            yield shown(scenes.render(scene), self.blank)
 
     def verdicts(self, answers: Sequence[str]) -> list[float]:
         """1 where the answer is correct, word for word."""

@@ -42,6 +42,9 @@ class EngineSlot:
         self._changed = threading.Condition()
         self._key: tuple[str, bool] | None = None
         self._opened: Any = None
+        self._writer: Any = None
+        """The same model to write, beside an opened one that scores."""
+
         self._num_users = 0
         self._scoring = threading.Lock()
 
@@ -69,14 +72,25 @@ class EngineSlot:
         opened = self._opened
         return opened.queue_load() if hasattr(opened, "queue_load") else _NoLoad()
 
+    def writer(self, asked: Asked) -> Any:
+        """Return the engine that writes with the model in use; beside one that scores, a second.
+
+        Boxes of the model's own guide likelihoods: then its weights are in memory twice.
+        """
+        if asked.is_written:
+            return self._opened
+        if self._writer is None:
+            self._writer = self._open(asked, writes=True)
+        return self._writer
+
     def _close(self) -> None:
-        opened, self._opened, self._key = self._opened, None, None
-        if hasattr(opened, "close"):
-            opened.close()
-        del opened
+        opened = [one for one in (self._opened, self._writer) if hasattr(one, "close")]
+        self._opened = self._writer = self._key = None
+        while opened:
+            opened.pop().close()
         gc.collect()
 
-    def _open(self, asked: Asked) -> Any:
+    def _open(self, asked: Asked, *, writes: bool = False) -> Any:
         from consomme.curate.perplexity import token_nll
         from consomme.engines.generation.registry import GENERATION_ENGINES
         from consomme.engines.generation.requests import Sampling
@@ -84,7 +98,7 @@ class EngineSlot:
         path, engine = asked.model.local(GENERATION_ENGINES.build(self._engine, "engine"))
         model_hash = asked.model.model_hash
         opened: Any
-        if asked.is_written:
+        if asked.is_written or writes:
             # Each request says how long its answer may be.
             opened = engine(path, Sampling(), model_hash=model_hash, template=self._template)
         else:

@@ -15,6 +15,7 @@ from consomme.evaluate.benchmark import BENCHMARKS, Benchmark, is_written, parts
 from consomme.evaluate.cache import ResultCache, result_key
 from consomme.evaluate.engine_rules import DEFAULT_ENGINE
 from consomme.pipelines.evaluate.answers import PASSING, Answers, joined
+from consomme.pipelines.evaluate.guided import Guide
 from consomme.pipelines.evaluate.stage import Answer, Refusal, likely_answers, written_answers
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.stores.open import open_store
@@ -63,7 +64,8 @@ class InMemoryAnswerer:
         answer = written_answers if is_written(part) else likely_answers
         items = part.items()
         engine = self._engine(writes=is_written(part))
-        found = answer(engine, part, items, range(len(items)))
+        guide = Guide(part, lambda: self._engine(writes=True))
+        found = answer(engine, part, items, range(len(items)), guide)
         refused = {k: one for k, one in enumerate(found) if isinstance(one, Refusal)}
         if len(refused) == len(found):
             why = refused[0]

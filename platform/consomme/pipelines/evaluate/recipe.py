@@ -13,6 +13,7 @@ from consomme.base.schema import added, located, own_modules, runtime, strategy
 from consomme.evaluate.engine_rules import (
     DEFAULT_ENGINE,
     dtype_problems,
+    guidance_problems,
     likelihood_problems,
 )
 from consomme.evaluate.names import benchmark_name
@@ -92,6 +93,12 @@ class EvaluateRecipe(Checked):
         if self.engine.get("name") == "openai":
             for k, node in enumerate(self.benchmarks):
                 yield from likelihood_problems(node, f"benchmarks[{k}]")
+
+    @rule
+    def _guided_with_logits(self) -> Iterator[str]:
+        for k, node in enumerate(self.benchmarks):
+            name = str(self.engine.get("name"))
+            yield from guidance_problems(node, name, f"benchmarks[{k}]")
 
     @rule
     def _has_models(self) -> Iterator[str]:

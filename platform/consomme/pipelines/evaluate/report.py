@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from consomme.base.manifest import Manifest
 from consomme.base.sample import Sample
+from consomme.evaluate.names import benchmark_name
 from consomme.pipelines.evaluate.examples import read_examples
 from consomme.report import model as page
 from consomme.report.samples import shown_turns
@@ -22,6 +24,11 @@ def _section(manifest: Manifest) -> page.Section:
     table: Mapping[str, Mapping[str, Mapping[str, float]]] = manifest.decisions["results"]
     examples = read_examples(RunFolder.at(manifest.url).store)
     names = list(dict.fromkeys(name for row in table.values() for name in row))
+    guided = {
+        benchmark_name(node): _guided(node["guidance"])
+        for node in manifest.recipe["benchmarks"]
+        if node.get("guidance")
+    }
     for name in names:
         figures = list(next(row[name] for row in table.values() if name in row))
         # A stored manifest has its keys sorted; runs of earlier versions do not say which is first.
@@ -38,7 +45,7 @@ def _section(manifest: Manifest) -> page.Section:
                     for label, row in table.items()
                     if name in row
                 ],
-                caption=name,
+                caption=name + guided.get(name, ""),
             )
         )
         blocks += _comparisons(manifest, name)
@@ -47,6 +54,15 @@ def _section(manifest: Manifest) -> page.Section:
             caption = f"Some questions of {name}, as the models were shown them."
             blocks.append(page.Gallery(items=cards, caption=caption))
     return page.Section(title=f"Evaluation: {manifest.name}", blocks=blocks)
+
+
+def _guided(guidance: Mapping[str, Any]) -> str:
+    """Say how a benchmark guided the model."""
+    boxes = (guidance.get("boxes") or {}).get("name", "data")
+    return (
+        f": guided by regions (CRG), alpha {guidance.get('alpha', 1):g}, boxes of {boxes},"
+        f" {guidance.get('mask', 'blackout')} of {guidance.get('area', 'boxes')}"
+    )
 
 
 def _comparisons(manifest: Manifest, name: str) -> list[page.Block]:

@@ -7,17 +7,18 @@ import hashlib
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from consomme.base.errors import DataError
+from consomme.base.errors import DataError, RecipeError
 from consomme.base.sample import Turn
 from consomme.execution.queue_monitor import QueueMonitor
 from consomme.execution.stage import DecodedSample, Gauge, Outcome, UnitStage, reject_of
 from consomme.pipelines.evaluate.asked import Asked
 from consomme.pipelines.evaluate.engine_slot import EngineSlot
+from consomme.pipelines.evaluate.guided import Guide
 from consomme.storage.ledger.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -100,9 +101,10 @@ class AnswerStage(UnitStage):
         with self._lock:
             benchmark, items = self._built(asked.source)
         numbers = [int(item.sample.sample_id) for item in samples]
+        guide = Guide(benchmark, lambda: self._slot.writer(asked))
         with self._slot.use(asked) as engine:
             answer = written_answers if asked.is_written else likely_answers
-            found = answer(engine, benchmark, items, numbers)
+            found = answer(engine, benchmark, items, numbers, guide)
         kept, answers, rejects = [], [], []
         for item, one in zip(samples, found, strict=True):
             if isinstance(one, Answer):
@@ -110,7 +112,7 @@ class AnswerStage(UnitStage):
                 answers.append(one)
             else:
                 rejects.append((item.row, reject_of(item.sample, one.reason, one.detail)))
-        return Outcome(table=_table(kept, answers), rejects=rejects)
+        return Outcome(table=_table(kept, answers), rejects=rejects, counts=guide.counts)
 
     def _build(self, source: str) -> tuple[Any, Sequence[BenchmarkItem]]:
         benchmark = self._asked[source].build()
@@ -129,7 +131,11 @@ def _table(samples: Sequence[DecodedSample], answers: Sequence[Answer]) -> pa.Ta
 
 
 def written_answers(
-    engine: Any, benchmark: Any, items: Sequence[BenchmarkItem], numbers: Sequence[int]
+    engine: Any,
+    benchmark: Any,
+    items: Sequence[BenchmarkItem],
+    numbers: Sequence[int],
+    guide: Guide | None = None,
 ) -> list[Answer | Refusal]:
     """Let an engine write answers, without white space around them.
 
@@ -138,22 +144,35 @@ def written_answers(
         benchmark: Of the requests.
         items: All of its requests.
         numbers: Those that are asked.
+        guide: Guides the model by regions; None makes one that has the engine.
 
     Raises:
         DataError: A request of a benchmark of our own cannot be given to the model; one that stands
             in a user's file is answered wrongly.
     """
     from consomme.engines.generation.requests import GenerationFailure, Request
+    from consomme.engines.regions import RegionProblem
     from consomme.evaluate.benchmark import HasData
 
+    guide = guide or Guide(benchmark, lambda: engine)
     found: list[Answer | Refusal] = []
     for some in _portions(items, numbers):
+        contrasts = guide([(one, images, one.prompt) for one, images in some])
         requests = [
-            Request(turns=one.turns, images=tuple(images), max_tokens=benchmark.max_tokens)
-            for one, images in some
+            Request(
+                turns=one.turns,
+                images=tuple(images),
+                max_tokens=benchmark.max_tokens,
+                contrast=None if isinstance(contrast, RegionProblem) else contrast,
+            )
+            for (one, images), contrast in zip(some, contrasts, strict=True)
         ]
-        for request, result in zip(requests, engine.generate(requests), strict=True):
-            if isinstance(result, GenerationFailure):
+        known = [k for k, one in enumerate(contrasts) if not isinstance(one, RegionProblem)]
+        results: list[Any] = list(contrasts)
+        for k, result in zip(known, engine.generate([requests[k] for k in known]), strict=True):
+            results[k] = result
+        for request, result in zip(requests, results, strict=True):
+            if isinstance(result, GenerationFailure | RegionProblem):
                 if not isinstance(benchmark, HasData):
                     raise DataError(
                         f"question {numbers[len(found)]}, {request.turns[-1].text[:80]!r}, cannot"
@@ -167,7 +186,11 @@ def written_answers(
 
 
 def likely_answers(
-    scorer: Any, benchmark: Any, items: Sequence[BenchmarkItem], numbers: Sequence[int]
+    scorer: Any,
+    benchmark: Any,
+    items: Sequence[BenchmarkItem],
+    numbers: Sequence[int],
+    guide: Guide | None = None,
 ) -> list[Answer | Refusal]:
     """Choose answers by their likelihood.
 
@@ -176,12 +199,30 @@ def likely_answers(
         benchmark: Of the requests; has their `candidates`.
         items: All of its requests.
         numbers: Those that are asked.
+        guide: Guides the model by regions; None refuses a benchmark whose boxes the model writes.
     """
+    from consomme.engines.regions import RegionProblem
     from consomme.engines.scoring.requests import NotScored, ScoringRequest
+
+    guide = guide or Guide(benchmark, _no_writer)
 
     answers: list[Answer | Refusal] = []
     for some in _portions(items, numbers):
         candidates = [benchmark.candidates(n) for n in numbers[len(answers) :][: len(some)]]
+        # Captions may name different things; options are answers to one question.
+        by_candidate = getattr(benchmark, "candidates_name_regions", False)
+        asked = [
+            (item, images, text if by_candidate else item.prompt)
+            for (item, images), texts in zip(some, candidates, strict=True)
+            for text in (texts.values() if by_candidate else ("",))
+        ]
+        found_contrasts = iter(guide(asked))
+        contrasts: list[Any] = []
+        for texts in candidates:
+            if by_candidate:
+                contrasts += [next(found_contrasts) for _ in texts]
+            else:
+                contrasts += [next(found_contrasts)] * len(texts)
         requests = [
             ScoringRequest(
                 turns=(*item.turns, Turn(role="assistant", content=text)),
@@ -193,11 +234,17 @@ def likely_answers(
             for keys in [tuple(map(_content_key, images))]
             for text in texts.values()
         ]
-        scores = iter(scorer.score(requests))
+        results: list[Any] = list(contrasts)
+        known = [k for k, one in enumerate(contrasts) if not isinstance(one, RegionProblem)]
+        scored = scorer.score([replace(requests[k], contrast=contrasts[k]) for k in known])
+        for k, one in zip(known, scored, strict=True):
+            results[k] = one
+        scores = iter(results)
         for names in candidates:
             found = {name: next(scores) for name in names}
-            refused = [one for one in found.values() if isinstance(one, NotScored)]
-            nlls = {name: one.nll for name, one in found.items() if not isinstance(one, NotScored)}
+            bad = (NotScored, RegionProblem)
+            refused = [one for one in found.values() if isinstance(one, bad)]
+            nlls = {name: one.nll for name, one in found.items() if not isinstance(one, bad)}
             if refused:
                 answers.append(Refusal(reason=refused[0].reason, detail=refused[0].detail))
             elif not all(map(math.isfinite, nlls.values())):
@@ -205,6 +252,13 @@ def likely_answers(
             else:
                 answers.append(Answer(text=benchmark.choose(nlls, numbers[len(answers)])))
     return answers
+
+
+def _no_writer() -> Any:
+    raise RecipeError(
+        "guidance.boxes: found the model's own boxes, but nothing here writes; take them from data"
+        " or a detector"
+    )
 
 
 def _content_key(image: Image.Image) -> tuple[object, ...]:

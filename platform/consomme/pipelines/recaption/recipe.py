@@ -16,6 +16,7 @@ from consomme.engines.generation.requests import Sampling, Temperature
 from consomme.storage.options import StorageOptions
 from consomme.storage.reading import Reading
 from consomme.storage.shards import input_problems
+from consomme.vision.guidance import Guidance, no_logits_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,11 @@ class RecaptionRecipe(Checked):
 
     shows_picture: bool = True
     """False prompts with the texts alone, as CapFusion does to fuse two captions."""
+
+    guidance: Guidance | None = added(None)
+    """Guides the model by regions of the images, as in CRG (arXiv 2403.02325): how strongly, what
+    is masked, and where the boxes are from (what the old caption names, for a detector); see
+    consomme/vision/guidance.py. Canaries are written without it. None: not guided."""
 
     images: Literal["all", "first", "each"] = added("all")
     """What the model is shown of a sample with several images: `all` of them, before the prompt;
@@ -167,6 +173,12 @@ class RecaptionRecipe(Checked):
     def _shows_what_it_names(self) -> Iterator[str]:
         if not self.shows_picture and self.images != "all":
             yield f"images: found {self.images}, but shows_picture is false, so none is shown"
+
+    @rule
+    def _guided_with_logits(self) -> Iterator[str]:
+        yield from no_logits_problems(self.guidance, str(self.engine.get("name")), "guidance")
+        if self.guidance is not None and not self.shows_picture:
+            yield "guidance: found one, but shows_picture is false, so there is nothing to mask"
 
     @rule
     def _known_prompts(self) -> Iterator[str]:

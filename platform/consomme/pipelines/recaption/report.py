@@ -81,8 +81,16 @@ def _lead(manifest: Manifest) -> str:
         f" samples, with {prompts}, and wrote {counts.get('new', 0):,} new texts in"
         f" {manifest.seconds:.0f} s, merged by {recipe['merge']['name']}."
         f" Guards did not believe: {doubts}. {counts.get('rejected', 0):,} samples were rejected."
-        f"{_skipped(counts)}"
+        f"{_skipped(counts)}{_guided(manifest)}"
     )
+
+
+def _guided(manifest: Manifest) -> str:
+    guidance = manifest.recipe.get("guidance")
+    if not guidance:
+        return ""
+    number = manifest.counts.get("guided", 0)
+    return f" Guided by regions, alpha {guidance['alpha']:g}: {number:,} samples."
 
 
 def _skipped(counts: Mapping[str, int]) -> str:

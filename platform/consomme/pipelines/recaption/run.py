@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from consomme.storage.captions import CAPTIONS, check_units, planned_units, unit
 from consomme.storage.identity import data_fingerprints, find_data
 from consomme.storage.shards import Shard
 from consomme.storage.view import View
+from consomme.vision.guidance import guidance_inputs, with_portable_models
 
 if TYPE_CHECKING:
     from consomme.engines.generation.models import EngineModel
@@ -51,7 +52,7 @@ def open_run(recipe: RecaptionRecipe) -> Run[RecaptionInputs]:
     has_shards = bool(recipe.inputs or recipe.sources)
     engine = GENERATION_ENGINES.build(recipe.engine, "engine")
     model = find_model(recipe.model, engine)
-    inputs = dict(model.marks)
+    inputs = {**model.marks, **guidance_inputs(recipe.guidance, "guidance")}
     runs = {"view": recipe.view, "captions": recipe.captions}
     shards = find_data(recipe.inputs, recipe.source, recipe.sources) if has_shards else []
     if shards:
@@ -83,12 +84,13 @@ def _recaption(run: Run[RecaptionInputs]) -> Manifest:
             else plan_shards(folder, inputs.shards, recipe.unit_rows, reading=recipe.reading)
         )
         check_units(recipe.captions, (u.unit_id for u in planned_units(folder, plan)))
+        portable = replace(recipe, guidance=with_portable_models(recipe.guidance))
         job = Job(
             name="recaption",
             plan=plan,
             folder=folder,
             kind=CAPTIONS,
-            stage=partial(CaptionStage, recipe, inputs.model, folder=folder),
+            stage=partial(CaptionStage, portable, inputs.model, folder=folder),
             pool=_pool(recipe, engine),
             max_reject_fraction=recipe.max_reject_fraction,
             reading=recipe.reading,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from consomme.base.sample_tables import SAMPLE_SCHEMA
 from consomme.datasets.truth import CAPTION_TRUTHS, CaptionTruth
 from consomme.execution.queue_monitor import QueueMonitor
 from consomme.execution.stage import DecodedSample, Gauge, Outcome, UnitStage, reject_of
+from consomme.pipelines.recaption.guided import CaptionGuide
 from consomme.pipelines.recaption.shown import blank, groups_of, swap_partners
 from consomme.storage.captions import CAPTION_BEFORE, TURNS, turns_columns
 
@@ -73,6 +75,7 @@ class CaptionStage(UnitStage):
         )
         if folder is not None:
             folder.keep_self_check(self.engine)
+        self.guide = CaptionGuide(recipe.guidance, self.engine)
         self.queue = QueueMonitor(self.engine.queue_load)
 
     def gauges(self) -> list[Gauge]:
@@ -95,6 +98,8 @@ class CaptionStage(UnitStage):
         chosen = [n for n in range(len(samples)) if share_N[n] < recipe.fraction]
         skipped = {n: reason for n in chosen if (reason := self._skip_reason(samples[n].sample))}
         requested = [n for n in chosen if n not in skipped]
+        guided = self.guide({n: samples[n] for n in requested if samples[n].images})
+        requested = [n for n in requested if n not in guided.problems]
         prompts = sample_prompts(recipe.prompts, hash_N, recipe.seed + _PROMPT)
         groups = [groups_of(item.sample, recipe.images) for item in samples]
         first = [one[0] for one in groups]
@@ -104,7 +109,10 @@ class CaptionStage(UnitStage):
             canaries = [n for n in requested if among_N[n] and samples[n].images]
         partners = swap_partners(samples, first, hash_N, canaries)
         requests = [
-            self._request(samples[n], prompts[n], seeds[n] + number, indices)
+            replace(
+                self._request(samples[n], prompts[n], seeds[n] + number, indices),
+                contrast=guided.contrast(n, indices),
+            )
             for n in requested
             for number, indices in enumerate(groups[n])
         ]
@@ -122,7 +130,7 @@ class CaptionStage(UnitStage):
         rows: list[dict[str, Any]] = []
         kept = []
         for n, item in enumerate(samples):
-            failure = _failure_of(answers.get(n, []))
+            failure = guided.problems.get(n) or _failure_of(answers.get(n, []))
             if failure is not None:
                 reject = reject_of(item.sample, failure.reason, failure.detail)
                 rejects.append((item.row, reject))
@@ -130,6 +138,7 @@ class CaptionStage(UnitStage):
             kept.append(n)
             generations = [one for one in answers.get(n, []) if isinstance(one, Generation)]
             row = self._row(item, prompts[n], seeds[n], groups[n], generations)
+            row["is_guided"] = guided.is_masked(n, item.images, groups[n])
             row["first"] = generations[0].text.strip() if generations else None
             rows.append(
                 row | {f"canary_{kind}": texts.get(n) for kind, texts in canary_texts.items()}
@@ -261,6 +270,8 @@ class CaptionStage(UnitStage):
             "engine": pa.array([self.engine.version] * size, pa.string()),
         }
         columns |= turns
+        if recipe.guidance is not None:
+            columns["is_guided"] = pa.array([row["is_guided"] for row in rows], pa.bool_())
         flagged = [row["guard"] for row in rows if row["guard"]]
         counts = {f"guard/{reason}": flagged.count(reason) for reason in sorted(set(flagged))}
         requested = [
@@ -269,6 +280,8 @@ class CaptionStage(UnitStage):
             if row["written"] is not None
         ]
         counts |= {"asked": len(requested), "new": sum(row["is_new"] for row in rows)}
+        if recipe.guidance is not None:
+            counts["guided"] = sum(row["is_guided"] for row in rows)
         # Of the current caption, which is the old one if a guard flagged the new one.
         words = [len(row["caption"].split()) for _, row in requested]
         sums = {

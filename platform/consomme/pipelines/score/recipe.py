@@ -15,6 +15,7 @@ from consomme.curate.caption.prompts import placeholder_problems
 from consomme.storage.options import StorageOptions
 from consomme.storage.reading import Reading
 from consomme.storage.shards import input_problems
+from consomme.vision.guidance import Guidance, no_logits_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,12 @@ class ScoreRecipe(Checked):
     """`points_script` rounds probabilities to bfloat16 before the logarithm, as the script released
     with POINTS does; see recipes/score/points_script.yaml."""
 
+    guidance: Guidance | None = added(None)
+    """Adds `guided_nll` and `guided_gain` (nats per token that guidance by regions saves, CRG,
+    arXiv 2403.02325) and `is_guided`, whether a region was masked: how strongly, what is masked and
+    where the boxes are from, see consomme/vision/guidance.py. The other columns stay as they are.
+    None: no such columns."""
+
     max_reject_fraction: Fraction = runtime(0.01)
     """The run fails if more than this share of the samples is rejected; finished units are kept."""
 
@@ -142,6 +149,10 @@ class ScoreRecipe(Checked):
         for kind, texts in self.prompts.items():
             for text in texts:
                 yield from placeholder_problems(text, (), f"prompts.{kind}")
+
+    @rule
+    def _guided_with_logits(self) -> Iterator[str]:
+        yield from no_logits_problems(self.guidance, self.engine, "guidance")
 
     @rule
     def _vllm_options(self) -> Iterator[str]:

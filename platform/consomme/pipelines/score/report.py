@@ -22,7 +22,9 @@ def sections(runs: Sequence[Manifest], every_run: Mapping[str, Manifest]) -> lis
 def _section(manifest: Manifest, every_run: Mapping[str, Manifest]) -> page.Section:
     labels = manifest.recipe.get("labels", [])
     has_noise = "noise" in labels
-    columns = ["perplexity", "image_gain", *(["noise"] if has_noise else [])]
+    guided = _guided(manifest)
+    named = [name for name, _, _ in guided]
+    columns = ["perplexity", "image_gain", *named, *(["noise"] if has_noise else [])]
     table = read_columns(manifest.url, columns)
     noise = table["noise"].to_pylist() if has_noise else [CLEAN] * table.num_rows
     groups = {
@@ -49,6 +51,7 @@ def _section(manifest: Manifest, every_run: Mapping[str, Manifest]) -> page.Sect
     for column, log_x, label in (
         ("perplexity", True, "perplexity of the caption, given the picture"),
         ("image_gain", False, "image gain, nats per token"),
+        *guided,
     ):
         values = table[column].to_numpy(zero_copy_only=False)
         # Samples without images have no gain.
@@ -83,6 +86,15 @@ def _section(manifest: Manifest, every_run: Mapping[str, Manifest]) -> page.Sect
         + "."
     )
     return page.Section(title=f"Scores: {manifest.name}", lead_text=text, blocks=blocks)
+
+
+def _guided(manifest: Manifest) -> list[tuple[str, bool, str]]:
+    """Return the column of what guidance saves, if there is one, and what it is called."""
+    guidance = manifest.recipe.get("guidance")
+    if not guidance:
+        return []
+    label = f"nats per token that guidance by regions saves, alpha {guidance['alpha']:g}"
+    return [("guided_gain", False, label)]
 
 
 def _edges(values: Any, log_x: bool) -> Any:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from consomme.base.errors import RecipeError
@@ -23,6 +23,7 @@ from consomme.storage.captions import check_units, planned_units, unit_reader
 from consomme.storage.identity import data_fingerprints, find_data
 from consomme.storage.model_folder import model_hash, portable_path
 from consomme.storage.shards import Shard
+from consomme.vision.guidance import guidance_inputs, with_portable_models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ def open_run(recipe: ScoreRecipe) -> Run[ScoreInputs]:
     shards = find_data(recipe.inputs, recipe.source, recipe.sources)
     model = portable_path(recipe.model)
     data = data_fingerprints(shards, recipe.root, image_root=recipe.reading.image_root)
-    marks = {**data, "model": model_hash(model)}
+    marks = {**data, "model": model_hash(model), **guidance_inputs(recipe.guidance, "guidance")}
     return Run.open(
         "score",
         recipe,
@@ -72,7 +73,7 @@ def _score(run: Run[ScoreInputs]) -> Manifest:
             kind="scores",
             stage=partial(
                 PerplexityStage,
-                recipe,
+                replace(recipe, guidance=with_portable_models(recipe.guidance)),
                 run.resolved.model,
                 model_hash=run.resolved.model_hash,
                 folder=run.folder,
@@ -97,10 +98,22 @@ def _score(run: Run[ScoreInputs]) -> Manifest:
         metrics={
             "score/perplexity_per_token": math.exp(sums["nll"] / tokens),
             "score/image_gain_nats": (sums["nll_text"] - nll) / max(seen, 1.0),
+            **_guided_metrics(sums, counts),
         },
         decisions={"prompts": _prompts(recipe)},
         outputs={"scores": "data", "rejects": "rejects"},
     )
+
+
+def _guided_metrics(sums: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
+    """Return what guidance saves, of the samples with a region, and how many these are."""
+    if "guided/samples" not in sums:
+        return {}
+    saved = sums["guided/plain_nll"] - sums["guided/nll"]
+    return {
+        "score/guided_fraction": sums["guided/samples"] / max(1, counts["samples"]),
+        "score/guided_gain_nats": saved / max(1.0, sums["guided/num_tokens"]),
+    }
 
 
 def _prompts(recipe: ScoreRecipe) -> dict[str, str]:

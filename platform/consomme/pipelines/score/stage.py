@@ -12,6 +12,7 @@ import pyarrow as pa
 from consomme.base.sample import ImageRef, turns_of
 from consomme.curate.caption.prompt_pools import PromptPools
 from consomme.execution.stage import DecodedSample, Outcome, UnitSample, UnitStage, reject_of
+from consomme.pipelines.score.guided import GuidedScores, guided_columns
 from consomme.storage.model_folder import model_folder
 
 if TYPE_CHECKING:
@@ -46,7 +47,13 @@ class PerplexityStage(UnitStage):
         self.labels = recipe.labels
         self.prompts = PromptPools.read(recipe.prompts, recipe.prompt_key, recipe.prompt)
         self.keeps_prompts = bool(recipe.prompts)
-        self.scorer = _open_engine(recipe, model_folder(model), model_hash)
+        folder_here = model_folder(model)
+        self.scorer = _open_engine(recipe, folder_here, model_hash)
+        self.guided = (
+            GuidedScores(recipe.guidance, self.scorer, lambda: _open_writer(recipe, folder_here))
+            if recipe.guidance is not None
+            else None
+        )
         if folder is not None:
             folder.keep_self_check(self.scorer)
 
@@ -66,24 +73,36 @@ class PerplexityStage(UnitStage):
             )
             for item, prompt in zip(samples, asked, strict=True)
         ]
-        scores = self.scorer.score(questions)
-        rejects, rows, prompts = [], [], []
-        for item, score, prompt in zip(samples, scores, asked, strict=True):
+        scores: list[Any] = list(self.scorer.score(questions))
+        guided: list[Any] = [None] * len(samples)
+        if self.guided is not None:
+            guided = self.guided([item.sample for item in samples], questions, scores)
+            # Without the guided score, a row would lack what the recipe asks for.
+            scores = [
+                one if isinstance(one, NotScored) else score
+                for one, score in zip(guided, scores, strict=True)
+            ]
+        rejects, rows, prompts, guided_rows = [], [], [], []
+        for item, score, prompt, one in zip(samples, scores, asked, guided, strict=True):
             if isinstance(score, NotScored):
                 reject = reject_of(item.sample, score.reason, score.detail)
                 rejects.append((item.row, reject))
                 continue
-            if not math.isfinite(score.nll + (score.nll_text or 0.0)):
+            nats = score.nll + (score.nll_text or 0.0) + (one.nll if one is not None else 0.0)
+            if not math.isfinite(nats):
                 detail = f"nll {score.nll}, text-only {score.nll_text}"
                 rejects.append((item.row, reject_of(item.sample, "score_not_finite", detail)))
                 continue
             rows.append((item, score))
             prompts.append(prompt)
+            guided_rows.append(one)
         columns: dict[str, Any] = {
             "row": pa.array([item.row for item, _ in rows], pa.int32()),
             "sample_id": pa.array([item.sample.sample_id for item, _ in rows], pa.string()),
             **score_columns([score for _, score in rows], [_num_bytes(item) for item, _ in rows]),
         }
+        if self.guided is not None:
+            columns |= guided_columns([score for _, score in rows], guided_rows)
         if self.keeps_prompts:
             columns["prompt"] = pa.array(prompts, pa.string())
         for label in self.labels:
@@ -96,6 +115,14 @@ class PerplexityStage(UnitStage):
             "nll_text": math.fsum(s.nll_text for _, s in rows if s.nll_text is not None),
             "num_tokens": sum(s.num_tokens for _, s in rows),
         }
+        if self.guided is not None:
+            known = [
+                (s, one) for (_, s), one in zip(rows, guided_rows, strict=True) if one.is_guided
+            ]
+            sums["guided/nll"] = math.fsum(one.nll for _, one in known)
+            sums["guided/plain_nll"] = math.fsum(s.nll for s, _ in known)
+            sums["guided/num_tokens"] = sum(s.num_tokens for s, _ in known)
+            sums["guided/samples"] = len(known)
         texts = [score for _, score in rows if score.nll_text is None]
         if texts:
             sums[f"{TEXT_ONLY}/nll"] = math.fsum(score.nll for score in texts)
@@ -129,6 +156,13 @@ def _open_engine(recipe: ScoreRecipe, model: str, model_hash: str | None) -> Sco
         model_hash=model_hash,
         template=recipe.template,
     )
+
+
+def _open_writer(recipe: ScoreRecipe, model: str) -> Any:
+    """Open the same model to write its own boxes; its weights are in memory twice then."""
+    from consomme.engines.generation.transformers import TransformersEngine
+
+    return TransformersEngine(model, dtype=recipe.dtype, template=recipe.template)
 
 
 def score_columns(scores: Sequence[Score], num_bytes: Sequence[int]) -> dict[str, pa.Array]:
