@@ -136,6 +136,13 @@ def bench_several_images() -> list[Row]:
     return several_images.rows()
 
 
+def bench_crg() -> Iterator[Row]:
+    """Time guidance by regions, and measure what it does."""
+    from tests.benchmarks import guided
+
+    yield from guided.rows()
+
+
 def bench_merge() -> Iterator[Row]:
     """Mix models with every method, and with mergekit."""
     from tests.benchmarks import merge
@@ -236,6 +243,7 @@ AREAS: dict[str, Callable[[], Iterable[Row]]] = {
     "self_augment": bench_self_augment,
     "visual_region": bench_visual_region,
     "several_images": bench_several_images,
+    "crg": bench_crg,
     "merge": bench_merge,
     "stream": bench_stream,
     "filter": bench_filter,
