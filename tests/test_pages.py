@@ -50,11 +50,11 @@ REGISTRIES = {
     "consomme.train.parallel.registry:PARALLELISMS": "train",
     "consomme.pipelines.train.trackers:TRACKERS": "train",
     "consomme.sweep.choices:CHOICES": "sweep",
-    "consomme.sweep.searchers:SEARCHERS": "sweep",
+    "consomme.sweep.registry:SEARCHERS": "sweep",
     "consomme.sweep.stoppers:STOPPERS": "sweep",
-    "consomme.soup.search:SEARCHES": "soup",
     "consomme.assemble.choices:CONNECTORS": "assemble",
     "consomme.assemble.choices:FUSIONS": "assemble",
+    "consomme.soup.searches:SEARCHES": "soup",
 }
 """Registry -> the verb whose page names its strategies."""
 

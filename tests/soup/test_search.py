@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consomme.base.errors import DataError, RecipeError
-from consomme.soup.search import (
-    SEARCHES,
+from consomme.soup.searches import SEARCHES
+from consomme.soup.selections import (
     BeamSoup,
     ExhaustiveSoup,
     GreedySoup,

@@ -15,7 +15,9 @@ from consomme.storage.stores.store import Store
 
 
 def soup_content_hash(
-    ingredient_hashes: Sequence[str], shares: Sequence[float], method: Sequence[Any] = ()
+    ingredient_hashes: Sequence[str],
+    shares: Sequence[float] | Sequence[Sequence[float]],
+    method: Sequence[Any] = (),
 ) -> str:
     """Return the hash of a soup without writing it, from its ingredients' hashes and shares.
 
@@ -23,12 +25,17 @@ def soup_content_hash(
 
     Args:
         ingredient_hashes: Of their content.
-        shares: Of the ingredients.
+        shares: Of the ingredients; or a list of each, if parts of the model have their own.
         method: What else decides how they are mixed; nothing for an average.
     """
-    parts = sorted((h, share) for h, share in zip(ingredient_hashes, shares, strict=True) if share)
+    pairs = zip(ingredient_hashes, shares, strict=True)
+    parts = sorted((h, share) for h, share in pairs if _is_used(share))
     content = {"soup": parts} | ({"method": list(method)} if method else {})
     return hashlib.sha256(_canonical(content)).hexdigest()
+
+
+def _is_used(share: object) -> bool:
+    return any(share) if isinstance(share, Sequence) else bool(share)
 
 
 def result_key(

@@ -372,21 +372,40 @@ def open_keys(model: Any, names: Iterable[str]) -> dict[str, str]:
     Returns:
         Only names that are one parameter; a tensor that transformers merges with others is not.
     """
+    parameters = dict(model.named_parameters())
+    return {
+        name: renamed
+        for name, renamed, is_merged in _renamed(model, names, parameters)
+        if not is_merged and renamed in parameters
+    }
+
+
+def open_places(model: Any, names: Iterable[str]) -> dict[str, str]:
+    """Return where stored tensors go in an open model; those that are merged go to one place.
+
+    Args:
+        model: Returned by `open_model`, or without weights by `build_from_config`.
+        names: In a folder's safetensors files.
+    """
+    parameters = dict(model.named_parameters())
+    return {name: renamed for name, renamed, _ in _renamed(model, names, parameters)}
+
+
+def _renamed(
+    model: Any, names: Iterable[str], parameters: Mapping[str, Tensor]
+) -> Iterator[tuple[str, str, bool]]:
+    """Yield stored names, those that transformers makes of them, and whether it merges some."""
     import_transformers()
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-    parameters = dict(model.named_parameters())
     steps = get_model_conversion_mapping(model)
     renamings = [step for step in steps if isinstance(step, WeightRenaming)]
     converters = [step for step in steps if isinstance(step, WeightConverter)]
-    found = {}
     for name in names:
         renamed, merged_by = name, None
         if name not in parameters:
             renamed, merged_by = rename_source_key(
                 name, renamings, converters, model.base_model_prefix, parameters
             )
-        if merged_by is None and renamed in parameters:
-            found[name] = renamed
-    return found
+        yield name, renamed, merged_by is not None

@@ -12,6 +12,16 @@ from consomme.soup.mixing import ModelMix
 _HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@[\w.-]+)?")
 
 
+def group_shares(mix: ModelMix) -> dict[str, dict[str, float]]:
+    """Return the shares of each part of the model by label; only for a mix with groups."""
+    assert mix.groups is not None
+    labels = [one.name for one in mix.ingredients]
+    return {
+        name: dict(zip(labels, shares, strict=True))
+        for name, shares in zip(mix.groups.names, mix.shares_G, strict=True)
+    }
+
+
 def model_card(mix: ModelMix, method: Mapping[str, Any]) -> str:
     """Return a card with front matter as the hub reads it.
 
@@ -45,6 +55,19 @@ def model_card(mix: ModelMix, method: Mapping[str, Any]) -> str:
             for one, share in zip(mix.ingredients, mix.shares, strict=True)
         ),
     ]
+    if mix.groups:
+        labels = [one.name for one in mix.ingredients]
+        lines += [
+            "",
+            "These are means; each part of the model has shares of its own:",
+            "",
+            f"| part | {' | '.join(labels)} |",
+            f"| --- | {' | '.join('---' for _ in labels)} |",
+            *(
+                f"| {part} | {' | '.join(f'{shares[label]:.4f}' for label in labels)} |"
+                for part, shares in group_shares(mix).items()
+            ),
+        ]
     if mix.base:
         lines += ["", f"Differences are those from {mix.base.source}."]
     return "\n".join([*front, "", *lines, ""])

@@ -12,9 +12,9 @@ import contextlib
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock, local
@@ -32,6 +32,7 @@ from consomme.soup.arrays import (
     to_floats,
     to_stored,
 )
+from consomme.soup.blends import Blend, Candidate, Grouping, TensorGroups, members_of
 from consomme.soup.formulas import Mixer
 from consomme.soup.ingredients import Ingredient, LowRank, TensorSpec
 from consomme.soup.likeness import check_compatible
@@ -60,6 +61,12 @@ class ModelMix:
     base: Ingredient | None
     dtype: str | None
     """Type of the mixed tensors in notation of safetensors; None: that of the first ingredient."""
+
+    groups: TensorGroups | None = None
+    """Tensors that have shares of their own, if there are such; `shares` are then the mean."""
+
+    shares_G: tuple[tuple[float, ...], ...] = ()  # noqa: N815
+    """Of each group, the shares of the ingredients."""
 
     @classmethod
     def of(
@@ -99,17 +106,55 @@ class ModelMix:
             dtype=dtype,
         )
 
-    @property
-    def used(self) -> list[tuple[Ingredient, float]]:
-        """The models that have a share, by label."""
-        pairs = zip(self.ingredients, self.shares, strict=True)
-        used = [(one, share) for one, share in pairs if share != 0.0]
-        return sorted(used, key=lambda pair: (pair[0].name, pair[0].source))
+    @classmethod
+    def of_candidate(
+        cls,
+        ingredients: Sequence[Ingredient],
+        candidate: Candidate,
+        groups: Mapping[Grouping, TensorGroups],
+        *,
+        method: MixMethod | None = None,
+        base: Ingredient | None = None,
+        dtype: str | None = None,
+    ) -> ModelMix:
+        """Return how a candidate is mixed, in memory and on disk.
+
+        Args:
+            ingredients: All of them.
+            candidate: Which of them, in which parts.
+            groups: What groupings mean for this architecture.
+            method: As in `of`.
+            base: As in `of`.
+            dtype: As in `of`.
+
+        Raises:
+            CheckpointError: They cannot be mixed.
+        """
+        members = members_of(candidate)
+        mix = cls.of([ingredients[k] for k in members], method=method, base=base, dtype=dtype)
+        if not isinstance(candidate, Blend):
+            return mix
+        shares_G = tuple(tuple(shares[k] for k in members) for shares in candidate.shares())
+        mean = tuple(math.fsum(some) / len(shares_G) for some in zip(*shares_G, strict=True))
+        if len(shares_G) == 1:
+            return replace(mix, shares=mean)
+        return replace(mix, shares=mean, groups=groups[candidate.grouping], shares_G=shares_G)
 
     @property
-    def first_used(self) -> Ingredient:
-        """The first model with a share, in the order of the recipe."""
-        return next(one for one, s in zip(self.ingredients, self.shares, strict=True) if s)
+    def used(self) -> list[tuple[Ingredient, float]]:
+        """The models that have a share anywhere, by label, and their shares."""
+        return self._with_shares(self.shares)
+
+    def used_in(self, name: str) -> list[tuple[Ingredient, float]]:
+        """Return the models that have a share of a tensor, by label, and their shares of it."""
+        if self.groups is None:
+            return self._with_shares(self.shares)
+        return self._with_shares(self.shares_G[self.groups.group_of[name]])
+
+    def _with_shares(self, shares: Sequence[float]) -> list[tuple[Ingredient, float]]:
+        pairs = zip(self.ingredients, shares, strict=True)
+        used = [(one, share) for one, share in pairs if share != 0.0]
+        return sorted(used, key=lambda pair: (pair[0].name, pair[0].source))
 
     def stored_as(self, name: str) -> str:
         """Return the type in which a tensor is written."""
@@ -171,8 +216,6 @@ class MixReader:
 
     def __init__(self, mixture: ModelMix) -> None:
         self.mixture = mixture
-        self.models = [one for one, _ in mixture.used]
-        self.shares = [share for _, share in mixture.used]
         self._files: dict[Path, int] = {}
 
     def __enter__(self) -> MixReader:
@@ -193,16 +236,22 @@ class MixReader:
     def open(self, name: str) -> MixedTensor:
         """Return a tensor of all models."""
         base = self.mixture.base
-        sources = [*self.models, *([base] if base else [])]
-        specs = [one.tensors[name] for one in sources]
+        used = self.mixture.used_in(name)
+        read = [*(one for one, _ in used), *([base] if base else [])]
+        specs = [one.tensors[name] for one in read]
+        # The first one in the order of the recipe: whole numbers, such as positions and counters,
+        # have no average.
+        first = next(one for one in self.mixture.ingredients if any(one is k for k, _ in used))
         return MixedTensor(
             name=name,
             specs=specs,
             files=[
-                self._file(one.folder / spec.file) for one, spec in zip(sources, specs, strict=True)
+                self._file(one.folder / spec.file) for one, spec in zip(read, specs, strict=True)
             ],
-            labels=[one.name for one in sources],
-            updates=[one.updates.get(name) for one in sources],
+            labels=[one.name for one in read],
+            updates=[one.updates.get(name) for one in read],
+            shares=[share for _, share in used],
+            first=next(k for k, one in enumerate(read) if one is first),
             has_base=base is not None,
             pool=self.looking,
         )
@@ -217,10 +266,9 @@ class MixReader:
         stored = self.mixture.stored_as(tensor.name)
         mix: Callable[[int, int], Raw]
         if is_float(tensor.specs[0].dtype):
-            mix = _shared_or(tensor, self.mixture.method, self.shares, stored)
+            mix = _shared_or(tensor, self.mixture.method, stored)
         else:
-            # Whole numbers, such as positions and counters, have no average.
-            mix = partial(tensor.raw, self.models.index(self.mixture.first_used))
+            mix = partial(tensor.raw, tensor.first)
         waiting: deque[tuple[int, int, Future[Raw]]] = deque()
         for start, stop in tensor.pieces():
             waiting.append((start, stop, self.pool.submit(mix, start, stop)))
@@ -231,9 +279,7 @@ class MixReader:
             yield start, stop, piece.result()
 
 
-def _shared_or(
-    tensor: MixedTensor, method: MixMethod, shares: Sequence[float], stored: str
-) -> Callable[[int, int], Raw]:
+def _shared_or(tensor: MixedTensor, method: MixMethod, stored: str) -> Callable[[int, int], Raw]:
     """Return a function that copies what all models share, and mixes the rest.
 
     The method is asked when a piece differs first, so frozen parts are read once.
@@ -244,7 +290,7 @@ def _shared_or(
     def mixer() -> Mixer:
         with lock:
             if not mixers:
-                mixers.append(method(tensor, shares))
+                mixers.append(method(tensor, tensor.shares))
             return mixers[0]
 
     def mix(start: int, stop: int) -> Raw:
@@ -286,6 +332,12 @@ class MixedTensor:
     labels: Sequence[str]
     updates: Sequence[LowRank | None]
     """What adapters add, of those that are one."""
+
+    shares: Sequence[float]
+    """Of the models, summing to one."""
+
+    first: int
+    """The model whose whole numbers are taken."""
 
     has_base: bool
     pool: Executor

@@ -1,28 +1,23 @@
-"""Search for the ingredients of a soup, given a function that scores any selection of them.
+"""What a search for the ingredients of a soup is given, and what it returns.
 
-A search works on indices and scores only; the caller knows the models, averages them and defines
-the score (higher is better). Every selection is scored once, and every decision is kept in a trace.
+A search works on indices and scores only; the caller knows the models, mixes them and defines the
+score (higher is better). Every candidate is scored once, and every decision is kept in a trace. The
+searches are in `consomme.soup.selections` and `consomme.soup.weights_search`.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
-from random import Random
-from typing import Annotated, Literal, Protocol
+from typing import Any, Protocol
 
-from annotated_types import Interval
-
-from consomme.base.bounds import NonNegativeInt, PositiveInt
-from consomme.base.checked import Checked
 from consomme.base.errors import DataError, RecipeError
 from consomme.base.registry import Registry
+from consomme.soup.blends import WHOLE, Blend, Candidate, Grouping, members_of
 
-ScoreFunction = Callable[[tuple[int, ...]], float]
-"""Scores the average of the ingredients with these indices, ascending; higher is better.
-
-It may have a method `ahead`, which takes selections that will be asked for next, so that they can
-be scored at the same time."""
+ScoreFunction = Callable[[Any], float]
+"""Scores a candidate, a selection or a blend; higher is better. See `CachedScores` for what else it
+may know."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +39,14 @@ class SoupStep:
     accepted: bool
     """Whether the selection became the current soup."""
 
+    blend: Blend | None = None
+    """The candidate, if it is no selection that is mixed in equal parts."""
+
+    @property
+    def scored(self) -> Candidate:
+        """The candidate that was scored."""
+        return self.blend or self.members
+
 
 @dataclass(frozen=True, kw_only=True)
 class SoupResult:
@@ -53,7 +56,10 @@ class SoupResult:
     """Indices of the selected ingredients, ascending."""
 
     score: float
-    """Score of their average."""
+    """Score of their mix."""
+
+    blend: Blend | None = None
+    """Their shares, unless they are mixed in equal parts."""
 
     single_scores: Mapping[int, float] = field(default_factory=dict)
     """Score of each ingredient alone, if the search computed it."""
@@ -62,14 +68,23 @@ class SoupResult:
     """Every decision, in order."""
 
     num_evaluations: int = 0
-    """Number of distinct selections that were scored."""
+    """Number of distinct candidates that were scored."""
+
+    front: tuple[Candidate, ...] = ()
+    """With several objectives: candidates that no other one excels in all of them, in falling order
+    of the first one."""
+
+    @property
+    def soup(self) -> Candidate:
+        """The candidate that was chosen."""
+        return self.blend or self.chosen
 
     @property
     def best_single(self) -> tuple[int, float] | None:
         """Return index and score of the best single ingredient, if singles were scored."""
         if not self.single_scores:
             return None
-        best = _ranked(self.single_scores)[0]
+        best = ranked(self.single_scores)[0]
         return best, self.single_scores[best]
 
 
@@ -80,272 +95,105 @@ class SoupSearch(Protocol):
         """Select among `count` ingredients."""
 
 
-SEARCHES: Registry[SoupSearch] = Registry("soup search", "consomme/soup/search.py")
+SEARCHES: Registry[SoupSearch] = Registry("soup search", "consomme/soup/searches.py")
 
 
-@SEARCHES.register("uniform")
-@dataclass(frozen=True, kw_only=True)
-class UniformSoup:
-    """Average all ingredients; one evaluation.
+class CachedScores:
+    """Scores each candidate once and caches the score.
 
-    Source: arXiv 2409.04828 (POINTS), "average soup"; arXiv 2203.05482, "uniform soup".
+    The function may have methods for what a search can do without:
+
+    - `ahead(candidates)`: these will be asked for next, so they can be scored at the same time.
+    - `objectives(candidate)`: several figures, instead of the score alone.
+    - `worth(candidate)`: a finite number to learn from, where the score is minus infinity.
+    - `num_groups(grouping)`: of the tensors that may have shares of their own.
+    - `clock()`: seconds, instead of those of this process.
     """
-
-    def __call__(self, count: int, score: ScoreFunction) -> SoupResult:
-        """Select all ingredients."""
-        cached = _CachedScores(score, count)
-        everything = tuple(range(count))
-        step = cached.step(everything, candidate=None, best_before=None, accepted=True)
-        return cached.result(everything, [step])
-
-
-@SEARCHES.register("maximum")
-@dataclass(frozen=True, kw_only=True)
-class MaximumSoup(Checked):
-    """Average the `k` ingredients that score best alone; at most count + 1 evaluations.
-
-    Source: arXiv 2409.04828 (POINTS), "maximum soup"; the paper does not state its k.
-    """
-
-    k: PositiveInt = 2
-    """Number to average: 1 is the best model alone, all of them the uniform soup."""
-
-    def __call__(self, count: int, score: ScoreFunction) -> SoupResult:
-        """Select the best k.
-
-        Raises:
-            RecipeError: There are fewer than `k` ingredients.
-        """
-        if self.k > count:
-            raise RecipeError(f"k: found {self.k}, but the soup has only {count} ingredients")
-        cached = _CachedScores(score, count)
-        trace = cached.score_singles()
-        chosen = tuple(sorted(_ranked(cached.singles())[: self.k]))
-        best_alone = max(cached.singles().values())
-        trace.append(cached.step(chosen, candidate=None, best_before=best_alone, accepted=True))
-        return cached.result(chosen, trace)
-
-
-@SEARCHES.register("greedy")
-@dataclass(frozen=True, kw_only=True)
-class GreedySoup:
-    """Add ingredients in the order of their own score, keeping those that do not hurt.
-
-    On the metric used for the search, the result never scores below the best single ingredient; so
-    report another metric. At most 2 * count - 1 evaluations.
-
-    Source: arXiv 2409.04828 (POINTS), section on model soup, accepts equal scores; so does the text
-    of arXiv 2203.05482 (model soups), while its code requires a gain: set `accept` to `>`.
-    """
-
-    accept: Literal[">=", ">"] = ">="
-    """`>=` accepts a candidate with an equal score, `>` requires a gain."""
-
-    def __call__(self, count: int, score: ScoreFunction) -> SoupResult:
-        """Test each ingredient once, best first."""
-        cached = _CachedScores(score, count)
-        trace = cached.score_singles()
-        order = _ranked(cached.singles())
-        pool: tuple[int, ...] = (order[0],)
-        for candidate in order[1:]:
-            extended = tuple(sorted((*pool, candidate)))
-            before, after = cached(pool), cached(extended)
-            accepted = after >= before if self.accept == ">=" else after > before
-            trace.append(
-                cached.step(extended, candidate=candidate, best_before=before, accepted=accepted)
-            )
-            pool = extended if accepted else pool
-        return cached.result(pool, trace)
-
-
-@SEARCHES.register("leave_one_out")
-@dataclass(frozen=True, kw_only=True)
-class LeaveOneOut:
-    """Start with all ingredients and leave out, one after the other, the one that hurts most.
-
-    It ends when leaving out any of them makes the rest worse, or no better with `>`. At most
-    count * (count + 1) / 2 evaluations.
-    """
-
-    accept: Literal[">=", ">"] = ">"
-    """`>=` also leaves out ingredients that make no difference."""
-
-    def __call__(self, count: int, score: ScoreFunction) -> SoupResult:
-        """Leave out ingredients."""
-        cached = _CachedScores(score, count)
-        pool = tuple(range(count))
-        trace = [cached.step(pool, candidate=None, best_before=None, accepted=True)]
-        while len(pool) > 1:
-            rest = {index: tuple(k for k in pool if k != index) for index in pool}
-            cached.ahead(rest.values())
-            before = cached(pool)
-            order = _ranked({index: cached(members) for index, members in rest.items()})
-            after = cached(rest[order[0]])
-            accepted = after >= before if self.accept == ">=" else after > before
-            trace += [
-                cached.step(
-                    rest[index],
-                    candidate=index,
-                    best_before=before,
-                    accepted=accepted and index == order[0],
-                )
-                for index in order
-            ]
-            if not accepted:
-                break
-            pool = rest[order[0]]
-        return cached.result(pool, trace)
-
-
-@SEARCHES.register("beam")
-@dataclass(frozen=True, kw_only=True)
-class BeamSoup(Checked):
-    """Grow several soups at a time: of each size, the best `width` of all that one more makes.
-
-    With a width of 1 it adds what helps most at each step, which greedy does not look for. It ends
-    when a size brings nothing better than what was found. At most width * count**2 evaluations.
-    """
-
-    width: PositiveInt = 3
-    """Soups of each size that are grown."""
-
-    def __call__(self, count: int, score: ScoreFunction) -> SoupResult:
-        """Grow soups."""
-        cached = _CachedScores(score, count)
-        trace = cached.score_singles()
-        best: tuple[int, ...] = (_ranked(cached.singles())[0],)
-        beam: list[tuple[int, ...]] = [(k,) for k in _ranked(cached.singles())[: self.width]]
-        for _ in range(count - 1):
-            grown = sorted(
-                {
-                    tuple(sorted((*members, k)))
-                    for members in beam
-                    for k in range(count)
-                    if k not in members
-                }
-            )
-            cached.ahead(grown)
-            beam = sorted(grown, key=lambda members: (-cached(members), members))[: self.width]
-            better = cached(beam[0]) > cached(best)
-            trace += [
-                cached.step(
-                    members,
-                    candidate=None,
-                    best_before=cached(best),
-                    accepted=better and members == beam[0],
-                )
-                for members in beam
-            ]
-            if not better:
-                break
-            best = beam[0]
-        return cached.result(best, trace)
-
-
-@SEARCHES.register("exhaustive")
-@dataclass(frozen=True, kw_only=True)
-class ExhaustiveSoup(Checked):
-    """Score every selection: 2**count - 1 evaluations. The best; of equal ones the smallest."""
-
-    max_ingredients: Annotated[int, Interval(ge=1, le=20)] = 12
-    """More ingredients are refused: each doubles the evaluations."""
-
-    def __call__(self, count: int, score: ScoreFunction) -> SoupResult:
-        """Score all.
-
-        Raises:
-            RecipeError: There are more ingredients than allowed.
-        """
-        if count > self.max_ingredients:
-            raise RecipeError(
-                f"exhaustive: found {count} ingredients, which have {2**count - 1:,} selections;"
-                f" expected at most {self.max_ingredients} (max_ingredients), or take beam"
-            )
-        every = [s for size in range(1, count + 1) for s in combinations(range(count), size)]
-        return _best_of(every, count, score)
-
-
-@SEARCHES.register("random")
-@dataclass(frozen=True, kw_only=True)
-class RandomSoups(Checked):
-    """Score random selections, each ingredient in with probability one half; the best of them.
-
-    What any search has to beat with as many evaluations.
-    """
-
-    num: PositiveInt = 20
-    """Different selections; all, if there are not so many."""
-
-    seed: NonNegativeInt = 0
-    """Of the selections."""
-
-    def __call__(self, count: int, score: ScoreFunction) -> SoupResult:
-        """Score some."""
-        rng = Random(self.seed)
-        every = 2**count - 1
-        drawn: dict[tuple[int, ...], None] = {}
-        while len(drawn) < min(self.num, every):
-            members = tuple(k for k in range(count) if rng.random() < 0.5)
-            if members:
-                drawn[members] = None
-        return _best_of(sorted(drawn, key=lambda one: (len(one), one)), count, score)
-
-
-def _best_of(selections: Sequence[tuple[int, ...]], count: int, score: ScoreFunction) -> SoupResult:
-    """Score selections, the smallest first, and choose the best; of equal ones the first."""
-    cached = _CachedScores(score, count)
-    cached.ahead(selections)
-    trace: list[SoupStep] = []
-    best = selections[0]
-    for number, members in enumerate(selections):
-        before = cached(best) if number else None
-        accepted = before is None or cached(members) > before
-        trace.append(cached.step(members, candidate=None, best_before=before, accepted=accepted))
-        best = members if accepted else best
-    return cached.result(best, trace)
-
-
-class _CachedScores:
-    """Scores each selection once and caches the score."""
 
     def __init__(self, score: ScoreFunction, count: int) -> None:
+        """Know nothing yet.
+
+        Raises:
+            RecipeError: There are no ingredients.
+        """
         if count < 1:
             raise RecipeError("a soup needs at least one ingredient; none was given")
         self._score = score
         self._count = count
-        self._known: dict[tuple[int, ...], float] = {}
+        self._known: dict[Candidate, float] = {}
+        self._clock: Callable[[], float] = getattr(score, "clock", time.monotonic)
+        self._began = self._clock()
 
-    def __call__(self, members: tuple[int, ...]) -> float:
-        if members not in self._known:
-            value = float(self._score(members))
+    def __call__(self, candidate: Candidate) -> float:
+        """Return the score of a candidate.
+
+        Raises:
+            DataError: It is undefined.
+        """
+        if candidate not in self._known:
+            value = float(self._score(candidate))
             if math.isnan(value):
                 raise DataError(
-                    f"the score of ingredients {list(members)} is NaN: nothing can be compared "
-                    "with it; look at the evaluation's samples"
+                    f"the score of ingredients {list(members_of(candidate))} is NaN: nothing can be"
+                    " compared with it; look at the evaluation's samples"
                 )
-            self._known[members] = value
-        return self._known[members]
+            self._known[candidate] = value
+        return self._known[candidate]
 
-    def ahead(self, selections: Iterable[tuple[int, ...]]) -> None:
-        """Say which selections will be asked for, if that is of use."""
+    def __contains__(self, candidate: Candidate) -> bool:
+        """Whether a candidate was scored."""
+        return candidate in self._known
+
+    def __len__(self) -> int:
+        """Return how many candidates were scored."""
+        return len(self._known)
+
+    def __iter__(self) -> Iterator[Candidate]:
+        """Yield the candidates in the order in which they were scored."""
+        return iter(self._known)
+
+    @property
+    def hours(self) -> float:
+        """Time since the search began."""
+        return (self._clock() - self._began) / 3600
+
+    def ahead(self, candidates: Iterable[Candidate]) -> None:
+        """Say which candidates will be asked for, if that is of use."""
         tell = getattr(self._score, "ahead", None)
         if tell is not None:
-            tell([one for one in selections if one not in self._known])
+            tell([one for one in candidates if one not in self._known])
+
+    def worth(self, candidate: Candidate) -> float:
+        """Return what a search by numbers learns from a candidate."""
+        own = getattr(self._score, "worth", None)
+        return self(candidate) if own is None else float(own(candidate))
+
+    def objectives(self, candidate: Candidate) -> tuple[float, ...]:
+        """Return what is to be as high as possible."""
+        self(candidate)
+        own = getattr(self._score, "objectives", None)
+        return (self(candidate),) if own is None else tuple(map(float, own(candidate)))
+
+    def num_groups(self, grouping: Grouping) -> int:
+        """Return how many groups of tensors may have shares of their own."""
+        return 1 if grouping == WHOLE else int(getattr(self._score, "num_groups")(grouping))  # noqa: B009
 
     def step(
         self,
-        members: tuple[int, ...],
+        scored: Candidate,
         *,
         candidate: int | None,
         best_before: float | None,
         accepted: bool,
     ) -> SoupStep:
+        """Return a decision about a candidate."""
         return SoupStep(
-            members=members,
-            score=self(members),
+            members=members_of(scored),
+            score=self(scored),
             candidate=candidate,
             best_before=best_before,
             accepted=accepted,
+            blend=scored if isinstance(scored, Blend) else None,
         )
 
     def score_singles(self) -> list[SoupStep]:
@@ -353,24 +201,34 @@ class _CachedScores:
         for index in range(self._count):
             self((index,))
         singles = self.singles()
-        order = _ranked(singles)
+        order = ranked(singles)
         return [
             self.step((i,), candidate=i, best_before=None, accepted=i == order[0]) for i in order
         ]
 
     def singles(self) -> dict[int, float]:
-        return {members[0]: s for members, s in self._known.items() if len(members) == 1}
+        """Return the scores of ingredients alone."""
+        return {
+            one[0]: score
+            for one, score in self._known.items()
+            if not isinstance(one, Blend) and len(one) == 1
+        }
 
-    def result(self, chosen: tuple[int, ...], trace: list[SoupStep]) -> SoupResult:
+    def result(
+        self, chosen: Candidate, trace: list[SoupStep], front: Sequence[Candidate] = ()
+    ) -> SoupResult:
+        """Return the result of a search."""
         return SoupResult(
-            chosen=chosen,
+            chosen=members_of(chosen),
             score=self(chosen),
+            blend=chosen if isinstance(chosen, Blend) else None,
             single_scores=self.singles(),
             trace=tuple(trace),
             num_evaluations=len(self._known),
+            front=tuple(front),
         )
 
 
-def _ranked(singles: Mapping[int, float]) -> list[int]:
+def ranked(singles: Mapping[int, float]) -> list[int]:
     """Return indices by descending score; ties in ascending order of index."""
     return sorted(singles, key=lambda index: (-singles[index], index))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from consomme.soup.arrays import stored_type
-from consomme.soup.card import model_card
+from consomme.soup.card import group_shares, model_card
 from consomme.soup.methods import METHODS, MixMethod
 from consomme.soup.mixing import STORED_AS, MixReader, ModelMix
 
@@ -72,6 +72,7 @@ def write_soup(
     content = {
         "method": method,
         **({"base": mixture.base.source} if mixture.base else {}),
+        **({"groups": group_shares(mixture)} if mixture.groups else {}),
         "ingredients": [
             {"name": i.name, "folder": i.source, "share": share}
             for i, share in zip(mixture.ingredients, mixture.shares, strict=True)

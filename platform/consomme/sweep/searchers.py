@@ -16,6 +16,7 @@ from consomme.base.bounds import NonNegativeInt, PositiveInt
 from consomme.base.checked import Checked
 from consomme.base.errors import RecipeError
 from consomme.base.registry import Registry
+from consomme.base.study import Study, sampler
 from consomme.sweep.choices import AdditionsChoice, Choice, ListChoice
 
 Keys = dict[str, Any]
@@ -170,46 +171,33 @@ class Optuna(_SamplingSearcher):
 
 
 class _OptunaSearch:
-    """An Optuna study in which every suggestion has its own seed."""
+    """An Optuna study of recipe keys."""
 
     is_waiting = False
 
     def __init__(self, settings: Optuna, space: Space, mode: Mode) -> None:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        direction: Any = "maximize" if mode == "max" else "minimize"
-        self._optuna: Any = optuna
-        self._study: Any = optuna.create_study(direction=direction)
+        self._study = Study(
+            ["maximize" if mode == "max" else "minimize"],
+            sampler("TPESampler", n_startup_trials=settings.num_random, constant_liar=True),
+            seed=settings.seed,
+        )
         self._settings, self._space = settings, space
-        self._trials: list[Any] = []
 
     def ask(self) -> Keys | None:
-        number = len(self._trials)
-        if number == self._settings.num_trials:
+        if len(self._study) == self._settings.num_trials:
             return None
-        self._study.sampler = self._optuna.samplers.TPESampler(
-            # A seed per trial, so that the suggestion does not depend on the number of restarts.
-            seed=self._settings.seed * 1_000_003 + number,
-            n_startup_trials=self._settings.num_random,
-            constant_liar=True,
+        return self._study.ask(
+            lambda trial: {key: choice.suggest(trial, key) for key, choice in self._space.items()}
         )
-        trial = self._study.ask()
-        self._trials.append(trial)
-        return {key: choice.suggest(trial, key) for key, choice in self._space.items()}
 
     def tell(self, number: int, value: float | None) -> None:
-        states = self._optuna.trial.TrialState
-        if value is None:
-            self._study.tell(self._trials[number], state=states.FAIL)
-        else:
-            self._study.tell(self._trials[number], value)
+        self._study.tell(number, value)
 
     def replay(self, keys: Keys) -> None:
         known: dict[str, Any] = {}
         for key, choice in self._space.items():
             known |= _optuna_values(choice, key, keys[key])
-        self._study.enqueue_trial(known)
+        self._study.enqueue(known)
         self.ask()
 
 

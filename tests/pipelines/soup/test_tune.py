@@ -12,7 +12,7 @@ from consomme.base.errors import CheckpointError, ClusterError, DataError
 from consomme.evaluate.guards import Guard
 from consomme.pipelines.soup.candidates import CandidateCache
 from consomme.pipelines.soup.tune import CandidateSource, tune_searches
-from consomme.soup.search import GreedySoup, MaximumSoup, UniformSoup
+from consomme.soup.selections import GreedySoup, MaximumSoup, UniformSoup
 from consomme.storage.ledger.run_folder import RunFolder
 
 SCORES = {(0,): 0.5, (1,): 0.7, (2,): 0.6, (1, 2): 0.75, (0, 1, 2): 0.72}

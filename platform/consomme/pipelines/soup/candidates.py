@@ -13,10 +13,7 @@ from consomme.evaluate.guards import Guard, GuardFinding, judge_guard
 from consomme.evaluate.names import benchmark_name
 from consomme.pipelines.evaluate.answers import Answers
 from consomme.pipelines.evaluate.in_memory import AnswerCache
-
-Selection = tuple[int, ...]
-"""A candidate soup: indices of its ingredients, ascending. The index after the last ingredient,
-alone, is the base that guards compare with."""
+from consomme.soup.blends import Blend, Candidate, Grouping, TensorGroups
 
 CHOICE = 0
 """Number of the benchmark that chooses."""
@@ -39,6 +36,7 @@ class CandidateCache:
         base_hash: str | None = None,
         shares_answers: Sequence[bool] | None = None,
         method: Sequence[Any] = (),
+        groups: Mapping[Grouping, TensorGroups] | None = None,
     ) -> None:
         """Open the cache.
 
@@ -53,16 +51,17 @@ class CandidateCache:
                 that both may share its answers. It does if it differs from the first one, in whose
                 engine candidates answer, in nothing but its weights. None: all do.
             method: What else decides how candidates are mixed; nothing for an average.
+            groups: What the groupings of blends mean for these models.
         """
-        self._method = method
+        self._method, self.groups = method, dict(groups or {})
         self._cache, self.ingredient_hashes = AnswerCache(cache_url, {}), ingredient_hashes
         self.guards, self.base_hash = tuple(guards), base_hash
         self.nodes = [benchmark, *(guard.benchmark for guard in guards), *report]
         self.num_choosing = 1 + len(self.guards)
         self._shares = shares_answers or [True] * len(ingredient_hashes)
-        self._answers: dict[tuple[Selection, int], Answers] = {}
-        self._scores: dict[Selection, float] = {}
-        self._findings: dict[Selection, list[GuardFinding]] = {}
+        self._answers: dict[tuple[Candidate, int], Answers] = {}
+        self._scores: dict[Candidate, float] = {}
+        self._findings: dict[Candidate, list[GuardFinding]] = {}
         self.num_scored = 0
 
     @property
@@ -76,8 +75,8 @@ class CandidateCache:
         return list(range(self.num_choosing, len(self.nodes)))
 
     @property
-    def base(self) -> Selection | None:
-        """The base as a selection of its own."""
+    def base(self) -> Candidate | None:
+        """The base that guards compare with: a selection of the index after the last one."""
         return None if self.base_hash is None else (len(self.ingredient_hashes),)
 
     @cached_property
@@ -97,83 +96,130 @@ class CandidateCache:
         """Return a benchmark's name in tables."""
         return benchmark_name(self.nodes[number])
 
-    def _model(self, selection: Selection) -> str:
+    def _model(self, candidate: Candidate) -> str:
         """Return the hash of a candidate's content."""
-        if selection == self.base:
+        if candidate == self.base:
             assert self.base_hash is not None
             return self.base_hash
+        if isinstance(candidate, Blend):
+            return self._blended(candidate)
         # Other methods change a model that is mixed alone, too.
-        if len(selection) == 1 and self._shares[selection[0]] and not self._method:
-            return self.ingredient_hashes[selection[0]]
-        shares = [1 / len(selection)] * len(selection)
-        hashes = [self.ingredient_hashes[k] for k in selection]
+        if len(candidate) == 1 and self._shares[candidate[0]] and not self._method:
+            return self.ingredient_hashes[candidate[0]]
+        shares = [1 / len(candidate)] * len(candidate)
+        hashes = [self.ingredient_hashes[k] for k in candidate]
         return soup_content_hash(hashes, shares, self._method)
 
-    def get(self, selection: Selection, number: int) -> Answers | None:
+    def _blended(self, candidate: Blend) -> str:
+        """Return the hash of a blend's content."""
+        shares_GN = candidate.shares()
+        if len(shares_GN) == 1:
+            return soup_content_hash(self.ingredient_hashes, shares_GN[0], self._method)
+        groups = ["groups", self.groups[candidate.grouping].version]
+        shares_NG = list(zip(*shares_GN, strict=True))
+        return soup_content_hash(self.ingredient_hashes, shares_NG, [*self._method, *groups])
+
+    def get(self, candidate: Candidate, number: int) -> Answers | None:
         """Return the answers of a candidate if this run or another one has asked it."""
-        if (selection, number) not in self._answers:
+        if (candidate, number) not in self._answers:
             stored = self._cache.get(
-                self._model(selection), self.nodes[number], self._described[number]
+                self._model(candidate), self.nodes[number], self._described[number]
             )
             if stored is not None:
-                self._answers[selection, number] = stored
-        return self._answers.get((selection, number))
+                self._answers[candidate, number] = stored
+        return self._answers.get((candidate, number))
 
-    def missing(self, selection: Selection, numbers: Sequence[int]) -> list[int]:
+    def missing(self, candidate: Candidate, numbers: Sequence[int]) -> list[int]:
         """Return those of some benchmarks that a candidate has not answered."""
-        return [number for number in numbers if self.get(selection, number) is None]
+        return [number for number in numbers if self.get(candidate, number) is None]
 
-    def put(self, selection: Selection, answers: Mapping[int, Answers]) -> None:
+    def put(self, candidate: Candidate, answers: Mapping[int, Answers]) -> None:
         """Store new answers, by the number of their benchmark."""
         self.num_scored += CHOICE in answers
         # At once: the searches look from another thread.
-        self._answers |= {(selection, number): given for number, given in answers.items()}
+        self._answers |= {(candidate, number): given for number, given in answers.items()}
         for number, given in answers.items():
             self._cache.put(
-                self._model(selection), self.nodes[number], self._described[number], given
+                self._model(candidate), self.nodes[number], self._described[number], given
             )
 
-    def figures(self, selection: Selection, number: int) -> dict[str, float]:
+    def figures(self, candidate: Candidate, number: int) -> dict[str, float]:
         """Return the figures of a candidate that has answered."""
-        return self.benchmarks[number].measure(self._answered(selection, number))
+        return self.benchmarks[number].measure(self._answered(candidate, number))
 
     @property
     def main_figures(self) -> dict[str, str]:
         """Name of the main figure of each benchmark that only reports."""
         return {self.name(k): main_figure(self.benchmarks[k]) for k in self.reporting}
 
-    def score(self, selection: Selection) -> float:
+    def score(self, candidate: Candidate) -> float:
         """Return the main figure of a candidate that has answered."""
-        if selection not in self._scores:
-            self._scores[selection] = next(iter(self.figures(selection, CHOICE).values()))
-        return self._scores[selection]
+        if candidate not in self._scores:
+            self._scores[candidate] = next(iter(self.figures(candidate, CHOICE).values()))
+        return self._scores[candidate]
 
-    def findings(self, selection: Selection) -> list[GuardFinding]:
+    def findings(self, candidate: Candidate) -> list[GuardFinding]:
         """Return what a candidate has kept of each guard's benchmark."""
-        if selection not in self._findings:
+        if candidate not in self._findings:
             base = self.base
             assert base is not None or not self.guards
-            self._findings[selection] = [
+            self._findings[candidate] = [
                 judge_guard(
                     guard,
                     self.name(number),
                     self._answered(base or (), number),
-                    self._answered(selection, number),
+                    self._answered(candidate, number),
                     self.benchmarks[number],
                 )
                 for number, guard in enumerate(self.guards, 1)
             ]
-        return self._findings[selection]
+        return self._findings[candidate]
 
-    def passes(self, selection: Selection) -> bool:
+    def passes(self, candidate: Candidate) -> bool:
         """Whether a candidate has lost no more than the guards allow."""
-        return all(finding.passes for finding in self.findings(selection))
+        return all(finding.passes for finding in self.findings(candidate))
 
-    def guarded_score(self, selection: Selection) -> float:
+    @cached_property
+    def objective_names(self) -> tuple[str, ...]:
+        """Names of what is to be as high as possible.
+
+        The main figure of the benchmark that chooses, or of each of its parts if it is `weighted`;
+        and that of each guard's.
+        """
+        parts = self.nodes[CHOICE].get("parts")
+        nodes = [part["benchmark"] for part in parts] if parts else [self.nodes[CHOICE]]
+        names = [*map(benchmark_name, nodes), *(self.name(k) for k in self.choosing[1:])]
+        return tuple(
+            f"{name} ({k})" if names.count(name) > 1 else name for k, name in enumerate(names)
+        )
+
+    def objectives(self, candidate: Candidate) -> tuple[float, ...]:
+        """Return the figures of a candidate that has answered; see `objective_names`."""
+        figures = self.figures(candidate, CHOICE)
+        num_parts = len(self.objective_names) - len(self.guards)
+        if num_parts == 1:
+            found = [self.score(candidate)]
+        else:
+            # Figures of a part are named `PART/FIGURE`, the main one first.
+            firsts = ((k, name) for k in range(num_parts) for name in figures)
+            mains: dict[int, float] = {}
+            for k, name in firsts:
+                if name.startswith(f"{k}/"):
+                    mains.setdefault(k, figures[name])
+            found = [mains[k] for k in range(num_parts)]
+        for number in self.choosing[1:]:
+            found.append(next(iter(self.figures(candidate, number).values())))
+        return tuple(found)
+
+    def worth(self, candidate: Candidate) -> float:
+        """Return a finite score: that of a candidate that lost too much is lowered by 1."""
+        return self.score(candidate) - (not self.passes(candidate))
+
+    def guarded_score(self, candidate: Candidate) -> float:
         """Return the score of a candidate; minus infinity if it has lost too much."""
-        return self.score(selection) if self.passes(selection) else -math.inf
+        return self.score(candidate) if self.passes(candidate) else -math.inf
 
-    def _answered(self, selection: Selection, number: int) -> Sequence[str]:
-        found = self.get(selection, number)
-        assert found is not None, f"{selection} has not answered benchmark {number}"
+    def _answered(self, candidate: Candidate, number: int) -> Sequence[str]:
+        found = self.get(candidate, number)
+        assert found is not None, f"{candidate} has not answered benchmark {number}"
         return found.texts

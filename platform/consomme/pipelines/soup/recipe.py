@@ -78,7 +78,7 @@ class SoupRecipe(Checked):
     """How patient the run is with its storage."""
 
     searches: tuple[dict[str, Any], ...] = strategy(
-        "consomme.soup.search:SEARCHES", default=DEFAULT_SEARCHES
+        "consomme.soup.searches:SEARCHES", default=DEFAULT_SEARCHES
     )
     """Ways to choose ingredients; the best result of all becomes the soup."""
 
@@ -97,6 +97,16 @@ class SoupRecipe(Checked):
     def _has_searches(self) -> Iterator[str]:
         if not self.searches:
             yield "searches: found none, expected at least one {name: …}"
+        names = [str(one["name"]) for one in self.searches]
+        for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+            yield f"searches: found {name} {names.count(name)} times, whose soups have one name"
+        if self.benchmark is None:
+            return
+        if "nsga2" in names and not (self.guards or self.benchmark["name"] == "weighted"):
+            yield (
+                "searches: found nsga2 with one objective; give it several as guards, or as a"
+                " benchmark {name: weighted, parts: […]}"
+            )
 
     @rule
     def _guards_have_a_base(self) -> Iterator[str]:
@@ -116,7 +126,7 @@ class SoupRecipe(Checked):
     def _nothing_measured_without_benchmark(self) -> Iterator[str]:
         if self.benchmark is not None:
             if self.weights:
-                yield "weights: found some with a benchmark, but searches mix in equal parts"
+                yield "weights: found some with a benchmark, by which searches choose them"
             return
         if self.guards or self.report:
             yield (

@@ -107,5 +107,5 @@ def _mixed(run: Run[SoupInputs], mixer: SoupWriter, opened: Sequence[Ingredient]
             "method": recipe.method,
         },
         outputs={"model": "model"},
-        written=mixer.write("model", opened, weights),
+        written=mixer.write("model", mixer.mix(opened, weights)),
     )

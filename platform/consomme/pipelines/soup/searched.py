@@ -13,8 +13,11 @@ from consomme.execution.session import ray_session
 from consomme.pipelines.soup.candidates import CHOICE, CandidateCache
 from consomme.pipelines.soup.tune import tune_searches
 from consomme.pipelines.soup.writer import SoupInputs, SoupWriter
+from consomme.soup.blends import WHOLE, Blend, Candidate, Grouping, TensorGroups
+from consomme.soup.groups import tensor_groups
 from consomme.soup.ingredients import Ingredient
-from consomme.soup.search import SEARCHES, SoupResult
+from consomme.soup.search import SoupResult, SoupSearch
+from consomme.soup.searches import SEARCHES
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import model_content_hash
 from consomme.storage.stores.open import absolute_url
@@ -34,6 +37,8 @@ def search_soups(run: Run[SoupInputs], mixer: SoupWriter, opened: Sequence[Ingre
     labels = list(recipe.models)
     mixer.mix(opened)
     frames = [model_content_hash(one.folder, has_weights=False) for one in opened]
+    searches = {str(n["name"]): SEARCHES.build(n, "searches") for n in recipe.searches}
+    groups = _groups(searches, opened[0])
     cache = CandidateCache(
         join_url(recipe.root, "cache"),
         hashes,
@@ -43,8 +48,8 @@ def search_soups(run: Run[SoupInputs], mixer: SoupWriter, opened: Sequence[Ingre
         base_hash=run.resolved.base_hash if recipe.guards else None,
         shares_answers=[frame == frames[0] for frame in frames],
         method=_method(run),
+        groups=groups,
     )
-    searches = {str(n["name"]): SEARCHES.build(n, "searches") for n in recipe.searches}
     with ray_session():
         outcome = tune_searches(
             searches,
@@ -57,17 +62,16 @@ def search_soups(run: Run[SoupInputs], mixer: SoupWriter, opened: Sequence[Ingre
         )
     results, best = outcome.results, outcome.best
     written: dict[str, FileSum] = {}
-    for name, result in results.items():
-        written |= mixer.write(f"{name}/model", [opened[k] for k in result.chosen])
-    written |= mixer.write("model", [opened[k] for k in results[best].chosen])
+    soups = {f"{name}/model": result.soup for name, result in results.items()}
+    for path, candidate in {**soups, "model": results[best].soup}.items():
+        written |= mixer.write(path, mixer.mix_candidate(opened, candidate, groups))
     singles = {
         labels[k]: cache.score((k,))
         for k in range(len(labels))
         if not cache.missing((k,), cache.choosing)
     }
     metrics = {
-        f"soup/{name}_score_fraction": cache.score(result.chosen)
-        for name, result in results.items()
+        f"soup/{name}_score_fraction": cache.score(result.soup) for name, result in results.items()
     }
     if singles:
         metrics["soup/best_single_score_fraction"] = max(singles.values())
@@ -82,7 +86,7 @@ def search_soups(run: Run[SoupInputs], mixer: SoupWriter, opened: Sequence[Ingre
             "best": best,
             "singles": singles,
             "labels": labels,
-            "searches": {name: _told(result, cache) for name, result in results.items()},
+            "searches": {name: _told(result, cache, labels) for name, result in results.items()},
             "chosen_by": cache.name(CHOICE),
             **({"report": reported, "main_figures": cache.main_figures} if reported else {}),
             **({"ignores_guards": outcome.ignores_guards} if recipe.guards else {}),
@@ -93,7 +97,13 @@ def search_soups(run: Run[SoupInputs], mixer: SoupWriter, opened: Sequence[Ingre
     )
 
 
-def _told(result: SoupResult, cache: CandidateCache) -> dict[str, Any]:
+def _groups(searches: Mapping[str, SoupSearch], first: Ingredient) -> dict[Grouping, TensorGroups]:
+    """Return what the groupings of the searches mean for these models."""
+    asked = {getattr(search, "grouping", WHOLE) for search in searches.values()} - {WHOLE}
+    return {one: tensor_groups(first.folder, first.tensors, one) for one in sorted(asked)}
+
+
+def _told(result: SoupResult, cache: CandidateCache, labels: Sequence[str]) -> dict[str, Any]:
     """Return a search's result as plain values, with scores as they were measured.
 
     To the search, a candidate that lost more than a guard allows has a score of minus infinity.
@@ -101,21 +111,44 @@ def _told(result: SoupResult, cache: CandidateCache) -> dict[str, Any]:
     trace = [
         {
             **asdict(step),
-            "score": cache.score(step.members),
+            "score": cache.score(step.scored),
             "best_before": step.best_before if _is_finite(step.best_before) else None,
-            **({} if cache.passes(step.members) else {"fails_guards": True}),
+            **({} if cache.passes(step.scored) else {"fails_guards": True}),
         }
         for step in result.trace
     ]
     told = {
         **asdict(result),
-        "score": cache.score(result.chosen),
+        "shares": _shares(result.soup, cache, labels),
+        "front": [
+            {
+                "objectives": dict(zip(cache.objective_names, cache.objectives(one), strict=True)),
+                "shares": _shares(one, cache, labels),
+                "passes_guards": cache.passes(one),
+            }
+            for one in result.front
+        ],
+        "score": cache.score(result.soup),
         "single_scores": {k: cache.score((k,)) for k in result.single_scores},
         "trace": trace,
     }
     if cache.guards:
-        told["guards"] = [finding.plain() for finding in cache.findings(result.chosen)]
+        told["guards"] = [finding.plain() for finding in cache.findings(result.soup)]
     return told
+
+
+def _shares(
+    candidate: Candidate, cache: CandidateCache, labels: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Return the shares of the ingredients by part of the model and label."""
+    if not isinstance(candidate, Blend):
+        return {"model": {labels[k]: 1 / len(candidate) for k in candidate}}
+    is_whole = candidate.grouping == WHOLE
+    names = ("model",) if is_whole else cache.groups[candidate.grouping].names
+    return {
+        name: {label: share for label, share in zip(labels, shares, strict=True) if share}
+        for name, shares in zip(names, candidate.shares(), strict=True)
+    }
 
 
 def _is_finite(value: float | None) -> bool:
@@ -126,7 +159,7 @@ def _reported(
     cache: CandidateCache, results: Mapping[str, SoupResult]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return figures by model and benchmark of those that only report; empty without any."""
-    models = {name: result.chosen for name, result in results.items()}
+    models: dict[str, Candidate] = {name: result.soup for name, result in results.items()}
     for result in results.values():
         if result.best_single:
             models["best_single"] = (result.best_single[0],)

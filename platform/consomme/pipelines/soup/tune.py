@@ -18,14 +18,15 @@ from consomme.evaluate.guards import refusal
 from consomme.execution.session import num_cpus
 from consomme.execution.tune import run_trials
 from consomme.pipelines.evaluate.answers import Answers
-from consomme.pipelines.soup.candidates import CandidateCache, Selection
+from consomme.pipelines.soup.candidates import CandidateCache
 from consomme.pipelines.soup.worker import ANSWERS, CandidateRunner
+from consomme.soup.blends import Candidate, Grouping, from_plain, plain
 from consomme.soup.search import SoupResult, SoupSearch
 from consomme.storage.ledger.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-_Asked = tuple[Selection, tuple[int, ...]]
+_Asked = tuple[Candidate, tuple[int, ...]]
 """A candidate, and the numbers of the benchmarks that it is asked."""
 
 
@@ -58,7 +59,7 @@ class CandidateSource:
         """
         self.is_finished = False
         self.progress: Progress | None = None
-        self._num_ingredients, self._cache = num_ingredients, cache
+        self._num_ingredients, self.cache = num_ingredients, cache
         self._requests: Queue[list[_Asked] | None] = Queue()
         """Candidates to ask, as many at a time as can be asked in parallel; None at the end."""
 
@@ -76,9 +77,9 @@ class CandidateSource:
             self._receive()
         if not self._waiting:
             return None
-        selection, numbers = self._waiting.popleft()
+        candidate, numbers = self._waiting.popleft()
         self._num_running += 1
-        return {"selection": list(selection), "numbers": list(numbers)}
+        return {**plain(candidate), "numbers": list(numbers)}
 
     def _receive(self) -> None:
         asked = self._requests.get()
@@ -88,15 +89,15 @@ class CandidateSource:
     def tell(self, config: dict[str, Any], result: Mapping[str, Any] | None) -> None:
         """Pass the answers of a candidate to the search that waits for them."""
         self._num_running -= 1
-        selection = tuple(config["selection"])
-        asked = (selection, tuple(config["numbers"]))
+        candidate = from_plain(config)
+        asked = (candidate, tuple(config["numbers"]))
         if result is None or ANSWERS not in result:
-            failure = ClusterError(f"scoring {selection} failed; see the worker's log")
+            failure = ClusterError(f"scoring {candidate} failed; see the worker's log")
             self._answered[asked].set_exception(failure)
             return
         answers = json.loads(result[ANSWERS])
-        self._cache.put(
-            selection, {int(number): Answers.from_dict(given) for number, given in answers.items()}
+        self.cache.put(
+            candidate, {int(number): Answers.from_dict(given) for number, given in answers.items()}
         )
         if self.progress is not None:
             self.progress.advance()
@@ -118,9 +119,9 @@ class CandidateSource:
         try:
             outcome = self._searched(searches)
             singles = [one.best_single for one in outcome.results.values() if one.best_single]
-            reported = [one.chosen for one in outcome.results.values()]
+            reported: list[Candidate] = [one.soup for one in outcome.results.values()]
             reported += [(number,) for number, _ in singles]
-            self._ask([(one, self._cache.reporting) for one in reported])
+            self._ask([(one, self.cache.reporting) for one in reported])
             self._outcome.set_result(outcome)
         except BaseException as error:  # noqa: BLE001 - raised again by `outcome`
             self._outcome.set_exception(error)
@@ -132,39 +133,42 @@ class CandidateSource:
         Raises:
             DataError: Nothing passes, and a guard refuses that.
         """
-        cache, count = self._cache, self._num_ingredients
-        score = _AskedScores(self._measure, cache.guarded_score, self._measure_ahead)
+        cache, count = self.cache, self._num_ingredients
+        score = AskedScores(self, cache.guarded_score)
         results = {name: search(count, score) for name, search in searches.items()}
         best = max(results, key=lambda name: results[name].score)
-        if cache.passes(results[best].chosen):
+        if cache.passes(results[best].soup):
             return SearchOutcome(results=results, best=best)
-        score = _AskedScores(self._measure, cache.score, self._measure_ahead)
+        score = AskedScores(self, cache.score)
         results = {name: search(count, score) for name, search in searches.items()}
         best = max(results, key=lambda name: results[name].score)
-        findings = cache.findings(results[best].chosen)
+        findings = cache.findings(results[best].soup)
         if problem := refusal(cache.guards, [one.plain() for one in findings]):
             raise DataError(problem)
         for finding in findings:
             logger.warning("soup: no candidate passes: %s", finding.line)
         return SearchOutcome(results=results, best=best, ignores_guards=True)
 
-    def _measure_ahead(self, selections: Sequence[Selection]) -> None:
+    def measure_ahead(self, candidates: Sequence[Candidate]) -> None:
         """Have candidates answer what chooses, and do not wait for them."""
-        self._ask([(one, self._cache.choosing) for one in selections], needed=())
+        self._ask([(one, self.cache.choosing) for one in candidates], needed=())
 
-    def _measure(self, selection: Selection) -> None:
+    def measure(self, candidate: Candidate) -> None:
         """Have a candidate answer what chooses; with the first single, all of them and the base."""
-        choosing, base = self._cache.choosing, self._cache.base
-        singles = [(k,) for k in range(self._num_ingredients)] if len(selection) == 1 else []
-        wanted = [(one, choosing) for one in dict.fromkeys([selection, *singles])]
+        choosing, base = self.cache.choosing, self.cache.base
+        is_single = isinstance(candidate, tuple) and len(candidate) == 1
+        singles = [(k,) for k in range(self._num_ingredients)] if is_single else []
+        wanted: list[tuple[Candidate, Sequence[int]]] = [
+            (one, choosing) for one in dict.fromkeys([candidate, *singles])
+        ]
         if base is not None:
             wanted.append((base, choosing[1:]))
-        self._ask(wanted, needed=(selection, base))
+        self._ask(wanted, needed=(candidate, base))
 
     def _ask(
         self,
-        wanted: Iterable[tuple[Selection, Sequence[int]]],
-        needed: Sequence[Selection | None] | None = None,
+        wanted: Iterable[tuple[Candidate, Sequence[int]]],
+        needed: Sequence[Candidate | None] | None = None,
     ) -> None:
         """Have candidates answer what they have not answered yet, in parallel.
 
@@ -173,9 +177,9 @@ class CandidateSource:
             needed: Those to wait for; None waits for all.
         """
         asked = [
-            (selection, tuple(missing))
-            for selection, numbers in dict.fromkeys((one, tuple(n)) for one, n in wanted)
-            if (missing := self._cache.missing(selection, numbers))
+            (candidate, tuple(missing))
+            for candidate, numbers in dict.fromkeys((one, tuple(n)) for one, n in wanted)
+            if (missing := self.cache.missing(candidate, numbers))
         ]
         new = [one for one in asked if one not in self._answered]
         if new:
@@ -187,16 +191,32 @@ class CandidateSource:
 
 
 @dataclass(frozen=True)
-class _AskedScores:
-    """The score of a candidate, which is asked when it is needed or before."""
+class AskedScores:
+    """The score of a candidate, which is asked when it is needed or before; see `CachedScores`."""
 
-    measure: Callable[[Selection], None]
-    score: Callable[[Selection], float]
-    ahead: Callable[[Sequence[Selection]], None]
+    source: CandidateSource
+    score: Callable[[Candidate], float]
 
-    def __call__(self, selection: Selection) -> float:
-        self.measure(selection)
-        return self.score(selection)
+    def __call__(self, candidate: Candidate) -> float:
+        """Return the score of a candidate; waits until it has answered."""
+        self.source.measure(candidate)
+        return self.score(candidate)
+
+    def ahead(self, candidates: Sequence[Candidate]) -> None:
+        """Have candidates answer at the same time."""
+        self.source.measure_ahead(candidates)
+
+    def worth(self, candidate: Candidate) -> float:
+        """Return a finite score."""
+        return self.source.cache.worth(candidate)
+
+    def objectives(self, candidate: Candidate) -> tuple[float, ...]:
+        """Return what is to be as high as possible."""
+        return self.source.cache.objectives(candidate)
+
+    def num_groups(self, grouping: Grouping) -> int:
+        """Return how many groups of tensors may have shares of their own."""
+        return len(self.source.cache.groups[grouping].names)
 
 
 def tune_searches(
@@ -246,6 +266,7 @@ def tune_searches(
                     "run_folder": run_folder,
                     "base": base,
                     "base_hash": cache.base_hash,
+                    "groups": cache.groups,
                     **(how or {}),
                 },
                 resources={"CPU": 0.9, "GPU": 1.0 if num_gpus else 0.0},

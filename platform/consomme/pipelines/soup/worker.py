@@ -1,4 +1,4 @@
-"""Ask candidate soups in a Ray actor: average in memory, then answer benchmarks."""
+"""Ask candidate soups in a Ray actor: mix in memory, then answer benchmarks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from consomme.pipelines.evaluate.in_memory import InMemoryAnswerer
 from consomme.pipelines.soup.opening import open_models
+from consomme.soup.blends import Candidate, Grouping, TensorGroups, from_plain
 from consomme.soup.methods import METHODS
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import model_folder
@@ -31,6 +32,7 @@ class CandidateRunner:
         base_hash: str | None = None,
         method: Mapping[str, Any] | None = None,
         dtype: str | None = None,
+        groups: Mapping[Grouping, TensorGroups] | None = None,
     ) -> None:
         """Open the ingredients; all have the architecture of the first one.
 
@@ -43,6 +45,7 @@ class CandidateRunner:
             base_hash: Of its content.
             method: Registry node of how weights are mixed; None: averaged.
             dtype: Of the mixed weights, in notation of safetensors; None: as they are stored.
+            groups: What the groupings of blends mean for these models.
         """
         # Labels decide the order of sums and what is drawn, here as where a soup is written.
         opened = open_models(models, base)
@@ -51,11 +54,11 @@ class CandidateRunner:
         self.answerer = InMemoryAnswerer(
             str(self.ingredients[0].folder), model_hash=model_hash, template={}, run=run_folder
         )
-        self.dtype = dtype
+        self.dtype, self.groups = dtype, dict(groups or {})
         self.method = METHODS.build(method or {"name": "average"})
         self.origin = opened.base_of(self.method)
         self.nodes, self.base, self.base_hash = benchmarks, base, base_hash
-        self.selection: list[int] = []
+        self.candidate: Candidate = ()
         self.numbers: list[int] = []
 
     @cached_property
@@ -66,11 +69,11 @@ class CandidateRunner:
         return [BENCHMARKS.build(node) for node in self.nodes]
 
     def start(self, config: dict[str, Any]) -> None:
-        """Take from `config` the `selection` of ingredients, and `numbers` of benchmarks."""
-        self.selection, self.numbers = config["selection"], config["numbers"]
+        """Take the candidate from `config`, as `plain` wrote it, and `numbers` of benchmarks."""
+        self.candidate, self.numbers = from_plain(config), config["numbers"]
 
     def step(self) -> dict[str, Any]:
-        """Average the selected ingredients and let the result answer."""
+        """Mix the candidate and let it answer."""
         answerer = self._opened()
         answers = {
             number: answerer.answer(self.benchmarks[number]).to_dict() for number in self.numbers
@@ -80,7 +83,7 @@ class CandidateRunner:
     def _opened(self) -> InMemoryAnswerer:
         from consomme.soup.mixing import ModelMix, mixed_tensors
 
-        if self.selection == [len(self.ingredients)]:
+        if self.candidate == (len(self.ingredients),):
             assert self.base is not None
             assert self.base_hash is not None
             # It may have another dtype, tokenizer or template than what was made of it.
@@ -90,8 +93,14 @@ class CandidateRunner:
                 template={},
                 run=self.run_folder,
             )
-        chosen = [self.ingredients[k] for k in self.selection]
-        mix = ModelMix.of(chosen, method=self.method, base=self.origin, dtype=self.dtype)
+        mix = ModelMix.of_candidate(
+            self.ingredients,
+            self.candidate,
+            self.groups,
+            method=self.method,
+            base=self.origin,
+            dtype=self.dtype,
+        )
         self.answerer.load_weights(lambda: dict(mixed_tensors(mix)))
         return self.answerer
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from consomme.base.manifest import FileSum
 from consomme.pipelines.soup.opening import OpenedModels
 from consomme.pipelines.soup.recipe import SoupRecipe
+from consomme.soup.blends import Candidate, Grouping, TensorGroups
 from consomme.soup.ingredients import Ingredient
 from consomme.soup.methods import METHODS, MixMethod
 from consomme.soup.mixing import STORED_AS, ModelMix
@@ -66,11 +67,19 @@ class SoupWriter:
         """
         return ModelMix.of(chosen, weights, method=self.method, base=self.base, dtype=self.dtype)
 
-    def write(
-        self, path: str, chosen: Sequence[Ingredient], weights: Sequence[float] | None = None
-    ) -> dict[str, FileSum]:
+    def mix_candidate(
+        self,
+        opened: Sequence[Ingredient],
+        candidate: Candidate,
+        groups: Mapping[Grouping, TensorGroups],
+    ) -> ModelMix:
+        """Return how a candidate is mixed that a search chose among ingredients."""
+        return ModelMix.of_candidate(
+            opened, candidate, groups, method=self.method, base=self.base, dtype=self.dtype
+        )
+
+    def write(self, path: str, mix: ModelMix) -> dict[str, FileSum]:
         """Write a soup and return the sums of its files."""
-        mix = self.mix(chosen, weights)
         with output_folder(self.folder.store, path) as output:
             folder = output.folder / path
             folder.parent.mkdir(parents=True, exist_ok=True)
