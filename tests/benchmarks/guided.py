@@ -19,7 +19,7 @@ from typing import Any
 NANO = "package://models/nano"
 BATCHES = (1, 8, 32)
 TOKENS = 32
-ROUNDS = 7
+ROUNDS = 5
 SEEDS = (910_000, 920_000, 930_000)
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "plain": None,
@@ -33,12 +33,12 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "blur": {"alpha": 1, "mask": "blur"},
 }
 SETS: dict[str, dict[str, Any]] = {
-    "questions": {"name": "scene_questions", "num": 60, "style": "outline"},
-    "spatial": {"name": "scene_spatial", "num": 60, "style": "outline"},
-    "negatives": {"name": "scene_negatives", "num": 150, "style": "outline"},
-    "places": {"name": "scene_places", "num": 40, "style": "outline"},
+    "questions": {"name": "scene_questions", "num": 20, "style": "outline"},
+    "spatial": {"name": "scene_spatial", "num": 20, "style": "outline"},
+    "negatives": {"name": "scene_negatives", "num": 60, "style": "outline"},
+    "places": {"name": "scene_places", "num": 15, "style": "outline"},
 }
-NEGATIVES_OF = 2_000
+NEGATIVES_OF = 5_000
 
 
 def speed_rows() -> Iterator[dict[str, Any]]:

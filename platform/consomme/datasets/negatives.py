@@ -192,6 +192,12 @@ def _shuffle_trigrams(tokens: list[str], rng: random.Random, _: Words) -> list[s
     return [token for part in parts for token in part]
 
 
+def _class_of(token: str) -> str:
+    """Return what an adjective is about, so that a color does not take the place of a size."""
+    word = token.lower()
+    return "color" if word in _COLORS else "measure" if word in _OPPOSITES else "other"
+
+
 def _swap(kind: str) -> Rule:
     """Exchange two different words of a kind, those of two things; words of place stay."""
 
@@ -206,7 +212,9 @@ def _swap(kind: str) -> Rule:
             (a, b)
             for k, a in enumerate(places)
             for b in places[k + 1 :]
-            if tokens[a].lower() != tokens[b].lower() and thing(a) != thing(b)
+            if tokens[a].lower() != tokens[b].lower()
+            and thing(a) != thing(b)
+            and _class_of(tokens[a]) == _class_of(tokens[b])
         ]
         if not pairs:
             return None

@@ -103,11 +103,35 @@ def test_appending_changes_nothing_that_was_there_and_keeps_the_order(turns, ans
 
 def test_recipes_name_them_and_mistakes_are_told():
     assert MERGES.build({"name": "concatenate", "separator": " | "}) == Concatenate(separator=" | ")
-    assert MERGES.names() == ["append_turns", "concatenate", "replace"]
+    assert MERGES.names() == ["append_turns", "concatenate", "hard_negatives", "replace"]
     with pytest.raises(RecipeError, match="did you mean 'concatenate'"):
         MERGES.build({"name": "concatenat"})
     with pytest.raises(RecipeError, match="question: found an empty one"):
         MERGES.build({"name": "append_turns", "question": " "})
+
+
+def test_hard_negatives_ask_for_the_text_among_them():
+    merge = MERGES.build({"name": "hard_negatives", "max_negatives": 2})
+    text = "a red dog left of a blue car"
+    merged = merge(caption_turns("web"), text, answer=0, **ASKED)
+    assert [turn.role for turn in merged] == ["user", "assistant"] * 2
+    assert merged[1].content == text
+    lines = merged[2].content.splitlines()[1:-1]
+    options = {line[0]: line[3:] for line in lines}
+    assert len(options) == len(set(options.values())) == 3
+    assert options[merged[3].content] == text
+    assert merge(caption_turns("other"), text, answer=0, **ASKED) == merged
+    letters = {
+        merge(caption_turns("w"), f"a red dog left of a blue car {k}", answer=0, **ASKED)[3].content
+        for k in range(20)
+    }
+    assert letters == {"A", "B", "C"}
+    # Nothing can be changed: nothing is asked.
+    assert merge(TALK, "yes", answer=2, **ASKED) == Replace()(TALK, "yes", answer=2, **ASKED)
+    with pytest.raises(RecipeError, match="swap_obj"):
+        MERGES.build({"name": "hard_negatives", "kinds": ["swap_object"]})
+    with pytest.raises(RecipeError, match="options"):
+        MERGES.build({"name": "hard_negatives", "question": "which?"})
 
 
 def test_turns_without_an_answer_are_refused():

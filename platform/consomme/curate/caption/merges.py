@@ -7,15 +7,19 @@ answers belong to their questions. Pictures stay where they are.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol
 
+from consomme.base.bounds import PositiveInt
 from consomme.base.checked import Checked, rule
 from consomme.base.errors import DataError
 from consomme.base.registry import Registry
 from consomme.base.sample import ImageRef, Turn, content_of
 from consomme.base.schema import added
+from consomme.base.suggest import did_you_mean
+from consomme.datasets.negatives import NEGATIVES, negatives
 
 Turns = tuple[Turn, ...]
 
@@ -152,6 +156,75 @@ class AppendTurns(Checked):
             *turns[first:],
             Turn(role="user", content=prompt if self.question is None else self.question),
             Turn(role="assistant", content=written),
+        )
+
+    def beside_images(self, document: Turn, written: Mapping[int, str]) -> Turn:
+        """Raise: questions and answers are no part of a document."""
+        raise ValueError("found a document, expected a caption or a conversation")
+
+
+@MERGES.register("hard_negatives")
+@dataclass(frozen=True, kw_only=True)
+class HardNegatives(Checked):
+    """The generated text replaces the original one, and is asked for among hard negatives of it.
+
+    Negatives are made by the rules of consomme/datasets/negatives.py, so now and then one is true
+    as well. Their place among the options is drawn by the text. Source of the idea: NegCLIP, ARO,
+    arXiv 2210.01936, which trains a dual encoder with them.
+    """
+
+    takes_documents: ClassVar[bool] = False
+
+    kinds: tuple[str, ...] = ("swap_obj", "swap_att", "replace_obj", "replace_att", "replace_rel")
+    """Rules; those that cannot change a text are left out, and if none can, nothing is asked."""
+
+    max_negatives: PositiveInt = 3
+    """Negatives beside the text, at most."""
+
+    question: str = "Which of these describes the image?\n{options}\nAnswer with the letter."
+    """What is asked."""
+
+    @rule
+    def _known_rules(self) -> Iterator[str]:
+        for kind in self.kinds:
+            if kind not in NEGATIVES:
+                yield (
+                    f"kinds: unknown rule {kind!r}{did_you_mean(kind, NEGATIVES)}; expected some of"
+                    f" {', '.join(NEGATIVES)}"
+                )
+        if not self.kinds:
+            yield f"kinds: found none, expected some of {', '.join(NEGATIVES)}"
+
+    @rule
+    def _question_holds_options(self) -> Iterator[str]:
+        if "{options}" not in self.question:
+            yield f"question: found no {{options}} in {self.question[:80]!r}"
+
+    def __call__(
+        self, turns: Turns, written: str, *, answer: int, prompt: str, question_for_caption: str
+    ) -> Turns:
+        """Replace the text of the answer, and add a question with options."""
+        replaced = Replace()(
+            turns,
+            written,
+            answer=answer,
+            prompt=prompt,
+            question_for_caption=question_for_caption,
+        )
+        rng = random.Random(written)
+        made = list(negatives(written, written, self.kinds).values())
+        options = [written, *rng.sample(made, min(len(made), self.max_negatives))]
+        if len(options) == 1:
+            return replaced
+        rng.shuffle(options)
+        letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+        lines = "\n".join(f"{a}. {text}" for a, text in zip(letters, options, strict=False))
+        return AppendTurns(question=self.question.replace("{options}", lines))(
+            replaced,
+            letters[options.index(written)],
+            answer=answer,
+            prompt=prompt,
+            question_for_caption=question_for_caption,
         )
 
     def beside_images(self, document: Turn, written: Mapping[int, str]) -> Turn:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from consomme.engines.regions import RegionProblem
     from consomme.evaluate.benchmark import BenchmarkItem
 
-Asked = tuple["BenchmarkItem", "tuple[Image.Image, ...]", str]
+AskedText = tuple["BenchmarkItem", "tuple[Image.Image, ...]", str]
 """A request, its images, and the text that names what regions are looked for."""
 
 
@@ -31,7 +31,7 @@ class Guide:
     num_unguided: int = 0
     """Requests without a region, which the model answers as it is."""
 
-    def __call__(self, asked: Sequence[Asked]) -> list[Contrast | RegionProblem | None]:
+    def __call__(self, asked: Sequence[AskedText]) -> list[Contrast | RegionProblem | None]:
         """Return the contrast of each request; None where the model is not guided."""
         from consomme.engines.contrast import Contrast
         from consomme.engines.regions import RegionQuestion, find_contrasts, open_finder
