@@ -181,3 +181,43 @@ def rows() -> Iterator[dict[str, Any]]:
     yield from negative_rows()
     yield from speed_rows()
     yield from effect_rows()
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Write the study: speed, effects by variant, and the truth of negatives."""
+    values = {row["key"]: row["value"] for row in rows}
+    names = [*SETS, "places_sets_of_4"]
+    text = [f"| masked, alpha | {' | '.join(n.replace('_', ' ') for n in names)} |"]
+    text.append("| --- |" + " --- |" * len(names))
+    for variant in VARIANTS:
+        keys = [f"crg.{name}.{variant}" for name in names]
+        if keys[0] in values:
+            cells = " | ".join(f"{values[key]:.3f}" for key in keys)
+            text.append(f"| {MEANINGS[variant]} | {cells} |")
+    text += ["", "| requests in a batch | guided batch against two generations |", "| --- | --- |"]
+    text += [
+        f"| {size} | {values[f'crg.vs_two_generations_{size}']:.2f} × |"
+        for size in BATCHES
+        if f"crg.vs_two_generations_{size}" in values
+    ]
+    still, unsaid = "crg.negatives.still_true.", "crg.negatives.none_false."
+    text += ["", "| rule | still true | no claim is false |", "| --- | --- | --- |"]
+    text += [
+        f"| `{key.removeprefix(still)}` | {value:.4f} | {values[key.replace(still, unsaid)]:.4f} |"
+        for key, value in values.items()
+        if key.startswith(still)
+    ]
+    return text
+
+
+MEANINGS = {
+    "plain": "nothing: the model as it is",
+    "boxes": "boxes, 1 (the paper)",
+    "boxes_alpha_0.5": "boxes, 0.5",
+    "boxes_alpha_2": "boxes, 2",
+    "first": "the first box only, 1",
+    "hull": "hull of the boxes, 1",
+    "segments": "outlines, 1",
+    "image": "whole image, 1",
+    "blur": "boxes, blurred, 1",
+}

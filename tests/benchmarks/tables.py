@@ -177,6 +177,13 @@ def several_images_table(result: Result) -> list[str]:
     return several_images.table(result["rows"])
 
 
+def guidance_table(result: Result) -> list[str]:
+    """The study of guidance by regions, and of hard negatives."""
+    from tests.benchmarks import guided
+
+    return guided.table(result["rows"])
+
+
 FAMILY_VERBS = {
     "score": "score",
     "anatomy": "parts",
@@ -240,6 +247,11 @@ TABLES: dict[str, Table] = {
         STUDIES / "families.md",
         ("families",),
         lambda r: families_table(r["families"]),
+    ),
+    "guidance-table": (
+        STUDIES / "guidance.md",
+        ("crg",),
+        lambda r: guidance_table(r["crg"]),
     ),
     "several-images-table": (
         STUDIES / "several_images.md",
