@@ -14,7 +14,7 @@ from consomme.models.imports import import_transformers
 from consomme.vision.tiling.grids import CattyTiling, DynamicTiling
 from consomme.vision.tiling.plan import TilePlan, Tiling, TilingRefusedError, with_name
 from consomme.vision.tiling.registry import TILINGS
-from consomme.vision.tiling.whole import NativeTiling, SplitTiling, SquareTiling
+from consomme.vision.tiling.whole import NativeTiling, SplitTiling, SquareTiling, is_sample_split
 
 # Of the authors' code with S = 336 and M = 8: size, grid, resized, strides, tiles.
 CATTY_VECTORS = [
@@ -159,15 +159,22 @@ def test_split_makes_five_pictures_of_one() -> None:
 
 
 def test_which_samples_are_split_depends_on_id_and_seed_alone() -> None:
-    tiling = SplitTiling(probability=0.5)
     names = [f"sample-{number}" for number in range(4000)]
-    split = [tiling.for_sample(name, 7).plan(9, 9).num_tiles == 4 for name in names]
-    assert split == [tiling.for_sample(name, 7).plan(9, 9).num_tiles == 4 for name in names]
+    split = [is_sample_split(name, 7, 0.5) for name in names]
+    assert [is_sample_split(name, 7, 0.5) for name in reversed(names)] == split[::-1]
     assert abs(sum(split) / len(split) - 0.5) < 0.03
-    other = [tiling.for_sample(name, 8).plan(9, 9).num_tiles == 4 for name in names]
+    other = [is_sample_split(name, 8, 0.5) for name in names]
     same = sum(a == b for a, b in zip(split, other, strict=True))
     assert abs(same / len(names) - 0.5) < 0.03
-    assert CattyTiling().for_sample("a", 1) == CattyTiling()
+    assert {is_sample_split(name, 7, 0.0) for name in names} == {False}
+    assert {is_sample_split(name, 7, 1.0) for name in names} == {True}
+
+
+def test_a_tiling_that_splits_can_be_told_not_to() -> None:
+    tiling = SplitTiling(probability=0.5)
+    counts = {is_split: tiling.split_or_not(is_split=is_split) for is_split in (True, False)}
+    assert {key: one.plan(9, 9).num_encoded for key, one in counts.items()} == {True: 5, False: 1}
+    assert CattyTiling().split_or_not(is_split=False) == CattyTiling()
 
 
 EVERY: list[Tiling] = [

@@ -77,6 +77,8 @@ class ChatEncoder:
         *,
         skip_rewritten: bool = False,
         shows_images: bool = True,
+        expands_images: bool = True,
+        image_options: Mapping[str, Any] | None = None,
     ) -> EncodedChat:
         """Encode one conversation that ends with the assistant, or one document.
 
@@ -92,6 +94,9 @@ class ChatEncoder:
                 without their reasoning; `spans` then has no entry for them.
             shows_images: Whether the images are part of it; if not, the same texts are labelled,
                 and `images` may be empty.
+            expands_images: Whether images are prepared; if not, the mark of each stays in the text,
+                for `token_counts`.
+            image_options: Of the image processor, for this conversation; see `tiling.splitting`.
 
         Raises:
             DataError: The text holds a special token, or the template or the tokenizer changes it.
@@ -113,7 +118,14 @@ class ChatEncoder:
                 skip_rewritten=skip_rewritten,
                 shows_images=shows_images,
             )
-        types, token_inputs, pixels = self._processing.process(rendered, shown, images, keys)
+        types, token_inputs, pixels = self._processing.process(
+            rendered,
+            shown,
+            images,
+            keys,
+            expands_images=expands_images,
+            image_options=image_options,
+        )
         recorder = self._processing.recorder
         is_scattered = not is_simple(shown)
         if is_scattered:

@@ -101,8 +101,15 @@ class ConversationProcessor:
         turns: Sequence[Turn],
         images: Sequence[Image.Image],
         keys: Sequence[object] | None,
+        *,
+        expands_images: bool = True,
+        image_options: Mapping[str, Any] | None = None,
     ) -> tuple[list[int], dict[str, Tensor], Pixels | None]:
         """Tokenize a text and prepare its images; `self.recorder` holds the tokens.
+
+        Without `expands_images` the text is tokenized as it is, with the marks of its images.
+        `image_options` are the image processor's; images with keys are kept whatever they are, so
+        keys have to name them too.
 
         Returns:
             Token types, all inputs with a value for each token, and the images.
@@ -111,10 +118,13 @@ class ConversationProcessor:
         order = [index for turn in turns for index in turn.image_indices]
         if not order:
             return self._without_image(rendered, special)
+        if not expands_images:
+            self.recorder([rendered], add_special_tokens=special)
+            return [0] * len(self.recorder.ids), {}, None
         shown = [images[index] for index in order]
         self.image_processor.keys = [None if keys is None else keys[index] for index in order]
         try:
-            with image_errors(shown):
+            with image_errors(shown), self.image_processor.set_to(image_options or {}):
                 output = self._with_images(rendered, shown, special)
         except Exception as error:
             self.check_shows_image(rendered, error)

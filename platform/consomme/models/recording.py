@@ -7,8 +7,9 @@ caption, and for every conversation that shows them.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,21 @@ class CachedImageProcessor:
             output = self._several(images, flat, keys, options)
         self.names = frozenset(output)
         return output
+
+    @contextlib.contextmanager
+    def set_to(self, options: Mapping[str, Any]) -> Iterator[None]:
+        """Set attributes of the image processor for a while.
+
+        Idefics2's processor writes its text by the attribute, whatever a call is given.
+        """
+        before = {name: getattr(self._inner, name) for name in options}
+        try:
+            for name, value in options.items():
+                setattr(self._inner, name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self._inner, name, value)
 
     def _one(self, images: Any, key: object, options: Mapping[str, Any]) -> Any:
         if key is not None and key in self._cache:

@@ -18,13 +18,13 @@ from consomme.base.errors import RecipeError
 from consomme.base.sample import ImageFile, ImageRef, Reject, Sample, Turn
 from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.weights import open_processor
+from consomme.pipelines.train.images import resized_size
 from consomme.pipelines.train.lengths import lengths_of
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
 from consomme.pipelines.train.samples import (
     PreparedSample,
     Preparer,
     encode,
-    resized_size,
     shuffled,
 )
 from consomme.pipelines.train.shorten import shorter_documents, shorter_turns, with_turns

@@ -7,7 +7,6 @@ gives the very numbers that the image processors of transformers compute (their 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,13 +15,15 @@ from PIL import Image
 
 from consomme.models.imports import import_transformers
 from consomme.vision.tiling.plan import TilePlan, Tiling
-from consomme.vision.tiling.registry import TILINGS
+from consomme.vision.tiling.registry import tiling_of
 
 hf = import_transformers()
 _utils = hf.image_utils
+_PilBackend: Any = hf.image_processing_backends.PilBackend
+_ImagesKwargs: Any = hf.processing_utils.ImagesKwargs
 
 
-class TilingImagesKwargs(hf.processing_utils.ImagesKwargs, total=False):  # type: ignore[misc]
+class TilingImagesKwargs(_ImagesKwargs, total=False):  # type: ignore[misc,call-arg]
     """Options of `ConsommeTilingImageProcessor`, beside those of transformers.
 
     Attributes:
@@ -35,7 +36,7 @@ class TilingImagesKwargs(hf.processing_utils.ImagesKwargs, total=False):  # type
     is_split: bool | None
 
 
-class ConsommeTilingImageProcessor(hf.image_processing_backends.PilBackend):  # type: ignore[misc]
+class ConsommeTilingImageProcessor(_PilBackend):  # type: ignore[misc]
     """Cuts pictures by a tiling, and scales and normalizes the tiles.
 
     It returns `pixel_values` of all tiles of all pictures, (tiles, 3, side, side), in the order of
@@ -72,7 +73,8 @@ class ConsommeTilingImageProcessor(hf.image_processing_backends.PilBackend):  # 
                     f"found pixels of {pixels.dtype}, expected whole numbers of 0 to 255 (uint8)"
                 )
             image = Image.fromarray(pixels)
-        return image.convert("RGB")
+        rgb: Image.Image = image.convert("RGB")
+        return rgb
 
     def _preprocess(
         self,
@@ -88,7 +90,7 @@ class ConsommeTilingImageProcessor(hf.image_processing_backends.PilBackend):  # 
         return_tensors: str | None,
         **kwargs: Any,
     ) -> Any:
-        made = _chosen(tiling, is_split)
+        made = tiling_of(tiling, is_split=is_split)
         table = _table(
             rescale_factor if do_rescale else 1.0,
             _three(image_mean) if do_normalize else (0.0, 0.0, 0.0),
@@ -110,7 +112,9 @@ class ConsommeTilingImageProcessor(hf.image_processing_backends.PilBackend):  # 
     def tiling_with(self, images_kwargs: Mapping[str, Any] | None = None) -> Tiling:
         """Return the tiling of pictures that are prepared with these options."""
         given = {k: v for k, v in (images_kwargs or {}).items() if v is not None}
-        return _chosen(given.get("tiling", self.tiling), given.get("is_split", self.is_split))
+        return tiling_of(
+            given.get("tiling", self.tiling), is_split=given.get("is_split", self.is_split)
+        )
 
     def plan(
         self, height: int, width: int, images_kwargs: Mapping[str, Any] | None = None
@@ -123,25 +127,6 @@ class ConsommeTilingImageProcessor(hf.image_processing_backends.PilBackend):  # 
     ) -> int:
         """Return how many pictures are encoded of one of this size; the name is transformers'."""
         return self.plan(height, width, images_kwargs).num_encoded
-
-
-def tiling_of(node: Mapping[str, Any]) -> Tiling:
-    """Build the tiling of a processor's `tiling`.
-
-    Raises:
-        RecipeError: There is no such tiling, or a field is wrong.
-    """
-    return _built(json.dumps(node, sort_keys=True))
-
-
-@functools.lru_cache(maxsize=32)
-def _built(node: str) -> Tiling:
-    return TILINGS.build(json.loads(node), "tiling")
-
-
-def _chosen(node: Mapping[str, Any], is_split: bool | None) -> Tiling:
-    tiling = tiling_of(node)
-    return tiling if is_split is None else tiling.split_or_not(is_split=is_split)
 
 
 def _three(values: float | Sequence[float]) -> tuple[float, ...]:

@@ -13,9 +13,11 @@ from consomme.models.imports import import_transformers
 
 hf = import_transformers()
 _processing = hf.processing_utils
+_ProcessingKwargs: Any = _processing.ProcessingKwargs
+_ProcessorMixin: Any = _processing.ProcessorMixin
 
 
-class TilingProcessorKwargs(_processing.ProcessingKwargs, total=False):  # type: ignore[misc]
+class TilingProcessorKwargs(_ProcessingKwargs, total=False):  # type: ignore[misc,call-arg]
     """Options of a call, as those of LLaVA's processor."""
 
     _defaults = {  # noqa: RUF012 - as in transformers
@@ -23,7 +25,7 @@ class TilingProcessorKwargs(_processing.ProcessingKwargs, total=False):  # type:
     }
 
 
-class ConsommeTilingProcessor(_processing.ProcessorMixin):  # type: ignore[misc]
+class ConsommeTilingProcessor(_ProcessorMixin):  # type: ignore[misc]
     """A tokenizer, and an image processor that cuts pictures by a tiling.
 
     In the text, each picture stands as one `image_token`. It is replaced by `begin_image`; the
@@ -118,7 +120,8 @@ class ConsommeTilingProcessor(_processing.ProcessorMixin):  # type: ignore[misc]
             plan = tiling.plan(width, height)
             counts = [tiling.tokens_of(size, self.tokens_per_tile) for size in plan.sizes]
             # A tokenizer makes the same of one image token between separators as of many.
-            written = self._written(*plan.grid, [1] * len(counts))
+            columns, rows = plan.grid
+            written = self._written(columns, rows, [1] * len(counts))
             ids = self.tokenizer(written, add_special_tokens=False)["input_ids"]
             tokens.append(len(ids) - len(counts) + sum(counts))
             tiles.append(plan.num_encoded)

@@ -24,8 +24,9 @@ def _register() -> None:
     from consomme.models.tiling.processor import ConsommeTilingProcessor
 
     hf = import_transformers()
+    base: Any = hf.PreTrainedConfig
 
-    class ConsommeTilingConfig(hf.PreTrainedConfig):  # type: ignore[misc]
+    class ConsommeTilingConfig(base):  # type: ignore[misc]
         """The key that a registration needs; the processors serve models of any config."""
 
         model_type = "consomme_tiling"

@@ -106,7 +106,9 @@ def _loss(
     collator = Collator(batcher=batcher, chat=chat, layout=layout)
     samples = [
         sample
-        for sample in _samples(recipe, Preparer(recipe, chat, max_positions(model.config)))
+        for sample in _samples(
+            recipe, Preparer(recipe, chat, max_positions(model.config), splits_some=False)
+        )
         if sample.num_images <= 1 or check.several_refused is None
     ]
     nll, num_tokens = 0.0, 0

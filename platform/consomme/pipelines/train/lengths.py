@@ -1,6 +1,7 @@
 """Measure the lengths of the samples of a train recipe, which memory and time depend on.
 
-Lengths are those of the first samples of each source; nothing more of the data is read.
+Lengths are those of the first samples of each source; nothing more of the data is read. Of images,
+the headers are: a grey one of the same size takes as many tokens and has as many pixel values.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
 from consomme.pipelines.train.samples import PreparedSample, Preparer, encode, plan_source
 from consomme.storage.captions import unit_reader
 from consomme.storage.shards import shard_urls
+from consomme.vision.decode import upright_size
 
 NUM_MEASURED = 32
 """Samples of each source whose lengths are measured."""
@@ -60,7 +62,7 @@ def lengths_of(recipe: TrainRecipe, start: str, notes: list[str], *, can_pack: b
     config, processor = open_processor(start)
     chat = chat_encoder_for(config, processor, recipe.template)
     limit = max_positions(config)
-    preparer = Preparer(recipe, chat, limit)
+    preparer = Preparer(recipe, chat, limit, decodes=False)
     by_source = [_first(preparer, source, number) for number, source in enumerate(recipe.data)]
     samples = [one for found in by_source for one in found]
     mine = math.ceil(recipe.global_batch / recipe.num_workers)
@@ -73,7 +75,7 @@ def lengths_of(recipe: TrainRecipe, start: str, notes: list[str], *, can_pack: b
         )
         nominal = SampleShape(num_tokens=NOMINAL_TOKENS, num_labelled=NOMINAL_TOKENS)
         return Lengths(mean=nominal, in_pass=None, num_rows=rows, num_passes=passes)
-    lengths = [_lengths(encode(chat, sample)) for sample in samples]
+    lengths = [_lengths(_encoded(chat, sample)) for sample in samples]
     weights = _weights(recipe, by_source)
     columns = list(zip(*lengths, strict=True))
     total = math.fsum(weights)
@@ -114,6 +116,14 @@ def _weights(recipe: TrainRecipe, by_source: Sequence[Sequence[PreparedSample]])
         count = tokens if recipe.shares == "answer_tokens" else len(found)
         weights += [weight / count for _ in found]
     return weights
+
+
+def _encoded(chat: Any, sample: PreparedSample) -> Any:
+    """Encode a sample with grey images of the size of its own; none is decoded."""
+    from consomme.models.token_counts import grey
+
+    sizes = [upright_size(image.data) for image in sample.sample.images]
+    return encode(chat, sample, [grey(size) for size in sizes if isinstance(size, tuple)])
 
 
 def _lengths(row: Any) -> tuple[int, int, int, int]:

@@ -283,6 +283,12 @@ class TrainRecipe(Checked):
     """Enlarge each image by a random factor between 1 and this, drawn anew in every epoch
     (Idefics2, arXiv 2405.02246)."""
 
+    split_fraction: Fraction | None = added(None)
+    """Share of the samples whose images are split into four and the whole, by a hash of the
+    sample's id and the seed: half of them are enough (Idefics2, arXiv 2405.02246). For processors
+    that can be told: those with the tiling `split`, and of Idefics2, Idefics3 and SmolVLM. None: as
+    the processor's own settings say. What is evaluated is split as the processor does."""
+
     neftune_alpha: NonNegativeFloat = 0.0
     """Add noise to the embeddings in training, uniform in ± alpha / sqrt(tokens x width). 5 to 15
     are usual, 0 adds none (NEFTune, arXiv 2310.05914)."""

@@ -9,7 +9,6 @@ end, as the recipe says.
 from __future__ import annotations
 
 import itertools
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from consomme.base.sample import (
     without_images,
 )
 from consomme.execution.stage import decoded_images, reject_of
+from consomme.pipelines.train.images import Size, image_options, resized, resized_to
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
 from consomme.pipelines.train.shorten import shorter_documents, shorter_turns, with_turns
 from consomme.storage.captions import check_units, recaptioned_units, unit_reader
@@ -37,7 +37,8 @@ from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.plan import Work
 from consomme.storage.units import plan_units
 from consomme.storage.view import View
-from consomme.vision.decode import decode
+from consomme.vision.decode import DecodeProblem, decode, upright_size
+from consomme.vision.tiling.whole import is_sample_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,9 @@ class PreparedSample:
 
     max_pixels: int | None = None
     """A larger image is reduced to this many pixels; None reduces none."""
+
+    is_split: bool | None = None
+    """Whether its images are split, where some samples' are; None: as the processor does."""
 
     is_shortened: bool = False
     """Whether it was too long, and lost turns or images from its end."""
@@ -141,15 +145,35 @@ def plan_source(source: TrainSource, name: str) -> SourcePlan:
 class Preparer:
     """Reads units for one model."""
 
-    def __init__(self, recipe: TrainRecipe, chat: Any, max_tokens: int) -> None:
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        chat: Any,
+        max_tokens: int,
+        *,
+        decodes: bool = True,
+        splits_some: bool = True,
+    ) -> None:
         """Keep the model's limits.
 
         Args:
             recipe: Says what is varied from epoch to epoch, and what becomes of long samples.
             chat: The model's `ChatEncoder`.
             max_tokens: Number of positions of the language model.
+            decodes: Whether images are decoded, so that damaged ones are rejected; if not, their
+                headers are enough, for a plan.
+            splits_some: Whether the images of some samples are split, as the recipe or the
+                processor says; if not, the processor's own way is all samples'.
+
+        Raises:
+            CheckpointError: The recipe splits, and the model's processor cannot be told to.
         """
-        self.recipe, self.chat = recipe, chat
+        from consomme.models.tiling.splitting import split_options_of
+
+        processor = getattr(chat, "template_owner", None)
+        found = split_options_of(processor, recipe.split_fraction)
+        self._split_fraction = None if found is None or not splits_some else found[1]
+        self.recipe, self.chat, self.decodes = recipe, chat, decodes
         self.max_tokens = min(max_tokens, recipe.max_tokens or max_tokens)
         self._limit = f"the model has {max_tokens} positions"
         if self.max_tokens < max_tokens:
@@ -188,9 +212,9 @@ class Preparer:
         """Check one sample; returns a reject if it cannot be trained on."""
         from consomme.models.encoded import refusal_reason
 
-        images = decoded_images(sample, [decode(image.data) for image in sample.images])
-        if isinstance(images, Reject):
-            return images
+        sizes = self._sizes(sample)
+        if isinstance(sizes, Reject):
+            return sizes
         turns = turns_of(sample, self.recipe.prompt)
         answers = [turn for turn in turns if turn.role == "assistant"]
         if answers and not any(turn.is_labelled for turn in answers):
@@ -207,22 +231,54 @@ class Preparer:
             scale=draw.uniform(1, self.recipe.max_upscale),
             min_pixels=self.recipe.min_pixels,
             max_pixels=self.recipe.max_pixels,
+            is_split=self._is_split(sample.sample_id),
         )
         try:
-            measured = self._measured(prepared, images)
+            measured = self._measured(prepared, sizes)
         except DataError as error:
             return reject_of(sample, refusal_reason(error), str(error))
         if measured.num_tokens > self.max_tokens:
-            return self._shortened(measured, images)
+            return self._shortened(measured, sizes)
         return measured
 
-    def _measured(self, prepared: PreparedSample, images: Sequence[Image.Image]) -> PreparedSample:
-        """Encode a sample to count its tokens."""
-        encoded = encode(self.chat, prepared, images)
-        return replace(prepared, num_tokens=len(encoded.input_ids), num_labelled=encoded.num_tokens)
+    def _is_split(self, sample_id: str) -> bool | None:
+        """Return whether a sample's images are split: by its id and the seed, in every epoch."""
+        if self._split_fraction is None:
+            return None
+        return is_sample_split(sample_id, self.recipe.seed, self._split_fraction)
+
+    def _sizes(self, sample: Sample) -> list[Size] | Reject:
+        """Return the sizes of a sample's images, or its reject if one is none."""
+        if self.decodes:
+            images = decoded_images(sample, [decode(image.data) for image in sample.images])
+            return images if isinstance(images, Reject) else [image.size for image in images]
+        sizes = []
+        for image in sample.images:
+            size = upright_size(image.data)
+            if isinstance(size, DecodeProblem):
+                return reject_of(sample, size.reason, size.detail)
+            sizes.append(size)
+        return sizes
+
+    def _measured(self, prepared: PreparedSample, sizes: Sequence[Size]) -> PreparedSample:
+        """Count the tokens of a sample by the sizes of its images; none of them is prepared."""
+        from consomme.models.token_counts import token_counter_for
+
+        if not self.chat.has_vision:
+            encoded = encode(self.chat, prepared)
+            num_tokens, num_labelled = len(encoded.input_ids), encoded.num_tokens
+        else:
+            found = token_counter_for(self.chat).count(
+                prepared.sample.turns,
+                [resized_to(size, prepared) for size in sizes],
+                skip_rewritten=True,
+                image_options=image_options(self.chat, prepared),
+            )
+            num_tokens, num_labelled = found.num_tokens, found.num_labelled
+        return replace(prepared, num_tokens=num_tokens, num_labelled=num_labelled)
 
     def _shortened(
-        self, prepared: PreparedSample, images: Sequence[Image.Image]
+        self, prepared: PreparedSample, sizes: Sequence[Size]
     ) -> PreparedSample | Reject:
         """Return as much of a sample that is too long as fits, or its reject."""
         sample, how = prepared.sample, self.recipe.too_long
@@ -237,7 +293,7 @@ class Preparer:
             some, kept = with_turns(sample, choices[middle])
             try:
                 found = self._measured(
-                    replace(prepared, sample=some, is_shortened=True), [images[k] for k in kept]
+                    replace(prepared, sample=some, is_shortened=True), [sizes[k] for k in kept]
                 )
             except DataError:
                 # None of these turns is labelled: more of them may be.
@@ -277,39 +333,21 @@ def encode(chat: Any, prepared: PreparedSample, images: Sequence[Image.Image] | 
         if isinstance(found, Reject):
             raise DataError(f"{sample.sample_id}: {found.reason}: {found.detail}")
         images = found
-    return chat.encode(
-        sample.turns, [_resized(image, prepared) for image in images], skip_rewritten=True
+    options = image_options(chat, prepared)
+    row = chat.encode(
+        sample.turns,
+        [resized(image, prepared) for image in images],
+        skip_rewritten=True,
+        **({"image_options": options} if options else {}),
     )
-
-
-def _resized(image: Image.Image, prepared: PreparedSample) -> Image.Image:
-    size = resized_size(
-        image.size,
-        scale=prepared.scale,
-        min_pixels=prepared.min_pixels,
-        max_pixels=prepared.max_pixels,
-    )
-    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
-
-
-def resized_size(
-    size: tuple[int, int], *, scale: float, min_pixels: int | None, max_pixels: int | None
-) -> tuple[int, int]:
-    """Return the width and height of an image that is enlarged, and then kept within limits.
-
-    The shape stays the same up to rounding; a limit is never crossed by rounding, unless a side
-    would have no pixel.
-    """
-    width, height = size
-    if scale != 1.0:
-        width, height = round(width * scale), round(height * scale)
-    if max_pixels is not None and width * height > max_pixels:
-        factor = math.sqrt(max_pixels / (width * height))
-        width, height = max(1, math.floor(width * factor)), max(1, math.floor(height * factor))
-    elif min_pixels is not None and width * height < min_pixels:
-        factor = math.sqrt(min_pixels / (width * height))
-        width, height = math.ceil(width * factor), math.ceil(height * factor)
-    return width, height
+    if prepared.num_tokens and len(row.input_ids) != prepared.num_tokens:
+        sizes = ", ".join(f"{image.width} x {image.height}" for image in images)
+        raise DataError(
+            f"{sample.sample_id}: found {len(row.input_ids)} tokens, expected"
+            f" {prepared.num_tokens}, as counted for images of {sizes}: the model's processor does"
+            " not make tokens by the size of an image alone; use another family or processor"
+        )
+    return row
 
 
 def _is_empty_answer(turn: Turn) -> bool:

@@ -141,15 +141,6 @@ class Tiling(Checked, ABC):
         """Whether all pictures that are encoded are squares of `tile_px`."""
         return True
 
-    def for_sample(self, sample_id: str, seed: int) -> Self:
-        """Return the tiling of one training sample; the same unless it is random.
-
-        Args:
-            sample_id: Of the sample.
-            seed: Of the run and the epoch.
-        """
-        return self
-
     def split_or_not(self, *, is_split: bool) -> Self:
         """Return the tiling that cuts every picture, or none; only `split` differs."""
         return self

@@ -86,6 +86,19 @@ def _in_patches(width: int, height: int, max_px: int, min_px: int | None, step: 
     return rounded(width), rounded(height)
 
 
+def is_sample_split(sample_id: str, seed: int, fraction: float) -> bool:
+    """Return whether a training sample's pictures are split, if so many samples' are.
+
+    It depends on nothing else, so the samples may be read in any order by any worker.
+
+    Args:
+        sample_id: Of the sample.
+        seed: Of the run.
+        fraction: Share of the samples.
+    """
+    return is_in_share(f"split-{seed}-{sample_id}", fraction)
+
+
 @TILINGS.register("split")
 @dataclass(frozen=True, kw_only=True)
 class SplitTiling(Tiling):
@@ -137,12 +150,6 @@ class SplitTiling(Tiling):
         if tokens_per_tile is None and self.keeps_aspect:
             return (size[0] // self.patch_px) * (size[1] // self.patch_px)
         return super().tokens_of(size, tokens_per_tile)
-
-    def for_sample(self, sample_id: str, seed: int) -> Self:
-        """Return the tiling that splits this sample's pictures, or does not."""
-        return self.split_or_not(
-            is_split=is_in_share(f"split-{seed}-{sample_id}", self.probability)
-        )
 
     def split_or_not(self, *, is_split: bool) -> Self:
         """Return the tiling that splits every picture, or none."""
