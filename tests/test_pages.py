@@ -55,6 +55,8 @@ REGISTRIES = {
     "consomme.assemble.choices:CONNECTORS": "assemble",
     "consomme.assemble.choices:FUSIONS": "assemble",
     "consomme.soup.searches:SEARCHES": "soup",
+    "consomme.prune.importance:LAYER_IMPORTANCES": "prune",
+    "consomme.prune.choosing:LAYER_CHOICES": "prune",
 }
 """Registry -> the verb whose page names its strategies."""
 

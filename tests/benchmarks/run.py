@@ -122,6 +122,13 @@ def bench_self_augment() -> list[Row]:
     return [*self_augment.rows(), *self_augment.emoji_rows()]
 
 
+def bench_prune() -> list[Row]:
+    """Remove layers after training, with and without healing; an interrupted study is resumed."""
+    from tests.benchmarks import pruning
+
+    return pruning.rows()
+
+
 def bench_visual_region() -> list[Row]:
     """Compare choices of layers to train; an interrupted sweep is resumed."""
     from tests.benchmarks import visual_region
@@ -242,6 +249,7 @@ AREAS: dict[str, Callable[[], Iterable[Row]]] = {
     "noise_detection": bench_noise_detection,
     "self_augment": bench_self_augment,
     "visual_region": bench_visual_region,
+    "prune": bench_prune,
     "several_images": bench_several_images,
     "crg": bench_crg,
     "merge": bench_merge,

@@ -93,6 +93,7 @@ def every_block(words: str) -> list[model.Block]:
             items=[pair, long_pair], before_label=words, after_label=words, caption=words
         ),
         model.LayerStrip(rows=[(words, 4, [0, 2])], caption=words),
+        model.LayerShades(rows=[(words, [0.5, -1.0, 2.0])], caption=words),
         model.Steps(items=[step], score_label=words, caption=words),
         model.Lineage(nodes=nodes, edges=[("a", words)], caption=words),
     ]
@@ -207,7 +208,7 @@ def test_layers_and_decisions_can_be_read_without_colours():
         ),
     )
     strip = page.all("span", "strip")[0]
-    assert strip["aria-label"] == "3 of 12 layers trained: 0, 4, 8"
+    assert strip["aria-label"] == "3 of 12 layers: 0, 4, 8"
     assert len(page.all("i", "on")) == 3
     assert "b left out 0.800 0.750 −0.050" in page.text
 

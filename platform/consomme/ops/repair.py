@@ -30,6 +30,7 @@ _MADE_AGAIN = {
     "dedup": ("view.parquet", "groups.parquet"),
     "evaluate": ("answers.parquet", "examples.parquet", "export/", "judge/"),
     "soup": ("",),
+    "prune": ("",),
     "loop": ("summary.json", REPORT),
     "sweep": ("trials.json", REPORT, "attempts/"),
     "train": (

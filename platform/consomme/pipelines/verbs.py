@@ -103,7 +103,7 @@ _DRY_RUNS = {
 }
 
 
-_REPORTED = ("score", "tag", "filter", "dedup", "recaption", "train", "evaluate", "soup")
+_REPORTED = ("score", "tag", "filter", "dedup", "recaption", "train", "evaluate", "soup", "prune")
 """Verbs with a section of their own in reports; those of `loop` and `sweep` are whole pages."""
 
 
@@ -131,6 +131,7 @@ VERBS: Mapping[str, Verb] = {
         "evaluate": "evaluate models on benchmarks",
         "sweep": "train and evaluate with different values of any keys of a train recipe",
         "soup": "average fine-tuned models, and search for the best average",
+        "prune": "remove layers of a language model that matter least, and measure what is left",
         "loop": "run a chain of verbs from one recipe, skipping what is done",
         "download": "fetch the pictures of URL lists and write shards",
         "prepare": "write the embedded data sets as shards",

@@ -253,6 +253,17 @@ class LayerStrip:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerShades:
+    """A number for each layer of the language model, as a strip of shades."""
+
+    rows: Sequence[tuple[str, Sequence[float]]]
+    """(name, a finite number for each layer); each row has shades of its own."""
+
+    caption: str = ""
+    """One sentence on what it shows, with the lowest and the highest number."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchStep:
     """One decision of a search over soups."""
 
@@ -323,6 +334,7 @@ Block = (
     | Gallery
     | BeforeAfter
     | LayerStrip
+    | LayerShades
     | Steps
     | Lineage
 )

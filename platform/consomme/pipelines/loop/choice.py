@@ -139,7 +139,7 @@ def benchmarks_of(verb: str, where: str, recipe: Mapping[str, Any]) -> StageBenc
                 *named("train.evaluation.report", evaluation.get("report")),
             ),
         )
-    if verb == "evaluate":
+    if verb in ("evaluate", "prune"):
         return StageBenchmarks(reporting=named("benchmarks", recipe.get("benchmarks")))
     return StageBenchmarks()
 

@@ -37,6 +37,7 @@ STAGE_VERBS = (
     "train",
     "sweep",
     "soup",
+    "prune",
     "evaluate",
 )
 
@@ -131,7 +132,7 @@ def _steps(
     ]
 
 
-_ASKING_VERBS = ("evaluate", "soup", "sweep", "train")
+_ASKING_VERBS = ("evaluate", "soup", "sweep", "train", "prune")
 """Verbs whose recipes name benchmarks and modules."""
 
 

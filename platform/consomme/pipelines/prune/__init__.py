@@ -1,0 +1,1 @@
+"""`prune`: remove the layers of a language model that matter least."""

@@ -1,0 +1,269 @@
+"""Layers removed after training: the nano VLM and SmolLM2, three seeds, with and without healing.
+
+The nano VLM learns to read words and to see outlines, as in the visual region study: in a quarter
+of its layers (the region), or in all of them. Then 0 to 6 layers are removed: after training in the
+region never those of the region. Healing is the same training once more, a quarter as long, in all
+layers that are left.
+
+SmolLM2-135M loses 0 to 10 of its 30 layers; it is healed on docstrings of Python's standard
+library, and asked for the likelihood of others, and which words belong to names.
+
+    python -m tests.benchmarks.run prune
+
+All runs are under `runs/pruning`; an interrupted study is resumed. SmolLM2 is made from its package
+(`tests/support/smollm2.py`), or taken from the folder that the variable `SMOLLM2` names.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import statistics
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+RUNS = ROOT / "runs" / "pruning"
+START = "package://models/nano"
+
+SEEDS = (1, 2, 3)
+NANO_COUNTS = tuple(range(7))
+NANO_HEALED = (2, 4, 6)
+SMOLLM2_COUNTS = (0, 1, 2, 3, 4, 5, 6, 8, 10)
+SMOLLM2_HEALED = (4, 8)
+
+TRAINING = {
+    "region": {"layers": {"name": "sparse_uniform", "fraction": 0.25}, "lr": 0.001},
+    "all": {"layers": {"name": "all"}, "lr": 0.0005},
+}
+"""Learning rates are the best ones of the visual region study."""
+
+BENCHMARKS = [
+    {"name": "scene_ocr", "num": 80},
+    {"name": "scene_questions", "style": "outline", "num": 40},
+]
+"""What is taught; the figure is the mean of both accuracies."""
+
+NUM_TEXTS = 200
+NUM_CALIBRATION = 32
+
+Rows = list[dict[str, Any]]
+
+
+def rows() -> Rows:
+    """Run what is missing; return mean and spread over seeds."""
+    from consomme.base.telemetry import configure_logging
+    from consomme.execution.session import ray_session
+
+    configure_logging()
+    with ray_session():
+        return [*nano_rows(), *smollm2_rows()]
+
+
+def verb(name: str, **values: Any) -> Any:
+    """Run a recipe, or find its finished run."""
+    from consomme.base.recipe import check_recipe
+    from consomme.pipelines.verbs import VERBS, recipe_class, resolve
+
+    recipe = check_recipe(recipe_class(name), {"root": str(RUNS), **values})
+    return resolve(VERBS[name].run)(recipe)
+
+
+def nano_rows() -> Rows:
+    """Prune the nano VLM after both kinds of training."""
+    data = [{"inputs": [f"{one.url}/data" for one in prepared()]}]
+    taught: dict[tuple[str, str, int], list[float]] = {}
+    costs: dict[int, list[Mapping[str, Any]]] = {}
+    for seed in SEEDS:
+        for arm, how in TRAINING.items():
+            trained = train(f"{arm}-{seed}", START, data, seed=seed, num_steps=80, **how)
+            pruned = verb(
+                "prune",
+                name=f"{arm}-{seed}",
+                model=trained.url,
+                data=data,
+                num_samples=NUM_CALIBRATION,
+                n_layers=list(NANO_COUNTS),
+                choose={"name": "lowest"},
+                benchmarks=BENCHMARKS,
+                **({"protect_run": trained.url} if arm == "region" else {}),
+            )
+            for row in pruned.decisions["models"]:
+                taught.setdefault((arm, "pruned", row["n"]), []).append(score(row["figures"]))
+                costs.setdefault(row["n"], []).append(row["cost"])
+            for count in NANO_HEALED:
+                start = f"{pruned.url}/removed-{count}/model"
+                healed = train(
+                    f"{arm}-{seed}-healed-{count}", start, data, seed=seed, num_steps=20, lr=0.0005
+                )
+                found = verb(
+                    "evaluate",
+                    name=f"{arm}-{seed}-healed-{count}",
+                    models={"m": healed.url},
+                    benchmarks=BENCHMARKS,
+                )
+                figures = found.decisions["results"]["m"]
+                taught.setdefault((arm, "healed", count), []).append(score(figures))
+    made = []
+    for (arm, state, count), values in taught.items():
+        made.append(
+            measured(f"prune.nano.{arm}.{state}_{count}", values, "fraction",
+                     f"prune.nano.{arm}.pruned_0: {statistics.fmean(taught[arm, 'pruned', 0]):.4f}")
+        )  # fmt: skip
+    return made + cost_rows("prune.nano", costs)
+
+
+def train(name: str, model: str, data: Any, **values: Any) -> Any:
+    """Train the projector and some layers."""
+    return verb(
+        "train",
+        **{
+            "name": name,
+            "model": model,
+            "data": data,
+            "global_batch": 16,
+            "checkpoint_every": 80,
+            "embeddings": {"state": "frozen"},
+            "head": {"state": "frozen"},
+            **values,
+        },
+    )
+
+
+def prepared() -> list[Any]:
+    """Questions about words and about outlines, as in the visual region study."""
+    sources = {
+        "words": {"name": "scene_ocr", "num": 1000, "num_turns": 1, "narrate_fraction": 0.0},
+        "outlines": {"name": "scene_talk", "style": "outline", "num": 1000, "num_turns": 1},
+    }
+    return [verb("prepare", name=name, source=source) for name, source in sources.items()]
+
+
+def score(figures: Mapping[str, Mapping[str, float]]) -> float:
+    """Mean accuracy of what was taught."""
+    return statistics.fmean(one["accuracy_fraction"] for one in figures.values())
+
+
+def smollm2_rows() -> Rows:
+    """Prune SmolLM2 by each measure that observes texts, and heal it."""
+    from tests.support.smollm2 import make
+
+    folder = make(Path(os.environ.get("SMOLLM2", RUNS / "smollm2")))
+    texts = write_texts()
+    benchmarks = [
+        {"name": "likelihood", "file": str(texts["held_out"])},
+        {"name": "emoji_words", "every": 8},
+    ]
+    data = [{"inputs": [str(texts["train"])]}]
+    made, costs = [], {}
+    for choose in ("contiguous", "greedy", "lowest"):
+        pruned = verb(
+            "prune",
+            name=f"smollm2-{choose}",
+            model=str(folder),
+            data=data,
+            num_samples=16,
+            max_tokens=256,
+            n_layers=list(SMOLLM2_COUNTS),
+            choose={"name": choose},
+            benchmarks=benchmarks,
+        )
+        for row in pruned.decisions["models"]:
+            costs.setdefault(row["n"], []).append(row["cost"])
+            made += language_rows(f"prune.smollm2.{choose}.pruned_{row['n']}", row["figures"])
+        if choose != "contiguous":
+            continue
+        for count in SMOLLM2_HEALED:
+            healed = verb(
+                "train",
+                name=f"smollm2-healed-{count}",
+                model=f"{pruned.url}/removed-{count}/model",
+                data=data,
+                num_steps=30,
+                global_batch=8,
+                micro_batch=4,
+                max_tokens=256,
+                too_long="drop_turns",
+                max_reject_fraction=0.9,
+                lr=0.0001,
+                checkpoint_every=30,
+            )
+            found = verb(
+                "evaluate",
+                name=f"smollm2-healed-{count}",
+                models={"m": healed.url},
+                benchmarks=benchmarks,
+            )
+            figures = found.decisions["results"]["m"]
+            made += language_rows(f"prune.smollm2.{choose}.healed_{count}", figures)
+    return made + cost_rows("prune.smollm2", costs)
+
+
+def language_rows(key: str, figures: Mapping[str, Mapping[str, float]]) -> Rows:
+    """Rows of one model's figures."""
+    words = figures["emoji_words"]["accuracy_fraction"]
+    (texts,) = [one for name, one in figures.items() if name != "emoji_words"]
+    bits = texts["bits_per_character"]
+    return [
+        measured(f"{key}.bits_per_character", [bits], "bits", "the whole model: pruned_0"),
+        measured(f"{key}.words", [words], "fraction", "the whole model: pruned_0"),
+    ]
+
+
+def cost_rows(key: str, costs: Mapping[int, Sequence[Mapping[str, Any]]]) -> Rows:
+    """Time, weights and cache by number of removed layers, relative to none."""
+    made = []
+    for name in ("token_s", "weight_bytes", "cache_bytes"):
+        whole = statistics.fmean(one[name] for one in costs[0])
+        for count, found in costs.items():
+            ratios = [one[name] / whole for one in found]
+            made.append(
+                measured(f"{key}.{name}_ratio_{count}", ratios, "ratio", "no layer removed")
+            )
+    return made
+
+
+def measured(key: str, values: Sequence[float], unit: str, baseline: str) -> dict[str, Any]:
+    """Return one figure."""
+    each = ", ".join(f"{value:.4g}" for value in values)
+    return {
+        "key": key,
+        "value": round(statistics.fmean(values), 4),
+        "spread": round(statistics.stdev(values), 4) if len(values) > 1 else 0.0,
+        "unit": unit,
+        "baseline": baseline,
+        "how": f"mean of {len(values)}: {each}" if len(values) > 1 else "one model",
+    }
+
+
+def write_texts() -> dict[str, Path]:
+    """Write docstrings of Python's standard library, half for training and half held out."""
+    folder = RUNS / "texts"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / f"{name}.jsonl" for name in ("train", "held_out")}
+    if all(path.exists() for path in paths.values()):
+        return paths
+    found = list(dict.fromkeys(docstrings()))
+    train, held_out = found[::2], found[1::2][:: max(1, len(found) // 2 // NUM_TEXTS)][:NUM_TEXTS]
+    said = [
+        {"messages": [
+            {"role": "user", "content": "Write a text."}, {"role": "assistant", "content": text}
+        ]}
+        for text in train
+    ]  # fmt: skip
+    paths["train"].write_text("".join(f"{json.dumps(one)}\n" for one in said))
+    paths["held_out"].write_text("".join(f"{json.dumps({'text': one})}\n" for one in held_out))
+    return paths
+
+
+def docstrings() -> Iterator[str]:
+    """Yield docstrings of some length, in the order of their files."""
+    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(errors="replace"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+                text = ast.get_docstring(node) or ""
+                if 80 <= len(text) <= 600 and ">>>" not in text:
+                    yield text
