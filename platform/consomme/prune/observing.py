@@ -149,8 +149,8 @@ def block_influences(
         used = [kind.means() for kind, there in zip(kinds, has, strict=True) if there]
         return [math.fsum(means) / len(used) for means in zip(*used, strict=True)]
     whole = RunMeans(count)
-    for kind in kinds:
-        whole.add_all(kind)
+    for one in kinds:
+        whole.add_all(one)
     return whole.means()
 
 
