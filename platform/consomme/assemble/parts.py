@@ -11,6 +11,7 @@ import torch
 
 from consomme.assemble.choices import LanguageShape, VisionShape
 from consomme.base.errors import CheckpointError, RecipeError
+from consomme.models.anatomy import language_model
 from consomme.models.imports import import_transformers
 from consomme.models.weights import checkpoint_errors, open_model, stored_dtype
 
@@ -146,25 +147,43 @@ def random_vision(shape: VisionShape, dtype: torch.dtype) -> VisionPart:
 
 
 def open_language(folder: str | Path, dtype: torch.dtype | None = None) -> LanguagePart:
-    """Open a causal language model of any family with its tokenizer.
+    """Open a causal language model of any family, alone or inside a VLM, with its tokenizer.
 
     Args:
         folder: A Hugging Face folder.
         dtype: Of the weights; None keeps that of the folder.
 
     Raises:
-        CheckpointError: It is no causal language model.
+        CheckpointError: It is no causal language model, or a VLM around one of another kind.
     """
+    model, processor = open_model(folder, dtype or stored_dtype(folder))
+    if not hasattr(processor, "image_processor"):
+        return LanguagePart(model=model, tokenizer=processor)
+    tokenizer = processor.tokenizer
+    tokenizer.chat_template = tokenizer.chat_template or processor.chat_template
+    return LanguagePart(model=_language_of(model, folder), tokenizer=tokenizer)
+
+
+def _language_of(vlm: Any, folder: str | Path) -> Any:
+    """Return the language model inside a VLM as one of its own."""
     hf = import_transformers()
-    with checkpoint_errors(folder) as path:
-        config = hf.AutoConfig.from_pretrained(path, local_files_only=True)
-        if type(config) in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-            raise CheckpointError(
-                f"language_model: found a {config.model_type}, which takes images already, at"
-                f" {folder}; expected a causal language model"
-            )
-    model, tokenizer = open_model(folder, dtype or stored_dtype(folder))
-    return LanguagePart(model=model, tokenizer=tokenizer)
+    head = vlm.get_output_embeddings()
+    for module in vlm.modules():
+        if module is not vlm and getattr(module, "lm_head", None) is head:
+            return module
+    found = vlm.get_submodule(language_model(vlm).path)
+    with torch.device("meta"):
+        alone = hf.AutoModelForCausalLM.from_config(vlm.config.get_text_config())
+    if type(alone.base_model) is not type(found):
+        raise CheckpointError(
+            f"language_model: what the {vlm.config.model_type} at {folder} has for one is a"
+            f" {type(found).__name__}, which is no language model of its own; expected a causal"
+            " language model"
+        )
+    setattr(alone, alone.base_model_prefix, found)
+    alone.set_output_embeddings(head)
+    alone.generation_config = vlm.generation_config
+    return alone.eval()
 
 
 def random_language(shape: LanguageShape, tokenizer: Any, dtype: torch.dtype) -> LanguagePart:

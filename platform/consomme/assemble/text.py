@@ -87,7 +87,14 @@ def set_template(language: LanguagePart, image_token: str) -> str:
         )
         return text
 
-    before, after = render(template, _PROBE), render(made, _PROBE)
+    try:
+        before, after = render(template, _PROBE), render(made, _PROBE)
+    # A template is a program of the model's author and may raise anything.
+    except Exception as error:
+        raise CheckpointError(
+            "language_model: its chat template does not take a conversation in text alone:"
+            f" {error}; mend its chat_template.jinja"
+        ) from error
     shown = [
         {
             "role": "user",

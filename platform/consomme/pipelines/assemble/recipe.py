@@ -43,8 +43,8 @@ class AssembleRecipe(Checked):
     Source: POINTS (arXiv 2409.04828), f = w · f_general + (1 - w) · f_ocr."""
 
     language_model: str | None = located(None)
-    """A causal language model with its tokenizer, named as `vision_encoder`. None: random weights
-    of `language_shape`."""
+    """A causal language model with its tokenizer, or a VLM whose language model it is, named as
+    `vision_encoder`. None: random weights of `language_shape`."""
 
     language_shape: LanguageShape | None = None
     """Sizes of a language model with random weights."""

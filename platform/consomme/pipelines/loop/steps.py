@@ -27,6 +27,7 @@ from consomme.pipelines.verbs import recipe_class
 from consomme.storage.stores.store import join_url
 
 STAGE_VERBS = (
+    "assemble",
     "download",
     "prepare",
     "score",
