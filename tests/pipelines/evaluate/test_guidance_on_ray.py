@@ -52,11 +52,17 @@ def test_actors_guide_as_one_process_does(tmp_path: Path, one_ray: Any) -> None:
     engine = TransformersEngine(model_folder(NANO), Sampling(), dtype="float32")
     expected = [one.text for one in answers(engine, built(questions, alpha=3))]
     plain = [one.text for one in answers(engine, BENCHMARKS.build(questions))]
-    assert said["scene_questions_guided_3"] == expected != plain
-    assert said["scene_questions"] == said["scene_questions_guided_1_detector"] == plain
+    assert said["scene_questions_outline_guided_3"] == expected != plain
+    assert (
+        said["scene_questions_outline"]
+        == said["scene_questions_outline_guided_1_detector"]
+        == plain
+    )
     scorer = TransformersScorer(model_folder(NANO), token_nll, dtype="float32")
     for one, other in zip(
-        answers(scorer, built(choices, alpha=1)), said["scene_negatives_guided_1"], strict=True
+        answers(scorer, built(choices, alpha=1)),
+        said["scene_negatives_outline_guided_1"],
+        strict=True,
     ):
         found, nlls = json.loads(one.text), json.loads(other)
         assert found == pytest.approx(nlls, rel=1e-5)
