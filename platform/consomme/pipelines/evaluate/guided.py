@@ -33,7 +33,6 @@ class Guide:
 
     def __call__(self, asked: Sequence[AskedText]) -> list[Contrast | RegionProblem | None]:
         """Return the contrast of each request; None where the model is not guided."""
-        from consomme.engines.contrast import Contrast
         from consomme.engines.regions import RegionQuestion, find_contrasts, open_finder
 
         guidance = guidance_of(self.benchmark)
@@ -42,10 +41,14 @@ class Guide:
         questions = [
             RegionQuestion(images=images, text=text, meta=item.meta) for item, images, text in asked
         ]
-        found = find_contrasts(guidance, open_finder(guidance, self.open_writer), questions)
-        self.num_guided += sum(isinstance(one, Contrast) for one in found)
-        self.num_unguided += found.count(None)
-        return found
+        return find_contrasts(guidance, open_finder(guidance, self.open_writer), questions)
+
+    def count(self, contrasts: Sequence[Any]) -> None:
+        """Count a request by the contrasts of its answers; one whose boxes are wrong is neither."""
+        from consomme.engines.contrast import Contrast
+
+        self.num_guided += any(isinstance(one, Contrast) for one in contrasts)
+        self.num_unguided += all(one is None for one in contrasts)
 
     @property
     def counts(self) -> dict[str, int]:

@@ -158,6 +158,8 @@ def written_answers(
     found: list[Answer | Refusal] = []
     for some in _portions(items, numbers):
         contrasts = guide([(one, images, one.prompt) for one, images in some])
+        for contrast in contrasts:
+            guide.count([contrast])
         requests = [
             Request(
                 turns=one.turns,
@@ -219,10 +221,9 @@ def likely_answers(
         found_contrasts = iter(guide(asked))
         contrasts: list[Any] = []
         for texts in candidates:
-            if by_candidate:
-                contrasts += [next(found_contrasts) for _ in texts]
-            else:
-                contrasts += [next(found_contrasts)] * len(texts)
+            own = [next(found_contrasts) for _ in (texts if by_candidate else ("",))]
+            guide.count(own)
+            contrasts += own if by_candidate else own * len(texts)
         requests = [
             ScoringRequest(
                 turns=(*item.turns, Turn(role="assistant", content=text)),
