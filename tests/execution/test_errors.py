@@ -15,6 +15,7 @@ from consomme.execution.driver import run_job
 from consomme.execution.errors import own_errors
 from consomme.execution.job import ActorPool, Job
 from consomme.execution.planning import plan_shards
+from consomme.execution.session import ray_session, shared_ray
 from consomme.execution.stage import BytesStage, DecodedSample, Outcome, UnitSample, UnitStage
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.shards import find_shards
@@ -144,3 +145,15 @@ def test_calls_to_a_head_that_is_gone_are_no_bug_of_ours() -> None:
     for bug in (exceptions.UserCodeException("in a function"), ValueError("a bug")):
         with pytest.raises(type(bug)), own_errors():
             raise bug
+
+
+@pytest.mark.ray
+def test_a_shared_ray_inside_of_another_leaves_it_running(one_ray: object) -> None:
+    """A loop shares one Ray among its stages, also where a program has started one before."""
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    with shared_ray(), ray_session():
+        assert ray.get_runtime_context().get_node_id() == node
+    assert ray.is_initialized()
+    assert ray.get_runtime_context().get_node_id() == node

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -175,18 +176,27 @@ def is_private() -> bool:
 
 @contextlib.contextmanager
 def shared_ray() -> Iterator[None]:
-    """Share one Ray among all sessions in the block; the first one starts it."""
+    """Share one Ray among all sessions in the block; the first one starts it.
+
+    A Ray that runs already is whose block it is, and goes on after this one.
+    """
+    if _SHARED.get() or _is_running():
+        yield
+        return
     token = _SHARED.set(True)
     try:
         yield
     finally:
         _SHARED.reset(token)
-        import sys
-
-        if "ray" in sys.modules:
+        if _is_running():
             sys.modules["ray"].shutdown()
         while _PLACES:
             _PLACES.pop().close()
+
+
+def _is_running() -> bool:
+    """Whether this process uses a Ray; asking imports none."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
 def num_cpus() -> int:
