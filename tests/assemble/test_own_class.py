@@ -244,7 +244,7 @@ def test_encoders_of_different_shape_are_refused(ocr: dict[str, Any], said: str)
 
 
 def test_tiles_without_a_class_that_has_them_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"split: only Idefics2 and Idefics3.*SigLIP"):
+    with pytest.raises(RecipeError, match=r"split: LLaVA-OneVision, Idefics2 and.*SigLIP"):
         made_of(PERCEIVER, vision("clip"), is_split=True)
 
 
@@ -350,6 +350,7 @@ def test_tilings_that_do_not_fit_are_refused(tiling: dict[str, Any], said: str) 
 def assemblies() -> dict[str, Any]:
     return {
         "idefics3": lambda: made_of(PixelShuffleConnector(), is_split=True, image_px=64),
+        "onevision": lambda: made_of(MlpConnector(), say=language("qwen2"), is_split=True),
         "idefics2": lambda: made_of(PERCEIVER, is_split=True),
         "own": lambda: made_of(AverageConnector(), vision("clip"), language("gpt_neox")),
         "two encoders": lambda: made_of(MlpConnector(), vision("clip"), ocr=vision("clip", 5)),

@@ -201,6 +201,28 @@ def test_split_images_take_five_times_the_tokens() -> None:
             assert made.model(**row).logits.isfinite().all()
 
 
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_a_grid_of_tiles_is_a_llava_onevision(family: str, tmp_path: Path) -> None:
+    say, see = language("qwen2"), vision(family)
+    expected = text_logits(say.model)
+    made = made_of(MlpConnector(), see, say, is_split=True, image_px=96)
+    assert (made.kind, made.reasons) == ("llava_onevision", [])
+    assert len(made.model.config.image_grid_pinpoints) == 9
+    assert torch.equal(text_logits(made.model)[..., : expected.shape[-1]], expected)
+    folder = save_vlm(tmp_path / "model", made.model, made.processor)
+    check_folder(folder, made)
+    counts = []
+    for number in (0, 1):
+        row = inputs(made.model, made.processor, number)
+        counts.append(int((row["input_ids"] == made.model.config.image_token_id).sum()))
+        with torch.no_grad():
+            assert made.model(**row).logits.isfinite().all()
+    # 64 × 48 pixels on 2 × 2 tiles, 40 × 72 on 2 × 3: what is padded of the grid is left out.
+    assert all(count > 16 for count in counts)
+    found = anatomy(made.model)
+    assert any("image_newline" in name for name in found.projector)
+
+
 def test_a_language_model_without_template_gets_a_plain_one() -> None:
     made = made_of(MlpConnector(), say=language(has_template=False))
     text = made.processor.tokenizer.decode(inputs(made.model, made.processor)["input_ids"][0])

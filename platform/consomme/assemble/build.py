@@ -26,6 +26,7 @@ from consomme.assemble.standard import (
     build_idefics2,
     build_idefics3,
     build_llava,
+    build_llava_onevision,
     build_processor,
     tokens_of,
     why_not_idefics,
@@ -72,7 +73,7 @@ class Assembled:
     model: Any
     processor: Any
     kind: str
-    """`llava`, `idefics2`, `idefics3`, or `consomme_vlm`."""
+    """`llava`, `llava_onevision`, `idefics2`, `idefics3`, or `consomme_vlm`."""
 
     num_tokens: int
     """Image tokens of an image, or of a tile, in the text; one with cross-attention."""
@@ -102,8 +103,9 @@ def choose_class(
         reasons.append("gated blocks of cross-attention are part of no class of transformers")
     if reason := why_not_language(language):
         reasons.append(reason)
-    if isinstance(connector, MlpConnector) and not plan.is_split:
-        return ("consomme_vlm" if reasons else "llava"), reasons
+    if isinstance(connector, MlpConnector):
+        kind = "llava_onevision" if plan.is_split else "llava"
+        return ("consomme_vlm" if reasons else kind), reasons
     shuffles = isinstance(connector, PixelShuffleConnector) and connector.layers == 1
     if isinstance(connector, (LinearConnector, PerceiverConnector)) or shuffles:
         if reason := why_not_idefics(vision, connector, language):
@@ -151,8 +153,8 @@ def assemble(
     kind, reasons = choose_class(plan, vision, language, has_ocr=ocr is not None)
     if kind == "consomme_vlm" and plan.is_split:
         raise RecipeError(
-            "split: only Idefics2 and Idefics3 have tiles, and neither holds these parts: "
-            + "; ".join(reasons)
+            "split: LLaVA-OneVision, Idefics2 and Idefics3 have tiles of their own, and none of"
+            f" them holds these parts: {'; '.join(reasons)}. Use a tiling"
         )
     num_tokens = num_image_tokens(plan.connector, vision)
     if plan.fusion.is_cross_attention:
@@ -173,7 +175,7 @@ def assemble(
         language,
         template,
         num_tokens=num_tokens,
-        image_px=plan.image_px or vision.model.config.image_size * (1 + plan.is_split),
+        image_px=longest_side(plan, vision),
         is_split=plan.is_split,
         tiling=plan.tiling,
     )
@@ -201,6 +203,10 @@ def _build(
 ) -> Any:
     if kind == "llava":
         return build_llava(vision, language, plan.vision_layer)
+    if kind == "llava_onevision":
+        return build_llava_onevision(
+            vision, language, plan.vision_layer, longest_side(plan, vision)
+        )
     if kind == "idefics2":
         assert isinstance(plan.connector, PerceiverConnector)
         return build_idefics2(vision, language, plan.connector)
@@ -218,6 +224,11 @@ def _build(
     )
 
 
+def longest_side(plan: AssemblyPlan, vision: VisionPart) -> int:
+    """Return the longest side of an image, before it is cut into tiles."""
+    return plan.image_px or int(vision.model.config.image_size) * (1 + plan.is_split)
+
+
 def num_encoded(plan: AssemblyPlan, vision: VisionPart) -> int:
     """Return the most squares that an image of usual shape is cut into, the whole one among them.
 
@@ -225,7 +236,9 @@ def num_encoded(plan: AssemblyPlan, vision: VisionPart) -> int:
         RecipeError: A tiling cuts what the encoder does not take.
     """
     if plan.tiling is None:
-        return 5 if plan.is_split else 1
+        side = max(2, longest_side(plan, vision) // vision.model.config.image_size)
+        is_quartered = isinstance(plan.connector, PerceiverConnector)
+        return (5 if is_quartered else side**2 + 1) if plan.is_split else 1
     tiling = TILINGS.build(dict(plan.tiling), "tiling")
     side = vision.model.config.image_size
     if not tiling.has_one_size:

@@ -15,6 +15,8 @@ from consomme.models.imports import import_transformers
 IMAGE = "<image>"
 """Token of an image, in all classes."""
 
+_VIDEO = "<video>"
+
 _ENLARGED = 1000.0
 
 _AROUND = ("<fake_token_around_image>", IMAGE, "<end_of_utterance>")
@@ -27,7 +29,7 @@ def tokens_of(kind: str, *, is_split: bool) -> tuple[str, ...]:
         return _AROUND
     if kind == "idefics3":
         return (*_AROUND, "<global-img>", *(_GRID if is_split else ()))
-    return (IMAGE,)
+    return (IMAGE, _VIDEO) if kind == "llava_onevision" else (IMAGE,)
 
 
 def why_not_language(language: LanguagePart) -> str:
@@ -98,6 +100,48 @@ def build_llava(vision: VisionPart, language: LanguagePart, vision_layer: int) -
         type(model.model.multi_modal_projector), config, model, language
     )
     return model
+
+
+def build_llava_onevision(
+    vision: VisionPart, language: LanguagePart, vision_layer: int, image_px: int
+) -> Any:
+    """Assemble a `LlavaOnevisionForConditionalGeneration`; what is new is of the random state.
+
+    Args:
+        vision: Encoder.
+        language: Language model.
+        vision_layer: Layer of the encoder, from its end.
+        image_px: Longest side of an image that is cut into tiles.
+    """
+    hf = import_transformers()
+    encoder = without_head(vision.model)
+    config = hf.LlavaOnevisionConfig(
+        vision_config=encoder.config.to_dict(),
+        text_config=language.model.config.to_dict(),
+        image_token_index=language.tokenizer.convert_tokens_to_ids(IMAGE),
+        video_token_index=language.tokenizer.convert_tokens_to_ids(_VIDEO),
+        vision_feature_layer=vision_layer,
+        vision_feature_select_strategy="default" if vision.has_class_token else "full",
+        image_grid_pinpoints=tile_grids(vision, image_px),
+        tie_word_embeddings=language.model.config.tie_word_embeddings,
+    )
+    with torch.device("meta"):
+        model = hf.LlavaOnevisionForConditionalGeneration(config)
+    inner = model.model
+    inner.vision_tower = encoder
+    inner.language_model = language.model.base_model
+    model.lm_head = language.model.get_output_embeddings()
+    inner.multi_modal_projector = _fresh(type(inner.multi_modal_projector), config, model, language)
+    newline = torch.randn(language.width) / language.width**0.5
+    inner.image_newline = nn.Parameter(newline.to(language.model.dtype))
+    return model
+
+
+def tile_grids(vision: VisionPart, image_px: int) -> list[list[int]]:
+    """Return height and width of the grids of tiles that LLaVA-OneVision cuts images into."""
+    side = vision.model.config.image_size
+    counts = range(1, max(2, image_px // side) + 1)
+    return [[rows * side, columns * side] for rows in counts for columns in counts]
 
 
 def build_idefics2(
@@ -201,13 +245,13 @@ def build_processor(
     """Build the processor of an assembled standard class.
 
     Args:
-        kind: `llava`, `idefics2`, `idefics3` or `consomme_vlm`.
+        kind: `llava`, `llava_onevision`, `idefics2`, `idefics3` or `consomme_vlm`.
         vision: Gives sizes and the scale of pixels.
         language: Gives the tokenizer, with its new tokens.
         template: Chat template.
         num_tokens: Image tokens of an image, or of a tile.
         image_px: Longest side of an image.
-        is_split: Whether Idefics2 or Idefics3 cuts images into tiles too.
+        is_split: Whether the class cuts images into tiles too, in its own way.
         tiling: How others cut them; None for not at all.
     """
     # Their modules import transformers.
@@ -233,6 +277,17 @@ def build_processor(
             vision_feature_select_strategy="default" if vision.has_class_token else "full",
             image_token=IMAGE,
             num_additional_image_tokens=int(vision.has_class_token),
+            chat_template=template,
+        )
+    if kind == "llava_onevision":
+        grids = tile_grids(vision, image_px)
+        square = {"height": side, "width": side}
+        return hf.LlavaOnevisionProcessor(
+            hf.LlavaOnevisionImageProcessorPil(size=square, image_grid_pinpoints=grids, **pixels),
+            language.tokenizer,
+            hf.LlavaOnevisionVideoProcessor(size=square),
+            num_image_tokens=num_tokens + int(vision.has_class_token),
+            vision_feature_select_strategy="default" if vision.has_class_token else "full",
             chat_template=template,
         )
     if kind == "idefics2":

@@ -65,7 +65,10 @@ def test_the_seed_decides_what_is_random(tmp_path: Path) -> None:
         ({"vision_encoder": "a", "vision_shape": {}, **SMALL}, "found both of vision_encoder"),
         ({"vision_encoder": "a"}, "language_model: found neither"),
         ({"vision_encoder": "a", "language_shape": {}}, "tokenizer: expected a model's name"),
-        ({"vision_encoder": "a", "split": True, **SMALL}, "split: no class of transformers"),
+        (
+            {"vision_encoder": "a", "split": True, "connector": {"name": "average"}, **SMALL},
+            "split: no class of transformers",
+        ),
         ({"vision_encoder": "a", "vision_layer": -3, **SMALL}, "vision_layer: found -3"),
         ({"vision_encoder": "a", "connector": {"name": "qformer"}, **SMALL}, "connector"),
         (

@@ -72,12 +72,13 @@ class AssembleRecipe(Checked):
     the encoder's side. None: the whole image is squashed to a square, or what `split` says."""
 
     image_px: PositiveInt | None = None
-    """Longest side of an image, where its shape is kept (Idefics2) or where it is cut into tiles
-    (Idefics3). None: that of the encoder, or twice it with `split`."""
+    """Longest side of an image, where its shape is kept (Idefics2) or where it is cut into a grid
+    of tiles by `split`. None: that of the encoder, or twice it with `split`."""
 
     split: bool = False
-    """Cut images into tiles that are encoded too: four and the whole with a `perceiver`, a grid of
-    the encoder's squares and the whole with `linear` and `pixel_shuffle`."""
+    """Cut images into tiles that are encoded too, as the class of transformers does it: into a grid
+    with `mlp` (LLaVA-OneVision), `linear` and `pixel_shuffle` (Idefics3), into four quarters with
+    `perceiver` (Idefics2); and the whole."""
 
     pad_tokens_to: PositiveInt = 64
     """The number of rows of tokens is rounded up to a multiple of this."""
@@ -111,11 +112,11 @@ class AssembleRecipe(Checked):
     @rule
     def _cut_one_way(self) -> Iterator[str]:
         if self.split and self.tiling is not None:
-            yield "split, tiling: found both, expected one: split is Idefics2's and Idefics3's own"
+            yield "split, tiling: found both, expected one: split is the own way of a class"
 
     @rule
     def _tiles_have_a_connector(self) -> Iterator[str]:
-        if self.split and self.connector["name"] in ("mlp", "average"):
+        if self.split and self.connector["name"] == "average":
             yield (
                 f"split: no class of transformers with the connector {self.connector['name']} has"
                 " tiles of its own; use tiling={name: split, …}"
