@@ -24,7 +24,7 @@ WIDE = {"width": 64, "heads": 2, "ffn": 96}
     [
         (MlpConnector(), "clip", "qwen2", None, False),
         (MlpConnector(), "siglip", "mistral", None, False),
-        # For these two it resizes in another way than Pillow, which images of one color do not show.
+        # These two resize in another way than Pillow, which images of one color do not show.
         (MlpConnector(), "siglip", "llama", None, True),
         (PixelShuffleConnector(), "siglip", "llama", 32, False),
     ],
