@@ -127,7 +127,8 @@ def test_hard_negatives_ask_for_the_text_among_them():
     }
     assert letters == {"A", "B", "C"}
     # Nothing can be changed: nothing is asked.
-    assert merge(TALK, "yes", answer=2, **ASKED) == Replace()(TALK, "yes", answer=2, **ASKED)
+    plain = "it is the one."
+    assert merge(TALK, plain, answer=2, **ASKED) == Replace()(TALK, plain, answer=2, **ASKED)
     with pytest.raises(RecipeError, match="swap_obj"):
         MERGES.build({"name": "hard_negatives", "kinds": ["swap_object"]})
     with pytest.raises(RecipeError, match="options"):
