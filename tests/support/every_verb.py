@@ -25,6 +25,11 @@ TRAIN = {
     "checkpoint_every": 2,
     "export_dtype": "float32",
 }
+BUILT: dict[str, Any] = {
+    "vision_encoder": NANO,
+    "language_shape": {"width": 32, "layers": 2, "heads": 2, "ffn": 48},
+    "tokenizer": NANO,
+}
 TIMES = ("curve.json", "gauges.json", "metrics.jsonl", "plan.json", "progress.json")
 """Files with times, which differ in every run."""
 
@@ -64,11 +69,16 @@ def run_every_verb(root: str) -> dict[str, Manifest]:
     do("evaluate", "answers", models=models, benchmarks=[ANSWERS])
     rates = {"lr": {"name": "choice", "values": [0.0005, 0.001]}}
     trial = {"name": "trial", "data": [{"view": view}], **TRAIN}
-    do("sweep", "rates", train=trial, space=rates, benchmarks=[ANSWERS])
+    sweep = do("sweep", "rates", train=trial, space=rates, benchmarks=[ANSWERS])
+    do("soup", "of-all-rates", ingredients=sweep)
+    do("assemble", "built", **BUILT)
+    shorter = {"n_layers": [0, 1], "data": [{"inputs": data}], "num_samples": 4}
+    do("prune", "shorter", model=one, **shorter)
     few = {"source": {**SCENES, "num": 12}}
     some = {"scores": "@loop-scores", "keep": {"name": "random_fraction", "fraction": 0.5}}
     two_models = {"a": "@loop-model", "b": "@loop-later"}
     learned = {**TRAIN, "data": [{"view": "@loop-view"}]}
+    fewer = {"n_layers": 1, "data": [{"inputs": ["@loop-pairs/data"]}], "num_samples": 4}
     stages = [
         ("loop-pairs", "prepare", few),
         ("loop-scores", "score", {"inputs": ["@loop-pairs/data"], "model": NANO, "unit_rows": 6}),
@@ -78,6 +88,8 @@ def run_every_verb(root: str) -> dict[str, Manifest]:
         ("loop-texts", "recaption", {"view": "@loop-view", "model": "@loop-model", **writer}),
         ("loop-copies", "dedup", {"view": "@loop-view"}),
         ("loop-mixed", "soup", {"ingredients": two_models, "benchmark": asked}),
+        ("loop-shorter", "prune", {"model": "@loop-mixed", **fewer}),
+        ("loop-built", "assemble", BUILT),
         ("loop-answers", "evaluate", {"models": {"a": "@loop-mixed"}, "benchmarks": [ANSWERS]}),
     ]
     nodes = [{"name": name, "verb": verb, "recipe": recipe} for name, verb, recipe in stages]
