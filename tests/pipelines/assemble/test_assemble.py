@@ -10,8 +10,12 @@ from tests.support.every_verb import run_verb
 from consomme.base.errors import CheckpointError
 from consomme.base.recipe import load_recipe, recipe_problems
 from consomme.models.weights import open_vlm
+from consomme.ops.verify import verify
 from consomme.pipelines.assemble.recipe import AssembleRecipe
 from consomme.pipelines.assemble.run import run
+from consomme.storage.model_folder import model_folder
+from consomme.storage.stores.open import open_store
+from consomme.storage.stores.store import join_url
 
 RECIPES = Path(__file__).parents[3] / "recipes" / "assemble"
 NANO = "package://models/nano"
@@ -41,6 +45,26 @@ def test_the_shipped_recipes_assemble_and_run_once(name: str, made: str, tmp_pat
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[n], theirs[n]) for n in ours)
     assert run(recipe).is_found
+
+
+@pytest.mark.slow
+def test_parts_and_result_in_a_bucket(s3_root: str, tmp_path: Path) -> None:
+    store = open_store(s3_root)
+    for file in Path(model_folder(NANO)).iterdir():
+        if file.is_file():
+            store.write(f"nano/{file.name}", file.read_bytes())
+    nano = join_url(s3_root, "nano")
+    parts = {**SMALL, "vision_encoder": nano, "tokenizer": nano}
+    made = run_verb("assemble", name="there", root=s3_root, **parts)
+    assert verify(made.url).problems == ()
+    here = run_verb("assemble", name="there", root=str(tmp_path), vision_encoder=NANO, **SMALL)
+    assert made.fingerprint == here.fingerprint, "the same parts, wherever they lie"
+    weights = "model/model.safetensors"
+    found = open_store(made.url).read(weights)
+    assert found == Path(here.url, weights).read_bytes()
+    model, _ = open_vlm(model_folder(made.url))
+    assert model.num_parameters() > 1_363_680
+    assert run_verb("assemble", name="there", root=s3_root, **parts).is_found
 
 
 def test_the_seed_decides_what_is_random(tmp_path: Path) -> None:
