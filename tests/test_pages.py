@@ -54,6 +54,7 @@ REGISTRIES = {
     "consomme.sweep.stoppers:STOPPERS": "sweep",
     "consomme.assemble.choices:CONNECTORS": "assemble",
     "consomme.assemble.choices:FUSIONS": "assemble",
+    "consomme.vision.tiling.registry:TILINGS": "assemble",
     "consomme.soup.searches:SEARCHES": "soup",
     "consomme.prune.importance:LAYER_IMPORTANCES": "prune",
     "consomme.prune.choosing:LAYER_CHOICES": "prune",

@@ -206,6 +206,13 @@ def bench_decode() -> list[Row]:
     return decode.measure()
 
 
+def bench_tilings() -> Iterable[Row]:
+    """Count tokens of tilings, and time them beside the processors of transformers."""
+    from tests.benchmarks import tilings
+
+    return tilings.measure()
+
+
 def bench_dedup() -> list[Row]:
     """Measure recall, false positives, and the cost of ten million images."""
     from tests.benchmarks import dedup
@@ -259,6 +266,7 @@ AREAS: dict[str, Callable[[], Iterable[Row]]] = {
     "planning": bench_planning,
     "ledger": bench_ledger,
     "decode": bench_decode,
+    "tilings": bench_tilings,
     "dedup": bench_dedup,
     "dedup_kinds": bench_dedup_kinds,
     "decontaminate": bench_decontaminate,

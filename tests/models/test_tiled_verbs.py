@@ -14,6 +14,7 @@ from tests.support.families import noise, write
 from tests.support.family_table import OK, VERBS, run_cell, write_family
 from tests.support.tiled import TILED
 
+from consomme.base.errors import CheckpointError
 from consomme.base.sample import ImageRef, Turn
 from consomme.curate.perplexity import token_nll
 from consomme.engines.scoring.requests import Score, ScoringRequest
@@ -62,6 +63,14 @@ def test_several_pictures_of_a_conversation_are_scored_as_one_by_one(tmp_path: P
         assert isinstance(together, Score)
         assert alone.num_tokens == together.num_tokens
         assert alone.nll == pytest.approx(together.nll, rel=1e-5)
+
+
+def test_vllm_is_not_given_pictures_that_it_would_cut_otherwise(tmp_path: Path) -> None:
+    from consomme.engines.vllm_engine import EngineOptions, open_engine
+
+    folder = write(TILED["catty_llava"], tmp_path)
+    with pytest.raises(CheckpointError, match=r"catty.*vLLM does not know.*name: transformers"):
+        open_engine(str(folder), EngineOptions())
 
 
 def test_packing_fills_rows_by_counted_tokens(tmp_path: Path) -> None:

@@ -131,7 +131,8 @@ def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) ->
             because the threads wait for each other.
 
     Raises:
-        CheckpointError: The folder or the adapter is missing, or vLLM cannot load it.
+        CheckpointError: The folder or the adapter is missing, vLLM cannot load it, or its pictures
+            are cut by a tiling of consomme.
         RecipeError: The options need GPUs that are not there.
     """
     folder = Path(model_path)
@@ -140,6 +141,7 @@ def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) ->
             f"no config.json in {model_path!r}: vLLM expects a Hugging Face model folder on local"
             " disk; check the recipe's model path"
         )
+    _refuse_tilings(folder)
     config = json.loads((folder / "config.json").read_text())
     positions = config.get("text_config", config).get("max_position_embeddings")
     max_model_len = min(options.max_model_len, positions or options.max_model_len)
@@ -212,6 +214,22 @@ def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) ->
             ) from error
     lora = _load_adapter(llm, options.adapter) if options.adapter else None
     return OpenedEngine(llm=llm, version=f"vllm {vllm.__version__}", adapter=lora)
+
+
+def _refuse_tilings(folder: Path) -> None:
+    """Refuse a model whose pictures are cut by consomme's processor: vLLM prepares its own way.
+
+    Raises:
+        CheckpointError: They are.
+    """
+    path = folder / "processor_config.json"
+    processor = json.loads(path.read_text()) if path.is_file() else {}
+    if processor.get("processor_class") == "ConsommeTilingProcessor":
+        tiling = processor.get("image_processor", {}).get("tiling")
+        raise CheckpointError(
+            f"{str(folder)!r} has pictures cut by the tiling {tiling}, which vLLM does not know: it"
+            " would show the model other pictures than it was trained on; use {name: transformers}"
+        )
 
 
 def close_engine(llm: Any) -> None:
