@@ -123,6 +123,8 @@ def _pixel_scale(path: Path, family: str) -> tuple[list[float], list[float]]:
     hf = import_transformers()
     if (path / "preprocessor_config.json").exists() or (path / "processor_config.json").exists():
         images = hf.AutoImageProcessor.from_pretrained(path, local_files_only=True, backend="pil")
+        if not images.do_normalize:
+            return [0.0] * 3, [1.0] * 3
         return list(images.image_mean), list(images.image_std)
     return _MEANS[family]
 

@@ -208,7 +208,8 @@ def test_every_verb_takes_what_was_assembled(root: str, pairs: Any) -> None:
     )
     assert len(answers.metrics) >= 2
     scores = run_verb("score", name="by", root=root, inputs=[data], model=aligned.url, **rejects)
-    assert scores.counts["samples"] == 118
+    assert scores.counts["samples"] == pairs.counts["samples"] - scores.counts["rejected"]
+    assert scores.counts["rejected"] == 2
     half = {"name": "highest_fraction", "column": "image_gain", "fraction": 0.1}
     view = run_verb("filter", name="some", root=root, scores=scores.url, keep=half).url
     written = run_verb(
