@@ -211,6 +211,10 @@ class MultipleChoice(FileBenchmark):
             found.append(reading)
         return found
 
+    def question_numbers(self) -> list[int]:
+        """Return the number of the question that each request is a rotation of."""
+        return [question.row.number for question, _, _ in self._asked]
+
     def outcomes(self, answers: Sequence[str]) -> list[float]:
         """1 where the right option is chosen in each rotation."""
         right: dict[int, float] = {}

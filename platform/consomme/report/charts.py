@@ -137,7 +137,10 @@ def draw_dots(block: Dots, width: int) -> SvgDrawing:
     occupied = [(x(dot.x) - 4, x(dot.x) + 4, y(dot.y)) for dot in block.dots]
     for dot in block.dots:
         cx, cy = x(dot.x), y(dot.y)
-        elements.append(_circle(cx, cy, "3.5", "s1", title(_describe_dot(block, dot))))
+        radius, colour = ("2", "s2") if dot.is_other else ("3.5", "s1")
+        elements.append(_circle(cx, cy, radius, colour, title(_describe_dot(block, dot))))
+        if not dot.label:
+            continue
         length = len(dot.label) * CHAR_PX
         positions = [
             (cx + 6 if is_right else cx - 6 - length, cy + below)
@@ -174,7 +177,7 @@ def _padded_range(values: Sequence[float]) -> tuple[float, float]:
 
 def _describe_dot(block: Dots, dot: Dot) -> str:
     values = f"{block.x_label} {read_number(dot.x)}, {block.y_label} {read_number(dot.y)}"
-    return f"{dot.label}: {values}"
+    return f"{dot.label}: {values}" if dot.label else values
 
 
 def _height(width: int) -> int:

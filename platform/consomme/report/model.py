@@ -107,6 +107,9 @@ class Dot:
     y: float
     """Position on the y axis."""
 
+    is_other: bool = False
+    """Whether it is there for comparison only: smaller, and of another colour."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dots:

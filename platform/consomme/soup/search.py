@@ -103,7 +103,10 @@ class CachedScores:
 
     The function may have methods for what a search can do without:
 
-    - `ahead(candidates)`: these will be asked for next, so they can be scored at the same time.
+    - `ahead(candidates, beat)`: these will be asked for next, so they can be scored at the same
+      time. `beat` is a scored candidate or None: one that is worse, most likely, need not be scored
+      to the end, and then has a score of minus infinity. A call takes `beat`, too.
+    - `can_stop`: whether it makes use of `beat`.
     - `objectives(candidate)`: several figures, instead of the score alone.
     - `worth(candidate)`: a finite number to learn from, where the score is minus infinity.
     - `num_groups(grouping)`: of the tensors that may have shares of their own.
@@ -124,14 +127,18 @@ class CachedScores:
         self._clock: Callable[[], float] = getattr(score, "clock", time.monotonic)
         self._began = self._clock()
 
-    def __call__(self, candidate: Candidate) -> float:
+    def __call__(self, candidate: Candidate, beat: Candidate | None = None) -> float:
         """Return the score of a candidate.
 
+        Args:
+            candidate: Not scored to the end if it is worse, most likely, than `beat`.
+            beat: A candidate that was scored; see the class.
+
         Raises:
-            DataError: It is undefined.
+            DataError: The score is undefined.
         """
         if candidate not in self._known:
-            value = float(self._score(candidate))
+            value = float(self._score(candidate, **self._beating(beat)))
             if math.isnan(value):
                 raise DataError(
                     f"the score of ingredients {list(members_of(candidate))} is NaN: nothing can be"
@@ -157,11 +164,21 @@ class CachedScores:
         """Time since the search began."""
         return (self._clock() - self._began) / 3600
 
-    def ahead(self, candidates: Iterable[Candidate]) -> None:
+    @property
+    def can_stop(self) -> bool:
+        """Whether candidates that are worse than another one need not be scored to the end."""
+        return bool(getattr(self._score, "can_stop", False))
+
+    def _beating(self, beat: Candidate | None) -> dict[str, Candidate]:
+        # What lost too much, or was not scored to the end, is no measure.
+        is_measure = beat is not None and self.can_stop and math.isfinite(self._known[beat])
+        return {"beat": beat} if is_measure and beat is not None else {}
+
+    def ahead(self, candidates: Iterable[Candidate], beat: Candidate | None = None) -> None:
         """Say which candidates will be asked for, if that is of use."""
         tell = getattr(self._score, "ahead", None)
         if tell is not None:
-            tell([one for one in candidates if one not in self._known])
+            tell([one for one in candidates if one not in self._known], **self._beating(beat))
 
     def worth(self, candidate: Candidate) -> float:
         """Return what a search by numbers learns from a candidate."""

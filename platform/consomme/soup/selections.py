@@ -1,5 +1,6 @@
 """Searches among selections of ingredients, which are mixed in equal parts."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -87,7 +88,7 @@ class GreedySoup:
         pool: tuple[int, ...] = (order[0],)
         for candidate in order[1:]:
             extended = tuple(sorted((*pool, candidate)))
-            before, after = cached(pool), cached(extended)
+            before, after = cached(pool), cached(extended, beat=pool)
             accepted = after >= before if self.accept == ">=" else after > before
             trace.append(
                 cached.step(extended, candidate=candidate, best_before=before, accepted=accepted)
@@ -115,9 +116,9 @@ class LeaveOneOut:
         trace = [cached.step(pool, candidate=None, best_before=None, accepted=True)]
         while len(pool) > 1:
             rest = {index: tuple(k for k in pool if k != index) for index in pool}
-            cached.ahead(rest.values())
+            cached.ahead(rest.values(), beat=pool)
             before = cached(pool)
-            order = ranked({index: cached(members) for index, members in rest.items()})
+            order = ranked({index: cached(members, beat=pool) for index, members in rest.items()})
             after = cached(rest[order[0]])
             accepted = after >= before if self.accept == ">=" else after > before
             trace += [
@@ -232,12 +233,24 @@ class RandomSoups(Checked):
 def _best_of(selections: Sequence[tuple[int, ...]], count: int, score: ScoreFunction) -> SoupResult:
     """Score selections, the smallest first, and choose the best; of equal ones the first."""
     cached = CachedScores(score, count)
-    cached.ahead(selections)
     trace: list[SoupStep] = []
     best = selections[0]
-    for number, members in enumerate(selections):
-        before = cached(best) if number else None
-        accepted = before is None or cached(members) > before
-        trace.append(cached.step(members, candidate=None, best_before=before, accepted=accepted))
-        best = members if accepted else best
+    # What is worse than the best is seen against the best of what was scored before.
+    size = _AT_A_TIME if cached.can_stop else len(selections)
+    for start in range(0, len(selections), size):
+        some = selections[start : start + size]
+        beat = best if start else None
+        cached.ahead(some, beat=beat)
+        for members in some:
+            before = cached(best) if trace else None
+            accepted = cached(members, beat=beat) > (-math.inf if before is None else before)
+            accepted = accepted or before is None
+            trace.append(
+                cached.step(members, candidate=None, best_before=before, accepted=accepted)
+            )
+            best = members if accepted else best
     return cached.result(best, trace)
+
+
+_AT_A_TIME = 8
+"""Candidates that are scored at the same time where worse ones are stopped."""

@@ -106,9 +106,9 @@ class WeightsSearch(Checked):
         best: Candidate | None = None
         trace: list[SoupStep] = []
 
-        def told(number: int, candidate: Candidate) -> None:
+        def told(number: int, candidate: Candidate, beat: Candidate | None) -> None:
             nonlocal best
-            value = cached(candidate)
+            value = cached(candidate, beat=beat)
             if has_objectives:
                 study.tell(number, cached.objectives(candidate))
             else:
@@ -125,7 +125,7 @@ class WeightsSearch(Checked):
 
         traced: set[Candidate] = set()
         for candidate in starts:
-            told(proposals.start(candidate), candidate)
+            told(proposals.start(candidate), candidate, None)
         num_repeats = 0
         while len(cached) < self.max_evaluations and num_repeats < _MAX_REPEATS:
             if self.max_hours is not None and cached.hours >= self.max_hours:
@@ -134,10 +134,12 @@ class WeightsSearch(Checked):
             left = self.max_evaluations - len(cached)
             new = list(dict.fromkeys(one for _, one in asked if one not in cached))[:left]
             num_repeats = 0 if new else num_repeats + batch
-            cached.ahead(new)
+            # With several objectives, what is worse in one may be the best in another.
+            beat = None if has_objectives else best
+            cached.ahead(new, beat=beat)
             for number, candidate in asked:
                 if candidate in cached or candidate in new:
-                    told(number, candidate)
+                    told(number, candidate, beat)
         assert best is not None
         return cached, trace, best
 

@@ -60,17 +60,48 @@ class InMemoryAnswerer:
         """
         return joined([self._answer(part) for part in parts_of(benchmark)])
 
-    def _answer(self, part: Benchmark) -> Answers:
+    def answer_some(
+        self, benchmark: Benchmark, numbers: Sequence[int]
+    ) -> dict[int, Answer | Refusal]:
+        """Answer some requests of a benchmark.
+
+        Args:
+            benchmark: The benchmark.
+            numbers: Of the requests, over all of its parts.
+        """
+        found: dict[int, Answer | Refusal] = {}
+        start = 0
+        for part in parts_of(benchmark):
+            items = part.items()
+            own = [number for number in numbers if start <= number < start + len(items)]
+            if own:
+                within = [number - start for number in own]
+                found |= zip(own, self._found(part, within), strict=True)
+            start += len(items)
+        return found
+
+    def _found(self, part: Benchmark, numbers: Sequence[int]) -> list[Answer | Refusal]:
         answer = written_answers if is_written(part) else likely_answers
-        items = part.items()
         engine = self._engine(writes=is_written(part))
         guide = Guide(part, lambda: self._engine(writes=True))
-        found = answer(engine, part, items, range(len(items)), guide)
+        return answer(engine, part, part.items(), numbers, guide)
+
+    def _answer(self, part: Benchmark) -> Answers:
+        found = self._found(part, range(len(part.items())))
+        return self.answers_of(part, found)
+
+    @staticmethod
+    def answers_of(benchmark: Benchmark, found: Sequence[Answer | Refusal]) -> Answers:
+        """Put the answers to all requests together.
+
+        Raises:
+            DataError: The model can be asked nothing.
+        """
         refused = {k: one for k, one in enumerate(found) if isinstance(one, Refusal)}
         if len(refused) == len(found):
             why = refused[0]
             raise DataError(
-                f"no question of {type(part).__name__} can be put to this model; {why.reason}:"
+                f"no question of {type(benchmark).__name__} can be put to this model; {why.reason}:"
                 f" {why.detail}"
             )
         return Answers(

@@ -9,14 +9,13 @@ from typing import Any
 
 from consomme.evaluate.benchmark import Benchmark, main_figure
 from consomme.evaluate.cache import soup_content_hash
+from consomme.evaluate.early_stop import EarlyStop
 from consomme.evaluate.guards import Guard, GuardFinding, judge_guard
 from consomme.evaluate.names import benchmark_name
 from consomme.pipelines.evaluate.answers import Answers
 from consomme.pipelines.evaluate.in_memory import AnswerCache
+from consomme.pipelines.soup.racing import CHOICE, Race, Stopped
 from consomme.soup.blends import Blend, Candidate, Grouping, TensorGroups
-
-CHOICE = 0
-"""Number of the benchmark that chooses."""
 
 
 class CandidateCache:
@@ -37,6 +36,7 @@ class CandidateCache:
         shares_answers: Sequence[bool] | None = None,
         method: Sequence[Any] = (),
         groups: Mapping[Grouping, TensorGroups] | None = None,
+        early_stop: EarlyStop | None = None,
     ) -> None:
         """Open the cache.
 
@@ -52,7 +52,16 @@ class CandidateCache:
                 engine candidates answer, in nothing but its weights. None: all do.
             method: What else decides how candidates are mixed; nothing for an average.
             groups: What the groupings of blends mean for these models.
+            early_stop: When a candidate is asked no more; None: never.
         """
+        self.early_stop = early_stop
+        self._stopped: dict[Candidate, tuple[Stopped, Candidate]] = {}
+        """What was not asked to the end, and what it had to beat."""
+
+        self._to_beat: dict[Candidate, list[float]] = {}
+        self._first: dict[Candidate, dict[int, Answers]] = {}
+        """Answers to the first questions, by how many these are."""
+
         self._method, self.groups = method, dict(groups or {})
         self._cache, self.ingredient_hashes = AnswerCache(cache_url, {}), ingredient_hashes
         self.guards, self.base_hash = tuple(guards), base_hash
@@ -211,8 +220,73 @@ class CandidateCache:
             found.append(next(iter(self.figures(candidate, number).values())))
         return tuple(found)
 
+    @cached_property
+    def race(self) -> Race:
+        """Compares candidates question by question."""
+        assert self.early_stop is not None
+        return Race(self.benchmarks[CHOICE], self.early_stop)
+
+    def scores_to_beat(self, candidate: Candidate) -> list[float]:
+        """Return the weighted score of each question of a candidate that has answered.
+
+        Raises:
+            RecipeError: The main figure is not their mean.
+        """
+        if candidate not in self._to_beat:
+            answers, questions = self._answered(candidate, CHOICE), self.race.questions
+            questions.check(self.benchmarks[CHOICE], answers, self.score(candidate))
+            self._to_beat[candidate] = questions.scores(self.benchmarks[CHOICE], answers)
+        return self._to_beat[candidate]
+
+    def put_first(self, candidate: Candidate, num_questions: int, texts: Sequence[str]) -> None:
+        """Store the answers of a candidate that was asked so many questions only."""
+        given = Answers(texts=texts)
+        self._first.setdefault(candidate, {})[num_questions] = given
+        model, described = self._model(candidate), self._first_questions(num_questions)
+        self._cache.put(model, self.nodes[CHOICE], described, given)
+
+    def stopped(self, candidate: Candidate, beat: Candidate) -> Stopped | None:
+        """Return why a candidate need not be asked, or asked more, by what it has answered."""
+        if self.get(candidate, CHOICE) is not None:
+            return None
+        for look in reversed(self.race.looks):
+            given = self._first.get(candidate, {}).get(look) or self._cache.get(
+                self._model(candidate), self.nodes[CHOICE], self._first_questions(look)
+            )
+            if given is None:
+                continue
+            scores = self.scores_to_beat(beat)
+            for before in self.race.looks[: self.race.looks.index(look) + 1]:
+                if found := self.race.judge(given.texts, before, scores):
+                    self._stopped[candidate] = (found, beat)
+                    return found
+        return None
+
+    def _first_questions(self, num_questions: int) -> str:
+        assert self.early_stop is not None
+        order = f"first {num_questions} questions by seed {self.early_stop.seed}"
+        return f"{self._described[CHOICE]}\n{order}"
+
+    def unfinished(self, candidate: Candidate) -> Stopped | None:
+        """Return what is known of a candidate that was not asked to the end; None if it was."""
+        if self.get(candidate, CHOICE) is not None or candidate not in self._stopped:
+            return None
+        return self._stopped[candidate][0]
+
+    def known_score(self, candidate: Candidate) -> float:
+        """Return the score of a candidate; an estimate if it was not asked to the end.
+
+        That is the score of what it had to beat and the difference on the same questions.
+        """
+        if self.unfinished(candidate) is None:
+            return self.score(candidate)
+        found, beat = self._stopped[candidate]
+        return self.score(beat) + found.gain
+
     def worth(self, candidate: Candidate) -> float:
         """Return a finite score: that of a candidate that lost too much is lowered by 1."""
+        if self.unfinished(candidate) is not None:
+            return self.known_score(candidate)
         return self.score(candidate) - (not self.passes(candidate))
 
     def guarded_score(self, candidate: Candidate) -> float:

@@ -10,6 +10,7 @@ from consomme.base.bounds import NonNegativeFloat, PositiveFloat, PositiveInt
 from consomme.base.checked import Checked, rule
 from consomme.base.schema import added, located, own_modules, runtime, strategy
 from consomme.base.suggest import did_you_mean
+from consomme.evaluate.early_stop import EarlyStop
 from consomme.evaluate.guards import Guard
 from consomme.soup.methods import METHODS
 from consomme.storage.options import StorageOptions
@@ -82,6 +83,10 @@ class SoupRecipe(Checked):
     )
     """Ways to choose ingredients; the best result of all becomes the soup."""
 
+    early_stop: EarlyStop | None = added(None)
+    """Ask a candidate no more when it is worse, most likely, than the best one so far, on the same
+    questions of `benchmark`; it is never the soup then. None: all are asked all questions."""
+
     num_actors: PositiveInt | None = runtime(None)
     """Candidates to score in parallel; None: one per GPU, or one per CPU."""
 
@@ -102,6 +107,11 @@ class SoupRecipe(Checked):
             yield f"searches: found {name} {names.count(name)} times, whose soups have one name"
         if self.benchmark is None:
             return
+        if self.early_stop and not set(names) - {"uniform", "maximum", "beam", "nsga2"}:
+            yield (
+                f"early_stop: found one, but {' and '.join(names)} need the scores of all"
+                " candidates; expected another search too, such as greedy"
+            )
         if "nsga2" in names and not (self.guards or self.benchmark["name"] == "weighted"):
             yield (
                 "searches: found nsga2 with one objective; give it several as guards, or as a"
@@ -128,6 +138,8 @@ class SoupRecipe(Checked):
             if self.weights:
                 yield "weights: found some with a benchmark, by which searches choose them"
             return
+        if self.early_stop:
+            yield "benchmark: missing; early_stop compares candidates by it"
         if self.guards or self.report:
             yield (
                 "benchmark: missing; guards and report measure what a search chooses by it. Without"

@@ -10,13 +10,14 @@ from typing import Any
 from consomme.base.manifest import FileSum, Manifest
 from consomme.execution.runs import Run
 from consomme.execution.session import ray_session
-from consomme.pipelines.soup.candidates import CHOICE, CandidateCache
+from consomme.pipelines.soup.candidates import CandidateCache
+from consomme.pipelines.soup.racing import CHOICE
 from consomme.pipelines.soup.tune import tune_searches
 from consomme.pipelines.soup.writer import SoupInputs, SoupWriter
 from consomme.soup.blends import WHOLE, Blend, Candidate, Grouping, TensorGroups
 from consomme.soup.groups import tensor_groups
 from consomme.soup.ingredients import Ingredient
-from consomme.soup.search import SoupResult, SoupSearch
+from consomme.soup.search import SoupResult, SoupSearch, SoupStep
 from consomme.soup.searches import SEARCHES
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import model_content_hash
@@ -49,6 +50,7 @@ def search_soups(run: Run[SoupInputs], mixer: SoupWriter, opened: Sequence[Ingre
         shares_answers=[frame == frames[0] for frame in frames],
         method=_method(run),
         groups=groups,
+        early_stop=recipe.early_stop,
     )
     with ray_session():
         outcome = tune_searches(
@@ -89,6 +91,7 @@ def search_soups(run: Run[SoupInputs], mixer: SoupWriter, opened: Sequence[Ingre
             "searches": {name: _told(result, cache, labels) for name, result in results.items()},
             "chosen_by": cache.name(CHOICE),
             **({"report": reported, "main_figures": cache.main_figures} if reported else {}),
+            **({"early_stop": _saved(results, cache)} if recipe.early_stop else {}),
             **({"ignores_guards": outcome.ignores_guards} if recipe.guards else {}),
         },
         metrics=metrics,
@@ -111,9 +114,11 @@ def _told(result: SoupResult, cache: CandidateCache, labels: Sequence[str]) -> d
     trace = [
         {
             **asdict(step),
-            "score": cache.score(step.scored),
+            "score": cache.known_score(step.scored),
             "best_before": step.best_before if _is_finite(step.best_before) else None,
-            **({} if cache.passes(step.scored) else {"fails_guards": True}),
+            **_unfinished(step, cache),
+            **_interval(step.scored, cache),
+            **({"shares": _shares(step.blend, cache, labels)} if step.blend else {}),
         }
         for step in result.trace
     ]
@@ -125,16 +130,48 @@ def _told(result: SoupResult, cache: CandidateCache, labels: Sequence[str]) -> d
                 "objectives": dict(zip(cache.objective_names, cache.objectives(one), strict=True)),
                 "shares": _shares(one, cache, labels),
                 "passes_guards": cache.passes(one),
+                "is_soup": one == result.soup,
             }
             for one in result.front
         ],
+        "objectives": [cache.objectives(step.scored) for step in result.trace if result.front],
         "score": cache.score(result.soup),
-        "single_scores": {k: cache.score((k,)) for k in result.single_scores},
+        "single_scores": {k: cache.known_score((k,)) for k in result.single_scores},
         "trace": trace,
     }
     if cache.guards:
         told["guards"] = [finding.plain() for finding in cache.findings(result.soup)]
     return told
+
+
+def _unfinished(step: SoupStep, cache: CandidateCache) -> dict[str, Any]:
+    """Return why a candidate could not be chosen, whatever its score."""
+    if stopped := cache.unfinished(step.scored):
+        return {"stopped_after": stopped.num_questions}
+    return {} if cache.passes(step.scored) else {"fails_guards": True}
+
+
+def _interval(candidate: Candidate, cache: CandidateCache) -> dict[str, float]:
+    """Return the 95 % interval of a score, if the benchmark has one."""
+    if cache.unfinished(candidate):
+        return {}
+    figures = cache.figures(candidate, CHOICE)
+    stem, found, unit = next(iter(figures)).rpartition("_fraction")
+    ends = {end: figures.get(f"{stem}_{end}{found}{unit}") for end in ("low", "high")}
+    return {end: value for end, value in ends.items() if value is not None}
+
+
+def _saved(results: Mapping[str, SoupResult], cache: CandidateCache) -> dict[str, int]:
+    """Return how many questions were not asked of candidates that were stopped."""
+    scored = {step.scored for result in results.values() for step in result.trace}
+    stopped = [found for one in scored if (found := cache.unfinished(one)) is not None]
+    num_questions = cache.race.num_questions
+    return {
+        "candidates": len(scored),
+        "stopped_candidates": len(stopped),
+        "questions": len(scored) * num_questions,
+        "saved_questions": sum(num_questions - one.num_questions for one in stopped),
+    }
 
 
 def _shares(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,15 +20,21 @@ from consomme.execution.session import num_cpus
 from consomme.execution.tune import run_trials
 from consomme.pipelines.evaluate.answers import Answers
 from consomme.pipelines.soup.candidates import CandidateCache
-from consomme.pipelines.soup.worker import ANSWERS, CandidateRunner
+from consomme.pipelines.soup.racing import CHOICE
+from consomme.pipelines.soup.worker import ANSWERS, BEAT, STOPPED, CandidateRunner
 from consomme.soup.blends import Candidate, Grouping, from_plain, plain
 from consomme.soup.search import SoupResult, SoupSearch
 from consomme.storage.ledger.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-_Asked = tuple[Candidate, tuple[int, ...]]
-"""A candidate, and the numbers of the benchmarks that it is asked."""
+_Asked = tuple[Candidate, tuple[int, ...], Candidate | None]
+"""A candidate, the numbers of the benchmarks that it is asked, and what it has to beat to be asked
+to the end."""
+
+
+_AGAINST = "against"
+"""Key of a trial: the candidate to beat."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +84,12 @@ class CandidateSource:
             self._receive()
         if not self._waiting:
             return None
-        candidate, numbers = self._waiting.popleft()
+        candidate, numbers, beat = self._waiting.popleft()
         self._num_running += 1
-        return {**plain(candidate), "numbers": list(numbers)}
+        config = {**plain(candidate), "numbers": list(numbers)}
+        if beat is not None:
+            config |= {_AGAINST: plain(beat), BEAT: self.cache.scores_to_beat(beat)}
+        return config
 
     def _receive(self) -> None:
         asked = self._requests.get()
@@ -90,7 +100,13 @@ class CandidateSource:
         """Pass the answers of a candidate to the search that waits for them."""
         self._num_running -= 1
         candidate = from_plain(config)
-        asked = (candidate, tuple(config["numbers"]))
+        beat = from_plain(config[_AGAINST]) if _AGAINST in config else None
+        asked = (candidate, tuple(config["numbers"]), beat)
+        if result is not None and STOPPED in result:
+            first = json.loads(result[STOPPED])
+            self.cache.put_first(candidate, first["num_questions"], first["texts"])
+            self._is_done(asked)
+            return
         if result is None or ANSWERS not in result:
             failure = ClusterError(f"scoring {candidate} failed; see the worker's log")
             self._answered[asked].set_exception(failure)
@@ -99,6 +115,9 @@ class CandidateSource:
         self.cache.put(
             candidate, {int(number): Answers.from_dict(given) for number, given in answers.items()}
         )
+        self._is_done(asked)
+
+    def _is_done(self, asked: _Asked) -> None:
         if self.progress is not None:
             self.progress.advance()
         self._answered[asked].set_result(None)
@@ -149,12 +168,30 @@ class CandidateSource:
             logger.warning("soup: no candidate passes: %s", finding.line)
         return SearchOutcome(results=results, best=best, ignores_guards=True)
 
-    def measure_ahead(self, candidates: Sequence[Candidate]) -> None:
+    def measure_ahead(self, candidates: Sequence[Candidate], beat: Candidate | None = None) -> None:
         """Have candidates answer what chooses, and do not wait for them."""
-        self._ask([(one, self.cache.choosing) for one in candidates], needed=())
+        if beat is not None:
+            # Here, where an error ends the search, and not where a trial is asked for.
+            self.cache.scores_to_beat(beat)
+            candidates = [one for one in candidates if not self.cache.stopped(one, beat)]
+        self._ask([(one, self.cache.choosing) for one in candidates], needed=(), beat=beat)
 
-    def measure(self, candidate: Candidate) -> None:
-        """Have a candidate answer what chooses; with the first single, all of them and the base."""
+    def measure(self, candidate: Candidate, beat: Candidate | None = None) -> bool:
+        """Have a candidate answer what chooses; with the first single, all of them and the base.
+
+        Args:
+            candidate: The candidate.
+            beat: What it has to beat to be asked to the end; None: it is.
+
+        Returns:
+            Whether it was asked to the end.
+        """
+        if beat is not None:
+            self.cache.scores_to_beat(beat)
+            if self.cache.stopped(candidate, beat):
+                return False
+            self._ask([(candidate, self.cache.choosing)], beat=beat)
+            return not self.cache.stopped(candidate, beat)
         choosing, base = self.cache.choosing, self.cache.base
         is_single = isinstance(candidate, tuple) and len(candidate) == 1
         singles = [(k,) for k in range(self._num_ingredients)] if is_single else []
@@ -164,20 +201,23 @@ class CandidateSource:
         if base is not None:
             wanted.append((base, choosing[1:]))
         self._ask(wanted, needed=(candidate, base))
+        return True
 
     def _ask(
         self,
         wanted: Iterable[tuple[Candidate, Sequence[int]]],
         needed: Sequence[Candidate | None] | None = None,
+        beat: Candidate | None = None,
     ) -> None:
         """Have candidates answer what they have not answered yet, in parallel.
 
         Args:
             wanted: Candidates, and the numbers of benchmarks.
             needed: Those to wait for; None waits for all.
+            beat: What they have to beat to be asked to the end.
         """
         asked = [
-            (candidate, tuple(missing))
+            (candidate, tuple(missing), beat if CHOICE in missing else None)
             for candidate, numbers in dict.fromkeys((one, tuple(n)) for one, n in wanted)
             if (missing := self.cache.missing(candidate, numbers))
         ]
@@ -197,14 +237,18 @@ class AskedScores:
     source: CandidateSource
     score: Callable[[Candidate], float]
 
-    def __call__(self, candidate: Candidate) -> float:
+    def __call__(self, candidate: Candidate, beat: Candidate | None = None) -> float:
         """Return the score of a candidate; waits until it has answered."""
-        self.source.measure(candidate)
-        return self.score(candidate)
+        return self.score(candidate) if self.source.measure(candidate, beat) else -math.inf
 
-    def ahead(self, candidates: Sequence[Candidate]) -> None:
+    def ahead(self, candidates: Sequence[Candidate], beat: Candidate | None = None) -> None:
         """Have candidates answer at the same time."""
-        self.source.measure_ahead(candidates)
+        self.source.measure_ahead(candidates, beat)
+
+    @property
+    def can_stop(self) -> bool:
+        """Whether candidates that are hopeless are asked no more."""
+        return self.source.cache.early_stop is not None
 
     def worth(self, candidate: Candidate) -> float:
         """Return a finite score."""
@@ -267,6 +311,7 @@ def tune_searches(
                     "base": base,
                     "base_hash": cache.base_hash,
                     "groups": cache.groups,
+                    "early_stop": cache.early_stop,
                     **(how or {}),
                 },
                 resources={"CPU": 0.9, "GPU": 1.0 if num_gpus else 0.0},

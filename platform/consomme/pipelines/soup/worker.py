@@ -1,4 +1,9 @@
-"""Ask candidate soups in a Ray actor: mix in memory, then answer benchmarks."""
+"""Ask candidate soups in a Ray actor: mix in memory, then answer benchmarks.
+
+Ingredients are read from their files for each candidate, whose pages the kernel keeps once for all
+actors of a node: mixing three models of 135 million weights takes 2.1 s of a core that way, and 1.8
+mapped into memory, where a file that is cut off would end the process instead of being reported.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,12 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from consomme.evaluate.early_stop import EarlyStop
+from consomme.pipelines.evaluate.answers import Answers
 from consomme.pipelines.evaluate.in_memory import InMemoryAnswerer
+from consomme.pipelines.evaluate.stage import Answer, Refusal
 from consomme.pipelines.soup.opening import open_models
+from consomme.pipelines.soup.racing import CHOICE, Race
 from consomme.soup.blends import Candidate, Grouping, TensorGroups, from_plain
 from consomme.soup.methods import METHODS
 from consomme.storage.ledger.run_folder import RunFolder
@@ -16,6 +25,13 @@ from consomme.storage.model_folder import model_folder
 
 ANSWERS = "answers"
 """Key of a report: the answers to each benchmark that was asked, by its number, as JSON."""
+
+STOPPED = "stopped"
+"""Key of a report of a candidate that was not asked to the end: how many questions it was asked,
+and its answers, as JSON."""
+
+BEAT = "beat"
+"""Key of a trial: the weighted score of each question of the candidate to beat."""
 
 
 class CandidateRunner:
@@ -33,6 +49,7 @@ class CandidateRunner:
         method: Mapping[str, Any] | None = None,
         dtype: str | None = None,
         groups: Mapping[Grouping, TensorGroups] | None = None,
+        early_stop: EarlyStop | None = None,
     ) -> None:
         """Open the ingredients; all have the architecture of the first one.
 
@@ -46,6 +63,7 @@ class CandidateRunner:
             method: Registry node of how weights are mixed; None: averaged.
             dtype: Of the mixed weights, in notation of safetensors; None: as they are stored.
             groups: What the groupings of blends mean for these models.
+            early_stop: When a candidate is asked no more; None: never.
         """
         # Labels decide the order of sums and what is drawn, here as where a soup is written.
         opened = open_models(models, base)
@@ -60,6 +78,14 @@ class CandidateRunner:
         self.nodes, self.base, self.base_hash = benchmarks, base, base_hash
         self.candidate: Candidate = ()
         self.numbers: list[int] = []
+        self.beat: list[float] | None = None
+        self.early_stop = early_stop
+
+    @cached_property
+    def race(self) -> Race:
+        """Compares candidates by the benchmark that chooses."""
+        assert self.early_stop is not None
+        return Race(self.benchmarks[CHOICE], self.early_stop)
 
     @cached_property
     def benchmarks(self) -> list[Any]:
@@ -69,16 +95,48 @@ class CandidateRunner:
         return [BENCHMARKS.build(node) for node in self.nodes]
 
     def start(self, config: dict[str, Any]) -> None:
-        """Take the candidate from `config`, as `plain` wrote it, and `numbers` of benchmarks."""
+        """Take the candidate from `config`, as `plain` wrote it, and `numbers` of benchmarks.
+
+        With `BEAT` it is asked the benchmark that chooses first, and no more if it is hopeless.
+        """
         self.candidate, self.numbers = from_plain(config), config["numbers"]
+        self.beat = config.get(BEAT)
 
     def step(self) -> dict[str, Any]:
         """Mix the candidate and let it answer."""
         answerer = self._opened()
-        answers = {
-            number: answerer.answer(self.benchmarks[number]).to_dict() for number in self.numbers
-        }
-        return {ANSWERS: json.dumps(answers), "done": True}
+        answers: dict[int, Answers] = {}
+        if self.beat is not None:
+            raced = self._raced(answerer, self.beat)
+            if not isinstance(raced, Answers):
+                return {STOPPED: json.dumps(raced), "done": True}
+            answers[CHOICE] = raced
+        for number in self.numbers:
+            if number not in answers:
+                answers[number] = answerer.answer(self.benchmarks[number])
+        plain = {number: given.to_dict() for number, given in answers.items()}
+        return {ANSWERS: json.dumps(plain), "done": True}
+
+    def _raced(self, answerer: InMemoryAnswerer, beat: list[float]) -> Answers | dict[str, Any]:
+        """Return all answers, or what a candidate was asked that is hopeless."""
+        benchmark = self.benchmarks[CHOICE]
+        found: dict[int, Answer | Refusal] = {}
+
+        def ask(numbers: Sequence[int]) -> dict[int, str]:
+            some = answerer.answer_some(benchmark, numbers)
+            found.update(some)
+            return {k: one.text if isinstance(one, Answer) else "" for k, one in some.items()}
+
+        stopped = self.race.run(ask, beat)
+        total = sum(map(len, self.race.questions.requests))
+        if stopped is None:
+            ask([number for number in range(total) if number not in found])
+            return answerer.answers_of(benchmark, [found[number] for number in range(total)])
+        texts = [
+            one.text if isinstance(one := found.get(number), Answer) else ""
+            for number in range(total)
+        ]
+        return {"num_questions": stopped.num_questions, "texts": texts}
 
     def _opened(self) -> InMemoryAnswerer:
         from consomme.soup.mixing import ModelMix, mixed_tensors
