@@ -33,11 +33,11 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "blur": {"alpha": 1, "mask": "blur"},
 }
 SETS: dict[str, dict[str, Any]] = {
-    "negatives": {"name": "scene_negatives", "num": 60, "style": "outline"},
-    "places": {"name": "scene_places", "num": 15, "style": "outline"},
-    "questions": {"name": "scene_questions", "num": 20, "style": "outline"},
+    "negatives": {"name": "scene_negatives", "num": 40, "style": "outline"},
+    "places": {"name": "scene_places", "num": 8, "style": "outline"},
+    "questions": {"name": "scene_questions", "num": 10, "style": "outline"},
 }
-NEGATIVES_OF = 5_000
+NEGATIVES_OF = 2_000
 
 
 def speed_rows() -> Iterator[dict[str, Any]]:
@@ -191,8 +191,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     text.append("| --- |" + " --- |" * len(names))
     for variant in VARIANTS:
         keys = [f"crg.{name}.{variant}" for name in names]
-        if keys[0] in values:
-            cells = " | ".join(f"{values[key]:.3f}" for key in keys)
+        if any(key in values for key in keys):
+            cells = " | ".join(f"{values[key]:.3f}" if key in values else "" for key in keys)
             text.append(f"| {MEANINGS[variant]} | {cells} |")
     text += ["", "| requests in a batch | guided batch against two generations |", "| --- | --- |"]
     text += [
