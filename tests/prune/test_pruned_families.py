@@ -29,7 +29,11 @@ UNOPENED = (
 """Families that other tests see refused when they are opened, or that need another package."""
 
 REFUSED = {
-    "gemma3n_text_shared": "kv_shared_layer_index",
+    "cosmos3_edge": "mm_token_type_ids",
+    "gemma3n_text_shared": "kv",
+    # Their configs make the last layer one of full attention, whatever they say.
+    "gemma4": "would be another one",
+    "gemma4_unified": "would be another one",
     "glm5_next": "generates something else with a cache",
     "granite4_vision": "do something by their number",
     "jamba": "would be another one",
@@ -71,9 +75,15 @@ def test_a_model_without_layers_is_the_model_that_skips_them(tmp_path: Path, nam
     folder = write_deep(name, tmp_path / name)
     model, processor = open_model(folder)
     chat = chat_encoder_for(model.config, processor)
-    inputs = probes(model, chat)
-    written, refusals = 0, []
-    for removed in removals(model):
+    try:
+        inputs = probes(model, chat)
+    except CheckpointError as error:
+        refusals = [str(error)]
+        wanted = []
+    else:
+        refusals, wanted = [], removals(model)
+    written = 0
+    for removed in wanted:
         expected = skipped_outputs(model, inputs, removed)
         whole = skipped_outputs(model, inputs, ())
         assert not torch.allclose(expected.logits[0], whole.logits[0], atol=1e-3)
@@ -100,7 +110,7 @@ def test_a_model_without_layers_is_the_model_that_skips_them(tmp_path: Path, nam
             assert torch.equal(ours, theirs)
     assert bool(refusals) == (name in REFUSED), refusals
     assert all(REFUSED[name] in one for one in refusals)
-    assert written or name in ("minimax", "zamba2"), refusals
+    assert written or name in ("cosmos3_edge", "minimax", "zamba2"), refusals
 
 
 def test_no_removed_layer_is_the_model_bit_for_bit(tmp_path: Path, debug_vlm: Path) -> None:

@@ -47,7 +47,11 @@ class SkippedOutputs:
 
 
 def probes(model: Any, chat: Any) -> list[Inputs]:
-    """Return inputs of a few conversations, one each, on the model's device."""
+    """Return inputs of a few conversations, one each, on the model's device.
+
+    Raises:
+        CheckpointError: The model takes none, or its code fails on one.
+    """
     batcher = Batcher(model, chat.tokenizer)
     found: list[Inputs] = []
     for number, question in enumerate(_QUESTIONS):
@@ -65,6 +69,15 @@ def probes(model: Any, chat: Any) -> list[Inputs]:
     if not found:
         raise CheckpointError("the model's chat template takes no plain question, so nothing can be"
                               " checked; give a model that answers questions")  # fmt: skip
+    for one in found:
+        try:
+            _logits(model, one)
+        # A family's code raises what it happens to raise.
+        except Exception as error:
+            raise CheckpointError(
+                f"a {type(model).__name__} cannot be run on a plain conversation: {error}; layers"
+                " of this model cannot be removed"
+            ) from error
     return found
 
 
@@ -190,6 +203,7 @@ def _generated(model: Any, inputs: Inputs, *, use_cache: bool) -> Any:
     )
 
 
+@torch.inference_mode()
 def _logits(model: Any, inputs: Inputs) -> Tensor:
     logits: Tensor = model(**inputs, use_cache=False).logits
     return logits.float().cpu()

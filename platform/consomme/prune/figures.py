@@ -10,12 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consomme.base.sample import Turn
-from consomme.models.batches import Batcher
-from consomme.prune.checking import to_device
-
-_PROMPT = "Describe what you see."
-_LONGER = "Describe what you see, in as many words as you like, and be exact about the colors."
 _TIMED_TOKENS = 16
 _REPEATS = 3
 
@@ -46,28 +40,29 @@ class ModelCost:
 
 @torch.inference_mode()
 def model_cost(
-    model: Any, chat: Any, *, num_layers: int, num_parameters: int, weight_bytes: int
+    model: Any,
+    inputs: Sequence[Mapping[str, Tensor]],
+    *,
+    num_layers: int,
+    num_parameters: int,
+    weight_bytes: int,
 ) -> ModelCost:
     """Measure an open model.
 
     Args:
         model: In eval mode, on the device that counts.
-        chat: Its encoder of conversations.
+        inputs: Of conversations of different lengths, one each; see `probes`.
         num_layers: Of the language model.
         num_parameters: Stored numbers.
         weight_bytes: Bytes of the stored weights.
     """
-    batcher = Batcher(model, chat.tokenizer)
-    short, long = (
-        to_device(batcher.collate([chat.encode_prompt((Turn(role="user", content=text),))]), model)
-        for text in (_PROMPT, _LONGER)
-    )
+    by_length = sorted(inputs, key=lambda one: one["input_ids"].shape[1])
     return ModelCost(
         num_layers=num_layers,
         num_parameters=num_parameters,
         weight_bytes=weight_bytes,
-        token_s=_seconds_per_token(model, short),
-        cache_bytes=_cache_growth(model, short, long),
+        token_s=_seconds_per_token(model, by_length[0]),
+        cache_bytes=_cache_growth(model, by_length[0], by_length[-1]),
     )
 
 
@@ -107,6 +102,8 @@ def _cache_growth(
             return None
         sizes.append(sum(one.nbytes for one in _tensors(cache, set())))
     longer = long["input_ids"].shape[1] - short["input_ids"].shape[1]
+    if not longer:
+        return None
     return round((sizes[1] - sizes[0]) / longer)
 
 

@@ -20,6 +20,7 @@ from consomme.pipelines.prune.recipe import PruneRecipe
 from consomme.pipelines.prune.report import sections
 from consomme.pipelines.prune.samples import CalibrationSamples, calibration_recipe
 from consomme.pipelines.prune.task import prune_model
+from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
 from consomme.report import model as page
 from consomme.storage.stores.open import open_store
 
@@ -95,6 +96,38 @@ def test_samples_are_drawn_by_the_seed(tmp_path: Path, debug_vlm: Path, scenes: 
     every = CalibrationSamples(calibration_recipe(asked[0]), 50, model, chat)
     assert len(set(every.ids)) == 30
     assert every.num_images == 30
+
+
+def trained(root: Path, layers: list[int], num_layers: int) -> str:
+    """A finished run with the decisions of a training."""
+    from consomme.execution.runs import Run
+
+    asked = TrainRecipe(name="t", root=str(root), model=NANO, data=(TrainSource(inputs=("a",)),))
+    opened: Run[None] = Run.open("train", asked, None)
+    opened.start()
+    return opened.finish(decisions={"layers": layers, "num_layers": num_layers}).url
+
+
+def test_the_region_that_a_run_trained_stays(tmp_path: Path, debug_vlm: Path, scenes: str) -> None:
+    region = [1, 2, 4, 5, 7, 8, 10, 11]
+    url = trained(tmp_path, region, 12)
+    asked = recipe(
+        tmp_path, debug_vlm, scenes, n_layers=4, protect_run=url, num_samples=1,
+        choose={"name": "lowest"},
+    )  # fmt: skip
+    opened = prune.open_run(asked)
+    assert [parent.url for parent in opened.parents if parent.verb == "train"] == [url]
+    found, _ = here(asked)
+    assert found.protected == region
+    assert found.models[1]["removed"] == [0, 3, 6, 9]
+    with pytest.raises(RecipeError, match=r"there are no 2 neighbours"):
+        here(recipe(tmp_path, debug_vlm, scenes, n_layers=2, protect_run=url, name="q"))
+    other = trained(tmp_path / "other", [1], 6)
+    with pytest.raises(RecipeError, match=r"protect_run: found a run of a model of 6 layers"):
+        here(recipe(tmp_path, debug_vlm, scenes, n_layers=2, protect_run=other, name="r"))
+    data = str(Path(scenes).parent)
+    with pytest.raises(DataError, match=r"protect_run: found a prepare run"):
+        prune.open_run(recipe(tmp_path, debug_vlm, scenes, protect_run=data))
 
 
 def test_the_largest_number_that_loses_little_becomes_the_model(

@@ -35,6 +35,7 @@ def _section(manifest: Manifest) -> page.Section:
     if rows:
         blocks.append(page.LayerStrip(rows=rows, caption=caption))
     blocks += _scores(manifest)
+    blocks += _decisions(chosen)
     blocks.append(_costs(found["models"], found["main_figures"]))
     for number, findings in found.get("guards", {}).items():
         blocks += guard_tables(findings, f"n = {number}: kept of the whole model")
@@ -56,6 +57,24 @@ def _scores(manifest: Manifest) -> list[page.Block]:
                 "Importance of each layer alone: darker matters more."
                 f" Lowest {min(scores):.4g}, highest {max(scores):.4g}."
             ),
+        )
+    ]
+
+
+def _decisions(row: Mapping[str, Any]) -> list[page.Block]:
+    """Show why the layers of the chosen model went."""
+    if not row["steps"]:
+        return []
+    rows = []
+    for number, step in enumerate(row["steps"], 1):
+        others = sorted(score for score in step["scores"].values() if score > step["score"])
+        listed = ", ".join(map(str, step["removed"]))
+        rows.append((number, listed, step["score"], others[0] if others else None))
+    return [
+        page.Table(
+            columns=("step", "layers that went", "their score", "next lowest"),
+            rows=rows,
+            caption="What scored lowest went; protected layers do not take part.",
         )
     ]
 

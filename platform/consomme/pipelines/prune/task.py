@@ -87,11 +87,11 @@ class PruneTask:
         from consomme.prune.checking import is_cacheable, probes, skipped_outputs
 
         recipe, outcome = self.recipe, self.outcome
+        self.probes = probes(self.model, self.chat)
         if any(recipe.counts):
             outcome.scores = list(self._score_runs(range(self.num_layers), 1))
         chosen = {count: self._choose(count) for count in recipe.counts}
         self._diagnose()
-        self.probes = probes(self.model, self.chat)
         cacheable = is_cacheable(self.model, self.probes[0])
         self.expected = {
             count: skipped_outputs(self.model, self.probes, one.removed, cacheable=cacheable)
@@ -213,7 +213,7 @@ class PruneTask:
         stored = plan_removal(folder, ())
         return model_cost(
             model,
-            self.chat,
+            self.probes,
             num_layers=self.num_layers - len(chosen.removed),
             num_parameters=stored.num_parameters,
             weight_bytes=stored.num_bytes,
