@@ -31,6 +31,7 @@ _MADE_AGAIN = {
     "evaluate": ("answers.parquet", "examples.parquet", "export/", "judge/"),
     "soup": ("",),
     "prune": ("",),
+    "assemble": ("",),
     "loop": ("summary.json", REPORT),
     "sweep": ("trials.json", REPORT, "attempts/"),
     "train": (
@@ -50,6 +51,12 @@ _MEASURED = ("gauges.json", "selfcheck/")
 
 _BY_A_UNIT = ("selfcheck.json", "selfcheck/")
 """Beginnings of the paths of what the next worker writes that opens the model."""
+
+_MODEL_KEYS = (
+    *("model", "tuned", "base", "revert_to"),
+    *("vision_encoder", "ocr_encoder", "language_model", "tokenizer"),
+)
+"""Keys of recipes that name a model, known by its content."""
 
 _SAME_TRIALS = ("grid", "random")
 """Searchers that propose the same trials again, whatever came of the others."""
@@ -296,7 +303,7 @@ def _input_now(manifest: Manifest, key: str) -> str | None:
     if not isinstance(value, str):
         return None
     last = re.split(r"[.\]]", key)[-1]
-    if key.startswith(("models.", "ingredients.")) or last in ("model", "tuned"):
+    if key.startswith(("models.", "ingredients.")) or last in _MODEL_KEYS:
         engine = recipe.get("engine")
         if isinstance(engine, dict) and engine.get("url"):
             return None  # The model's name on a server.
