@@ -16,6 +16,7 @@ from typing import Any
 from consomme.base.errors import ConsommeError
 from consomme.base.manifest import Manifest
 from consomme.ops.integrity import VerifyReport
+from consomme.soup.opening import ingredient_hash
 from consomme.storage.identity import PICTURES, data_fingerprints, find_data
 from consomme.storage.ledger import attempts
 from consomme.storage.ledger.run_folder import MANIFEST, RECIPE, RunFolder, load_manifest
@@ -307,7 +308,10 @@ def _input_now(manifest: Manifest, key: str) -> str | None:
         engine = recipe.get("engine")
         if isinstance(engine, dict) and engine.get("url"):
             return None  # The model's name on a server.
-        found = model_hash(value, generates=manifest.verb != "train")
+        if key.startswith("ingredients."):
+            found = ingredient_hash(value, recipe.get("base"), last)
+        else:
+            found = model_hash(value, generates=manifest.verb != "train")
         before = manifest.inputs[key]
         return before if before.startswith(f"{found}+") else found
     return load_manifest(value).identity

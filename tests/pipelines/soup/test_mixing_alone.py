@@ -13,14 +13,14 @@ from tests.soup.test_mixing import checkpoint, state
 
 from consomme.base.errors import CheckpointError, RecipeError
 from consomme.cli import run_command
-from consomme.ops.verify import verify
+from consomme.ops.verify import verify, verify_run
 from consomme.pipelines.soup import report as soup_report
 from consomme.pipelines.soup import run as soup
-from consomme.pipelines.soup.opening import open_models
 from consomme.pipelines.soup.recipe import SoupRecipe
 from consomme.soup.ingredients import open_ingredient
 from consomme.soup.methods import METHODS
 from consomme.soup.mixing import ModelMix, mixed_tensors
+from consomme.soup.opening import open_models
 from consomme.storage.stores.open import open_store
 
 
@@ -174,6 +174,13 @@ def test_adapters_are_ingredients_of_their_base(tmp_path: Path, models: dict[str
     told = json.loads(Path(done.url, "model", "soup.json").read_text())
     assert [one["folder"] for one in told["ingredients"]] == list(asked.values())
     assert soup.run(recipe(tmp_path, models, ingredients=asked, base=models["base"])).is_found
+    weights = Path(done.url, "model", "model.safetensors")
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    assert "cannot be repaired" not in verify_run(done.url, repair=True)
+    again = soup.run(recipe(tmp_path, models, ingredients=asked, base=models["base"]))
+    assert (again.url, again.is_found) == (done.url, False)
+    assert weights.read_bytes() == before
     # Another adapter, and the same one of another model, are other runs.
     other = recipe(tmp_path, models, ingredients=asked, base=models["two"])
     assert soup.open_run(other).folder.url != done.url

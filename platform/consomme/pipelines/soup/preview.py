@@ -8,12 +8,12 @@ from typing import Any
 
 from consomme.execution.previews import write_preview
 from consomme.pipelines.soup.from_sweep import with_models
-from consomme.pipelines.soup.opening import check_base, open_models
 from consomme.pipelines.soup.recipe import SoupRecipe
 from consomme.report import model as page
 from consomme.report.html import render
 from consomme.soup.doctor import LayerMoves, moves, summary
 from consomme.soup.mixing import ModelMix
+from consomme.soup.opening import check_base, open_models
 
 MAX_SHOWN = 12
 """Layers on the terminal; the page has all of them."""

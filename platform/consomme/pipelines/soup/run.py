@@ -10,12 +10,12 @@ from consomme.base.manifest import Manifest
 from consomme.base.own_modules import module_inputs
 from consomme.execution.runs import Run, once
 from consomme.pipelines.soup.from_sweep import with_models
-from consomme.pipelines.soup.opening import hashes_of, located, open_models
 from consomme.pipelines.soup.recipe import SoupRecipe
 from consomme.pipelines.soup.writer import SoupInputs, SoupWriter
 from consomme.soup.ingredients import Ingredient
 from consomme.soup.methods import METHODS
 from consomme.soup.mixing import shares_of
+from consomme.soup.opening import hashes_of, located, open_models
 from consomme.storage.model_files import ADAPTER, FolderKind
 from consomme.storage.model_folder import model_hash, portable_path
 

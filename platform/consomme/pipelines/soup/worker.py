@@ -16,10 +16,10 @@ from consomme.evaluate.early_stop import EarlyStop
 from consomme.pipelines.evaluate.answers import Answers
 from consomme.pipelines.evaluate.in_memory import InMemoryAnswerer
 from consomme.pipelines.evaluate.stage import Answer, Refusal
-from consomme.pipelines.soup.opening import open_models
 from consomme.pipelines.soup.racing import CHOICE, Race
 from consomme.soup.blends import Candidate, Grouping, TensorGroups, from_plain
 from consomme.soup.methods import METHODS
+from consomme.soup.opening import open_models
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import model_folder
 

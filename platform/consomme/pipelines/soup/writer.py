@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from consomme.base.manifest import FileSum
-from consomme.pipelines.soup.opening import OpenedModels
 from consomme.pipelines.soup.recipe import SoupRecipe
 from consomme.soup.blends import Candidate, Grouping, TensorGroups
 from consomme.soup.ingredients import Ingredient
 from consomme.soup.methods import METHODS, MixMethod
 from consomme.soup.mixing import STORED_AS, ModelMix
+from consomme.soup.opening import OpenedModels
 from consomme.soup.writing import write_soup
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.output_folder import output_folder

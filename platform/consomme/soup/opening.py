@@ -58,13 +58,14 @@ def hashes_of(models: Mapping[str, str], base: str | None) -> list[str]:
     # Before anything is mixed, reading all weights takes longer than all else.
     with ThreadPoolExecutor(os.cpu_count() or 1, "hash") as pool:
         waiting = [
-            pool.submit(copy_context().run, _hash_of, model, base, label)
+            pool.submit(copy_context().run, ingredient_hash, model, base, label)
             for label, model in models.items()
         ]
         return [one.result() for one in waiting]
 
 
-def _hash_of(model: str, base: str | None, label: str) -> str:
+def ingredient_hash(model: str, base: str | None, label: str) -> str:
+    """Return what tells one ingredient apart; see `hashes_of`."""
     if check_base(model, base, label) is MODEL:
         return model_hash(model)
     assert base is not None
