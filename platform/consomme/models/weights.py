@@ -23,6 +23,7 @@ from consomme.base.errors import CheckpointError
 from consomme.models.checkpoint_keys import rewrite_for_vllm
 from consomme.models.imports import import_transformers
 from consomme.models.side_files import carry_over, carry_over_generation_config
+from consomme.models.stored_names import renamed
 from consomme.models.tiling.register import registered_transformers
 
 
@@ -314,8 +315,9 @@ def _flat(values: Iterable[Any]) -> Iterator[str]:
 def load_tensors(model: Any, weights: Mapping[str, Tensor]) -> None:
     """Copy stored tensors into an open model of the same architecture, in place.
 
-    transformers itself loads them into a model of its own, whose tensors are then copied. So names,
-    layouts and tied weights are what opening a folder of these tensors makes of them.
+    Where transformers would do no more than rename tensors, these are copied. Else it loads them to
+    a model of its own, whose tensors are then copied. So names, layouts and tied weights are what
+    opening a folder of these tensors makes of them.
 
     Args:
         model: Returned by `open_model`.
@@ -324,6 +326,8 @@ def load_tensors(model: Any, weights: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: A tensor is missing or has another shape; no weight was changed.
     """
+    if _are_copied(model, weights):
+        return
     try:
         loaded, info = type(model).from_pretrained(
             None,
@@ -350,6 +354,29 @@ def load_tensors(model: Any, weights: Mapping[str, Tensor]) -> None:
             tensor.copy_(stored[name])
 
 
+def _are_copied(model: Any, weights: Mapping[str, Tensor]) -> bool:
+    """Copy stored tensors if each is one tensor of the model, and all of these are there.
+
+    Returns:
+        Whether that is so; if not, nothing was changed.
+    """
+    ours = model.state_dict(keep_vars=True)
+    found: dict[int, Tensor] = {}
+    for name, place, is_merged in renamed(model, weights, ours):
+        own, stored = ours.get(place), weights[name]
+        if is_merged or own is None or own.shape != stored.shape:
+            return False
+        if id(own) in found and not torch.equal(found[id(own)], stored):
+            return False
+        found[id(own)] = stored
+    if any(id(tensor) not in found for tensor in ours.values()):
+        return False
+    with torch.no_grad():
+        for tensor in ours.values():
+            tensor.copy_(found[id(tensor)])
+    return True
+
+
 def _check_tied(ours: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
     """Check that tensors which the model shares are equal in the weights to load."""
     first_of: dict[int, str] = {}
@@ -374,38 +401,7 @@ def open_keys(model: Any, names: Iterable[str]) -> dict[str, str]:
     """
     parameters = dict(model.named_parameters())
     return {
-        name: renamed
-        for name, renamed, is_merged in _renamed(model, names, parameters)
-        if not is_merged and renamed in parameters
+        name: place
+        for name, place, is_merged in renamed(model, names, parameters)
+        if not is_merged and place in parameters
     }
-
-
-def open_places(model: Any, names: Iterable[str]) -> dict[str, str]:
-    """Return where stored tensors go in an open model; those that are merged go to one place.
-
-    Args:
-        model: Returned by `open_model`, or without weights by `build_from_config`.
-        names: In a folder's safetensors files.
-    """
-    parameters = dict(model.named_parameters())
-    return {name: renamed for name, renamed, _ in _renamed(model, names, parameters)}
-
-
-def _renamed(
-    model: Any, names: Iterable[str], parameters: Mapping[str, Tensor]
-) -> Iterator[tuple[str, str, bool]]:
-    """Yield stored names, those that transformers makes of them, and whether it merges some."""
-    import_transformers()
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    steps = get_model_conversion_mapping(model)
-    renamings = [step for step in steps if isinstance(step, WeightRenaming)]
-    converters = [step for step in steps if isinstance(step, WeightConverter)]
-    for name in names:
-        renamed, merged_by = name, None
-        if name not in parameters:
-            renamed, merged_by = rename_source_key(
-                name, renamings, converters, model.base_model_prefix, parameters
-            )
-        yield name, renamed, merged_by is not None

@@ -34,7 +34,8 @@ def tensor_groups(folder: str | Path, names: Iterable[str], grouping: Grouping) 
     import torch
 
     from consomme.models.anatomy import anatomy
-    from consomme.models.weights import build_from_config, open_places
+    from consomme.models.stored_names import open_places
+    from consomme.models.weights import build_from_config
 
     with torch.device("meta"):
         model = build_from_config(folder)
