@@ -164,6 +164,7 @@ def test_layers_that_a_family_needs_stay(tmp_path: Path, scenes: str) -> None:
         here(recipe(tmp_path, folder, scenes, n_layers=3, choose=choose, name="q"))
 
 
+@pytest.mark.long
 def test_putting_back_a_layer_that_training_changed_loses_what_it_learned(
     tmp_path: Path, scenes: str
 ) -> None:
