@@ -157,6 +157,20 @@ def bench_merge() -> Iterator[Row]:
     return merge.rows()
 
 
+def bench_soup_search() -> Iterator[Row]:
+    """Score candidates of soups in place, and by writing and loading each."""
+    from tests.benchmarks import soup_search
+
+    return soup_search.rows()
+
+
+def bench_soup_study() -> Iterator[Row]:
+    """Search soups of models that were tuned on different skills; an interrupted study goes on."""
+    from tests.benchmarks import soup_study
+
+    return soup_study.rows()
+
+
 def bench_stream() -> list[Row]:
     """Measure what packing saves, and how long resuming takes far into the data."""
     from tests.benchmarks import streaming
@@ -260,6 +274,8 @@ AREAS: dict[str, Callable[[], Iterable[Row]]] = {
     "several_images": bench_several_images,
     "crg": bench_crg,
     "merge": bench_merge,
+    "soup_search": bench_soup_search,
+    "soup_study": bench_soup_study,
     "stream": bench_stream,
     "filter": bench_filter,
     "io": bench_io,

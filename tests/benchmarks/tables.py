@@ -38,6 +38,7 @@ FIGURE_AREAS = (
     "train_gpu",
     "train_chaos",
     "merge",
+    "soup_search",
     "stream",
     "decode",
     "dedup",
