@@ -37,7 +37,7 @@ SETS: dict[str, dict[str, Any]] = {
     "places": {"name": "scene_places", "num": 8, "style": "outline"},
     "questions": {"name": "scene_questions", "num": 20, "style": "outline"},
 }
-NEGATIVES_OF = 5_000
+NEGATIVES_OF = 2_000
 
 
 def speed_rows() -> Iterator[dict[str, Any]]:
