@@ -8,7 +8,7 @@ import pytest
 from tests.support.assembled import PERCEIVER, inputs, made_of
 
 from consomme.assemble.choices import MlpConnector, PixelShuffleConnector
-from consomme.models.imports import MISSING_SCHEMAS
+from consomme.models.media_packages import MISSING_SCHEMAS
 from consomme.models.weights import save_vlm
 
 ASSEMBLIES = {

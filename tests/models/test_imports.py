@@ -23,7 +23,10 @@ atexit.register = record
 
 import consomme
 
-names = [one.name for one in pkgutil.walk_packages(consomme.__path__, "consomme.")]
+every = [one.name for one in pkgutil.walk_packages(consomme.__path__, "consomme.")]
+# They are classes of transformers, which is imported for them.
+own = [name for name in every if name.startswith("consomme.models.consomme_vlm.")]
+names = [name for name in every if name not in own]
 for name in names:
     importlib.import_module(name)
 
@@ -38,6 +41,9 @@ print(json.dumps({
     "modules": list(sys.modules),
     "hidden": [name for name, module in sys.modules.items() if module is None],
 }))
+
+for name in sorted(own, reverse=True):
+    importlib.import_module(name)
 """
 
 TRANSFORMERS_FIRST = """

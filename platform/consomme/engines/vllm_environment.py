@@ -1,7 +1,7 @@
 """Prepare a process, and every process it starts, for importing vLLM.
 
 Where torchvision's compiled operators do not load, each child process gets the same patch as its
-parent (see `consomme.models.imports`), through a generated `sitecustomize` folder at the head of
+parent (see `consomme.models.media_packages`), through a generated `sitecustomize` folder at the head of
 `PYTHONPATH`. vLLM starts children of its own (model inspection, engine core, workers), in which no
 other code of ours runs before torchvision is imported. Where the operators load, nothing is set.
 """
@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 
 from consomme.base.places import cache_folder
-from consomme.models.imports import (
+from consomme.models.media_packages import (
     MISSING_SCHEMAS,
     hidden_packages,
     operators_missing,

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from consomme.models.consomme_vlm import prepared as _prepared  # noqa: F401
+
+# isort: split
+
 from transformers import AutoConfig, PreTrainedConfig
 
 

@@ -9,6 +9,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from consomme.models.consomme_vlm import prepared as _prepared  # noqa: F401
+
+# isort: split
+
 from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from consomme.models.consomme_vlm import prepared as _prepared  # noqa: F401
+
+# isort: split
+
 from transformers import ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 
