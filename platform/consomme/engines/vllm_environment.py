@@ -1,9 +1,10 @@
 """Prepare a process, and every process it starts, for importing vLLM.
 
 Where torchvision's compiled operators do not load, each child process gets the same patch as its
-parent (see `consomme.models.media_packages`), through a generated `sitecustomize` folder at the head of
-`PYTHONPATH`. vLLM starts children of its own (model inspection, engine core, workers), in which no
-other code of ours runs before torchvision is imported. Where the operators load, nothing is set.
+parent (see `consomme.models.media_packages`), through a generated `sitecustomize` folder at the
+head of `PYTHONPATH`. vLLM starts children of its own (model inspection, engine core, workers), in
+which no other code of ours runs before torchvision is imported. Where the operators load, nothing
+is set.
 """
 
 import hashlib
