@@ -86,20 +86,22 @@ quickstart: setup
 	$(BIN)/consomme loop recipes/quickstart.yaml $(ARGS)
 
 # Two halves run in parallel, because tests of clusters mostly wait; the output of the second half is
-# shown when it is done. Tests that kill parts of Ray come last, in a process of their own. Exit code 5
-# of pytest: ARGS selects no test of that part.
+# shown when it is done. The first half has tests on Ray, those that kill parts of it, in a process of
+# their own, and those of training, so that both take as long. Exit code 5 of pytest: ARGS selects no
+# test of that part.
 PYTEST := $(BIN)/python -m pytest --durations=25
 
 test: setup
 	@mkdir -p build
-	@$(PYTEST) tests -m 'not ray and not long' $(ARGS) > build/others.log 2>&1 & \
+	@$(PYTEST) tests --ignore=tests/train -m 'not ray and not long' $(ARGS) > build/others.log 2>&1 & \
 	others=$$!; \
 	here=0; $(PYTEST) tests --ignore=tests/chaos -m 'ray and not long' $(ARGS) || here=$$?; \
 	chaos=0; $(PYTEST) tests/chaos -m 'ray and not long' $(ARGS) || chaos=$$?; \
+	train=0; $(PYTEST) tests/train -m 'not ray and not long' $(ARGS) || train=$$?; \
 	there=0; wait $$others || there=$$?; \
 	cat build/others.log; \
-	for code in $$here $$chaos $$there; do case "$$code" in 0 | 5) ;; *) exit 1 ;; esac; done; \
-	case "$$here$$chaos$$there" in *0*) ;; *) echo 'ARGS selects no test' >&2; exit 1 ;; esac
+	for code in $$here $$chaos $$train $$there; do case "$$code" in 0 | 5) ;; *) exit 1 ;; esac; done; \
+	case "$$here$$chaos$$train$$there" in *0*) ;; *) echo 'ARGS selects no test' >&2; exit 1 ;; esac
 
 # loadfile: the tests of a file share models and servers.
 test-quick: setup

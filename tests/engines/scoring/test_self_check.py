@@ -213,7 +213,7 @@ def test_rows_beyond_a_window_too_long_to_check_run_alone(
     alone: list[int] = []
     inner = scorer._nll_alone
     monkeypatch.setattr(
-        scorer, "_nll_alone", lambda chat: alone.append(len(chat.input_ids)) or inner(chat)
+        scorer, "_nll_alone", lambda one: alone.append(len(one.chat.input_ids)) or inner(one)
     )
     check_scores(scorer)
     assert alone
