@@ -157,9 +157,8 @@ def test_forward_selection_of_data_sets(data: str, tmp_path: Path) -> None:
     assert trials[2]["keys"]["data"] == [entry, *fractions[:gained], fractions[1]]
     assert sweep.run(recipe(tmp_path, data, **options)).is_found
     # The same data elsewhere is the same sweep.
-    moved = str(tmp_path / "moved")
-    shutil.copytree(data, moved)
-    there = [{**one, "inputs": [moved]} for one in (entry, *fractions)]
+    shutil.copytree(Path(data).parent, tmp_path / "moved")
+    there = [{**one, "inputs": [str(tmp_path / "moved/data")]} for one in (entry, *fractions)]
     node = {**node, "always": there[:1], "candidates": there[1:]}
     again = recipe(tmp_path, data, **{**options, "space": {"data": node}})
     assert sweep.open_run(again).fingerprint == done.fingerprint

@@ -32,9 +32,6 @@ from consomme.sweep.stoppers import STOPPERS, Stopper
 if TYPE_CHECKING:
     from consomme.pipelines.sweep.recipe import SweepRecipe
 
-_NAME_DATA = ("values", "always", "candidates")
-"""Parameters of choices whose values may name data, which are the same wherever they lie."""
-
 LOSS_METRIC = "train/last_loss_nats"
 """Metric of a sweep without benchmarks."""
 
@@ -102,8 +99,9 @@ class SweepPlan:
             if isinstance(choice, ListChoice | AdditionsChoice):
                 marks = [checks.fingerprint({**first, key: v}, stopper) for v in choice.samples]
                 values = [f"{number} {mark}" for number, mark in enumerate(marks)]
-                named = {k: v for k, v in recipe.space[key].items() if k not in _NAME_DATA}
-                hashed_space[key] = {**named, "values": values}
+                listed = "values" if isinstance(choice, ListChoice) else "candidates"
+                named = {k: v for k, v in recipe.space[key].items() if k != "always"}
+                hashed_space[key] = {**named, listed: values}
         benchmarks = {
             benchmark_name(node): BENCHMARKS.build(node, f"benchmarks[{number}]")
             for number, node in enumerate(recipe.benchmarks)
