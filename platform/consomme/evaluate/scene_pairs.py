@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +30,7 @@ from consomme.evaluate.compositional import set_figures
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ScenePairs(Guidable):
+class _ScenePairs(Guidable, ABC):
     """Base of tests whose captions compete by likelihood."""
 
     not_identity: ClassVar[tuple[str, ...]] = ()
@@ -51,8 +52,9 @@ class _ScenePairs(Guidable):
     blank: bool = False
     """Show a grey picture, which gives what the language model knows by itself."""
 
+    @abstractmethod
     def _made(self) -> Iterator[ScenePair]:
-        raise NotImplementedError
+        """Yield the pairs."""
 
     @cached_property
     def _pairs(self) -> list[ScenePair]:

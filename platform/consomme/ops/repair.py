@@ -27,7 +27,8 @@ from consomme.storage.pins import pins_kept
 
 _MADE_AGAIN = {
     "prepare": ("data/",),
-    "filter": ("view.parquet",),
+    "filter": ("view.parquet", "README.md"),
+    "download": ("README.md",),
     "dedup": ("view.parquet", "groups.parquet"),
     "evaluate": ("answers.parquet", "examples.parquet", "export/", "judge/"),
     "soup": ("",),
