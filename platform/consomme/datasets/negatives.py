@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+from consomme.base.suggest import did_you_mean
 
 ARO_SHUFFLES = (
     "shuffle_nouns_and_adj",
@@ -297,3 +299,15 @@ NEGATIVES: Mapping[str, Rule] = {
     "add_att": _add_adjective,
 }
 """Rules by name: the shuffles are called as in ARO, the others as the parts of SugarCrepe."""
+
+
+def rule_name_problems(kinds: Sequence[str]) -> Iterator[str]:
+    """Yield what is wrong with the names of rules in a recipe's `kinds`."""
+    for kind in kinds:
+        if kind not in NEGATIVES:
+            yield (
+                f"kinds: unknown rule {kind!r}{did_you_mean(kind, NEGATIVES)}; expected some of"
+                f" {', '.join(NEGATIVES)}"
+            )
+    if not kinds:
+        yield f"kinds: found none, expected some of {', '.join(NEGATIVES)}"

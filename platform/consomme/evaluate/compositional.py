@@ -21,8 +21,12 @@ from typing import ClassVar
 
 from consomme.base.bounds import PositiveInt
 from consomme.base.checked import rule
-from consomme.base.suggest import did_you_mean
-from consomme.datasets.negatives import ARO_SHUFFLES, NEGATIVES, Words, negatives
+from consomme.datasets.negatives import (
+    ARO_SHUFFLES,
+    Words,
+    negatives,
+    rule_name_problems,
+)
 from consomme.evaluate.benchmark import BENCHMARKS, mean
 from consomme.evaluate.from_files import AskedRow
 from consomme.evaluate.likelihoods import Pairs
@@ -276,14 +280,7 @@ class NegativeCaptions(Pairs):
 
     @rule
     def _known_rules(self) -> Iterator[str]:
-        for kind in self.kinds:
-            if kind not in NEGATIVES:
-                yield (
-                    f"kinds: unknown rule {kind!r}{did_you_mean(kind, NEGATIVES)}; expected some of"
-                    f" {', '.join(NEGATIVES)}"
-                )
-        if not self.kinds:
-            yield f"kinds: found none, expected some of {', '.join(NEGATIVES)}"
+        yield from rule_name_problems(self.kinds)
 
     @cached_property
     def rows(self) -> QuestionFile:

@@ -12,9 +12,8 @@ from typing import ClassVar, Literal
 
 from consomme.base.bounds import PositiveInt
 from consomme.base.checked import rule
-from consomme.base.suggest import did_you_mean
 from consomme.datasets import scenes
-from consomme.datasets.negatives import NEGATIVES
+from consomme.datasets.negatives import rule_name_problems
 from consomme.datasets.scene_pairs import ScenePair, negative_pairs, place_sets
 from consomme.datasets.scene_regions import named_regions
 from consomme.evaluate.benchmark import (
@@ -118,14 +117,7 @@ class SceneNegatives(_ScenePairs):
 
     @rule
     def _known_rules(self) -> Iterator[str]:
-        for kind in self.kinds:
-            if kind not in NEGATIVES:
-                yield (
-                    f"kinds: unknown rule {kind!r}{did_you_mean(kind, NEGATIVES)}; expected some of"
-                    f" {', '.join(NEGATIVES)}"
-                )
-        if not self.kinds:
-            yield f"kinds: found none, expected some of {', '.join(NEGATIVES)}"
+        yield from rule_name_problems(self.kinds)
 
     def _made(self) -> Iterator[ScenePair]:
         return negative_pairs(self.kinds, self.first_seed, self.num, self.style)

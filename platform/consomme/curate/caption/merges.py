@@ -18,8 +18,7 @@ from consomme.base.errors import DataError
 from consomme.base.registry import Registry
 from consomme.base.sample import ImageRef, Turn, content_of
 from consomme.base.schema import added
-from consomme.base.suggest import did_you_mean
-from consomme.datasets.negatives import NEGATIVES, negatives
+from consomme.datasets.negatives import negatives, rule_name_problems
 
 Turns = tuple[Turn, ...]
 
@@ -186,14 +185,7 @@ class HardNegatives(Checked):
 
     @rule
     def _known_rules(self) -> Iterator[str]:
-        for kind in self.kinds:
-            if kind not in NEGATIVES:
-                yield (
-                    f"kinds: unknown rule {kind!r}{did_you_mean(kind, NEGATIVES)}; expected some of"
-                    f" {', '.join(NEGATIVES)}"
-                )
-        if not self.kinds:
-            yield f"kinds: found none, expected some of {', '.join(NEGATIVES)}"
+        yield from rule_name_problems(self.kinds)
 
     @rule
     def _question_holds_options(self) -> Iterator[str]:
