@@ -39,7 +39,7 @@ _LOG = logging.getLogger(__name__)
 CPUS_PER_ACTOR = 0.8
 """All actors together leave some CPU to what commits and follows."""
 
-NO_ANSWER = ("judge",)
+NO_ANSWER = ("judge", "clip_score")
 """Fields of benchmarks that decide verdicts, and no answers."""
 
 PASSING = ("killed_worker", "model_timeout")

@@ -221,8 +221,10 @@ def check_needs_no_judge(nodes: Mapping[str, Mapping[str, Any]]) -> None:
         RecipeError: One has a judge.
     """
     for key, node in nodes.items():
-        if any(getattr(one, "judge", None) for one in parts_of(BENCHMARKS.build(node, key))):
-            raise RecipeError(
-                f"{key}.judge: found one, but candidates are scored where they are made; leave it"
-                " out, or choose another metric"
-            )
+        parts = parts_of(BENCHMARKS.build(node, key))
+        for name in ("judge", "clip_score"):
+            if any(getattr(one, name, None) for one in parts):
+                raise RecipeError(
+                    f"{key}.{name}: found one, but candidates are scored where they are made; leave"
+                    " it out, or choose another metric"
+                )

@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
 )
 """`number` is of the request, from 0; `question` has `<image>` where images stand, and other turns
 than the last one with their roles; `answer` is null where `refused` says why there is none;
-`judged` is what a judge wrote about it, null if none was asked."""
+`judged` is what a judge wrote about it, or the cosines of a caption as JSON; null without."""
 
 
 def write_answers(store: Store, rows: Iterable[Mapping[str, Any]]) -> None:

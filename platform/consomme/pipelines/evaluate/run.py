@@ -45,7 +45,9 @@ def open_run(recipe: EvaluateRecipe) -> Run[EvaluateInputs]:
     from consomme.engines.generation.models import find_model
     from consomme.engines.generation.registry import GENERATION_ENGINES
     from consomme.evaluate.benchmarks import BENCHMARKS, data_inputs
+    from consomme.pipelines.evaluate.clip_scores import encoders_of
     from consomme.pipelines.evaluate.judges import judges_of
+    from consomme.storage.model_folder import model_hash, portable_path
 
     engine = GENERATION_ENGINES.build(recipe.engine, "engine")
     models = {label: find_model(model, engine) for label, model in recipe.models.items()}
@@ -64,6 +66,11 @@ def open_run(recipe: EvaluateRecipe) -> Run[EvaluateInputs]:
             judge.model, GENERATION_ENGINES.build(judge.engine, "judge.engine")
         ).marks.items()
     }
+    by_key |= {
+        f"benchmarks[{k}].clip_score[{number}]": model_hash(portable_path(encoder.model))
+        for k, node in enumerate(recipe.benchmarks)
+        for number, encoder in enumerate(encoders_of(BENCHMARKS.build(node, "benchmarks")))
+    }
     reads = [] if engine.is_remote else [one.model for one in models.values()]
     return Run.open("evaluate", recipe, EvaluateInputs(models=models), inputs=by_key, reads=reads)
 
@@ -71,6 +78,7 @@ def open_run(recipe: EvaluateRecipe) -> Run[EvaluateInputs]:
 def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
     from consomme.evaluate.benchmark import HasData
     from consomme.evaluate.benchmarks import BENCHMARKS
+    from consomme.pipelines.evaluate.clip_scores import encoders_of, with_clip_scores
     from consomme.pipelines.evaluate.judges import judge_all, judges_of
 
     recipe, models = run.recipe, run.resolved.models
@@ -91,12 +99,13 @@ def _evaluate(run: Run[EvaluateInputs]) -> Manifest:
         max_reject_fraction=recipe.max_reject_fraction,
     )
     folder = RunFolder.at(absolute_url(run.folder.url))
-    has_judge = any(judges_of(one.benchmark) for one in questions)
-    # Judges are asked on the same Ray.
-    with ray_session() if has_judge else contextlib.nullcontext():
+    needs_more = any(judges_of(one.benchmark) or encoders_of(one.benchmark) for one in questions)
+    # Judges are asked on the same Ray, and captions compared.
+    with ray_session() if needs_more else contextlib.nullcontext():
         answers = answer_all(recipe.root, folder, questions, asking)
         written = [one.texts for one in answers]
         judged, judges = judge_all(folder, recipe, questions, written, _run_again)
+        judged = with_clip_scores(recipe.root, questions, written, judged)
     table: dict[str, dict[str, dict[str, float]]] = {label: {} for label in models}
     examples: list[Sample] = []
     rows: list[dict[str, Any]] = []
