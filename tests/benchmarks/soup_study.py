@@ -30,6 +30,7 @@ SEARCHES: tuple[dict[str, Any], ...] = (
     {"name": "maximum", "k": 2},
     {"name": "greedy"},
     {"name": "exhaustive"},
+    {"name": "pairs"},
     {"name": "cma_es", "max_evaluations": 80},
     {"name": "tpe", "max_evaluations": 120, "per_part": True},
 )

@@ -212,12 +212,8 @@ CASES = {
         lambda folder: {
             "num_actors": 1,
             "models": flow(variants(folder)),
-            "benchmarks": flow(
-                [
-                    {"name": "scene_questions", "num": 6, "first_seed": 500_000 + 1000 * number}
-                    for number in range(6)
-                ]
-            ),
+            "benchmarks": flow([{"name": "scene_questions", "num": 12}]),
+            "unit_items": 8,
         },
         cached("answers"),
     ),

@@ -94,6 +94,7 @@ def every_block(words: str) -> list[model.Block]:
         ),
         model.LayerStrip(rows=[(words, 4, [0, 2])], caption=words),
         model.LayerShades(rows=[(words, [0.5, -1.0, 2.0])], caption=words),
+        model.ShadedMatrix(labels=[words, "b"], rows=[[None, 0.5], [-1, None]], caption=words),
         model.Steps(items=[step], score_label=words, caption=words),
         model.Lineage(nodes=nodes, edges=[("a", words)], caption=words),
     ]

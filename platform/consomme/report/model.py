@@ -267,6 +267,25 @@ class LayerShades:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShadedMatrix:
+    """A number for every two things, as a table of shades: one colour above zero, one below."""
+
+    labels: Sequence[str]
+    """Of rows and columns."""
+
+    rows: Sequence[Sequence[float | None]]
+    """As many rows and columns as labels; None leaves a cell empty."""
+
+    caption: str = ""
+    """One sentence on what it shows."""
+
+    @property
+    def largest(self) -> float:
+        """Largest distance from zero, which has the full shade; 1 if there is none."""
+        return max((abs(v) for row in self.rows for v in row if v is not None), default=0.0) or 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchStep:
     """One decision of a search over soups."""
 
@@ -338,6 +357,7 @@ Block = (
     | BeforeAfter
     | LayerStrip
     | LayerShades
+    | ShadedMatrix
     | Steps
     | Lineage
 )

@@ -11,7 +11,7 @@ from tests.pipelines.soup.test_weights import GROUPS, asked
 from consomme.base.manifest import Manifest
 from consomme.pipelines.soup import report
 from consomme.pipelines.soup.candidates import CandidateCache
-from consomme.pipelines.soup.searched import _saved, _told
+from consomme.pipelines.soup.searched import _barriers, _saved, _told
 from consomme.pipelines.soup.tune import CandidateSource
 from consomme.report import model as page
 from consomme.report.html import render
@@ -62,3 +62,24 @@ def test_what_was_stopped_and_shares_of_parts_are_told(tmp_path: Path) -> None:
     assert "asked no more after" in text
     assert "eye: " in text
     assert "Shares of the ingredients" in text
+
+
+def test_barriers_are_drawn(tmp_path: Path) -> None:
+    search: Any = SEARCHES.build({"name": "pairs"})
+    cache = CandidateCache(str(tmp_path), list("abcde"), said(tmp_path))
+    source = CandidateSource({"pairs": search}, 5, cache)
+    raced(source, cache)
+    result = source.outcome().results["pairs"]
+    told = _told(result, cache, list("abcde")) | _barriers(search, cache, list("abcde"))
+    assert len(told["barriers"]) == 10
+    middle = cache.known_score((1, 3))
+    ends = (cache.known_score((1,)) + cache.known_score((3,))) / 2
+    (found,) = [one for one in told["barriers"] if (one["first"], one["second"]) == (1, 3)]
+    assert found["barrier"] == ends - middle
+    manifest = Manifest(
+        verb="soup", name="s", fingerprint="0", recipe={}, inputs={}, started="",
+        decisions={"searches": {"pairs": told}, "labels": list("abcde"), "singles": {}},
+    )  # fmt: skip
+    text = render(page.Report(title="s", sections=report.sections([manifest], {})))
+    assert text.count("color-mix(in srgb, var(--c") >= 20
+    assert "Barrier between two ingredients" in text

@@ -73,6 +73,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "beam": ({"width": 2}, {}),
     "exhaustive": ({}, {"early_stop": STOP}),
     "random": ({"num": 5}, {}),
+    "pairs": ({"points": 2}, {}),
     "tpe": ({"max_evaluations": 12}, {"early_stop": STOP}),
     "cma_es": ({"max_evaluations": 12, "per_part": True, "layer_groups": 2}, {}),
     "nsga2": ({"max_evaluations": 12, "population": 4}, {"base": NANO}),

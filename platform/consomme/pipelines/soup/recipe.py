@@ -17,6 +17,9 @@ from consomme.storage.options import StorageOptions
 
 DEFAULT_SEARCHES: tuple[dict[str, Any], ...] = ({"name": "uniform"}, {"name": "greedy"})
 
+_NEEDS_ALL = {"uniform", "maximum", "beam", "pairs", "nsga2"}
+"""Searches that need the scores of all their candidates."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SoupRecipe(Checked):
@@ -107,7 +110,7 @@ class SoupRecipe(Checked):
             yield f"searches: found {name} {names.count(name)} times, whose soups have one name"
         if self.benchmark is None:
             return
-        if self.early_stop and not set(names) - {"uniform", "maximum", "beam", "nsga2"}:
+        if self.early_stop and not set(names) - _NEEDS_ALL:
             yield (
                 f"early_stop: found one, but {' and '.join(names)} need the scores of all"
                 " candidates; expected another search too, such as greedy"

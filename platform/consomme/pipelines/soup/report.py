@@ -40,6 +40,7 @@ def _section(manifest: Manifest) -> page.Section:
             )
         blocks.append(page.Steps(items=items, score_label="held-out score", caption=name))
         blocks += _front(name, result)
+        blocks += _barriers(result, labels)
     blocks += _weights(manifest.decisions)
     singles = manifest.decisions["singles"]
     best = max(singles.values()) if singles else float("nan")
@@ -134,6 +135,24 @@ def _front(name: str, result: Mapping[str, Any]) -> list[page.Block]:
         for k, y in enumerate(others, 1)
     ]
     return [*drawn, table]
+
+
+def _barriers(result: Mapping[str, Any], labels: Sequence[str]) -> list[page.Block]:
+    """Draw what lies between two ingredients each; nothing for other searches."""
+    found = result.get("barriers", ())
+    if not found:
+        return []
+    size = range(len(labels))
+    value = {(one["first"], one["second"]): one["barrier"] for one in found}
+    rows = [[value.get((min(i, k), max(i, k))) for k in size] for i in size]
+    highest = max(found, key=lambda one: one["barrier"])
+    pair = f"{labels[highest['first']]} and {labels[highest['second']]}"
+    caption = (
+        "Barrier between two ingredients: how far the score of a mix falls below the straight line"
+        f" between theirs, at most; below zero, mixing helps. Highest: {pair},"
+        f" {highest['barrier']:.3f}."
+    )
+    return [page.ShadedMatrix(labels=labels, rows=rows, caption=caption)]
 
 
 def _mixed(manifest: Manifest) -> page.Section:

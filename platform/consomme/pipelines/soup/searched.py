@@ -17,6 +17,7 @@ from consomme.pipelines.soup.writer import SoupInputs, SoupWriter
 from consomme.soup.blends import WHOLE, Blend, Candidate, Grouping, TensorGroups
 from consomme.soup.groups import tensor_groups
 from consomme.soup.ingredients import Ingredient
+from consomme.soup.pairs import PairSoups
 from consomme.soup.search import SoupResult, SoupSearch, SoupStep
 from consomme.soup.searches import SEARCHES
 from consomme.storage.ledger.run_folder import RunFolder
@@ -88,7 +89,10 @@ def search_soups(run: Run[SoupInputs], mixer: SoupWriter, opened: Sequence[Ingre
             "best": best,
             "singles": singles,
             "labels": labels,
-            "searches": {name: _told(result, cache, labels) for name, result in results.items()},
+            "searches": {
+                name: _told(result, cache, labels) | _barriers(searches[name], cache, labels)
+                for name, result in results.items()
+            },
             "chosen_by": cache.name(CHOICE),
             **({"report": reported, "main_figures": cache.main_figures} if reported else {}),
             **({"early_stop": _saved(results, cache)} if recipe.early_stop else {}),
@@ -142,6 +146,14 @@ def _told(result: SoupResult, cache: CandidateCache, labels: Sequence[str]) -> d
     if cache.guards:
         told["guards"] = [finding.plain() for finding in cache.findings(result.soup)]
     return told
+
+
+def _barriers(search: SoupSearch, cache: CandidateCache, labels: Sequence[str]) -> dict[str, Any]:
+    """Return what lies between two ingredients each, if that was searched."""
+    if not isinstance(search, PairSoups):
+        return {}
+    found = search.barriers(len(labels), cache.known_score)
+    return {"barriers": [asdict(one) for one in found]}
 
 
 def _unfinished(step: SoupStep, cache: CandidateCache) -> dict[str, Any]:
