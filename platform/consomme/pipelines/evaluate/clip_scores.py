@@ -151,7 +151,7 @@ def _compared(
     num_gpus = int(resources.get("GPU", 0))
     at_once = 2 * (num_gpus or max(1, int(resources.get("CPU", 1))))
     # Workers with a GPU would end after one task, and the next one would open the encoder again.
-    remote = ray.remote(compare).options(num_cpus=1, num_gpus=min(1, num_gpus), max_calls=0)
+    remote = ray.remote(num_cpus=1, num_gpus=min(1, num_gpus), max_calls=0)(compare)
     left, running = iter(missing), dict[Any, _Task]()
     with own_errors():
         while True:
