@@ -1,6 +1,7 @@
 """The identities of POINTS's soups, on scores small enough to check by hand."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -161,3 +162,12 @@ def test_what_will_be_asked_for_is_said_before() -> None:
     scores = Scores()
     ExhaustiveSoup()(3, scores)
     assert set(scores.told) == set(TABLE)
+
+
+@pytest.mark.parametrize("search", [GreedySoup(accept=">="), LeaveOneOut(accept=">=")])
+def test_what_lost_too_much_is_not_accepted_although_the_pool_did(search: Any) -> None:
+    result = search(3, lambda members: -math.inf)
+    accepted = [step for step in result.trace if step.accepted]
+    # The first one has nothing to beat.
+    assert len(accepted) == 1
+    assert result.chosen == accepted[0].members

@@ -9,7 +9,7 @@ not come back to its folder: its inputs have changed, or an earlier version made
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -310,7 +310,8 @@ def _input_now(manifest: Manifest, key: str) -> str | None:
         if isinstance(engine, dict) and engine.get("url"):
             return None  # The model's name on a server.
         if key.startswith("ingredients."):
-            found = ingredient_hash(value, recipe.get("base"), last)
+            label = key.partition(".")[2]
+            found = ingredient_hash(value, recipe.get("base"), label)
         else:
             found = model_hash(value, generates=manifest.verb != "train")
         before = manifest.inputs[key]
@@ -327,6 +328,10 @@ def _image_root(source: Any) -> str | None:
 def _value_at(recipe: Any, key: str) -> Any:
     """Return what a recipe holds under a key such as `data[0].view`; None if it holds nothing."""
     value: Any = recipe
+    first, _, label = key.partition(".")
+    # Labels that people chose may have dots.
+    if isinstance(named := recipe.get(first), Mapping) and label in named:
+        return named[label]
     for part in re.findall(r"[^.\[\]]+", key):
         if isinstance(value, list | tuple):
             value = value[int(part)] if part.isdigit() and int(part) < len(value) else None

@@ -89,7 +89,7 @@ class GreedySoup:
         for candidate in order[1:]:
             extended = tuple(sorted((*pool, candidate)))
             before, after = cached(pool), cached(extended, beat=pool)
-            accepted = after >= before if self.accept == ">=" else after > before
+            accepted = _is_gain(after, before, self.accept)
             trace.append(
                 cached.step(extended, candidate=candidate, best_before=before, accepted=accepted)
             )
@@ -120,7 +120,7 @@ class LeaveOneOut:
             before = cached(pool)
             order = ranked({index: cached(members, beat=pool) for index, members in rest.items()})
             after = cached(rest[order[0]])
-            accepted = after >= before if self.accept == ">=" else after > before
+            accepted = _is_gain(after, before, self.accept)
             trace += [
                 cached.step(
                     rest[index],
@@ -228,6 +228,11 @@ class RandomSoups(Checked):
             if members:
                 drawn[members] = None
         return _best_of(sorted(drawn, key=lambda one: (len(one), one)), count, score)
+
+
+def _is_gain(after: float, before: float, accept: Literal[">=", ">"]) -> bool:
+    """Whether a candidate is accepted; one that lost too much is not, even if the pool did."""
+    return after > before or (accept == ">=" and after == before and math.isfinite(after))
 
 
 def _best_of(selections: Sequence[tuple[int, ...]], count: int, score: ScoreFunction) -> SoupResult:

@@ -63,3 +63,20 @@ def test_each_layout_has_the_figures_and_the_answers(tmp_path: Path) -> None:
     }  # fmt: skip
     acc = list(csv.DictReader((folder / "a-b_mine_acc.csv").open()))
     assert [float(row["accuracy_fraction"]) for row in acc] == [0.5]
+
+
+def test_names_that_make_one_path_have_files_of_their_own(tmp_path: Path) -> None:
+    labels = ("a/b", "a-b", "A-b", "c")
+    rows = [ROWS[0] | {"model": label, "answer": label} for label in labels]
+    figures = {label: {"mine": FIGURES} for label in labels}
+    node = {"name": "open", "file": "mine.tsv"}
+    write_export(
+        open_store(str(tmp_path)), figures, {"mine": node}, rows, dict.fromkeys(labels, "")
+    )
+    found = {
+        json.loads(path.read_text())["filtered_resps"][0]: path.parent.name
+        for path in (tmp_path / "export").glob("*/mine_samples.jsonl")
+    }
+    assert set(found) == set(labels)
+    assert found["c"] == "c"
+    assert len({name.casefold() for name in found.values()}) == 4

@@ -1,6 +1,7 @@
 """A soup without a benchmark: models mixed by a command, in any store, with nothing measured."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.soup.test_mixing import checkpoint, state
 
 from consomme.base.errors import CheckpointError, RecipeError
 from consomme.cli import run_command
+from consomme.ops.repair import _changed_inputs
 from consomme.ops.verify import verify, verify_run
 from consomme.pipelines.soup import report as soup_report
 from consomme.pipelines.soup import run as soup
@@ -195,3 +197,12 @@ def test_an_adapter_that_names_another_model_is_refused(
     with pytest.raises(CheckpointError, match=r"ingredients.lora: .* was trained on .*two"):
         soup.run(recipe(tmp_path, models, ingredients=asked, base=models["base"]))
     assert soup.run(recipe(tmp_path, models, ingredients=asked, base=models["two"])).url
+
+
+def test_labels_with_dots_are_compared_by_repair(tmp_path: Path, models: dict[str, str]) -> None:
+    ingredients = {"lr=0.1,seed=1": models["one"], "lr=0.2": models["two"]}
+    done = soup.run(recipe(tmp_path, models, ingredients=ingredients))
+    assert list(_changed_inputs(done)) == []
+    shutil.rmtree(models["one"])
+    checkpoint(Path(models["one"]), state(7, torch.bfloat16))
+    assert list(_changed_inputs(done)) == ["ingredients.lr=0.1,seed=1 has changed"]

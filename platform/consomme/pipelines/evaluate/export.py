@@ -12,9 +12,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from consomme.evaluate.metrics import Z_95
@@ -55,15 +57,17 @@ def write_export(
     answers: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         answers.setdefault((row["model"], row["benchmark"]), []).append(row)
+    folders = _file_names(figures)
+    files = _file_names({name: None for by_name in figures.values() for name in by_name})
     for label, by_name in figures.items():
         for name, found in by_name.items():
             some = answers.get((label, name), [])
-            folder = f"{EXPORT}/{_file(label)}"
+            folder = f"{EXPORT}/{folders[label]}"
             results = _lmms_results(name, found, nodes[name], len(some), models[label])
-            store.write(f"{folder}/{_file(name)}_results.json", _json(results))
+            store.write(f"{folder}/{files[name]}_results.json", _json(results))
             lines = [json.dumps(_lmms_sample(row, next(iter(found)))) + "\n" for row in some]
-            store.write(f"{folder}/{_file(name)}_samples.jsonl", "".join(lines).encode())
-            path = f"{folder}/{_file(label)}_{_file(name)}"
+            store.write(f"{folder}/{files[name]}_samples.jsonl", "".join(lines).encode())
+            path = f"{folder}/{folders[label]}_{files[name]}"
             said = [(r["number"], r["question"], r["truth"], r["answer"] or "") for r in some]
             names = ("index", "question", "answer", "prediction")
             store.write(f"{path}.tsv", _table(names, said, "\t"))
@@ -123,6 +127,13 @@ def _json(content: Any) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _file(name: str) -> str:
-    """Return a name that is one part of a path."""
-    return name.replace("/", "-").replace("\\", "-").strip(".") or "-"
+def _file_names(names: Iterable[str]) -> dict[str, str]:
+    """Return a part of a path for each name; no two are the same, on any file system."""
+    parts = {name: name.replace("/", "-").replace("\\", "-").strip(".") or "-" for name in names}
+    counts = Counter(part.casefold() for part in parts.values())
+    return {
+        name: part
+        if counts[part.casefold()] == 1
+        else f"{part}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        for name, part in parts.items()
+    }
