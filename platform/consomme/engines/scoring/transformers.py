@@ -1,15 +1,13 @@
 """Score conversations with a model's own forward pass, with their images and without.
 
-Requests are processed in windows whose bounds depend on the requests alone, so a score does not
-depend on the number of workers. In a window each image is encoded once, and goes through the
-language model once, however many captions it has (see `prefix_tree`); images of conversations with
-several are kept for later windows. Rows with images and rows without are sorted by length and
-batched by a token budget; logits are the model's own, but of scored positions only, a few megabytes
-at a time. A micro-batch that runs out of memory is halved.
+Requests are processed in windows (see `windows`), so a score does not depend on the number of
+workers. In a window each image is encoded once, and goes through the language model once, however
+many captions it has (see `prefix_tree`); images of conversations with several are kept for later
+windows. Rows with images and rows without are sorted by length and batched by a token budget;
+logits are the model's own, but of scored positions only, a few megabytes at a time. A micro-batch
+that runs out of memory is halved.
 When a model is opened, `models.selfcheck` finds the fastest way that scores as its plain forward
 pass does; families that cannot share a row or a batch are scored in a slower way, or refused.
-The next window is prepared while the model works on this one; the first windows are small, because
-the model has to wait for the very first.
 """
 
 from __future__ import annotations
@@ -18,8 +16,6 @@ import dataclasses
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,16 +36,15 @@ from consomme.engines.scoring.prefix_tree import (
 )
 from consomme.engines.scoring.requests import (
     EncodedConversation,
-    EncodedRequest,
     NotScored,
     Score,
     ScoringLimits,
     ScoringRequest,
-    encode_request,
     to_score,
 )
 from consomme.engines.scoring.vision_cache import VisionFeatureCache
 from consomme.engines.scoring.ways import LOST, PADDED, SHARED, SINGLE, prefix_limits
+from consomme.engines.scoring.windows import WindowReader, has_several, keep_last, prefetch
 from consomme.models import selfcheck
 from consomme.models.adapters import merge_adapter, open_adapter
 from consomme.models.attention import (
@@ -61,7 +56,6 @@ from consomme.models.attention import (
 )
 from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.encoded import Pixels
-from consomme.models.layout import is_simple
 from consomme.models.selfcheck import SelfCheck
 from consomme.models.weights import load_tensors, open_model
 
@@ -70,29 +64,6 @@ from consomme.models.weights import load_tensors, open_model
 _LOG = logging.getLogger(__name__)
 
 TokenNll = Callable[[Tensor, Tensor], Tensor]
-
-WINDOW_ROWS = 128
-FIRST_WINDOW_ROWS = 32
-WINDOW_VALUES = 1 << 27
-"""Numbers in the prepared images of a window: half a gigabyte."""
-
-KEPT_VALUES = 1 << 26
-"""Numbers in the features that are kept for later windows."""
-
-
-@dataclass
-class _Window:
-    """Requests that are processed together."""
-
-    requests: list[tuple[int, EncodedRequest]] = field(default_factory=list)
-    """Index of each request, and its tokens."""
-
-    conversations: list[EncodedConversation] = field(default_factory=list)
-    images: dict[object, Pixels] = field(default_factory=dict)
-    """Of conversations with one image, before their text."""
-
-    shared: dict[object, Pixels] = field(default_factory=dict)
-    """Of other conversations."""
 
 
 class TransformersScorer:
@@ -263,6 +234,11 @@ class TransformersScorer:
             else (self._several.way)
         )
 
+    @property
+    def _refused_several(self) -> str:
+        """Why the model takes no several images; empty if it does, or is not asked to."""
+        return self._several if isinstance(self._several, str) else ""
+
     def _check_several(self) -> None:
         """Check conversations with several images, once; their way may be a slower one."""
         if self._several is not None:
@@ -369,51 +345,19 @@ class TransformersScorer:
             Aligned with `requests`: a `Score`, or why there is none.
         """
         results: dict[int, Score | NotScored] = {}
-        if self.chat.has_vision and any(_has_several(one) for one in requests):
+        if self.chat.has_vision and any(has_several(one) for one in requests):
             self._check_several()
         kept: dict[object, list[Tensor]] = {}
-        for window in _prefetch(self._windows(requests, results)):
+        reads = WindowReader(self.chat, self.limits, self.model.dtype, self._refused_several)
+        for window in prefetch(reads.windows(requests, results)):
             new = {key: one for key, one in window.shared.items() if key not in kept}
             found = self._features(window.images | new)
             features = kept | found
-            _keep(kept, {key: features[key] for key in window.shared if key in features})
+            keep_last(kept, {key: features[key] for key in window.shared if key in features})
             nlls = iter(self._token_nlls(window.conversations, features))
             for index, encoded in window.requests:
                 results[index] = to_score(encoded, [next(nlls) for _ in encoded.conversations])
         return [results[index] for index in range(len(requests))]
-
-    def _windows(
-        self, requests: Sequence[ScoringRequest], results: dict[int, Score | NotScored]
-    ) -> Iterator[_Window]:
-        """Encode requests and yield them window by window; put a `NotScored` into `results`."""
-        window, num_values, max_rows = _Window(), 0, FIRST_WINDOW_ROWS
-        for index, request in enumerate(requests):
-            if isinstance(self._several, str) and _has_several(request):
-                results[index] = NotScored(reason="conversation_unsupported", detail=self._several)
-                continue
-            encoded = encode_request(self.chat, request, index, self.limits)
-            if isinstance(encoded, NotScored):
-                results[index] = encoded
-                continue
-            is_full = len(window.requests) >= max_rows or num_values >= WINDOW_VALUES
-            # Conversations about the same images stay in one window.
-            keys = encoded.conversations[0].image_keys
-            known = (window.images, window.shared)
-            if is_full and not (keys and all(any(key in one for one in known) for key in keys)):
-                yield window
-                window, num_values, max_rows = _Window(), 0, min(2 * max_rows, WINDOW_ROWS)
-            window.requests.append((index, encoded))
-            window.conversations += encoded.conversations
-            images = window.shared if _has_several(request) else window.images
-            for conversation in encoded.conversations:
-                for one in (conversation, conversation.masked):
-                    pairs = zip(one.image_keys, one.chat.images, strict=False) if one else ()
-                    for key, pixels in pairs:
-                        if key not in images:
-                            images[key] = pixels.to(self.model.dtype)
-                            num_values += pixels.num_values
-        if window.conversations:
-            yield window
 
     def _token_nlls(
         self, conversations: Sequence[EncodedConversation], features: dict[object, list[Tensor]]
@@ -554,11 +498,6 @@ class TransformersScorer:
         return of_prefix
 
 
-def _has_several(request: ScoringRequest) -> bool:
-    """Whether a request has several images, or one that is not at the beginning."""
-    return len(request.images) > 1 or not is_simple(request.turns)
-
-
 def _by_guidance(groups: Sequence[Sequence[PrefixTree]]) -> Iterator[list[PrefixTree]]:
     """Divide groups of trees by the strength of their guidance; their order stays."""
     for group in groups:
@@ -567,31 +506,8 @@ def _by_guidance(groups: Sequence[Sequence[PrefixTree]]) -> Iterator[list[Prefix
             yield [tree for tree, one in zip(group, alphas, strict=True) if one == alpha]
 
 
-def _keep(kept: dict[object, list[Tensor]], used: dict[object, list[Tensor]]) -> None:
-    """Keep features that were used last, up to `KEPT_VALUES` numbers."""
-    for key, features in used.items():
-        kept.pop(key, None)
-        kept[key] = features
-    sizes = {key: sum(one.numel() for one in features) for key, features in kept.items()}
-    total = sum(sizes.values())
-    for key in list(kept):
-        if total <= KEPT_VALUES:
-            break
-        total -= sizes[key]
-        del kept[key]
-
-
 def _exact_nll(logits_SV: Tensor, labels_S: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits_SV.float(), labels_S, reduction="none")
-
-
-def _prefetch(windows: Iterator[_Window]) -> Iterator[_Window]:
-    """Prepare the next window in a thread while the model works on this one."""
-    with ThreadPoolExecutor(1, "windows") as pool:
-        upcoming = pool.submit(next, windows, None)
-        while (window := upcoming.result()) is not None:
-            upcoming = pool.submit(next, windows, None)
-            yield window
 
 
 def _split_tree(tree: PrefixTree) -> list[PrefixTree]:
