@@ -90,6 +90,7 @@ def pruned_config(folder: str | Path, config: Any, removed: Sequence[int]) -> di
     depth = str(text.attribute_map.get("num_hidden_layers", "num_hidden_layers"))
     num_layers = int(text.num_hidden_layers)
     kept = [index for index in range(num_layers) if index not in set(removed)]
+    _check_sources(text, kept, num_layers)
     changes = dict(_changes(text.to_dict(), kept, num_layers, str(text.model_type)))
     changes[depth] = len(kept)
     path = text_config_path(config)
@@ -112,6 +113,27 @@ def pruned_config(folder: str | Path, config: Any, removed: Sequence[int]) -> di
         # Some configs say it twice.
         content |= {key: one for key, one in changes.items() if key in content}
     return content
+
+
+def _check_sources(text: Any, kept: Sequence[int], num_layers: int) -> None:
+    """Check that layers which use keys and values of another layer keep that one.
+
+    The highest layers use those of the highest layer below them all that has their type of
+    attention, as in Gemma 3n and Gemma 4.
+
+    Raises:
+        CheckpointError: One would lose it.
+    """
+    num_shared = getattr(text, "num_kv_shared_layers", None) or 0
+    types = getattr(text, "layer_types", None) or ["attention"] * num_layers
+    sources = {types[index]: index for index in range(num_layers - num_shared)}
+    for index in kept:
+        source = sources.get(types[index])
+        if index >= num_layers - num_shared and source is not None and source not in kept:
+            raise CheckpointError(
+                f"layer {index} uses the keys and values of layer {source}, which is removed;"
+                f" remove both, or protect layer {source}"
+            )
 
 
 def _moved_before(one: Any, kept: Sequence[int]) -> Any:
