@@ -133,6 +133,8 @@ VERBS = (
     "soup",
     "evaluate",
     "sweep",
+    "prune",
+    "assemble",
 )
 ASKED = {"name": "scene_questions", "style": "outline", "num": 2}
 TRAIN: dict[str, Any] = {
@@ -210,6 +212,19 @@ class Matrix:
         space = {"lr": {"name": "choice", "values": [0.0005, 0.001]}}
         return {"train": trial, "space": space, "benchmarks": [ASKED], "max_concurrent": 1}
 
+    def _prune(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "data": [{"inputs": self.data["inputs"]}],
+            "num_samples": 4,
+            "n_layers": [0, 2],
+            "benchmarks": [ASKED],
+        }
+
+    def _assemble(self) -> dict[str, Any]:
+        shape = {"family": "qwen2", "width": 32, "layers": 2, "heads": 2, "ffn": 64}
+        return {"vision_encoder": self.model, "tokenizer": self.model, "language_shape": shape}
+
 
 @pytest.fixture(scope="module", params=["hub", "s3"])
 def matrix(request: pytest.FixtureRequest, places: Places) -> Matrix:
@@ -219,6 +234,13 @@ def matrix(request: pytest.FixtureRequest, places: Places) -> Matrix:
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_on_nodes_that_share_no_disk(verb: str, matrix: Matrix) -> None:
     assert open_store(matrix(verb)).exists("manifest.json")
+
+
+def test_what_was_assembled_answers_on_both_nodes(matrix: Matrix) -> None:
+    made = {name: f"{matrix(name)}/model" for name in ("assemble", "prune")}
+    asked = {"models": made, "benchmarks": [ASKED], "num_actors": 2}
+    done = run(matrix.places, "evaluate", f"made-{matrix.place}", **asked)
+    assert set(done["decisions"]["results"]) == {"assemble", "prune"}
 
 
 def test_no_model_was_brought_more_than_once_to_a_machine(matrix: Matrix) -> None:
