@@ -63,13 +63,13 @@ def rows() -> Rows:
         return [*nano_rows(), *smollm2_rows()]
 
 
-def verb(name: str, **values: Any) -> Any:
+def verb(verb_name: str, /, **values: Any) -> Any:
     """Run a recipe, or find its finished run."""
     from consomme.base.recipe import check_recipe
     from consomme.pipelines.verbs import VERBS, recipe_class, resolve
 
-    recipe = check_recipe(recipe_class(name), {"root": str(RUNS), **values})
-    return resolve(VERBS[name].run)(recipe)
+    recipe = check_recipe(recipe_class(verb_name), {"root": str(RUNS), **values})
+    return resolve(VERBS[verb_name].run)(recipe)
 
 
 def nano_rows() -> Rows:
