@@ -19,7 +19,7 @@ from consomme.storage.unit import Unit
 
 
 class Repeats:
-    """Collects the ids of a shard's records: eight bytes each."""
+    """Collects the ids of a shard's records: 24 bytes each."""
 
     def __init__(self, reading: Reading) -> None:
         """Know none.
@@ -29,6 +29,9 @@ class Repeats:
         """
         self._reading = reading
         self._hashes = array("q")
+        self._renamed = array("q")
+        """Hashes of what the ids are made if they came before."""
+
         self._rows = array("q")
         self._num_records = 0
 
@@ -41,19 +44,31 @@ class Repeats:
         name = id_of(value, self._reading) if isinstance(value, dict) else value
         if isinstance(name, str):
             self._hashes.append(hash(name))
+            self._renamed.append(hash(name + suffix_of(self._num_records)))
             self._rows.append(self._num_records)
         self._num_records += 1
 
     def marked(self, units: Sequence[Unit]) -> Iterator[Unit]:
         """Yield the units, in the order of records, with the repeats that each holds."""
-        hashes_N = np.frombuffer(self._hashes, np.int64) if self._hashes else np.empty(0, np.int64)
-        first_N = np.unique(hashes_N, return_index=True)[1]
-        is_repeat_N = np.ones(len(hashes_N), bool)
-        is_repeat_N[first_N] = False
-        rows = np.frombuffer(self._rows, np.int64)[is_repeat_N] if self._rows else first_N
+        rows = np.empty(0, np.int64)
+        if self._rows:
+            hashes_N, renamed_N, rows_N = (
+                np.frombuffer(one, np.int64) for one in (self._hashes, self._renamed, self._rows)
+            )
+            is_repeat_N = np.ones(len(hashes_N), bool)
+            is_repeat_N[np.unique(hashes_N, return_index=True)[1]] = False
+            # An id that somebody gave may be what a repeated one is made; then it is renamed, too.
+            while (taken_N := np.isin(hashes_N, renamed_N[is_repeat_N]) & ~is_repeat_N).any():
+                is_repeat_N |= taken_N
+            rows = rows_N[is_repeat_N]
         for unit in units:
             begin, end = np.searchsorted(rows, (unit.start, unit.start + unit.count))
             yield replace(unit, repeats=_packed((rows[begin:end] - unit.start).tolist()))
+
+
+def suffix_of(record: int) -> str:
+    """Return what is added to an id that came before, by the number of its record in the shard."""
+    return f"@{record}"
 
 
 def repeated_rows(text: str) -> frozenset[int]:

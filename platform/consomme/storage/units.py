@@ -4,8 +4,9 @@ Planning reads headers, footers and line ends, never pixels, and covers every ro
 exactly once. The same shards always give the same units, wherever they are mounted.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from consomme.base.errors import DataError
 from consomme.base.sample import Reject, Sample, printable
@@ -18,7 +19,7 @@ from consomme.storage.readers.record import Make
 from consomme.storage.readers.row import Gap, Lost, RawRow, RowError, UnreadableShardError
 from consomme.storage.readers.table_columns import CheckNames, check_columns
 from consomme.storage.reading import Reading
-from consomme.storage.repeats import Repeats, repeated_rows, repeats_between
+from consomme.storage.repeats import Repeats, repeated_rows, repeats_between, suffix_of
 from consomme.storage.shards import Shard, find_shards
 from consomme.storage.unit import MAX_UNIT_BYTES, MAX_UNIT_ROWS, Unit, unit_name
 
@@ -106,9 +107,11 @@ def _cut(
     if layout.kind == "parquet":
         ranges = _row_groups(shard, max_rows, max_bytes, whole.reading, check)
         if check is check_columns:
-            _add_ids(shard, whole.reading, repeats)
+            _add_ids(shard, whole.reading, repeats, parquet.ids)
     elif layout.kind == "arrow":
         ranges = _batches(shard, max_rows, max_bytes, whole.reading, check)
+        if check is check_columns:
+            _add_ids(shard, whole.reading, repeats, arrow_stream.ids)
     elif layout.kind in formats.BY_ROW:
         ranges = _counted(formats.num_records(shard.url, layout), shard.size, max_rows)
     else:
@@ -159,10 +162,12 @@ def _row_groups(
             yield count, 0, num_bytes
 
 
-def _add_ids(shard: Shard, reading: str, repeats: Repeats) -> None:
+def _add_ids(
+    shard: Shard, reading: str, repeats: Repeats, ids: Callable[..., Iterator[Any]]
+) -> None:
     store, path = split_shard(shard.url)
     with store.open(path) as file:
-        for record in parquet.ids(file, shard.url, Reading.of_unit(reading)):
+        for record in ids(file, shard.url, Reading.of_unit(reading)):
             repeats.add(record)
 
 
@@ -268,8 +273,7 @@ def read_records(
     row = 0
     repeated = repeated_rows(unit.repeats) if make is None else frozenset()
     for number, raw in enumerate(raw_rows):
-        # An id that came before in the shard is made another one by its record's number.
-        suffix = f"@{unit.start + number}" if number in repeated else ""
+        suffix = suffix_of(unit.start + number) if number in repeated else ""
         for found in _parsed(raw, reading if make is None else None):
             if isinstance(found, RowError):
                 rejects.append((row, _reject(raw, unit.source, found, suffix)))

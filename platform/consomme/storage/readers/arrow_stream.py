@@ -23,7 +23,7 @@ from consomme.storage.readers.arrow_columns import (
     tell_left_out,
     to_records,
 )
-from consomme.storage.readers.parquet import check_arrow_schema, table_rows
+from consomme.storage.readers.parquet import check_arrow_schema, id_columns, table_rows
 from consomme.storage.readers.record import Context
 from consomme.storage.readers.row import RawRow, RowError, UnreadableShardError
 from consomme.storage.readers.table_columns import CheckNames, check_columns
@@ -97,6 +97,39 @@ def plan(
         rows, end = rows + message.num_rows, message.end
     if rows:
         yield rows, begin, end - begin
+
+
+def ids(file: BinaryIO, shard: str, reading: Reading) -> Iterator[Record]:
+    """Yield what each row has in the columns of ids; nothing if there are no such columns.
+
+    Record batches are read whole, so such a shard is read once more than others.
+
+    Raises:
+        UnreadableShardError: It is no Arrow file, or ends in the middle of a message.
+    """
+    messages = list(_messages(file))
+    head = _head(file, messages)
+    schema = _schema(head)
+    wanted = id_columns(schema.names, reading)
+    if not wanted:
+        return
+    fields = [index for index, name in enumerate(schema.names) if name in wanted]
+    options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+    for message in messages:
+        if message.kind != _BATCH:
+            continue
+        file.seek(message.begin)
+        body = file.read(message.end - message.begin)
+        records: list[Record] = []
+        try:
+            (batch,) = pa.ipc.open_stream(pa.BufferReader(head + body), options=options)
+            batch.validate(full=True)
+            records = to_records(batch, frozenset())
+        # Arrow reports damage by many exception types; such rows are rejects when they are read.
+        except Exception as error:
+            if isinstance(error, MemoryError):
+                raise
+        yield from records or [{}] * message.num_rows
 
 
 def rows(

@@ -8,7 +8,7 @@ If a row group cannot be decoded, its remaining rows are rejects; if a value of 
 converted, its row is; see `arrow_columns` for all other columns.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, BinaryIO
 
@@ -81,23 +81,30 @@ def plan(
 def ids(file: BinaryIO, shard: str, reading: Reading) -> Iterator[dict[str, Any]]:
     """Yield what each row has in the columns of ids; nothing if there are no such columns.
 
-    Consomme's own shards are not looked at: their ids are unique already.
-
     Raises:
         UnreadableShardError: The footer is not readable.
     """
     reader = ShardReader(file, shard)
-    names = set(reader.schema.names)
-    named = reading.columns.get("id")
-    wanted = [named] if isinstance(named, str) else [key for key in ID_KEYS if key in names]
-    wanted = [name for name in wanted if name in names]
-    if not wanted or {"sample_id", "source", "meta"} <= names:
+    wanted = id_columns(reader.schema.names, reading)
+    if not wanted:
         return
     try:
         yield from reader.values(wanted)
     except UnreadableShardError:
         # The rows of a damaged row group are rejects when they are read.
         return
+
+
+def id_columns(names: Collection[str], reading: Reading) -> list[str]:
+    """Return the columns of a table that may hold ids, by the names of all.
+
+    Consomme's own shards have none to look at: their ids are unique already.
+    """
+    if {"sample_id", "source", "meta"} <= set(names):
+        return []
+    named = reading.columns.get("id")
+    wanted = [named] if isinstance(named, str) else ID_KEYS
+    return [name for name in wanted if name in names]
 
 
 def refers_to_files(file: BinaryIO) -> bool:
