@@ -1,6 +1,5 @@
 """Read a shard as the stages do, within a memory limit."""
 
-import gc
 import ctypes
 import gc
 from collections.abc import Iterator
