@@ -47,7 +47,7 @@ BENCHMARKS = [
 ]
 """What is taught; the figure is the mean of both accuracies."""
 
-NUM_TEXTS = 200
+NUM_TEXTS = 100
 NUM_CALIBRATION = 32
 
 Rows = list[dict[str, Any]]
@@ -155,7 +155,7 @@ def smollm2_rows() -> Rows:
     texts = write_texts()
     benchmarks = [
         {"name": "likelihood", "file": str(texts["held_out"])},
-        {"name": "emoji_words", "every": 8},
+        {"name": "emoji_words", "every": 16},
     ]
     data = [{"inputs": [str(texts["train"])]}]
     made, costs = [], {}

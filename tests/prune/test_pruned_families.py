@@ -1,5 +1,7 @@
 """Models of every family without some layers, against the whole models that skip them."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,23 @@ def test_no_removed_layer_is_the_model_bit_for_bit(tmp_path: Path, debug_vlm: Pa
     files = {path.name: path.read_bytes() for path in debug_vlm.iterdir() if path.is_file()}
     files.pop("README.md", None)
     assert {p.name: p.read_bytes() for p in copied.iterdir() if p.is_file()} == files
+
+
+def test_what_came_from_gguf_is_pruned_and_what_is_quantised_is_not(
+    tmp_path: Path, debug_vlm: Path
+) -> None:
+    folder = shutil.copytree(debug_vlm, tmp_path / "model")
+    content = json.loads((folder / "config.json").read_text())
+
+    def pruned(**quantised: Any) -> Path:
+        told = json.dumps({**content, "quantization_config": quantised})
+        (folder / "config.json").write_text(told)
+        return write_pruned(tmp_path / "pruned", plan_removal(folder, (0,)))
+
+    with pytest.raises(ConsommeError, match="found a quantised model"):
+        pruned(quant_method="awq", bits=4)
+    made = pruned(quant_method="gguf", gguf_file="x.gguf", dequantize=False)
+    assert "quantization_config" not in json.loads((made / "config.json").read_text())
 
 
 def test_what_is_kept_is_kept_bit_for_bit_in_files_of_any_size(tmp_path: Path) -> None:

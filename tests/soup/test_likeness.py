@@ -12,7 +12,8 @@ from tests.soup.test_mixing import State, checkpoint, state
 from consomme.base.errors import CheckpointError
 from consomme.soup.ingredients import open_ingredient
 from consomme.soup.likeness import check_compatible, differences
-from consomme.soup.mixing import average_ingredients
+from consomme.soup.mixing import ModelMix, average_ingredients
+from consomme.soup.writing import write_soup
 
 TOKENIZER = {
     "version": "1.0",
@@ -157,3 +158,14 @@ def test_an_output_matrix_that_copies_the_embeddings_makes_no_difference(tmp_pat
     untied = open_ingredient(model(tmp_path / "untied", both, tie_word_embeddings=False))
     with pytest.raises(CheckpointError, match=r"lm_head\.weight"):
         check_compatible([one, untied])
+
+
+def test_what_came_from_gguf_is_plain_and_says_so_no_more(tmp_path: Path) -> None:
+    # As transformers saves what it opened from a GGUF file: floats, and this in the config.
+    origin = {"quant_method": "gguf", "gguf_file": "model.Q4_1.gguf", "dequantize": False}
+    one = checkpoint(tmp_path / "one", state(0), quantization_config=origin)
+    two = checkpoint(tmp_path / "two", state(1))
+    opened = [open_ingredient(folder) for folder in (one, two)]
+    check_compatible(opened)
+    made = write_soup(tmp_path / "soup", ModelMix.of(opened))
+    assert "quantization_config" not in json.loads((made / "config.json").read_text())

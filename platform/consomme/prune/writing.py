@@ -20,6 +20,7 @@ from consomme.models.weights import open_processor
 from consomme.prune.layer_config import pruned_config
 from consomme.prune.stored import INDEX, KeptTensor, largest_file, stored_tensors, write_tensors
 from consomme.prune.structure import BlockSlice, build_empty, compare_layers
+from consomme.storage.model_files import is_quantised
 
 _COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".vocab")
 
@@ -82,7 +83,7 @@ def plan_removal(folder: str | Path, removed: Sequence[int]) -> LayerRemoval:
     folder = Path(folder)
     stored = stored_tensors(folder)
     content = json.loads((folder / "config.json").read_text())
-    if "quantization_config" in content:
+    if is_quantised(content):
         raise CheckpointError(
             f"{folder}: found a quantised model; prune the model that was quantised, and quantise"
             " what is left"
@@ -105,6 +106,7 @@ def plan_removal(folder: str | Path, removed: Sequence[int]) -> LayerRemoval:
         )
     if removed:
         content = pruned_config(folder, config, removed)
+        content.pop("quantization_config", None)
         blocks = compare_layers(whole, build_empty(content), removed)
     else:
         blocks = {}

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from consomme.base.errors import CheckpointError
 from consomme.soup.arrays import Floats, stored_type
+from consomme.storage.model_files import is_quantised
 
 _HEADER_LIMIT = 100_000_000
 
@@ -226,7 +227,7 @@ def _config(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: not JSON: {error}; copy it again") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{file}: found {type(config).__name__}, expected an object")
-    if "quantization_config" in config:
+    if is_quantised(config):
         raise CheckpointError(
             f"ingredient {str(folder)!r}: a quantised model, whose stored numbers have no average;"
             " mix the models that were quantised, and quantise the soup"

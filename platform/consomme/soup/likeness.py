@@ -36,6 +36,8 @@ SIDE_KEYS = frozenset(
         "output_hidden_states",
         "pad_token_id",
         "pretraining_tp",
+        # Quantised models are refused before.
+        "quantization_config",
         "return_dict",
         "torch_dtype",
         "torchscript",

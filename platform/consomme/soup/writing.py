@@ -63,6 +63,7 @@ def write_soup(
         is_copied = path.suffix in _COPIED_SUFFIXES and path.name not in (*_NOT_COPIED, INDEX)
         if is_copied:
             _replace(target / path.name, path.read_bytes())
+    _drop_origin(target / "config.json")
     if mixture.dtype:
         _set_dtype(target / "config.json", mixture.dtype)
     if len(files) > 1 or first.has_index:
@@ -123,6 +124,13 @@ def _index_of(mixture: ModelMix, files: Mapping[str, Sequence[str]]) -> bytes:
     where = {name: file for file, names in files.items() for name in names}
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
     return (json.dumps(index, indent=2) + "\n").encode()
+
+
+def _drop_origin(config: Path) -> None:
+    """Take out of a configuration that its weights came from GGUF: they are plain ones here."""
+    content = json.loads(config.read_text())
+    if content.pop("quantization_config", None) is not None:
+        _replace(config, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _set_dtype(config: Path, dtype: str) -> None:

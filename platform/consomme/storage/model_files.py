@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from consomme.base.errors import CheckpointError
 from consomme.storage.model_cache import cached_model
@@ -132,3 +133,12 @@ def missing_model(model: str, found: str, kind: FolderKind = MODEL) -> Checkpoin
 def _names(paths: Sequence[str]) -> str:
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
     return ", ".join(paths[:3]) + more
+
+
+def is_quantised(config: Mapping[str, Any]) -> bool:
+    """Whether a model's stored numbers are codes, by the content of its `config.json`.
+
+    What transformers opened from GGUF and saved again has plain weights; its config still says so.
+    """
+    how = config.get("quantization_config")
+    return bool(how) and not (isinstance(how, Mapping) and how.get("quant_method") == "gguf")
