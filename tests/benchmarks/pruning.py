@@ -267,3 +267,54 @@ def docstrings() -> Iterator[str]:
                 text = ast.get_docstring(node) or ""
                 if 80 <= len(text) <= 600 and ">>>" not in text:
                     yield text
+
+
+def nano_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of the table of the nano VLM, a line per number of removed layers.
+
+    Args:
+        rows: Of the results.
+    """
+    found = {row["key"]: row for row in rows}
+
+    def cell(key: str, digits: int = 3) -> str:
+        row = found.get(f"prune.nano.{key}")
+        return f"{row['value']:.{digits}f} ± {row['spread']:.{digits}f}" if row else ""
+
+    text = [
+        "| removed of 12 | region trained | … and healed | all trained | … and healed |"
+        " time per token | weights | cache |",
+        "| --- |" + " --- |" * 7,
+    ]
+    for count in NANO_COUNTS:
+        quality = [
+            cell(f"{arm}.{state}_{count}") for arm in TRAINING for state in ("pruned", "healed")
+        ]
+        costs = [
+            cell(f"{name}_ratio_{count}", 2) for name in ("token_s", "weight_bytes", "cache_bytes")
+        ]
+        text.append(f"| {count} | {' | '.join([*quality, *costs])} |")
+    return text
+
+
+def smollm2_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of the table of SmolLM2, a line per number of removed layers.
+
+    Args:
+        rows: Of the results.
+    """
+    found = {row["key"]: row["value"] for row in rows}
+    columns = ["contiguous.pruned", "contiguous.healed", "greedy.pruned", "lowest.pruned"]
+    names = ["one block", "… and healed", "one after the other", "the lowest"]
+    text = [f"| removed of 30 | {' | '.join(names)} | time per token | cache |"]
+    text.append("| --- |" + " --- |" * (len(names) + 2))
+    for count in SMOLLM2_COUNTS:
+        cells = []
+        for column in columns:
+            stem = f"prune.smollm2.{column}_{count}"
+            bits, words = found.get(f"{stem}.bits_per_character"), found.get(f"{stem}.words")
+            cells.append("" if bits is None else f"{bits:.2f} bits, {words:.2f} words")
+        for cost in ("token_s", "cache_bytes"):
+            cells.append(f"{found[f'prune.smollm2.{cost}_ratio_{count}']:.2f}")
+        text.append(f"| {count} | {' | '.join(cells)} |")
+    return text

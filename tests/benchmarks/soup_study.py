@@ -11,7 +11,8 @@ All runs are under `runs/soup-study`; an interrupted study is resumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,50 @@ def _shares(shares: Mapping[str, Mapping[str, float]]) -> str:
         f"{part}: {', '.join(f'{label} {share:.2f}' for label, share in some.items())}"
         for part, some in shares.items()
     )
+
+
+WAYS = {
+    "start": "the model that all were tuned from",
+    "best_single": "best single model",
+    "uniform": "average of all",
+    "maximum": "average of the best two",
+    "pairs": "best of every two",
+    "greedy": "greedy",
+    "exhaustive": "best of all 63 selections",
+    "cma_es": "searched shares, 80 evaluations (CMA-ES)",
+    "tpe": "searched shares of each part, 120 evaluations (TPE)",
+}
+"""Name of a row -> what it is called on the page."""
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of the study's table, a line per way to choose.
+
+    Args:
+        rows: Of the results.
+    """
+    values: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        _, seed, name, what = row["key"].split(".")
+        values.setdefault((name, what), {})[seed] = row["value"]
+    text = ["| model | held-out scenes | other scenes | above the best single model |"]
+    text.append("| --- | --- | --- | --- |")
+    single = values["best_single", "test"]
+    for name, shown in WAYS.items():
+        test = values[name, "test"]
+        gains = [test[seed] - single[seed] for seed in test]
+        cells = [_spread(values.get((name, "held_out"), {}).values()), _spread(test.values())]
+        each = ", ".join(f"{gain:+.3f}" for gain in gains)
+        text.append(f"| {shown} | {' | '.join(cells)} | {'' if name == 'best_single' else each} |")
+    return text
+
+
+def _spread(values: Collection[float]) -> str:
+    """Write a mean and a standard deviation; nothing of no values."""
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread}"
 
 
 def _row(seed: int, name: str, what: str, figures: Mapping[str, float], how: str) -> dict[str, Any]:

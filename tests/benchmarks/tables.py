@@ -185,6 +185,20 @@ def guidance_table(result: Result) -> list[str]:
     return guided.table(result["rows"])
 
 
+def soup_study_table(result: Result) -> list[str]:
+    """The study of soups, a line per way to choose."""
+    from tests.benchmarks import soup_study
+
+    return soup_study.table(result["rows"])
+
+
+def pruning_tables(result: Result) -> tuple[list[str], list[str]]:
+    """The study of pruning: the nano VLM, and SmolLM2."""
+    from tests.benchmarks import pruning
+
+    return pruning.nano_table(result["rows"]), pruning.smollm2_table(result["rows"])
+
+
 FAMILY_VERBS = {
     "score": "score",
     "anatomy": "parts",
@@ -285,6 +299,21 @@ TABLES: dict[str, Table] = {
         STUDIES / "guidance.md",
         ("crg",),
         lambda r: guidance_table(r["crg"]),
+    ),
+    "soup-study-table": (
+        STUDIES / "soups.md",
+        ("soup_study",),
+        lambda r: soup_study_table(r["soup_study"]),
+    ),
+    "pruning-nano": (
+        STUDIES / "pruning.md",
+        ("prune",),
+        lambda r: pruning_tables(r["prune"])[0],
+    ),
+    "pruning-smollm2": (
+        STUDIES / "pruning.md",
+        ("prune",),
+        lambda r: pruning_tables(r["prune"])[1],
     ),
     "several-images-table": (
         STUDIES / "several_images.md",

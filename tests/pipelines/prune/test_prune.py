@@ -19,7 +19,7 @@ from consomme.pipelines.prune.job import PruneOutcome
 from consomme.pipelines.prune.recipe import PruneRecipe
 from consomme.pipelines.prune.report import sections
 from consomme.pipelines.prune.samples import CalibrationSamples, calibration_recipe
-from consomme.pipelines.prune.task import prune_model
+from consomme.pipelines.prune.task import num_steps, prune_model
 from consomme.pipelines.train.recipe import TrainRecipe, TrainSource
 from consomme.report import model as page
 from consomme.storage.stores.open import open_store
@@ -49,7 +49,10 @@ def here(asked: PruneRecipe) -> tuple[PruneOutcome, Path]:
     """Prune in this process, without Ray."""
     opened = prune.open_run(asked)
     opened.start()
-    return prune_model(prune._job(opened)), Path(opened.folder.path)
+    *steps, outcome = prune_model(prune._job(opened))
+    assert steps == [None] * num_steps(opened.recipe.counts)
+    assert outcome is not None
+    return outcome, Path(opened.folder.path)
 
 
 def weights(folder: Path) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 from consomme.base.errors import DataError
 from consomme.base.manifest import Manifest
 from consomme.base.own_modules import module_inputs
+from consomme.base.telemetry import Progress
 from consomme.execution.runs import Run, folders_of, once
 from consomme.pipelines.prune.job import PruneInputs, PruneJob, PruneOutcome
 from consomme.pipelines.prune.recipe import PruneRecipe
@@ -153,12 +154,19 @@ def _on_ray(job: PruneJob) -> PruneOutcome:
     import ray
 
     from consomme.execution.errors import own_errors
-    from consomme.pipelines.prune.task import prune_model
+    from consomme.pipelines.prune.task import num_steps, prune_model
 
     has_gpu = bool(ray.cluster_resources().get("GPU", 0))
-    task = ray.remote(prune_model).options(num_cpus=1, num_gpus=1 if has_gpu else 0, max_retries=2)
-    with own_errors():
-        found: PruneOutcome = ray.get(task.remote(job))
+    task = ray.remote(prune_model).options(
+        num_cpus=1, num_gpus=1 if has_gpu else 0, max_retries=2, num_returns="streaming"
+    )
+    found: PruneOutcome | None = None
+    total = num_steps(job.recipe.counts)
+    with own_errors(), Progress(total, "prune", "steps") as progress:
+        for made in task.remote(job):
+            found = ray.get(made)
+            progress.advance(found is None)
+    assert found is not None
     return found
 
 

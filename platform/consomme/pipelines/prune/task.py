@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from consomme.base.errors import CheckpointError, DataError, RecipeError
@@ -31,15 +31,24 @@ def model_path(count: int) -> str:
     return f"removed-{count}/{MODEL}"
 
 
-def prune_model(job: PruneJob) -> PruneOutcome:
+def prune_model(job: PruneJob) -> Iterator[PruneOutcome | None]:
     """Do everything that a prune recipe says; runs as a Ray task.
+
+    Yields:
+        None after each of `num_steps` steps, and the outcome at last.
 
     Raises:
         CheckpointError: Layers of this model cannot be removed.
         DataError: No model loses little enough.
         RecipeError: So many layers cannot be removed, or a protected layer does not exist.
     """
-    return PruneTask(job).run()
+    yield from PruneTask(job).run()
+
+
+def num_steps(counts: Collection[int]) -> int:
+    """Return how many steps `prune_model` has: one to look into the model, two for each number."""
+    some = len([count for count in counts if count])
+    return 2 + 2 * some
 
 
 class PruneTask:
@@ -82,16 +91,21 @@ class PruneTask:
 
         self._cache = AnswerCache(job.cache_url, self.recipe.template)
 
-    def run(self) -> PruneOutcome:
-        """Choose, diagnose, and write a model for each number of layers."""
+    def run(self) -> Iterator[PruneOutcome | None]:
+        """Choose, diagnose, and write a model for each number of layers; see `prune_model`."""
         from consomme.prune.checking import is_cacheable, probes, skipped_outputs
 
         recipe, outcome = self.recipe, self.outcome
         self.probes = probes(self.model, self.chat)
         if any(recipe.counts):
             outcome.scores = list(self._score_runs(range(self.num_layers), 1))
-        chosen = {count: self._choose(count) for count in recipe.counts}
+        chosen = {}
+        for count in recipe.counts:
+            chosen[count] = self._choose(count)
+            if count:
+                yield None
         self._diagnose()
+        yield None
         cacheable = is_cacheable(self.model, self.probes[0])
         self.expected = {
             count: skipped_outputs(self.model, self.probes, one.removed, cacheable=cacheable)
@@ -100,7 +114,12 @@ class PruneTask:
         # Measured even if it is not asked for: it is what the others are compared with.
         nothing = ChosenLayers(removed=(), steps=())
         whole = self._row(nothing, self.folder, self._cost(nothing, self.folder, self.model))
-        rows = [whole, *(self._write(count, one) for count, one in chosen.items() if count)]
+        yield None
+        rows = [whole]
+        for count, one in chosen.items():
+            if count:
+                rows.append(self._write(count, one))
+                yield None
         if 0 in chosen and recipe.has_several:
             self._written(model_path(0), ())
         outcome.models = rows
@@ -109,7 +128,7 @@ class PruneTask:
             row = next(one for one in rows if one["n"] == outcome.chosen)
             self._written(MODEL, row["removed"])
         self._revert()
-        return outcome
+        yield outcome
 
     def _protected(self) -> list[int]:
         """Return the layers that stay."""
