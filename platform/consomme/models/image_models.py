@@ -29,15 +29,26 @@ def open_dual_encoder(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]
     """
     hf = import_transformers()
     with checkpoint_errors(folder) as path:
+        check_dual_encoder(path)
+        model = _open(hf.AutoModel, path, dtype)
+        processor = hf.AutoProcessor.from_pretrained(path, local_files_only=True, backend="pil")
+        return model, processor
+
+
+def check_dual_encoder(folder: str | Path) -> None:
+    """Check that a folder is that of a dual encoder, by its config alone.
+
+    Raises:
+        CheckpointError: It is another kind of model.
+    """
+    hf = import_transformers()
+    with checkpoint_errors(folder) as path:
         kind = hf.AutoConfig.from_pretrained(path, local_files_only=True).model_type
         if kind not in DUAL_ENCODERS:
             raise CheckpointError(
                 f"found a {kind} model at {path}, expected one that embeds images and texts in one"
                 f" space: {', '.join(DUAL_ENCODERS)}"
             )
-        model = _open(hf.AutoModel, path, dtype)
-        processor = hf.AutoProcessor.from_pretrained(path, local_files_only=True, backend="pil")
-        return model, processor
 
 
 def open_image_classifier(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.evaluate.test_file_kinds import in_text
 from tests.support import image_models
 
-from consomme.base.errors import RecipeError
+from consomme.base.errors import CheckpointError, RecipeError
 from consomme.evaluate.clip_score import ToCompare
 from consomme.models.imports import import_transformers
 from consomme.ops.verify import verify
@@ -21,6 +21,7 @@ from consomme.pipelines.evaluate.in_memory import check_needs_no_judge
 from consomme.pipelines.evaluate.kept import read_answers
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe
 from consomme.storage.ledger.run_folder import RunFolder
+from consomme.storage.model_folder import model_folder
 
 PREFIX = "A photo depicts "
 COLORS = ("red", "blue", "green", "white", "black")
@@ -127,3 +128,10 @@ def test_choosers_refuse_it(tmp_path: Path) -> None:
     (node,) = recipe(tmp_path, tmp_path / "clip").benchmarks
     with pytest.raises(RecipeError, match=r"benchmark\.clip_score: found one"):
         check_needs_no_judge({"benchmark": node})
+
+
+def test_another_kind_of_model_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "pictures.jsonl").write_text(json.dumps({"image": in_text("red")}) + "\n")
+    nano = model_folder("package://models/nano")
+    with pytest.raises(CheckpointError, match="found a llava model"):
+        evaluate.open_run(recipe(tmp_path, Path(nano)))

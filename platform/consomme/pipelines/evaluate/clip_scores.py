@@ -72,6 +72,26 @@ def encoders_of(benchmark: Benchmark) -> list[ClipScore]:
     ]
 
 
+def encoder_inputs(benchmark: Benchmark, key: str) -> dict[str, str]:
+    """Return the hashes of the dual encoders that a benchmark names, as inputs of a run.
+
+    Args:
+        benchmark: The benchmark.
+        key: Of the recipe that holds it.
+
+    Raises:
+        CheckpointError: One is another kind of model.
+    """
+    found = {}
+    for number, one in enumerate(encoders_of(benchmark)):
+        from consomme.models.image_models import check_dual_encoder
+
+        encoder = portable_path(one.model)
+        check_dual_encoder(model_folder(encoder, has_weights=False))
+        found[f"{key}.clip_score[{number}]"] = model_hash(encoder)
+    return found
+
+
 def with_clip_scores(
     root: str,
     questions: Sequence[AskedBenchmark],

@@ -45,9 +45,8 @@ def open_run(recipe: EvaluateRecipe) -> Run[EvaluateInputs]:
     from consomme.engines.generation.models import find_model
     from consomme.engines.generation.registry import GENERATION_ENGINES
     from consomme.evaluate.benchmarks import BENCHMARKS, data_inputs
-    from consomme.pipelines.evaluate.clip_scores import encoders_of
+    from consomme.pipelines.evaluate.clip_scores import encoder_inputs
     from consomme.pipelines.evaluate.judges import judges_of
-    from consomme.storage.model_folder import model_hash, portable_path
 
     engine = GENERATION_ENGINES.build(recipe.engine, "engine")
     models = {label: find_model(model, engine) for label, model in recipe.models.items()}
@@ -66,11 +65,8 @@ def open_run(recipe: EvaluateRecipe) -> Run[EvaluateInputs]:
             judge.model, GENERATION_ENGINES.build(judge.engine, "judge.engine")
         ).marks.items()
     }
-    by_key |= {
-        f"benchmarks[{k}].clip_score[{number}]": model_hash(portable_path(encoder.model))
-        for k, node in enumerate(recipe.benchmarks)
-        for number, encoder in enumerate(encoders_of(BENCHMARKS.build(node, "benchmarks")))
-    }
+    for k, node in enumerate(recipe.benchmarks):
+        by_key |= encoder_inputs(BENCHMARKS.build(node, "benchmarks"), f"benchmarks[{k}]")
     reads = [] if engine.is_remote else [one.model for one in models.values()]
     return Run.open("evaluate", recipe, EvaluateInputs(models=models), inputs=by_key, reads=reads)
 
