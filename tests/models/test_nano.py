@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from consomme.engines.generation.requests import Request
+from consomme.engines.generation.requests import Generation, GenerationFailure, Request
 from consomme.engines.generation.transformers import TransformersEngine
 from consomme.evaluate.benchmarks import BENCHMARKS
 from consomme.storage.model_folder import model_folder
@@ -22,10 +22,18 @@ def engine(folder: Path) -> TransformersEngine:
     return TransformersEngine(folder)
 
 
+def text_of(result: Generation | GenerationFailure) -> str:
+    assert isinstance(result, Generation), result
+    return result.text.strip()
+
+
 def measure(engine: TransformersEngine, **node: object) -> float:
     benchmark = BENCHMARKS.build(node)
-    requests = [Request(turns=item.turns, images=item.images) for item in benchmark.items()]
-    answers = engine.answer(requests, benchmark.max_tokens)
+    requests = [
+        Request(turns=item.turns, images=tuple(item.images), max_tokens=benchmark.max_tokens)
+        for item in benchmark.items()
+    ]
+    answers = [text_of(one) for one in engine.generate(requests)]
     return next(iter(benchmark.measure(answers).values()))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,10 +57,6 @@ from consomme.models.weights import load_tensors, open_model
 # Shapes: B rows, T token positions.
 
 _LOG = logging.getLogger(__name__)
-
-_QUESTIONS_AT_A_TIME = 1024
-_PIXELS_AT_A_TIME = 200_000_000
-"""Of decoded images that wait in memory: 600 MB."""
 
 WINDOW = 4
 """Waiting requests, in batches, from which those of similar length are chosen."""
@@ -171,48 +167,6 @@ class TransformersEngine:
         with self._model_lock:
             load_tensors(self.model, weights)
 
-    def generate(self, requests: Sequence[Request]) -> list[Generation | GenerationFailure]:
-        """Generate texts; see `GenerationEngine.generate`."""
-        return self._generate(requests, self.sampling)
-
-    def answer(
-        self, requests: Iterable[Request], max_tokens: int, *, skips_refused: bool = False
-    ) -> list[str]:
-        """Answer questions, each about any number of images, with greedy decoding.
-
-        Args:
-            requests: The questions; so many at a time are taken, so that they can be made late.
-            max_tokens: Longest answer.
-            skips_refused: Whether a question that the model cannot be given has an empty answer.
-
-        Returns:
-            The answers, with white space around them stripped.
-
-        Raises:
-            DataError: The model cannot be given a question or its images; or any question at all.
-        """
-        answers: list[str] = []
-        refused: list[str] = []
-        for some in _portions(requests):
-            results = self._generate(some, Sampling(max_tokens=max_tokens))
-            for request, result in zip(some, results, strict=True):
-                if isinstance(result, GenerationFailure):
-                    question = request.turns[-1].text
-                    refused.append(
-                        f"question {len(answers)}, {question[:80]!r}, cannot be put to this model:"
-                        f" {result.reason}: {result.detail}"
-                    )
-                    answers.append("")
-                else:
-                    answers.append(result.text.strip())
-                if refused and not skips_refused:
-                    raise DataError(refused[0])
-            if len(refused) == len(answers):
-                raise DataError(refused[0])
-        if refused:
-            _LOG.warning("%d of %d: %s", len(refused), len(answers), refused[0])
-        return answers
-
     def queue_load(self) -> QueueLoad:
         """Return how busy the engine is."""
         with self._queue_lock:
@@ -226,14 +180,15 @@ class TransformersEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _generate(
-        self, requests: Sequence[Request], sampling: Sampling
-    ) -> list[Generation | GenerationFailure]:
+    def generate(self, requests: Sequence[Request]) -> list[Generation | GenerationFailure]:
+        """Generate texts; see `GenerationEngine.generate`."""
         check_vision(self.chat.has_vision, requests)
         queued = [
             _QueuedRequest(
                 request=one,
-                sampling=replace(sampling, max_tokens=one.max_tokens or sampling.max_tokens),
+                sampling=replace(
+                    self.sampling, max_tokens=one.max_tokens or self.sampling.max_tokens
+                ),
                 has_several=not is_simple(one.placed_turns),
                 contrast=effective(one.contrast, one.images),
             )
@@ -460,18 +415,3 @@ class TransformersEngine:
 def _prompt_length(queued: _QueuedRequest) -> int:
     assert queued.prompt is not None
     return len(queued.prompt.input_ids)
-
-
-def _portions(requests: Iterable[Request]) -> Iterator[list[Request]]:
-    """Yield requests in portions whose images fit into memory."""
-    portion: list[Request] = []
-    pixels = 0
-    for request in requests:
-        size = sum(image.width * image.height for image in request.images)
-        if portion and (len(portion) == _QUESTIONS_AT_A_TIME or pixels + size > _PIXELS_AT_A_TIME):
-            yield portion
-            portion, pixels = [], 0
-        portion.append(request)
-        pixels += size
-    if portion:
-        yield portion
