@@ -102,7 +102,7 @@ def effect_rows(sets: tuple[str, ...] = tuple(SETS)) -> Iterator[dict[str, Any]]
     from consomme.evaluate.benchmarks import BENCHMARKS
     from consomme.evaluate.comparison import compare
     from consomme.evaluate.metrics import accuracy
-    from consomme.pipelines.evaluate.stage import likely_answers, written_answers
+    from consomme.pipelines.evaluate.stage import Refusal, likely_answers, written_answers
     from consomme.storage.model_folder import model_folder
 
     folder = model_folder(NANO)
@@ -115,6 +115,7 @@ def effect_rows(sets: tuple[str, ...] = tuple(SETS)) -> Iterator[dict[str, Any]]
             right: list[float] = []
             wholes: list[float] = []
             shares: list[float] = []
+            refused = 0
             for seed in SEEDS:
                 benchmark: Any = BENCHMARKS.build(
                     {**node, "first_seed": seed, **({"guidance": guidance} if guidance else {})}
@@ -126,7 +127,9 @@ def effect_rows(sets: tuple[str, ...] = tuple(SETS)) -> Iterator[dict[str, Any]]
                     if is_text
                     else likely_answers(scorer, benchmark, items, range(len(items)))
                 )
-                texts = [one.text for one in answers]
+                # What cannot be guided is answered wrongly, as in a run.
+                texts = ["" if isinstance(one, Refusal) else one.text for one in answers]
+                refused += texts.count("")
                 figures = benchmark.measure(texts)
                 right += benchmark.verdicts(texts)
                 shares.append(figures["accuracy_fraction"])
@@ -140,6 +143,8 @@ def effect_rows(sets: tuple[str, ...] = tuple(SETS)) -> Iterator[dict[str, Any]]
                 f" {found.high:.3f}; difference {apart.difference:+.3f} ({apart.low:+.3f} to"
                 f" {apart.high:+.3f})"
             )
+            if refused:
+                how += f"; {refused} cannot be guided, and count as wrong"
             yield row(f"crg.{name}.{variant}", found.value, "of answers", f"crg.{name}.plain", how)
             if wholes:
                 yield row(

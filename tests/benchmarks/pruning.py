@@ -182,6 +182,7 @@ def smollm2_rows() -> Rows:
                 name=f"smollm2-healed-{count}",
                 model=f"{pruned.url}/removed-{count}/model",
                 data=data,
+                projector={"state": "frozen"},
                 num_steps=30,
                 global_batch=8,
                 micro_batch=4,
