@@ -26,7 +26,8 @@ def named_regions(scene: Scene, text: str) -> list[dict[str, Any]]:
         text: A question or a caption.
 
     Returns:
-        Mappings with `box` in pixels and, of objects, `segmentation`, as `read_regions` takes them.
+        Mappings with `box` in pixels and `segmentation`, as `read_regions` takes them; the outline
+        of a word is its quadrant.
     """
     text = text.lower()
     named = [(match["color"], match["shape"]) for match in _NAMED.finditer(text)]
@@ -46,5 +47,7 @@ def named_regions(scene: Scene, text: str) -> list[dict[str, Any]]:
     if scene.word and scene.word_position and (is_general or is_about_word):
         row, column = divmod(POSITIONS.index(scene.word_position), 2)
         left, top = column * _HALF_PX, row * _HALF_PX
-        regions.append({"box": [left, top, left + _HALF_PX, top + _HALF_PX]})
+        right, bottom = left + _HALF_PX, top + _HALF_PX
+        corners = [left, top, right, top, right, bottom, left, bottom]
+        regions.append({"box": [left, top, right, bottom], "segmentation": [corners]})
     return regions
