@@ -18,8 +18,8 @@ from consomme.models.media_packages import LOCK, patch_media_packages
 def import_transformers() -> Any:
     """Return the `transformers` module, any class of which can be imported.
 
-    The first call in a process patches what has to be patched, imports what all models need, and
-    makes our own VLMs known to the `Auto` classes.
+    The first call in a process patches what has to be patched, imports what all models need, makes
+    our own VLMs known to the `Auto` classes, and ends the bars of transformers.
     """
     with LOCK:
         _import_modeling()
@@ -43,6 +43,10 @@ def _import_modeling() -> None:
         # Every model class needs it; it is most of the import time.
         import transformers.modeling_utils  # noqa: F401
 
+        # A bar for each model that is opened would drown what a run says of itself.
+        from transformers.utils import logging
+
         from consomme.models.consomme_vlm.registration import register
 
+        logging.disable_progress_bar()
         register()
