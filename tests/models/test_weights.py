@@ -7,15 +7,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.support.image_models import tokenizer
 
 from consomme.base.errors import CheckpointError
 from consomme.models.debug import make_debug_vlm
+from consomme.models.imports import import_transformers
 from consomme.models.weights import (
     build_from_config,
     load_tensors,
     open_keys,
     open_model,
     open_vlm,
+    save_trained,
     save_vlm,
 )
 
@@ -129,3 +132,27 @@ def test_a_model_with_code_of_its_own_is_refused_with_what_can_be_done(tmp_path:
     assert "engine={name: openai" in message
     assert "trust_remote_code" not in message
     assert not (tmp_path / "ran").exists()
+
+
+@torch.no_grad()
+def test_what_came_from_gguf_is_opened_and_saved_as_a_plain_model(tmp_path: Path) -> None:
+    # As transformers saves what it opened from a GGUF file: floats, and this in the config.
+    hf = import_transformers()
+    config = hf.LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2,
+    )  # fmt: skip
+    hf.LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer(16).save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    origin = {"quant_method": "gguf", "gguf_file": "model.Q4_1.gguf", "dequantize": False}
+    plain, _ = open_model(tmp_path / "model")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": origin}))
+    model, _ = open_model(tmp_path / "model")
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name])
+    saved = save_trained(tmp_path / "saved", model, tmp_path / "model", 2)
+    assert "quantization_config" not in json.loads((saved / "config.json").read_text())
+    again, _ = open_model(saved)
+    ids = torch.tensor([[1, 5, 9]])
+    assert torch.equal(again(ids).logits, plain(ids).logits)

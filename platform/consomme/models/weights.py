@@ -25,6 +25,7 @@ from consomme.models.imports import import_transformers
 from consomme.models.side_files import carry_over, carry_over_generation_config
 from consomme.models.stored_names import renamed
 from consomme.models.tiling.register import registered_transformers
+from consomme.storage.model_files import is_from_gguf
 
 
 def save_vlm(folder: str | Path, model: Any, processor: Any) -> Path:
@@ -157,7 +158,7 @@ def open_vlm(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[An
         CheckpointError: The folder is missing or is no checkpoint that transformers can load.
     """
     with checkpoint_errors(folder) as path:
-        return _load_vlm(path, dtype)
+        return _load_vlm(path, _open_config(path), dtype)
 
 
 def open_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
@@ -173,9 +174,9 @@ def open_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
     with checkpoint_errors(folder) as path:
         config = _open_config(path)
         if type(config) in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-            return _load_vlm(path, dtype)
+            return _load_vlm(path, config, dtype)
         model = hf.AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, local_files_only=True, use_safetensors=True
+            path, dtype=dtype, local_files_only=True, use_safetensors=True, **_if_from_gguf(config)
         )
         model.eval()
         return model, hf.AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -231,10 +232,22 @@ def _open_config(path: Path) -> Any:
     return config
 
 
-def _load_vlm(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+def _if_from_gguf(config: Any) -> dict[str, Any]:
+    """Return the config that a model is opened with if its weights once were GGUF, else nothing.
+
+    transformers dequantises GGUF when it opens it, and saves plain weights beside a config that
+    still says GGUF. Opened with that config, they are taken for codes that cannot be saved.
+    """
+    if not is_from_gguf(config.to_dict()):
+        return {}
+    del config.quantization_config
+    return {"config": config}
+
+
+def _load_vlm(path: Path, config: Any, dtype: torch.dtype) -> tuple[Any, Any]:
     hf = import_transformers()
     model = hf.AutoModelForImageTextToText.from_pretrained(
-        path, dtype=dtype, local_files_only=True, use_safetensors=True
+        path, dtype=dtype, local_files_only=True, use_safetensors=True, **_if_from_gguf(config)
     )
     model.eval()
     return model, _load_processor(path)

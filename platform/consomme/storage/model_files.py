@@ -136,9 +136,11 @@ def _names(paths: Sequence[str]) -> str:
 
 
 def is_quantised(config: Mapping[str, Any]) -> bool:
-    """Whether a model's stored numbers are codes, by the content of its `config.json`.
+    """Whether a model's stored numbers are codes, by the content of its `config.json`."""
+    return bool(config.get("quantization_config")) and not is_from_gguf(config)
 
-    What transformers opened from GGUF and saved again has plain weights; its config still says so.
-    """
+
+def is_from_gguf(config: Mapping[str, Any]) -> bool:
+    """Whether transformers opened a model from GGUF and saved it again: its weights are plain."""
     how = config.get("quantization_config")
-    return bool(how) and not (isinstance(how, Mapping) and how.get("quant_method") == "gguf")
+    return isinstance(how, Mapping) and how.get("quant_method") == "gguf"
