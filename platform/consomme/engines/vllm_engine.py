@@ -21,6 +21,7 @@ from consomme.base.checked import Checked
 from consomme.base.errors import CheckpointError, RecipeError
 from consomme.base.process import environment, imports_without_gc
 from consomme.base.schema import added, located, runtime
+from consomme.storage.model_files import is_from_gguf
 
 _GIB = 1024**3
 
@@ -153,6 +154,8 @@ def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) ->
     import torch
 
     variables: dict[str, str] = {}
+    # Weights that came from GGUF are plain; vLLM looks for a method of that name.
+    plain = {"hf_overrides": {"quantization_config": None}} if is_from_gguf(config) else {}
     placement: dict[str, Any] = {
         "dtype": options.dtype,
         "gpu_memory_utilization": options.gpu_memory_utilization,
@@ -199,6 +202,7 @@ def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) ->
                 use_tqdm_on_load=False,
                 **placement,
                 **adapter,
+                **plain,
             )
         # A family that vLLM does not support raises whatever its code meets first.
         except Exception as error:
