@@ -37,3 +37,8 @@ def _guided(guidance: Mapping[str, Any] | None) -> Sequence[str]:
     usual = ("data", "blackout", "boxes")
     named = [one for one, as_usual in zip(others, usual, strict=True) if one != as_usual]
     return (f"guided_{guidance.get('alpha', 1):g}", *named)
+
+
+def shown_figure(figure: str) -> str:
+    """Return the name of a figure as people read it: `accuracy` of `accuracy_fraction`."""
+    return figure.removesuffix("_fraction").replace("_", " ")

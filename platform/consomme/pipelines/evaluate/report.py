@@ -7,7 +7,7 @@ from typing import Any
 
 from consomme.base.manifest import Manifest
 from consomme.base.sample import Sample
-from consomme.evaluate.names import benchmark_name
+from consomme.evaluate.names import benchmark_name, shown_figure
 from consomme.pipelines.evaluate.examples import read_examples
 from consomme.report import model as page
 from consomme.report.samples import shown_turns
@@ -38,7 +38,7 @@ def _section(manifest: Manifest) -> page.Section:
             page.Table(
                 columns=(
                     "model",
-                    *(f.removesuffix("_fraction").replace("_", " ") for f in figures),
+                    *map(shown_figure, figures),
                 ),
                 rows=[
                     (label, *(row[name][figure] for figure in figures))

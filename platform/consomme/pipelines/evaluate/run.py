@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from consomme.base.manifest import Manifest
 from consomme.base.own_modules import module_inputs
 from consomme.base.sample import Sample
-from consomme.evaluate.names import benchmark_name
+from consomme.evaluate.names import benchmark_name, shown_figure
 from consomme.execution.runs import Run, once
 from consomme.execution.session import ray_session
 from consomme.pipelines.evaluate.answers import AskedBenchmark, Asking, answer_all
@@ -172,6 +172,6 @@ def _main_figures(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dic
     rows = []
     for name in names:
         figure = next(iter(table[labels[0]][name]))
-        shown = f"{name}: {figure.removesuffix('_fraction').replace('_', ' ')}"
+        shown = f"{name}: {shown_figure(figure)}"
         rows.append([shown, *(table[label][name][figure] for label in labels)])
     return {"title": "main figure of each benchmark", "columns": ["", *labels], "rows": rows}

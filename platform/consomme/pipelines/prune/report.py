@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from consomme.base.manifest import Manifest
+from consomme.evaluate.names import shown_figure
 from consomme.report import model as page
 from consomme.report.guards import guard_tables
 
@@ -84,7 +85,7 @@ def _costs(models: Sequence[Mapping[str, Any]], main_figures: Mapping[str, str])
     return page.Table(
         columns=(
             "layers removed", "parameters", "weights MB", "ms per token", "cache bytes per token",
-            *(f"{name}: {main}" for name, main in figures),
+            *(f"{name}: {shown_figure(main)}" for name, main in figures),
         ),
         rows=[
             (
@@ -150,11 +151,11 @@ def _reversion(
         losses = [figures[main] - one[name][main] for one in layers]
         blocks.append(
             page.LayerShades(
-                rows=[(f"{name}: {main}", losses)],
+                rows=[(f"{name}: {shown_figure(main)}", losses)],
                 caption=(
-                    f"What is lost of {main} ({figures[main]:.4g}) if one layer is put back to what"
-                    f" it was before training: {min(losses):+.4g} to {max(losses):+.4g}; darker"
-                    " loses more."
+                    f"What is lost of {shown_figure(main)} ({figures[main]:.4g}) if one layer is"
+                    f" put back to what it was before training: {min(losses):+.4g} to"
+                    f" {max(losses):+.4g}; darker loses more."
                 ),
             )
         )

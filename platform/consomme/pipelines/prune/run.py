@@ -11,6 +11,7 @@ from consomme.base.errors import DataError
 from consomme.base.manifest import Manifest
 from consomme.base.own_modules import module_inputs
 from consomme.base.telemetry import Progress
+from consomme.evaluate.names import shown_figure
 from consomme.execution.runs import Run, folders_of, once
 from consomme.pipelines.prune.job import PruneInputs, PruneJob, PruneOutcome
 from consomme.pipelines.prune.recipe import PruneRecipe
@@ -192,7 +193,7 @@ def table_of(models: list[dict[str, Any]], main_figures: Mapping[str, str]) -> d
         "title": "what is left",
         "columns": [
             "n", "removed", "parameters", "MB", "ms/token", "cache bytes/token",
-            *(f"{name}: {main}" for name, main in main_figures.items()),
+            *(f"{name}: {shown_figure(main)}" for name, main in main_figures.items()),
         ],
         "rows": [
             [
