@@ -31,7 +31,6 @@ def twice(value: Any, num_layers: int, depth_key: str) -> Any:
             changed[key] = [*one, *(index + num_layers for index in one)]
         elif key == "attention_types":
             changed[key] = [[types, 2 * times] for types, times in one]
-    changed.pop("attention_layers", None)
     return changed
 
 
@@ -51,6 +50,8 @@ def write_deep(name: str, folder: Path) -> Path:
     key = text.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     place = content if text is model.config else content["text_config"]
     place |= twice(place, text.num_hidden_layers, key)
+    # Made of the types.
+    place.pop("attention_layers", None)
     if name.endswith("_shared"):
         # The two highest layers take keys and values of lower ones.
         place["num_kv_shared_layers"] = text.num_hidden_layers

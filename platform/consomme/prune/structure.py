@@ -136,12 +136,20 @@ def _differences(
                     f"layer {old}, which is removed" if old not in moved else moved[old],
                 )
             continue
-        if old == new:
+        if old == new or _lists_all(old, new, moved):
             continue
         counts_layers = _is_index(old) and any(word in last for word in ("idx", "id", "layer"))
         if counts_layers and old == number and new == moved[number]:
             continue
         yield name, new, old
+
+
+def _lists_all(old: Any, new: Any, moved: Mapping[int, int]) -> bool:
+    """Whether each layer holds a list of all layers, of which the removed ones are gone."""
+    if not (isinstance(old, list | tuple) and isinstance(new, list | tuple)):
+        return False
+    kept = sorted(moved)
+    return len(old) > kept[-1] and list(new) == [old[index] for index in kept]
 
 
 _POINTERS = ("kv_shared_layer_index",)
