@@ -1,12 +1,8 @@
 """Read a shard as the stages do, within a memory limit."""
 
-import ctypes
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import pyarrow as pa
 
 from consomme.base.sample import Reject, Sample
 from consomme.storage.units import plan_units, read_unit
@@ -47,10 +43,6 @@ def reasons(url: str, **limits: int) -> list[str | None]:
 @contextmanager
 def at_most_mb(limit: float) -> Iterator[None]:
     """Limit the memory that the block may use beyond its start, in megabytes."""
-    # What was freed before would hide growth, or be given back in the middle of the block.
-    gc.collect()
-    pa.default_memory_pool().release_unused()
-    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # Forget the peak of what went before.
     before = _memory_mb("VmRSS")
     yield
