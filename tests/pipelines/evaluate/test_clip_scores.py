@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from consomme.pipelines.evaluate.kept import read_answers
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe
 from consomme.storage.ledger.run_folder import RunFolder
 from consomme.storage.model_folder import model_folder
+from consomme.storage.stores.open import open_store
 
 PREFIX = "A photo depicts "
 COLORS = ("red", "blue", "green", "white", "black")
@@ -135,3 +137,23 @@ def test_another_kind_of_model_is_refused_before_anything_is_asked(tmp_path: Pat
     nano = model_folder("package://models/nano")
     with pytest.raises(CheckpointError, match="found a llava model"):
         evaluate.open_run(recipe(tmp_path, Path(nano)))
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_everything_in_a_bucket(tmp_path: Path, one_ray: object, s3_root: str) -> None:
+    store = open_store(s3_root)
+    encoder = image_models.dual_encoder(tmp_path / "clip", "clip")
+    for path in encoder.iterdir():
+        store.write(f"clip/{path.name}", path.read_bytes())
+    rows = "".join(json.dumps({"image": in_text(color)}) + "\n" for color in COLORS)
+    store.write("pictures.jsonl", rows.encode())
+    (tmp_path / "pictures.jsonl").write_text(rows)
+    here = recipe(tmp_path, encoder)
+    (node,) = here.benchmarks
+    clip = {"model": f"{s3_root}/clip"}
+    node = {**node, "file": f"{s3_root}/pictures.jsonl", "clip_score": clip}
+    there = evaluate.run(replace(here, root=f"{s3_root}/runs", benchmarks=(node,)))
+    assert verify(there.url).problems == ()
+    name = "evaluate/nano/pictures/clip_score"
+    assert there.metrics[name] == evaluate.run(here).metrics[name]
