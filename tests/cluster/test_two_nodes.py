@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tests.support.hub_server import HubServer, folder_files, hub_server
 from tests.support.s3_server import BUCKET, S3Server
 
 import consomme
+from consomme.datasets.scenes import encode, make_scene, render
 from consomme.datasets.sources import SceneSource
 from consomme.storage.stores.open import open_store
 from consomme.storage.stores.store import Store
@@ -135,6 +138,8 @@ VERBS = (
     "sweep",
     "prune",
     "assemble",
+    "prepare",
+    "loop",
 )
 ASKED = {"name": "scene_questions", "style": "outline", "num": 2}
 TRAIN: dict[str, Any] = {
@@ -225,6 +230,24 @@ class Matrix:
         shape = {"family": "qwen2", "width": 32, "layers": 2, "heads": 2, "ffn": 64}
         return {"vision_encoder": self.model, "tokenizer": self.model, "language_shape": shape}
 
+    def _prepare(self) -> dict[str, Any]:
+        return {"source": {"name": "scenes", "num": 8}}
+
+    def _loop(self) -> dict[str, Any]:
+        score = {"model": self.model, "inputs": ["@made/data"], "num_actors": 2, "unit_rows": 2}
+        keep = {"name": "highest_fraction", "column": "image_gain", "fraction": 0.5}
+        stages = {
+            "made": ("prepare", self._prepare()),
+            "scored": ("score", score),
+            "kept": ("filter", {"scores": "@scored", "keep": keep}),
+        }
+        return {
+            "stages": [
+                {"name": name, "verb": verb, "recipe": recipe}
+                for name, (verb, recipe) in stages.items()
+            ]
+        }
+
 
 @pytest.fixture(scope="module", params=["hub", "s3"])
 def matrix(request: pytest.FixtureRequest, places: Places) -> Matrix:
@@ -234,6 +257,37 @@ def matrix(request: pytest.FixtureRequest, places: Places) -> Matrix:
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_on_nodes_that_share_no_disk(verb: str, matrix: Matrix) -> None:
     assert open_store(matrix(verb)).exists("manifest.json")
+
+
+def test_a_download_from_a_list_in_a_store(matrix: Matrix) -> None:
+    image = encode(render(make_scene(0)))
+
+    class Site(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path.endswith(".png") else 404)
+            self.end_headers()
+            self.wfile.write(image if self.path.endswith(".png") else b"")
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    places, name = matrix.places, f"download-{matrix.place}"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        port = site.server_address[1]
+        rows = "".join(f"http://localhost:{port}/{k}.png\ta scene {k}\n" for k in range(8))
+        text = f"url\tcaption\n{rows}".encode()
+        if matrix.place == "hub":
+            places.hub.dataset("org/urls").commit({"urls.tsv": text})
+            url = "hf://datasets/org/urls/urls.tsv"
+        else:
+            open_store(places.root).write("lists/urls.tsv", text)
+            url = f"{places.root}/lists/urls.tsv"
+        fetch = {"private_hosts": ["localhost"], "timeout_s": 10}
+        done = run(places, "download", name, inputs=[url], unit_rows=2, fetch=fetch)
+        site.shutdown()
+    assert done["counts"]["samples"] == 8
+    assert not done["counts"].get("rejects")
 
 
 def test_what_was_assembled_answers_on_both_nodes(matrix: Matrix) -> None:
