@@ -85,23 +85,27 @@ endif
 quickstart: setup
 	$(BIN)/consomme loop recipes/quickstart.yaml $(ARGS)
 
-# Two halves run in parallel, because tests of clusters mostly wait; the output of the second half is
-# shown when it is done. The first half has tests on Ray, those that kill parts of it, in a process of
-# their own, and those of training, so that both take as long. Exit code 5 of pytest: ARGS selects no
-# test of that part.
+# Three parts run in parallel, because tests on Ray often wait; the output of the second and third is
+# shown when they are done. What kills parts of Ray runs in a process of its own, with other tests on
+# Ray that start one of their own. Exit code 5 of pytest: ARGS selects no test of that part.
 PYTEST := $(BIN)/python -m pytest --durations=25
+MODELS := tests/train tests/models tests/engines
+LOSSES := tests/chaos tests/execution
 
 test: setup
 	@mkdir -p build
-	@$(PYTEST) tests --ignore=tests/train -m 'not ray and not long' $(ARGS) > build/others.log 2>&1 & \
-	others=$$!; \
-	here=0; $(PYTEST) tests --ignore=tests/chaos -m 'ray and not long' $(ARGS) || here=$$?; \
-	chaos=0; $(PYTEST) tests/chaos -m 'ray and not long' $(ARGS) || chaos=$$?; \
-	train=0; $(PYTEST) tests/train -m 'not ray and not long' $(ARGS) || train=$$?; \
-	there=0; wait $$others || there=$$?; \
-	cat build/others.log; \
-	for code in $$here $$chaos $$train $$there; do case "$$code" in 0 | 5) ;; *) exit 1 ;; esac; done; \
-	case "$$here$$chaos$$train$$there" in *0*) ;; *) echo 'ARGS selects no test' >&2; exit 1 ;; esac
+	@$(PYTEST) tests $(MODELS:%=--ignore=%) -m 'not ray and not long' $(ARGS) \
+	  > build/second.log 2>&1 & second=$$!; \
+	( models=0; losses=0; \
+	  $(PYTEST) $(MODELS) -m 'not ray and not long' $(ARGS) || models=$$?; \
+	  $(PYTEST) $(LOSSES) -m 'ray and not long' $(ARGS) || losses=$$?; \
+	  echo $$models $$losses > build/third.codes ) > build/third.log 2>&1 & third=$$!; \
+	codes=0; $(PYTEST) tests $(LOSSES:%=--ignore=%) -m 'ray and not long' $(ARGS) || codes=$$?; \
+	there=0; wait $$second || there=$$?; wait $$third || { echo 1 > build/third.codes; }; \
+	cat build/second.log build/third.log; \
+	codes="$$codes $$there $$(cat build/third.codes)"; \
+	for code in $$codes; do case "$$code" in 0 | 5) ;; *) exit 1 ;; esac; done; \
+	case "$$codes" in *0*) ;; *) echo 'ARGS selects no test' >&2; exit 1 ;; esac
 
 # loadfile: the tests of a file share models and servers.
 test-quick: setup

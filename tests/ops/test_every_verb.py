@@ -105,6 +105,7 @@ def test_an_evaluation(root) -> None:
     )
 
 
+@pytest.mark.long
 def test_a_training(sparse_recipe, sparse) -> None:
     from consomme.pipelines.train import run as train
 
