@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
+import threading
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +29,9 @@ _GIB = 1024**3
 
 _MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values of `max_lora_rank` that vLLM accepts."""
+
+_RELOADING = "vllm.model_executor.model_loader.reload.inplace"
+"""Logger that says which parameters got no weights; vLLM only warns of them."""
 
 _LANGUAGE_MODEL_NAMES = ("language_model.", "text_model.")
 """Names of the language model in VLM families; vLLM applies adapters to it only."""
@@ -83,11 +88,49 @@ class OpenedEngine:
     adapter: Any = None
     """The `LoRARequest` of every prompt."""
 
+    using: threading.Lock = field(default_factory=threading.Lock)
+    """Held by whoever steps the engine or exchanges its weights."""
+
     @property
     def max_images(self) -> int:
         """Images that a prompt of the model's family may have; 0 without a vision encoder."""
         processor = self.llm.llm_engine.renderer.mm_processor
         return 0 if processor is None else int(processor.info.allowed_mm_limits.get("image", 0))
+
+    def load_weights(self, weights: Mapping[str, Any]) -> None:
+        """Replace the model's weights by others of the same architecture, in place.
+
+        What the engine keeps of the weights before is dropped: encoded images and cached prefixes.
+
+        Args:
+            weights: Tensors by the names of a checkpoint folder's.
+
+        Raises:
+            CheckpointError: vLLM does not take all of them.
+            RecipeError: The engine runs in another process.
+        """
+        if self.processes():
+            raise RecipeError("weights are exchanged in vLLM's engine only in the same process")
+        with self.using, _warnings_of(_RELOADING) as warned:
+            try:
+                self.llm.collective_rpc(
+                    "reload_weights", kwargs={"weights_iterator": iter(weights.items())}
+                )
+            # What vLLM's code of a family raises about other weights.
+            except (ValueError, KeyError, AttributeError, AssertionError) as error:
+                raise CheckpointError(
+                    f"vLLM does not take other weights in place of its own:"
+                    f" {type(error).__name__}: {error}; use the engine transformers"
+                ) from error
+            self.llm.collective_rpc(_process_heads)
+            # The scheduler believes that they are there still.
+            self.llm.llm_engine.reset_encoder_cache()
+            self.llm.reset_prefix_cache()
+        if warned:
+            raise CheckpointError(
+                f"vLLM does not take all weights in place: {'; '.join(warned)}; use the engine"
+                " transformers"
+            )
 
     def processes(self) -> list[Any]:
         """Return the processes that the engine started; none if it runs in ours."""
@@ -120,6 +163,43 @@ class OpenedEngine:
         outputs = getattr(self.llm.llm_engine.engine_core, "outputs_queue", None)
         if outputs is not None:
             outputs.put_nowait(RuntimeError("the engine's process has ended"))
+
+
+def _process_heads(worker: Any) -> None:
+    """Derive again what a CPU's kernels need of embeddings.
+
+    A head that is tied to them gets no weights of its own, so vLLM leaves its packed copy of those
+    before (seen in 0.32).
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import (
+        UnquantizedEmbeddingMethod,
+        VocabParallelEmbedding,
+    )
+
+    for module in worker.get_model().modules():
+        method = getattr(module, "quant_method", None)
+        if isinstance(module, VocabParallelEmbedding) and isinstance(
+            method, UnquantizedEmbeddingMethod
+        ):
+            method.process_weights_after_loading(module)
+
+
+@contextlib.contextmanager
+def _warnings_of(name: str) -> Iterator[list[str]]:
+    """Collect what a logger warns of, whatever the level of vLLM's log."""
+    logger, found = logging.getLogger(name), list[str]()
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    level, propagates = logger.level, logger.propagate
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagates
 
 
 def open_engine(model_path: str, options: EngineOptions, *, threads: int = 1) -> OpenedEngine:

@@ -46,7 +46,7 @@ def test_all_pending_requests_fail(failing_engine: tuple[str, VLLMEngine]) -> No
     failure, engine = failing_engine
     assert all(isinstance(one, Generation) for one in engine.generate(captions(8)))
 
-    (core,) = engine._opened.processes()
+    (core,) = engine.opened.processes()
     family = [psutil.Process(core.pid), *psutil.Process(core.pid).children(recursive=True)]
     begun = threading.Barrier(4)
 

@@ -16,7 +16,7 @@ from consomme.base.errors import RecipeError
 from consomme.base.registry import Registry
 from consomme.base.schema import located, runtime
 from consomme.engines.generation.requests import GenerationEngine, Sampling
-from consomme.engines.vllm_engine import EngineOptions
+from consomme.engines.vllm_engine import EngineOptions, OpenedEngine
 
 if TYPE_CHECKING:
     from consomme.engines.scoring.requests import ScoringEngine
@@ -114,8 +114,9 @@ class VLLM(EngineOptions):
         threads: int = 1,
         model_hash: str | None = None,
         template: Mapping[str, Any] | None = None,
+        opened: OpenedEngine | None = None,
     ) -> GenerationEngine:
-        """Open an engine."""
+        """Open an engine, or write with the one that a scorer of the same folder has opened."""
         from consomme.engines.generation.vllm import VLLMEngine
 
         return VLLMEngine(
@@ -126,6 +127,7 @@ class VLLM(EngineOptions):
             stall_s=self.stall_s,
             threads=threads,
             template=template,
+            opened=opened,
         )
 
     def open_scorer(
@@ -135,12 +137,17 @@ class VLLM(EngineOptions):
         *,
         model_hash: str | None = None,
         template: Mapping[str, Any] | None = None,
+        opened: OpenedEngine | None = None,
     ) -> ScoringEngine:
-        """Open the engine that scores; vLLM computes the nats itself."""
+        """Open the engine that scores, as for one that writes; vLLM computes the nats itself."""
         from consomme.engines.scoring.vllm import VLLMScorer
 
         return VLLMScorer(
-            model_path, max_caption_tokens=_ANY_LENGTH, options=self._options(), template=template
+            model_path,
+            max_caption_tokens=_ANY_LENGTH,
+            options=self._options(),
+            template=template,
+            opened=opened,
         )
 
     def _options(self) -> EngineOptions:

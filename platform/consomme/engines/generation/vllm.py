@@ -7,7 +7,7 @@ same prompt, and scoring uses the same. `vllm_loop` steps the engine.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -23,13 +23,16 @@ from consomme.engines.generation.requests import (
 )
 from consomme.engines.generation.vllm_loop import EngineLoop, PreparedRequest
 from consomme.engines.generation.writing_check import requests_about_several
-from consomme.engines.vllm_engine import EngineOptions, close_engine, open_engine
+from consomme.engines.vllm_engine import EngineOptions, OpenedEngine, close_engine, open_engine
 from consomme.models.chat import ChatEncoder
 from consomme.models.chat_check import PROBE_SIZES
 from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.encoded import refusal_reason
 from consomme.models.layout import is_simple
 from consomme.models.weights import open_processor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _QUESTION = "describe the image."
 
@@ -51,6 +54,7 @@ class VLLMEngine:
         stall_s: float = 300.0,
         threads: int = 1,
         template: Mapping[str, Any] | None = None,
+        opened: OpenedEngine | None = None,
     ) -> None:
         """Start the engine.
 
@@ -62,20 +66,22 @@ class VLLMEngine:
             stall_s: An engine that emits no token for this long counts as hung.
             threads: Of the engine, CPU only.
             template: Options of the chat template.
+            opened: The engine of this folder, if another object has opened it; who did closes it.
 
         Raises:
             CheckpointError: vLLM cannot load the folder, or its family's prompts have bidirectional
                 attention.
         """
         self.sampling, options = sampling or Sampling(), options or EngineOptions()
-        self._opened = open_engine(str(model_path), options, threads=threads)
-        self.version = self._opened.version
+        self._owns = opened is None
+        self.opened = opened or open_engine(str(model_path), options, threads=threads)
+        self.version = self.opened.version
         try:
             self.chat = _chat_encoder(model_path, template)
         except CheckpointError:
-            close_engine(self._opened.llm)
+            self._close_own()
             raise
-        llm = self._opened.llm
+        llm = self.opened.llm
         self._renderer, self._config = llm.llm_engine.renderer, llm.llm_engine.model_config
         self._verified_patterns: set[str] = set()
         self._several_refused = ""
@@ -84,10 +90,10 @@ class VLLMEngine:
             self._check_images()
             self._several_refused = self._check_several()
         except CheckpointError:
-            close_engine(self._opened.llm)
+            self._close_own()
             raise
         self._loop = EngineLoop(
-            self._opened,
+            self.opened,
             self._prepare,
             max_running=options.max_num_seqs,
             deadline_s=deadline_s,
@@ -104,15 +110,32 @@ class VLLMEngine:
                 self._verify(pattern)
         return [result.result() for result in self._loop.submit(requests)]
 
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace the model's weights by others of the same architecture, in place.
+
+        No request may be running.
+
+        Args:
+            weights: By the names of a checkpoint folder's tensors.
+
+        Raises:
+            CheckpointError: vLLM does not take all of them.
+        """
+        self.opened.load_weights(weights)
+
     def queue_load(self) -> QueueLoad:
         """Return how busy the engine is."""
         return self._loop.queue_load()
 
     def close(self) -> None:
-        """Shut the engine down and free its memory; waiting callers get an error."""
+        """Shut its own engine down and free its memory; waiting callers get an error."""
         # An engine that hangs in our own process cannot be shut down.
         if self._loop.close():
-            close_engine(self._opened.llm)
+            self._close_own()
+
+    def _close_own(self) -> None:
+        if self._owns:
+            close_engine(self.opened.llm)
 
     def _check_images(self) -> None:
         """Refuse a family whose images vLLM cannot prepare: every request would fail."""
@@ -143,8 +166,8 @@ class VLLMEngine:
         """
         if not self.chat.has_vision:
             return ""
-        if self._opened.max_images < 2:
-            return f"vLLM takes at most {self._opened.max_images} image of this family"
+        if self.opened.max_images < 2:
+            return f"vLLM takes at most {self.opened.max_images} image of this family"
         for name, request in requests_about_several().items():
             try:
                 expected = self.chat.encode_prompt(request.turns, request.images).input_ids
@@ -221,7 +244,7 @@ class VLLMEngine:
         """
         from vllm.exceptions import VLLMClientError
 
-        processor = self._opened.llm.llm_engine.input_processor
+        processor = self.opened.llm.llm_engine.input_processor
         try:
             self._params(0, pattern).verify(
                 processor.model_config,

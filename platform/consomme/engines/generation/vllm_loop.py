@@ -211,7 +211,8 @@ class EngineLoop:
                 self._ready.clear()
                 self._in_engine |= ready
             try:
-                self._step(ready)
+                with self.opened.using:
+                    self._step(ready)
             except Exception as error:  # noqa: BLE001 - whatever it is, the engine is lost
                 self._lose(f"vLLM's engine failed: {type(error).__name__}: {error}")
                 return

@@ -30,7 +30,7 @@ from consomme.engines.scoring.requests import (
     encode_request,
     to_score,
 )
-from consomme.engines.vllm_engine import EngineOptions, close_engine, open_engine
+from consomme.engines.vllm_engine import EngineOptions, OpenedEngine, close_engine, open_engine
 from consomme.models.chat import ChatEncoder
 from consomme.models.chat_prefix import chat_encoder_for
 from consomme.models.weights import open_processor
@@ -50,6 +50,7 @@ class VLLMScorer:
         options: EngineOptions | None = None,
         threads: int = 1,
         template: Mapping[str, Any] | None = None,
+        opened: OpenedEngine | None = None,
     ) -> None:
         """Load the model.
 
@@ -60,12 +61,14 @@ class VLLMScorer:
             options: How the engine runs; image tokens count towards `max_model_len`.
             threads: Of the engine, CPU only.
             template: Options of the chat template.
+            opened: The engine of this folder, if another object has opened it; who did closes it.
 
         Raises:
             CheckpointError: vLLM or transformers cannot load the folder.
         """
-        opened = open_engine(str(model_path), options or EngineOptions(), threads=threads)
-        self._opened, self._llm, self._adapter = opened, opened.llm, opened.adapter
+        self._owns = opened is None
+        opened = opened or open_engine(str(model_path), options or EngineOptions(), threads=threads)
+        self.opened, self._llm, self._adapter = opened, opened.llm, opened.adapter
         self._max_images = opened.max_images
         self.version = opened.version
         config, processor = open_processor(model_path)
@@ -123,12 +126,13 @@ class VLLMScorer:
             EngineLostError: Its process has ended.
         """
         try:
-            found: Sequence[Any] = self._llm.generate(
-                prompts, self._params, use_tqdm=False, lora_request=self._adapter
-            )
+            with self.opened.using:
+                found: Sequence[Any] = self._llm.generate(
+                    prompts, self._params, use_tqdm=False, lora_request=self._adapter
+                )
         # vLLM raises one of several classes when its process is gone.
         except Exception as error:
-            if not self._opened.is_dead():
+            if not self.opened.is_dead():
                 raise
             raise EngineLostError(f"vLLM's process has ended: {error}") from error
         return found
@@ -155,9 +159,14 @@ class VLLMScorer:
         image = shown[0] if len(shown) == 1 else shown
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": image}}
 
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace the model's weights; see `VLLMEngine.load_weights`."""
+        self.opened.load_weights(weights)
+
     def close(self) -> None:
-        """Shut the engine down and free its memory; the scorer cannot be used afterwards."""
-        close_engine(self._llm)
+        """Shut its own engine down and free its memory; it cannot be used afterwards."""
+        if self._owns:
+            close_engine(self._llm)
         del self._llm
 
 

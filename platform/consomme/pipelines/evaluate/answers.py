@@ -166,13 +166,17 @@ def answer_all(
     return [known[key] for key in keys]
 
 
-def _keys(questions: Sequence[AskedBenchmark], asking: Asking) -> list[str]:
+def engine_identity(engine: Mapping[str, Any]) -> Any:
+    """Return what of an engine's node decides the answers, for the keys of the cache."""
     from consomme.engines.generation.registry import GENERATION_ENGINES
 
-    identity: Any = strategy_identity(GENERATION_ENGINES, asking.engine)
+    identity: Any = strategy_identity(GENERATION_ENGINES, engine)
     # Answers of runs before there was a choice are stored under its name alone.
-    if identity == DEFAULT_ENGINE:
-        identity = DEFAULT_ENGINE["name"]
+    return DEFAULT_ENGINE["name"] if identity == DEFAULT_ENGINE else identity
+
+
+def _keys(questions: Sequence[AskedBenchmark], asking: Asking) -> list[str]:
+    identity = engine_identity(asking.engine)
     # Describing a benchmark reads its data.
     described = {id(one.benchmark): describe(one.benchmark, without=NO_ANSWER) for one in questions}
     return [

@@ -1,12 +1,13 @@
 """Answer benchmarks in this process, with weights that may be exchanged between two of them.
 
 For those who choose among models that are not written anywhere: soups, and checkpoints of a
-training. They answer with the engine that `evaluate` takes if none is named, and their answers go
-into its cache under the same keys.
+training. Unless another engine is named they answer with the one that `evaluate` takes, and their
+answers go into its cache under the same keys.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from consomme.base.errors import DataError, RecipeError
 from consomme.evaluate.benchmark import BENCHMARKS, Benchmark, is_written, parts_of
 from consomme.evaluate.cache import ResultCache, result_key
 from consomme.evaluate.engine_rules import DEFAULT_ENGINE
-from consomme.pipelines.evaluate.answers import PASSING, Answers, joined
+from consomme.pipelines.evaluate.answers import PASSING, Answers, engine_identity, joined
 from consomme.pipelines.evaluate.guided import Guide
 from consomme.pipelines.evaluate.stage import Answer, Refusal, likely_answers, written_answers
 from consomme.storage.ledger.run_folder import RunFolder
@@ -25,7 +26,13 @@ class InMemoryAnswerer:
     """One model in the engine that writes, and in the one that scores, each opened when needed."""
 
     def __init__(
-        self, folder: str, *, model_hash: str, template: Mapping[str, Any], run: RunFolder
+        self,
+        folder: str,
+        *,
+        model_hash: str,
+        template: Mapping[str, Any],
+        run: RunFolder,
+        engine: Mapping[str, Any] = DEFAULT_ENGINE,
     ) -> None:
         """Open nothing yet.
 
@@ -34,9 +41,13 @@ class InMemoryAnswerer:
             model_hash: Of its content; self-checks are cached under it.
             template: Options of its chat template.
             run: Where the results of self-checks are kept.
+            engine: Registry node of the engine; vLLM runs in this process.
         """
         self.folder, self.model_hash, self.run = folder, model_hash, run
-        self.template = dict(template)
+        self.template, self.node = dict(template), dict(engine)
+        if self.node["name"] == "vllm":
+            # Weights are exchanged there without being copied to another process.
+            self.node["own_process"] = False
         self._weights: Callable[[], Mapping[str, Any]] | None = None
         self._engines: dict[bool, Any] = {}
         """By whether it writes."""
@@ -49,8 +60,19 @@ class InMemoryAnswerer:
                 engine, and not kept in memory.
         """
         self._weights = weights
-        for engine in self._engines.values():
+        # vLLM writes and scores with one engine.
+        distinct = {id(getattr(one, "opened", one)): one for one in self._engines.values()}
+        for engine in distinct.values():
             engine.load_weights(weights())
+
+    def close(self) -> None:
+        """Free the memory of the engines; the next question opens them again."""
+        # The one that was opened first may own what the other one uses.
+        for engine in reversed(self._engines.values()):
+            if hasattr(engine, "close"):
+                engine.close()
+        self._engines.clear()
+        gc.collect()
 
     def answer(self, benchmark: Benchmark) -> Answers:
         """Answer every request of a benchmark.
@@ -82,8 +104,8 @@ class InMemoryAnswerer:
 
     def _found(self, part: Benchmark, numbers: Sequence[int]) -> list[Answer | Refusal]:
         answer = written_answers if is_written(part) else likely_answers
-        engine = self._engine(writes=is_written(part))
-        guide = Guide(part, lambda: self._engine(writes=True))
+        engine = self.engine(writes=is_written(part))
+        guide = Guide(part, lambda: self.engine(writes=True))
         return answer(engine, part, part.items(), numbers, guide)
 
     def _answer(self, part: Benchmark) -> Answers:
@@ -110,22 +132,26 @@ class InMemoryAnswerer:
             cut=[k for k, one in enumerate(found) if isinstance(one, Answer) and one.is_cut],
         )
 
-    def _engine(self, *, writes: bool) -> Any:
+    def engine(self, *, writes: bool) -> Any:
+        """Return the engine that writes, or the one that scores; opens it if need be."""
         if writes in self._engines:
             return self._engines[writes]
         from consomme.curate.perplexity import token_nll
         from consomme.engines.generation.registry import GENERATION_ENGINES
         from consomme.engines.generation.requests import Sampling
 
-        choice = GENERATION_ENGINES.build(DEFAULT_ENGINE, "engine")
+        choice = GENERATION_ENGINES.build(self.node, "engine")
         options: dict[str, Any] = {"model_hash": self.model_hash, "template": self.template}
+        opened = [one.opened for one in self._engines.values() if hasattr(one, "opened")]
+        if opened:
+            options["opened"] = opened[0]
         engine: Any
         if writes:
             engine = choice(self.folder, Sampling(), **options)
         else:
             engine = choice.open_scorer(self.folder, token_nll, **options)
         self.run.keep_self_check(engine, self.model_hash)
-        if self._weights is not None:
+        if self._weights is not None and not opened:
             engine.load_weights(self._weights())
         self._engines[writes] = engine
         return engine
@@ -134,14 +160,18 @@ class InMemoryAnswerer:
 class AnswerCache:
     """Answers of models by the content of model and benchmark, in the cache of `evaluate`."""
 
-    def __init__(self, url: str, template: Mapping[str, Any]) -> None:
+    def __init__(
+        self, url: str, template: Mapping[str, Any], engine: Mapping[str, Any] = DEFAULT_ENGINE
+    ) -> None:
         """Open the cache.
 
         Args:
             url: `<root>/cache`.
             template: Options of the models' chat templates.
+            engine: Registry node of the engine.
         """
         self._results, self._template = ResultCache(open_store(url), "answers"), dict(template)
+        self._engine = engine_identity(engine)
 
     def get(self, model_hash: str, node: Mapping[str, Any], described: str) -> Answers | None:
         """Return the answers of a model if it was asked before.
@@ -167,7 +197,7 @@ class AnswerCache:
             benchmark=str(node["name"]),
             benchmark_hash=described,
             decoding={
-                "engine": DEFAULT_ENGINE["name"],
+                "engine": self._engine,
                 "temperature": 0,
                 "template": self._template,
             },

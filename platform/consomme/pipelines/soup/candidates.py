@@ -10,6 +10,7 @@ from typing import Any
 from consomme.evaluate.benchmark import Benchmark, main_figure
 from consomme.evaluate.cache import soup_content_hash
 from consomme.evaluate.early_stop import EarlyStop
+from consomme.evaluate.engine_rules import DEFAULT_ENGINE
 from consomme.evaluate.guards import Guard, GuardFinding, judge_guard
 from consomme.evaluate.names import benchmark_name
 from consomme.pipelines.evaluate.answers import Answers
@@ -37,6 +38,7 @@ class CandidateCache:
         method: Sequence[Any] = (),
         groups: Mapping[Grouping, TensorGroups] | None = None,
         early_stop: EarlyStop | None = None,
+        engine: Mapping[str, Any] = DEFAULT_ENGINE,
     ) -> None:
         """Open the cache.
 
@@ -53,7 +55,9 @@ class CandidateCache:
             method: What else decides how candidates are mixed; nothing for an average.
             groups: What the groupings of blends mean for these models.
             early_stop: When a candidate is asked no more; None: never.
+            engine: Registry node of the engine that answers.
         """
+        self.engine = dict(engine)
         self.early_stop = early_stop
         self._stopped: dict[Candidate, tuple[Stopped, Candidate]] = {}
         """What was not asked to the end, and what it had to beat."""
@@ -63,7 +67,7 @@ class CandidateCache:
         """Answers to the first questions, by how many these are."""
 
         self._method, self.groups = method, dict(groups or {})
-        self._cache, self.ingredient_hashes = AnswerCache(cache_url, {}), ingredient_hashes
+        self._cache, self.ingredient_hashes = AnswerCache(cache_url, {}, engine), ingredient_hashes
         self.guards, self.base_hash = tuple(guards), base_hash
         self.nodes = [benchmark, *(guard.benchmark for guard in guards), *report]
         self.num_choosing = 1 + len(self.guards)

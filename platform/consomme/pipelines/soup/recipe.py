@@ -11,6 +11,7 @@ from consomme.base.checked import Checked, rule
 from consomme.base.schema import added, located, own_modules, runtime, strategy
 from consomme.base.suggest import did_you_mean
 from consomme.evaluate.early_stop import EarlyStop
+from consomme.evaluate.engine_rules import DEFAULT_ENGINE, dtype_problems, guidance_problems
 from consomme.evaluate.guards import Guard
 from consomme.soup.methods import METHODS
 from consomme.storage.options import StorageOptions
@@ -86,12 +87,21 @@ class SoupRecipe(Checked):
     )
     """Ways to choose ingredients; the best result of all becomes the soup."""
 
+    engine: dict[str, Any] = strategy(
+        "consomme.engines.generation.registry:GENERATION_ENGINES",
+        default=DEFAULT_ENGINE,
+        was_added=True,
+    )
+    """What candidates answer with, mixed in its memory: `transformers` or `vllm`; see
+    consomme/engines/generation/registry.py. Its `dtype` has to be named, as for `evaluate`."""
+
     early_stop: EarlyStop | None = added(None)
     """Ask a candidate no more when it is worse, most likely, than the best one so far, on the same
     questions of `benchmark`; it is never the soup then. None: all are asked all questions."""
 
     num_actors: PositiveInt | None = runtime(None)
-    """Candidates to score in parallel; None: one per GPU, or one per CPU."""
+    """Candidates to score in parallel; None: one per GPU. Without GPUs: one per CPU for
+    transformers, else one."""
 
     @rule
     def _has_ingredients(self) -> Iterator[str]:
@@ -120,6 +130,36 @@ class SoupRecipe(Checked):
                 "searches: found nsga2 with one objective; give it several as guards, or as a"
                 " benchmark {name: weighted, parts: […]}"
             )
+
+    @rule
+    def _engine_in_place(self) -> Iterator[str]:
+        yield from dtype_problems(self.engine, "engine")
+        name = str(self.engine["name"])
+        if name == "openai":
+            yield (
+                "engine: found openai, but candidates are mixed in the engine's memory; expected"
+                " {name: transformers} or {name: vllm}"
+            )
+        if self.engine.get("adapter"):
+            yield (
+                "engine.adapter: found one, but an adapter is an ingredient here: name it in"
+                " ingredients, and its model as base"
+            )
+        if (each := self.engine.get("tensor_parallel") or 1) > 1:
+            yield (
+                f"engine.tensor_parallel: found {each}, expected 1: candidates are mixed in the"
+                " engine's own process; write the soup, and evaluate it over several GPUs"
+            )
+        if self.engine.get("own_process"):
+            yield (
+                "engine.own_process: found true, but candidates are mixed in the engine's own"
+                " process; leave it out"
+            )
+        nodes = {"benchmark": self.benchmark} if self.benchmark is not None else {}
+        nodes |= {f"guards[{k}].benchmark": one.benchmark for k, one in enumerate(self.guards)}
+        nodes |= {f"report[{k}]": node for k, node in enumerate(self.report)}
+        for where, node in nodes.items():
+            yield from guidance_problems(node, name, where)
 
     @rule
     def _guards_have_a_base(self) -> Iterator[str]:

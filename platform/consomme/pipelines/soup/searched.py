@@ -52,6 +52,7 @@ def search_soups(run: Run[SoupInputs], mixer: SoupWriter, opened: Sequence[Ingre
         method=_method(run),
         groups=groups,
         early_stop=recipe.early_stop,
+        engine=recipe.engine,
     )
     with ray_session():
         outcome = tune_searches(

@@ -279,7 +279,7 @@ def tune_searches(
         models: The ingredients by label, as `model_folder` takes them on any machine.
         cache: What is known already; knows the benchmarks.
         num_actors: Maximum number of candidates scored at the same time; None takes one per GPU,
-            or one per CPU.
+            or one per CPU with transformers, else one.
         run_folder: Of the run.
         base: The model that guards compare with and differences are taken from, as `models`.
         how: The `method` (registry node) and `dtype` of mixed weights; None: averages.
@@ -297,6 +297,7 @@ def tune_searches(
     first = source.ask()
     if first is not None:
         num_gpus = int(ray.cluster_resources().get("GPU", 0))
+        num_small = num_cpus() if cache.engine["name"] == "transformers" else 1
         with Progress(None, "soup", "candidates") as progress:
             source.progress = progress
             errors = run_trials(
@@ -312,10 +313,11 @@ def tune_searches(
                     "base_hash": cache.base_hash,
                     "groups": cache.groups,
                     "early_stop": cache.early_stop,
+                    "engine": cache.engine,
                     **(how or {}),
                 },
                 resources={"CPU": 0.9, "GPU": 1.0 if num_gpus else 0.0},
-                max_concurrent=num_actors or num_gpus or num_cpus(),
+                max_concurrent=num_actors or num_gpus or num_small,
             )
         # `outcome` only knows that a trial failed; trying again cannot help against these.
         for error in errors:

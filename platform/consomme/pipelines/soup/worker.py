@@ -13,9 +13,11 @@ from functools import cached_property
 from typing import Any
 
 from consomme.evaluate.early_stop import EarlyStop
+from consomme.evaluate.engine_rules import DEFAULT_ENGINE
 from consomme.pipelines.evaluate.answers import Answers
 from consomme.pipelines.evaluate.in_memory import InMemoryAnswerer
 from consomme.pipelines.evaluate.stage import Answer, Refusal
+from consomme.pipelines.soup.exchange_check import check_exchange
 from consomme.pipelines.soup.racing import CHOICE, Race
 from consomme.soup.blends import Candidate, Grouping, TensorGroups, from_plain
 from consomme.soup.methods import METHODS
@@ -50,6 +52,7 @@ class CandidateRunner:
         dtype: str | None = None,
         groups: Mapping[Grouping, TensorGroups] | None = None,
         early_stop: EarlyStop | None = None,
+        engine: Mapping[str, Any] = DEFAULT_ENGINE,
     ) -> None:
         """Open the ingredients; all have the architecture of the first one.
 
@@ -64,14 +67,14 @@ class CandidateRunner:
             dtype: Of the mixed weights, in notation of safetensors; None: as they are stored.
             groups: What the groupings of blends mean for these models.
             early_stop: When a candidate is asked no more; None: never.
+            engine: Registry node of the engine that answers.
         """
         # Labels decide the order of sums and what is drawn, here as where a soup is written.
         opened = open_models(models, base)
         self.ingredients = opened.ingredients
         self.run_folder = run_folder
-        self.answerer = InMemoryAnswerer(
-            str(self.ingredients[0].folder), model_hash=model_hash, template={}, run=run_folder
-        )
+        self.engine = engine
+        self.answerer = self._answerer(str(self.ingredients[0].folder), model_hash)
         self.dtype, self.groups = dtype, dict(groups or {})
         self.method = METHODS.build(method or {"name": "average"})
         self.origin = opened.base_of(self.method)
@@ -80,6 +83,8 @@ class CandidateRunner:
         self.numbers: list[int] = []
         self.beat: list[float] | None = None
         self.early_stop = early_stop
+        self._is_checked = engine["name"] == "transformers"
+        """Whether the engine is known to exchange all that it holds of the weights."""
 
     @cached_property
     def race(self) -> Race:
@@ -105,6 +110,13 @@ class CandidateRunner:
     def step(self) -> dict[str, Any]:
         """Mix the candidate and let it answer."""
         answerer = self._opened()
+        try:
+            return self._answered(answerer)
+        finally:
+            if answerer is not self.answerer:
+                answerer.close()
+
+    def _answered(self, answerer: InMemoryAnswerer) -> dict[str, Any]:
         answers: dict[int, Answers] = {}
         if self.beat is not None:
             raced = self._raced(answerer, self.beat)
@@ -138,19 +150,29 @@ class CandidateRunner:
         ]
         return {"num_questions": stopped.num_questions, "texts": texts}
 
+    def _answerer(self, folder: str, model_hash: str) -> InMemoryAnswerer:
+        return InMemoryAnswerer(
+            folder, model_hash=model_hash, template={}, run=self.run_folder, engine=self.engine
+        )
+
     def _opened(self) -> InMemoryAnswerer:
         from consomme.soup.mixing import ModelMix, mixed_tensors
 
         if self.candidate == (len(self.ingredients),):
             assert self.base is not None
             assert self.base_hash is not None
-            # It may have another dtype, tokenizer or template than what was made of it.
-            return InMemoryAnswerer(
-                model_folder(self.base),
-                model_hash=self.base_hash,
-                template={},
-                run=self.run_folder,
+            # It may have another dtype, tokenizer or template than what was made of it. It is asked
+            # once; on a GPU, engines leave no room for another one.
+            self.answerer.close()
+            return self._answerer(model_folder(self.base), self.base_hash)
+        if not self._is_checked:
+            check_exchange(
+                self.answerer,
+                self.ingredients[1],
+                lambda folder: self._answerer(folder, self.answerer.model_hash),
+                self.run_folder,
             )
+            self._is_checked = True
         mix = ModelMix.of_candidate(
             self.ingredients,
             self.candidate,
