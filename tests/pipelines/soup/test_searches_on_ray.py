@@ -32,6 +32,7 @@ from consomme.pipelines.evaluate import run as evaluate
 from consomme.pipelines.evaluate.recipe import EvaluateRecipe
 from consomme.pipelines.report import run as report
 from consomme.pipelines.soup import run as soup
+from consomme.pipelines.soup.exchange_check import EXCHANGE_CHECK
 from consomme.pipelines.soup.recipe import SoupRecipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
@@ -112,6 +113,38 @@ def test_what_a_search_measured_is_what_it_writes(
     assert ("numbers are those of the table" in page) == (name == "nsga2")
     if "early_stop" in changes:
         assert done.decisions["early_stop"]["candidates"] == len(found["trace"])
+
+
+def test_candidates_answer_in_vllm(shared: dict[str, Any], one_ray: object) -> None:
+    """Written and likely answers, a guard and its base: the scores are those of transformers."""
+    parts = [{"benchmark": shared["benchmark"]}, {"benchmark": {"name": "scene_choices", "num": 6}}]
+    changes: dict[str, Any] = {
+        "benchmark": {"name": "weighted", "parts": parts},
+        "guards": (Guard(benchmark=shared["language"], at_most_worse=0.9),),
+        "base": NANO,
+    }
+    vllm = {"name": "vllm", "dtype": "float32", "kv_cache_gb": 0.25, "max_model_len": 512}
+    asked = recipe(shared, {"name": "greedy"}, **changes)
+    there = soup.run(replace(asked, name="in-vllm", engine=vllm))
+    here = soup.run(asked)
+    assert verify(there.url).problems == ()
+    found, expected = (one.decisions["searches"]["greedy"] for one in (there, here))
+    for key in ("chosen", "single_scores", "score"):
+        assert found[key] == expected[key]
+    scores = [[step["score"] for step in one["trace"]] for one in (found, expected)]
+    assert scores[0] == scores[1]
+    assert there.counts["evaluations"] == here.counts["evaluations"] > 3
+    checked = json.loads(Path(there.url, EXCHANGE_CHECK).read_text())
+    assert checked["exchanged"] == checked["other"] != checked["first"]
+    measured = evaluate.run(
+        EvaluateRecipe(
+            name="of-vllm", root=str(shared["root"]), benchmarks=(changes["benchmark"],),
+            models={"soup": f"{there.url}/model"}, engine=vllm,
+        )
+    )  # fmt: skip
+    (figures,) = measured.decisions["results"]["soup"].values()
+    main = main_figure(BENCHMARKS.build(changes["benchmark"]))
+    assert found["score"] == pytest.approx(figures[main])
 
 
 def test_killed_in_between_and_joined_by_another(
