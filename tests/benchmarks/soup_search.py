@@ -25,6 +25,10 @@ from typing import Any
 NUM_INGREDIENTS = 6
 NUM_CANDIDATES = 48
 NUM_NAIVE = 6
+ENGINES: dict[str, dict[str, Any]] = {
+    "transformers": {"name": "transformers", "dtype": "float32"},
+    "vllm": {"name": "vllm", "dtype": "float32", "kv_cache_gb": 0.25, "max_model_len": 1024},
+}
 SCENES = {"100": 12, "400": 48}
 """Questions, about, of so many scenes."""
 
@@ -60,7 +64,7 @@ def benchmark(num_scenes: int) -> dict[str, Any]:
     return {"name": "scene_questions", "num": num_scenes, "first_seed": 700_000}
 
 
-def naive(models: Sequence[str], num_scenes: int, folder: Path) -> float:
+def naive(models: Sequence[str], num_scenes: int, folder: Path, engine: str) -> float:
     """Write an average, load it, and return its score."""
     import torch
 
@@ -74,8 +78,9 @@ def naive(models: Sequence[str], num_scenes: int, folder: Path) -> float:
     torch.set_num_threads(1)
     write_soup(folder / "soup", ModelMix.of([open_ingredient(one) for one in models]))
     answerer = InMemoryAnswerer(
-        str(folder / "soup"), model_hash="soup", template={}, run=RunFolder.at(str(folder))
-    )
+        str(folder / "soup"), model_hash="soup", template={}, run=RunFolder.at(str(folder)),
+        engine=ENGINES[engine],
+    )  # fmt: skip
     built = BENCHMARKS.build(benchmark(num_scenes))
     return next(iter(built.measure(answerer.answer(built).texts).values()))
 
@@ -115,6 +120,8 @@ def rows() -> Iterator[dict[str, Any]]:
             _process(picked, num_scenes)
             reloaded = (time.monotonic() - began) / len(picked) / num_cores
             seconds, _ = ours(models, num_scenes, Path(scratch, questions))
+            if questions == "100":
+                yield _in_vllm(models, picked, num_scenes, Path(scratch, "vllm"))
             stop = {"early_stop": {"level": 0.01, "first_questions": 16}}
             stopping, manifest = ours(models, num_scenes, Path(scratch, f"s{questions}"), **stop)
             rate = NUM_CANDIDATES / seconds * 60
@@ -166,11 +173,29 @@ def rows() -> Iterator[dict[str, Any]]:
                 )  # fmt: skip
 
 
-def _process(picked: Any, num_scenes: int) -> None:
+def _in_vllm(
+    models: dict[str, str], picked: Sequence[Any], num_scenes: int, root: Path
+) -> dict[str, Any]:
+    """Measure vLLM: an engine for each candidate, against weights exchanged in place."""
+    num_cores = os.cpu_count() or 1
+    began = time.monotonic()
+    with ThreadPoolExecutor(num_cores) as pool:
+        list(pool.map(_process, picked, repeat(num_scenes), repeat("vllm")))
+    each = (time.monotonic() - began) / len(picked)
+    seconds, _ = ours(models, num_scenes, root, engine=ENGINES["vllm"], num_actors=num_cores)
+    return _row(
+        "candidates_vs_naive_in_vllm.q100", each * NUM_CANDIDATES / seconds, "times",
+        f"a process with an engine for each, {num_cores} at a time: {60 / each:.1f} a minute",
+        f"{NUM_CANDIDATES} candidates exchanged in place, {num_cores} actors, Ray's start and the"
+        f" check of the exchange included: {NUM_CANDIDATES / seconds * 60:.1f} a minute",
+    )  # fmt: skip
+
+
+def _process(picked: Any, num_scenes: int, engine: str = "transformers") -> None:
     """Score candidates in a process of their own, one after the other."""
     some = [picked] if isinstance(picked[0], str) else picked
     command = [sys.executable, "-m", "tests.benchmarks.soup_search", str(num_scenes)]
-    subprocess.run([*command, json.dumps(some)], check=True)
+    subprocess.run([*command, json.dumps(some), engine], check=True)
 
 
 def _row(key: str, value: float, unit: str, baseline: str, how: str) -> dict[str, Any]:
@@ -183,4 +208,4 @@ def _row(key: str, value: float, unit: str, baseline: str, how: str) -> dict[str
 if __name__ == "__main__":
     for candidate in json.loads(sys.argv[2]):
         with tempfile.TemporaryDirectory() as scratch_folder:
-            naive(candidate, int(sys.argv[1]), Path(scratch_folder))
+            naive(candidate, int(sys.argv[1]), Path(scratch_folder), sys.argv[3])
