@@ -262,12 +262,21 @@ def check_room(num_tiles: int, num_tokens: int, language: LanguagePart) -> None:
     Raises:
         RecipeError: They do not.
     """
-    needed, found = num_tiles * num_tokens + ROOM, max_positions(language.model.config)
+    check_positions(num_tiles * num_tokens, language.model.config)
+
+
+def check_positions(num_tokens: int, config: Any) -> None:
+    """Check that so many image tokens and a few words fit into the positions of a model.
+
+    Raises:
+        RecipeError: They do not.
+    """
+    needed, found = num_tokens + ROOM, max_positions(config)
     if needed > found:
         raise RecipeError(
             f"language_model: has {found} positions, expected {needed} at least: an image takes"
-            f" {num_tiles} × {num_tokens} tokens. Use a connector with fewer tokens (pixel_shuffle,"
-            " perceiver, average), fusion={name: cross_attention}, or another language model"
+            f" {num_tokens} tokens. Use a connector with fewer tokens (pixel_shuffle, perceiver,"
+            " average), fusion={name: cross_attention}, or another language model"
         )
 
 

@@ -67,6 +67,20 @@ def test_parts_and_result_in_a_bucket(s3_root: str, tmp_path: Path) -> None:
     assert run_verb("assemble", name="there", root=s3_root, **parts).is_found
 
 
+def test_a_model_grows_in_a_run(tmp_path: Path) -> None:
+    made = run_verb("assemble", name="grown", root=str(tmp_path), model=NANO, image_px=96)
+    assert verify(made.url).problems == ()
+    assert made.counts["image_tokens"] == 64
+    model, processor = open_vlm(f"{made.url}/model")
+    assert model.config.vision_config.image_size == 96
+    assert dict(processor.image_processor.size) == {"height": 96, "width": 96}
+    assert run_verb(
+        "assemble", name="grown", root=str(tmp_path), model=model_folder(NANO), image_px=96
+    ).is_found
+    other = run_verb("assemble", name="grown", root=str(tmp_path), model=NANO, image_px=72)
+    assert other.fingerprint != made.fingerprint
+
+
 def test_the_seed_decides_what_is_random(tmp_path: Path) -> None:
     connectors = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):

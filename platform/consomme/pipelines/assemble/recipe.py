@@ -12,6 +12,15 @@ from consomme.base.checked import Checked, rule
 from consomme.base.schema import located, runtime, strategy
 from consomme.storage.options import StorageOptions
 
+_OF_PARTS = (
+    "vision_encoder", "vision_shape", "ocr_encoder", "language_model", "language_shape",
+    "tokenizer", "connector", "fusion", "vision_layer", "tiling", "split",
+)  # fmt: skip
+"""Fields that decide how parts are put together."""
+
+_UNCHANGED = ({"name": "mlp"}, {"name": "autoregressive"})
+"""Defaults of strategies, as a recipe has them that was read from a file."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AssembleRecipe(Checked):
@@ -25,6 +34,10 @@ class AssembleRecipe(Checked):
 
     storage: StorageOptions = runtime(StorageOptions())
     """How patient the run is with its storage."""
+
+    model: str | None = located(None)
+    """A VLM that stays as it is, except that its encoder takes squares of `image_px`: positions are
+    interpolated. For stages of growing resolution; no parts are named then."""
 
     vision_encoder: str | None = located(None)
     """A CLIP or SigLIP (SigLIP 2 of a fixed resolution too), or a VLM whose encoder it is: a
@@ -73,7 +86,8 @@ class AssembleRecipe(Checked):
 
     image_px: PositiveInt | None = None
     """Longest side of an image, where its shape is kept (Idefics2) or where it is cut into a grid
-    of tiles by `split`. None: that of the encoder, or twice it with `split`."""
+    of tiles by `split`. None: that of the encoder, or twice it with `split`. With `model`: the new
+    side of the encoder's squares."""
 
     split: bool = False
     """Cut images into tiles that are encoded too, as the class of transformers does it: into a grid
@@ -90,7 +104,20 @@ class AssembleRecipe(Checked):
     """Of everything that is random."""
 
     @rule
+    def _model_stays(self) -> Iterator[str]:
+        if self.model is None:
+            return
+        if self.image_px is None:
+            yield "image_px: found none with model, expected the new side of its squares"
+        for name in _OF_PARTS:
+            default = type(self).__dataclass_fields__[name].default
+            if (found := getattr(self, name)) != default and found not in _UNCHANGED:
+                yield f"{name}: found {found} with model, which stays as it is but for image_px"
+
+    @rule
     def _has_parts(self) -> Iterator[str]:
+        if self.model is not None:
+            return
         for name, shape in (
             ("vision_encoder", self.vision_shape),
             ("language_model", self.language_shape),

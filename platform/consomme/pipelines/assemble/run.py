@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from consomme.assemble.choices import CONNECTORS, FUSIONS
 from consomme.base.manifest import Manifest
@@ -13,9 +13,12 @@ from consomme.pipelines.assemble.recipe import AssembleRecipe
 from consomme.storage.model_folder import model_folder, model_hash, portable_path
 from consomme.storage.output_folder import output_folder
 
+if TYPE_CHECKING:
+    from consomme.assemble.build import Assembled
+
 logger = logging.getLogger(__name__)
 
-_PARTS = ("vision_encoder", "ocr_encoder", "language_model", "tokenizer")
+_PARTS = ("model", "vision_encoder", "ocr_encoder", "language_model", "tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,29 +44,13 @@ def open_run(recipe: AssembleRecipe) -> Run[PartPaths]:
 
 
 def _assemble(run: Run[PartPaths]) -> Manifest:
-    import torch
-
-    from consomme.assemble.build import AssemblyPlan, assemble
     from consomme.assemble.check import check_folder
     from consomme.models.anatomy import anatomy
     from consomme.models.weights import save_vlm
 
     recipe: AssembleRecipe = run.recipe
     folders = {key: model_folder(path) for key, path in run.resolved.paths.items()}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        parts = _open_parts(recipe, folders)
-    plan = AssemblyPlan(
-        connector=CONNECTORS.build(recipe.connector),
-        fusion=FUSIONS.build(recipe.fusion),
-        vision_layer=recipe.vision_layer,
-        image_px=recipe.image_px,
-        is_split=recipe.split,
-        multiple=recipe.pad_tokens_to,
-        tiling=recipe.tiling,
-        general_weight=recipe.general_weight,
-    )
-    made = assemble(plan, **parts, seed=recipe.seed)
+    made = _made(recipe, folders)
     logger.info("assemble %s: %s", recipe.name, made.line())
     for reason in made.reasons:
         logger.info("assemble %s: no class of transformers: %s", recipe.name, reason)
@@ -90,6 +77,34 @@ def _assemble(run: Run[PartPaths]) -> Manifest:
             "rows_of_tokens": made.model.get_input_embeddings().weight.shape[0],
         },
     )
+
+
+def _made(recipe: AssembleRecipe, folders: dict[str, str]) -> Assembled:
+    """Assemble parts, or change the size of a model's images."""
+    import torch
+
+    from consomme.assemble.build import AssemblyPlan, assemble
+    from consomme.assemble.resolution import change_resolution
+    from consomme.models.weights import open_vlm, stored_dtype
+
+    if recipe.model is not None:
+        assert recipe.image_px is not None
+        dtype = getattr(torch, recipe.dtype) if recipe.dtype else stored_dtype(folders["model"])
+        return change_resolution(*open_vlm(folders["model"], dtype), recipe.image_px)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        parts = _open_parts(recipe, folders)
+    plan = AssemblyPlan(
+        connector=CONNECTORS.build(recipe.connector),
+        fusion=FUSIONS.build(recipe.fusion),
+        vision_layer=recipe.vision_layer,
+        image_px=recipe.image_px,
+        is_split=recipe.split,
+        multiple=recipe.pad_tokens_to,
+        tiling=recipe.tiling,
+        general_weight=recipe.general_weight,
+    )
+    return assemble(plan, **parts, seed=recipe.seed)
 
 
 def _open_parts(recipe: AssembleRecipe, folders: dict[str, str]) -> dict[str, Any]:
