@@ -19,6 +19,12 @@ from consomme.assemble.choices import (
     PerceiverConnector,
     PixelShuffleConnector,
 )
+from consomme.assemble.native import (
+    build_lfm2_vl,
+    check_native,
+    native_processor,
+    num_native_tokens,
+)
 from consomme.assemble.own import build_own, check_same_shape
 from consomme.assemble.parts import LanguagePart, VisionPart
 from consomme.assemble.standard import (
@@ -73,7 +79,7 @@ class Assembled:
     model: Any
     processor: Any
     kind: str
-    """`llava`, `llava_onevision`, `idefics2`, `idefics3`, or `consomme_vlm`."""
+    """`llava`, `llava_onevision`, `idefics2`, `idefics3`, `lfm2_vl`, or `consomme_vlm`."""
 
     num_tokens: int
     """Image tokens of an image, or of a tile, in the text; one with cross-attention."""
@@ -103,6 +109,13 @@ def choose_class(
         reasons.append("gated blocks of cross-attention are part of no class of transformers")
     if reason := why_not_language(language):
         reasons.append(reason)
+    if vision.is_native:
+        if plan.tiling is not None:
+            reasons.append("found a tiling")
+        if plan.vision_layer != -1:
+            reasons.append(f"found vision_layer={plan.vision_layer}")
+        check_native(connector, reasons)
+        return "lfm2_vl", []
     if isinstance(connector, MlpConnector):
         kind = "llava_onevision" if plan.is_split else "llava"
         return ("consomme_vlm" if reasons else kind), reasons
@@ -157,6 +170,9 @@ def assemble(
             f" them holds these parts: {'; '.join(reasons)}. Use a tiling"
         )
     num_tokens = num_image_tokens(plan.connector, vision)
+    if vision.is_native:
+        side_px = vision.image_px if plan.is_split else longest_side(plan, vision)
+        num_tokens = num_native_tokens(plan.connector, vision, side_px)
     if plan.fusion.is_cross_attention:
         # They stay out of the text, where one placeholder stands for all.
         num_tokens = 1
@@ -169,16 +185,26 @@ def assemble(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _build(kind, plan, vision, language, ocr, num_tokens)
-    processor = build_processor(
-        kind,
-        vision,
-        language,
-        template,
-        num_tokens=num_tokens,
-        image_px=longest_side(plan, vision),
-        is_split=plan.is_split,
-        tiling=plan.tiling,
-    )
+    if vision.is_native:
+        processor = native_processor(
+            vision,
+            language,
+            template,
+            factor=getattr(plan.connector, "factor", 1),
+            num_tokens=num_tokens,
+            max_tiles=num_tiles - 1 if plan.is_split else None,
+        )
+    else:
+        processor = build_processor(
+            kind,
+            vision,
+            language,
+            template,
+            num_tokens=num_tokens,
+            image_px=longest_side(plan, vision),
+            is_split=plan.is_split,
+            tiling=plan.tiling,
+        )
     model.eval()
     model.generation_config = language.model.generation_config
     end = chat_encoder_for(model.config, processor).turn_end.last_id
@@ -201,6 +227,8 @@ def _build(
     ocr: VisionPart | None,
     num_tokens: int,
 ) -> Any:
+    if kind == "lfm2_vl":
+        return build_lfm2_vl(vision, language, getattr(plan.connector, "factor", 1))
     if kind == "llava":
         return build_llava(vision, language, plan.vision_layer)
     if kind == "llava_onevision":
@@ -226,7 +254,7 @@ def _build(
 
 def longest_side(plan: AssemblyPlan, vision: VisionPart) -> int:
     """Return the longest side of an image, before it is cut into tiles."""
-    return plan.image_px or int(vision.model.config.image_size) * (1 + plan.is_split)
+    return plan.image_px or vision.image_px * (1 + plan.is_split)
 
 
 def num_encoded(plan: AssemblyPlan, vision: VisionPart) -> int:
@@ -236,11 +264,11 @@ def num_encoded(plan: AssemblyPlan, vision: VisionPart) -> int:
         RecipeError: A tiling cuts what the encoder does not take.
     """
     if plan.tiling is None:
-        side = max(2, longest_side(plan, vision) // vision.model.config.image_size)
+        side = max(2, longest_side(plan, vision) // vision.image_px)
         is_quartered = isinstance(plan.connector, PerceiverConnector)
         return (5 if is_quartered else side**2 + 1) if plan.is_split else 1
     tiling = TILINGS.build(dict(plan.tiling), "tiling")
-    side = vision.model.config.image_size
+    side = vision.image_px
     if not tiling.has_one_size:
         raise RecipeError(
             f"tiling: {plan.tiling['name']} keeps shapes, expected one that cuts squares: CLIP and"

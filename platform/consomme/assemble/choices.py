@@ -18,11 +18,12 @@ from consomme.base.registry import Registry
 class VisionShape(Checked):
     """Sizes of a vision encoder with random weights."""
 
-    family: Literal["clip", "siglip"] = "siglip"
-    """`clip` has a class token and biases in no projection of patches, `siglip` has neither."""
+    family: Literal["clip", "siglip", "siglip2"] = "siglip"
+    """`clip` has a class token and biases in no projection of patches, `siglip` has neither;
+    `siglip2` sees images in their own shape."""
 
     image_px: PositiveInt = 64
-    """Side of the square image."""
+    """Side of the square image, and of the square that `siglip2` has positions for."""
 
     patch_px: PositiveInt = 8
     """Side of one patch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +17,23 @@ from consomme.models.imports import import_transformers
 from consomme.models.weights import checkpoint_errors, open_model, stored_dtype
 
 CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
+SIGLIP2 = "siglip2_vision_model"
+"""SigLIP 2 of native resolution (NaFlex); that of a fixed one is a `SIGLIP`."""
 
 _MEANS: Mapping[str, tuple[list[float], list[float]]] = {
     CLIP: ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
     SIGLIP: ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+    SIGLIP2: ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
 }
 """Mean and deviation of pixels that the families were trained with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionPart:
-    """A vision encoder of square images."""
+    """A vision encoder of square images, or of native resolution."""
 
     model: Any
-    """A `CLIPVisionModel` or `SiglipVisionModel`."""
+    """A `CLIPVisionModel`, `SiglipVisionModel` or `Siglip2VisionModel`."""
 
     mean: list[float]
     std: list[float]
@@ -45,9 +49,27 @@ class VisionPart:
         return self.family == CLIP
 
     @property
+    def is_native(self) -> bool:
+        """Whether it sees images in their own shape."""
+        return self.family == SIGLIP2
+
+    @property
+    def patch_px(self) -> int:
+        """Side of a patch."""
+        return int(self.model.config.patch_size)
+
+    @property
     def side(self) -> int:
-        """Patches in each direction."""
-        return int(self.model.config.image_size // self.model.config.patch_size)
+        """Patches in each direction; of native resolution: of the square that it was made for."""
+        config = self.model.config
+        if self.is_native:
+            return math.isqrt(config.num_patches)
+        return int(config.image_size // config.patch_size)
+
+    @property
+    def image_px(self) -> int:
+        """Side of the square."""
+        return self.side * self.patch_px
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +86,7 @@ class LanguagePart:
 
 
 def open_vision(folder: str | Path, dtype: torch.dtype | None = None) -> VisionPart:
-    """Open a CLIP or SigLIP of fixed resolution, alone or with its text half; or a VLM's encoder.
+    """Open a CLIP, SigLIP or SigLIP 2, alone or with its text half; or a VLM's encoder.
 
     Args:
         folder: A Hugging Face folder.
@@ -79,6 +101,7 @@ def open_vision(folder: str | Path, dtype: torch.dtype | None = None) -> VisionP
         config = hf.AutoConfig.from_pretrained(path, local_files_only=True)
         classes = {"clip": hf.CLIPVisionModel, "siglip": hf.SiglipVisionModel}
         classes |= {CLIP: hf.CLIPVisionModel, SIGLIP: hf.SiglipVisionModel}
+        classes |= {"siglip2": hf.Siglip2VisionModel, SIGLIP2: hf.Siglip2VisionModel}
         if config.model_type in classes:
             encoder = classes[config.model_type].from_pretrained(
                 path, dtype=dtype, local_files_only=True, use_safetensors=True
@@ -92,24 +115,25 @@ def open_vision(folder: str | Path, dtype: torch.dtype | None = None) -> VisionP
 
 
 def _encoder_of(vlm: Any, folder: str | Path) -> Any:
-    """Return the CLIP or SigLIP encoder inside a VLM."""
+    """Return the CLIP, SigLIP or SigLIP 2 encoder inside a VLM."""
     for module in vlm.modules():
         config = getattr(module, "config", None)
-        if hasattr(module, "post_init") and getattr(config, "model_type", "") in (CLIP, SIGLIP):
+        if hasattr(module, "post_init") and getattr(config, "model_type", "") in _MEANS:
             return module
     raise _no_encoder(folder, vlm.config.model_type)
 
 
 def _no_encoder(folder: str | Path, found: str) -> CheckpointError:
     return CheckpointError(
-        f"vision_encoder: found a {found} model at {folder}, expected CLIP or SigLIP (also SigLIP 2"
-        " of a fixed resolution), alone or inside a VLM: others have other inputs than square"
-        " images"
+        f"vision_encoder: found a {found} model at {folder}, expected CLIP, SigLIP or SigLIP 2,"
+        " alone or inside a VLM"
     )
 
 
 def _square(encoder: Any, folder: str | Path) -> Any:
     config = encoder.config
+    if config.model_type == SIGLIP2:
+        return encoder
     if config.image_size % config.patch_size:
         raise CheckpointError(
             f"vision_encoder: the encoder at {folder} takes images of {config.image_size} px with"
@@ -142,6 +166,9 @@ def random_vision(shape: VisionShape, dtype: torch.dtype) -> VisionPart:
     }
     if shape.family == "clip":
         model = hf.CLIPVisionModel(hf.CLIPVisionConfig(**sizes, projection_dim=shape.width))
+    elif shape.family == "siglip2":
+        sizes["num_patches"] = (sizes.pop("image_size") // shape.patch_px) ** 2
+        model = hf.Siglip2VisionModel(hf.Siglip2VisionConfig(**sizes, vision_use_head=False))
     else:
         model = hf.SiglipVisionModel(hf.SiglipVisionConfig(**sizes, vision_use_head=False))
     mean, std = _MEANS[model.config.model_type]

@@ -20,6 +20,8 @@ _VIDEO = "<video>"
 _ENLARGED = 1000.0
 
 _AROUND = ("<fake_token_around_image>", IMAGE, "<end_of_utterance>")
+_NATIVE = ("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>")
+_NATIVE_GRID = [f"<|img_row_{row}_col_{col}|>" for row in range(1, 11) for col in range(1, 11)]
 _GRID = [f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)]
 
 
@@ -29,6 +31,8 @@ def tokens_of(kind: str, *, is_split: bool) -> tuple[str, ...]:
         return _AROUND
     if kind == "idefics3":
         return (*_AROUND, "<global-img>", *(_GRID if is_split else ()))
+    if kind == "lfm2_vl":
+        return (IMAGE, *_NATIVE, *(_NATIVE_GRID if is_split else ()))
     return (IMAGE, _VIDEO) if kind == "llava_onevision" else (IMAGE,)
 
 
@@ -96,7 +100,7 @@ def build_llava(vision: VisionPart, language: LanguagePart, vision_layer: int) -
     model.model.vision_tower = encoder
     model.model.language_model = language.model.base_model
     model.lm_head = language.model.get_output_embeddings()
-    model.model.multi_modal_projector = _fresh(
+    model.model.multi_modal_projector = fresh(
         type(model.model.multi_modal_projector), config, model, language
     )
     return model
@@ -131,7 +135,7 @@ def build_llava_onevision(
     inner.vision_tower = encoder
     inner.language_model = language.model.base_model
     model.lm_head = language.model.get_output_embeddings()
-    inner.multi_modal_projector = _fresh(type(inner.multi_modal_projector), config, model, language)
+    inner.multi_modal_projector = fresh(type(inner.multi_modal_projector), config, model, language)
     newline = torch.randn(language.width) / language.width**0.5
     inner.image_newline = nn.Parameter(newline.to(language.model.dtype))
     return model
@@ -139,7 +143,7 @@ def build_llava_onevision(
 
 def tile_grids(vision: VisionPart, image_px: int) -> list[list[int]]:
     """Return height and width of the grids of tiles that LLaVA-OneVision cuts images into."""
-    side = vision.model.config.image_size
+    side = vision.image_px
     counts = range(1, max(2, image_px // side) + 1)
     return [[rows * side, columns * side] for rows in counts for columns in counts]
 
@@ -170,7 +174,7 @@ def build_idefics2(
     with torch.device("meta"):
         model = hf.Idefics2ForConditionalGeneration(config)
     _fill(model, vision, language)
-    made = _fresh(type(model.model.connector), config, model, language)
+    made = fresh(type(model.model.connector), config, model, language)
     nn.init.normal_(made.perceiver_resampler.latents)
     model.model.connector = made
     return model
@@ -190,13 +194,13 @@ def build_idefics3(vision: VisionPart, language: LanguagePart, factor: int) -> A
     with torch.device("meta"):
         model = hf.Idefics3ForConditionalGeneration(config)
     _fill(model, vision, language)
-    model.model.connector = _fresh(type(model.model.connector), config, model, language)
+    model.model.connector = fresh(type(model.model.connector), config, model, language)
     return model
 
 
 def without_head(encoder: Any) -> Any:
     """Return an encoder without SigLIP's pooling head, which no VLM uses."""
-    if encoder.config.model_type != SIGLIP or not getattr(encoder, "use_head", False):
+    if not getattr(encoder, "use_head", False):
         return encoder
     encoder.config.vision_use_head = False
     encoder.use_head = False
@@ -222,7 +226,7 @@ def _fill(model: Any, vision: VisionPart, language: LanguagePart) -> None:
     model.lm_head = language.model.get_output_embeddings()
 
 
-def _fresh(made_of: type[Any], config: Any, model: Any, language: LanguagePart) -> Any:
+def fresh(made_of: type[Any], config: Any, model: Any, language: LanguagePart) -> Any:
     """Make a connector with weights as the model's own class initialises them."""
     made = made_of(config)
     for module in made.modules():
@@ -259,7 +263,7 @@ def build_processor(
     from consomme.models.tiling.processor import ConsommeTilingProcessor
 
     hf = import_transformers()
-    side = vision.model.config.image_size
+    side = vision.image_px
     pixels = {"image_mean": vision.mean, "image_std": vision.std, "do_convert_rgb": True}
     if tiling is not None:
         images = ConsommeTilingImageProcessor(

@@ -153,7 +153,7 @@ def test_parts_are_taken_out_of_vlms(tmp_path: Path, debug_vlm: Path) -> None:
     llava, _ = open_vlm(f"{again.url}/model")
     with torch.no_grad():
         assert torch.equal(llava(input_ids=ids).logits, nano(input_ids=ids).logits)
-    with pytest.raises(CheckpointError, match="expected CLIP or SigLIP"):
+    with pytest.raises(CheckpointError, match="expected CLIP, SigLIP or SigLIP 2"):
         run_verb("assemble", name="y", root=str(tmp_path), vision_encoder=_llama(tmp_path), **SMALL)
 
 

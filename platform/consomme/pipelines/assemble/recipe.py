@@ -40,7 +40,7 @@ class AssembleRecipe(Checked):
     interpolated. For stages of growing resolution; no parts are named then."""
 
     vision_encoder: str | None = located(None)
-    """A CLIP or SigLIP (SigLIP 2 of a fixed resolution too), or a VLM whose encoder it is: a
+    """A CLIP, SigLIP or SigLIP 2 (of native resolution too), or a VLM whose encoder it is: a
     folder, a run, a URL, or a model of the hub. None: random weights of `vision_shape`."""
 
     vision_shape: VisionShape | None = None
