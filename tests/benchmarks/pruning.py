@@ -1,27 +1,19 @@
-"""Layers removed after training: the nano VLM and SmolLM2, three seeds, with and without healing.
+"""Layers removed after training: the nano VLM, three seeds, with and without healing.
 
 The nano VLM learns to read words and to see outlines, as in the visual region study: in a quarter
 of its layers (the region), or in all of them. Then 0 to 6 layers are removed: after training in the
 region never those of the region. Healing is the same training once more, a quarter as long, in all
 layers that are left.
 
-SmolLM2-135M loses 0 to 10 of its 30 layers; it is healed on docstrings of Python's standard
-library, and asked for the likelihood of others, and which words belong to names.
-
     python -m tests.benchmarks.run prune
 
-All runs are under `runs/pruning`; an interrupted study is resumed. SmolLM2 is made from its package
-(`tests/support/smollm2.py`), or taken from the folder that the variable `SMOLLM2` names.
+All runs are under `runs/pruning`; an interrupted study is resumed.
 """
 
 from __future__ import annotations
 
-import ast
-import json
-import os
 import statistics
-import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +22,8 @@ RUNS = ROOT / "runs" / "pruning"
 START = "package://models/nano"
 
 SEEDS = (1, 2, 3)
-NANO_COUNTS = tuple(range(7))
-NANO_HEALED = (2, 4, 6)
-SMOLLM2_COUNTS = (0, 1, 2, 3, 4, 5, 6, 8, 10)
-SMOLLM2_HEALED = (4, 8)
+COUNTS = tuple(range(7))
+HEALED = (2, 4, 6)
 
 TRAINING = {
     "region": {"layers": {"name": "sparse_uniform", "fraction": 0.25}, "lr": 0.001},
@@ -47,7 +37,6 @@ BENCHMARKS = [
 ]
 """What is taught; the figure is the mean of both accuracies."""
 
-NUM_TEXTS = 100
 NUM_CALIBRATION = 32
 
 Rows = list[dict[str, Any]]
@@ -60,7 +49,7 @@ def rows() -> Rows:
 
     configure_logging()
     with ray_session():
-        return [*nano_rows(), *smollm2_rows()]
+        return nano_rows()
 
 
 def verb(verb_name: str, /, **values: Any) -> Any:
@@ -86,7 +75,7 @@ def nano_rows() -> Rows:
                 model=trained.url,
                 data=data,
                 num_samples=NUM_CALIBRATION,
-                n_layers=list(NANO_COUNTS),
+                n_layers=list(COUNTS),
                 choose={"name": "lowest"},
                 benchmarks=BENCHMARKS,
                 **({"protect_run": trained.url} if arm == "region" else {}),
@@ -94,7 +83,7 @@ def nano_rows() -> Rows:
             for row in pruned.decisions["models"]:
                 taught.setdefault((arm, "pruned", row["n"]), []).append(score(row["figures"]))
                 costs.setdefault(row["n"], []).append(row["cost"])
-            for count in NANO_HEALED:
+            for count in HEALED:
                 start = f"{pruned.url}/removed-{count}/model"
                 healed = train(
                     f"{arm}-{seed}-healed-{count}", start, data, seed=seed, num_steps=20, lr=0.0005
@@ -147,73 +136,6 @@ def score(figures: Mapping[str, Mapping[str, float]]) -> float:
     return statistics.fmean(one["accuracy_fraction"] for one in figures.values())
 
 
-def smollm2_rows() -> Rows:
-    """Prune SmolLM2 by each measure that observes texts, and heal it."""
-    from tests.support.smollm2 import make
-
-    folder = make(Path(os.environ.get("SMOLLM2", RUNS / "smollm2")))
-    texts = write_texts()
-    benchmarks = [
-        {"name": "likelihood", "file": str(texts["held_out"])},
-        {"name": "emoji_words", "every": 16},
-    ]
-    data = [{"inputs": [str(texts["train"])]}]
-    made, costs = [], {}
-    for choose in ("contiguous", "greedy", "lowest"):
-        pruned = verb(
-            "prune",
-            name=f"smollm2-{choose}",
-            model=str(folder),
-            data=data,
-            num_samples=16,
-            max_tokens=256,
-            n_layers=list(SMOLLM2_COUNTS),
-            choose={"name": choose},
-            benchmarks=benchmarks,
-        )
-        for row in pruned.decisions["models"]:
-            costs.setdefault(row["n"], []).append(row["cost"])
-            made += language_rows(f"prune.smollm2.{choose}.pruned_{row['n']}", row["figures"])
-        if choose != "contiguous":
-            continue
-        for count in SMOLLM2_HEALED:
-            healed = verb(
-                "train",
-                name=f"smollm2-healed-{count}",
-                model=f"{pruned.url}/removed-{count}/model",
-                data=data,
-                projector={"state": "frozen"},
-                num_steps=30,
-                global_batch=8,
-                micro_batch=4,
-                max_tokens=256,
-                too_long="drop_turns",
-                max_reject_fraction=0.9,
-                lr=0.0001,
-                checkpoint_every=30,
-            )
-            found = verb(
-                "evaluate",
-                name=f"smollm2-healed-{count}",
-                models={"m": healed.url},
-                benchmarks=benchmarks,
-            )
-            figures = found.decisions["results"]["m"]
-            made += language_rows(f"prune.smollm2.{choose}.healed_{count}", figures)
-    return made + cost_rows("prune.smollm2", costs)
-
-
-def language_rows(key: str, figures: Mapping[str, Mapping[str, float]]) -> Rows:
-    """Rows of one model's figures."""
-    words = figures["emoji_words"]["accuracy_fraction"]
-    (texts,) = [one for name, one in figures.items() if name != "emoji_words"]
-    bits = texts["bits_per_character"]
-    return [
-        measured(f"{key}.bits_per_character", [bits], "bits", "the whole model: pruned_0"),
-        measured(f"{key}.words", [words], "fraction", "the whole model: pruned_0"),
-    ]
-
-
 def cost_rows(key: str, costs: Mapping[int, Sequence[Mapping[str, Any]]]) -> Rows:
     """Time, weights and cache by number of removed layers, relative to none."""
     made = []
@@ -240,36 +162,6 @@ def measured(key: str, values: Sequence[float], unit: str, baseline: str) -> dic
     }
 
 
-def write_texts() -> dict[str, Path]:
-    """Write docstrings of Python's standard library, half for training and half held out."""
-    folder = RUNS / "texts"
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / f"{name}.jsonl" for name in ("train", "held_out")}
-    if all(path.exists() for path in paths.values()):
-        return paths
-    found = list(dict.fromkeys(docstrings()))
-    train, held_out = found[::2], found[1::2][:: max(1, len(found) // 2 // NUM_TEXTS)][:NUM_TEXTS]
-    said = [
-        {"messages": [
-            {"role": "user", "content": "Write a text."}, {"role": "assistant", "content": text}
-        ]}
-        for text in train
-    ]  # fmt: skip
-    paths["train"].write_text("".join(f"{json.dumps(one)}\n" for one in said))
-    paths["held_out"].write_text("".join(f"{json.dumps({'text': one})}\n" for one in held_out))
-    return paths
-
-
-def docstrings() -> Iterator[str]:
-    """Yield docstrings of some length, in the order of their files."""
-    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(errors="replace"))):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
-                text = ast.get_docstring(node) or ""
-                if 80 <= len(text) <= 600 and ">>>" not in text:
-                    yield text
-
-
 def nano_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the lines of the table of the nano VLM, a line per number of removed layers.
 
@@ -287,7 +179,7 @@ def nano_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         " time per token | weights | cache |",
         "| --- |" + " --- |" * 7,
     ]
-    for count in NANO_COUNTS:
+    for count in COUNTS:
         quality = [
             cell(f"{arm}.{state}_{count}") for arm in TRAINING for state in ("pruned", "healed")
         ]
@@ -295,27 +187,4 @@ def nano_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             cell(f"{name}_ratio_{count}", 2) for name in ("token_s", "weight_bytes", "cache_bytes")
         ]
         text.append(f"| {count} | {' | '.join([*quality, *costs])} |")
-    return text
-
-
-def smollm2_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the lines of the table of SmolLM2, a line per number of removed layers.
-
-    Args:
-        rows: Of the results.
-    """
-    found = {row["key"]: row["value"] for row in rows}
-    columns = ["contiguous.pruned", "contiguous.healed", "greedy.pruned", "lowest.pruned"]
-    names = ["one block", "… and healed", "one after the other", "the lowest"]
-    text = [f"| removed of 30 | {' | '.join(names)} | time per token | cache |"]
-    text.append("| --- |" + " --- |" * (len(names) + 2))
-    for count in SMOLLM2_COUNTS:
-        cells = []
-        for column in columns:
-            stem = f"prune.smollm2.{column}_{count}"
-            bits, words = found.get(f"{stem}.bits_per_character"), found.get(f"{stem}.words")
-            cells.append("" if bits is None else f"{bits:.2f} bits, {words:.2f} words")
-        for cost in ("token_s", "cache_bytes"):
-            cells.append(f"{found[f'prune.smollm2.{cost}_ratio_{count}']:.2f}")
-        text.append(f"| {count} | {' | '.join(cells)} |")
     return text

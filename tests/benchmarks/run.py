@@ -129,6 +129,13 @@ def bench_prune() -> list[Row]:
     return pruning.rows()
 
 
+def bench_prune_smollm2() -> list[Row]:
+    """The same with SmolLM2-135M; an interrupted study is resumed."""
+    from tests.benchmarks import pruning_smollm2
+
+    return pruning_smollm2.rows()
+
+
 def bench_visual_region() -> list[Row]:
     """Compare choices of layers to train; an interrupted sweep is resumed."""
     from tests.benchmarks import visual_region
@@ -271,6 +278,7 @@ AREAS: dict[str, Callable[[], Iterable[Row]]] = {
     "self_augment": bench_self_augment,
     "visual_region": bench_visual_region,
     "prune": bench_prune,
+    "prune_smollm2": bench_prune_smollm2,
     "several_images": bench_several_images,
     "crg": bench_crg,
     "merge": bench_merge,

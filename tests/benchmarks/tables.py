@@ -192,11 +192,16 @@ def soup_study_table(result: Result) -> list[str]:
     return soup_study.table(result["rows"])
 
 
-def pruning_tables(result: Result) -> tuple[list[str], list[str]]:
-    """The study of pruning: the nano VLM, and SmolLM2."""
-    from tests.benchmarks import pruning
+def pruning_table(result: Result, name: str) -> list[str]:
+    """The study of pruning: the `nano` VLM; SmolLM2 by `choices` of layers, and `trained`."""
+    from tests.benchmarks import pruning, pruning_smollm2
 
-    return pruning.nano_table(result["rows"]), pruning.smollm2_table(result["rows"])
+    tables = {
+        "nano": pruning.nano_table,
+        "choices": pruning_smollm2.choices_table,
+        "trained": pruning_smollm2.trained_table,
+    }
+    return tables[name](result["rows"])
 
 
 FAMILY_VERBS = {
@@ -308,12 +313,12 @@ TABLES: dict[str, Table] = {
     "pruning-nano": (
         STUDIES / "pruning.md",
         ("prune",),
-        lambda r: pruning_tables(r["prune"])[0],
+        lambda r: pruning_table(r["prune"], "nano"),
     ),
     "pruning-smollm2": (
         STUDIES / "pruning.md",
-        ("prune",),
-        lambda r: pruning_tables(r["prune"])[1],
+        ("prune_smollm2",),
+        lambda r: pruning_table(r["prune_smollm2"], "choices"),
     ),
     "several-images-table": (
         STUDIES / "several_images.md",

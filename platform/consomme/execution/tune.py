@@ -8,15 +8,33 @@ so the searcher and the trainable save nothing.
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from consomme.base.errors import ClusterError, ConsommeError
 from consomme.base.places import Scratch
-from consomme.execution.errors import find_own
+from consomme.execution.errors import (
+    UnexpectedError,
+    find_own,
+    pack_error,
+    unpack_error,
+    without_secrets,
+)
+
+logger = logging.getLogger(__name__)
 
 _TUNE_LOGGERS = ("ray.tune.execution.tune_controller", "ray.tune.tune")
 """They write a trial's error with Ray's stack trace, and its number once more."""
+
+MAX_LOST = 2
+"""How often a trial is begun again after its process was lost, as in trainings."""
+
+_ERROR, _UNEXPECTED = "consomme_error", "unexpected_error"
+"""Keys of a report: what the runner raised, as `pack_error` writes it; and the text of an error
+that is not ours. If a trial raised them, it would count as lost, and begin again."""
 
 Config = dict[str, Any]
 """Configuration of one trial; has to be picklable."""
@@ -40,7 +58,8 @@ class TrialSource(Protocol):
 
         Args:
             config: As returned by `ask`.
-            result: Last report of the trial; None if its process failed.
+            result: Last report of the trial; None if it raised an error, or if its process was lost
+                more than `MAX_LOST` times.
         """
 
 
@@ -69,7 +88,8 @@ def run_trials(
 ) -> list[Exception]:
     """Run the trials of a source until it is finished.
 
-    Actors are reused: a runner that has loaded a model keeps it for its next trial.
+    Actors are reused: a runner that has loaded a model keeps it for its next trial. A trial whose
+    process was lost begins again in another one, up to `MAX_LOST` times.
 
     Args:
         source: Proposes trials and receives their results.
@@ -83,7 +103,8 @@ def run_trials(
             False stops the trial early. None never stops one.
 
     Returns:
-        Errors of trials that raised, as the runner raised them where they are consomme's own.
+        Errors of trials, those of consomme as the runner raised them, and then a `ClusterError` for
+        each trial whose process was lost too often.
     """
     from ray import tune
 
@@ -94,19 +115,37 @@ def run_trials(
         tune.with_parameters(_trainable(), runner=runner, parameters=dict(parameters)),
         tune.PlacementGroupFactory([dict(resources)]),
     )
+    searcher = _searcher(source, first)
     with Scratch() as scratch:
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=_searcher(source, first),
+                search_alg=searcher,
                 scheduler=None if should_continue is None else _scheduler(should_continue),
                 num_samples=-1,
                 max_concurrent_trials=max_concurrent,
                 reuse_actors=True,
             ),
-            run_config=tune.RunConfig(verbose=0, storage_path=str(scratch)),
+            run_config=tune.RunConfig(
+                verbose=0,
+                storage_path=str(scratch),
+                failure_config=tune.FailureConfig(max_failures=MAX_LOST),
+                callbacks=[_reporter_of_losses()],
+            ),
         )
-        return [find_own(error) or error for error in tuner.fit().errors]
+        lost = tuner.fit().errors
+    return [*searcher.raised, *map(_loss, lost)]
+
+
+def _loss(error: Exception) -> ConsommeError:
+    own = find_own(error)
+    if own is not None:
+        return own
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return ClusterError(
+        f"the process of a trial was lost {MAX_LOST + 1} times, the last time with: {reason}; run"
+        " the same command again to go on"
+    )
 
 
 def _searcher(source: TrialSource, first: Config) -> Any:
@@ -120,6 +159,7 @@ def _searcher(source: TrialSource, first: Config) -> Any:
             self.source = source
             self.first: Config | None = first
             self.running: dict[str, Config] = {}
+            self.raised: list[Exception] = []
 
         def __getstate__(self) -> dict[str, Any]:
             """Pickle nothing: Ray Tune pickles searchers to restore them, which we never do."""
@@ -136,7 +176,11 @@ def _searcher(source: TrialSource, first: Config) -> Any:
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             config = self.running.pop(trial_id)
-            self.source.tell(config, result if result and not error else None)
+            raised = _error_of(result or {})
+            if raised is not None:
+                self.raised.append(raised)
+            has_failed = error or raised is not None
+            self.source.tell(config, None if has_failed else result or None)
 
         def save(self, checkpoint_path: str) -> None:
             Path(checkpoint_path).write_text("{}")
@@ -161,6 +205,36 @@ def _scheduler(should_continue: Callable[[Config, Mapping[str, Any]], bool]) -> 
     return EarlyStopScheduler()
 
 
+def _reporter_of_losses() -> Any:
+    from ray import tune
+
+    class LossReporter(tune.Callback):  # type: ignore[misc]
+        """Says that a trial begins again."""
+
+        def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            logger.warning(
+                "the process of a trial was lost; it begins again (%d of at most %d times)",
+                trial.num_failures,
+                MAX_LOST,
+            )
+
+    return LossReporter()
+
+
+def _report_of(error: Exception) -> dict[str, Any]:
+    own = find_own(error)
+    if own is not None:
+        return {_ERROR: pack_error(own), "done": True}
+    text = "".join(traceback.format_exception(without_secrets(error)))
+    return {_UNEXPECTED: text, "done": True}
+
+
+def _error_of(report: Mapping[str, Any]) -> Exception | None:
+    if _ERROR in report:
+        return unpack_error(report[_ERROR])
+    return UnexpectedError(report[_UNEXPECTED]) if _UNEXPECTED in report else None
+
+
 def _trainable() -> Any:
     from ray import tune
 
@@ -168,19 +242,30 @@ def _trainable() -> Any:
         """Runs the trials of one actor with a `TrialRunner`."""
 
         def setup(self, config: Config, runner: Any = None, parameters: Any = None) -> None:
-            self.runner: TrialRunner = runner(**parameters)
-            self.runner.start(config)
+            self.make_runner: Callable[[], TrialRunner] = partial(runner, **parameters)
+            self.runner: TrialRunner | None = None
+            self.next_config: Config | None = config
 
         def step(self) -> dict[str, Any]:
-            return self.runner.step()
+            try:
+                if self.runner is None:
+                    self.runner = self.make_runner()
+                if self.next_config is not None:
+                    self.runner.start(self.next_config)
+                    self.next_config = None
+                return self.runner.step()
+            except Exception as error:  # noqa: BLE001 - raised again by whoever runs the trials
+                return _report_of(error)
 
         def reset_config(self, new_config: Config) -> bool:
-            self.runner.stop()
-            self.runner.start(new_config)
+            if self.runner is not None:
+                self.runner.stop()
+            self.next_config = new_config
             return True
 
         def cleanup(self) -> None:
-            self.runner.stop()
+            if self.runner is not None:
+                self.runner.stop()
 
         def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
             """Save nothing: a trial is defined by its configuration."""

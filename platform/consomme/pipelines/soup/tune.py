@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from queue import Queue
 from typing import Any
 
-from consomme.base.errors import EXIT_USER, ClusterError, ConsommeError, DataError
+from consomme.base.errors import ClusterError, DataError
 from consomme.base.telemetry import Progress
 from consomme.evaluate.guards import refusal
 from consomme.execution.session import num_cpus
@@ -108,7 +108,7 @@ class CandidateSource:
             self._is_done(asked)
             return
         if result is None or ANSWERS not in result:
-            failure = ClusterError(f"scoring {candidate} failed; see the worker's log")
+            failure = ClusterError(f"asking candidate {candidate} failed")
             self._answered[asked].set_exception(failure)
             return
         answers = json.loads(result[ANSWERS])
@@ -285,7 +285,7 @@ def tune_searches(
         how: The `method` (registry node) and `dtype` of mixed weights; None: averages.
 
     Raises:
-        CheckpointError: An ingredient is unsuitable, as a trial found.
+        Exception: What a trial raised, such as a CheckpointError of an ingredient.
         DataError: Every candidate lost more than the guards allow.
         ClusterError: A trial failed for a reason that is not the recipe's.
     """
@@ -294,7 +294,7 @@ def tune_searches(
     from consomme.evaluate.benchmarks import portable_node
 
     source = CandidateSource(searches, len(models), cache)
-    first = source.ask()
+    first, errors = source.ask(), []
     if first is not None:
         num_gpus = int(ray.cluster_resources().get("GPU", 0))
         num_small = num_cpus() if cache.engine["name"] == "transformers" else 1
@@ -321,6 +321,11 @@ def tune_searches(
             )
         # `outcome` only knows that a trial failed; trying again cannot help against these.
         for error in errors:
-            if isinstance(error, ConsommeError) and error.exit_code == EXIT_USER:
+            if not isinstance(error, ClusterError):
                 raise error
-    return source.outcome()
+    try:
+        return source.outcome()
+    except ClusterError:
+        for error in errors:
+            raise error from None
+        raise
