@@ -144,7 +144,7 @@ def test_a_failed_candidate_ends_the_search(cache: CandidateCache) -> None:
     source.tell(source.ask(), None)
     assert source.ask() is None
     assert source.is_finished
-    with pytest.raises(ClusterError, match=r"scoring \(0, 1, 2\) failed"):
+    with pytest.raises(ClusterError, match=r"asking candidate \(0, 1, 2\) failed"):
         source.outcome()
 
 
