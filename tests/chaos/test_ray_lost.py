@@ -20,7 +20,11 @@ LOST = {"gcs": "/gcs_server", "raylet": "/raylet"}
 
 @pytest.mark.parametrize(
     "what",
-    ["raylet", pytest.param("gcs", marks=pytest.mark.long), "driver"],
+    [
+        pytest.param("raylet", marks=pytest.mark.long),
+        pytest.param("gcs", marks=pytest.mark.long),
+        "driver",
+    ],
 )
 def test_a_loss_in_the_middle_of_a_run(what: str, tmp_path: Path) -> None:
     """Exit code 75 (143 for SIGTERM), the reason beside the data, no stack trace; then it ends."""

@@ -78,15 +78,19 @@ def redone(run: Path, again: Callable[[], Manifest], *paths: str) -> None:
     assert [path for path in before if before[path] != after[path]] == []
 
 
-def test_scores_and_a_view(score_recipe, scores, view) -> None:
+def test_a_view(scores, view) -> None:
+    check_every_file(Path(view.url))
+    recipe = {**view.recipe, "scores": scores.url}
+    redone(Path(view.url), lambda: run_verb("filter", **recipe), "view.parquet")
+
+
+@pytest.mark.long
+def test_scores(score_recipe, scores) -> None:
     from consomme.pipelines.score import run as score
 
     check_every_file(Path(scores.url))
-    check_every_file(Path(view.url))
     damage = ("data/*000000025-*", "rejects/*", "selfcheck.json", "plan/shards.parquet")
     redone(Path(scores.url), lambda: score.run(score_recipe), *damage)
-    recipe = {**view.recipe, "scores": scores.url}
-    redone(Path(view.url), lambda: run_verb("filter", **recipe), "view.parquet")
 
 
 @pytest.mark.long

@@ -22,7 +22,7 @@ from consomme.soup.writing import write_soup
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
-QUICK = ("llava", "qwen2_5_vl")
+QUICK = ("llava",)
 OPTIONS = EngineOptions(kv_cache_gb=0.1, prefix_caching=True)
 REQUESTS = [
     *(Request.of_prompt("star?", [noise(k, 64, 48)]) for k in range(3)),
