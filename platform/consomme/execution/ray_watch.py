@@ -35,6 +35,10 @@ GCS_GONE_S = 15.0
 LEAVE_S = 4.0
 """The process ends by force if it has not ended by itself so long after a loss."""
 
+HEARD_S = 0.5
+"""It ends by force so soon if the main thread does not even get to know of the loss: then it waits
+in Ray's C++ code, which may end this process with exit code 1 at any moment."""
+
 _OWN_PARTS = {"gcs_server": "its GCS", "raylet": "its raylet"}
 """Names of the programs of a private Ray without which it is of no use."""
 
@@ -65,7 +69,7 @@ class RayWatch:
         """Whether the main thread knows, and tells its user."""
 
         self._parts, self._end_ray = parts, end_ray
-        self._stop = threading.Event()
+        self._stop, self._is_heard = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="ray-watch", daemon=True)
 
     def error(self) -> ClusterError:
@@ -92,10 +96,15 @@ class RayWatch:
 
     def _leave(self) -> None:
         """Interrupt the main thread, and end the process if that does not help."""
-        late = threading.Timer(LEAVE_S, self._end)
-        late.daemon = True
-        late.start()
         signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
+        if self._is_heard.wait(HEARD_S):
+            time.sleep(LEAVE_S - HEARD_S)
+        self._end()
+
+    def interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Handle the signal of a loss, in the main thread."""
+        self._is_heard.set()
+        raise _RayLost
 
     def _end(self) -> None:
         if not self.is_told:
@@ -136,11 +145,12 @@ def _watching(
     parts: Callable[[], Mapping[str, Callable[[], bool]]], end_ray: Callable[[], None]
 ) -> Iterator[RayWatch | None]:
     is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(_SIGNAL) is _interrupt:
+    handler = signal.getsignal(_SIGNAL)
+    if not is_main or isinstance(getattr(handler, "__self__", None), RayWatch):
         yield None
         return
     watch = RayWatch(parts(), end_ray)
-    before = signal.signal(_SIGNAL, _interrupt)
+    before = signal.signal(_SIGNAL, watch.interrupt)
     watch.start()
     try:
         yield watch
@@ -154,10 +164,6 @@ def _watching(
     finally:
         watch.stop()
         signal.signal(_SIGNAL, before)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise _RayLost
 
 
 def end_private_ray() -> None:
