@@ -45,7 +45,7 @@ def machine(*, on_gpu: bool) -> str:
 
 def row(key: str, value: float, unit: str, baseline: str, how: str) -> Row:
     """Return one measured figure."""
-    return {"key": key, "value": round(value, 4), "unit": unit, "baseline": baseline, "how": how}
+    return {"key": key, "value": round(value, 6), "unit": unit, "baseline": baseline, "how": how}
 
 
 def bench_quickstart() -> list[Row]:
