@@ -107,6 +107,8 @@ def test_an_evaluation(root) -> None:
     redone(
         run, lambda: evaluate.run(recipe), "data/*-000000003-*", "answers.parquet", "plan/plan.json"
     )
+    # All answers are in the cache, and nothing is left that says which ones this run asked.
+    redone(run, lambda: evaluate.run(recipe), "data/*", "commits/*", "plan/*", "attempts/*")
 
 
 @pytest.mark.long

@@ -147,11 +147,13 @@ def answer_all(
     known = {key: Answers.from_dict(one) for key in first if (one := cache.get(key)) is not None}
     missing = {key: question for key, question in first.items() if key not in known}
     planned = planned_sources(folder)
-    if missing or planned:
+    # Repaired without plan and records: what it asked is not known, so all of it is asked again.
+    is_lost = not planned and folder.was_started
+    if missing or planned or is_lost:
         asked = {
             key: list(question.asked())
             for key, question in first.items()
-            if key in missing or question.is_in(planned)
+            if key in missing or is_lost or question.is_in(planned)
         }
         parts = [part for key in asked for part in asked[key]]
         plan = plan_asked(folder, parts, asking.unit_items)

@@ -106,6 +106,11 @@ class RunFolder:
         """
         return attempts.start(self.store).number
 
+    @property
+    def was_started(self) -> bool:
+        """Whether an attempt was ever started."""
+        return attempts.latest(self.store).number > 0
+
     def check_current(self, attempt_no: int) -> None:
         """Check that no later attempt has begun.
 
