@@ -108,7 +108,7 @@ def test_an_evaluation(root) -> None:
         run, lambda: evaluate.run(recipe), "data/*-000000003-*", "answers.parquet", "plan/plan.json"
     )
     # All answers are in the cache, and nothing is left that says which ones this run asked.
-    redone(run, lambda: evaluate.run(recipe), "data/*", "commits/*", "plan/*", "attempts/*")
+    redone(run, lambda: evaluate.run(recipe), "data/*", "commits/*.parquet", "plan/*", "attempts/*")
 
 
 @pytest.mark.long
