@@ -274,8 +274,10 @@ class RunFolder:
             ),
             ledger=sums.ledger_sum(self.iter_commits()) if has_ledger else None,
         )
-        self.store.write(MANIFEST, to_json(complete).encode())
-        return dataclasses.replace(complete, url=self.url)
+        text = to_json(complete)
+        self.store.write(MANIFEST, text.encode())
+        # As it will be read, so that a report drawn now is the one that is drawn later.
+        return from_json(text, self.url)
 
     def manifest(self) -> Manifest:
         """Read the manifest of a finished run.
