@@ -1,12 +1,14 @@
 """Layers removed from SmolLM2-135M: chosen in three ways, and after two kinds of training.
 
-SmolLM2 as it is loses 0 to 10 of its 30 layers, chosen in three ways (`choices`). Then it learns
-docstrings of Python's standard library, three seeds: in a quarter of its layers (the region), or in
-all of them; and loses 0 to 10 layers one after the other, after training in the region never those
-of the region. Healing is the same training once more, shorter, in all layers that are left. It is
-asked for the likelihood of other docstrings, and which words belong to names.
+    python -m tests.benchmarks.run prune_smollm2 prune_smollm2_trained
 
-    python -m tests.benchmarks.run prune_smollm2
+`prune_smollm2`: SmolLM2 as it is loses 0 to 10 of its 30 layers, chosen in three ways. It is asked
+for the likelihood of docstrings, and which words belong to names.
+
+`prune_smollm2_trained`: it learns docstrings of Python's standard library, three seeds: in a
+quarter of its layers (the region), or in all of them; and loses 0 to 10 layers one after the other,
+after training in the region never those of the region. Healing is the same training once more,
+shorter, in all layers that are left. It is asked for the likelihood of other docstrings.
 
 All runs are under `runs/pruning-smollm2`; an interrupted study is resumed. SmolLM2 is made from its
 package (`tests/support/smollm2.py`), or taken from the folder that the variable `SMOLLM2` names.
@@ -19,6 +21,7 @@ import json
 import os
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +32,40 @@ RUNS = ROOT / "runs" / "pruning-smollm2"
 
 SEEDS = (1, 2, 3)
 COUNTS = tuple(range(11))
-HEALED = (2, 4, 6, 8, 10)
+HEALED = (4, 10)
 CHOICES = ("contiguous", "greedy", "lowest")
 
 TRAINING = {
     "region": {"layers": {"name": "sparse_uniform", "fraction": 0.25}, "lr": 3e-4},
     "all": {"layers": {"name": "all"}, "lr": 1e-4},
 }
-NUM_STEPS, HEALING_STEPS = 40, 15
+NUM_STEPS, HEALING_STEPS = 24, 8
 
 MAX_CHARACTERS = 300
 """Of a docstring, so that a step takes few seconds on a CPU."""
 
-NUM_TEXTS = 60
+NUM_TEXTS, NUM_TEXTS_TRAINED = 100, 40
+"""Held-out docstrings for `choices`, and after training."""
+
 NUM_CALIBRATION = 16
+WHOLE = "the whole model: pruned_0"
 
 
 def rows() -> Rows:
-    """Run what is missing; return mean and spread over seeds."""
+    """Remove layers of SmolLM2 as it is; return figures by choice."""
+    with prepared_study() as (folder, texts):
+        return choices(folder, texts)
+
+
+def trained_rows(seeds: Sequence[int] = SEEDS) -> Rows:
+    """Train, remove layers, heal, or find what was done; return mean and spread over seeds."""
+    with prepared_study() as (folder, texts):
+        return after_training(folder, texts, seeds)
+
+
+@contextmanager
+def prepared_study() -> Iterator[tuple[str, dict[str, Path]]]:
+    """Start Ray; yield the folder of SmolLM2, and the texts by name."""
     from tests.support.smollm2 import make
 
     from consomme.base.telemetry import configure_logging
@@ -56,15 +75,7 @@ def rows() -> Rows:
     folder = str(make(Path(os.environ.get("SMOLLM2", RUNS / "smollm2"))))
     texts = write_texts()
     with ray_session():
-        return [*choices(folder, texts), *after_training(folder, texts)]
-
-
-def benchmarks(texts: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """What every model is asked."""
-    return [
-        {"name": "likelihood", "file": str(texts["held_out"])},
-        {"name": "emoji_words", "every": 32},
-    ]
+        yield folder, texts
 
 
 def pruned(name: str, model: str, texts: Mapping[str, Path], choose: str, **values: Any) -> Any:
@@ -79,7 +90,6 @@ def pruned(name: str, model: str, texts: Mapping[str, Path], choose: str, **valu
         max_tokens=256,
         n_layers=list(COUNTS),
         choose={"name": choose},
-        benchmarks=benchmarks(texts),
         **values,
     )
 
@@ -105,26 +115,35 @@ def trained(name: str, model: str, texts: Mapping[str, Path], **values: Any) -> 
 
 def choices(folder: str, texts: Mapping[str, Path]) -> Rows:
     """Prune SmolLM2 as it is by each way to choose layers."""
+    asked = [
+        {"name": "likelihood", "file": str(texts["held_out"])},
+        {"name": "emoji_words", "every": 16},
+    ]
     made: Rows = []
     costs: dict[int, list[Mapping[str, Any]]] = {}
     for choose in CHOICES:
-        for row in pruned(choose, folder, texts, choose).decisions["models"]:
+        removed = pruned(choose, folder, texts, choose, benchmarks=asked)
+        for row in removed.decisions["models"]:
+            key = f"prune.smollm2.{choose}.pruned_{row['n']}"
             costs.setdefault(row["n"], []).append(row["cost"])
-            made += language_rows(f"prune.smollm2.{choose}.pruned_{row['n']}", [row["figures"]])
+            words = row["figures"]["emoji_words"]["accuracy_fraction"]
+            made.append(bits_row(key, [row["figures"]]))
+            made.append(measured(f"{key}.words", [words], "fraction", WHOLE))
     return made + cost_rows("prune.smollm2", costs)
 
 
-def after_training(folder: str, texts: Mapping[str, Path]) -> Rows:
+def after_training(folder: str, texts: Mapping[str, Path], seeds: Sequence[int]) -> Rows:
     """Prune and heal what was trained in the region, and what was trained in all layers."""
-    taught: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
-    for seed in SEEDS:
+    asked = [{"name": "likelihood", "file": str(texts["held_out_trained"])}]
+    taught: dict[str, list[Mapping[str, Any]]] = {}
+    for seed in seeds:
         for arm, how in TRAINING.items():
             name = f"{arm}-{seed}"
             start = trained(name, folder, texts, seed=seed, num_steps=NUM_STEPS, **how)
             region = {"protect_run": start.url} if arm == "region" else {}
-            removed = pruned(name, start.url, texts, "greedy", **region)
+            removed = pruned(name, start.url, texts, "greedy", benchmarks=asked, **region)
             for row in removed.decisions["models"]:
-                taught.setdefault((arm, "pruned", row["n"]), []).append(row["figures"])
+                taught.setdefault(f"{arm}.pruned_{row['n']}", []).append(row["figures"])
             for count in HEALED:
                 healed = trained(
                     f"{name}-healed-{count}",
@@ -139,38 +158,34 @@ def after_training(folder: str, texts: Mapping[str, Path]) -> Rows:
                     root=str(RUNS),
                     name=f"{name}-healed-{count}",
                     models={"m": healed.url},
-                    benchmarks=benchmarks(texts),
+                    benchmarks=asked,
                 )
                 figures = found.decisions["results"]["m"]
-                taught.setdefault((arm, "healed", count), []).append(figures)
-    made: Rows = []
-    for (arm, state, count), figures in taught.items():
-        made += language_rows(f"prune.smollm2.{arm}.{state}_{count}", figures)
-    return made
+                taught.setdefault(f"{arm}.healed_{count}", []).append(figures)
+    return [bits_row(f"prune.smollm2.{key}", figures) for key, figures in taught.items()]
 
 
-def language_rows(key: str, models: Sequence[Mapping[str, Mapping[str, float]]]) -> Rows:
-    """Rows of the figures of models, one per seed."""
-    bits, words = [], []
-    for figures in models:
-        words.append(figures["emoji_words"]["accuracy_fraction"])
-        (texts,) = [one for name, one in figures.items() if name != "emoji_words"]
-        bits.append(texts["bits_per_character"])
-    return [
-        measured(f"{key}.bits_per_character", bits, "bits", "the whole model: pruned_0"),
-        measured(f"{key}.words", words, "fraction", "the whole model: pruned_0"),
+def bits_row(key: str, models: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """The row of the figures of models, one per seed: how likely held-out docstrings are."""
+    bits = [
+        one["bits_per_character"]
+        for figures in models
+        for one in figures.values()
+        if "bits_per_character" in one
     ]
+    return measured(f"{key}.bits_per_character", bits, "bits", WHOLE)
 
 
 def write_texts() -> dict[str, Path]:
     """Write docstrings of Python's standard library, half for training and half held out."""
     folder = RUNS / "texts"
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / f"{name}.jsonl" for name in ("train", "held_out")}
+    names = ("train", "held_out", "held_out_trained")
+    paths = {name: folder / f"{name}.jsonl" for name in names}
     if all(path.exists() for path in paths.values()):
         return paths
     found = list(dict.fromkeys(docstrings()))
-    train, held_out = found[::2], found[1::2][:: max(1, len(found) // 2 // NUM_TEXTS)][:NUM_TEXTS]
+    train, held_out = found[::2], found[1::2]
     said = [
         {"messages": [
             {"role": "user", "content": "Write a text."}, {"role": "assistant", "content": text}
@@ -178,7 +193,9 @@ def write_texts() -> dict[str, Path]:
         for text in train
     ]  # fmt: skip
     paths["train"].write_text("".join(f"{json.dumps(one)}\n" for one in said))
-    paths["held_out"].write_text("".join(f"{json.dumps({'text': one})}\n" for one in held_out))
+    for name, num in (("held_out", NUM_TEXTS), ("held_out_trained", NUM_TEXTS_TRAINED)):
+        some = held_out[:: max(1, len(held_out) // num)][:num]
+        paths[name].write_text("".join(f"{json.dumps({'text': one})}\n" for one in some))
     return paths
 
 

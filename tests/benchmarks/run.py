@@ -130,10 +130,17 @@ def bench_prune() -> list[Row]:
 
 
 def bench_prune_smollm2() -> list[Row]:
-    """The same with SmolLM2-135M; an interrupted study is resumed."""
+    """Remove layers of SmolLM2-135M, chosen in three ways; an interrupted study is resumed."""
     from tests.benchmarks import pruning_smollm2
 
     return pruning_smollm2.rows()
+
+
+def bench_prune_smollm2_trained() -> list[Row]:
+    """Remove layers of SmolLM2-135M after training; an interrupted study is resumed."""
+    from tests.benchmarks import pruning_smollm2
+
+    return pruning_smollm2.trained_rows()
 
 
 def bench_visual_region() -> list[Row]:
@@ -279,6 +286,7 @@ AREAS: dict[str, Callable[[], Iterable[Row]]] = {
     "visual_region": bench_visual_region,
     "prune": bench_prune,
     "prune_smollm2": bench_prune_smollm2,
+    "prune_smollm2_trained": bench_prune_smollm2_trained,
     "several_images": bench_several_images,
     "crg": bench_crg,
     "merge": bench_merge,

@@ -320,6 +320,11 @@ TABLES: dict[str, Table] = {
         ("prune_smollm2",),
         lambda r: pruning_table(r["prune_smollm2"], "choices"),
     ),
+    "pruning-smollm2-trained": (
+        STUDIES / "pruning.md",
+        ("prune_smollm2_trained",),
+        lambda r: pruning_table(r["prune_smollm2_trained"], "trained"),
+    ),
     "several-images-table": (
         STUDIES / "several_images.md",
         ("several_images",),
