@@ -9,7 +9,6 @@ fit into an hour. Exit codes are the command line's.
 import hashlib
 import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,4 +95,4 @@ def _pixels(run: Run[Sequence[Shard]]) -> Manifest:
 
 
 if __name__ == "__main__":
-    main(PixelsRecipe, run, sys.argv[1:])
+    main(PixelsRecipe, run)

@@ -137,7 +137,7 @@ class Job:
         except subprocess.TimeoutExpired:
             end_group(process)
             raise AssertionError(f"the run hung:\n{self.tail()}") from None
-        assert code == 0, self.tail()
+        assert code == 0, f"exit code {code}:\n{self.tail()}"
 
     def tail(self) -> str:
         return self.log.read_text(errors="replace")[-4000:]

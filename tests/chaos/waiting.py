@@ -3,7 +3,6 @@
 python waiting.py RECIPE
 """
 
-import sys
 import time
 from dataclasses import dataclass
 
@@ -39,4 +38,4 @@ def asleep() -> None:
 
 
 if __name__ == "__main__":
-    main(WaitingRecipe, run, sys.argv[1:])
+    main(WaitingRecipe, run)

@@ -4,13 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 from tests.support.faulty_proxy import FaultyProxy
+from tests.support.policies import HASTY, PATIENT
 from tests.support.s3_server import BUCKET, S3Server
 
 from consomme.storage.stores import retries
-from consomme.storage.stores.retries import RetryPolicy
 from consomme.storage.stores.s3 import S3Store
-
-HASTY = RetryPolicy(base_s=0.001, cap_s=0.01, total_s=4.0)
 
 
 @pytest.fixture(autouse=True)
@@ -32,4 +30,10 @@ def proxy(
 @pytest.fixture
 def store(s3_root: str, proxy: FaultyProxy) -> S3Store:
     """An S3 store behind the proxy, with short waits."""
-    return S3Store(BUCKET, s3_root.rpartition("/")[2], HASTY)
+    return S3Store(BUCKET, s3_root.rpartition("/")[2], PATIENT)
+
+
+@pytest.fixture
+def hasty(store: S3Store) -> S3Store:
+    """The same store, which gives up after four seconds."""
+    return S3Store(store.bucket, store.folder, HASTY)

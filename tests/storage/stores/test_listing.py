@@ -131,11 +131,11 @@ def test_a_parallel_listing_runs_a_bounded_way_ahead() -> None:
     assert next(listed) <= 50_000 + 4 * 18 * 1000
 
 
-def test_a_parallel_listing_reports_what_a_thread_met(store: S3Store, proxy: FaultyProxy) -> None:
+def test_a_parallel_listing_reports_what_a_thread_met(hasty: S3Store, proxy: FaultyProxy) -> None:
     for folder in range(5):
-        store.write(f"{folder}/x", b"")
-    proxy.force(*["error"] * 100_000, method="GET", part="prefix=" + f"{store.folder}%2F3%2F")
+        hasty.write(f"{folder}/x", b"")
+    proxy.force(*["error"] * 100_000, method="GET", part="prefix=" + f"{hasty.folder}%2F3%2F")
     with pytest.raises(ClusterError, match="gave up"):
-        list(list_parallel(store, num_threads=2))
+        list(list_parallel(hasty, num_threads=2))
     proxy.calm()
-    assert len(list(list_parallel(store, num_threads=2))) == 5
+    assert len(list(list_parallel(hasty, num_threads=2))) == 5

@@ -15,18 +15,17 @@ from typing import Any
 
 import pytest
 from tests.support.faulty_proxy import FaultyProxy
+from tests.support.policies import HASTY, PATIENT
 from tests.support.s3_server import BUCKET, S3Server
 
 from consomme.base.errors import ClusterError, DataError, RecipeError
 from consomme.storage.stores import s3 as object_store
 from consomme.storage.stores import s3_client
 from consomme.storage.stores.open import open_store
-from consomme.storage.stores.retries import RetryPolicy
 from consomme.storage.stores.s3 import S3Store
 
 MIB = 2**20
 NOW = datetime.datetime.now(datetime.UTC)
-HASTY = RetryPolicy(base_s=0.001, cap_s=0.01, total_s=4.0)
 
 
 @pytest.fixture
@@ -121,13 +120,13 @@ def test_a_multipart_upload_that_was_removed_is_sent_again(
 
 @pytest.mark.usefixtures("small_parts")
 def test_an_upload_in_parts_that_fails_leaves_nothing(
-    store: S3Store, proxy: FaultyProxy, s3_server: S3Server
+    hasty: S3Store, proxy: FaultyProxy, s3_server: S3Server
 ) -> None:
     proxy.force(*["error"] * 100_000, method="PUT", part="partNumber=2")
     with pytest.raises(ClusterError, match=r"large: gave up after \d+ tries in 4 s"):
-        store.write("large", bytes(11 * MIB))
-    assert not store.exists("large")
-    uploads = s3_server.client().list_multipart_uploads(Bucket=BUCKET, Prefix=store.folder)
+        hasty.write("large", bytes(11 * MIB))
+    assert not hasty.exists("large")
+    uploads = s3_server.client().list_multipart_uploads(Bucket=BUCKET, Prefix=hasty.folder)
     assert uploads.get("Uploads", []) == []
 
 
@@ -168,7 +167,7 @@ def test_a_storage_that_says_nothing_is_not_waited_for_without_end(
     monkeypatch.setattr(s3_client, "_READ_TIMEOUT_S", 0.2)
     with FaultyProxy(s3_server.url, stall_s=600) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        store = S3Store(BUCKET, s3_root.rpartition("/")[2], HASTY)
+        store = S3Store(BUCKET, s3_root.rpartition("/")[2], PATIENT)
         proxy.force("stall", method="PUT")
         assert store.create("x", b"1")
         proxy.force("stall", method="GET")
@@ -186,12 +185,12 @@ def test_one_of_many_wins_through_a_bad_network(store: S3Store, proxy: FaultyPro
 
 
 def test_a_storage_that_stays_down_is_an_error_to_come_back_from(
-    store: S3Store, proxy: FaultyProxy
+    hasty: S3Store, proxy: FaultyProxy
 ) -> None:
     proxy.faults = {"slow_down": 1.0}
     before = proxy.counts["requests"]
     with pytest.raises(ClusterError, match=r"/a/f: gave up after \d+ tries.*SlowDown") as raised:
-        store.read("a/f")
+        hasty.read("a/f")
     # The client library does not retry by itself.
     tries = int(str(raised.value).partition("after ")[2].partition(" ")[0])
     assert proxy.counts["requests"] - before == tries
